@@ -1,0 +1,40 @@
+# Every target works on a fresh clone: it makes .venv, installs mu with its developer tools, then does its work.
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench docs
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## erase a concept from the embedded model, put it back, write a report
+	$(BIN)/mu demo --overwrite
+
+test: $(INSTALLED) ## run the tests: offline, on the CPU
+	$(BIN)/pytest
+
+check: $(INSTALLED) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## measure every method on the embedded model (long)
+	@set -e; for script in benchmarks/[!_]*.py; do \
+	  test -f "$$script" || { echo "benchmarks/ holds no script" >&2; exit 2; }; \
+	  echo "$(BIN)/python $$script"; $(BIN)/python "$$script"; \
+	done
+
+docs: $(INSTALLED) ## generate the pages that are made from the code
+	$(BIN)/python docs/generate.py
+
+# The stamp is newer than both files as long as what they ask for is installed. A half-made .venv has no pip: made again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("mu needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
