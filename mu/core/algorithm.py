@@ -1,0 +1,91 @@
+"""What every method has in common: settings go in, an edit comes out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError
+from mu.core.run import RunDirectory
+
+if TYPE_CHECKING:
+    from mu.core.loop import Log
+
+
+class Saveable(Protocol):
+    def save(self, path: Path | str) -> None: ...
+
+
+class Algorithm(ABC):
+    """A method of unlearning. A subclass gives ``config_class`` and `find_edit`; its docstring holds the BibTeX entry.
+
+    ``config`` may be a settings object, a mapping or a YAML path; keyword overrides go on top of a copy.
+    ``model`` overrides the model that the settings name, so that one loaded model serves many runs; `find_edit` leaves
+    the one it loaded in ``self.model``.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[BaseConfig]]
+    presets: ClassVar[Mapping[str, BaseConfig]] = {}
+
+    def __init__(
+        self, config: BaseConfig | Mapping[str, Any] | Path | str | None = None, *, model: Any = None, **overrides: Any
+    ):
+        match config:
+            case BaseConfig():
+                base = config
+            case Mapping():
+                base = self.config_class.parse(config)
+            case Path() | str():
+                base = self.config_class.load(config)
+            case None:
+                base = self.config_class.parse({})
+            case _:
+                raise ConfigError(f"settings must be a config, a mapping or a YAML path, not {type(config).__name__}")
+        self.config = base.merged(overrides)
+        self.model = model
+
+    @abstractmethod
+    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> Saveable:
+        """Search for the edit. The model is left as it was found, bit for bit.
+
+        With ``run``, checkpoints go to ``run.checkpoints``, and one that is there is resumed. ``log`` takes one row a step.
+        """
+
+    @classmethod
+    def for_concepts(cls, concepts: Sequence[str], model: str | None = None, preset: str | None = None) -> BaseConfig:
+        """Settings that remove ``concepts`` from ``model`` (a name), by ``preset`` or the one that fits the model."""
+        raise ConfigError(f"{cls.name} does not say how it takes concepts")
+
+    def run_folder(self) -> Path:
+        """Where `run` writes."""
+        return Path(getattr(self.config, "output_dir", "outputs"))
+
+    def describe(self) -> dict[str, Any]:
+        """What the run's ``environment.json`` tells beside the library versions."""
+        return {"method": self.name, "citation": citation(type(self))}
+
+    def run(self, *, resume: bool = False, overwrite: bool = False) -> RunDirectory:
+        """Find the edit, save it, and leave a run directory behind. ``resume`` goes on with an interrupted run, if there is one."""
+        run = RunDirectory(self.run_folder())
+        if resume and run.edit.exists():
+            return run
+        run.begin(self.config.to_yaml(comments=False), self.describe(), resume=resume, overwrite=overwrite)
+        began = time.monotonic()
+        with run.recording() as log:
+            edit = self.find_edit(run, log)
+        edit.save(run.edit)
+        run.describe({"seconds": round(time.monotonic() - began, 1)})
+        return run
+
+
+def citation(method: type) -> str:
+    """The BibTeX entry in a class's docstring."""
+    match = re.search(r"^@\w+\{.*?^\}", inspect.getdoc(method) or "", re.MULTILINE | re.DOTALL)
+    return match.group(0) if match else ""

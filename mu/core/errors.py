@@ -1,0 +1,54 @@
+"""What can go wrong, as users see it.
+
+Each error is one clear line that says what is wrong and what to do:
+
+    MuError                exit code 2 on the command line
+      ConfigError          unknown key, wrong type, settings that contradict each other
+      ModelError           unknown, missing, corrupt or truncated model
+      EditError            a file that is no edit, or an edit that does not fit the model
+        SelectionError     a parameter pattern that matches nothing
+      DataError            missing columns, unreadable images, empty concepts
+      OutputError          existing results, read-only or full disk
+      MissingDependency    an optional package that is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MuError(Exception):
+    """Base of all errors that are the input's fault and not a defect of this package."""
+
+
+class ConfigError(MuError): ...
+
+
+class ModelError(MuError): ...
+
+
+class EditError(MuError): ...
+
+
+class SelectionError(EditError): ...
+
+
+class DataError(MuError): ...
+
+
+class OutputError(MuError): ...
+
+
+class MissingDependency(MuError):
+    def __init__(self, package: str, extra: str, need: str):
+        super().__init__(f"{need} needs the package {package!r}: pip install 'mu-unlearning[{extra}]'")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` where something similar is known, else the known names."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}." if known else ""

@@ -1,0 +1,109 @@
+"""The command line of one algorithm: ``python -m mu.algorithms.<name>.scripts.train --config_path ...``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from rich.logging import RichHandler
+
+from mu.core.algorithm import Algorithm
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError, MuError
+
+
+def show_log(verbose: bool = True) -> None:
+    """Log lines of this package on standard error."""
+    logger = logging.getLogger("mu")
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
+        from rich.console import Console
+
+        logger.addHandler(RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False))
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Run ``work`` as a program: 0, or 2 with one line for bad input, or 130 on Ctrl-C."""
+    try:
+        work()
+    except MuError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: everything finished so far is kept; run again with resume to go on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno is None:
+            raise
+        print(f"error: {error.strerror}: {error.filename or 'writing'}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser(algorithm: type[Algorithm]) -> argparse.ArgumentParser:
+    """One flag for each setting: plain ones by name, nested ones with a dot (``--train.iterations 2``)."""
+    build = argparse.ArgumentParser(
+        prog=f"python -m {algorithm.__module__.rpartition('.')[0]}.scripts.train",
+        description=f"{(algorithm.__doc__ or algorithm.name).strip().splitlines()[0]} Flags override the YAML file's keys.",
+        epilog="example: --config_path configs/train_config.yaml --template_name Abstractionism --train.iterations 3000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    build.add_argument("--config_path", metavar="YAML", help="settings; without it the defaults")
+    build.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    build.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    _add_flags(build, algorithm.config_class)
+    return build
+
+
+def _add_flags(build: argparse.ArgumentParser, config: type[BaseModel], prefix: str = "") -> None:
+    for name, field in config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            _add_flags(build, kind, f"{prefix}{name}.")
+            continue
+        help_text = " ".join((field.description or "").split()).replace("%", "%%")
+        flag: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": prefix + name, "help": help_text, "metavar": name.upper()}
+        if kind in (bool, bool | None):
+            flag |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        build.add_argument(f"--{prefix}{name}", **flag)
+
+
+def main(algorithm: type[Algorithm], arguments: Sequence[str] | None = None) -> None:
+    """Read the YAML file, put the flags on top, run, and exit with the program's code."""
+    options = vars(parser(algorithm).parse_args(arguments))
+    path, resume, overwrite = (options.pop(key) for key in ("config_path", "resume", "overwrite"))
+
+    def work() -> None:
+        config = algorithm.config_class.load(path) if path else algorithm.config_class.parse({})
+        chosen = algorithm(config, **parsed(algorithm.config_class, options))
+        show_log(getattr(chosen.config, "verbose", True))
+        run = chosen.run(resume=resume, overwrite=overwrite)
+        print(getattr(chosen, "final_file", run.edit))
+
+    sys.exit(guarded(work))
+
+
+def parsed(config: type[BaseConfig], options: dict[str, str]) -> dict[str, Any]:
+    """Command-line texts as YAML values where the setting is not itself text (``[a, b]``, ``1e-4``, ``null``)."""
+    values: dict[str, Any] = {}
+    for name, text in options.items():
+        try:
+            values[name] = text if _is_text(config, name) else yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{name}: cannot read {text!r}") from None
+    return values
+
+
+def _is_text(config: type[BaseModel], name: str) -> bool:
+    head, _, rest = name.partition(".")
+    field = config.model_fields.get(head)
+    kind = field.annotation if field else None
+    if rest:
+        return isinstance(kind, type) and issubclass(kind, BaseModel) and _is_text(kind, rest)
+    return kind in (str, str | None)

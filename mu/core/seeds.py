@@ -1,0 +1,58 @@
+"""Seeds, devices and precision."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from mu.core.errors import ConfigError
+
+PRECISIONS = {
+    "float32": torch.float32, "fp32": torch.float32, "float": torch.float32,
+    "float16": torch.float16, "fp16": torch.float16,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+}  # fmt: skip
+
+log = logging.getLogger("mu")
+
+
+def precision(name: str) -> torch.dtype:
+    """``float32``/``fp32``, ``float16``/``fp16`` or ``bfloat16``/``bf16``."""
+    if name not in PRECISIONS:
+        raise ConfigError(f"unknown precision {name!r}; choose float32, float16 or bfloat16")
+    return PRECISIONS[name]
+
+
+def pick_device(wanted: str | None = None) -> torch.device:
+    """The device for ``wanted``: ``cuda``, ``cuda:1``, ``mps``, ``cpu``, a CUDA index or a list of them (``0,1``).
+
+    Without a wish the best that is there. A GPU that is wished for and not there gives one warning and the CPU.
+    """
+    if wanted is None or wanted in ("", "auto"):
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    first, *others = [part.strip() for part in str(wanted).split(",") if part.strip()] or ["cpu"]
+    name = f"cuda:{first}" if first.isdigit() else first
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {wanted!r}; choose cpu, cuda, mps or GPU numbers like 0 or 0,1") from None
+    there: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True,
+    }  # fmt: skip
+    if not there.get(device.type, lambda: False)():
+        log.warning("device %r is not available here: using the CPU", wanted)
+        return torch.device("cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"GPU {device.index} does not exist; this machine has {torch.cuda.device_count()}")
+    if others:
+        log.warning("one device does all the work: using %s of %s", device, wanted)
+    return device
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator: the same numbers whatever device computes."""
+    return torch.Generator().manual_seed(seed)

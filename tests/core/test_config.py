@@ -1,0 +1,109 @@
+"""Settings: nothing that was set is lost, nothing is changed in place, every mistake is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError, nearest
+
+
+class Deep(BaseConfig):
+    x: int = 1
+    """A number."""
+
+
+class Inner(BaseConfig):
+    rate: float = 0.1
+    """Another."""
+    deep: Deep = Deep()
+    """Further down."""
+
+
+class Settings(BaseConfig):
+    name: str = "a"
+    """What it is called."""
+    inner: Inner = Inner()
+    """A section."""
+    many: list[Inner] | None = None
+    """Several sections."""
+
+
+def test_an_edit_by_attribute_survives_every_copy() -> None:
+    config = Settings()
+    config.inner.deep.x = 5
+    assert config.merged({}).inner.deep.x == 5
+    assert config.merged({"inner": {"rate": 2}}, {"name": "b"}).model_dump() == {
+        "name": "b", "inner": {"rate": 2.0, "deep": {"x": 5}}, "many": None,
+    }  # fmt: skip
+    assert Settings().inner.deep.x == 1
+
+
+def test_only_what_was_set_counts_as_set_in_the_copy() -> None:
+    copy = Settings.parse({"inner": {"rate": 3}}).merged({"many": [{"rate": 1}]})
+    assert copy.model_fields_set == {"inner", "many"}
+    assert copy.inner.model_fields_set == {"rate"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"inner": {"deep": {"x": 3}}}, {"inner.deep.x": 3}, {"inner": {"deep.x": 3}}, {"inner": Inner(deep=Deep(x=3))}],
+)
+def test_overrides_may_be_nested_dotted_or_objects(overrides: dict[str, Any]) -> None:
+    base = Settings.parse({"inner": {"rate": 7}})
+    merged = base.merged(overrides)
+    assert (merged.inner.deep.x, merged.inner.rate) == (3, 7)
+    assert base.inner.deep.x == 1
+
+
+def test_an_object_override_with_an_edited_section_keeps_it() -> None:
+    inner = Inner()
+    inner.deep.x = 9
+    assert Settings().merged({"inner": inner}).inner.deep.x == 9
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"nam": 1}, "Did you mean 'name'"), ({"inner": {"rat": 1}}, "inner.rat.*Did you mean 'rate'"), ({"inner": {"rate": "x"}}, "inner.rate.*'x'"),
+     ({"inner": 3}, "inner"), ({"many": [{"rat": 1}]}, "many.0.rat.*'rate'"), ({"nam": 1, "inner": {"rat": 1}}, "and 1 more")],
+)  # fmt: skip
+def test_mistakes_are_one_line_that_names_the_key(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        Settings.parse(wrong)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError):
+        Settings().merged(wrong)
+
+
+@pytest.mark.parametrize(("content", "said"), [("- 1\n", "keys and values"), ("a: [\n", "not YAML"), ("name: [1]\n", "name")])
+def test_bad_files_are_one_line(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        Settings.load(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError):
+        Settings.load(path)
+    for missing in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError):
+            Settings.load(missing)
+    path.write_text("")
+    assert Settings.load(path) == Settings()
+
+
+def test_yaml_is_the_settings(tmp_path: Path) -> None:
+    config = Settings.parse({"name": "yes: #1", "inner": {"rate": 1e-5}, "many": [{"rate": 2}]})
+    for comments in (True, False):
+        text = config.to_yaml(comments)
+        assert Settings.parse(yaml.safe_load(text)) == config
+        assert ("# What it is called." in text) == comments
+
+
+def test_nearest() -> None:
+    assert nearest("itterations", ["iterations", "lr"]) == " Did you mean 'iterations'?"
+    assert nearest("zzz", ["a", "b"]) == " Known: a, b."
+    assert nearest("zzz", []) == ""

@@ -1,0 +1,155 @@
+"""The loop: what it promises of checkpoints, logs and interruptions, on a model of two numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mu.core.errors import OutputError
+from mu.core.files import atomic_path, write_text
+from mu.core.loop import train
+from mu.core.run import RunDirectory
+from mu.core.seeds import generator
+
+
+class Problem:
+    """Noisy regression; also counts, as a part with state of its own."""
+
+    def __init__(self) -> None:
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.draws = generator(0)
+        self.count: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": self.weight.detach(), "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.weight.copy_(state["weight"])
+        self.count = state["count"]
+
+    def step(self, i: int) -> dict[str, Tensor]:
+        self.count = [*self.count, i]
+        return {"loss": (self.weight - torch.randn(2, generator=self.draws)).pow(2).mean()}
+
+    def run(self, iterations: int = 20, stop: int | None = None, late: bool = False, **options: Any) -> list[dict[str, float]]:
+        rows: list[dict[str, float]] = []
+        optimizer = torch.optim.AdamW([self.weight], lr=0.1)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, iterations)
+
+        def step(i: int) -> dict[str, Tensor]:
+            losses = self.step(i)
+            if i == stop and not late:
+                raise KeyboardInterrupt
+            return losses
+
+        def after(i: int) -> None:
+            if i == stop and late:
+                raise KeyboardInterrupt
+
+        train(
+            step, optimizer, iterations, generator=self.draws, schedule=schedule, state={"problem": self}, after_step=after,
+            log=lambda row: rows.append(dict(row)), **options,
+        )  # fmt: skip
+        return rows
+
+
+@pytest.mark.parametrize("stop", [0, 3, 7, 19])
+@pytest.mark.parametrize("late", [False, True])
+def test_interrupted_and_resumed_is_uninterrupted(stop: int, late: bool, tmp_path: Path) -> None:
+    whole = Problem()
+    rows = whole.run()
+    path = tmp_path / "c.pt"
+    broken = Problem()
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(stop=stop, late=late, checkpoint=path, checkpoint_every=5)
+    again = Problem()
+    resumed = again.run(checkpoint=path, checkpoint_every=5)
+    assert torch.equal(again.weight, whole.weight)
+    assert again.count == whole.count == list(range(20))
+    assert resumed == rows[len(rows) - len(resumed) :]
+    assert not path.exists()
+    if not late:  # nothing finished is lost
+        assert len(resumed) == 20 - stop
+
+
+def test_the_control_without_a_checkpoint_differs(tmp_path: Path) -> None:
+    whole, broken = Problem(), Problem()
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(stop=3)
+    broken.run()
+    assert not torch.equal(broken.weight, whole.weight)
+
+
+def test_each_step_is_logged_once_with_its_rate() -> None:
+    rows = Problem().run(iterations=7, log_every=3)
+    assert [row["step"] for row in rows] == list(range(7))
+    assert rows[0]["lr"] == 0.1
+    assert rows[-1]["lr"] < 0.1
+    assert rows == Problem().run(iterations=7, log_every=100)
+
+
+def test_clipping_bounds_the_gradient() -> None:
+    problem, norms = Problem(), []
+    optimizer = torch.optim.SGD([problem.weight], lr=1.0)
+
+    def step(i: int) -> dict[str, Tensor]:
+        norms.append(problem.weight.detach().clone())
+        return {"loss": 1000 * problem.step(i)["loss"]}
+
+    train(step, optimizer, 5, generator=problem.draws, max_grad_norm=0.5)
+    moves = [float((b - a).norm()) for a, b in itertools.pairwise(norms)]
+    assert all(move == pytest.approx(0.5, abs=1e-4) for move in moves)
+
+
+# -- what a run leaves ------------------------------------------------------------------------------------------------------
+
+
+def test_a_torn_line_costs_its_own_row_only(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.begin("a: 1\n", {})
+    with run.recording() as log:
+        log({"step": 0, "loss": 1.0})
+    run.metrics.write_text(run.metrics.read_text() + '{"step": 1, "lo')
+    run.begin("a: 1\n", {}, resume=True)
+    with run.recording() as log:
+        for step in range(3):
+            log({"step": step, "loss": 2.0})
+    assert [(row["step"], row["loss"]) for row in run.read_metrics()] == [(0, 1.0), (1, 2.0), (2, 2.0)]
+
+
+def test_a_run_is_not_overwritten_silently(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.begin("a: 1\n", {"method": "x"})
+    with pytest.raises(OutputError, match="unfinished run"):
+        run.begin("a: 1\n", {})
+    with pytest.raises(OutputError, match="other settings"):
+        run.begin("a: 2\n", {}, resume=True)
+    run.begin("a: 1\n", {}, resume=True)
+    run.edit.write_text("edit")
+    with pytest.raises(OutputError, match="finished run"):
+        run.begin("a: 1\n", {})
+    run.begin("a: 2\n", {}, overwrite=True)
+    assert not run.edit.exists()
+    assert run.config.read_text() == "a: 2\n"
+    assert "torch" in run.read_environment()["versions"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        RunDirectory(tmp_path / "file" / "run").begin("a: 1\n", {})
+
+
+def test_files_are_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.json"
+    write_text(path, json.dumps({"a": 1}))
+    with pytest.raises(RuntimeError), atomic_path(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
