@@ -1,0 +1,189 @@
+"""Prompt files as the unlearning papers ship them: `.csv`, `.txt` (one prompt a line), `.json`.
+
+The columns of ESD, I2P, UnlearnDiffAtk, MACE and the COCO lists::
+
+    prompt                             required
+    case_number                        names the pictures; without it, the number of the row from 0
+    evaluation_seed, sd_seed           the seed of the prompt's picture
+    evaluation_guidance, sd_guidance_scale
+    sd_image_width, sd_image_height
+    class, artist, type, categories    what the prompt shows; categories are separated by commas
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mu.core.errors import DataError
+
+_ALSO_CALLED = {"sd_seed": "evaluation_seed", "sd_guidance_scale": "evaluation_guidance"}  # I2P as its authors ship it
+_OWN_FIELD = {
+    "prompt", "case_number", "evaluation_seed", "evaluation_guidance", "sd_image_width", "sd_image_height",
+    "class", "artist", "type", "categories",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt. A setting that the file does not give is None, and the caller's own holds.
+
+    ``prompt`` is the text exactly as written: I2P has blanks at its ends, line breaks and one empty prompt.
+    ``other`` holds the remaining named columns as text, such as I2P's ``nudity_percentage``.
+    """
+
+    prompt: str
+    case_number: int
+    evaluation_seed: int | None = None
+    evaluation_guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    class_name: str | None = None
+    artist: str | None = None
+    type: str | None = None
+    categories: tuple[str, ...] = ()
+    other: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_prompts(path: Path | str) -> list[PromptRow]:
+    """The prompts of ``path`` in the order of the file; never empty.
+
+    CSV needs a header; unnamed index columns and wholly blank rows are left out. JSON is a list of texts, or of objects with
+    the same names as the columns. In a `.txt` blank lines are left out and the rest are numbered from 0. Raises `DataError`
+    for a file that is missing, of another kind, not UTF-8, without prompts or without a ``prompt`` column, for a value that
+    is no number where one must be, and for a case number that stands twice (its pictures would overwrite each other).
+    """
+    path = Path(path)
+    readers = {".csv": _csv_rows, ".txt": _txt_rows, ".json": _json_rows}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"{path} is no prompt file: it must end in {', '.join(readers)}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"the prompt file {path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    rows = [
+        _row(path, where, number, fields) for number, (where, fields) in enumerate(readers[path.suffix.lower()](path, text))
+    ]
+    if not rows:
+        raise DataError(f"{path} holds no prompts")
+    _numbered_once(path, rows)
+    return rows
+
+
+Fields = Mapping[str, str]
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
+    lines = csv.reader(io.StringIO(text, newline=""))
+    try:
+        header = next(lines, [])
+        known = _columns(header)
+        if "prompt" not in known:
+            found = ", ".join(name.strip() for name in header if name.strip())
+            raise DataError(f"{path} has no column 'prompt'; its columns are: {found or 'none'}")
+        for cells in lines:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise DataError(f"{path}, line {lines.line_num}: {len(cells)} values for {len(header)} columns; quote commas")
+            yield f"line {lines.line_num}", {name: cell for name, cell in zip(known, cells, strict=True) if name}
+    except csv.Error as error:
+        raise DataError(f"{path}, line {lines.line_num}: {error}") from None
+
+
+def _txt_rows(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"line {number}", {"prompt": line.strip()}
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON (line {error.lineno})") from None
+    if not isinstance(content, list):
+        raise DataError(f"{path} must be a list of prompts, or of objects with a 'prompt'")
+    for number, entry in enumerate(content):
+        entry = {"prompt": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}, entry {number} is neither a text nor an object with a 'prompt'")
+        values = {
+            name: value for name, value in zip(_columns(entry), entry.values(), strict=True) if name and value is not None
+        }
+        if "prompt" not in values:
+            raise DataError(f"{path}, entry {number} has no 'prompt'; it has: {', '.join(entry) or 'nothing'}")
+        yield f"entry {number}", {name: _as_text(value) for name, value in values.items()}
+
+
+def _columns(header: Iterable[str]) -> list[str]:
+    """Names as this module knows them; empty for an index that pandas wrote."""
+    names = []
+    for name in header:
+        plain = name.strip().lower()
+        plain = _ALSO_CALLED.get(plain, plain)
+        names.append("" if plain.startswith("unnamed:") else plain if plain in _OWN_FIELD else name.strip())
+    return names
+
+
+def _as_text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _row(path: Path, where: str, number: int, fields: Fields) -> PromptRow:
+    def real(name: str) -> float | None:
+        text = fields.get(name, "").strip()
+        if not text:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataError(f"{path}, {where}: {name} is {text!r}, not a number")
+        return value
+
+    def whole(name: str) -> int | None:
+        try:
+            return int(fields.get(name, ""))  # not by way of float: a seed may have 64 bits
+        except ValueError:
+            value = real(name)  # "2219.0" is what pandas writes where a column has gaps
+        if value is not None and not value.is_integer():
+            raise DataError(f"{path}, {where}: {name} is {fields[name]!r}, not a whole number")
+        return None if value is None else int(value)
+
+    def text(name: str) -> str | None:
+        return fields.get(name, "").strip() or None
+
+    case_number = whole("case_number")
+    return PromptRow(
+        prompt=fields["prompt"],
+        case_number=number if case_number is None else case_number,
+        evaluation_seed=whole("evaluation_seed"),
+        evaluation_guidance=real("evaluation_guidance"),
+        width=whole("sd_image_width"),
+        height=whole("sd_image_height"),
+        class_name=text("class"),
+        artist=text("artist"),
+        type=text("type"),
+        categories=tuple(part.strip() for part in fields.get("categories", "").split(",") if part.strip()),
+        other={name: value for name, value in fields.items() if name not in _OWN_FIELD},
+    )
+
+
+def _numbered_once(path: Path, rows: list[PromptRow]) -> None:
+    seen: set[int] = set()
+    for row in rows:
+        if row.case_number in seen:
+            raise DataError(f"{path}: case_number {row.case_number} stands twice; number the rows anew or drop the column")
+        seen.add(row.case_number)
