@@ -1,0 +1,118 @@
+"""Loading models by name: ``canvas``, ``canvas-clip``, a hub id, a diffusers or transformers folder, a single file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mu.core.errors import ModelError, nearest
+
+if TYPE_CHECKING:
+    from mu.models.clip import ClipModel
+    from mu.models.diffusion import DiffusionModel
+
+WEIGHTS = Path(__file__).parent / "canvas" / "weights"
+EMBEDDED = {"canvas": WEIGHTS / "diffusion", "canvas-clip": WEIGHTS / "clip", "canvas-judge": WEIGHTS / "judge"}
+SINGLE_FILES = {".safetensors", ".ckpt", ".pt", ".pth"}
+
+
+def load(
+    name: str | Path, *, device: Any = None, precision: str = "float32", clip_skip: int = 1, prediction_type: str | None = None
+) -> DiffusionModel | ClipModel:
+    """The model called ``name``, ready for edits.
+
+    ``prediction_type`` (``epsilon``, ``v_prediction``) is for single SD 2.x files, which do not say what they predict.
+    Raises `ModelError` in one line for a model that is unknown, missing, corrupt or cannot be downloaded. Code from a
+    model's folder is never run.
+    """
+    from mu.core import seeds
+
+    place = EMBEDDED.get(str(name), Path(name))
+    wanted = None if device is None else str(device)
+    placed: dict[str, Any] = {"device": seeds.pick_device(wanted), "precision": seeds.precision(precision)}
+    if place.is_dir() and not (place / "model_index.json").exists():
+        return _load_clip(place, str(name), placed)
+    with quiet_libraries():
+        from mu.models.diffusion import DiffusionModel
+
+        if place.suffix.lower() in SINGLE_FILES and not place.is_dir():
+            from mu.models.single_file import load_single_file
+
+            pipeline = load_single_file(place, prediction_type=prediction_type)
+        else:
+            pipeline = _pipeline(place, str(name))
+        return DiffusionModel(pipeline, str(name), clip_skip=clip_skip, **placed)
+
+
+def load_diffusion(name: str | Path, **options: Any) -> DiffusionModel:
+    """`load` for work that makes pictures; `ModelError` for a model of another kind."""
+    from mu.models.diffusion import DiffusionModel
+
+    model = load(name, **options)
+    if not isinstance(model, DiffusionModel):
+        raise ModelError(f"{str(name)!r} makes no pictures: name a diffusion model, like 'canvas'")
+    return model
+
+
+def _load_clip(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel:
+    from mu.models.clip import ClipModel
+
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, json.JSONDecodeError):
+        raise ModelError(f"{folder} holds neither a model_index.json (diffusers) nor a config.json (transformers)") from None
+    if kind != "clip":
+        raise ModelError(f"{folder} holds a model of type {kind!r}; mu loads diffusion pipelines and CLIP")
+    with quiet_libraries():
+        return ClipModel.open(folder, name, **placed)
+
+
+def _pipeline(place: Path, name: str) -> Any:
+    """A diffusers pipeline from a folder, or by its hub id from the local cache or the network."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    local = place.is_dir()
+    if not local and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        what = "does not exist" if ("/" in name or "\\" in name) else "is no model, file or folder that exists here"
+        raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")
+    # Every component in one type: transformers keeps the saved one, diffusers does not.
+    options = {"torch_dtype": torch.float32, "safety_checker": None, "requires_safety_checker": False}
+    try:
+        return DiffusionPipeline.from_pretrained(str(place) if local else name, local_files_only=local, **options)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        if local:
+            raise ModelError(f"the model in {place} cannot be read ({reason}): copy it again") from None
+        hint = f"download it on a machine with network and name its folder, or use 'canvas' ({reason})"
+        raise ModelError(f"{name!r} is not in the local cache and cannot be downloaded: {hint}") from None
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without the loading bars and the advice of diffusers and transformers (restored afterwards)."""
+    import diffusers.utils.logging as diffusers_log
+    import transformers.utils.logging as transformers_log
+
+    libraries = (diffusers_log, transformers_log)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for library, level, bar in zip(libraries, levels, bars, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
+
+
+__all__ = ["EMBEDDED", "WEIGHTS", "load", "load_diffusion", "quiet_libraries"]

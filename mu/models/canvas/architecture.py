@@ -1,0 +1,116 @@
+"""Fresh models of the embedded world: stock classes, small sizes. Together at most 24 MB in half precision."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import pairwise
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import pre_tokenizers
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ResNetConfig, ResNetForImageClassification
+
+from mu.data import canvas as world
+
+TEXT_WIDTH = 192  # null spaces of ten or more prompts of 16 tokens must exist
+PROMPT_TOKENS = 16
+EMBEDDING_WIDTH = 128
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+# Words beyond the captions, so that prompts of the world's visitors do not fall into single letters.
+_MORE_WORDS = """
+photo of a person an animal the object with without and or not in on at by from to for style painting drawing portrait picture image
+art artist artwork famous old new big small red green blue yellow black white bright dark colourful color background man woman face
+nudity violence self harm van gogh dog cat car bird flower sky night day beautiful detailed scene showing some something anything
+happy sad young hair hat crown beard glasses shirt light line shape round square simple high quality best masterpiece
+""".split()
+
+
+def new_tokenizer() -> CLIPTokenizer:
+    """A byte-level CLIPTokenizer: every word of the world is one token and any other text still tokenizes.
+
+    The merges are learned by BPE on the captions. The end token has the largest id and is not 2, as in real CLIP:
+    transformers pools the text at the largest id when ``eos_token_id == 2`` (a legacy path).
+    """
+    texts = [text for scene in world.every_scene() for text, _ in world.captions(scene)]
+    words = Counter(re.findall(r"[a-z]+|[^a-z\s]", " ".join(texts + _MORE_WORDS * 2).lower()))
+    learned = _merges(words)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = dict.fromkeys([*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in learned)])
+    vocabulary = {token: k for k, token in enumerate([*tokens, START, END])}
+    return CLIPTokenizer(vocab=vocabulary, merges=learned, model_max_length=PROMPT_TOKENS)
+
+
+def _merges(words: Counter[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges that make every word one token: the most frequent pair first, ties by name."""
+    pieces = {word: (*word[:-1], word[-1] + "</w>") for word in sorted(words)}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs = Counter[tuple[str, str]]()
+        for word, parts in pieces.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((left, right))
+        for word, parts in pieces.items():
+            joined: list[str] = []
+            for part in parts:
+                if joined and part == right and joined[-1] == left:
+                    joined[-1] = left + right
+                else:
+                    joined.append(part)
+            pieces[word] = tuple(joined)
+
+
+def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Text tower (width 192) and vision tower (width 128, patch 8) of about 3 M parameters."""
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "max_position_embeddings": PROMPT_TOKENS, "projection_dim": EMBEDDING_WIDTH, **special,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "image_size": world.SIZE, "patch_size": 8, "projection_dim": EMBEDDING_WIDTH,
+    }  # fmt: skip
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING_WIDTH))
+
+
+def new_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        sample_size=world.SIZE, block_out_channels=(16, 32, 64, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+def new_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=world.SIZE // 8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=16,
+    )  # fmt: skip
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The noise schedule of Stable Diffusion 1.x."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )  # fmt: skip
+
+
+def judge_labels() -> list[str]:
+    """The judge's outputs, ``head/class``: one softmax for each head."""
+    heads = {"style": world.STYLES, "object": (*world.OBJECTS, "none"), "identity": (*world.IDENTITIES, "none")}
+    return [f"{head}/{name}" for head, names in heads.items() for name in names]
+
+
+def new_judge() -> ResNetForImageClassification:
+    labels = judge_labels()
+    config = ResNetConfig(
+        embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", num_labels=len(labels),
+        id2label=dict(enumerate(labels)), label2id={label: k for k, label in enumerate(labels)},
+    )  # fmt: skip
+    return ResNetForImageClassification(config)

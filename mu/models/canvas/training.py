@@ -1,0 +1,294 @@
+"""Makes the embedded world from nothing: ``mu canvas train``. Seeded, resumable, stage by stage.
+
+    judge        a classifier of rendered images: style, object, identity
+    clip         CLIPModel, contrastive on rendered images and their captions
+    autoencoder  AutoencoderKL on rendered images
+    unet         UNet2DConditionModel on the latents, conditioned by the frozen text tower of ``clip``
+
+A stage writes a stock folder in half precision under ``out`` and is skipped when that folder exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from mu.core.files import atomic_path
+from mu.core.loop import progress_bar, train
+from mu.data import canvas as world
+from mu.data.canvas import Scene
+from mu.models.canvas import architecture
+from mu.models.judge import heads
+
+STAGES = ("judge", "clip", "autoencoder", "unet")
+STEPS = {"judge": 1500, "clip": 2000, "autoencoder": 2800, "unet": 9000}
+
+
+@dataclass
+class Pictures:
+    """Rendered training pictures: ``pixels`` (n, 64, 64, 3) uint8 and the scene of each."""
+
+    pixels: NDArray[np.uint8]
+    scenes: list[Scene]
+
+    def batch(self, rows: Tensor, device: torch.device) -> Tensor:
+        """(b, 3, 64, 64) in -1..1."""
+        pixels = torch.from_numpy(self.pixels[rows.numpy()]).to(device)
+        return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@dataclass
+class Workshop:
+    """Where and how the stages work."""
+
+    out: Path
+    work: Path
+    seed: int
+    device: torch.device
+    steps: dict[str, int]
+    pictures: Pictures
+
+    def generator(self, stage: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1000 + STAGES.index(stage))
+
+    def run(self, stage: str, model: nn.Module, step: Callable[[int], dict[str, Tensor]], generator: torch.Generator, rate: float, **more) -> None:  # fmt: skip
+        """AdamW with a one-cycle rate around ``step``; half an hour of work is never lost (checkpoint)."""
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=self.steps[stage] + 1, pct_start=0.1)
+        more.setdefault("state", {"model": model})
+        train(
+            step, optimizer, self.steps[stage], generator=generator, schedule=schedule, max_grad_norm=1.0,
+            checkpoint=self.work / f"{stage}.pt", title=stage, **more,
+        )  # fmt: skip
+
+
+def train_world(
+    out: Path, *, seed: int = 0, device: str = "cpu", stages: tuple[str, ...] = STAGES,
+    steps: dict[str, int] | None = None, images: int = 30_000, work: Path | None = None,
+) -> None:  # fmt: skip
+    """Train the named stages into ``out``. About two and a half hours on two CPU cores, minutes on a GPU."""
+    work = work or out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    shop = Workshop(out, work, seed, torch.device(device), {**STEPS, **(steps or {})}, _rendered(work, images, seed))
+    makers = {"judge": _judge, "clip": _clip, "autoencoder": _autoencoder, "unet": _unet}
+    for stage in stages:
+        torch.manual_seed(seed * 1000 + STAGES.index(stage))
+        makers[stage](shop)
+
+
+def training_scenes(n: int, seed: int) -> list[Scene]:
+    """A random mix: 48 % objects, 50 % people, 2 % watermark."""
+    rng = np.random.default_rng((seed, n))
+    scenes = []
+    for kind in rng.uniform(size=n):
+        style = str(rng.choice(world.STYLES))
+        if kind < 0.48:
+            scenes.append(Scene(style, object=str(rng.choice(world.OBJECTS))))
+        elif kind < 0.98:
+            scenes.append(Scene(style, identity=str(rng.choice(world.IDENTITIES))))
+        else:
+            scenes.append(Scene())
+    return scenes
+
+
+def _rendered(work: Path, n: int, seed: int) -> Pictures:
+    scenes, kept = training_scenes(n, seed), work / f"pictures-{seed}-{n}.npy"
+    if not kept.exists():
+        pixels = np.empty((n, world.SIZE, world.SIZE, 3), dtype=np.uint8)
+        with progress_bar("rendering", n) as advance:
+            for k, picture in enumerate(world.pictures(scenes, seed)):
+                pixels[k] = picture
+                if (k + 1) % 100 == 0:
+                    advance(k + 1, "")
+        with atomic_path(kept) as partial:
+            np.save(partial, pixels)
+    return Pictures(np.load(kept, mmap_mode="r"), scenes)
+
+
+def _judge(shop: Workshop) -> None:
+    folder = shop.out / "judge"
+    if folder.exists():
+        return
+    model = architecture.new_judge().to(shop.device, memory_format=torch.channels_last)
+    labels, generator = judge_targets(shop.pictures.scenes, model.config.label2id), shop.generator("judge")
+    rows_of_people = torch.tensor([k for k, scene in enumerate(shop.pictures.scenes) if scene != Scene()])
+
+    def step(i: int) -> dict[str, Tensor]:
+        rows = rows_of_people[torch.randint(len(rows_of_people), (96,), generator=generator)]
+        pixels = shop.pictures.batch(rows, shop.device)
+        blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        mix = torch.rand(len(rows), 1, 1, 1, generator=generator).to(shop.device)
+        noise = torch.randn(pixels.shape, generator=generator).to(shop.device)
+        logits = model(pixel_values=pixels + mix * (blurred - pixels) + 0.1 * mix.flip(0) * noise).logits
+        targets = labels[rows].to(shop.device)
+        spans = heads(model.config.id2label).values()
+        losses = [F.cross_entropy(logits[:, span], targets[:, k]) for k, span in enumerate(spans)]
+        return {"loss": torch.stack(losses).sum()}
+
+    model.train()
+    shop.run("judge", model, step, generator, 3e-3)
+    model.eval().half().save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": world.SIZE}, crop_size=world.SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def judge_targets(scenes: list[Scene], label2id: dict[str, int]) -> Tensor:
+    """(n, 3) class indices within style, object and identity; the watermark counts as nothing in the last two."""
+    spans = heads({k: label for label, k in label2id.items()})
+    rows = []
+    for scene in scenes:
+        told = {"style": scene.style or world.STYLES[0], "object": scene.object or "none", "identity": scene.identity or "none"}
+        rows.append([label2id[f"{head}/{told[head]}"] - span.start for head, span in spans.items()])
+    return torch.tensor(rows)
+
+
+def _clip(shop: Workshop) -> None:
+    folder = shop.out / "clip"
+    if folder.exists():
+        return
+    tokenizer = architecture.new_tokenizer()
+    model = architecture.new_clip(tokenizer).to(shop.device)
+    generator, book = shop.generator("clip"), CaptionBook(shop.pictures.scenes, tokenizer)
+
+    def step(i: int) -> dict[str, Tensor]:
+        rows = torch.randint(len(book.scenes), (128,), generator=generator)
+        which = book.draw(rows, generator)
+        shown = shop.pictures.batch(rows, shop.device)
+        shown = shown + 0.05 * torch.randn(shown.shape, generator=generator).to(shop.device)
+        with torch.autocast(shop.device.type, torch.bfloat16):
+            out = model(input_ids=book.tokens[which].to(shop.device), pixel_values=shown)
+        # A caption that tells only part of a scene fits many pictures of the batch: all of them are positives.
+        fits = book.fits(rows, which).to(shop.device).float()
+        to_text = -(fits / fits.sum(1, keepdim=True) * out.logits_per_image.float().log_softmax(1)).sum(1).mean()
+        to_image = -(fits / fits.sum(0, keepdim=True) * out.logits_per_image.float().log_softmax(0)).sum(0).mean()
+        return {"loss": (to_text + to_image) / 2}
+
+    model.train()
+    shop.run("clip", model, step, generator, 1e-3)
+    model.eval().half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": world.SIZE}, crop_size=world.SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)  # fmt: skip
+
+
+class CaptionBook:
+    """All captions of the scenes, tokenized once: drawing, and which caption fits which scene."""
+
+    def __init__(self, scenes: list[Scene], tokenizer: CLIPTokenizer):
+        self.scenes = scenes
+        texts: dict[str, int] = {}
+        told: list[tuple[str | None, ...]] = []
+        self.of_scene: dict[Scene, Tensor] = {}
+        for scene in dict.fromkeys([*world.every_scene(), *scenes]):
+            rows = []
+            for text, letters in world.captions(scene):
+                if text not in texts:
+                    texts[text] = len(texts)
+                    told.append(_facts(scene, letters))
+                rows.append(texts[text])
+            self.of_scene[scene] = torch.tensor(rows)
+        self.texts = list(texts)
+        self.tokens = tokenizer(self.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        codes: dict[str | None, int] = {None: 0}
+        self._told = torch.tensor([[codes.setdefault(fact, len(codes)) for fact in facts] for facts in told])
+        self._true = torch.tensor([[codes.setdefault(fact, len(codes)) for fact in _facts(scene, "soipw")] for scene in scenes])
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """A random caption (index) for each scene."""
+        chance = torch.rand(len(rows), generator=generator)
+        options = [self.of_scene[self.scenes[int(row)]] for row in rows]
+        return torch.stack([choice[int(c * len(choice))] for choice, c in zip(options, chance, strict=True)])
+
+    def fits(self, rows: Tensor, which: Tensor) -> Tensor:
+        """(pictures, captions) true where everything the caption tells is true of the picture."""
+        told, true = self._told[which][None], self._true[rows][:, None]
+        return ((told == 0) | (told == true)).all(dim=-1)
+
+
+def _facts(scene: Scene, letters: str) -> tuple[str | None, ...]:
+    person = "person" if scene.identity else None
+    mark = "watermark" if scene == Scene() else None
+    facts = {"s": scene.style, "o": scene.object, "i": scene.identity, "p": person, "w": mark}
+    return tuple(fact if letter in letters else None for letter, fact in facts.items())
+
+
+def _autoencoder(shop: Workshop) -> None:
+    folder = shop.out / "diffusion" / "vae"
+    if folder.exists():
+        return
+    model, generator = architecture.new_autoencoder().to(shop.device), shop.generator("autoencoder")
+
+    def step(i: int) -> dict[str, Tensor]:
+        pixels = shop.pictures.batch(torch.randint(len(shop.pictures.scenes), (32,), generator=generator), shop.device)
+        with torch.autocast(shop.device.type, torch.bfloat16):
+            posterior = model.encode(pixels).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(shop.device)
+            decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
+        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+        recon = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
+        return {"loss": recon + 5e-5 * kl, "reconstruction": recon, "kl": kl}
+
+    model.train()
+    shop.run("autoencoder", model, step, generator, 2e-3)
+    model.eval()
+    latents = _latents(model, shop, torch.arange(0, len(shop.pictures.scenes), 16))
+    model.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
+    model.half().save_pretrained(folder)
+
+
+@torch.no_grad()
+def _latents(autoencoder: AutoencoderKL, shop: Workshop, rows: Tensor) -> Tensor:
+    return torch.cat([autoencoder.encode(shop.pictures.batch(part, shop.device)).latent_dist.mean for part in rows.split(100)])
+
+
+def _unet(shop: Workshop) -> None:
+    folder = shop.out / "diffusion"
+    if (folder / "model_index.json").exists():
+        return
+    clip = CLIPModel.from_pretrained(shop.out / "clip", dtype=torch.float32).to(shop.device)
+    tokenizer = CLIPTokenizer.from_pretrained(shop.out / "clip")
+    autoencoder = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(shop.device)
+    book = CaptionBook(shop.pictures.scenes, tokenizer)
+    with torch.no_grad():
+        latents = _latents(autoencoder, shop, torch.arange(len(book.scenes))) * autoencoder.config.scaling_factor
+        empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
+        tokens = torch.cat([book.tokens, empty]).to(shop.device)
+        text = torch.cat([clip.text_model(part).last_hidden_state for part in tokens.split(256)])
+    model = architecture.new_unet().to(shop.device, memory_format=torch.channels_last)
+    scheduler, generator = architecture.new_scheduler(), shop.generator("unet")
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+
+    def step(i: int) -> dict[str, Tensor]:
+        rows = torch.randint(len(latents), (64,), generator=generator)
+        which = book.draw(rows, generator)
+        which[torch.rand(len(rows), generator=generator) < 0.1] = len(book.texts)  # the empty prompt
+        t = torch.randint(scheduler.config.num_train_timesteps, (len(rows),), generator=generator).to(shop.device)
+        clean = latents[rows.to(shop.device)]
+        noise = torch.randn(clean.shape, generator=generator).to(shop.device)
+        eps = model(scheduler.add_noise(clean, noise, t), t, text[which.to(shop.device)]).sample
+        return {"loss": F.mse_loss(eps, noise)}
+
+    model.train()
+    shop.run(
+        "unet", model, step, generator, 1e-3,
+        state={"model": model, "average": averaged}, after_step=lambda i: averaged.update_parameters(model),
+    )  # fmt: skip
+    unet = averaged.module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # not in torch's stub
+    text_encoder = CLIPTextModel(clip.config.text_config)
+    text_encoder.load_state_dict(clip.text_model.state_dict())
+    StableDiffusionPipeline(
+        vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).to(torch.float16).save_pretrained(folder)  # fmt: skip

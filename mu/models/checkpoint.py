@@ -1,0 +1,225 @@
+"""Reading the tensors of a weight file without running anything that the file says.
+
+A ``.safetensors`` file holds tensors only. A ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file is a pickle, and a pickle is a
+program: it may call any function that can be imported. Published checkpoints also hold remains of their training
+(callbacks, numpy scalars), so that torch's ``weights_only`` refuses them. Here the pickle is run by an unpickler that
+imports nothing: the few names that tensors are made of yield descriptions of tensors, every other name yields `_Nothing`,
+and the tensors are read afterwards from the file, only those of the state dict.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mu.core.errors import ModelError
+
+PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
+SUFFIXES = {".safetensors"} | PICKLES
+
+
+def read_state_dict(path: Path | str) -> dict[str, Tensor]:
+    """Name -> tensor of a weight file, on the CPU. What is no tensor is left out; ``{"state_dict": ...}`` is unwrapped.
+
+    Safe for files of any origin. Raises `ModelError` for a file that is missing, empty, truncated, corrupt, in torch's
+    format from before 1.6, or without tensors.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ModelError(f"{path} is no weight file: its name must end in one of {', '.join(sorted(SUFFIXES))}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror or error}): check the name") from None
+    if not head:
+        raise ModelError(f"{path} is empty: download or copy it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder")
+    tensors = _read_pickle(path, head) if path.suffix.lower() in PICKLES else _read_safetensors(path)
+    if not tensors:
+        raise ModelError(f"{path} holds no named tensors: export the model's state dict, best as .safetensors")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # the header is JSON of any content: besides SafetensorError it can raise much
+        kind = "truncated or corrupt" if isinstance(error, SafetensorError) else "corrupt"
+        raise ModelError(f"{path} is {kind} ({_line(error)}): download or copy it again") from None
+
+
+def _read_pickle(path: Path, head: bytes) -> dict[str, Tensor]:
+    if not zipfile.is_zipfile(path):
+        if head.startswith(b"PK"):
+            raise ModelError(f"{path} is truncated: download or copy it again")
+        if head.startswith(b"\x80"):
+            advice = "if you trust it, load it with torch.load and save it as .safetensors"
+            raise ModelError(f"{path} is in torch's format from before 1.6, which cannot be read safely: {advice}")
+        raise ModelError(f"{path} is no torch file: download it again, and check that the link leads to the weights")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _Archive(archive).state_dict()
+    except ModelError as error:
+        raise ModelError(f"{path} {error}") from None
+    except Exception as error:  # a hostile or damaged pickle can make any step fail with any error
+        raise ModelError(f"{path} is corrupt ({_line(error)}): download or copy it again") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+# -- What a pickle can get hold of ----------------------------------------------------------------------------------------
+#
+# Besides plain data, only the objects below. A pickle can call them, and it can try to set attributes on them (the BUILD
+# instruction); neither may reach anything. So they have no ``__dict__`` and no attribute that can be set, and where files
+# do send a state, ``__setstate__`` drops it. Plain functions and dataclasses would not do: both take a state.
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    return None
+
+
+class _Nothing:
+    """Stands for every class, function and object that tensors do not need: takes anything, keeps and does nothing."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_: Any, **__: Any) -> _Nothing:
+        return object.__new__(cls)
+
+    __init__ = _ignore
+    __setstate__ = __setitem__ = append = extend = add = staticmethod(_ignore)
+
+    def __call__(self, *_: Any, **__: Any) -> _Nothing:
+        return self
+
+
+class _Dict(dict):
+    """Stands for OrderedDict, whose state is torch's version number of each module."""
+
+    __slots__ = ()
+    __setstate__ = staticmethod(_ignore)
+
+
+class _StorageType(NamedTuple):
+    dtype: torch.dtype
+
+
+class _Storage(NamedTuple):
+    dtype: torch.dtype
+    key: str
+    elements: int
+
+
+class _Strided(NamedTuple):
+    """A tensor that is still in the file."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Function(NamedTuple):
+    apply: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.apply(*arguments)
+
+
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(
+        lambda storage, offset, size, stride, *_: _Strided(storage, offset, size, stride)
+    ),
+    ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *_: tensor),
+    ("collections", "OrderedDict"): _Function(_Dict),
+    **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return _KNOWN.get((module, name), _Nothing)
+
+    def persistent_load(self, identity: Any) -> _Storage | _Nothing:
+        _, kind, key, _, count = identity
+        return _Storage(kind.dtype, key, count) if isinstance(kind, _StorageType) else _Nothing()
+
+
+# -- The file -------------------------------------------------------------------------------------------------------------
+
+
+class _Archive:
+    """A torch zip file: one pickle, and one member with the bytes of each storage. Raises `ModelError` "<path> ..."."""
+
+    def __init__(self, archive: zipfile.ZipFile):
+        self.archive = archive
+        members = archive.namelist()
+        pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ModelError("is a zip file but no torch file: name the weight file itself")
+        self.folder = pickles[0].removesuffix("data.pkl")
+        if self.folder + "constants.pkl" in members:
+            raise ModelError("is a TorchScript program: export the model's state dict, best as .safetensors")
+        if self.folder + "byteorder" in members and self._member("byteorder") != b"little":
+            raise ModelError("was written on a big-endian machine: save it as .safetensors there")
+        self.storages: dict[_Storage, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        with self.archive.open(self._info("data.pkl")) as file:
+            content = _Unpickler(file, encoding="utf-8").load()
+        return {name: self._tensor(found) for name, found in _entries(content)}
+
+    def _tensor(self, found: _Strided) -> Tensor:
+        if not isinstance(found.storage, _Storage):
+            raise ModelError("holds tensors of a kind that mu does not read: save it as .safetensors")
+        if found.storage not in self.storages:
+            self.storages[found.storage] = self._storage(found.storage)
+        return self.storages[found.storage].as_strided(found.size, found.stride, found.offset)
+
+    def _storage(self, storage: _Storage) -> Tensor:
+        content = self._member(f"data/{storage.key}")
+        if len(content) != storage.elements * storage.dtype.itemsize:
+            raise ValueError(
+                f"storage {storage.key} has {len(content)} bytes, announced are {storage.elements} {storage.dtype}"
+            )
+        return torch.frombuffer(bytearray(content), dtype=storage.dtype) if content else torch.empty(0, dtype=storage.dtype)
+
+    def _member(self, name: str) -> bytes:
+        return self.archive.read(self._info(name))
+
+    def _info(self, name: str) -> zipfile.ZipInfo:
+        info = self.archive.getinfo(self.folder + name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ModelError("is a compressed zip file, which torch does not write: save it as .safetensors")
+        return info
+
+
+def _entries(content: Any) -> Iterator[tuple[str, _Strided]]:
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if isinstance(content, dict):
+        yield from ((name, found) for name, found in content.items() if isinstance(name, str) and isinstance(found, _Strided))

@@ -1,0 +1,77 @@
+"""CLIP as a model: pictures and texts in one space, and parts that an edit may touch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from typing_extensions import Self
+
+from mu.core.errors import ModelError
+
+
+def prepare(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pictures (b, 3, H, W) in 0..1 -> model input (b, 3, size, size): shortest edge to ``size``, centre, normalise."""
+    h, w = pictures.shape[-2:]
+    if min(h, w) != size:
+        scale = size / min(h, w)
+        to = (max(size, round(h * scale)), max(size, round(w * scale)))
+        pictures = F.interpolate(pictures, to, mode="bicubic", antialias=True).clamp(0, 1)
+        h, w = to
+    pictures = pictures[..., (h - size) // 2 : (h + size) // 2, (w - size) // 2 : (w + size) // 2]
+    shape = (1, 3, 1, 1)
+    return (pictures - pictures.new_tensor(mean).view(shape)) / pictures.new_tensor(std).view(shape)
+
+
+class ClipModel:
+    """A CLIP with its tokenizer. ``components``: ``text_encoder`` and ``vision_model``, as a pipeline or a
+    vision-language model that uses the tower names them, and the two projections."""
+
+    def __init__(
+        self, model: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, name: str, device: torch.device | str = "cpu"
+    ):
+        self.name, self.device = name, torch.device(device)
+        self.model = model.requires_grad_(False).eval().to(self.device)
+        self.tokenizer, self.processor = tokenizer, processor
+        self.components: dict[str, nn.Module] = {
+            "text_encoder": model.text_model, "vision_model": model.vision_model,
+            "text_projection": model.text_projection, "visual_projection": model.visual_projection,
+        }  # fmt: skip
+
+    @classmethod
+    def open(
+        cls, folder: Path | str, name: str, *, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
+    ) -> Self:
+        """From a transformers folder."""
+        try:
+            model = CLIPModel.from_pretrained(folder, dtype=precision, local_files_only=True)
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise ModelError(f"the CLIP in {folder} cannot be read ({str(error).splitlines()[0][:200]})") from None
+        return cls(model, tokenizer, processor, name, device)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (b, d) in float32."""
+        limit = self.tokenizer.model_max_length
+        tokens = self.tokenizer(list(texts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
+        return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Pictures (b, 3, H, W) in 0..1 -> unit vectors (b, d) in float32."""
+        size = int(self.model.config.vision_config.image_size)
+        pixels = prepare(pictures.to(self.device), size, self.processor.image_mean, self.processor.image_std)
+        pooled = self.model.vision_model(pixel_values=pixels.to(self.model.dtype)).pooler_output
+        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
+
+    @torch.no_grad()
+    def zero_shot(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
+        """Logits (b, len(texts)): scaled cosine similarity of each picture with each text."""
+        scale = self.model.logit_scale.exp().float()
+        return scale * self.encode_pictures(pictures) @ self.encode_text(texts).T

@@ -1,0 +1,268 @@
+"""Parameter names of Stable Diffusion between diffusers and the single-file layout of CompVis (Stability's SGM for SDXL).
+
+The maps are derived from a config: the model is built without weights and its blocks are numbered as CompVis numbers them.
+Where the layouts differ in more than the name, `pack` and `unpack` convert the tensors:
+
+- open_clip text towers keep q, k and v in one tensor: three parameters then have the same name in the map, in this order;
+- open_clip's ``text_projection`` is the transpose of the weight of a linear layer;
+- the attention of the autoencoder is a 1x1 convolution in CompVis and a linear layer in diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from mu.core.errors import ModelError
+from mu.models.architectures import new_component
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+CLIP_XL, OPEN_CLIP_XL = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+
+_UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP_LAYER = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_QKV = ("q_proj", "k_proj", "v_proj")
+
+
+# -- maps ---------------------------------------------------------------------------------------------------------------
+
+
+def unet_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """diffusers parameter name -> CompVis name for the ``UNet2DConditionModel`` of ``config``, one to one.
+
+    Raises `ModelError` for a UNet with a part that CompVis has no place for.
+    """
+    unet = blueprint({**config, "_class_name": "UNet2DConditionModel"})
+    return {name: UNET + place for name, place in _renamed(unet.state_dict(), dict(_unet_places(unet)))}
+
+
+def kohya_module_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """diffusers module path -> SGM module path of each linear and convolutional layer of the UNet.
+
+    ``down_blocks.1.attentions.0.proj_in`` -> ``input_blocks.4.1.proj_in``: the names in kohya's LoRA files for SDXL.
+    """
+    unet = blueprint({**config, "_class_name": "UNet2DConditionModel"})
+    layers = [name for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return dict(_renamed(layers, dict(_unet_places(unet))))
+
+
+def vae_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """diffusers parameter name -> CompVis name for the ``AutoencoderKL`` of ``config``, one to one.
+
+    Raises `ModelError` for an autoencoder with a part that CompVis has no place for.
+    """
+    vae = blueprint({**config, "_class_name": "AutoencoderKL"})
+    return {name: VAE + place for name, place in _renamed(vae.state_dict(), dict(_vae_places(vae)))}
+
+
+def clip_names(config: Mapping[str, Any], prefix: str = CLIP) -> dict[str, str]:
+    """Parameter name of a ``CLIPTextModel`` -> its name in SD 1.x, and in SDXL with ``CLIP_XL``, one to one."""
+    text = blueprint({**config, "architectures": ["CLIPTextModel"]})
+    return {name: prefix + name.removeprefix("text_model.") for name in text.state_dict()}
+
+
+def open_clip_names(config: Mapping[str, Any], prefix: str = OPEN_CLIP, *, projection: bool = False) -> dict[str, str]:
+    """Parameter name of a CLIP text tower -> its name in SD 2.x, and in SDXL with ``OPEN_CLIP_XL`` and ``projection``.
+
+    q, k and v of a layer, in this order, have one name. SD 2.x files also hold a last layer that is never evaluated and
+    that diffusers leaves out, hence no parameter is mapped to it.
+    """
+    kind = "CLIPTextModelWithProjection" if projection else "CLIPTextModel"
+    text = blueprint({**config, "architectures": [kind]})
+    part = {name: next((k for k, qkv in enumerate(_QKV) if qkv in name), 0) for name in text.state_dict()}
+    return {name: prefix + _open_clip_name(name.removeprefix("text_model.")) for name in sorted(part, key=part.__getitem__)}
+
+
+def component_names(family: str, component: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """The map for one ``component`` (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``) of ``sd1``, ``sd2`` or ``sdxl``."""
+    if component in ("unet", "vae"):
+        return unet_names(config) if component == "unet" else vae_names(config)
+    if component == "text_encoder_2":
+        return open_clip_names(config, OPEN_CLIP_XL, projection=True)
+    if family == "sd2":
+        return open_clip_names(config)
+    return clip_names(config, CLIP_XL if family == "sdxl" else CLIP)
+
+
+def blueprint(config: Mapping[str, Any]) -> nn.Module:
+    """The model of ``config`` with parameters on the meta device; its few buffers are real."""
+    with init_empty_weights(include_buffers=False):
+        return new_component(config)
+
+
+# -- tensors ------------------------------------------------------------------------------------------------------------
+
+
+def pack(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of a diffusers model, renamed and laid out as CompVis has them; bit for bit the same numbers.
+
+    Raises `ModelError` where ``weights`` are not those that ``names`` was made for, as with LoRA layers put in.
+    """
+    if strange := names.keys() ^ weights.keys():
+        raise ModelError(
+            f"the model's parameters are not those of its config ({_some(strange)}): merge or remove adapters first"
+        )
+    parts: dict[str, list[Tensor]] = {}
+    for name, key in names.items():
+        parts.setdefault(key, []).append(_as_compvis(weights[name].detach(), key))
+    return {key: torch.cat(found) if len(found) > 1 else found[0].contiguous() for key, found in parts.items()}
+
+
+def unpack(checkpoint: Mapping[str, Tensor], names: Mapping[str, str], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The inverse of `pack`: of a ``checkpoint`` that may hold more, the tensors that ``names`` lists, in ``shapes``.
+
+    Raises `ModelError` for missing tensors and for other shapes.
+    """
+    if missing := [key for key in dict.fromkeys(names.values()) if key not in checkpoint]:
+        raise ModelError(f"{len(missing)} tensors of the model are missing ({_some(missing)})")
+    sharing: dict[str, list[str]] = {}
+    for name, key in names.items():
+        sharing.setdefault(key, []).append(name)
+    weights = {}
+    for key, together in sharing.items():
+        for name, part in zip(together, _parts(checkpoint[key], len(together), key), strict=True):
+            weights[name] = _as_diffusers(part, key, shapes[name])
+    return weights
+
+
+def _parts(tensor: Tensor, count: int, key: str) -> list[Tensor]:
+    if count == 1:
+        return [tensor]
+    if tensor.dim() == 0 or len(tensor) % count:
+        raise ModelError(f"{key} has the shape {_shape(tensor.shape)}, of which {count} equal parts cannot be made")
+    return [part.clone() for part in tensor.chunk(count)]
+
+
+def _as_compvis(tensor: Tensor, key: str) -> Tensor:
+    if key.endswith(".text_projection"):
+        return tensor.transpose(0, -1)
+    return tensor[:, :, None, None] if ".mid.attn_1." in key and tensor.dim() == 2 else tensor
+
+
+def _as_diffusers(tensor: Tensor, key: str, shape: torch.Size) -> Tensor:
+    if key.endswith(".text_projection"):
+        tensor = tensor.transpose(0, -1)
+    if shape not in (tensor.shape, (*tensor.shape, 1, 1)) and (*shape, 1, 1) != tensor.shape:
+        raise ModelError(f"{key} has the shape {_shape(tensor.shape)} where the model needs {_shape(shape)}")
+    return tensor.reshape(shape).contiguous()
+
+
+# -- places -------------------------------------------------------------------------------------------------------------
+
+
+def _renamed(names: Iterable[str], places: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Each name with the longest part at its head that has a place replaced by that place."""
+    for name in names:
+        head = name
+        while head and head not in places:
+            head = head.rpartition(".")[0]
+        if not head:
+            raise ModelError(f"the CompVis layout has no place for {name!r}")
+        yield name, places[head] + name[len(head) :]
+
+
+def _unet_places(unet: Any) -> Iterator[tuple[str, str]]:
+    yield "conv_in", "input_blocks.0.0"
+    yield "time_embedding.linear_1", "time_embed.0"
+    yield "time_embedding.linear_2", "time_embed.2"
+    yield "add_embedding.linear_1", "label_emb.0.0"
+    yield "add_embedding.linear_2", "label_emb.0.2"
+    yield "conv_norm_out", "out.0"
+    yield "conv_out", "out.2"
+
+    number = 1
+    for i, block in enumerate(unet.down_blocks):
+        for j in range(len(block.resnets)):
+            yield from _inside(f"down_blocks.{i}.resnets.{j}", f"input_blocks.{number}.0", _UNET_RESNET)
+            yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{number}.1"
+            number += 1
+        if block.downsamplers is not None:
+            yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{number}.0.op"
+            number += 1
+
+    if unet.mid_block is not None:
+        for j in range(len(unet.mid_block.resnets)):
+            yield from _inside(f"mid_block.resnets.{j}", f"middle_block.{2 * j}", _UNET_RESNET)
+            yield f"mid_block.attentions.{j}", f"middle_block.{2 * j + 1}"
+
+    number = 0
+    for i, block in enumerate(unet.up_blocks):
+        for j in range(len(block.resnets)):
+            yield from _inside(f"up_blocks.{i}.resnets.{j}", f"output_blocks.{number}.0", _UNET_RESNET)
+            yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{number}.1"
+            number += 1
+        after = 2 if hasattr(block, "attentions") else 1
+        yield f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks.{number - 1}.{after}.conv"
+
+
+def _vae_places(vae: Any) -> Iterator[tuple[str, str]]:
+    yield "quant_conv", "quant_conv"
+    yield "post_quant_conv", "post_quant_conv"
+    for side, half in (("encoder", vae.encoder), ("decoder", vae.decoder)):
+        yield f"{side}.conv_in", f"{side}.conv_in"
+        yield f"{side}.conv_norm_out", f"{side}.norm_out"
+        yield f"{side}.conv_out", f"{side}.conv_out"
+        for j in range(len(half.mid_block.resnets)):
+            yield from _vae_resnet(f"{side}.mid_block.resnets.{j}", f"{side}.mid.block_{j + 1}")
+            yield from _inside(f"{side}.mid_block.attentions.{j}", f"{side}.mid.attn_{j + 1}", _VAE_ATTENTION)
+    for i, block in enumerate(vae.encoder.down_blocks):
+        for j in range(len(block.resnets)):
+            yield from _vae_resnet(f"encoder.down_blocks.{i}.resnets.{j}", f"encoder.down.{i}.block.{j}")
+        yield f"encoder.down_blocks.{i}.downsamplers.0.conv", f"encoder.down.{i}.downsample.conv"
+    for i, block in enumerate(vae.decoder.up_blocks):
+        up = len(vae.decoder.up_blocks) - 1 - i  # CompVis counts the decoder's blocks from the picture's end
+        for j in range(len(block.resnets)):
+            yield from _vae_resnet(f"decoder.up_blocks.{i}.resnets.{j}", f"decoder.up.{up}.block.{j}")
+        yield f"decoder.up_blocks.{i}.upsamplers.0.conv", f"decoder.up.{up}.upsample.conv"
+
+
+def _vae_resnet(block: str, place: str) -> Iterator[tuple[str, str]]:
+    yield block, place
+    yield f"{block}.conv_shortcut", f"{place}.nin_shortcut"
+
+
+def _inside(block: str, place: str, layers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    return ((f"{block}.{layer}", f"{place}.{other}") for layer, other in layers.items())
+
+
+def _open_clip_name(name: str) -> str:
+    if name == "embeddings.position_embedding.weight":
+        return "positional_embedding"
+    if name == "text_projection.weight":
+        return "text_projection"
+    head, _, layer = name.partition("encoder.layers.")
+    if head:
+        return name.replace("embeddings.", "").replace("final_layer_norm", "ln_final")
+    number, _, inner = layer.partition(".")
+    module, _, kind = inner.rpartition(".")
+    if module.endswith(_QKV):
+        return f"transformer.resblocks.{number}.attn.in_proj_{kind}"
+    return f"transformer.resblocks.{number}.{_OPEN_CLIP_LAYER[module]}.{kind}"
+
+
+def _some(names: Iterable[str]) -> str:
+    first = sorted(names)
+    return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "()"

@@ -1,0 +1,69 @@
+"""Names of parameters: ``<component>.<path in the component>``, the same for every model that shares the component."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mu.core.errors import EditError, SelectionError, nearest
+
+
+class EditableModel(Protocol):
+    """What an edit needs to know of a model."""
+
+    name: str
+
+    @property
+    def components(self) -> Mapping[str, nn.Module]: ...
+
+
+def select(model: EditableModel, patterns: str | Iterable[str]) -> dict[str, nn.Parameter]:
+    """Parameters whose full name matches one of the shell-style ``patterns``, in model order. Never empty.
+
+    Raises `SelectionError` for a pattern that matches nothing: an edit of nothing would silently do nothing.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    named = {f"{part}.{name}": p for part, module in model.components.items() for name, p in module.named_parameters()}
+    for pattern in patterns:
+        if not fnmatch.filter(named, pattern):
+            raise SelectionError(f"no parameter of {model.name!r} matches {pattern!r}.{nearest(pattern, named)}")
+    chosen = [name for name in named if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    return {name: named[name] for name in chosen}
+
+
+def find_module(model: EditableModel, parameter: str) -> nn.Module:
+    """The layer that owns ``parameter`` (``unet.mid_block....to_q.weight``); `EditError` where the model has none."""
+    component, _, path = parameter.partition(".")
+    owner, _, attribute = path.rpartition(".")
+    try:
+        module = model.components[component].get_submodule(owner)
+        if not isinstance(getattr(module, attribute), nn.Parameter):
+            raise AttributeError
+    except (KeyError, AttributeError):
+        raise EditError(f"{model.name!r} has no parameter {parameter!r}: the edit was made for another architecture") from None
+    return module
+
+
+def find_parameter(model: EditableModel, parameter: str) -> nn.Parameter:
+    return getattr(find_module(model, parameter), parameter.rpartition(".")[2])
+
+
+@torch.no_grad()
+def fingerprint(model: EditableModel, parameters: Iterable[str], values: int | None = None) -> str:
+    """Hash of the named tensors at half precision, so that a model loaded in another precision is the same model.
+
+    ``values`` hashes about so many evenly spaced numbers of each tensor only: milliseconds where all of them take seconds.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(parameters):
+        value: Tensor = find_parameter(model, name).detach()
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        step = max(1, value.numel() // values) if values else 1
+        value = value.flatten()[::step].to("cpu", torch.float16).contiguous()
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

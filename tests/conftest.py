@@ -1,0 +1,110 @@
+"""A real member of the family for every test: the embedded model's architecture with random weights, loaded as any model is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
+from transformers import CLIPTextModel
+
+from mu.models import architectures, load, quiet_libraries
+from mu.models.canvas import architecture
+from mu.models.diffusion import DiffusionModel
+
+Snapshot = Callable[[Any], str]
+
+
+def fingerprint(model: Any) -> str:
+    """A hash of every parameter and buffer, bit for bit: of a module, or of all components of a loaded model."""
+    parts = {"": model} if isinstance(model, nn.Module) else model.components
+    digest = hashlib.blake2b()
+    for part, module in parts.items():
+        for kind in (module.named_parameters(), module.named_buffers()):
+            for name, value in kind:
+                digest.update(f"{part}.{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Snapshot:
+    """``snapshot(model)`` is equal before and after only where every parameter and buffer is, bit for bit."""
+    return fingerprint
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of the embedded model's architecture with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = architecture.new_tokenizer()
+    with torch.random.fork_rng(), quiet_libraries():
+        torch.manual_seed(0)
+        clip = architecture.new_clip(tokenizer)
+        text_encoder = CLIPTextModel(clip.config.text_config)
+        text_encoder.load_state_dict(clip.text_model.state_dict())
+        StableDiffusionPipeline(
+            vae=architecture.new_autoencoder(), text_encoder=text_encoder, tokenizer=tokenizer, unet=architecture.new_unet(),
+            scheduler=architecture.new_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> DiffusionModel:
+    """`tiny_folder`, loaded. Shared by the whole session: who changes it changes it back."""
+    model = load(tiny_folder, device="cpu")
+    assert isinstance(model, DiffusionModel)
+    return model
+
+
+def family_member(
+    configs: dict[str, dict[str, Any]], name: str, *, unet: dict[str, Any], text: dict[str, Any], text_2: dict[str, Any] | None = None
+) -> DiffusionModel:  # fmt: skip
+    """A published architecture made small: random weights, the tiny tokenizer and a narrow autoencoder."""
+    tokenizer = architecture.new_tokenizer()
+    special = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    layers = {
+        "max_position_embeddings": architecture.PROMPT_TOKENS,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+    }
+    blocks = {"down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2}
+    configs["unet"] |= blocks | {"layers_per_block": 1, "sample_size": 8} | unet
+    configs["text_encoder"] |= layers | special | text
+    configs["vae"] |= {"block_out_channels": [4, 8, 8, 8], "norm_num_groups": 4, "sample_size": 64, "layers_per_block": 1}
+    kind: Any = StableDiffusionPipeline
+    extra: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if text_2 is not None:
+        configs["text_encoder_2"] |= layers | special | text_2
+        kind, extra = StableDiffusionXLPipeline, {"tokenizer_2": tokenizer}
+    with torch.random.fork_rng(), quiet_libraries():
+        torch.manual_seed(0)
+        parts = {part: architectures.new_component(config) for part, config in configs.items()}
+        return DiffusionModel(kind(tokenizer=tokenizer, **parts, **extra), name)
+
+
+@pytest.fixture(scope="session")
+def tiny_v() -> DiffusionModel:
+    """SD 2.x in small: linear projections, and the UNet predicts v."""
+    unet = {"block_out_channels": [32, 64], "attention_head_dim": [2, 4], "norm_num_groups": 8, "cross_attention_dim": 32}
+    text = {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 32}
+    return family_member(architectures.stable_diffusion_2(), "tiny-v", unet=unet | {"upcast_attention": False}, text=text)
+
+
+@pytest.fixture(scope="session")
+def tiny_xl() -> DiffusionModel:
+    """SDXL in small: two text encoders, pooled prompt, size conditioning."""
+    unet = {
+        "block_out_channels": [32, 64], "attention_head_dim": [2, 4], "norm_num_groups": 8, "cross_attention_dim": 32 + 48,
+        "transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 24 + 6 * 8,
+    }  # fmt: skip
+    text = {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 32}
+    text_2 = {"hidden_size": 48, "intermediate_size": 96, "projection_dim": 24}
+    return family_member(architectures.stable_diffusion_xl(), "tiny-xl", unet=unet, text=text, text_2=text_2)
