@@ -1,0 +1,1 @@
+"""Mathematics on a `mu.models.diffusion.DiffusionModel`: latents, guidance, partial denoising, sampling."""

@@ -1,0 +1,1 @@
+"""Edits: what every method returns. See `mu.edits.edit.Edit` for the laws they keep."""

@@ -1,0 +1,117 @@
+"""The one idea of this package: every method returns an edit, and an edit knows nothing of how it was found."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mu.core.run import versions
+from mu.models.parameters import EditableModel, find_parameter, fingerprint
+
+FORMAT = 1
+
+log = logging.getLogger("mu")
+
+
+@dataclass(frozen=True)
+class EditInfo:
+    """Where an edit comes from; all of it is in its file."""
+
+    method: str
+    concepts: tuple[str, ...]
+    base: str = ""
+    fingerprint: str = ""
+    gate: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    protects: tuple[str, ...] = ()
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=versions)
+    citation: str = ""
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Edit(ABC):
+    """A change of some parameters that can be put on, taken off, scaled, added to others and kept in a file.
+
+    Laws, tested for every kind: taking an edit off restores the kept tensors bit for bit, also after an exception;
+    ``strength=0`` changes nothing; a low-rank edit equals its dense twin.
+    """
+
+    info: EditInfo
+
+    @property
+    @abstractmethod
+    def parameters(self) -> list[str]:
+        """Full names of the parameters it changes: ``unet.mid_block....weight``."""
+
+    @abstractmethod
+    def deltas(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter with its dense shift at strength 1, one at a time."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What its file holds."""
+
+    @abstractmethod
+    def check(self, model: EditableModel) -> None:
+        """Raise `EditError` where ``model`` lacks a parameter or has another shape."""
+
+    def applied(self, model: EditableModel, strength: float = 1.0) -> AbstractContextManager[Any]:
+        """``with edit.applied(model): ...``: the edit is on inside the block."""
+        from mu.edits.bank import Bank
+
+        return Bank(model, [self]).applied(strengths=[strength])
+
+    def save(self, path: Path | str) -> None:
+        """Write one ``.safetensors`` file, atomically."""
+        from mu.edits.files import save_edit
+
+        save_edit(self, path)
+
+    def concept(self) -> str:
+        """Its concepts as one line."""
+        return ", ".join(self.info.concepts)
+
+
+@contextmanager
+def shifted(model: EditableModel, shifts: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add ``shifts`` to the named parameters; afterwards copy the kept originals back (never subtract)."""
+    kept: dict[str, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for name, shift in shifts.items():
+                parameter = find_parameter(model, name)
+                kept[name] = parameter.detach().clone()
+                parameter.copy_(kept[name] + shift.to(parameter.device, parameter.dtype).reshape(parameter.shape))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, original in kept.items():
+                find_parameter(model, name).copy_(original)
+
+
+def described(model: EditableModel, parameters: list[str]) -> dict[str, str]:
+    """``base`` and ``fingerprint`` for an `EditInfo` of an edit found on ``model``."""
+    return {"base": model.name, "fingerprint": fingerprint(model, parameters, _SAMPLED)}
+
+
+def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
+    """Transfer is a feature; that it happens is said. Edits made elsewhere know no base and are not compared."""
+    if edit.info.fingerprint and fingerprint(model, edit.parameters, _SAMPLED) != edit.info.fingerprint:
+        log.warning(
+            "the edit of %r was found on other weights (%r) than those of %r", edit.concept(), edit.info.base, model.name
+        )
+
+
+_SAMPLED = 4096

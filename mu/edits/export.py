@@ -1,0 +1,151 @@
+"""Edits in the formats of other tools. What has no gate there is written ungated: one strength for all prompts."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mu.core.errors import EditError, OutputError
+from mu.core.files import atomic_path
+from mu.edits.bank import Bank
+from mu.edits.edit import shifted
+from mu.edits.files import edit_metadata, write_tensors
+from mu.edits.low_rank import Factors, LowRankEdit
+from mu.models.diffusion import DiffusionModel
+
+_KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
+
+
+def kohya_tensors(edit: LowRankEdit, modules: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """Kohya keys, as SD-WebUI and ComfyUI read them; ``modules`` maps UNet module paths to other names (SDXL's)."""
+    named = {}
+    for name, factors in edit.factors.items():
+        component, _, path = name.removesuffix(".weight").partition(".")
+        if component not in _KOHYA_PREFIX:
+            raise EditError(f"a LoRA file cannot hold {name}: it has places for the UNet and the text encoders only")
+        if component == "unet" and modules:
+            path = modules[path]
+        elif component != "unet" and not path.startswith(("text_projection", "text_model.")):
+            path = f"text_model.{path}"
+        key = _KOHYA_PREFIX[component] + path.replace(".", "_")
+        named[f"{key}.lora_down.weight"] = factors.down.detach()
+        named[f"{key}.lora_up.weight"] = factors.up.detach()
+        named[f"{key}.alpha"] = torch.tensor(factors.alpha)
+    return named
+
+
+def peft_tensors(edit: LowRankEdit) -> dict[str, Tensor]:
+    """diffusers/PEFT keys; the format has no alpha, so the scale alpha / r is multiplied into ``lora_B``."""
+    named = {}
+    for name, factors in edit.factors.items():
+        layer = name.removesuffix(".weight")
+        named[f"{layer}.lora_A.weight"] = factors.down.detach()
+        named[f"{layer}.lora_B.weight"] = factors.up.detach() * factors.scale
+    return named
+
+
+def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
+    """The low-rank edits that are on as one: ranks concatenated, so the sum is exact. `EditError` for dense edits."""
+    sizes = bank.strengths(strengths)
+    edits = [edit for edit in bank.on if isinstance(edit, LowRankEdit)]
+    if len(edits) != len(bank.on) or not edits:
+        raise EditError("a LoRA file holds low-rank edits only: export a merged model (diffusers, unet, compvis) instead")
+    if len(edits) == 1 and sizes == [1.0]:
+        return edits[0]
+    factors = {}
+    for name in dict.fromkeys(name for edit in edits for name in edit.factors):
+        parts = [(edit.factors[name], size) for edit, size in zip(edits, sizes, strict=True) if name in edit.factors]
+        down = torch.cat([part.down.detach().float() for part, _ in parts])
+        up = torch.cat([part.up.detach().float() * part.scale * size for part, size in parts], dim=1)
+        factors[name] = Factors(down, up, float(len(down)))
+    concepts = tuple(concept for edit in edits for concept in edit.info.concepts)
+    return LowRankEdit(factors, type(edits[0].info)(method=edits[0].info.method, concepts=concepts, base=bank.model.name))
+
+
+def _kohya(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
+    modules = None
+    if model.takes_time_ids:  # SDXL: WebUI and kohya name its layers as the original repository does
+        from mu.models.names import kohya_module_names
+
+        modules = kohya_module_names(model.unet.config)
+    rank = max(factors.rank for factors in edit.factors.values())
+    header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    write_tensors(path, kohya_tensors(edit, modules), {**header, **edit_metadata(edit)})
+
+
+def _peft(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
+    write_tensors(path, peft_tensors(edit), {"format": "pt", **edit_metadata(edit)})
+
+
+def _diffusers(model: DiffusionModel, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        model.pipeline.save_pretrained(partial)
+        partial.chmod(0o755)
+        if path.is_dir():
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unet(model: DiffusionModel, path: Path) -> None:
+    _state(model.unet.state_dict(), path)
+
+
+def _compvis(model: DiffusionModel, path: Path) -> None:
+    from mu.models.single_file import to_compvis
+
+    tensors = to_compvis(model.pipeline)
+    _state(tensors if path.suffix == ".safetensors" else {"state_dict": tensors}, path)
+
+
+def _state(content: Mapping, path: Path) -> None:
+    if path.suffix == ".safetensors":
+        write_tensors(path, content, {"format": "pt"})
+    elif path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        with atomic_path(path) as partial:
+            torch.save(dict(content), partial)
+    else:
+        raise OutputError(f"{path}: the file's ending must be .safetensors, .pt, .pth, .bin or .ckpt")
+
+
+_LORA: dict[str, Callable[[LowRankEdit, DiffusionModel, Path], None]] = {"kohya": _kohya, "peft": _peft}
+_MERGED: dict[str, Callable[[DiffusionModel, Path], None]] = {"diffusers": _diffusers, "unet": _unet, "compvis": _compvis}
+FORMATS = (*_LORA, *_MERGED)
+
+
+def export(
+    bank: Bank, path: Path | str, form: str, *, strengths: Sequence[float] | None = None, overwrite: bool = False
+) -> Path:
+    """Write the edits of ``bank`` that are on, in one of `FORMATS`, each at its strength (default 1).
+
+    ``kohya``, ``peft``: one LoRA ``.safetensors``. ``diffusers``: a folder with the merged model, loaded by
+    ``DiffusionPipeline.from_pretrained`` alone. ``unet``: the merged UNet's state dict. ``compvis``: one merged file.
+    A merged model is written from the base itself with the edits on, which come off again; no copy of it is made.
+    Raises `OutputError` for an existing ``path`` without ``overwrite``.
+    """
+    path, model = Path(path), bank.model
+    if not isinstance(model, DiffusionModel):
+        raise EditError(f"{model.name!r} is no diffusion model: save the edit itself instead")
+    if form not in FORMATS:
+        raise OutputError(f"unknown format {form!r}; choose {', '.join(FORMATS)}")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already: choose another path or pass overwrite")
+    if path.is_dir() and not (form == "diffusers" and (path / "model_index.json").exists()):
+        raise OutputError(f"{path} is a folder that holds no diffusers model: it is not replaced, choose another path")
+    try:
+        if form in _LORA:
+            _LORA[form](joined(bank, strengths), model, path)
+        else:
+            with shifted(model, bank.deltas(strengths)):
+                _MERGED[form](model, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+    return path

@@ -1,0 +1,153 @@
+"""Edit files: ours, and the SPM and LoRA files of other tools."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mu.core.errors import EditError, OutputError
+from mu.core.files import atomic_path
+from mu.edits.edit import FORMAT, Edit, EditInfo
+from mu.edits.low_rank import Factors, LowRankEdit
+from mu.edits.weights import WeightEdit
+
+_KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {"low_rank": LowRankEdit, "weights": WeightEdit}
+
+
+def save_edit(edit: Edit, path: Path | str) -> None:
+    """One ``.safetensors`` with everything `EditInfo` knows in its metadata, each value as JSON."""
+    kind = next(name for name, cls in _KINDS.items() if isinstance(edit, cls))
+    facts = {"kind": kind, **edit.info.to_json()}
+    write_tensors(path, edit.tensors(), {f"mu.{key}": json.dumps(value) for key, value in facts.items()})
+
+
+def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """An atomic safetensors file."""
+    if Path(path).suffix != ".safetensors":
+        raise OutputError(f"{path}: edits are saved as .safetensors")
+    try:
+        with atomic_path(path) as partial:
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            safetensors.torch.save_file(contiguous, partial, metadata=dict(metadata))
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def open_edit(path: Path | str) -> Edit:
+    """Open an edit's file, or a run folder's; also SPM files and LoRA files made elsewhere (kohya, diffusers/PEFT).
+
+    Raises `EditError` for a file that is missing, truncated or holds no edit.
+    """
+    path = _file(Path(path))
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise EditError(f"{path} is damaged or no safetensors file ({error}): make or copy it again") from None
+    if not any(key.startswith("mu.") for key in metadata):
+        return foreign(tensors, metadata, path.stem)
+    try:
+        facts = {key.removeprefix("mu."): json.loads(value) for key, value in metadata.items() if key.startswith("mu.")}
+        if facts["format"] > FORMAT:
+            raise EditError(f"{path} has format {facts['format']}, newer than this version of mu knows ({FORMAT}): upgrade mu")
+        kind = _KINDS[facts.pop("kind")]
+        facts["concepts"], facts["protects"] = tuple(facts["concepts"]), tuple(facts["protects"])
+        info = EditInfo(**facts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EditError(f"the metadata of {path} is not that of an edit ({error})") from None
+    return kind.from_tensors(tensors, info)
+
+
+def _file(path: Path) -> Path:
+    if path.is_dir():
+        for candidate in (path / "edit.safetensors", path / f"{path.name}_last.safetensors"):
+            if candidate.exists():
+                return candidate
+        raise EditError(f"{path} holds neither edit.safetensors nor {path.name}_last.safetensors")
+    if not path.exists():
+        raise EditError(f"edit file {path} does not exist")
+    return path
+
+
+# -- files of other tools ----------------------------------------------------------------------------------------------
+
+# Names with underscores inside; all other underscores of a kohya key are dots.
+_WORDS = (
+    "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "single_transformer_blocks", "proj_in", "proj_out", "to_q", "to_k",
+    "to_v", "to_out", "time_emb_proj", "time_embedding", "add_embedding", "conv_in", "conv_out", "conv_shortcut", "linear_1", "linear_2",
+    "text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "text_projection",
+)  # fmt: skip
+_PREFIXES = {"lora_unet_": "unet.", "lora_te_": "text_encoder.", "lora_te1_": "text_encoder.", "lora_te2_": "text_encoder_2."}
+
+
+def foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> LowRankEdit:
+    """An edit from the tensors of a kohya, SPM or diffusers/PEFT file. Raises `EditError` where they are none of these."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        layer, part = _split(key)
+        if part:
+            layers.setdefault(dotted(layer), {})[part] = tensor
+    factors = {}
+    for layer, parts in layers.items():
+        if not {"down", "up"} <= parts.keys():
+            raise EditError(
+                f"{layer} has {' and '.join(parts)} but not both factors: {name!r} is damaged or of an unknown kind"
+            )
+        rank = parts["down"].shape[:1].numel()
+        alpha = float(parts["alpha"]) if "alpha" in parts else 0.0
+        factors[f"{layer}.weight"] = Factors(parts["down"], parts["up"], alpha or float(rank))
+    if not factors:
+        raise EditError(f"{name!r} holds no edit: neither mu's own metadata nor LoRA or SPM factors")
+    return LowRankEdit(factors, EditInfo(method="imported", concepts=_concepts(metadata, name), config=dict(metadata)))
+
+
+def _concepts(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """Of an SPM file's metadata; its comma-joined ``prompts`` cannot tell a comma in a concept from two concepts."""
+    if "mu_concepts" in metadata:
+        return tuple(json.loads(metadata["mu_concepts"]))
+    return tuple(part.strip() for part in metadata.get("prompts", "").split(",") if part.strip()) or (name,)
+
+
+def _split(key: str) -> tuple[str, str]:
+    for ending, part in (
+        (".lora_down.weight", "down"), (".lora_up.weight", "up"), (".lora_A.weight", "down"), (".lora_B.weight", "up"),
+        (".lora.down.weight", "down"), (".lora.up.weight", "up"), (".alpha", "alpha"),
+    ):  # fmt: skip
+        if key.endswith(ending):
+            return key.removesuffix(ending), part
+    return key, ""
+
+
+def dotted(layer: str) -> str:
+    """``lora_unet_down_blocks_0_..._to_q`` -> ``unet.down_blocks.0....to_q``; dotted names stay."""
+    prefix = next((p for p in _PREFIXES if layer.startswith(p)), None)
+    if prefix is None:
+        return layer.replace("text_encoder.text_model.", "text_encoder.")
+    rest = layer.removeprefix(prefix)
+    kept = re.split("(" + "|".join(sorted(_WORDS, key=len, reverse=True)) + ")", rest)
+    path = "".join(piece if k % 2 else piece.replace("_", ".") for k, piece in enumerate(kept))
+    # transformers keeps the level ``text_model`` in the encoder with a projection, SDXL's second, only
+    return _PREFIXES[prefix] + (path if prefix == "lora_te2_" else path.removeprefix("text_model."))
+
+
+def spm_tensors(edit: LowRankEdit) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of ``edit`` in the file format of SPM (kohya key names, three legacy metadata keys)."""
+    from mu.edits.export import kohya_tensors
+
+    first = next(iter(edit.factors.values()))
+    legacy = {"prompts": ",".join(edit.info.concepts), "rank": str(first.rank), "alpha": str(first.alpha)}
+    return kohya_tensors(edit), {**legacy, **edit_metadata(edit)}
+
+
+def edit_metadata(edit: Edit) -> dict[str, str]:
+    """What a foreign format can carry of where an edit comes from."""
+    facts: dict[str, Any] = {"mu_concepts": list(edit.info.concepts), "mu_method": edit.info.method, "mu_base": edit.info.base}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}

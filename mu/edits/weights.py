@@ -1,0 +1,42 @@
+"""Dense shifts of named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from mu.core.errors import EditError, SelectionError
+from mu.edits.edit import Edit, EditInfo
+from mu.models.parameters import EditableModel, find_parameter
+
+
+class WeightEdit(Edit):
+    """``W + strength * shift`` for each named tensor."""
+
+    def __init__(self, shifts: Mapping[str, Tensor], info: EditInfo):
+        if not shifts:
+            raise SelectionError("an edit must change at least one parameter")
+        self.shifts = {name: shift.detach() for name, shift in shifts.items()}
+        self.info = info
+
+    @property
+    def parameters(self) -> list[str]:
+        return list(self.shifts)
+
+    def deltas(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.shifts.items()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{name}.shift": shift for name, shift in self.shifts.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], info: EditInfo) -> WeightEdit:
+        """The inverse of `tensors`."""
+        return cls({name.removesuffix(".shift"): value for name, value in tensors.items()}, info)
+
+    def check(self, model: EditableModel) -> None:
+        for name, shift in self.shifts.items():
+            there, here = tuple(find_parameter(model, name).shape), tuple(shift.shape)
+            if there != here:
+                raise EditError(f"{name} is {there} in {model.name!r} and {here} in the edit: another architecture")

@@ -1,0 +1,274 @@
+"""Edits in other tools' formats: loaded by the tools themselves, they act as the edit does here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mu.core.errors import EditError, OutputError
+from mu.edits.bank import Bank
+from mu.edits.edit import EditInfo
+from mu.edits.export import FORMATS, export
+from mu.edits.files import dotted, open_edit, spm_tensors, write_tensors
+from mu.edits.low_rank import Factors, LowRankEdit
+from mu.edits.weights import WeightEdit
+from mu.models import architectures, load, quiet_libraries
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import find_parameter
+from mu.models.single_file import load_single_file
+
+# all four: diffusers tells the kind of a text encoder's LoRA by its out_proj
+TEXT = [f"text_encoder.encoder.layers.0.self_attn.{name}_proj.weight" for name in ("q", "k", "v", "out")]
+
+
+def adapters(
+    model: DiffusionModel, concept: str, rank: int = 1, alpha: float = 1.0, text: bool = False, seed: int = 0
+) -> LowRankEdit:
+    """On every transformer layer, as SPM; large enough that a wrong scale shows."""
+    g = torch.Generator().manual_seed(seed)
+    names = [*model.transformer_layers(), *(TEXT if text else [])]
+    factors = {}
+    for name in names:
+        out, *inner = find_parameter(model, name).shape
+        up = torch.randn(out, rank, *[1] * (len(inner) - 1), generator=g)
+        factors[name] = Factors(torch.randn(rank, *inner, generator=g) * 0.05, up * 0.05, alpha)
+    return LowRankEdit(factors, EditInfo("test", (concept,)))
+
+
+def pictures(pipe: StableDiffusionPipeline, **options: object) -> Tensor:
+    """Latents in fact: decoding clamps, and would hide differences."""
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 3, "height": 64, "width": 64, "output_type": "latent", **options}
+    return pipe("a star in neon style", generator=torch.Generator().manual_seed(1), **options).images
+
+
+def own_pipeline(folder: Path) -> StableDiffusionPipeline:
+    with quiet_libraries():
+        return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+@pytest.mark.parametrize(("rank", "alpha", "text"), [(1, 1.0, False), (4, 2.0, False), (2, 1.0, True)])
+def test_diffusers_itself_loads_the_lora(form: str, rank: int, alpha: float, text: bool, tiny: DiffusionModel, tiny_folder: Path, tmp_path: Path) -> None:  # fmt: skip
+    edit = adapters(tiny, "neon", rank, alpha, text)
+    path = export(Bank(tiny, [edit]), tmp_path / "lora.safetensors", form)
+    pipe = own_pipeline(tiny_folder)
+    plain = pictures(pipe)
+    pipe.load_lora_weights(path)
+    loaded = pictures(pipe)
+    with edit.applied(tiny):
+        ours = pictures(tiny.pipeline)
+    assert torch.allclose(loaded, ours, atol=1e-5)
+    assert (loaded - plain).abs().max() > 1e-2  # control
+    if text:  # control: the text encoder's part was loaded too
+        without = LowRankEdit({n: f for n, f in edit.factors.items() if n not in TEXT}, edit.info)
+        with without.applied(tiny):
+            assert not torch.allclose(loaded, pictures(tiny.pipeline), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_several_edits_become_one_lora(form: str, tiny: DiffusionModel, tmp_path: Path) -> None:
+    bank = Bank(tiny, [adapters(tiny, "a", 1, 1.0), adapters(tiny, "b", 3, 2.0, seed=1), adapters(tiny, "c", 2, seed=2)])
+    bank.restore("c")
+    with bank.applied():
+        wanted = pictures(tiny.pipeline)
+    back = open_edit(export(bank, tmp_path / "lora.safetensors", form))
+    with back.applied(tiny):
+        assert torch.allclose(pictures(tiny.pipeline), wanted, atol=1e-5)
+    assert back.info.concepts == ("a", "b")
+    bank.erase("c")
+    with bank.applied():
+        assert not torch.allclose(pictures(tiny.pipeline), wanted, atol=1e-3)
+
+
+def test_an_spm_file_is_a_lora_too(tiny: DiffusionModel, tiny_folder: Path, tmp_path: Path) -> None:
+    edit = adapters(tiny, "van gogh")
+    tensors, metadata = spm_tensors(edit)
+    assert metadata.items() >= {"prompts": "van gogh", "rank": "1", "alpha": "1.0"}.items()
+    assert all(key.startswith("lora_unet_") for key in tensors)
+    write_tensors(tmp_path / "spm_last.safetensors", tensors, metadata)
+    pipe = own_pipeline(tiny_folder)
+    plain = pictures(pipe)
+    pipe.load_lora_weights(tmp_path / "spm_last.safetensors")
+    with edit.applied(tiny):
+        ours = pictures(tiny.pipeline)
+    assert torch.allclose(pictures(pipe), ours, atol=1e-5)
+    assert not torch.allclose(plain, ours, atol=1e-2)
+
+
+def test_a_foreign_spm_file_opens(tiny: DiffusionModel, tmp_path: Path) -> None:
+    """Written as the released code writes it: kohya keys, three metadata strings, and a folder of that name."""
+    edit = adapters(tiny, "x")
+    tensors: dict[str, Tensor] = {}
+    for name, factors in edit.factors.items():
+        key = "lora_unet_" + name.removeprefix("unet.").removesuffix(".weight").replace(".", "_")
+        tensors |= {
+            f"{key}.lora_down.weight": factors.down,
+            f"{key}.lora_up.weight": factors.up,
+            f"{key}.alpha": torch.tensor(1.0),
+        }
+    folder = tmp_path / "snoopy"
+    folder.mkdir()
+    save_file(tensors, folder / "snoopy_last.safetensors", {"prompts": "snoopy,the dog", "rank": "1", "alpha": "1.0"})
+    back = open_edit(folder)
+    assert back.info.concepts == ("snoopy", "the dog")
+    assert sorted(back.parameters) == sorted(edit.parameters)
+    with edit.applied(tiny):
+        wanted = pictures(tiny.pipeline)
+    with back.applied(tiny):
+        assert torch.equal(pictures(tiny.pipeline), wanted)
+
+
+def test_a_comma_in_a_concept_survives_our_own_spm_file(tiny: DiffusionModel, tmp_path: Path) -> None:
+    tensors, metadata = spm_tensors(adapters(tiny, "van gogh, the painter"))
+    write_tensors(tmp_path / "x.safetensors", tensors, metadata)
+    assert open_edit(tmp_path / "x.safetensors").info.concepts == ("van gogh, the painter",)
+
+
+# -- merged models ----------------------------------------------------------------------------------------------------------
+
+
+def both_kinds(model: DiffusionModel) -> Bank:
+    name = "unet.conv_in.weight"
+    dense = WeightEdit({name: 0.05 * torch.ones_like(find_parameter(model, name))}, EditInfo("test", ("dense",)))
+    return Bank(model, [adapters(model, "neon"), dense])
+
+
+def merged_pictures(bank: Bank) -> Tensor:
+    """With the dense sum in the weights, as an export merges it: the same numbers, where hooks add up in another order."""
+    with WeightEdit(bank.deltas(), EditInfo("test", ("sum",))).applied(bank.model):
+        merged = pictures(bank.model.pipeline)
+    with bank.applied():
+        assert torch.allclose(pictures(bank.model.pipeline), merged, atol=1e-3)
+    return merged
+
+
+LOADER = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
+pipe.set_progress_bar_config(disable=True)
+options = dict(num_inference_steps=3, height=64, width=64, output_type="latent")
+torch.save(pipe("a star in neon style", generator=torch.Generator().manual_seed(1), **options).images, sys.argv[2])
+assert not any(name.split(".")[0] == "mu" for name in sys.modules)
+"""
+
+
+def test_a_merged_folder_needs_diffusers_alone(tiny: DiffusionModel, tmp_path: Path, snapshot) -> None:  # type: ignore[no-untyped-def]
+    bank, plain, weights = both_kinds(tiny), pictures(tiny.pipeline), snapshot(tiny)
+    export(bank, tmp_path / "merged", "diffusers")
+    assert snapshot(tiny) == weights
+    wanted = merged_pictures(bank)
+    subprocess.run(
+        [sys.executable, "-c", LOADER, tmp_path / "merged", tmp_path / "found.pt"],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    found = torch.load(tmp_path / "found.pt")
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert (found - plain).abs().max() > 1e-2
+    again = load(tmp_path / "merged", device="cpu")
+    assert torch.equal(pictures(again.pipeline), found)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_a_merged_unet_loads_as_a_state_dict(ending: str, tiny: DiffusionModel, tmp_path: Path) -> None:
+    bank = both_kinds(tiny)
+    path = export(bank, tmp_path / f"unet{ending}", "unet")
+    unet = UNet2DConditionModel.from_config(tiny.unet.config)
+    unet.load_state_dict(load_file(path) if ending == ".safetensors" else torch.load(path, weights_only=True))
+    deltas, base = bank.deltas(), tiny.unet.state_dict()
+    for name, value in unet.state_dict().items():
+        shift = deltas.get(f"unet.{name}")
+        wanted = base[name] if shift is None else base[name] + shift.reshape(base[name].shape)
+        assert torch.equal(value, wanted), name
+    assert len(deltas) > 20
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+def test_a_merged_compvis_file_comes_back(ending: str, tiny: DiffusionModel, tiny_folder: Path, tmp_path: Path) -> None:
+    bank, plain = both_kinds(tiny), pictures(tiny.pipeline)
+    try:
+        path = export(bank, tmp_path / f"merged{ending}", "compvis")
+    except Exception as error:
+        if type(error).__name__ in ("ModelError", "ConfigError"):
+            pytest.skip(f"this architecture has no CompVis names: {error}")
+        raise
+    wanted = merged_pictures(bank)
+    with quiet_libraries():
+        found = pictures(load_single_file(path, configs=tiny_folder))
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+def test_existing_results_are_kept(tiny: DiffusionModel, tmp_path: Path) -> None:
+    bank = both_kinds(tiny)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "thesis.tex").write_text("years of work")
+    for form in FORMATS:
+        with pytest.raises(OutputError):
+            export(bank, kept, form)
+        with pytest.raises(OutputError):  # a folder that is no model is not replaced even then
+            export(bank, kept, form, overwrite=True)
+    assert (kept / "thesis.tex").read_text() == "years of work"
+    export(bank, tmp_path / "model", "diffusers")
+    (tmp_path / "model" / "old").write_text("")
+    export(bank, tmp_path / "model", "diffusers", overwrite=True)
+    assert not (tmp_path / "model" / "old").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "model"]
+
+
+def test_what_a_format_cannot_hold_is_refused(tiny: DiffusionModel, tmp_path: Path) -> None:
+    bank = both_kinds(tiny)
+    for form in ("kohya", "peft"):
+        with pytest.raises(EditError, match="low-rank edits only"):
+            export(bank, tmp_path / "x.safetensors", form)
+    with pytest.raises(OutputError, match="unknown format"):
+        export(bank, tmp_path / "x", "onnx")
+    with pytest.raises(OutputError, match="ending"):
+        export(bank, tmp_path / "x.txt", "unet")
+    assert not list(tmp_path.iterdir())
+
+
+# -- names ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("published", "adapted", "numbers"),
+    [("stable_diffusion_1", 192, 423_936), ("stable_diffusion_2", 192, 432_128), ("stable_diffusion_xl", 722, 2_659_840)],
+)
+def test_kohya_names_have_an_inverse_for_every_layer(published: str, adapted: int, numbers: int) -> None:
+    """Of the whole UNet, not only of what SPM adapts; with the table of adapted layers, by count."""
+    with torch.device("meta"):
+        unet = architectures.new_component(getattr(architectures, published)()["unet"])
+    layers = {name: m for name, m in unet.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
+    for name in layers:
+        assert dotted("lora_unet_" + name.replace(".", "_")) == f"unet.{name}"
+        assert dotted(f"unet.{name}") == f"unet.{name}"
+    found = DiffusionModel.transformer_layers(type("Model", (), {"unet": unet})())  # type: ignore[arg-type]
+    assert len(found) == adapted
+    assert sum(layer.weight[0].numel() + layer.weight.shape[0] for layer in found.values()) == numbers
+
+
+def test_names_of_text_encoders_have_an_inverse(tiny: DiffusionModel) -> None:
+    for name, module in tiny.components["text_encoder"].named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert dotted("lora_te_text_model_" + name.replace(".", "_")) == f"text_encoder.{name}"
+            assert dotted(f"text_encoder.text_model.{name}") == f"text_encoder.{name}"
+
+
+def test_metadata_of_a_kohya_file(tiny: DiffusionModel, tmp_path: Path) -> None:
+    export(Bank(tiny, [adapters(tiny, "a, b", 2)]), tmp_path / "x.safetensors", "kohya")
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata()["ss_network_module"] == "networks.lora"
+        assert file.metadata()["ss_network_dim"] == "2"
