@@ -1,0 +1,42 @@
+"""The methods. `ALGORITHMS` is the only list: a new method is its folder (or file) and one row here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from mu.core.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from mu.core.algorithm import Algorithm
+    from mu.edits.edit import Edit
+
+ALGORITHMS = {
+    "spm": "mu.algorithms.semipermeable_membrane.algorithm:SemipermeableMembraneAlgorithm",
+}
+
+
+def algorithm(name: str) -> type[Algorithm]:
+    """The class of the method ``name``; `ConfigError` names the nearest known one."""
+    if name not in ALGORITHMS:
+        raise ConfigError(f"unknown method {name!r}.{nearest(name, ALGORITHMS)}")
+    module, _, attribute = ALGORITHMS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def erase(
+    model: Any, concept: str | Sequence[str], method: str = "spm", *, preset: str | None = None, **overrides: Any
+) -> Edit:
+    """Find the edit that removes ``concept`` (one or several) from ``model`` (loaded, or a name for `mu.load`).
+
+    ``preset`` names published settings of the method; without it those made for this model are used, where there are
+    any. ``overrides`` are settings, nested as mappings: ``train={"iterations": 500}``. The model stays as it was.
+    """
+    from mu.models import load
+
+    model = load(model) if isinstance(model, str) else model
+    concepts = [concept] if isinstance(concept, str) else list(concept)
+    chosen = algorithm(method)
+    found = chosen(chosen.for_concepts(concepts, model.name, preset), model=model, **overrides).find_edit()
+    return cast("Edit", found)

@@ -1,0 +1,121 @@
+"""SPM as a method of this package."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mu.algorithms.semipermeable_membrane import configs
+from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig
+from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler
+from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
+from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
+from mu.core import seeds
+from mu.core.algorithm import Algorithm, citation
+from mu.core.errors import ConfigError
+from mu.core.loop import Log
+from mu.core.run import RunDirectory
+from mu.core.tracking import tracked
+from mu.edits.edit import EditInfo
+from mu.edits.files import open_edit, spm_tensors, write_tensors
+from mu.edits.low_rank import LowRankEdit
+from mu.models import load
+from mu.models.diffusion import DiffusionModel
+
+log = logging.getLogger("mu")
+
+
+class SemipermeableMembraneAlgorithm(Algorithm):
+    """Concept Semi-Permeable Membrane: rank-1 adapters that stop one concept, held back elsewhere by latent anchoring.
+
+    @inproceedings{lyu2024one,
+      title     = {One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications},
+      author    = {Lyu, Mengyao and Yang, Yuhong and Hong, Haiwen and Chen, Hui and Jin, Xuan and He, Yuan and Xue, Hui and
+                   Han, Jungong and Ding, Guiguang},
+      booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+      year      = {2024}
+    }
+    """
+
+    name = "spm"
+    config_class = SemipermeableMembraneConfig
+    presets = configs.PRESETS
+    config: SemipermeableMembraneConfig
+
+    @classmethod
+    def for_concepts(
+        cls, concepts: Sequence[str], model: str | None = None, preset: str | None = None
+    ) -> SemipermeableMembraneConfig:
+        return configs.for_concepts(concepts, model, preset)
+
+    def run_folder(self) -> Path:
+        return Path(self.config.run_dir) if self.config.run_dir else self.config.folder / self.config.file_stem
+
+    @property
+    def final_file(self) -> Path:
+        """The SPM file as the original tools name it, beside the run's folder."""
+        return self.config.folder / f"{self.config.file_stem}_last.safetensors"
+
+    def describe(self) -> dict[str, Any]:
+        targets = [str(entry.target) for entry in self.config.entries()]
+        return {**super().describe(), "model": self.config.pretrained_model.name, "concepts": targets}
+
+    def load_model(self) -> DiffusionModel:
+        """The model that the settings name, or the one given; settings that contradict it are refused."""
+        wanted, model = self.config.pretrained_model, self.model
+        if model is None:
+            model = load(
+                wanted.name, device=self.config.devices, precision=self.config.train.precision, clip_skip=wanted.clip_skip or 1,
+                prediction_type={True: "v_prediction", False: "epsilon", None: None}[wanted.v_pred],
+            )  # fmt: skip
+        elif wanted.clip_skip not in (None, getattr(model, "clip_skip", None)):
+            raise ConfigError(f"pretrained_model.clip_skip is {wanted.clip_skip}, and {model.name!r} was loaded with another")
+        if not isinstance(model, DiffusionModel):
+            raise ConfigError(f"SPM edits diffusion models, and {wanted.name!r} is none")
+        is_v2 = model.unet.config.cross_attention_dim == 1024
+        if wanted.v2 is True and not is_v2:
+            raise ConfigError(f"pretrained_model.v2 is true, but the text width of {model.name!r} is not that of SD 2.x (1024)")
+        if wanted.v_pred is True and model.prediction_type == "epsilon":
+            model.prediction_type = "v_prediction"
+        elif wanted.v_pred is False and model.prediction_type == "v_prediction":
+            log.warning("pretrained_model.v_pred is false, but %s says that it predicts v: its own word counts", model.name)
+        return model
+
+    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
+        config, settings = self.config, self.config.model_dump(mode="json")
+        self.model = model = self.load_model()
+        data = SemipermeableMembraneDataHandler(config, model)
+        info = EditInfo(
+            method=self.name, concepts=data.concepts, gate=config.gate.to_json(), config=settings,
+            seed=config.seed, citation=citation(type(self)),
+        )  # fmt: skip
+        generator = seeds.generator(config.seed)
+        membrane = SemipermeableMembraneModel(model, config.network.rank, config.network.alpha, generator, info)
+        trainer = SemipermeableMembraneTrainer(config, membrane, data)
+
+        def snapshot(i: int) -> None:
+            self._write(membrane.finished(), config.folder / f"{config.file_stem}_{i}_steps.safetensors")
+
+        name, wanted = config.logging.run_name or config.wandb_run, config.logging.use_wandb
+        with tracked(config.wandb_project, name, settings, log, wanted=wanted) as log:
+            trainer.train(
+                generator, checkpoint=run.checkpoints / "training.pt" if run else None, log=log, snapshot=snapshot if run else None
+            )  # fmt: skip
+        return membrane.finished()
+
+    def run(self, *, resume: bool = False, overwrite: bool = False) -> RunDirectory:
+        """As `Algorithm.run`; the edit is also written as an SPM file, `final_file`, which LoRA loaders take."""
+        for note in self.config.notes():
+            log.info(note)
+        run = super().run(resume=resume, overwrite=overwrite)
+        edit = open_edit(run.edit)
+        assert isinstance(edit, LowRankEdit), "find_edit returns one"
+        self._write(edit, self.final_file)
+        return run
+
+    def _write(self, edit: LowRankEdit, path: Path) -> None:
+        tensors, metadata = spm_tensors(edit)
+        dtype = seeds.precision(self.config.save.precision)
+        write_tensors(path, {name: t if name.endswith(".alpha") else t.to(dtype) for name, t in tensors.items()}, metadata)

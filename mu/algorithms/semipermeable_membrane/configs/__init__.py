@@ -1,0 +1,378 @@
+"""Settings of SPM, under the names that the original YAML files and the unlearning packages after it use.
+
+Every key of those files is honoured, refused, or answered in the log with a line that says why it has no effect (`notes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
+
+from mu.core.config import BaseConfig, read_yaml
+from mu.core.errors import ConfigError, nearest
+from mu.data.concepts import concept_of
+
+
+class PretrainedModelConfig(BaseConfig):
+    ckpt_path: str = "CompVis/stable-diffusion-v1-4"
+    """The model: ``canvas``, a hub id, a diffusers folder, or a single CompVis .safetensors/.ckpt file."""
+    name_or_path: str | None = None
+    """Another name of ckpt_path, from the original YAML files; takes precedence."""
+    v2: bool | None = None
+    """Whether the model is SD 2.x. Read from the model itself; a setting that contradicts it is refused."""
+    v_pred: bool | None = None
+    """Whether the UNet predicts v. Read from the model's scheduler; true makes it so where the scheduler does not know."""
+    clip_skip: int | None = Field(None, ge=1)
+    """Take the text encoder's hidden state this many layers from the end; 1 (default) is the last."""
+
+    @property
+    def name(self) -> str:
+        return self.name_or_path or self.ckpt_path
+
+
+class NetworkConfig(BaseConfig):
+    rank: int = Field(1, ge=1)
+    """Rank of each adapter. 1 is enough for one concept; several targets in one adapter may want more."""
+    alpha: float | None = 1.0
+    """The shift is multiplied by alpha / rank; null or 0 means alpha = rank."""
+
+
+class TrainConfig(BaseConfig):
+    precision: Literal["float32", "fp32", "float16", "fp16", "bfloat16", "bf16"] = "float32"
+    """What the frozen model computes in (autocast). Adapters and optimiser stay float32."""
+    noise_scheduler: Literal["ddim", "ddpm", "lms", "euler_a"] = "ddim"
+    """Walks from noise to the partially denoised latents."""
+    iterations: int = Field(3000, ge=1)
+    """Optimiser steps."""
+    batch_size: int | None = Field(None, ge=1)
+    """Another place for prompt.batch_size (the original reads it and does nothing)."""
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate of the adapters."""
+    unet_lr: float | None = Field(None, gt=0)
+    """Kept for old files: SPM has one rate, so it must equal lr or the published 1e-4."""
+    text_encoder_lr: float | None = Field(None, gt=0)
+    """Kept for old files: SPM has no adapters in the text encoder."""
+    optimizer_type: str = "AdamW8bit"
+    """AdamW, AdamW8bit (plain AdamW without bitsandbytes: nearly the same numbers), Lion, Prodigy, any torch.optim class."""
+    optimizer_args: list[str] | None = None
+    """Further ``key=value`` arguments of the optimiser."""
+    lr_scheduler: str = "cosine_with_restarts"
+    """Any schedule name of diffusers, ``one_cycle``, or ``adafactor:<lr>``."""
+    lr_warmup_steps: int = Field(500, ge=0)
+    """Steps of linear warm-up from 0; cut to a tenth of the iterations where a run is shorter than the warm-up."""
+    lr_scheduler_num_cycles: int = Field(3, ge=1)
+    """Cycles of cosine_with_restarts after the warm-up."""
+    lr_scheduler_power: float = Field(1.0, gt=0)
+    """Exponent of the polynomial schedule."""
+    lr_scheduler_args: str | list[str] = ""
+    """Further ``key=value`` arguments of the schedule."""
+    max_grad_norm: float = Field(0.0, ge=0)
+    """Clip the gradient's norm to this; 0 is off."""
+    max_denoising_steps: int = Field(30, ge=2)
+    """K: each step denoises 1 .. K-1 of K steps before it compares predictions."""
+    denoising_guidance: float = 3.0
+    """Guidance scale of that partial denoising."""
+    timestep_map: Literal["reference", "aligned"] = "reference"
+    """``reference``: the UNet is told 999 - 1000 k / K, about one step noisier than the latents are. ``aligned``: the truth."""
+    latent_pool: int = Field(0, ge=0)
+    """Not equivalent, faster: draw the latents from a pool of this many, refreshed one a step every fourth step. 0 is off."""
+    timesteps_per_trajectory: int = Field(1, ge=1)
+    """Not equivalent, faster: use so many points of each partial denoising, one in each of so many steps."""
+    compile: bool = False
+    """Run the UNet through torch.compile: minutes to start, faster steps on a GPU."""
+
+
+class SaveConfig(BaseConfig):
+    name: str | None = None
+    """Stem of the final file: ``<name>_last.safetensors``. Default: semipermeable_membrane_<template_name>."""
+    path: str | None = None
+    """Another name of output_dir, from the original YAML files."""
+    per_steps: int = Field(500, ge=1)
+    """Steps between checkpoints; also the most that an interruption loses."""
+    precision: Literal["float32", "fp32", "float16", "fp16", "bfloat16", "bf16"] = "float32"
+    """Type of the numbers in the exported SPM file."""
+
+
+class LoggingConfig(BaseConfig):
+    use_wandb: bool = False
+    """Send losses to Weights & Biases also where no WANDB_* variable and no login says so."""
+    run_name: str | None = None
+    """Another name of wandb_run."""
+    verbose: bool | None = None
+    """Kept for old files: the top-level verbose decides."""
+
+
+class OtherConfig(BaseConfig):
+    use_xformers: bool | None = None
+    """Kept for old files: PyTorch's own memory-efficient attention is always used."""
+
+
+class PromptConfig(BaseConfig):
+    target: str | None = None
+    """What users will type and what must change. Default: the concept of template_name."""
+    positive: str | None = None
+    """The direction to subtract. Default: target."""
+    unconditional: str = ""
+    """Negative branch of the guidance."""
+    neutral: str | None = None
+    """What the target should become (a concept here gives reconsolidation: Joker -> Batman). Default: unconditional."""
+    action: Literal["erase", "erase_with_la"] = "erase_with_la"
+    """``erase_with_la`` also holds the predictions for anchors (latent anchoring)."""
+    guidance_scale: float = 1.0
+    """eta of Eq. 4: how far past the neutral concept the target is pushed. Not the guidance of sampling."""
+    resolution: int | None = Field(None, ge=8)
+    """Pixels of height and width in training. Default: what the model was trained for."""
+    dynamic_resolution: bool = False
+    """Draw height and width anew each step from the multiples of 64 in [resolution/2, resolution)."""
+    batch_size: int | None = Field(None, ge=1)
+    """B, samples of the target a step. Default 1."""
+    dynamic_crops: bool = False
+    """SDXL: draw original size and crop corner of the size conditioning each step."""
+    use_template: bool = False
+    """Each step puts target and positive into one of ``templates``, drawn at random."""
+    templates: list[str] = ["{}", "a photo of {}", "a picture of {}", "{}, detailed", "an image with {}", "art of {}"]
+    """What use_template draws from; ``{}`` is the concept. Give the templates that your users type."""
+    la_strength: float = Field(1000.0, ge=0)
+    """lambda of Eq. 8, weight of latent anchoring. Larger keeps other concepts better and erases less."""
+    sampling_batch_size: int = Field(4, ge=1)
+    """S, anchors a step; a multiple of batch_size."""
+    anchor_layout: Literal["paper", "reference", "paper+empty"] = "paper"
+    """``paper``: S anchors. ``reference``: as the released code, half of them are the unconditional prompt. ``paper+empty``: S and it."""
+    anchors: Literal["gaussian", "vocabulary"] = "gaussian"
+    """Anchors are isotropic directions as in the released code, or texts of random words, weighted by Eq. 6."""
+    anchor_alpha: float = Field(1.0, ge=0)
+    """Exponent of Eq. 6 for vocabulary anchors: larger prefers texts that are far from the target."""
+    seed: int | None = None
+    """Kept for old files: the top-level seed decides."""
+    case_number: int = 0
+    """Kept for old files: no effect."""
+
+    @field_validator("target", "positive")
+    @classmethod
+    def _not_empty(cls, text: str | None) -> str | None:
+        if text is not None and not text.strip():
+            raise ValueError("is empty: training on it would erase nothing; name a concept or leave the key out")
+        return text
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, templates: list[str]) -> list[str]:
+        if not templates or any(template.count("{}") != 1 for template in templates):
+            raise ValueError("each template needs exactly one {}")
+        return templates
+
+
+class GateConfig(BaseConfig):
+    kind: Literal["facilitated_transport", "fixed"] = "facilitated_transport"
+    """How the saved edit passes: by likeness of prompt and concept, or in full for every prompt."""
+    factor: float = 1.0
+    """Multiplies the gate; the paper doubles it for styles and nudity."""
+    metric: Literal["clipcos", "tokenuni", "clipcos_tokenuni", "allone"] = "clipcos_tokenuni"
+    """Likeness of embeddings, of tokens, or the larger of both."""
+    arithmetic: Literal["paper", "reference"] = "paper"
+    """``reference`` reproduces the released code: gamma squared, and cross terms between several SPMs."""
+
+    def to_json(self) -> dict[str, Any]:
+        if self.kind == "fixed":
+            return {"kind": "fixed", "strength": self.factor, "arithmetic": self.arithmetic}
+        return self.model_dump()
+
+
+class SemipermeableMembraneConfig(BaseConfig):
+    """All settings of SPM. Without a preset they are the published ones for objects on SD 1.4 (3000 steps)."""
+
+    pretrained_model: PretrainedModelConfig = PretrainedModelConfig()
+    """The model and how it is read."""
+    network: NetworkConfig = NetworkConfig()
+    """The adapters."""
+    train: TrainConfig = TrainConfig()
+    """The optimisation."""
+    prompt: PromptConfig = PromptConfig()
+    """What is erased; what is not set follows from template_name."""
+    prompts: list[PromptConfig] | None = None
+    """Several targets in one adapter, one drawn each step; replaces ``prompt``."""
+    prompts_file: str | None = None
+    """YAML list of such entries, the original's second file."""
+    gate: GateConfig = GateConfig()
+    """Facilitated transport: what the edit's file says of how it passes."""
+    save: SaveConfig = SaveConfig()
+    """What is written and when."""
+    logging: LoggingConfig = LoggingConfig()
+    """Kept for the original YAML files."""
+    other: OtherConfig = OtherConfig()
+    """Kept for the original YAML files."""
+    wandb_project: str = "semipermeable_membrane_project"
+    """Project in Weights & Biases, which is used where it is installed and configured."""
+    wandb_run: str = "spm_run"
+    """Run name in Weights & Biases."""
+    use_sample: bool = True
+    """Which of two datasets other methods of that package read. SPM reads none."""
+    dataset_type: Literal["unlearncanvas", "i2p"] = "unlearncanvas"
+    """Where template_name comes from."""
+    template: Literal["object", "style", "i2p"] = "style"
+    """What kind of concept template_name is."""
+    template_name: str = "Abstractionism"
+    """The concept, and part of the file's name; underscores stand for spaces in prompts."""
+    devices: str = "0"
+    """GPU numbers (the first does the work), or cpu, mps, auto."""
+    output_dir: str = "outputs/semipermeable_membrane/finetuned_models"
+    """Where the final SPM file goes."""
+    run_dir: str | None = None
+    """Where the run's records go. Default: a folder in output_dir named after the concept."""
+    seed: int = 0
+    """Decides all random numbers: same seed, same edit."""
+    verbose: bool = True
+    """More lines in the log."""
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return ",".join(str(part) for part in value)
+        return str(value) if isinstance(value, int) else value
+
+    @field_validator("template_name")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not name.strip():
+            raise ValueError("is empty: name the concept to erase")
+        return name
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        train, notes = self.train, []
+        if train.unet_lr is not None and train.unet_lr not in (train.lr, 1e-4):
+            notes.append(
+                f"train.lr ({train.lr}) and train.unet_lr ({train.unet_lr}) disagree: SPM has one rate, remove unet_lr"
+            )
+        for entry in [self.prompt, *(self.prompts or [])]:
+            if train.batch_size not in (None, 1) and entry.batch_size not in (None, train.batch_size):
+                notes.append(f"train.batch_size ({train.batch_size}) and prompt.batch_size ({entry.batch_size}) disagree")
+            if entry.sampling_batch_size % (entry.batch_size or train.batch_size or 1):
+                notes.append("prompt.sampling_batch_size must be a multiple of the batch size")
+        if notes:
+            raise ValueError(notes[0])
+        return self
+
+    def merged(self, *overrides: Mapping[str, Any]) -> Self:
+        """As `BaseConfig.merged`; a new ``template_name`` also replaces a target that named the old one."""
+        base = self
+        for layer in overrides:
+            base = base._renamed(layer)
+        return super(SemipermeableMembraneConfig, base).merged(*overrides)
+
+    def _renamed(self, layer: Mapping[str, Any]) -> Self:
+        if "template_name" not in layer:
+            return self
+        old = {self.template_name, self.concept}
+        values = self.model_dump(exclude_unset=True)
+        for key in ("target", "positive"):
+            if values.get("prompt", {}).get(key) in old:
+                del values["prompt"][key]
+        return type(self).parse(values)
+
+    @property
+    def concept(self) -> str:
+        return concept_of(self.template_name, self.template, self.dataset_type)
+
+    @property
+    def file_stem(self) -> str:
+        return self.save.name or f"semipermeable_membrane_{self.template_name.replace('/', '_')}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.save.path or self.output_dir)
+
+    def entries(self) -> list[PromptConfig]:
+        """The prompt settings with every derived value filled in."""
+        entries = self.prompts
+        if self.prompts_file:
+            entries = read_prompts_file(self.prompts_file)
+        size = 1 if self.train.batch_size is None else self.train.batch_size
+        filled = []
+        for entry in entries or [self.prompt]:
+            # A YAML alias of template_name (``target: *template_name``) means the concept, spaces for underscores.
+            target, positive = (self.concept if text == self.template_name else text for text in (entry.target, entry.positive))
+            target = target or self.concept
+            neutral = entry.unconditional if entry.neutral is None else entry.neutral
+            derived = {
+                "target": target,
+                "positive": positive or target,
+                "neutral": neutral,
+                "batch_size": entry.batch_size or size,
+            }
+            filled.append(entry.model_copy(update=derived))
+        return filled
+
+    def notes(self) -> list[str]:
+        """What was set and has no effect here, one line each."""
+        lines = []
+        if self.train.text_encoder_lr is not None:
+            lines.append("train.text_encoder_lr has no effect: SPM adapts the UNet alone")
+        if self.other.use_xformers is not None:
+            lines.append("other.use_xformers has no effect: PyTorch's memory-efficient attention is always on")
+        if self.logging.verbose is not None:
+            lines.append("logging.verbose has no effect: verbose, at the top, decides")
+        if {"use_sample"} & self.model_fields_set:
+            lines.append("use_sample has no effect: SPM needs no dataset, only the concept's name")
+        for entry in [self.prompt, *(self.prompts or [])]:
+            if entry.seed is not None or entry.case_number:
+                lines.append("prompt.seed and prompt.case_number have no effect in training: the top-level seed decides")
+        return lines
+
+
+def read_prompts_file(path: str) -> list[PromptConfig]:
+    """The original's prompt list: a YAML list of entries (or one entry), each with its ``target``."""
+    values = read_yaml(path)
+    entries = values if isinstance(values, list) else [values]
+    if not entries or not all(isinstance(entry, Mapping) and entry.get("target") for entry in entries):
+        raise ConfigError(f"{path}: each entry of a prompts file needs a target")
+    return [PromptConfig.parse(entry) for entry in entries]
+
+
+_PUBLISHED = SemipermeableMembraneConfig.parse({"prompt": {"dynamic_resolution": True}})
+
+PRESETS: dict[str, SemipermeableMembraneConfig] = {
+    "objects": _PUBLISHED.merged({"template": "object"}),
+    "styles": _PUBLISHED.merged({"template": "style", "gate": {"factor": 2.0}}),
+    "nudity": _PUBLISHED.merged({
+        "template": "i2p", "dataset_type": "i2p", "template_name": "nudity", "train": {"iterations": 15_000},
+        "prompt": {"guidance_scale": 3.0, "la_strength": 100.0}, "gate": {"factor": 2.0},
+    }),
+    "canvas": SemipermeableMembraneConfig.parse({
+        "pretrained_model": {"ckpt_path": "canvas"}, "devices": "auto", "output_dir": "outputs/spm",
+        "train": {
+            "iterations": 300, "lr": 3e-3, "optimizer_type": "AdamW", "lr_scheduler": "one_cycle", "lr_warmup_steps": 30,
+            "max_denoising_steps": 10,
+        },
+        "prompt": {"guidance_scale": 2.0, "la_strength": 10.0},
+    }),
+}  # fmt: skip
+"""The published settings for objects, styles and nudity on Stable Diffusion, and one for the embedded model."""
+
+
+def for_concepts(concepts: Sequence[str], model: str | None = None, preset: str | None = None) -> SemipermeableMembraneConfig:
+    """The preset (by name, or the one whose model is ``model``, or ``objects``) with ``concepts`` put in."""
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}.{nearest(preset, PRESETS)}")
+    fitting = next((name for name, p in PRESETS.items() if model and p.pretrained_model.name == model), "objects")
+    base = PRESETS[preset or fitting]
+    chosen: dict[str, Any] = {"template_name": "+".join(concept.replace(" ", "_") for concept in concepts)}
+    if len(concepts) > 1:
+        chosen["prompts"] = [{**base.prompt.model_dump(exclude_unset=True), "target": concept} for concept in concepts]
+    else:
+        chosen["prompt"] = {"target": concepts[0]}
+    if model:
+        chosen["pretrained_model"] = {"ckpt_path": model}
+    return base.merged(chosen)
+
+
+# The seed documents' names; "semipermiable" is their public misspelling, kept because users' scripts import it.
+semipermiable_membrane_train_mu = SemipermeableMembraneConfig.parse({"prompt": {"dynamic_resolution": True}})
+semipermiable_membrane_train_i2p = SemipermeableMembraneConfig.parse({
+    "prompt": {"dynamic_resolution": True}, "dataset_type": "i2p", "template": "i2p", "template_name": "self-harm",
+})  # fmt: skip

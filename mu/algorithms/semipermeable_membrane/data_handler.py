@@ -1,0 +1,154 @@
+"""From settings to what a training step draws: concepts, their embeddings, resolutions, anchors. SPM reads no dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mu.algorithms.semipermeable_membrane.configs import PromptConfig, SemipermeableMembraneConfig
+from mu.core.errors import ConfigError
+from mu.models.diffusion import Conditioning, DiffusionModel
+
+
+@dataclass
+class Task:
+    """One entry of the prompt settings, encoded: each conditioning has one row, anchors are drawn by `Anchors`."""
+
+    entry: PromptConfig
+    target: Conditioning
+    positive: Conditioning
+    neutral: Conditioning
+    unconditional: Conditioning
+    anchors: Anchors
+
+
+class SemipermeableMembraneDataHandler:
+    """Encodes every text once and draws what changes from step to step."""
+
+    def __init__(self, config: SemipermeableMembraneConfig, model: DiffusionModel):
+        self.config, self.model = config, model
+        self.entries = config.entries()
+        self._kept: dict[str, Conditioning] = {}
+        self._anchors: dict[int, Anchors] = {}
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """The untemplated targets, as they go into the edit's file."""
+        return tuple(dict.fromkeys(str(entry.target) for entry in self.entries))
+
+    def encoded(self, text: str) -> Conditioning:
+        if text not in self._kept:
+            self._kept[text] = self.model.encode([text])
+        return self._kept[text]
+
+    def draw(self, generator: torch.Generator) -> Task:
+        """An entry, and with use_template a template for its target and positive."""
+        k = int(torch.randint(len(self.entries), (1,), generator=generator))
+        entry = self.entries[k]
+        template = "{}"
+        if entry.use_template:
+            template = entry.templates[int(torch.randint(len(entry.templates), (1,), generator=generator))]
+        target, positive = (self.encoded(template.replace("{}", str(text))) for text in (entry.target, entry.positive))
+        if k not in self._anchors:
+            self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed)
+        neutral, unconditional = self.encoded(str(entry.neutral)), self.encoded(entry.unconditional)
+        return Task(entry, target, positive, neutral, unconditional, self._anchors[k])
+
+    def size(self, entry: PromptConfig, generator: torch.Generator) -> tuple[int, int]:
+        """Height and width in pixels.
+
+        ``dynamic_resolution`` draws them independently from 64 * {floor(R/128), ..., floor(R/64) - 1}: as in the released
+        code R itself is never drawn (R = 512 gives 256 .. 448). Where that set is empty (R < 128) it is R.
+        """
+        full = entry.resolution or self.model.default_size
+        unit = self.model.pixels_per_latent
+        if full % unit:
+            raise ConfigError(f"prompt.resolution must be a multiple of {unit} for {self.model.name!r}, got {full}")
+        choices = resolutions(full) if entry.dynamic_resolution else [full]
+        height, width = (choices[int(i)] for i in torch.randint(len(choices), (2,), generator=generator))
+        return height, width
+
+    def time_ids(self, entry: PromptConfig, height: int, width: int, generator: torch.Generator) -> Tensor:
+        """SDXL's size conditioning; with dynamic_crops a random original size and crop corner, one for all passes."""
+        if not (entry.dynamic_crops and self.model.takes_time_ids):
+            return self.model.time_ids(height, width)
+        s, top, left = (1 + 2 * torch.rand(1, generator=generator)).item(), *torch.rand(2, generator=generator).tolist()
+        original = (int(height * s), int(width * s))
+        crop = (int(top * (original[0] - height + 1)), int(left * (original[1] - width + 1)))
+        return self.model.time_ids(height, width, original=original, crop=crop)
+
+
+def resolutions(full: int) -> list[int]:
+    """Sides that ``dynamic_resolution`` draws from for the resolution ``full``."""
+    return [64 * k for k in range(max(1, full // 2 // 64), full // 64)] or [full]
+
+
+class Anchors:
+    """Conditionings that the edit must leave alone (latent anchoring, Eq. 6-8)."""
+
+    POOL = 512
+    LONGEST = 6
+
+    def __init__(self, model: DiffusionModel, entry: PromptConfig, target: Conditioning, seed: int):
+        self.entry, self.target = entry, target
+        self.pool: tuple[Conditioning, Tensor] | None = None
+        if entry.anchors == "vocabulary" and entry.action == "erase_with_la":
+            self.pool = self._vocabulary(model, torch.Generator().manual_seed(seed))
+
+    def draw(self, generator: torch.Generator, unconditional: Conditioning) -> Conditioning:
+        """S rows in the layout of the settings; ``paper+empty`` adds one unconditional row."""
+        count = self.entry.sampling_batch_size
+        rows = self._paper(count, generator)
+        match self.entry.anchor_layout:
+            case "paper":
+                return rows
+            case "paper+empty":
+                return Conditioning.cat([rows, unconditional])
+        # The released code interleaves [u, a1, u, a2, ...] and uses the second half of it.
+        pairs = Conditioning.cat([part for k in range(count) for part in (unconditional, rows[k : k + 1])])
+        return pairs[count:]
+
+    def _paper(self, count: int, generator: torch.Generator) -> Conditioning:
+        if self.pool is not None:
+            texts, weights = self.pool
+            return texts[torch.multinomial(weights, count, generator=generator)]
+        pooled = None if self.target.pooled is None else shell(self.target.pooled, count, generator)
+        ids = None if self.target.time_ids is None else self.target.time_ids.expand(count, -1)
+        return Conditioning(shell(self.target.sequence, count, generator), pooled, ids)
+
+    def _vocabulary(self, model: DiffusionModel, generator: torch.Generator) -> tuple[Conditioning, Tensor]:
+        """Texts of 1 to 6 random words that share none with the target; chosen with (1 - |cos|)^alpha, Eq. 6."""
+        tokenizer = model.towers[0][0]
+        avoided = set(tokenizer(str(self.entry.target), verbose=False).input_ids)
+        words = [
+            token.removesuffix("</w>") for token, k in tokenizer.get_vocab().items()
+            if k not in avoided and token.endswith("</w>") and token.removesuffix("</w>").isalpha() and token.isascii()
+        ]  # fmt: skip
+        words = sorted(word for word in words if len(word) > 1)
+        texts = []
+        for _ in range(self.POOL):
+            length = int(torch.randint(1, self.LONGEST + 1, (1,), generator=generator))
+            texts.append(" ".join(words[int(k)] for k in torch.randint(len(words), (length,), generator=generator)))
+        pool = Conditioning.cat([model.encode(texts[k : k + 64]) for k in range(0, len(texts), 64)])
+        cosine = F.cosine_similarity(pool.sequence.flatten(1), self.target.sequence.flatten(1))
+        return pool, (1 - cosine.abs()).clamp_min(1e-6).pow(self.entry.anchor_alpha).cpu()
+
+
+def shell(target: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` random directions at 0.8 to 1.2 times the target's norm: (1, ...) -> (count, ...).
+
+    As in the released code, a direction with cosine s to the target is kept with probability 1 - s (s signed). In the
+    59,136 dimensions of SD 1.x s has a standard deviation of 0.004, so this stands for Eq. 6 in name only: the distance
+    weighting of the paper has no measurable effect there. ``anchors: vocabulary`` samples Eq. 6 from real texts.
+    """
+    kept: list[Tensor] = []
+    flat = F.normalize(target.detach().flatten().cpu().float(), dim=0)
+    while len(kept) < count:
+        direction = F.normalize(torch.randn(flat.shape, generator=generator), dim=0)
+        if torch.rand(1, generator=generator) < 1 - direction @ flat:
+            scale = 0.8 + 0.4 * torch.rand(1, generator=generator)
+            kept.append(scale * direction)
+    return (torch.stack(kept).to(target) * target.norm()).reshape(count, *target.shape[1:])

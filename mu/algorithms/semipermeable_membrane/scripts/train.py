@@ -1,0 +1,5 @@
+from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
+from mu.core.script import main
+
+if __name__ == "__main__":
+    main(SemipermeableMembraneAlgorithm)

@@ -1,0 +1,232 @@
+"""The objective of SPM (Lyu et al., CVPR 2024, Eq. 4 and 8) and its optimisation."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig, TrainConfig
+from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler, Task
+from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
+from mu.core.errors import ConfigError, MissingDependency, nearest
+from mu.core.loop import Log, train
+from mu.diffusion.denoising import denoise, initial_noise
+from mu.edits.low_rank import Membrane
+from mu.models.diffusion import Conditioning, learning_rate_schedule, training_scheduler
+
+log = logging.getLogger("mu")
+
+
+class SemipermeableMembraneTrainer:
+    """One step denoises a random part of the way with the adapters on and then compares predictions there.
+
+    Model evaluations a step at batch B, S anchors and k denoising steps: ``k + 2`` calls, ``2Bk + 3B + 2S`` samples, of
+    which ``B + S`` carry gradients. The released code spends ``2Bk + 6B + 4S``: it also computes unconditional halves
+    and multiplies them by zero (guidance 1).
+    """
+
+    def __init__(
+        self, config: SemipermeableMembraneConfig, model: SemipermeableMembraneModel, data: SemipermeableMembraneDataHandler
+    ):
+        self.config, self.model, self.data = config, model, data
+        self.walker = _Walker(config.train, model, data)
+
+    def train(
+        self, generator: torch.Generator, *, checkpoint: Path | None = None, log: Log | None = None,
+        snapshot: Callable[[int], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Optimise the adapters in place. ``snapshot(i)`` is called every ``save.per_steps`` steps but the last."""
+        settings = self.config.train
+        weights = self.model.edit.trainable()
+        optimizer = make_optimizer(settings, weights)
+        schedule = learning_rate_schedule(
+            settings.lr_scheduler, optimizer, settings.iterations, warmup=warmup_steps(settings), cycles=settings.lr_scheduler_num_cycles,
+            power=settings.lr_scheduler_power, options=_options(settings.lr_scheduler_args),
+        )  # fmt: skip
+
+        def after(i: int) -> None:
+            if snapshot and i and i % self.config.save.per_steps == 0 and i < settings.iterations - 1:
+                snapshot(i)
+
+        with self.model.trainable() as membrane, self.model.base.compiled() if settings.compile else nullcontext():
+            train(
+                lambda i: self.step(membrane, generator), optimizer, settings.iterations, generator=generator, schedule=schedule,
+                state={"factors": _Factors(weights), "walker": self.walker}, max_grad_norm=settings.max_grad_norm, after_step=after,
+                checkpoint=checkpoint, checkpoint_every=self.config.save.per_steps, title="SPM", log=log,
+            )  # fmt: skip
+
+    def step(self, membrane: Membrane, generator: torch.Generator) -> dict[str, Tensor]:
+        """The losses of one step, with gradients to the adapters."""
+        task = self.data.draw(generator)
+        x, t, ids = self.walker.latents(task, generator)
+        entry, base, b = task.entry, self.model.base, len(x)
+        anchors = None
+        if entry.action == "erase_with_la":
+            anchors = task.anchors.draw(generator, task.unconditional).at(ids)
+        n = 0 if anchors is None else len(anchors)
+        x_all = torch.cat([x, x.repeat(-(-n // b), 1, 1, 1)[:n]])
+
+        def rows(*concepts: Conditioning) -> Conditioning:
+            parts = [Conditioning.cat([c.at(ids)] * b) for c in concepts]
+            return Conditioning.cat(parts + ([anchors] if anchors is not None else []))
+
+        with torch.no_grad(), membrane.off():
+            off = base.predict_noise(torch.cat([x, x_all]), t, rows(task.positive, task.neutral))
+        e_pos, e_neu, a_off = off.split([b, b, n])
+        e_tar, a_on = base.predict_noise(x_all, t, rows(task.target)).split([b, n])
+
+        eta, lambda_ = entry.guidance_scale, entry.la_strength
+        weight = base.native_weight(int(t))
+        L_erase = weight * F.mse_loss(e_tar, e_neu - eta * (e_pos - e_neu))  # Eq. 4, c_sur = neutral
+        if anchors is None:
+            return {"loss": L_erase, "erase": L_erase}
+        L_anchor = weight * F.mse_loss(a_on, a_off)
+        return {"loss": L_erase + lambda_ * L_anchor, "erase": L_erase, "anchoring": L_anchor}  # Eq. 8
+
+
+class _Walker:
+    """Partially denoised latents x_k of the target, with the adapters on, and the timestep that the UNet is told."""
+
+    def __init__(self, settings: TrainConfig, model: SemipermeableMembraneModel, data: SemipermeableMembraneDataHandler):
+        self.settings, self.model, self.data = settings, model, data
+        self.kept: list[tuple[Tensor, int, Tensor]] = []
+
+    def latents(self, task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """x (b, c, h, w) as the UNet takes it, the timestep, and SDXL's size conditioning."""
+        many = self.settings.timesteps_per_trajectory
+        pool = self.settings.latent_pool
+        if pool and len(self.kept) >= pool and torch.rand(1, generator=generator) < 0.75:
+            x, k, ids = self.kept[int(torch.randint(len(self.kept), (1,), generator=generator))]
+        elif many > 1 and self.kept and not pool:
+            (x, k, ids), *self.kept = self.kept
+        else:
+            states = self._walk(task, generator, 1 if pool else many)
+            x, k, ids = states[0]
+            self.kept = [*self.kept, states[0]][-pool:] if pool else states[1:]
+        return (*self._told(x, k), ids)
+
+    @torch.no_grad()
+    def _walk(self, task: Task, generator: torch.Generator, count: int) -> list[tuple[Tensor, int, Tensor]]:
+        """The states after ``count`` random numbers of steps k in 1 .. K-1, in random order."""
+        entry, base, K = task.entry, self.model.base, self.settings.max_denoising_steps
+        ks = torch.randint(1, K, (count,), generator=generator)
+        height, width = self.data.size(entry, generator)
+        ids = self.data.time_ids(entry, height, width, generator)
+        x = initial_noise(base, height, width, [generator] * int(entry.batch_size or 1))
+        scheduler = training_scheduler(self.settings.noise_scheduler)
+        scheduler.set_timesteps(K, device=base.device)
+        cond, uncond = (c.at(ids).repeat(len(x)) for c in (task.target, task.unconditional))
+        rescale = 0.7 if base.takes_time_ids else 0.0
+        states: dict[int, Tensor] = {}
+        at = 0
+        for k in sorted(set(ks.tolist())):
+            x = denoise(
+                base, x, cond, uncond, scheduler, start=at, steps=k, guidance=self.settings.denoising_guidance, rescale=rescale,
+                generators=[generator] * len(x),
+            )  # fmt: skip
+            states[k], at = x, k
+        return [(states[k], k, ids) for k in ks.tolist()]
+
+    def _told(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        scheduler = training_scheduler(self.settings.noise_scheduler)
+        K = self.settings.max_denoising_steps
+        if self.settings.timestep_map == "aligned":
+            scheduler.set_timesteps(K, device=x.device)
+            t = scheduler.timesteps[k]
+        else:
+            scheduler.set_timesteps(1000, device=x.device)
+            t = scheduler.timesteps[k * 1000 // K]
+        return scheduler.scale_model_input(x, t), t
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.model.base.device
+        self.kept = [(x.to(device), k, ids) for x, k, ids in state["kept"]]
+
+
+class _Factors:
+    """The trained tensors, for the loop's checkpoint."""
+
+    def __init__(self, tensors: list[Tensor]):
+        self.tensors = tensors
+
+    def state_dict(self) -> list[Tensor]:
+        return [tensor.detach() for tensor in self.tensors]
+
+    @torch.no_grad()
+    def load_state_dict(self, state: list[Tensor]) -> None:
+        for tensor, kept in zip(self.tensors, state, strict=True):
+            tensor.copy_(kept)
+
+
+def warmup_steps(settings: TrainConfig) -> int:
+    """The warm-up, cut to a tenth of a run that is shorter than it: two iterations must change something."""
+    if settings.lr_warmup_steps < settings.iterations:
+        return settings.lr_warmup_steps
+    tenth = settings.iterations // 10
+    log.warning("train.lr_warmup_steps (%d) is not below iterations: using %d", settings.lr_warmup_steps, tenth)
+    return tenth
+
+
+# Where the optimisers outside torch live: lower-case name -> module, class.
+_FOREIGN_OPTIMIZERS = {
+    **{f"{name}8bit".lower(): ("bitsandbytes.optim", f"{name}8bit") for name in ("AdamW", "PagedAdamW", "Lion", "PagedLion")},
+    "sgdnesterov8bit": ("bitsandbytes.optim", "SGD8bit"), "lion": ("lion_pytorch", "Lion"), "prodigy": ("prodigyopt", "Prodigy"),
+    "dadaptation": ("dadaptation", "DAdaptAdam"), "dadaptadam": ("dadaptation", "DAdaptAdam"), "dadaptadagrad": ("dadaptation", "DAdaptAdaGrad"),
+    "dadaptadan": ("dadaptation", "DAdaptAdan"), "dadaptsgd": ("dadaptation", "DAdaptSGD"), "dadaptlion": ("dadaptation", "DAdaptLion"),
+}  # fmt: skip
+
+
+def make_optimizer(settings: TrainConfig, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """By name, case aside: torch's own, bitsandbytes' 8-bit ones, and those of the packages that kohya's scripts know.
+
+    Without bitsandbytes an 8-bit AdamW is plain AdamW: only 17 of the 384 tensors of SD 1.x are large enough to be
+    kept in 8 bits at all.
+    """
+    name, options = settings.optimizer_type.lower(), _options(settings.optimizer_args or [])
+    options = {"lr": settings.lr, **options}
+    if name.endswith("nesterov") or name.endswith("nesterov8bit"):
+        options = {"momentum": 0.9, "nesterov": True, **options}
+        name = name if name.endswith("8bit") else "sgd"
+    if name in _FOREIGN_OPTIMIZERS:
+        module, attribute = _FOREIGN_OPTIMIZERS[name]
+        try:
+            return getattr(importlib.import_module(module), attribute)(weights, **options)
+        except ImportError:
+            if name not in ("adamw8bit", "pagedadamw8bit"):
+                raise MissingDependency(module.split(".")[0], "track", f"optimizer {settings.optimizer_type}") from None
+            log.info("bitsandbytes is not installed: %s is plain AdamW, nearly the same numbers", settings.optimizer_type)
+            name = "adamw"
+    classes = {key.lower(): cls for key, cls in vars(torch.optim).items() if isinstance(cls, type)}
+    known = name.removeprefix("torch.optim.")
+    if known not in classes or known in ("optimizer", "lbfgs", "sparseadam"):
+        raise ConfigError(f"unknown optimizer {settings.optimizer_type!r}.{nearest(known, [*classes, *_FOREIGN_OPTIMIZERS])}")
+    try:
+        return classes[known](weights, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train.optimizer_args do not fit {settings.optimizer_type}: {error}") from None
+
+
+def _options(pairs: str | list[str]) -> dict[str, Any]:
+    """``["weight_decay=0.01", "betas=(0.9, 0.95)"]``, or the same in one string with blanks between."""
+    options = {}
+    for pair in pairs.split() if isinstance(pairs, str) else pairs:
+        key, equals, value = pair.partition("=")
+        try:
+            options[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            equals = ""
+        if not equals:
+            raise ConfigError(f"{pair!r} is not of the form name=value")
+    return options

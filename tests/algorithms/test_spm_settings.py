@@ -1,0 +1,296 @@
+"""Every key of the original YAML files is honoured, refused, or answered in the log; overrides never leak."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+import mu
+from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
+from mu.algorithms.semipermeable_membrane.configs import (
+    PRESETS,
+    SemipermeableMembraneConfig,
+    for_concepts,
+    semipermiable_membrane_train_i2p,
+    semipermiable_membrane_train_mu,
+)
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError
+from mu.models.diffusion import DiffusionModel
+
+PACKAGE = Path(mu.__file__).parent
+SHIPPED = PACKAGE / "algorithms" / "semipermeable_membrane" / "configs" / "train_config.yaml"
+
+# key of the seed document -> a value that is neither its default nor refused, and how it is answered
+SEED_KEYS: dict[str, tuple[Any, str]] = {
+    "pretrained_model.ckpt_path": ("canvas", "honoured"), "pretrained_model.v2": (True, "honoured"),
+    "pretrained_model.v_pred": (True, "honoured"), "pretrained_model.clip_skip": (2, "honoured"),
+    "network.rank": (4, "honoured"), "network.alpha": (2.0, "honoured"),
+    "train.precision": ("float16", "honoured"), "train.noise_scheduler": ("ddpm", "honoured"), "train.iterations": (7, "honoured"),
+    "train.batch_size": (2, "honoured"), "train.lr": (1e-3, "honoured"), "train.unet_lr": (5e-3, "refused"),
+    "train.text_encoder_lr": (5e-5, "noted"), "train.optimizer_type": ("AdamW", "honoured"),
+    "train.lr_scheduler": ("constant", "honoured"), "train.lr_warmup_steps": (3, "honoured"),
+    "train.lr_scheduler_num_cycles": (5, "honoured"), "train.max_denoising_steps": (9, "honoured"),
+    "save.per_steps": (3, "honoured"), "save.precision": ("float16", "honoured"), "other.use_xformers": (True, "noted"),
+    "wandb_project": ("p", "honoured"), "wandb_run": ("r", "honoured"), "use_sample": (True, "noted"),
+    "dataset_type": ("i2p", "honoured"), "template": ("object", "honoured"), "template_name": ("self-harm", "honoured"),
+    "prompt.target": ("dog", "honoured"), "prompt.positive": ("dog", "honoured"), "prompt.unconditional": ("bad", "honoured"),
+    "prompt.neutral": ("cat", "honoured"), "prompt.action": ("erase", "honoured"), "prompt.guidance_scale": ("3.0", "honoured"),
+    "prompt.resolution": (256, "honoured"), "prompt.batch_size": (2, "honoured"), "prompt.dynamic_resolution": (True, "honoured"),
+    "prompt.la_strength": (10.0, "honoured"), "prompt.sampling_batch_size": (8, "honoured"),
+    "devices": ("0,1", "honoured"), "output_dir": ("elsewhere", "honoured"), "verbose": (False, "honoured"),
+}  # fmt: skip
+ORIGINAL_KEYS: dict[str, tuple[Any, str]] = {
+    "prompts_file": ("prompts.yaml", "honoured"), "pretrained_model.name_or_path": ("canvas", "honoured"),
+    "train.optimizer_args": (["weight_decay=0.1"], "honoured"), "train.lr_scheduler_power": (2.0, "honoured"),
+    "train.lr_scheduler_args": ("a=1", "honoured"), "train.max_grad_norm": (1.0, "honoured"),
+    "save.name": ("snoopy", "honoured"), "save.path": ("there", "honoured"), "logging.use_wandb": (True, "honoured"),
+    "logging.run_name": ("r", "honoured"), "logging.verbose": (True, "noted"), "logging.interval": (500, "refused"),
+    "logging.prompts": (["a dog"], "refused"), "inference.use_wandb": (True, "refused"),
+    "prompt.dynamic_crops": (True, "honoured"), "prompt.use_template": (True, "honoured"), "prompt.seed": (3, "noted"),
+    "prompt.case_number": (3, "noted"),
+}  # fmt: skip
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def value_of(config: BaseModel, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize("key", [*SEED_KEYS, *ORIGINAL_KEYS])
+def test_each_key_is_honoured_refused_or_answered(key: str) -> None:
+    value, answer = (SEED_KEYS | ORIGINAL_KEYS)[key]
+    if answer == "refused":
+        with pytest.raises(ConfigError, match=key.split(".")[-1] if key.startswith("train") else "unknown setting"):
+            SemipermeableMembraneConfig.parse(nested(key, value))
+        return
+    config = SemipermeableMembraneConfig.parse(nested(key, value))
+    assert str(value_of(config, key)) == str(value)
+    noted = any(key.split(".")[-1] in note for note in config.notes())
+    assert noted == (answer == "noted")
+
+
+def test_the_shipped_file_holds_the_seeds_keys() -> None:
+    def keys(values: dict[str, Any], prefix: str = "") -> set[str]:
+        return set().union(*(keys(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items()))
+
+    assert keys(yaml.safe_load(SHIPPED.read_text())) == set(SEED_KEYS)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("algorithms/**/*.yaml")), ids=lambda p: "/".join(p.parts[-3:]))
+def test_shipped_files_load(path: Path) -> None:
+    if path.name == "environment.yaml":
+        assert yaml.safe_load(path.read_text())["name"].startswith("mu_")
+    else:
+        assert SemipermeableMembraneConfig.load(path).entries()[0].target
+
+
+def test_numbers_as_yaml_reads_them() -> None:
+    """``1e-4`` and ``5e-05`` are texts to YAML, and eta is a text in the original files."""
+    config = SemipermeableMembraneConfig.load(SHIPPED)
+    assert isinstance(yaml.safe_load("1e-4"), str)  # why this needs a test
+    assert (config.train.lr, config.train.unet_lr, config.train.text_encoder_lr) == (1e-4, 1e-4, 5e-5)
+    assert config.prompt.guidance_scale == 1.0
+    assert SemipermeableMembraneConfig.parse({"prompt": {"guidance_scale": 2}}).prompt.guidance_scale == 2.0
+    for wrong in (
+        {"train": {"lr": "fast"}},
+        {"train": {"lr": -1}},
+        {"prompt": {"guidance_scale": "much"}},
+        {"prompt": None},
+        {"train": {"iterations": 0}},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            SemipermeableMembraneConfig.parse(wrong)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [({"train": {"iteration": 3}}, "iterations"), ({"templatename": "x"}, "template_name"), ({"prompt": {"la_strenght": 1}}, "la_strength"),
+     ({"prompts": [{"targt": "x"}]}, "target")],
+)  # fmt: skip
+def test_an_unknown_key_names_the_nearest(wrong: dict[str, Any], meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown setting.*Did you mean '{meant}'"):
+        SemipermeableMembraneConfig.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"prompt": {"target": " "}}, {"template_name": ""}, {"prompt": {"sampling_batch_size": 3, "batch_size": 2}},
+     {"train": {"batch_size": 2}, "prompt": {"batch_size": 4}}, {"prompt": {"use_template": True, "templates": ["no place"]}},
+     {"dataset_type": "coco"}, {"train": {"noise_scheduler": "pndm"}}],
+)  # fmt: skip
+def test_what_would_erase_nothing_or_contradicts_itself_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        SemipermeableMembraneConfig.parse(wrong)
+
+
+# -- overrides --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", [*PRESETS.values(), semipermiable_membrane_train_mu, semipermiable_membrane_train_i2p])
+def test_overrides_never_change_the_preset(preset: SemipermeableMembraneConfig) -> None:
+    before = preset.model_dump_json()
+    method = SemipermeableMembraneAlgorithm(
+        preset, train={"iterations": 2}, template_name="Pop_Art", **{"prompt.la_strength": 3}
+    )
+    assert method.config.train.iterations == 2
+    assert method.config.prompt.la_strength == 3
+    assert method.config.train.lr == preset.train.lr
+    method.config.train.iterations = 9
+    method.config.prompt.target = "dog"
+    assert preset.model_dump_json() == before
+
+
+def test_settings_may_be_edited_by_attribute() -> None:
+    """Also in a section that was never set: what pydantic calls unset must not be lost on the way to the run."""
+    config = SemipermeableMembraneConfig()
+    config.train.iterations = 7
+    config.template_name = "Cubism"
+    config.prompt.la_strength = 5
+    method = SemipermeableMembraneAlgorithm(config, network={"rank": 2})
+    assert method.config.train.iterations == 7
+    assert method.config.prompt.la_strength == 5
+    assert method.config.network.rank == 2
+    assert method.config.concept == "Cubism"
+    assert SemipermeableMembraneConfig().train.iterations == 3000
+    with pytest.raises(ValueError, match="iteration"):
+        config.train.iteration = 3  # type: ignore[attr-defined]
+
+
+def test_settings_may_be_subclassed() -> None:
+    class Mine(SemipermeableMembraneConfig):
+        template_name: str = "Cubism"
+
+    assert SemipermeableMembraneAlgorithm(Mine(), train={"iterations": 2}).config.entries()[0].target == "Cubism"
+
+
+@pytest.mark.parametrize(
+    ("name", "concept"), [("self-harm", "self-harm"), ("Pop_Art", "Pop Art"), ("any name at all", "any name at all")]
+)
+def test_template_name_changes_the_target_and_the_file(name: str, concept: str, tmp_path: Path) -> None:
+    """Also where the file's alias has written the old name into the prompt section."""
+    for base in (SHIPPED, semipermiable_membrane_train_mu, {"template_name": "Old_Name", "prompt": {"target": "Old_Name"}}):
+        method = SemipermeableMembraneAlgorithm(base, template_name=name, output_dir=str(tmp_path))
+        entry = method.config.entries()[0]
+        assert (entry.target, entry.positive) == (concept, concept)
+        assert method.final_file == tmp_path / f"semipermeable_membrane_{name}_last.safetensors"
+    method = SemipermeableMembraneAlgorithm(SHIPPED, template_name=name, prompt={"target": "a dog"})
+    assert method.config.entries()[0].target == "a dog"  # what is said is said
+
+
+def test_an_alias_of_template_name_is_the_concept(tmp_path: Path) -> None:
+    """``template_name: &n Pop_Art`` with ``target: *n`` means what users type: with a space."""
+    path = tmp_path / "config.yaml"
+    path.write_text(SHIPPED.read_text().replace("Abstractionism", "Pop_Art"))
+    entry = SemipermeableMembraneConfig.load(path).entries()[0]
+    assert (entry.target, entry.positive) == ("Pop Art", "Pop Art")
+
+
+def test_the_i2p_settings_name_their_concept() -> None:
+    assert semipermiable_membrane_train_i2p.entries()[0].target == "self-harm"
+    assert semipermiable_membrane_train_mu.entries()[0].target == "Abstractionism"
+
+
+def test_concepts_become_settings() -> None:
+    one = for_concepts(["van gogh"], "canvas")
+    assert one.entries()[0].target == "van gogh"
+    assert one.pretrained_model.name == "canvas"
+    assert one.train.iterations == PRESETS["canvas"].train.iterations
+    two = for_concepts(["a", "b"], None, "styles")
+    assert [entry.target for entry in two.entries()] == ["a", "b"]
+    assert two.gate.factor == 2.0
+    with pytest.raises(ConfigError, match="unknown preset"):
+        for_concepts(["a"], None, "nope")
+
+
+def test_a_prompts_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text('- target: "snoopy"\n  guidance_scale: "1.0"\n- target: "mickey"\n  neutral: "mouse"\n')
+    config = SemipermeableMembraneConfig.parse({"prompts_file": str(path)})
+    assert [(e.target, e.positive, e.neutral) for e in config.entries()] == [
+        ("snoopy", "snoopy", ""),
+        ("mickey", "mickey", "mouse"),
+    ]
+    for wrong in ("- positive: x\n", "[]\n", "- 3\n", "- {target: x, nonsense: 1}\n"):
+        path.write_text(wrong)
+        with pytest.raises(ConfigError):
+            config.entries()
+
+
+def test_settings_survive_their_own_yaml(tmp_path: Path) -> None:
+    for comments in (True, False):
+        for preset in PRESETS.values():
+            (tmp_path / "c.yaml").write_text(preset.to_yaml(comments))
+            again = SemipermeableMembraneConfig.load(tmp_path / "c.yaml")
+            assert again.model_dump() == preset.model_dump()
+
+
+def test_a_loaded_model_that_contradicts_the_settings_is_refused(tiny: DiffusionModel) -> None:
+    for wrong in ({"v2": True}, {"clip_skip": 2}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            SemipermeableMembraneAlgorithm(semipermiable_membrane_train_mu, model=tiny, pretrained_model=wrong).load_model()
+    assert (
+        SemipermeableMembraneAlgorithm(
+            semipermiable_membrane_train_mu, model=tiny, pretrained_model={"clip_skip": 1}
+        ).load_model()
+        is tiny
+    )
+
+
+# -- every field is read ----------------------------------------------------------------------------------------------------
+
+# Read in the settings alone, which answer them with a note or a refusal or turn them into what others read.
+ANSWERED_IN_CONFIGS = {
+    "name_or_path", "ckpt_path", "unet_lr", "text_encoder_lr", "use_xformers", "use_sample", "case_number", "path", "dataset_type",
+    "template", "prompts_file", "prompts", "neutral", "target", "kind", "factor", "metric", "arithmetic", "template_name",
+}  # fmt: skip
+
+
+def fields(config: type[BaseModel]) -> set[str]:
+    found = set()
+    for name, field in config.model_fields.items():
+        inner = [kind for kind in (field.annotation, *get_args(field.annotation), *(b for a in get_args(field.annotation) for b in get_args(a)))
+                 if isinstance(kind, type) and issubclass(kind, BaseModel)]  # fmt: skip
+        found |= fields(inner[0]) if inner else {name}
+    return found
+
+
+def test_every_setting_is_read_by_something() -> None:
+    folder = PACKAGE / "algorithms" / "semipermeable_membrane"
+    sources = "\n".join(path.read_text() for path in [*folder.glob("*.py"), *(PACKAGE / "core").glob("*.py")])
+    read = {
+        node.attr
+        for node in ast.walk(ast.parse(sources.replace("from __future__ import annotations", "")))
+        if isinstance(node, ast.Attribute)
+    }
+    read |= set(re.findall(r'getattr\(\w+(?:\.\w+)*, "(\w+)"', sources))
+    names = fields(SemipermeableMembraneConfig)
+    assert len(names) > 50
+    missing = names - read - ANSWERED_IN_CONFIGS
+    assert not missing
+    own = (folder / "configs" / "__init__.py").read_text()
+    assert all(len(re.findall(rf"\b{name}\b", own)) > 1 for name in ANSWERED_IN_CONFIGS)
+
+
+def test_every_setting_says_what_it_does() -> None:
+    def described(config: type[BaseModel]) -> None:
+        for name, field in config.model_fields.items():
+            assert field.description, f"{config.__name__}.{name}"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseConfig):
+                described(field.annotation)
+
+    described(SemipermeableMembraneConfig)
