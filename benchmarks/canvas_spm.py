@@ -1,0 +1,93 @@
+"""SPM on every style and object of the embedded world: UA, IRA, CRA, time, peak memory, size.
+
+    python benchmarks/canvas_spm.py --out outputs/canvas_spm --json docs/results/canvas_spm.json
+
+Settings: the preset ``canvas``, chosen on seeds 1 to 4; reported on seeds 188, 288, 588, 688 (``--seeds``). An interrupted
+benchmark goes on where it stopped. ``--gate fixed`` switches facilitated transport off, ``--set key=value`` tries settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+
+import mu
+from mu.algorithms import algorithm
+from mu.core.files import write_json, write_text
+from mu.core.run import RunDirectory, versions
+from mu.core.script import parsed
+from mu.data import canvas as world
+from mu.edits.files import open_edit
+from mu.evaluation.suites import evaluate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs/canvas_spm"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--concepts", nargs="*", default=[*world.STYLES, *world.OBJECTS])
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[188, 288, 588, 688])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings on top of the preset")
+    options = parser.parse_args()
+    model, spm = mu.load("canvas"), algorithm("spm")
+    settings = parsed(spm.config_class, dict(pair.split("=", 1) for pair in options.set))
+    rows = {}
+    for concept in options.concepts:
+        folder = options.out / concept.replace(" ", "-")
+        run = RunDirectory(folder)
+        if not run.edit.exists():
+            config = spm.for_concepts([concept], model.name)
+            method = spm(config, model=model, output_dir=str(options.out), run_dir=str(folder), **settings)
+            method.run(resume=run.config.exists())
+        table = run.read_scores() or evaluate(
+            run, "canvas", model, open_edit(run.edit), seeds=options.seeds, base_answers=options.out / "base"
+        )
+        rows[concept] = {
+            "kind": "style" if concept in world.STYLES else "object",
+            "seconds": run.read_environment()["seconds"], "bytes": run.edit.stat().st_size,
+            **{column: {score.name: score.value for score in scores} for column, scores in table.items()},
+        }  # fmt: skip
+        print(concept, {name: round(value, 3) for name, value in rows[concept]["edited"].items()}, flush=True)
+    result = summary(rows, options)
+    print(json.dumps(result["mean"], indent=2))
+    if options.json:
+        write_json(options.json, result)
+        write_text(options.json.with_suffix(".md"), table_of(result))
+
+
+def summary(rows: dict, options: argparse.Namespace) -> dict:
+    means = {}
+    for kind in ("style", "object"):
+        chosen = [row for row in rows.values() if row["kind"] == kind]
+        for column in ("base", "edited"):
+            if chosen:
+                names = chosen[0][column]
+                means[f"{kind}, {column}"] = {name: sum(row[column][name] for row in chosen) / len(chosen) for name in names}
+    both = [row["edited"] for row in rows.values()]
+    means["all, edited"] = {name: sum(row[name] for row in both) / len(both) for name in both[0]}
+    means["seconds"] = sum(row["seconds"] for row in rows.values()) / len(rows)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "mean": means, "concepts": rows, "peak_memory_MiB": round(peak), "seeds": options.seeds, "settings": options.set,
+        "made": time.strftime("%Y-%m-%d"), "versions": versions(),
+    }  # fmt: skip
+
+
+def table_of(result: dict) -> str:
+    lines = ["| erased | UA | IRA | CRA | CLIP score (base) | Fréchet distance (base) | seconds |", "| --- " * 7 + "|"]
+    for concept, row in result["concepts"].items():
+        edited, base = row["edited"], row["base"]
+        shares = " | ".join(f"{100 * edited[name]:.1f}" for name in ("UA", "IRA", "CRA"))
+        rest = " | ".join(f"{edited[name]:.3f} ({base[name]:.3f})" for name in ("CLIP score", "Fréchet distance"))
+        lines.append(f"| {concept} | {shares} | {rest} | {row['seconds']:.0f} |")
+    mean = result["mean"]["all, edited"]
+    shares = " | ".join(f"{100 * mean[name]:.1f}" for name in ("UA", "IRA", "CRA"))
+    lines.append(f"| **mean** | {shares} | | | {result['mean']['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

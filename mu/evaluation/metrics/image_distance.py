@@ -1,0 +1,52 @@
+"""How far two pictures, or two equal batches of pictures, are from each other, byte by byte."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mu.core.errors import DataError
+
+
+def max_difference(a: ArrayLike, b: ArrayLike) -> int:
+    """Largest |a - b| in units of 1/255: 0 (equal) .. 255. ``a`` and ``b``: uint8 of one shape, any layout.
+
+    Arrays, CPU tensors or PIL images. Raises `DataError` for other types, unequal shapes or no pixels; values in 0..1 must be
+    made bytes first, so that no distance is silently 255 times too small. The same holds for all of this file.
+
+    >>> max_difference(np.uint8([[0, 10]]), np.uint8([[255, 13]]))
+    255
+    """
+    return int(np.abs(_difference(a, b)).max())
+
+
+def mean_difference(a: ArrayLike, b: ArrayLike) -> float:
+    """Mean |a - b| over pixels and channels in units of 1/255: 0 (equal) .. 255.
+
+    >>> mean_difference(np.uint8([[0, 10]]), np.uint8([[255, 13]]))
+    129.0
+    """
+    return float(np.abs(_difference(a, b)).mean())
+
+
+def psnr(a: ArrayLike, b: ArrayLike) -> float:
+    """Peak signal-to-noise ratio 10 log10(255^2 / mean (a - b)^2) in dB: 0 (black on white) .. infinity (equal).
+
+    Higher is closer. Of a batch it is the ratio of the pooled error, not the mean of the pictures' ratios. Source: ITU-T J.340.
+
+    >>> psnr(np.uint8([[0, 255]]), np.uint8([[255, 0]]))
+    0.0
+    """
+    error = float(np.square(_difference(a, b)).mean())
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def _difference(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    first, second = np.asarray(a), np.asarray(b)
+    if first.dtype != np.uint8 or second.dtype != np.uint8:
+        raise DataError(f"pictures must be bytes (uint8, 0..255), not {first.dtype} and {second.dtype}")
+    if first.shape != second.shape or not first.size:
+        raise DataError(f"pictures must have one shape and some pixels, not {first.shape} and {second.shape}")
+    return first.astype(np.float64) - second

@@ -1,0 +1,122 @@
+"""UA, IRA and CRA: what UnlearnCanvas (arXiv 2402.11846) asks of a model that was told to forget one style or object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from mu.core.errors import DataError, nearest
+from mu.core.scores import Score
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One generated picture: the style and object its prompt asked for, and those that the classifiers saw."""
+
+    style: str
+    object: str
+    style_seen: str
+    object_seen: str
+
+
+class Unlearning(NamedTuple):
+    """The three scores of one request, each in 0..1, higher is better."""
+
+    ua: Score
+    ira: Score
+    cra: Score
+
+
+def unlearning_scores(
+    predictions: Iterable[Prediction],
+    erased: str,
+    kind: Literal["style", "object"],
+    *,
+    protocol: str,
+    include_erased: bool = True,
+    left_out: Collection[str] = (),
+) -> Unlearning:
+    """UA, IRA and CRA of the request to erase ``erased``, from the pictures of every style x object.
+
+    With *accuracy of x* = share of the pictures prompted with x in which the classifier of x's kind sees x:
+
+    - UA = 1 - accuracy of ``erased``.
+    - IRA (in-domain) = mean, over the other concepts of the same kind, of their accuracy.
+    - CRA (cross-domain) = mean, over the concepts of the *other* kind, of their accuracy, on **all** pictures. Those prompted
+      with the erased concept are among them, as in the authors' script; whether their published table has them is not
+      known. ``include_erased=False`` takes CRA on the other pictures only, and says so in the score's protocol.
+
+    The means are over concepts, so that a concept with fewer pictures weighs the same. ``left_out`` are names over which IRA
+    and CRA take no mean (the authors leave out the photos' ``Seed_Images``, of which there is no style to keep), while their
+    pictures still count for the other kind. ``per_item`` gives each accuracy (for UA: 1 - accuracy), ``n`` the pictures
+    used. Published values are the percentages. Raises `DataError` where a name is unknown or nothing is left to retain.
+
+    >>> seen = [("neon", "star", "photo", "star"), ("neon", "fish", "neon", "star"), ("photo", "star", "photo", "star"),
+    ...         ("photo", "fish", "neon", "fish")]
+    >>> [score.value for score in unlearning_scores([Prediction(*row) for row in seen], "neon", "style", protocol="canvas/1")]
+    [0.5, 0.5, 0.75]
+    """
+    if kind not in ("style", "object"):
+        raise DataError(f"a request is for a style or an object, not {kind!r}")
+    rows = list(predictions)
+    own, other = (_STYLE, _OBJECT) if kind == "style" else (_OBJECT, _STYLE)
+    within, across = _accuracies(rows, own), _accuracies([r for r in rows if include_erased or own.asked(r) != erased], other)
+    if erased not in within:
+        raise DataError(f"no picture was prompted with the {kind} {erased!r}.{nearest(erased, within)}")
+    gone = within.pop(erased)
+    ua = Score("UA", 1 - gone.value, gone.n, "higher", protocol, {erased: 1 - gone.value})
+    cross_protocol = protocol if include_erased else f"{protocol}, CRA on retained only"
+    return Unlearning(ua, _mean("IRA", within, left_out, protocol), _mean("CRA", across, left_out, cross_protocol))
+
+
+def mean_over_requests(scores: Mapping[str, Score]) -> Score:
+    """The table's entry: the mean of one score over requests (``scores``: erased concept -> its score), ``n`` summed.
+
+    Raises `DataError` for no requests, or scores of different names or protocols.
+
+    >>> scores = {"neon": Score("UA", 1.0, 8, "higher", "canvas/1"), "photo": Score("UA", 0.5, 8, "higher", "canvas/1")}
+    >>> mean_over_requests(scores).value
+    0.75
+    """
+    kinds = {(score.name, score.direction, score.protocol) for score in scores.values()}
+    if len(kinds) != 1:
+        found = "; ".join(f"{name} by {protocol}" for name, _, protocol in sorted(kinds))
+        raise DataError(f"only scores of one name and protocol have a mean, not {found or 'none at all'}")
+    name, direction, protocol = kinds.pop()
+    values = {erased: score.value for erased, score in scores.items()}
+    return Score(name, _average(values.values()), sum(score.n for score in scores.values()), direction, protocol, values)
+
+
+class _Domain(NamedTuple):
+    asked: Callable[[Prediction], str]
+    seen: Callable[[Prediction], str]
+
+
+class _Accuracy(NamedTuple):
+    value: float
+    n: int
+
+
+_STYLE = _Domain(lambda row: row.style, lambda row: row.style_seen)
+_OBJECT = _Domain(lambda row: row.object, lambda row: row.object_seen)
+
+
+def _accuracies(rows: Sequence[Prediction], domain: _Domain) -> dict[str, _Accuracy]:
+    """Of each concept that was asked for, in order of first appearance."""
+    hits: dict[str, list[bool]] = {}
+    for row in rows:
+        hits.setdefault(domain.asked(row), []).append(domain.asked(row) == domain.seen(row))
+    return {name: _Accuracy(sum(right) / len(right), len(right)) for name, right in hits.items()}
+
+
+def _mean(name: str, accuracies: Mapping[str, _Accuracy], left_out: Collection[str], protocol: str) -> Score:
+    kept = {concept: found for concept, found in accuracies.items() if concept not in left_out}
+    if not kept:
+        raise DataError(f"{name} needs pictures of at least one retained concept")
+    values = {concept: found.value for concept, found in kept.items()}
+    return Score(name, _average(values.values()), sum(found.n for found in kept.values()), "higher", protocol, values)
+
+
+def _average(values: Collection[float]) -> float:
+    return sum(values) / len(values)

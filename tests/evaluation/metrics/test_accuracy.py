@@ -1,0 +1,61 @@
+"""Accuracy against `torch.topk`, and what it does where topk is arbitrary."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mu.core.errors import DataError
+from mu.evaluation.metrics.accuracy import accuracy, class_accuracy
+
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS = torch.randn(200, 7, generator=GENERATOR)
+TARGETS = torch.randint(7, (200,), generator=GENERATOR)
+
+
+@pytest.mark.parametrize("k", range(1, 8))
+def test_equals_topk_where_nothing_is_level(k: int):
+    direct = (LOGITS.topk(k).indices == TARGETS[:, None]).any(dim=1).double().mean()
+    assert accuracy(LOGITS, TARGETS, k) == pytest.approx(float(direct))
+
+
+def test_a_perfect_and_an_inverted_model():
+    perfect = torch.eye(7)[TARGETS]
+    assert accuracy(perfect, TARGETS) == 1 and accuracy(-perfect, TARGETS) == 0
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_a_model_that_says_the_same_of_all_is_a_guess_not_a_success(k: int):
+    assert accuracy(torch.zeros(200, 7), TARGETS, k) == pytest.approx(k / 7)
+    assert accuracy(torch.zeros(200, 7).flip(1), 6 - TARGETS, k) == pytest.approx(k / 7)
+
+
+def test_ties_are_the_mean_over_random_orders():
+    coarse = LOGITS.round()
+    noise = [torch.rand(coarse.shape, generator=GENERATOR) * 0.5 for _ in range(300)]
+    sampled = sum(accuracy(coarse + n, TARGETS, 2) for n in noise) / len(noise)
+    assert accuracy(coarse, TARGETS, 2) == pytest.approx(sampled, abs=0.01)
+    assert abs(accuracy(coarse, TARGETS, 2) - accuracy(LOGITS, TARGETS, 2)) > 1e-3
+
+
+def test_each_class_and_their_mean():
+    by_class = class_accuracy(LOGITS, TARGETS, k=3)
+    counts = TARGETS.bincount(minlength=7)
+    assert sorted(by_class) == list(range(7))
+    pooled = sum(value * int(counts[label]) for label, value in by_class.items()) / 200
+    assert pooled == pytest.approx(accuracy(LOGITS, TARGETS, k=3))
+    few = class_accuracy(torch.eye(3)[[0, 0, 1]], torch.tensor([0, 2, 2]))
+    assert few == {0: 1.0, 2: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "k"),
+    [
+        (LOGITS, TARGETS[:5], 1), (LOGITS[0], TARGETS, 1), (LOGITS[:0], TARGETS[:0], 1), (LOGITS, TARGETS + 1, 1),
+        (LOGITS, TARGETS - 1, 1), (LOGITS, TARGETS.float(), 1), (LOGITS, TARGETS, 0), (LOGITS, TARGETS, 8),
+        (LOGITS / 0 * 0, TARGETS, 1),
+    ],
+)  # fmt: skip
+def test_input_that_makes_no_sense_is_refused(logits: torch.Tensor, targets: torch.Tensor, k: int):
+    with pytest.raises(DataError):
+        accuracy(logits, targets, k)
