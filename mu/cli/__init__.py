@@ -1,0 +1,32 @@
+"""``mu``: the command line. Each verb has its file, which only calls the packages; nothing here loads torch."""
+
+from __future__ import annotations
+
+import typer
+
+from mu.cli.canvas import app as canvas_app
+from mu.cli.cite import cite
+from mu.cli.config import config
+from mu.cli.demo import demo
+from mu.cli.erase import erase
+from mu.cli.evaluate import evaluate
+from mu.cli.generate import generate
+from mu.cli.info import info
+from mu.cli.merge import merge
+from mu.cli.methods import methods
+from mu.cli.program import Program, root
+from mu.cli.report import report
+
+app = typer.Typer(name="mu", cls=Program, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app.callback(invoke_without_command=True)(root)
+for verb in (demo, erase, generate, evaluate, report, merge, info, methods, config, cite):
+    app.command()(verb)
+app.add_typer(canvas_app)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="mu")
+
+
+__all__ = ["app", "main"]

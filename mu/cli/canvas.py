@@ -1,0 +1,80 @@
+"""``mu canvas``: the world of the embedded model"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mu.cli.options import Device, Resume, pairs, whole_numbers
+from mu.core.errors import ConfigError, nearest
+
+app = typer.Typer(name="canvas", help="Train the embedded model anew, or render its world as data.", no_args_is_help=False)
+
+
+class Layout(str, Enum):
+    unlearn_canvas = "unlearn-canvas"
+    celeba = "celeba"
+    shards = "shards"
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Where the models go; a stage whose folder exists is skipped.")] = Path(
+        "outputs/canvas"
+    ),
+    seed: Annotated[int, typer.Option(help="Decides all random numbers.")] = 0,
+    device: Device = None,
+    stages: Annotated[str, typer.Option(help="Which, with commas between, in this order.")] = "judge,clip,autoencoder,unet",
+    steps: Annotated[
+        str | None, typer.Option(metavar="STAGE=N,...", help="Optimiser steps in place of the stages' own.")
+    ] = None,
+) -> None:
+    """Train the embedded model from nothing. Run again, it goes on where it stopped.
+
+    Example: mu canvas train --out outputs/canvas --stages judge,clip --steps judge=200,clip=300
+    """
+    from mu.core.script import show_log
+    from mu.core.seeds import pick_device
+    from mu.models.canvas.training import STAGES, train_world
+
+    show_log()
+    counts = {stage: whole_numbers(n, "--steps")[0] for stage, n in pairs(steps.split(",") if steps else [], "--steps").items()}
+    named = tuple(stages.split(","))
+    for stage in (*named, *counts):
+        if stage not in STAGES:
+            raise ConfigError(f"unknown stage {stage!r}.{nearest(stage, STAGES)}")
+    train_world(out, seed=seed, device=str(pick_device(device)), stages=named, steps=counts)
+    print(out)
+
+
+@app.command()
+def render(
+    layout: Annotated[Layout, typer.Argument(help="How the files lie.")],
+    out: Annotated[Path, typer.Argument(help="An empty or new folder.")],
+    n: Annotated[
+        int, typer.Option("--n", help="unlearn-canvas: pictures per style and object. celeba: per identity. shards: in all.")
+    ] = 20,
+    seed: Annotated[int, typer.Option(help="Decides every picture.")] = 0,
+    resume: Resume = False,
+) -> None:
+    """Render pictures of the canvas world in a layout that the field's programs read.
+
+    Example: mu canvas render unlearn-canvas outputs/pictures --n 5
+    """
+    from mu.core.loop import progress_bar
+    from mu.data import canvas as world
+    from mu.data import folders
+
+    writers: dict[Layout, tuple[Callable[..., int], int]] = {
+        Layout.unlearn_canvas: (folders.write_unlearn_canvas, n * len(world.STYLES) * len(world.OBJECTS)),
+        Layout.celeba: (folders.write_celeba, n * len(world.IDENTITIES)),
+        Layout.shards: (folders.write_shards, n),
+    }
+    writer, total = writers[layout]
+    with progress_bar("rendering", total) as advance:
+        writer(out, n, seed, resume=resume, progress=lambda done, _: advance(done, ""))
+    print(out)

@@ -1,0 +1,34 @@
+"""``mu cite``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mu.core.errors import DataError
+
+
+def cite(
+    what: Annotated[str, typer.Argument(metavar="METHOD|RUN|EDIT", help="A method's name, or what one left behind.")],
+) -> None:
+    """Print the BibTeX entry of a method, of a run, or of an edit's file.
+
+    Example: mu cite spm
+    """
+    from mu.algorithms import ALGORITHMS, algorithm
+    from mu.core.algorithm import citation
+    from mu.core.run import RunDirectory
+    from mu.edits.files import open_edit
+
+    path = Path(what)
+    if what in ALGORITHMS or not path.exists():
+        found = citation(algorithm(what))
+    elif RunDirectory(path).environment.exists():
+        found = str(RunDirectory(path).read_environment().get("citation", ""))
+    else:
+        found = open_edit(path).info.citation
+    if not found:
+        raise DataError(f"{what} names no paper")
+    print(found)

@@ -1,0 +1,24 @@
+"""``mu demo``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mu.cli.options import Overwrite
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("outputs/demo"), overwrite: Overwrite = False
+) -> None:
+    """Erase a style and an object from the embedded model, put one back, and write a report.
+
+    Example: mu demo --out outputs/demo
+    """
+    from mu.core.script import show_log
+    from mu.demo import run
+
+    show_log()
+    print(run(out, overwrite))

@@ -1,0 +1,77 @@
+"""``mu erase``"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mu.cli.options import Device, Overwrite, Resume, pairs
+from mu.core.errors import ConfigError
+
+
+def erase(
+    method: Annotated[str, typer.Argument(help="The method: see `mu methods`.")],
+    concept: Annotated[list[str] | None, typer.Option(help="What to erase; repeat for several.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="canvas (default), a hub id, a diffusers folder, or a .safetensors/.ckpt file.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings as YAML (see `mu config`) in place of concepts.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings by name. Default: those that fit the model.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting on top, like train.iterations=100.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder. Default: outputs/METHOD/CONCEPT.")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt of the pictures before and after; repeatable.")] = None,
+    pictures: Annotated[bool, typer.Option(help="Make pictures before and after.")] = True,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as the settings say.")] = None,
+) -> None:
+    """Find the edit that erases concepts; leave the edit, pictures before and after, and a report in a folder.
+
+    Example: mu erase spm --concept "neon style" --set train.iterations=100 --out outputs/neon
+    """
+    from mu.algorithms import algorithm
+    from mu.core.script import parsed, show_log
+    from mu.data.concepts import check_concept
+    from mu.edits.bank import Bank
+    from mu.edits.files import open_edit
+    from mu.models import load, load_diffusion
+    from mu.report import write_report
+
+    show_log()
+    chosen = algorithm(method)
+    concepts = [check_concept(each) for each in concept or ()]
+    if config and (concepts or model or preset or device or precision):
+        raise ConfigError("--config FILE already says concept, model and device: change them in it or with --set KEY=VALUE")
+    if not (config or concepts):
+        raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
+    if config:
+        base = chosen.config_class.load(config)
+    else:
+        base = chosen.for_concepts(concepts, model or "canvas", preset)
+        out = out or Path("outputs") / method / _folder(concepts)
+    places: dict[str, Any] = {
+        name: str(out) for name in ("output_dir", "run_dir") if out and name in chosen.config_class.model_fields
+    }
+    options = parsed(chosen.config_class, pairs(settings or [], "--set"))
+    final = base.merged(places, options)
+    placed = load(model or "canvas", device=device, precision=precision or "float32") if device or precision else None
+    work = chosen(final, model=placed)
+    run = work.run(resume=resume, overwrite=overwrite)
+    if pictures:
+        from mu.evaluation.pictures import before_after
+
+        painter = work.model or load_diffusion(run.read_environment().get("model") or "canvas", device=device)
+        before_after(run, painter, Bank(painter, [open_edit(run.edit)]), target_prompts=prompt)
+    print(f"edit    {run.edit}\nreport  {write_report(run)}")
+
+
+def _folder(concepts: Sequence[str]) -> str:
+    """``neon style`` and ``star`` -> ``neon-style+star``."""
+    return "+".join(re.sub(r"[^\w.]+", "-", concept).strip("-.") or "concept" for concept in concepts)

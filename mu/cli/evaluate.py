@@ -1,0 +1,59 @@
+"""``mu evaluate``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mu.cli.options import Device, Json, Precision, RunFolder, whole_numbers
+
+
+def evaluate(
+    run: RunFolder,
+    suite: Annotated[str, typer.Option(help="What is measured, by a stated protocol.")] = "canvas",
+    model: Annotated[str | None, typer.Option(help="The base model. Default: the run's own.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of the pictures, with commas between.")] = "188,288,588,688",
+    base_answers: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the base model's pictures are kept, for several runs to share.")
+    ] = None,
+    device: Device = None,
+    precision: Precision = "float32",
+    json: Json = False,
+) -> None:
+    """Measure a run: what left, what stayed. Writes scores.json and the report anew.
+
+    Example: mu evaluate outputs/neon --base-answers outputs/answers
+    """
+    from mu.cli.output import print_json, print_table
+    from mu.core.run import RunDirectory
+    from mu.core.script import show_log
+    from mu.edits.files import open_edit
+    from mu.evaluation.suites import evaluate as measured
+    from mu.models import load_diffusion
+    from mu.report import write_report
+
+    show_log()
+    chosen, numbers = RunDirectory(run), whole_numbers(seeds, "--seeds")
+    edit = open_edit(chosen.edit)
+    name = model or chosen.read_environment().get("model") or "canvas"
+    base = load_diffusion(name, device=device, precision=precision)
+    table = measured(chosen, suite, base, edit, seeds=numbers, base_answers=base_answers)
+    report = write_report(chosen)
+    if json:
+        print_json({column: [score.to_json() for score in scores] for column, scores in table.items()})
+        return
+    columns = {column: {score.name: score for score in scores} for column, scores in table.items()}
+    known = {score.name: score for scores in table.values() for score in scores}
+    rows = [
+        [
+            name,
+            *(f"{scores[name].value:.4g}" if name in scores else "" for scores in columns.values()),
+            str(score.n),
+            score.direction,
+        ]
+        for name, score in known.items()
+    ]
+    print_table(["score", *columns, "n", "better"], rows)
+    print(f"report  {report}")

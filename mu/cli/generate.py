@@ -1,0 +1,97 @@
+"""``mu generate``"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mu.cli.options import Device, Model, Overwrite, Precision, Resume
+from mu.core.errors import ConfigError
+
+
+class GateChoice(str, Enum):
+    file = "file"
+    none = "none"
+    facilitated_transport = "facilitated_transport"
+
+
+def generate(
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=".csv (ESD, I2P, COCO lists), .txt or .json in place of --prompt.")
+    ] = None,
+    model: Model = "canvas",
+    edit: Annotated[list[str] | None, typer.Option(metavar="FILE|RUN", help="An edit to put on; repeat for several.")] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="One for each --edit, in order. Default: 1.")] = None,
+    gate: Annotated[
+        GateChoice, typer.Option(help="How low-rank edits pass: as their file says, in full, or by prompt.")
+    ] = GateChoice.file,
+    factor: Annotated[float | None, typer.Option(help="Multiplies the gate of facilitated_transport. Default: 1.")] = None,
+    seed: Annotated[int, typer.Option(help="Of each prompt's first picture, where the file gives none.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Pictures for each prompt, with seeds one apart.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the file's, else 7.5.")] = None,
+    negative: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Pixels. Default: what the model was trained for.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of CASE_K.png and prompts.json.")] = Path("outputs/pictures"),
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    device: Device = None,
+    precision: Precision = "float32",
+) -> None:
+    """Make pictures from prompts, with any number of edits on.
+
+    Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/pictures
+    """
+    from mu.core.files import write_json
+    from mu.core.loop import progress_bar
+    from mu.core.script import show_log
+    from mu.data.prompts import PromptRow, read_prompts
+    from mu.edits.bank import Bank
+    from mu.edits.files import open_edit
+    from mu.edits.gates import FacilitatedTransport, FixedStrength
+    from mu.evaluation.pictures import PictureRow, write_pictures
+    from mu.models import load_diffusion
+
+    show_log()
+    if bool(prompt) == bool(prompts):
+        raise ConfigError(
+            "no prompts: pass --prompt TEXT, or --prompts FILE" if not prompt else "pass --prompt or --prompts, not both"
+        )
+    if factor is not None and gate is not GateChoice.facilitated_transport:
+        raise ConfigError("--factor belongs to --gate facilitated_transport")
+    cases = read_prompts(prompts) if prompts else [PromptRow(text, k) for k, text in enumerate(prompt or ())]
+    first = {case.case_number: seed if case.evaluation_seed is None else case.evaluation_seed for case in cases}
+    rows = [
+        PictureRow(f"{case.case_number}_{k}.png", case.prompt, first[case.case_number] + k, case.evaluation_guidance if guidance is None else None)
+        for case in cases for k in range(n)
+    ]  # fmt: skip
+    pixels = _size(size) if size else None
+    edits = [open_edit(each) for each in edit or ()]
+    painter = load_diffusion(model, device=device, precision=precision)
+    bank = Bank(painter, edits)
+    passes = {
+        GateChoice.file: None,
+        GateChoice.none: FixedStrength(),
+        GateChoice.facilitated_transport: FacilitatedTransport(1.0 if factor is None else factor),
+    }
+    with bank.applied(strength or None, passes[gate]), progress_bar("pictures", len(rows)) as advance:
+        write_pictures(
+            painter, rows, out, steps=steps, guidance=7.5 if guidance is None else guidance, negative=negative, size=pixels,
+            resume=resume, overwrite=overwrite, progress=lambda done, _: advance(done, ""),
+        )  # fmt: skip
+    write_json(
+        out / "prompts.json",
+        [{"case_number": c.case_number, "prompt": c.prompt, "seed": first[c.case_number]} for c in cases],
+    )
+    print(out)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ConfigError(f"--size takes height x width in pixels, like 512x768, not {text!r}")
+    return int(height), int(width)

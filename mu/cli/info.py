@@ -1,0 +1,45 @@
+"""``mu info``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mu.cli.options import Json
+
+
+def info(
+    edit: Annotated[str, typer.Argument(metavar="EDIT|RUN", help="An edit's file, or a run's folder.")], json: Json = False
+) -> None:
+    """Say what an edit's file holds: concepts, method, base model, gate, size and, as JSON, its whole settings.
+
+    Example: mu info outputs/neon/edit.safetensors --json
+    """
+    from mu.cli.output import print_json, print_table
+    from mu.edits.files import open_edit
+
+    opened = open_edit(edit)
+    tensors = opened.tensors().values()
+    sizes = {
+        "parameters": len(opened.parameters),
+        "numbers": sum(tensor.numel() for tensor in tensors),
+        "bytes": sum(tensor.nbytes for tensor in tensors),
+    }
+    if json:
+        print_json({**opened.info.to_json(), "kind": type(opened).__name__, **sizes, "names": opened.parameters})
+        return
+    about = opened.info
+    facts = {
+        "concepts": opened.concept(),
+        "method": about.method,
+        "kind": type(opened).__name__,
+        "base": about.base or "not noted",
+        "fingerprint": about.fingerprint or "not noted",
+        "gate": ", ".join(f"{name} {value}" for name, value in about.gate.items()) or "none",
+        "protects": ", ".join(about.protects) or "none",
+        "seed": "not noted" if about.seed is None else str(about.seed),
+        "made with": ", ".join(f"{name} {version}" for name, version in about.versions.items()),
+        **{name: f"{count:,}" for name, count in sizes.items()},
+    }
+    print_table(["", str(edit)], facts.items())

@@ -1,0 +1,40 @@
+"""``mu merge``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mu.cli.options import Device, Model, Overwrite
+
+
+def merge(
+    edits: Annotated[list[str], typer.Argument(metavar="EDIT|RUN...", help="Edit files or run folders.")],
+    out: Annotated[Path, typer.Option(help="The file, or the folder for diffusers.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="kohya, peft: one LoRA file. diffusers: a folder with the merged model. unet, compvis: merged weights in one file.",
+        ),
+    ],
+    model: Model = "canvas",
+    strength: Annotated[list[float] | None, typer.Option(help="One for each edit, in order. Default: 1.")] = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+) -> None:
+    """Write edits for other tools: as one LoRA, or merged into the model.
+
+    Example: mu merge outputs/neon outputs/star --format diffusers --out outputs/merged
+    """
+    from mu.core.script import show_log
+    from mu.edits.bank import Bank
+    from mu.edits.export import export
+    from mu.edits.files import open_edit
+    from mu.models import load_diffusion
+
+    show_log()
+    opened = [open_edit(each) for each in edits]
+    print(export(Bank(load_diffusion(model, device=device), opened), out, form, strengths=strength, overwrite=overwrite))

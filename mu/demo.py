@@ -1,0 +1,92 @@
+"""``mu demo``: one style and one object leave the embedded model, together and apart, with the evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mu.algorithms import algorithm
+from mu.core.errors import OutputError
+from mu.core.files import write_json
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+from mu.edits.bank import Bank
+from mu.edits.files import open_edit
+from mu.evaluation.pictures import PictureRow, before_after, write_pictures
+from mu.evaluation.suites import evaluate
+from mu.models import load_diffusion
+from mu.models.diffusion import DiffusionModel
+from mu.report import write_report
+
+STYLE, OBJECT = "neon", "star"
+PROMPTS = (
+    "A star image in neon style.", "A star image in photo style.", "A house image in neon style.", "A fish image in sketch style.",
+    "A portrait of Ada Stone in pop art style.",
+)  # fmt: skip
+
+
+def run(folder: Path, overwrite: bool = False) -> Path:
+    """Erase a style and an object with SPM, show them alone, together in a bank, and with the style restored.
+
+    Writes ``folder/<concept>/`` (two runs), the panels, and ``folder/report.html``, whose path is returned.
+    """
+    home = RunDirectory(folder)
+    if home.report.exists() and not overwrite:
+        raise OutputError(f"{folder} already holds a demo: choose another folder with --out, or pass --overwrite")
+    model = load_diffusion("canvas")
+    runs = {concept: _erase(model, concept, folder, overwrite) for concept in (STYLE, OBJECT)}
+    tables = {}
+    for concept, done in runs.items():
+        tables[concept] = evaluate(
+            done, "canvas", model, open_edit(done.edit), seeds=(188, 288), base_answers=folder / "answers"
+        )
+        write_report(done)
+    _panels(model, Bank(model, [open_edit(done.edit) for done in runs.values()]), home)
+    first = runs[STYLE]
+    home.begin(
+        first.config.read_text(encoding="utf-8"), {**first.read_environment(), "concepts": [STYLE, OBJECT]}, overwrite=True
+    )
+    home.write_scores(
+        {"base": tables[STYLE]["base"], **{f"{concept} erased": table["edited"] for concept, table in tables.items()}}
+    )
+    _print(tables)
+    return write_report(home)
+
+
+def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -> RunDirectory:
+    chosen = algorithm("spm")
+    places = {"output_dir": str(folder), "run_dir": str(folder / concept)}
+    done = chosen(chosen.for_concepts([concept], model.name), model=model, **places).run(overwrite=overwrite)
+    before_after(done, model, Bank(model, [open_edit(done.edit)]), PROMPTS[:2], PROMPTS[2:])
+    return done
+
+
+def _panels(model: DiffusionModel, bank: Bank, home: RunDirectory) -> None:
+    """Each prompt at one seed: base, each edit alone, both, and both with the style given back."""
+    columns = {"base": {STYLE, OBJECT}, f"{STYLE} erased": {OBJECT}, f"{OBJECT} erased": {STYLE}, "both erased": set(), f"both, {STYLE} restored": {STYLE}}  # fmt: skip
+    rows = [PictureRow(f"{k}.png", prompt, 188) for k, prompt in enumerate(PROMPTS)]
+    for k, restored in enumerate(columns.values()):
+        bank.restored = set(restored)
+        with bank.applied():
+            place = home.folder / "panels" / str(k)
+            for stale in place.glob("*.png"):
+                stale.unlink()
+            write_pictures(model, rows, place, steps=20, guidance=4.0)
+    grid = [
+        {"label": prompt, "images": [f"panels/{column}/{row}.png" for column in range(len(columns))]}
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    write_json(home.folder / "panels.json", [{"title": "One bank, any subset", "columns": list(columns), "rows": grid}])
+
+
+def _print(tables: dict[str, dict[str, list[Score]]]) -> None:
+    shown = Table(title="canvas: what left, what stayed (per cent, higher is better)")
+    for heading in ("erased", "model", "UA", "IRA", "CRA"):
+        shown.add_column(heading, justify="left" if heading in ("erased", "model") else "right")
+    for concept, table in tables.items():
+        for column, scores in table.items():
+            values = {score.name: score.value for score in scores}
+            shown.add_row(concept, column, *(f"{100 * values[name]:.1f}" for name in ("UA", "IRA", "CRA")))
+    Console().print(shown)

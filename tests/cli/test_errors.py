@@ -1,0 +1,130 @@
+"""Bad input ends with code 2 and one line; Ctrl-C with 130; a defect keeps its traceback."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What is typed (`{tiny}`, `{run}`, `{tmp}` are folders), and what the line must say.
+BAD_INPUT = {
+    "unknown method": ("erase smp --concept x", "Did you mean 'spm'?"),
+    "unknown model": ("erase spm --concept x --model canvs --preset canvas --out {tmp}/r", "Did you mean 'canvas'?"),
+    "unknown preset": ("erase spm --concept x --preset canvs", "canvas"),
+    "unknown preset to print": ("config spm --preset canvs", "Did you mean 'canvas'?"),
+    "unknown setting": ("erase spm --concept x --set train.iteratons=3", "Did you mean 'iterations'?"),
+    "setting of another type": ("erase spm --concept x --set train.iterations=few", "train.iterations"),
+    "setting without a value": ("erase spm --concept x --set train.iterations", "--set takes name=value"),
+    "empty concept": ("erase spm --concept= ", "the concept is empty"),
+    "no concept": ("erase spm", "pass --concept"),
+    "settings file and model": ("erase spm --config a.yaml --model canvas", "--set KEY=VALUE"),
+    "missing settings file": ("erase spm --config {tmp}/none.yaml", "does not exist"),
+    "finished run": ("erase spm --concept x --model {tiny} --preset canvas --out {run}", "already holds a finished run"),
+    "missing edit": ("generate --prompt x --model {tiny} --edit {tmp}/none.safetensors", "does not exist"),
+    "truncated edit": ("generate --prompt x --model {tiny} --edit {tmp}/cut.safetensors", "is damaged"),
+    "truncated edit shown": ("info {tmp}/cut.safetensors", "is damaged"),
+    "no prompt column": ("generate --prompts {tmp}/words.csv --model {tiny}", "no column 'prompt'"),
+    "no prompt": ("generate --model {tiny}", "pass --prompt TEXT"),
+    "two kinds of prompts": ("generate --prompt x --prompts {tmp}/words.csv", "not both"),
+    "too many strengths": ("generate --prompt x --model {tiny} --edit {run} --strength 1 --strength 2", "2 strengths"),
+    "strength without edit": ("generate --prompt x --model {tiny} --strength 1", "1 strengths"),
+    "strength is no number": ("generate --prompt x --strength much", "--strength"),
+    "unknown gate": ("generate --prompt x --gate non", "'facilitated_transport'"),
+    "factor without its gate": ("generate --prompt x --factor 2", "--gate facilitated_transport"),
+    "size that is none": ("generate --prompt x --size big", "512x768"),
+    "size that does not fit": ("generate --prompt x --model {tiny} --size 63x64 --out {tmp}/p", "multiples of 8"),
+    "unknown precision": ("generate --prompt x --model {tiny} --precision float12", "float16"),
+    "unknown device": ("generate --prompt x --model {tiny} --device tpux", "unknown device"),
+    "pictures that exist": ("generate --prompt x --model {tiny} --out {tmp}/pictures", "exists already"),
+    "unknown suite": ("evaluate {run} --suite canvs --model {tiny}", "Did you mean 'canvas'?"),
+    "seeds that are none": ("evaluate {run} --seeds 1,b", "--seeds takes whole numbers"),
+    "evaluate without a run": ("evaluate {tmp}/none", "does not exist"),
+    "report without a run": ("report {tmp}/none", "is it a run's folder?"),
+    "report without a name": ("report", "Missing argument"),
+    "unknown format": ("merge {run} --model {tiny} --format koya --out {tmp}/x.safetensors", "kohya"),
+    "merge onto a file": ("merge {run} --model {tiny} --format kohya --out {tmp}/cut.safetensors", "exists already"),
+    "cite nothing known": ("cite spn", "Did you mean 'spm'?"),
+    "unknown stage": ("canvas train --stages clip,unit --out {tmp}/c", "Did you mean 'unet'?"),
+    "steps of an unknown stage": ("canvas train --steps unit=3 --out {tmp}/c", "Did you mean 'unet'?"),
+    "unknown layout": ("canvas render coco {tmp}/c", "'celeba'"),
+    "full folder": ("canvas render celeba {tmp}", "is not empty"),
+    "negative seed": ("canvas render celeba {tmp}/new --seed -1", "seed must be 0 or more"),
+    "unknown verb": ("eras spm", "No such command 'eras'"),
+    "unknown option": ("--loud", "See: mu --help"),
+}
+
+
+@pytest.fixture
+def places(tmp_path: Path, tiny_folder: Path, finished: Path) -> dict[str, Path]:
+    (tmp_path / "cut.safetensors").write_bytes((finished / "edit.safetensors").read_bytes()[:300])
+    (tmp_path / "words.csv").write_text("words,seed\nneon star,1\n", encoding="utf-8")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "0_0.png").write_bytes(b"kept")
+    return {"tmp": tmp_path, "tiny": tiny_folder, "run": finished}
+
+
+@pytest.mark.parametrize(("typed", "told"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_one_line(typed: str, told: str, places: dict[str, Path], cli: Any) -> None:
+    ended = cli(*(word.format(**places) for word in typed.split(" ") if word))
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert ended.exit_code == 2, ended.output
+    assert len(errors) == 1 and told in errors[0], ended.stderr
+    assert "Traceback" not in ended.output
+    assert ended.stderr.endswith(errors[0] + "\n") and ended.stdout == ""
+
+
+def test_what_was_refused_is_untouched(places: dict[str, Path], cli: Any) -> None:
+    kept = places["tmp"] / "pictures" / "0_0.png"
+    cli("generate", "--prompt", "x", "--model", places["tiny"], "--out", kept.parent)
+    assert kept.read_bytes() == b"kept"
+    assert [path.name for path in kept.parent.iterdir()] == ["0_0.png"]
+
+
+def test_in_a_process_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-m", "mu", "cite", "spn"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: unknown method 'spn'. Did you mean 'spm'?\n")
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Any) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mu.demo.run", stopped)
+    ended = cli("demo", "--out", tmp_path)
+    assert ended.exit_code == 130
+    assert len(ended.stderr.splitlines()) == 1 and ended.stderr.startswith("interrupted:")
+
+
+def test_interrupted_process_keeps_what_is_finished(tmp_path: Path) -> None:
+    out = tmp_path / "faces"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "mu", "canvas", "render", "celeba", str(out), "--n", "1000"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(out.glob("*/0*.jpg")) and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=300)
+    assert running.returncode == 130
+    assert "interrupted: " in told and "Traceback" not in told
+    recipe = json.loads((out / "canvas.json").read_text(encoding="utf-8"))
+    assert recipe["layout"] == "celeba" and list(out.glob("*/0*.jpg"))
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Any) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("mu.demo.run", broken)
+    ended = cli("demo", "--out", tmp_path)
+    assert isinstance(ended.exception, ZeroDivisionError)
+    assert ended.exit_code == 1 and "error:" not in ended.stderr
