@@ -1,0 +1,82 @@
+"""Makes the pages that come from the code: ``docs/cli.md`` (every verb's help) and ``docs/settings.md`` (every setting).
+
+Where ``make demo`` has run, also the README's picture, from the demo's panels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mu.algorithms import ALGORITHMS, algorithm
+
+HERE = Path(__file__).parent
+PLAIN = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+
+
+def help_of(*words: str) -> str:
+    command = [sys.executable, "-m", "mu", *words, "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=PLAIN).stdout
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def every_verb() -> list[tuple[str, ...]]:
+    """Of the program itself, groups before their members."""
+    from typer.main import get_command
+
+    from mu.cli import app
+
+    verbs: list[tuple[str, ...]] = []
+    for name, command in get_command(app).commands.items():
+        verbs.append((name,))
+        verbs += [(name, below) for below in getattr(command, "commands", {})]
+    return verbs
+
+
+def command_line(verbs: list[tuple[str, ...]]) -> str:
+    pages = [f"## mu {' '.join(words)}\n\n```text\n{help_of(*words)}\n```\n" for words in verbs]
+    return "# Command line\n\nMade by `make docs` from the program's own help.\n\n" + "\n".join(pages)
+
+
+def settings() -> str:
+    pages = [f"## {name}\n\n```yaml\n{algorithm(name).config_class.parse({}).to_yaml()}```\n" for name in ALGORITHMS]
+    return "# Settings\n\nMade by `make docs`; the same as `mu config METHOD`.\n\n" + "\n".join(pages)
+
+
+def demo_picture(demo: Path, path: Path) -> None:
+    """The demo's panel as one picture: a row for each prompt, a column for each state of the bank."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    (panel,) = json.loads((demo / "panels.json").read_text(encoding="utf-8"))
+    columns, rows = panel["columns"], panel["rows"]
+    figure, grid = plt.subplots(len(rows), len(columns), figsize=(1.7 * len(columns) + 2.6, 1.6 * len(rows)), squeeze=False)
+    for across, row in zip(grid, rows, strict=True):
+        for axis, name in zip(across, row["images"], strict=True):
+            axis.imshow(plt.imread(demo / name), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        label = row["label"].replace(" image", "\nimage").replace(" in ", "\nin ")
+        across[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
+    for axis, title in zip(grid[0], columns, strict=True):
+        axis.set_title(title.replace(", ", ",\n"), fontsize=10)
+    figure.tight_layout(pad=0.4)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    demo = HERE.parent / "outputs" / "demo"
+    if (demo / "panels.json").exists():
+        demo_picture(demo, HERE / "images" / "demo.png")
+    (HERE / "cli.md").write_text(command_line(every_verb()), encoding="utf-8")
+    (HERE / "settings.md").write_text(settings(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
