@@ -260,6 +260,7 @@ def _unet(shop: Workshop) -> None:
     clip = CLIPModel.from_pretrained(shop.out / "clip", dtype=torch.float32).to(shop.device)
     tokenizer = CLIPTokenizer.from_pretrained(shop.out / "clip")
     autoencoder = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(shop.device)
+    autoencoder.register_to_config(_name_or_path="")  # else the saved config tells where it was made
     book = CaptionBook(shop.pictures.scenes, tokenizer)
     with torch.no_grad():
         latents = _latents(autoencoder, shop, torch.arange(len(book.scenes))) * autoencoder.config.scaling_factor
