@@ -91,7 +91,10 @@ All weights are stored in half precision, {megabytes:.1f} MB together. The text 
 
     mu canvas train --out DIR --seed 0
 
-Steps of each stage: {steps}. Seed 0, 30,000 rendered pictures. Libraries when the figures below were measured: {versions}.
+Steps of each stage: {steps}. Seed 0, 30,000 rendered pictures, about two hours on two
+CPU cores. Libraries when the figures below were measured: {versions}.
+The shipped tokenizer's merges were learned by a trainer that broke ties at random; a world trained anew has other token
+numbers.
 
 ## Measured quality
 

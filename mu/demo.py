@@ -40,7 +40,7 @@ def run(folder: Path, overwrite: bool = False) -> Path:
     tables = {}
     for concept, done in runs.items():
         tables[concept] = evaluate(
-            done, "canvas", model, open_edit(done.edit), seeds=(188, 288), base_answers=folder / "answers"
+            done, "canvas", model, open_edit(done.edit), seeds=(188,), base_answers=folder / "answers"
         )
         write_report(done)
     _panels(model, Bank(model, [open_edit(done.edit) for done in runs.values()]), home)
@@ -58,7 +58,7 @@ def run(folder: Path, overwrite: bool = False) -> Path:
 def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -> RunDirectory:
     chosen = algorithm("spm")
     places = {"output_dir": str(folder), "run_dir": str(folder / concept)}
-    done = chosen(chosen.for_concepts([concept], model.name), model=model, **places).run(overwrite=overwrite)
+    done = chosen(chosen.for_concepts([concept], model.name), model=model, **places).run(resume=not overwrite, overwrite=overwrite)
     before_after(done, model, Bank(model, [open_edit(done.edit)]), PROMPTS[:2], PROMPTS[2:])
     return done
 

@@ -243,7 +243,10 @@ def training_scheduler(name: str) -> Any:
     if name not in TRAINING_SCHEDULERS:
         raise ConfigError(f"unknown noise scheduler {name!r}.{nearest(name, TRAINING_SCHEDULERS)}")
     kind, options = TRAINING_SCHEDULERS[name]
-    return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, **options)
+    try:
+        return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, **options)
+    except ImportError:  # diffusers integrates LMS's coefficients with scipy
+        raise ConfigError(f"noise scheduler {name!r} needs the package scipy: pip install scipy, or choose ddim") from None
 
 
 def learning_rate_schedule(
@@ -262,7 +265,10 @@ def learning_rate_schedule(
     if name.startswith("adafactor:"):
         from transformers.optimization import AdafactorSchedule
 
-        return AdafactorSchedule(optimizer, float(name.split(":")[1]))
+        try:
+            return AdafactorSchedule(optimizer, float(name.split(":")[1]))
+        except ValueError:
+            raise ConfigError(f"learning rate schedule {name!r} is not of the form adafactor:<lr>") from None
     from diffusers.optimization import SchedulerType, get_scheduler
 
     known = [kind.value for kind in SchedulerType]

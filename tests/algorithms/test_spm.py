@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +204,9 @@ def test_model_evaluations_of_a_step(B: int, S: int, K: int, tiny: DiffusionMode
         assert sum(n for n, _ in seen) == 2 * B * k + 3 * B + 2 * S
         assert [n for n, grad in seen if grad] == [B + S]
         totals.append(k)
-    assert len(set(totals)) > 1
     mean = sum(2 * B * k + 3 * B + 2 * S for k in range(1, K)) / (K - 1)
     if (B, S, K) == (1, 4, 30):
+        assert len(set(totals)) > 1
         assert (mean, B + S) == (41, 5)
 
 
@@ -278,9 +279,9 @@ def test_anchors_lie_on_a_shell_around_the_targets_norm() -> None:
     assert ratio.mean() == pytest.approx(1, abs=0.02)
     cosines = F.cosine_similarity(rows.flatten(1), target.flatten(1))
     assert cosines.abs().max() < 6 / math.sqrt(target.numel())
-    few = torch.tensor([[1.0, 0.0]])  # in two dimensions the rejection shows: density proportional to 1 - cos
+    few = torch.tensor([[1.0, 0.0]])  # in two dimensions the rejection shows: density proportional to min(1, 1 - cos)
     cosines = F.cosine_similarity(shell(few, 3000, torch.Generator().manual_seed(2)), few)
-    assert float(cosines.mean()) == pytest.approx(-0.5, abs=0.05)
+    assert float(cosines.mean()) == pytest.approx(-math.pi / 4 / (math.pi - 1), abs=0.04)
 
 
 @pytest.mark.parametrize(
@@ -306,9 +307,10 @@ def test_vocabulary_anchors_are_texts_that_share_nothing_with_the_target(tiny: D
     data = SemipermeableMembraneDataHandler(config, tiny)
     task = data.draw(torch.Generator().manual_seed(0))
     anchors = task.anchors
-    assert anchors.pool is not None and anchors.weights is not None
-    cosine = F.cosine_similarity(anchors.pool.sequence.flatten(1), task.target.sequence.flatten(1))
-    assert torch.allclose(anchors.weights, (1 - cosine.abs()).clamp_min(1e-6) ** 2, atol=1e-6)
+    assert anchors.pool is not None
+    texts, weights = anchors.pool
+    cosine = F.cosine_similarity(texts.sequence.flatten(1), task.target.sequence.flatten(1))
+    assert torch.allclose(weights, (1 - cosine.abs()).clamp_min(1e-6) ** 2, atol=1e-6)
     assert len(anchors.draw(torch.Generator().manual_seed(0), task.unconditional)) == 4
     Bench(tiny, config).step()
 
@@ -339,7 +341,7 @@ def test_an_adapter_serves_several_targets(tiny: DiffusionModel) -> None:
 
 def test_reconsolidation_trains_towards_the_neutral_concept(tiny: DiffusionModel) -> None:
     """A few steps lower the distance of eps_M(target) to eps(neutral), more than training without that neutral does."""
-    options = {"train": {"iterations": 25, "lr": 3e-3, "lr_scheduler": "constant"}}
+    options = {"train": {"iterations": 20, "max_denoising_steps": 3, "lr": 3e-3, "lr_scheduler": "constant"}}
     quiet = {"action": "erase", "guidance_scale": 0.0, "target": "joker"}
     x, t = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3)), 300
     joker, batman = (tiny.encode([text] * 4) for text in ("joker", "batman"))
@@ -368,6 +370,10 @@ def same(a: LowRankEdit, b: LowRankEdit) -> bool:
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "lms", "euler_a"])
 def test_same_seed_same_edit(scheduler: str, tiny: DiffusionModel, snapshot: Callable) -> None:
+    if scheduler == "lms" and not find_spec("scipy"):
+        with pytest.raises(ConfigError, match="scipy"):
+            find(tiny, settings(train={"noise_scheduler": scheduler}))
+        return
     config, before = settings(train={"noise_scheduler": scheduler}), snapshot(tiny)
     torch.manual_seed(1)
     first = find(tiny, config)
@@ -387,20 +393,32 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("when", ["before a checkpoint", "after a checkpoint", "in the update"])
+@pytest.mark.parametrize(
+    ("way", "when"),
+    [
+        ("plain", "before a checkpoint"),
+        ("plain", "after a checkpoint"),
+        ("plain", "in the update"),
+        ("pool", "after a checkpoint"),
+        ("trajectory", "before a checkpoint"),
+        ("noisy walk", "before a checkpoint"),
+        ("clipped", "in the update"),
+    ],
+)
 def test_an_interrupted_run_ends_in_the_same_numbers(
     way: str, when: str, tiny: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted in the middle of a step, after it has drawn; the run and its losses are those of an uninterrupted one."""
-    config = settings(train={"iterations": 9, **WAYS[way]}, save={"per_steps": 4}, run_dir="placeholder")
+    config = settings(
+        train={"iterations": 7, "max_denoising_steps": 3, **WAYS[way]}, save={"per_steps": 3}, run_dir="placeholder"
+    )
 
     def run(folder: str, resume: bool = False) -> Path:
         method = SemipermeableMembraneAlgorithm(config, model=tiny, output_dir=str(tmp_path), run_dir=str(tmp_path / folder))
         return method.run(resume=resume).folder
 
     whole = run("whole")
-    at = {"before a checkpoint": 2, "after a checkpoint": 6, "in the update": 5}[when]
+    at = {"before a checkpoint": 2, "after a checkpoint": 5, "in the update": 4}[when]
     with monkeypatch.context() as patch:
         if when == "in the update":
             real_update, steps = torch.optim.AdamW.step, []
@@ -430,7 +448,7 @@ def test_an_interrupted_run_ends_in_the_same_numbers(
     broken = run("broken", resume=True)
     for folder in (whole, broken):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in rows] == list(range(9))
+        assert [row["step"] for row in rows] == list(range(7))
         assert not list((folder / "checkpoints").iterdir())
     assert (whole / "metrics.jsonl").read_text() == (broken / "metrics.jsonl").read_text()
     mine, theirs = (load_file(folder / "edit.safetensors") for folder in (whole, broken))
@@ -550,7 +568,7 @@ def test_optimizers_by_name(name: str, kind: type) -> None:
     ("train", "said"),
     [({"optimizer_type": "AdmaW"}, "adamw"), ({"optimizer_args": ["nonsense"]}, "name=value"), ({"optimizer_args": ["speed=3"]}, "speed"),
      ({"lr_scheduler": "cosin"}, "cosine"), ({"lr_scheduler_args": "speed=3"}, "speed"), ({"lr_scheduler": "adafactor:fast"}, "adafactor"),
-     ({"optimizer_type": "Lion"}, "lion_pytorch")],
+     ({"optimizer_type": "Lion"}, "lion-pytorch")],
 )  # fmt: skip
 def test_what_cannot_be_optimised_is_one_clear_line(train: dict[str, Any], said: str, tiny: DiffusionModel) -> None:
     from mu.core.errors import MuError

@@ -17,7 +17,7 @@ from torch import Tensor
 from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig, TrainConfig
 from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler, Task
 from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
-from mu.core.errors import ConfigError, MissingDependency, nearest
+from mu.core.errors import ConfigError, nearest
 from mu.core.loop import Log, train
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.low_rank import Membrane
@@ -205,7 +205,8 @@ def make_optimizer(settings: TrainConfig, weights: Iterable[Tensor]) -> torch.op
             return getattr(importlib.import_module(module), attribute)(weights, **options)
         except ImportError:
             if name not in ("adamw8bit", "pagedadamw8bit"):
-                raise MissingDependency(module.split(".")[0], "track", f"optimizer {settings.optimizer_type}") from None
+                package = module.split(".")[0].replace("_", "-")
+                raise ConfigError(f"optimizer {settings.optimizer_type} needs the package {package}: pip install {package}") from None
             log.info("bitsandbytes is not installed: %s is plain AdamW, nearly the same numbers", settings.optimizer_type)
             name = "adamw"
     classes = {key.lower(): cls for key, cls in vars(torch.optim).items() if isinstance(cls, type)}
