@@ -39,9 +39,7 @@ def run(folder: Path, overwrite: bool = False) -> Path:
     runs = {concept: _erase(model, concept, folder, overwrite) for concept in (STYLE, OBJECT)}
     tables = {}
     for concept, done in runs.items():
-        tables[concept] = evaluate(
-            done, "canvas", model, open_edit(done.edit), seeds=(188,), base_answers=folder / "answers"
-        )
+        tables[concept] = evaluate(done, "canvas", model, open_edit(done.edit), seeds=(188,), base_answers=folder / "answers")
         write_report(done)
     _panels(model, Bank(model, [open_edit(done.edit) for done in runs.values()]), home)
     first = runs[STYLE]
@@ -58,7 +56,9 @@ def run(folder: Path, overwrite: bool = False) -> Path:
 def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -> RunDirectory:
     chosen = algorithm("spm")
     places = {"output_dir": str(folder), "run_dir": str(folder / concept)}
-    done = chosen(chosen.for_concepts([concept], model.name), model=model, **places).run(resume=not overwrite, overwrite=overwrite)
+    done = chosen(chosen.for_concepts([concept], model.name), model=model, **places).run(
+        resume=not overwrite, overwrite=overwrite
+    )
     before_after(done, model, Bank(model, [open_edit(done.edit)]), PROMPTS[:2], PROMPTS[2:])
     return done
 

@@ -153,7 +153,7 @@ def test_generate_tells_the_gate_its_prompts(tiny: DiffusionModel) -> None:
         by_hand = generate(tiny, **ask)
     with bank.applied(gate=gate):
         told = generate(tiny, **ask)
-    assert torch.allclose(told, by_hand, atol=1e-6)
+    assert torch.allclose(told, by_hand, atol=1e-5)
     assert not torch.allclose(told, full, atol=1e-3)
     for one in edits:
         one.info = replace(one.info, gate=gate_to_json(gate))
@@ -164,5 +164,5 @@ def test_generate_tells_the_gate_its_prompts(tiny: DiffusionModel) -> None:
     with bank.applied(gate=FixedStrength()) as membrane:
         assert membrane is not None
         membrane.gates = gate(tiny, prompts, [e.info.concepts for e in edits]) * torch.tensor([0.5, 0.0])
-        assert torch.allclose(half, generate(tiny, **ask), atol=1e-6)
+        assert torch.allclose(half, generate(tiny, **ask), atol=1e-4)
     assert not tiny.prompt_listeners

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from mu.core.errors import ConfigError, ModelError
 from mu.diffusion.sampling import generate
@@ -41,10 +42,16 @@ def test_embeddings_are_the_pipelines(model: DiffusionModel) -> None:
     assert not torch.allclose(found.sequence[0], found.sequence[1], atol=1e-3)
 
 
-def test_clip_skip_is_the_pipelines_counted_from_one(tiny_folder: Path, tiny: DiffusionModel) -> None:
+def test_clip_skip_2_is_the_text_encoder_without_its_last_layer(tiny_folder: Path, tiny: DiffusionModel) -> None:
     skipping = load(tiny_folder, device="cpu", clip_skip=2)
     assert isinstance(skipping, DiffusionModel)
-    wanted, _ = tiny.pipeline.encode_prompt(PROMPTS, "cpu", 1, False, clip_skip=1)
+    encoder = tiny.components["text_encoder"]
+    config = {**encoder.config.to_dict(), "num_hidden_layers": encoder.config.num_hidden_layers - 1}
+    shorter = CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
+    lost = shorter.load_state_dict(encoder.state_dict(), strict=False).unexpected_keys
+    assert lost and all("layers.2." in name for name in lost)
+    with torch.no_grad():
+        wanted = shorter(tiny.tokens(PROMPTS)).last_hidden_state
     assert torch.allclose(skipping.encode(PROMPTS).sequence, wanted, atol=1e-6)
     assert not torch.allclose(tiny.encode(PROMPTS).sequence, wanted, atol=1e-3)
     with pytest.raises(ConfigError, match="clip_skip"):

@@ -206,7 +206,9 @@ def make_optimizer(settings: TrainConfig, weights: Iterable[Tensor]) -> torch.op
         except ImportError:
             if name not in ("adamw8bit", "pagedadamw8bit"):
                 package = module.split(".")[0].replace("_", "-")
-                raise ConfigError(f"optimizer {settings.optimizer_type} needs the package {package}: pip install {package}") from None
+                raise ConfigError(
+                    f"optimizer {settings.optimizer_type} needs the package {package}: pip install {package}"
+                ) from None
             log.info("bitsandbytes is not installed: %s is plain AdamW, nearly the same numbers", settings.optimizer_type)
             name = "adamw"
     classes = {key.lower(): cls for key, cls in vars(torch.optim).items() if isinstance(cls, type)}

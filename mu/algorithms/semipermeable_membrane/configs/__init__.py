@@ -349,7 +349,10 @@ PRESETS: dict[str, SemipermeableMembraneConfig] = {
             "iterations": 300, "lr": 3e-3, "optimizer_type": "AdamW", "lr_scheduler": "one_cycle", "lr_warmup_steps": 30,
             "max_denoising_steps": 10,
         },
-        "prompt": {"guidance_scale": 2.0, "la_strength": 10.0},
+        "prompt": {
+            "guidance_scale": 2.0, "la_strength": 10.0, "use_template": True,
+            "templates": ["{}", "a {} image", "an image in {} style", "{} style", "a {} picture"],
+        },
     }),
 }  # fmt: skip
 """The published settings for objects, styles and nudity on Stable Diffusion, and one for the embedded model."""
