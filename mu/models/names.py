@@ -191,10 +191,9 @@ def _unet_places(unet: Any) -> Iterator[tuple[str, str]]:
 
     number = 1
     for i, block in enumerate(unet.down_blocks):
-        for j in range(len(block.resnets)):
-            yield from _inside(f"down_blocks.{i}.resnets.{j}", f"input_blocks.{number}.0", _UNET_RESNET)
-            yield f"down_blocks.{i}.attentions.{j}", f"input_blocks.{number}.1"
-            number += 1
+        inner = [f"input_blocks.{number + j}" for j in range(len(block.resnets))]
+        yield from _unet_block(f"down_blocks.{i}", inner)
+        number += len(inner)
         if block.downsamplers is not None:
             yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{number}.0.op"
             number += 1
@@ -206,12 +205,18 @@ def _unet_places(unet: Any) -> Iterator[tuple[str, str]]:
 
     number = 0
     for i, block in enumerate(unet.up_blocks):
-        for j in range(len(block.resnets)):
-            yield from _inside(f"up_blocks.{i}.resnets.{j}", f"output_blocks.{number}.0", _UNET_RESNET)
-            yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{number}.1"
-            number += 1
+        inner = [f"output_blocks.{number + j}" for j in range(len(block.resnets))]
+        yield from _unet_block(f"up_blocks.{i}", inner)
+        number += len(inner)
         after = 2 if hasattr(block, "attentions") else 1
-        yield f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks.{number - 1}.{after}.conv"
+        yield f"up_blocks.{i}.upsamplers.0.conv", f"{inner[-1]}.{after}.conv"
+
+
+def _unet_block(block: str, places: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """CompVis counts each resnet, with the attention that may follow it, as a block of its own: ``places``."""
+    for j, place in enumerate(places):
+        yield from _inside(f"{block}.resnets.{j}", f"{place}.0", _UNET_RESNET)
+        yield f"{block}.attentions.{j}", f"{place}.1"
 
 
 def _vae_places(vae: Any) -> Iterator[tuple[str, str]]:
