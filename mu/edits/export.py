@@ -69,10 +69,12 @@ def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
 
 def _kohya(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
     modules = None
-    if model.takes_time_ids:  # SDXL: WebUI and kohya name its layers as the original repository does
-        from mu.models.names import kohya_module_names
+    if model.takes_time_ids:
+        from mu.models.names import kohya_module_names, sdxl_module_names
 
-        modules = kohya_module_names(model.unet.config)
+        # WebUI and kohya name SDXL's layers as its own repository does. Of another UNet such a name would tell another layer.
+        named = kohya_module_names(model.unet.config)
+        modules = named if named.items() <= sdxl_module_names().items() else None
     rank = max(factors.rank for factors in edit.factors.values())
     header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
     write_tensors(path, kohya_tensors(edit, modules), {**header, **edit_metadata(edit)})

@@ -85,16 +85,21 @@ _WORDS = (
     "to_v", "to_out", "time_emb_proj", "time_embedding", "add_embedding", "conv_in", "conv_out", "conv_shortcut", "linear_1", "linear_2",
     "text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "text_projection",
 )  # fmt: skip
+# The heads of SGM's module names (those of SDXL's own repository), none of which heads a name in diffusers.
+_SGM = re.compile(r"lora_unet_(?:(?:input|output)_blocks_\d|middle_block_\d|time_embed_\d|label_emb_\d|out_\d)")
 _PREFIXES = {"lora_unet_": "unet.", "lora_te_": "text_encoder.", "lora_te1_": "text_encoder.", "lora_te2_": "text_encoder_2."}
 
 
 def foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> LowRankEdit:
     """An edit from the tensors of a kohya, SPM or diffusers/PEFT file. Raises `EditError` where they are none of these."""
     layers: dict[str, dict[str, Tensor]] = {}
+    sgm = _sgm_layers() if any(_SGM.match(key) for key in tensors) else {}
     for key, tensor in tensors.items():
         layer, part = _split(key)
         if part:
-            layers.setdefault(dotted(layer), {})[part] = tensor
+            if _SGM.match(layer) and layer not in sgm:
+                raise EditError(f"{name!r} holds {layer}, which names no layer of SDXL: it was made for another architecture")
+            layers.setdefault(sgm.get(layer) or dotted(layer), {})[part] = tensor
     factors = {}
     for layer, parts in layers.items():
         if not {"down", "up"} <= parts.keys():
@@ -124,6 +129,13 @@ def _split(key: str) -> tuple[str, str]:
         if key.endswith(ending):
             return key.removesuffix(ending), part
     return key, ""
+
+
+def _sgm_layers() -> dict[str, str]:
+    """``lora_unet_input_blocks_4_1_proj_in`` -> ``unet.down_blocks.1.attentions.0.proj_in``: kohya names SDXL's layers so."""
+    from mu.models.names import sdxl_module_names
+
+    return {f"lora_unet_{place.replace('.', '_')}": f"unet.{module}" for module, place in sdxl_module_names().items()}
 
 
 def dotted(layer: str) -> str:

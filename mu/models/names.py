@@ -18,7 +18,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from mu.core.errors import ModelError
-from mu.models.architectures import new_component
+from mu.models.architectures import new_component, stable_diffusion_xl
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
@@ -63,6 +63,11 @@ def kohya_module_names(config: Mapping[str, Any]) -> dict[str, str]:
     unet = blueprint({**config, "_class_name": "UNet2DConditionModel"})
     layers = [name for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     return dict(_renamed(layers, dict(_unet_places(unet))))
+
+
+def sdxl_module_names() -> dict[str, str]:
+    """`kohya_module_names` of the published SDXL, whose 794 layers they name one to one."""
+    return kohya_module_names(stable_diffusion_xl()["unet"])
 
 
 def vae_names(config: Mapping[str, Any]) -> dict[str, str]:

@@ -16,11 +16,11 @@ from torch import Tensor
 from mu.core.errors import EditError, OutputError
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
-from mu.edits.export import FORMATS, export
+from mu.edits.export import FORMATS, export, kohya_tensors
 from mu.edits.files import dotted, open_edit, spm_tensors, write_tensors
 from mu.edits.low_rank import Factors, LowRankEdit
 from mu.edits.weights import WeightEdit
-from mu.models import architectures, load, quiet_libraries
+from mu.models import architectures, load, names, quiet_libraries
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import find_parameter
 from mu.models.single_file import load_single_file
@@ -258,6 +258,53 @@ def test_kohya_names_have_an_inverse_for_every_layer(published: str, adapted: in
     found = DiffusionModel.transformer_layers(type("Model", (), {"unet": unet})())  # type: ignore[arg-type]
     assert len(found) == adapted
     assert sum(layer.weight[0].numel() + layer.weight.shape[0] for layer in found.values()) == numbers
+
+
+def sdxl_edit() -> LowRankEdit:
+    """On every layer that SPM adapts in SDXL, its own number in each; shapes as published, at rank 1."""
+    with torch.device("meta"):
+        unet = architectures.new_component(architectures.stable_diffusion_xl()["unet"])
+    layers = DiffusionModel.transformer_layers(type("Model", (), {"unet": unet})())  # type: ignore[arg-type]
+    factors = {
+        name: Factors(torch.full((1, layer.weight.shape[1]), float(k)), torch.ones(layer.weight.shape[0], 1), 1.0)
+        for k, (name, layer) in enumerate(layers.items())
+    }
+    return LowRankEdit(factors, EditInfo("test", ("neon",)))
+
+
+def test_sdxl_files_open_by_both_families_of_names(tmp_path: Path) -> None:
+    """SGM's names (kohya's files for SDXL, and our export) and those of diffusers (SPM's files): the same edit."""
+    edit, modules = sdxl_edit(), names.sdxl_module_names()
+    write_tensors(tmp_path / "sgm.safetensors", kohya_tensors(edit, modules), {})
+    write_tensors(tmp_path / "diffusers.safetensors", *spm_tensors(edit))
+    with safe_open(tmp_path / "sgm.safetensors", "pt") as file:
+        keys = set(file.keys())
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight" in keys
+    assert not [key for key in keys if "down_blocks" in key]
+    for name in ("sgm", "diffusers"):
+        back = open_edit(tmp_path / f"{name}.safetensors")
+        assert isinstance(back, LowRankEdit) and len(back.factors) == 722
+        assert all(torch.equal(back.factors[layer].down, factors.down) for layer, factors in edit.factors.items())
+
+
+def test_a_layer_that_sdxl_has_not_is_refused(tmp_path: Path) -> None:
+    layer = "lora_unet_input_blocks_1_1_proj_in"  # SDXL's first blocks have no attention
+    save_file(
+        {f"{layer}.lora_down.weight": torch.ones(1, 4), f"{layer}.lora_up.weight": torch.ones(4, 1)}, tmp_path / "x.safetensors"
+    )
+    with pytest.raises(EditError, match=f"{layer}, which names no layer of SDXL"):
+        open_edit(tmp_path / "x.safetensors")
+
+
+def test_a_small_relative_of_sdxl_comes_back_from_our_own_file(tiny_xl: DiffusionModel, tmp_path: Path) -> None:
+    """Its blocks are numbered otherwise: under SGM's names they would be taken for other layers of SDXL."""
+    edit = adapters(tiny_xl, "neon")
+    back = open_edit(export(Bank(tiny_xl, [edit]), tmp_path / "x.safetensors", "kohya"))
+    assert isinstance(back, LowRankEdit) and back.factors.keys() == edit.factors.keys()
+    assert all(torch.equal(back.factors[layer].down, factors.down) for layer, factors in edit.factors.items())
+    small = names.kohya_module_names(tiny_xl.unet.config)
+    large = {place: module for module, place in names.sdxl_module_names().items()}
+    assert any(large.get(place, module) != module for module, place in small.items())  # control
 
 
 def test_names_of_text_encoders_have_an_inverse(tiny: DiffusionModel) -> None:
