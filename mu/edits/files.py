@@ -90,8 +90,18 @@ _SGM = re.compile(r"lora_unet_(?:(?:input|output)_blocks_\d|middle_block_\d|time
 _PREFIXES = {"lora_unet_": "unet.", "lora_te_": "text_encoder.", "lora_te1_": "text_encoder.", "lora_te2_": "text_encoder_2."}
 
 
+# What other adapters are told by. Left out, the rest of such a file would be another edit than the one it was made for.
+_OTHER_KINDS = {
+    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon (Tucker factors)", "hada_": "LoHa", "lokr_": "LoKr",
+    "oft_": "OFT", "diff": "full-rank shift", "diff_b": "full-rank shift",
+}  # fmt: skip
+
+
 def foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> LowRankEdit:
-    """An edit from the tensors of a kohya, SPM or diffusers/PEFT file. Raises `EditError` where they are none of these."""
+    """An edit from the tensors of a kohya, SPM or diffusers/PEFT file.
+
+    Raises `EditError` where they are none of these, and where the file also holds what a LoRA does not (DoRA, LoHa, ...).
+    """
     layers: dict[str, dict[str, Tensor]] = {}
     sgm = _sgm_layers() if any(_SGM.match(key) for key in tensors) else {}
     for key, tensor in tensors.items():
@@ -100,6 +110,10 @@ def foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: st
             if _SGM.match(layer) and layer not in sgm:
                 raise EditError(f"{name!r} holds {layer}, which names no layer of SDXL: it was made for another architecture")
             layers.setdefault(sgm.get(layer) or dotted(layer), {})[part] = tensor
+        elif kind := _other_kind(key):
+            raise EditError(
+                f"{name!r} is a {kind} file ({key}), which mu does not read: convert it to a LoRA or merge it first"
+            )
     factors = {}
     for layer, parts in layers.items():
         if not {"down", "up"} <= parts.keys():
@@ -129,6 +143,11 @@ def _split(key: str) -> tuple[str, str]:
         if key.endswith(ending):
             return key.removesuffix(ending), part
     return key, ""
+
+
+def _other_kind(key: str) -> str:
+    parts = key.split(".")
+    return next((kind for part in parts for mark, kind in _OTHER_KINDS.items() if part == mark or (mark[-1] == "_" and part.startswith(mark))), "")  # fmt: skip
 
 
 def _sgm_layers() -> dict[str, str]:

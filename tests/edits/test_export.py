@@ -127,6 +127,27 @@ def test_a_foreign_spm_file_opens(tiny: DiffusionModel, tmp_path: Path) -> None:
         assert torch.equal(pictures(tiny.pipeline), wanted)
 
 
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [("dora_scale", "DoRA"), ("lora_magnitude_vector.weight", "DoRA"), ("lora_mid.weight", "LoCon"), ("hada_w1_a", "LoHa"),
+     ("lokr_w2", "LoKr"), ("diff", "full-rank"), ("diff_b", "full-rank"), ("oft_blocks", "OFT")],
+)  # fmt: skip
+def test_adapters_that_are_no_lora_are_refused_by_name(end: str, kind: str, tiny: DiffusionModel, tmp_path: Path) -> None:
+    """Also where plain factors stand beside them: without the rest they would be another edit."""
+    lora, _ = spm_tensors(adapters(tiny, "x"))
+    layer = next(iter(lora)).split(".")[0]
+    save_file(lora, tmp_path / "lora.safetensors")
+    save_file({**lora, f"{layer}.{end}": torch.ones(1)}, tmp_path / "both.safetensors")
+    save_file({f"{layer}.{end}": torch.ones(1)}, tmp_path / "alone.safetensors")
+    for name in ("both", "alone"):
+        with pytest.raises(EditError, match=f"{kind}.*file.*{layer}.{end}.*merge it first"):
+            open_edit(tmp_path / f"{name}.safetensors")
+    assert open_edit(tmp_path / "lora.safetensors").parameters  # control
+    save_file({"model.diffusion_model.out.2.bias": torch.ones(1)}, tmp_path / "base.safetensors")
+    with pytest.raises(EditError, match="holds no edit"):
+        open_edit(tmp_path / "base.safetensors")
+
+
 def test_a_comma_in_a_concept_survives_our_own_spm_file(tiny: DiffusionModel, tmp_path: Path) -> None:
     tensors, metadata = spm_tensors(adapters(tiny, "van gogh, the painter"))
     write_tensors(tmp_path / "x.safetensors", tensors, metadata)
