@@ -46,24 +46,11 @@ def train(
     if the file exists: an interrupted run then ends in the same numbers as an uninterrupted one. The finished loop removes
     it. Losses stay on the device and are read every ``log_every`` steps only.
     """
-    kept: dict[str, Stateful] = {**(state or {}), "optimizer": optimizer}
-    if schedule is not None:
-        kept["schedule"] = schedule
-    start = _resume(checkpoint, kept, generator) if checkpoint else 0
+    schedules = {} if schedule is None else {"schedule": schedule}
+    kept = _Checkpoint(checkpoint, {**(state or {}), "optimizer": optimizer, **schedules}, generator)
+    lines = _Lines(log)
+    start = kept.resume()
     weights = [p for group in optimizer.param_groups for p in group["params"]]
-    pending: list[tuple[int, float, Mapping[str, Tensor]]] = []
-
-    def flush() -> None:
-        if log is not None:
-            for i, rate, losses in pending:
-                log({"step": i, "lr": rate, **{name: float(value) for name, value in losses.items()}})
-        pending.clear()
-
-    def state_now() -> tuple[dict[str, Any], Tensor, int] | None:
-        return ({name: part.state_dict() for name, part in kept.items()}, generator.get_state(), done) if checkpoint else None
-
-    done = start
-    whole = state_now()  # what an interruption saves: a step that it cuts short has drawn numbers already and starts over
     with progress_bar(title, iterations, start) as advance:
         try:
             for i in range(start, iterations):
@@ -73,43 +60,79 @@ def train(
                 if max_grad_norm > 0:
                     torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
                 rate = optimizer.param_groups[0]["lr"]
-                whole = None  # a half-made update is never saved
+                kept.forget()
                 optimizer.step()
                 if schedule is not None:
                     schedule.step()
-                done = i + 1
                 if after_step is not None:
                     after_step(i)
-                whole = state_now()
-                pending.append((i, rate, {name: value.detach() for name, value in losses.items()}))
+                done = i + 1
+                kept.note(done)
+                lines.add(i, rate, losses)
                 if done % log_every == 0 or done == iterations:
-                    last = float(losses["loss"].detach())
-                    flush()
-                    advance(done, f"loss {last:.4g}")
-                if checkpoint and whole and done % checkpoint_every == 0 and done < iterations:
-                    _save(checkpoint, *whole)
+                    lines.flush()
+                    advance(done, f"loss {float(losses['loss'].detach()):.4g}")
+                if done % checkpoint_every == 0 and done < iterations:
+                    kept.write()
         except KeyboardInterrupt:
-            flush()
-            if checkpoint and whole and done > start:
-                _save(checkpoint, *whole)
+            lines.flush()
+            kept.write()
             raise
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
+    kept.remove()
 
 
-def _save(path: Path, state: Mapping[str, Any], drawn: Tensor, done: int) -> None:
-    with atomic_path(path) as partial:
-        torch.save({"done": done, "generator": drawn, "state": state}, partial)
+class _Lines:
+    """Rows for the log. Losses stay on the device until `flush` reads them."""
+
+    def __init__(self, log: Log | None):
+        self.log = log
+        self.pending: list[tuple[int, float, Mapping[str, Tensor]]] = []
+
+    def add(self, i: int, rate: float, losses: Mapping[str, Tensor]) -> None:
+        self.pending.append((i, rate, {name: value.detach() for name, value in losses.items()}))
+
+    def flush(self) -> None:
+        if self.log is not None:
+            for i, rate, losses in self.pending:
+                self.log({"step": i, "lr": rate, **{name: float(value) for name, value in losses.items()}})
+        self.pending.clear()
 
 
-def _resume(path: Path, kept: Mapping[str, Stateful], generator: torch.Generator) -> int:
-    if not path.exists():
-        return 0
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in kept.items():
-        part.load_state_dict(content["state"][name])
-    generator.set_state(content["generator"])
-    return int(content["done"])
+class _Checkpoint:
+    """The loop's whole state as of the last finished step, in memory and at ``path``; without a ``path`` it does nothing."""
+
+    def __init__(self, path: Path | None, parts: Mapping[str, Stateful], generator: torch.Generator):
+        self.path, self.parts, self.generator = path, parts, generator
+        self.content: dict[str, Any] | None = None
+
+    def resume(self) -> int:
+        """Load what is there; the number of steps that are done."""
+        if self.path is None or not self.path.exists():
+            return 0
+        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, part in self.parts.items():
+            part.load_state_dict(content["state"][name])
+        self.generator.set_state(content["generator"])
+        return int(content["done"])
+
+    def note(self, done: int) -> None:
+        """What `write` writes from here on: a step that an interruption cuts short has drawn numbers already and starts over."""
+        if self.path is not None:
+            states = {name: part.state_dict() for name, part in self.parts.items()}
+            self.content = {"done": done, "generator": self.generator.get_state(), "state": states}
+
+    def forget(self) -> None:
+        """What was noted shares its tensors with the parts: during an update it is no state of the loop."""
+        self.content = None
+
+    def write(self) -> None:
+        if self.path is not None and self.content is not None:
+            with atomic_path(self.path) as partial:
+                torch.save(self.content, partial)
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 @contextmanager
