@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from mu.core.errors import OutputError
 from mu.core.files import atomic_path
 
 Log = Callable[[Mapping[str, float]], None]
@@ -106,14 +107,18 @@ class _Checkpoint:
         self.content: dict[str, Any] | None = None
 
     def resume(self) -> int:
-        """Load what is there; the number of steps that are done."""
+        """Load what is there; the number of steps that are done. `OutputError` for a file that is damaged or of another run."""
         if self.path is None or not self.path.exists():
             return 0
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
-        for name, part in self.parts.items():
-            part.load_state_dict(content["state"][name])
-        self.generator.set_state(content["generator"])
-        return int(content["done"])
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(content["state"][name])
+            self.generator.set_state(content["generator"])
+            return int(content["done"])
+        except Exception as error:  # a damaged file can make any step of its reading fail with any error
+            kind = type(error).__name__
+            raise OutputError(f"{self.path} cannot be resumed ({kind}): delete it, and the training starts over") from None
 
     def note(self, done: int) -> None:
         """What `write` writes from here on: a step that an interruption cuts short has drawn numbers already and starts over."""

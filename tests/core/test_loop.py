@@ -88,6 +88,24 @@ def test_the_control_without_a_checkpoint_differs(tmp_path: Path) -> None:
     assert not torch.equal(broken.weight, whole.weight)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "another run's"])
+def test_a_checkpoint_that_cannot_be_resumed_is_one_line(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "training.pt"
+    with pytest.raises(KeyboardInterrupt):
+        Problem().run(stop=8, checkpoint=path, checkpoint_every=5)
+    whole = path.read_bytes()
+    if damage == "another run's":
+        torch.save({"done": 5, "generator": generator(0).get_state(), "state": {"factors": []}}, path)
+    else:
+        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"no checkpoint"}[damage])
+    with pytest.raises(OutputError, match=r"training.pt cannot be resumed .*delete it") as caught:
+        Problem().run(checkpoint=path)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    Problem().run(checkpoint=path)  # control
+    assert not path.exists()
+
+
 def test_each_step_is_logged_once_with_its_rate() -> None:
     rows = Problem().run(iterations=7, log_every=3)
     assert [row["step"] for row in rows] == list(range(7))
