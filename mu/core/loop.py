@@ -32,6 +32,7 @@ def train(
     generator: torch.Generator,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     state: Mapping[str, Stateful] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
     max_grad_norm: float = 0.0,
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
@@ -45,10 +46,16 @@ def train(
     ``step`` must draw all its randomness from ``generator``. With ``checkpoint``, the loop's whole state (``state``,
     optimiser, schedule, generator) is written there every ``checkpoint_every`` steps and on Ctrl-C, and read from there
     if the file exists: an interrupted run then ends in the same numbers as an uninterrupted one. The finished loop removes
-    it. Losses stay on the device and are read every ``log_every`` steps only.
+    it. Losses stay on the device and are read every ``log_every`` steps only. ``scaler`` is for float16, whose small
+    gradients would be 0; a step whose gradients overflow is left out by it.
     """
-    schedules = {} if schedule is None else {"schedule": schedule}
-    kept = _Checkpoint(checkpoint, {**(state or {}), "optimizer": optimizer, **schedules}, generator)
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    parts: dict[str, Stateful] = {**(state or {}), "optimizer": optimizer}
+    if schedule is not None:
+        parts["schedule"] = schedule
+    if scaler.is_enabled():
+        parts["scaler"] = scaler
+    kept = _Checkpoint(checkpoint, parts, generator)
     lines = _Lines(log)
     start = kept.resume()
     weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -57,12 +64,14 @@ def train(
             for i in range(start, iterations):
                 optimizer.zero_grad(set_to_none=True)
                 losses = step(i)
-                losses["loss"].backward()
+                scaler.scale(losses["loss"]).backward()
                 if max_grad_norm > 0:
+                    scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
                 rate = optimizer.param_groups[0]["lr"]
                 kept.forget()
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 if schedule is not None:
                     schedule.step()
                 if after_step is not None:

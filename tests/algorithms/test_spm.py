@@ -26,7 +26,7 @@ from mu.core.errors import ConfigError
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit
 from mu.edits.low_rank import LowRankEdit
-from mu.models import architectures
+from mu.models import architectures, load
 from mu.models.diffusion import DiffusionModel, learning_rate_schedule
 from tests.conftest import family_member
 
@@ -323,6 +323,9 @@ def test_templates_are_put_around_target_and_positive(tiny: DiffusionModel) -> N
     assert torch.equal(task.positive.sequence, tiny.encode(["a photo of neon"]).sequence)
     assert torch.equal(task.neutral.sequence, tiny.encode([""]).sequence)
     assert data.concepts == ("neon style",)
+    both = settings(prompt={"use_template": True, "templates": ["a {} fish"], "neutral": "photo", "template_neutral": True})
+    drawn = SemipermeableMembraneDataHandler(both, tiny).draw(torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.neutral.sequence, tiny.encode(["a photo fish"]).sequence)
     plain = find(tiny, settings())
     assert not same(find(tiny, config), plain)
     assert same(find(tiny, settings()), plain)
@@ -382,6 +385,22 @@ def test_same_seed_same_edit(scheduler: str, tiny: DiffusionModel, snapshot: Cal
     assert not same(find(tiny, config, seed=1), first)
     assert snapshot(tiny) == before
     assert all(torch.isfinite(f.up).all() and f.up.abs().max() > 0 for f in first.factors.values())
+
+
+@pytest.mark.parametrize(("precision", "scaled"), [("float32", False), ("bfloat16", False), ("float16", True)])
+def test_float16_alone_scales_its_gradients(precision: str, scaled: bool, tiny_folder: Path, tmp_path: Path) -> None:
+    half = load(tiny_folder, device="cpu", precision=precision)
+    assert isinstance(half, DiffusionModel)
+    bench, path = Bench(half, settings()), tmp_path / "training.pt"
+
+    def stopped(i: int) -> None:
+        raise KeyboardInterrupt
+
+    bench.config.save.per_steps = 1
+    with pytest.raises(KeyboardInterrupt):
+        bench.trainer.train(torch.Generator().manual_seed(0), checkpoint=path, snapshot=stopped)
+    assert ("scaler" in torch.load(path, weights_only=True)["state"]) == scaled
+    assert all(f.up.dtype == torch.float32 and torch.isfinite(f.up).all() for f in bench.model.edit.factors.values())
 
 
 WAYS = {

@@ -127,6 +127,41 @@ def test_clipping_bounds_the_gradient() -> None:
     assert all(move == pytest.approx(0.5, abs=1e-4) for move in moves)
 
 
+class HalfProblem(Problem):
+    """Its gradients, at most 1e-8, come through float16 numbers, which below 6e-8 are 0."""
+
+    def step(self, i: int) -> dict[str, Tensor]:
+        self.count = [*self.count, i]
+        half = (self.weight + 1).half() * torch.rand(2, generator=self.draws)
+        return {"loss": (half.float() * 1e-8).sum()}
+
+
+def scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=3)
+
+
+def test_float16_gradients_are_scaled() -> None:
+    plain, scaled, clipped = HalfProblem(), HalfProblem(), HalfProblem()
+    plain.run(iterations=3)
+    scaled.run(iterations=3, scaler=scaler())
+    clipped.run(iterations=3, scaler=scaler(), max_grad_norm=1e-6)  # above the true gradients, below the scaled ones
+    assert not plain.weight.any()  # control: what training in float16 comes to without it
+    assert (scaled.weight < -0.03).all()
+    assert torch.equal(clipped.weight, scaled.weight)
+
+
+def test_the_scale_is_resumed(tmp_path: Path) -> None:
+    whole, used = HalfProblem(), scaler()
+    whole.run(scaler=used)
+    with pytest.raises(KeyboardInterrupt):
+        HalfProblem().run(stop=8, scaler=scaler(), checkpoint=tmp_path / "c.pt")
+    again, resumed = HalfProblem(), scaler()
+    again.run(scaler=resumed, checkpoint=tmp_path / "c.pt")
+    assert torch.equal(again.weight, whole.weight)
+    assert resumed.state_dict() == used.state_dict()
+    assert used.get_scale() == 2.0**18  # control: it moved, 20 steps with a growth every third
+
+
 # -- what a run leaves ------------------------------------------------------------------------------------------------------
 
 

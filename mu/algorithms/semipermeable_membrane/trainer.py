@@ -57,11 +57,13 @@ class SemipermeableMembraneTrainer:
             if snapshot and i and i % self.config.save.per_steps == 0 and i < settings.iterations - 1:
                 snapshot(i)
 
-        with self.model.trainable() as membrane, self.model.base.compiled() if settings.compile else nullcontext():
+        base = self.model.base
+        scaler = torch.amp.GradScaler(base.device.type, enabled=base.precision == torch.float16)
+        with self.model.trainable() as membrane, base.compiled() if settings.compile else nullcontext():
             train(
                 lambda i: self.step(membrane, generator), optimizer, settings.iterations, generator=generator, schedule=schedule,
-                state={"factors": _Factors(weights), "walker": self.walker}, max_grad_norm=settings.max_grad_norm, after_step=after,
-                checkpoint=checkpoint, checkpoint_every=self.config.save.per_steps, title="SPM", log=log,
+                state={"factors": _Factors(weights), "walker": self.walker}, scaler=scaler, max_grad_norm=settings.max_grad_norm,
+                after_step=after, checkpoint=checkpoint, checkpoint_every=self.config.save.per_steps, title="SPM", log=log,
             )  # fmt: skip
 
     def step(self, membrane: Membrane, generator: torch.Generator) -> dict[str, Tensor]:
