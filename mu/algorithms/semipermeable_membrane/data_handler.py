@@ -45,7 +45,7 @@ class SemipermeableMembraneDataHandler:
         return self._kept[text]
 
     def draw(self, generator: torch.Generator) -> Task:
-        """An entry, and with use_template a template for its target and positive."""
+        """An entry, and with use_template a template for its target and positive (and neutral, where asked)."""
         k = int(torch.randint(len(self.entries), (1,), generator=generator))
         entry = self.entries[k]
         template = "{}"
@@ -54,7 +54,8 @@ class SemipermeableMembraneDataHandler:
         target, positive = (self.encoded(template.replace("{}", str(text))) for text in (entry.target, entry.positive))
         if k not in self._anchors:
             self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed)
-        neutral, unconditional = self.encoded(str(entry.neutral)), self.encoded(entry.unconditional)
+        neutral = self.encoded(template.replace("{}", str(entry.neutral)) if entry.template_neutral else str(entry.neutral))
+        unconditional = self.encoded(entry.unconditional)
         return Task(entry, target, positive, neutral, unconditional, self._anchors[k])
 
     def size(self, entry: PromptConfig, generator: torch.Generator) -> tuple[int, int]:

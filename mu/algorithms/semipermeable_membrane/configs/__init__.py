@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from mu.core.config import BaseConfig, read_yaml
 from mu.core.errors import ConfigError, nearest
+from mu.data import canvas as world
 from mu.data.concepts import concept_of
 
 
@@ -136,6 +137,8 @@ class PromptConfig(BaseConfig):
     """Each step puts target and positive into one of ``templates``, drawn at random."""
     templates: list[str] = ["{}", "a photo of {}", "a picture of {}", "{}, detailed", "an image with {}", "art of {}"]
     """What use_template draws from; ``{}`` is the concept. Give the templates that your users type."""
+    template_neutral: bool = False
+    """Put ``neutral`` into the drawn template too: "a fish in {} style" then becomes what it is without the concept, fish and all."""
     la_strength: float = Field(1000.0, ge=0)
     """lambda of Eq. 8, weight of latent anchoring. Larger keeps other concepts better and erases less."""
     sampling_batch_size: int = Field(4, ge=1)
@@ -350,8 +353,12 @@ PRESETS: dict[str, SemipermeableMembraneConfig] = {
             "max_denoising_steps": 10,
         },
         "prompt": {
-            "guidance_scale": 2.0, "la_strength": 10.0, "use_template": True,
-            "templates": ["{}", "a {} image", "an image in {} style", "{} style", "a {} picture"],
+            "guidance_scale": 2.0, "la_strength": 10.0, "use_template": True, "template_neutral": True,
+            "templates": [
+                "{}", "a {} image", "an image in {} style", "{} style", "a {} picture",
+                *(f"A {name} image in {{}} style." for name in world.OBJECTS),
+                *(f"A {{}} image in {style} style." for style in world.STYLES),
+            ],
         },
     }),
 }  # fmt: skip
