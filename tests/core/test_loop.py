@@ -144,7 +144,7 @@ def test_float16_gradients_are_scaled() -> None:
     plain, scaled, clipped = HalfProblem(), HalfProblem(), HalfProblem()
     plain.run(iterations=3)
     scaled.run(iterations=3, scaler=scaler())
-    clipped.run(iterations=3, scaler=scaler(), max_grad_norm=1e-6)  # above the true gradients, below the scaled ones
+    clipped.run(iterations=3, scaler=scaler(), max_grad_norm=1e-5)  # above the true gradients, below the scaled ones
     assert not plain.weight.any()  # control: what training in float16 comes to without it
     assert (scaled.weight < -0.03).all()
     assert torch.equal(clipped.weight, scaled.weight)
