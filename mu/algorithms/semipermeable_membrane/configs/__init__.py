@@ -252,6 +252,8 @@ class SemipermeableMembraneConfig(BaseConfig):
             notes.append(
                 f"train.lr ({train.lr}) and train.unet_lr ({train.unet_lr}) disagree: SPM has one rate, remove unet_lr"
             )
+        if train.latent_pool and train.timesteps_per_trajectory > 1:
+            notes.append("train.latent_pool and train.timesteps_per_trajectory are two ways to reuse latents: set one of them")
         for entry in [self.prompt, *(self.prompts or [])]:
             if train.batch_size not in (None, 1) and entry.batch_size not in (None, train.batch_size):
                 notes.append(f"train.batch_size ({train.batch_size}) and prompt.batch_size ({entry.batch_size}) disagree")
