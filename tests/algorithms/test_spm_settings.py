@@ -72,7 +72,9 @@ def value_of(config: BaseModel, key: str) -> Any:
 
 
 @pytest.mark.parametrize("key", [*SEED_KEYS, *ORIGINAL_KEYS])
-def test_each_key_is_honoured_refused_or_answered(key: str) -> None:
+def test_each_key_is_honoured_refused_or_answered(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.yaml").write_text("- target: dog\n")
     value, answer = (SEED_KEYS | ORIGINAL_KEYS)[key]
     if answer == "refused":
         with pytest.raises(ConfigError, match=key.split(".")[-1] if key.startswith("train") else "unknown setting"):
@@ -230,6 +232,20 @@ def test_a_prompts_file(tmp_path: Path) -> None:
         path.write_text(wrong)
         with pytest.raises(ConfigError):
             config.entries()
+
+
+def test_entries_of_a_prompts_file_are_held_to_what_prompts_are(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.yaml"
+    path.write_text("- {target: dog, batch_size: 2, sampling_batch_size: 3}\n")
+    config = SemipermeableMembraneConfig.parse({"prompts_file": str(path)})
+    for ask in (config.entries, config.notes):
+        with pytest.raises(ConfigError, match=r"prompts.yaml: .*multiple of the batch size"):
+            ask()
+    path.write_text("- {target: dog, batch_size: 2}\n- {target: cat, seed: 3}\n")
+    assert [entry.sampling_batch_size for entry in config.entries()] == [4, 4]  # control
+    assert sum("prompt.seed" in note for note in config.notes()) == 1
+    path.write_text("- {target: dog}\n")
+    assert not config.notes()
 
 
 def test_settings_survive_their_own_yaml(tmp_path: Path) -> None:

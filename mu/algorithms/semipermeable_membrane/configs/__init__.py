@@ -255,13 +255,19 @@ class SemipermeableMembraneConfig(BaseConfig):
         if train.latent_pool and train.timesteps_per_trajectory > 1:
             notes.append("train.latent_pool and train.timesteps_per_trajectory are two ways to reuse latents: set one of them")
         for entry in [self.prompt, *(self.prompts or [])]:
-            if train.batch_size not in (None, 1) and entry.batch_size not in (None, train.batch_size):
-                notes.append(f"train.batch_size ({train.batch_size}) and prompt.batch_size ({entry.batch_size}) disagree")
-            if entry.sampling_batch_size % (entry.batch_size or train.batch_size or 1):
-                notes.append("prompt.sampling_batch_size must be a multiple of the batch size")
+            notes += self._wrong(entry)
         if notes:
             raise ValueError(notes[0])
         return self
+
+    def _wrong(self, entry: PromptConfig) -> list[str]:
+        """What is wrong with an entry, one line each; the entries of ``prompts_file`` are known when it is read only."""
+        size, lines = self.train.batch_size, []
+        if size not in (None, 1) and entry.batch_size not in (None, size):
+            lines.append(f"train.batch_size ({size}) and prompt.batch_size ({entry.batch_size}) disagree")
+        if entry.sampling_batch_size % (entry.batch_size or size or 1):
+            lines.append("prompt.sampling_batch_size must be a multiple of the batch size")
+        return lines
 
     def merged(self, *overrides: Mapping[str, Any]) -> Self:
         """As `BaseConfig.merged`; a new ``template_name`` also replaces a target that named the old one."""
@@ -292,14 +298,20 @@ class SemipermeableMembraneConfig(BaseConfig):
     def folder(self) -> Path:
         return Path(self.save.path or self.output_dir)
 
+    def given(self) -> list[PromptConfig]:
+        """The prompt settings that count, as written: of ``prompts_file``, else ``prompts``, else ``prompt``."""
+        if not self.prompts_file:
+            return self.prompts or [self.prompt]
+        entries = read_prompts_file(self.prompts_file)
+        for line in (line for entry in entries for line in self._wrong(entry)):
+            raise ConfigError(f"{self.prompts_file}: {line}")
+        return entries
+
     def entries(self) -> list[PromptConfig]:
         """The prompt settings with every derived value filled in."""
-        entries = self.prompts
-        if self.prompts_file:
-            entries = read_prompts_file(self.prompts_file)
         size = 1 if self.train.batch_size is None else self.train.batch_size
         filled = []
-        for entry in entries or [self.prompt]:
+        for entry in self.given():
             # A YAML alias of template_name (``target: *template_name``) means the concept, spaces for underscores.
             target, positive = (self.concept if text == self.template_name else text for text in (entry.target, entry.positive))
             target = target or self.concept
@@ -324,9 +336,8 @@ class SemipermeableMembraneConfig(BaseConfig):
             lines.append("logging.verbose has no effect: verbose, at the top, decides")
         if {"use_sample"} & self.model_fields_set:
             lines.append("use_sample has no effect: SPM needs no dataset, only the concept's name")
-        for entry in [self.prompt, *(self.prompts or [])]:
-            if entry.seed is not None or entry.case_number:
-                lines.append("prompt.seed and prompt.case_number have no effect in training: the top-level seed decides")
+        if any(entry.seed is not None or entry.case_number for entry in self.given()):
+            lines.append("prompt.seed and prompt.case_number have no effect in training: the top-level seed decides")
         return lines
 
 
