@@ -141,6 +141,32 @@ def test_what_would_erase_nothing_or_contradicts_itself_is_refused(wrong: dict[s
         SemipermeableMembraneConfig.parse(wrong)
 
 
+SAME = [
+    {"template_name": "Pop_Art", "prompt": {"neutral": "pop  art"}},
+    {"prompt": {"target": "dog", "unconditional": "dog"}},
+    {"prompts": [{"target": "cat"}, {"target": "dog", "neutral": "Dog "}]},
+    {"prompt": {"target": "dog", "positive": "cat", "neutral": "dog", "guidance_scale": 0}},
+]  # fmt: skip
+OTHER = [
+    {"template_name": "Pop_Art", "prompt": {"neutral": "art"}},
+    {"prompt": {"target": "dog", "positive": "cat", "neutral": "dog"}},  # the dog moves away from the cat
+    {"template_name": "dog", "prompt": {"neutral": "dog"}, "prompts": [{"target": "cat"}]},  # prompts replace prompt
+    {"prompt": {"target": "dog", "unconditional": "dog", "neutral": ""}},
+]
+
+
+@pytest.mark.parametrize("wrong", SAME)
+def test_a_neutral_prompt_that_is_the_target_is_refused(wrong: dict[str, Any]) -> None:
+    """Eq. 4 would then ask the adapters for what the model predicts already."""
+    with pytest.raises(ConfigError, match=r"prompt\.neutral is the target itself"):
+        SemipermeableMembraneConfig.parse(wrong)
+
+
+@pytest.mark.parametrize("right", OTHER)
+def test_a_neutral_prompt_beside_the_target_is_taken(right: dict[str, Any]) -> None:
+    assert SemipermeableMembraneConfig.parse(right).entries()
+
+
 # -- overrides --------------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +267,9 @@ def test_entries_of_a_prompts_file_are_held_to_what_prompts_are(tmp_path: Path) 
     for ask in (config.entries, config.notes):
         with pytest.raises(ConfigError, match=r"prompts.yaml: .*multiple of the batch size"):
             ask()
+    path.write_text("- {target: dog, neutral: dog}\n")
+    with pytest.raises(ConfigError, match=r"prompts.yaml: prompt.neutral is the target"):
+        config.entries()
     path.write_text("- {target: dog, batch_size: 2}\n- {target: cat, seed: 3}\n")
     assert [entry.sampling_batch_size for entry in config.entries()] == [4, 4]  # control
     assert sum("prompt.seed" in note for note in config.notes()) == 1

@@ -254,7 +254,7 @@ class SemipermeableMembraneConfig(BaseConfig):
             )
         if train.latent_pool and train.timesteps_per_trajectory > 1:
             notes.append("train.latent_pool and train.timesteps_per_trajectory are two ways to reuse latents: set one of them")
-        for entry in [self.prompt, *(self.prompts or [])]:
+        for entry in [] if self.prompts_file else self.given():
             notes += self._wrong(entry)
         if notes:
             raise ValueError(notes[0])
@@ -267,6 +267,13 @@ class SemipermeableMembraneConfig(BaseConfig):
             lines.append(f"train.batch_size ({size}) and prompt.batch_size ({entry.batch_size}) disagree")
         if entry.sampling_batch_size % (entry.batch_size or size or 1):
             lines.append("prompt.sampling_batch_size must be a multiple of the batch size")
+        if (entry.neutral or entry.unconditional).strip():
+            full = self._filled(entry)
+            target, positive, neutral = (_spoken(text) for text in (full.target, full.positive, full.neutral))
+            if target == neutral and (positive == neutral or entry.guidance_scale == 0):
+                lines.append(
+                    f"prompt.neutral is the target itself ({full.target!r}): training would erase nothing, name another"
+                )
         return lines
 
     def merged(self, *overrides: Mapping[str, Any]) -> Self:
@@ -309,21 +316,19 @@ class SemipermeableMembraneConfig(BaseConfig):
 
     def entries(self) -> list[PromptConfig]:
         """The prompt settings with every derived value filled in."""
-        size = 1 if self.train.batch_size is None else self.train.batch_size
-        filled = []
-        for entry in self.given():
-            # A YAML alias of template_name (``target: *template_name``) means the concept, spaces for underscores.
-            target, positive = (self.concept if text == self.template_name else text for text in (entry.target, entry.positive))
-            target = target or self.concept
-            neutral = entry.unconditional if entry.neutral is None else entry.neutral
-            derived = {
-                "target": target,
-                "positive": positive or target,
-                "neutral": neutral,
-                "batch_size": entry.batch_size or size,
-            }
-            filled.append(entry.model_copy(update=derived))
-        return filled
+        return [self._filled(entry) for entry in self.given()]
+
+    def _filled(self, entry: PromptConfig) -> PromptConfig:
+        # A YAML alias of template_name (``target: *template_name``) means the concept, spaces for underscores.
+        target, positive = (self.concept if text == self.template_name else text for text in (entry.target, entry.positive))
+        target = target or self.concept
+        derived = {
+            "target": target,
+            "positive": positive or target,
+            "neutral": entry.unconditional if entry.neutral is None else entry.neutral,
+            "batch_size": entry.batch_size or self.train.batch_size or 1,
+        }
+        return entry.model_copy(update=derived)
 
     def notes(self) -> list[str]:
         """What was set and has no effect here, one line each."""
@@ -339,6 +344,11 @@ class SemipermeableMembraneConfig(BaseConfig):
         if any(entry.seed is not None or entry.case_number for entry in self.given()):
             lines.append("prompt.seed and prompt.case_number have no effect in training: the top-level seed decides")
         return lines
+
+
+def _spoken(text: str | None) -> str:
+    """``text`` as the text encoders hear it: case and blanks aside."""
+    return " ".join(str(text).lower().split())
 
 
 def read_prompts_file(path: str) -> list[PromptConfig]:
