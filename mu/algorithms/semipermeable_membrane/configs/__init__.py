@@ -98,6 +98,13 @@ class SaveConfig(BaseConfig):
     """Type of the numbers in the exported SPM file."""
 
 
+# What the original's logging section says of the pictures that it makes during training.
+_LOGGED_PICTURES = (
+    "interval", "prompts", "negative_prompt", "anchor_prompt", "anchor_prompts", "width", "height", "num_inference_steps",
+    "guidance_scale", "seed", "generate_num", "eval_num",
+)  # fmt: skip
+
+
 class LoggingConfig(BaseConfig):
     use_wandb: bool = False
     """Send losses to Weights & Biases also where no WANDB_* variable and no login says so."""
@@ -105,6 +112,30 @@ class LoggingConfig(BaseConfig):
     """Another name of wandb_run."""
     verbose: bool | None = None
     """Kept for old files: the top-level verbose decides."""
+    interval: int | None = None
+    """Kept for old files, as all below: no pictures are made during training; mu erase makes them before and after."""
+    prompts: list[str] | None = None
+    """What the original pictures during training."""
+    negative_prompt: str | None = None
+    """Of those pictures."""
+    anchor_prompt: str | None = None
+    """Text that the original compares those pictures with; anchor_prompts in some files."""
+    anchor_prompts: str | list[str] | None = None
+    """Another name of anchor_prompt."""
+    width: int | None = None
+    """Of those pictures, in pixels."""
+    height: int | None = None
+    """Of those pictures, in pixels."""
+    num_inference_steps: int | None = None
+    """Of those pictures."""
+    guidance_scale: float | None = None
+    """Of those pictures."""
+    seed: int | None = None
+    """Of those pictures; the top-level seed decides in training."""
+    generate_num: int | None = None
+    """Pictures for each of those prompts."""
+    eval_num: int | None = None
+    """Templates that the original scores those pictures with."""
 
 
 class OtherConfig(BaseConfig):
@@ -208,6 +239,8 @@ class SemipermeableMembraneConfig(BaseConfig):
     """Kept for the original YAML files."""
     other: OtherConfig = OtherConfig()
     """Kept for the original YAML files."""
+    inference: dict[str, Any] | None = None
+    """Kept for the original YAML files, which read this section and do nothing with it."""
     wandb_project: str = "semipermeable_membrane_project"
     """Project in Weights & Biases, which is used where it is installed and configured."""
     wandb_run: str = "spm_run"
@@ -339,6 +372,11 @@ class SemipermeableMembraneConfig(BaseConfig):
             lines.append("other.use_xformers has no effect: PyTorch's memory-efficient attention is always on")
         if self.logging.verbose is not None:
             lines.append("logging.verbose has no effect: verbose, at the top, decides")
+        if names := ", ".join(f"logging.{name}" for name in _LOGGED_PICTURES if getattr(self.logging, name) is not None):
+            lines.append(f"without effect: {names}; no pictures are made during training, mu erase makes them before and after")
+        if self.inference:
+            names = ", ".join(f"inference.{name}" for name in self.inference)
+            lines.append(f"without effect: {names}; training makes no pictures, mu generate takes such settings as options")
         if {"use_sample"} & self.model_fields_set:
             lines.append("use_sample has no effect: SPM needs no dataset, only the concept's name")
         if any(entry.seed is not None or entry.case_number for entry in self.given()):
