@@ -321,6 +321,14 @@ def test_a_loaded_model_that_contradicts_the_settings_is_refused(tiny: Diffusion
     )
 
 
+def test_a_model_that_is_said_to_predict_v_is_not_changed(tiny: DiffusionModel) -> None:
+    for said, found in ((None, "epsilon"), (True, "v_prediction")):
+        read = SemipermeableMembraneAlgorithm(None, model=tiny, pretrained_model={"v_pred": said}).load_model()
+        assert read.prediction_type == found
+        assert tiny.prediction_type == "epsilon"
+        assert read.unet is tiny.unet
+
+
 # -- every field is read ----------------------------------------------------------------------------------------------------
 
 # Read in the settings alone, which answer them with a note or a refusal or turn them into what others read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         if wanted.v2 is True and not is_v2:
             raise ConfigError(f"pretrained_model.v2 is true, but the text width of {model.name!r} is not that of SD 2.x (1024)")
         if wanted.v_pred is True and model.prediction_type == "epsilon":
+            model = copy.copy(model)  # the model given is its owner's: the copy shares all weights and differs in this alone
             model.prediction_type = "v_prediction"
         elif wanted.v_pred is False and model.prediction_type == "v_prediction":
             log.warning("pretrained_model.v_pred is false, but %s says that it predicts v: its own word counts", model.name)
