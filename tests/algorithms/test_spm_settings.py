@@ -329,6 +329,12 @@ def test_a_model_that_is_said_to_predict_v_is_not_changed(tiny: DiffusionModel) 
         assert read.unet is tiny.unet
 
 
+def test_the_run_tells_the_model_that_it_used(tiny: DiffusionModel) -> None:
+    config = semipermiable_membrane_train_mu
+    assert SemipermeableMembraneAlgorithm(config).describe()["model"] == "CompVis/stable-diffusion-v1-4"
+    assert SemipermeableMembraneAlgorithm(config, model=tiny).describe()["model"] == tiny.name
+
+
 # -- every field is read ----------------------------------------------------------------------------------------------------
 
 # Read in the settings alone, which answer them with a note or a refusal or turn them into what others read.

@@ -61,7 +61,8 @@ class SemipermeableMembraneAlgorithm(Algorithm):
 
     def describe(self) -> dict[str, Any]:
         targets = [str(entry.target) for entry in self.config.entries()]
-        return {**super().describe(), "model": self.config.pretrained_model.name, "concepts": targets}
+        name = self.config.pretrained_model.name if self.model is None else self.model.name
+        return {**super().describe(), "model": name, "concepts": targets}
 
     def load_model(self) -> DiffusionModel:
         """The model that the settings name, or the one given; settings that contradict it are refused."""
