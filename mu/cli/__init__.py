@@ -6,6 +6,7 @@ import typer
 
 from mu.cli.canvas import app as canvas_app
 from mu.cli.cite import cite
+from mu.cli.classifier import app as classifier_app
 from mu.cli.config import config
 from mu.cli.demo import demo
 from mu.cli.erase import erase
@@ -22,6 +23,7 @@ app.callback(invoke_without_command=True)(root)
 for verb in (demo, erase, generate, evaluate, report, merge, info, methods, config, cite):
     app.command()(verb)
 app.add_typer(canvas_app)
+app.add_typer(classifier_app)
 
 
 def main() -> None:

@@ -1,22 +1,33 @@
-"""An image classifier with several heads, as evidence: any transformers image classifier whose labels are ``head/class``."""
+"""An image classifier as evidence: any transformers image classifier. Labels of the form ``head/class`` make several heads."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForImageClassification, CLIPImageProcessorPil
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification, CLIPImageProcessorPil
+from transformers.image_processing_base import ImageProcessingMixin
 from typing_extensions import Self
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, OutputError
+from mu.models import EMBEDDED
 from mu.models.clip import prepare
+
+RANDOM = "random"
+"""The backbone of `Judge.new` that is always there: the small network of the embedded world's judge, untrained."""
 
 
 def heads(id2label: dict[int, str]) -> dict[str, slice]:
-    """The columns of each head, from labels of the form ``head/class``."""
-    names = [id2label[k].split("/")[0] for k in range(len(id2label))]
+    """The columns of each head, from labels ``head/class``; the plain labels of a stock classifier are one head, ``class``."""
+    labels = [id2label[k] for k in range(len(id2label))]
+    if not all("/" in label for label in labels):
+        return {"class": slice(0, len(labels))}
+    names = [label.split("/")[0] for label in labels]
     return {head: slice(names.index(head), names.index(head) + names.count(head)) for head in dict.fromkeys(names)}
 
 
@@ -27,10 +38,13 @@ class Judge:
         self.model, self.processor, self.device = model.requires_grad_(False).eval().to(device), processor, torch.device(device)
         labels = {int(k): label for k, label in model.config.id2label.items()}
         self.heads = heads(labels)
-        self.classes = {head: [labels[k].split("/", 1)[1] for k in range(s.start, s.stop)] for head, s in self.heads.items()}
+        self.classes = {
+            head: [labels[k].removeprefix(f"{head}/") for k in range(s.start, s.stop)] for head, s in self.heads.items()
+        }
 
     @classmethod
     def open(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
+        """From a transformers folder, or by a hub id from the local cache."""
         try:
             model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
@@ -38,14 +52,109 @@ class Judge:
             raise ModelError(f"the judge in {folder} cannot be read ({str(error).splitlines()[0][:200]})") from None
         return cls(model, processor, device)
 
+    @classmethod
+    def new(
+        cls, head: str, classes: Sequence[str], backbone: str = RANDOM, *, size: int | None = None, seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Self:  # fmt: skip
+        """One with a new ``head`` of ``classes`` on ``backbone``: `RANDOM`, or a folder or hub id of transformers.
+
+        ``size``: the pictures' side in pixels; without it the backbone's own, 64 for `RANDOM`. A backbone whose last layer has
+        just as many classes keeps that layer's weights.
+        """
+        labels = [f"{head}/{name}" for name in classes]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, look = _network(backbone, labels)
+        side = size or _side(look.get("crop_size", look.get("size", 224)))
+        processor = CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size=side,
+            **{name: look[name] for name in ("image_mean", "image_std") if name in look},
+        )  # fmt: skip
+        return cls(model, processor, device)
+
+    def save(self, folder: Path) -> None:
+        """As a transformers folder, which `open` and ``AutoModelForImageClassification`` read: a whole one or none.
+
+        What else lies in ``folder`` stays. Raises `OutputError` where it cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(dir=folder, prefix=".model-"))
+            try:
+                self.model.save_pretrained(partial)
+                self.processor.save_pretrained(partial)
+                for path in sorted(
+                    partial.iterdir(), key=lambda path: path.name == "config.json"
+                ):  # whose presence says: whole
+                    path.replace(folder / path.name)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from None
+
+    def inputs(self, pictures: Tensor) -> Tensor:
+        """Pictures (b, 3, H, W) in 0..1 -> what the network takes."""
+        share = getattr(self.processor, "crop_pct", None) or 1.0  # 0.875: of 256 px the middle 224, as ImageNet is measured
+        h, w = pictures.shape[-2:]
+        inner = round(min(h, w) * share)
+        top, left = ((h - inner) // 2, (w - inner) // 2) if share < 1 else (0, 0)
+        seen = pictures[..., top : h - top, left : w - left].to(self.device)
+        side = _side(getattr(self.processor, "crop_size", None) or self.processor.size)
+        return prepare(seen, side, self.processor.image_mean, self.processor.image_std)
+
     @torch.no_grad()
     def look(self, pictures: Tensor) -> tuple[dict[str, list[str]], Tensor]:
         """Pictures (b, 3, H, W) in 0..1 -> the answer of each head for each picture, and features (b, d)."""
-        size = self.processor.crop_size
-        size = size["height"] if isinstance(size, dict) or hasattr(size, "keys") else int(getattr(size, "height", size))
-        pixels = prepare(pictures.to(self.device), size, self.processor.image_mean, self.processor.image_std)
-        out = self.model(pixel_values=pixels, output_hidden_states=True)
+        out = self.model(pixel_values=self.inputs(pictures), output_hidden_states=True)
         answers = {
             head: [self.classes[head][k] for k in out.logits[:, span].argmax(1).tolist()] for head, span in self.heads.items()
         }
-        return answers, out.hidden_states[-1].mean(dim=(2, 3))
+        last = out.hidden_states[-1]
+        return answers, last.mean(dim=(2, 3) if last.ndim == 4 else 1)  # places of a map, or tokens
+
+    @torch.no_grad()
+    def feature_maps(self, pictures: Tensor) -> list[Tensor]:
+        """Pictures (b, 3, H, W) in 0..1 -> maps (b, c, h, w) after the stem and each stage, for convolutional networks."""
+        maps = list(self.model(pixel_values=self.inputs(pictures), output_hidden_states=True).hidden_states)
+        if any(features.ndim != 4 for features in maps):
+            raise ModelError(f"a {type(self.model).__name__} has no feature maps: take a convolutional network")
+        return maps
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Those of the last layer alone, which the backbone does not have."""
+        inner = {id(parameter) for parameter in self.model.base_model.parameters()}
+        own = [parameter for parameter in self.model.parameters() if id(parameter) not in inner]
+        if not own:
+            raise ModelError(f"a {type(self.model).__name__} does not tell its last layer apart: train all layers")
+        return own
+
+
+def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """A network with a last layer for ``labels``, and what its processor's file says."""
+    place: Any = EMBEDDED["canvas-judge"] if backbone == RANDOM else backbone
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
+    local = {"local_files_only": Path(place).is_dir()}
+    try:
+        if backbone == RANDOM:
+            config = AutoConfig.from_pretrained(place, **names, **local)
+            model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+        else:
+            model = AutoModelForImageClassification.from_pretrained(
+                place, dtype=torch.float32, ignore_mismatched_sizes=True, **names, **local
+            )
+        look, _ = ImageProcessingMixin.get_image_processor_dict(place, **local)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelError(
+            f"the backbone {backbone!r} cannot be read or downloaded ({reason}): name a folder, or {RANDOM}"
+        ) from None
+    return model, look
+
+
+def _side(size: Any) -> int:
+    """224 of 224, ``{"height": 224, "width": 224}``, ``{"shortest_edge": 224}`` or an object with such attributes."""
+    if isinstance(size, int):
+        return size
+    told = size if isinstance(size, dict) else vars(size)
+    return int(next(told[name] for name in ("height", "shortest_edge") if told.get(name)))

@@ -1,0 +1,101 @@
+"""``mu classifier``: what tells whether a style or an object is seen"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mu.cli.options import Device, Json, Overwrite, Resume
+
+app = typer.Typer(
+    name="classifier", help="Train a classifier on folders of pictures, or ask one what it sees.", no_args_is_help=False
+)
+
+Head = Annotated[str | None, typer.Option(help="Which question, where the classifier answers several: style, object.")]
+
+
+class Layers(str, Enum):
+    head = "head"
+    all = "all"
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Where the classifier goes, a transformers folder.")],
+    train: Annotated[Path, typer.Option(metavar="DIR", help="Pictures to learn from, a folder for each class.")] = Path(
+        "data/train"
+    ),
+    held_out: Annotated[Path, typer.Option("--eval", metavar="DIR", help="Pictures to choose the best epoch by.")] = Path(
+        "data/eval"
+    ),
+    backbone: Annotated[str, typer.Option(help="A hub id or folder like microsoft/resnet-18; random: a small one.")] = "random",
+    head: Annotated[str, typer.Option(help="What the classes are: style, object.")] = "style",
+    layers: Annotated[
+        Layers | None, typer.Option(help="What learns. Default: all of a random backbone, else the head alone.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How often each picture is seen.")] = 20,
+    batch: Annotated[int, typer.Option(help="Pictures for each step.")] = 30,
+    rate: Annotated[float, typer.Option(help="The highest learning rate, half-way through.")] = 0.01,
+    size: Annotated[int | None, typer.Option(help="The pictures' side in pixels. Default: the backbone's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides all random numbers.")] = 0,
+    device: Device = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Train a classifier of styles or objects; a folder's name is the name of its class.
+
+    Example: mu classifier train --train ./data/train --eval ./data/eval --out outputs/classifier
+    """
+    from mu.cli.output import print_json
+    from mu.core.script import show_log
+    from mu.evaluation.classifier import Recipe, train_classifier
+
+    show_log()
+    recipe = Recipe(backbone, head, layers.value if layers else None, epochs, batch, rate, size, seed)
+    score = train_classifier(train, held_out, out, recipe, device=device, resume=resume, overwrite=overwrite)
+    if json:
+        print_json({"classifier": str(out), **score.to_json()})
+        return
+    print(f"classifier  {out}\naccuracy    {score.value:.4g} on {score.n} held-out pictures")
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="A classifier's folder, canvas-judge, or a hub id that is in the local cache.")],
+    pictures: Annotated[Path, typer.Argument(help="Pictures, or a folder for each class that was asked for.")],
+    concept: Annotated[str | None, typer.Option(help="The class that all pictures were asked to show.")] = None,
+    head: Head = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """The share of pictures in which a classifier sees what was asked for; without a question, what it sees.
+
+    Example: mu classifier score outputs/classifier outputs/pictures --concept "Van Gogh"
+    """
+    from collections import Counter
+
+    from mu.cli.output import print_json, print_table
+    from mu.core.seeds import pick_device
+    from mu.evaluation.classifier import answers, folder_accuracy, pictures_in
+    from mu.models import EMBEDDED, quiet_libraries
+    from mu.models.judge import Judge
+
+    with quiet_libraries():
+        judge = Judge.open(EMBEDDED.get(model, model), pick_device(device))
+    if concept is not None or (pictures.is_dir() and any(path.is_dir() for path in pictures.iterdir())):
+        found = folder_accuracy(judge, pictures, head=head, concept=concept)
+        if json:
+            print_json(found.to_json())
+            return
+        print_table(["asked for", "seen in"], [[name, f"{share:.4g}"] for name, share in found.per_item.items()])
+        print(f"accuracy  {found.value:.4g} of {found.n} pictures")
+        return
+    seen = Counter(answers(judge, pictures_in(pictures), head))
+    if json:
+        print_json({"n": seen.total(), "seen": dict(seen.most_common())})
+        return
+    print_table(["seen", "pictures"], [[name, str(count)] for name, count in seen.most_common()])

@@ -1,0 +1,139 @@
+"""The networks that published metrics look through, from optional packages, as the functions that the metrics take.
+
+Pictures go in as (n, 3, H, W) in 0..1. Weights are downloaded on first use, to where the package keeps them. A missing
+package is a `MissingDependency`, missing weights a `ModelError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mu.core.errors import ConfigError, MissingDependency, ModelError
+from mu.evaluation.metrics.lpips import Features
+from mu.evaluation.metrics.nudity import Finding
+from mu.evaluation.pictures import read_pictures
+
+Detector = Callable[[Path], Sequence[Finding]]
+"""A picture's file -> what is on it."""
+
+NUDENET_2 = Path("~/.NudeNet")
+"""Where NudeNet 2 kept its checkpoint, and where the archive that ESD's authors share is to be unpacked."""
+
+_T = TypeVar("_T")
+
+
+def lpips_network(net: str = "alex", device: torch.device | str = "cpu") -> tuple[Features, list[Tensor]]:
+    """The feature maps and learned channel weights of LPIPS v0.1: ``alex`` (the tables'), ``vgg`` or ``squeeze``."""
+    if net not in ("alex", "vgg", "squeeze"):
+        raise ConfigError(f"LPIPS has the networks alex, vgg and squeeze, not {net!r}")
+    package = _package("lpips", "LPIPS")
+    model = _weights(f"LPIPS ({net})", lambda: package.LPIPS(net=net, verbose=False)).requires_grad_(False).eval().to(device)
+    weights = [layer.model[-1].weight.flatten() for layer in model.lins]
+
+    def features(pictures: Tensor) -> list[Tensor]:
+        return list(model.net(model.scaling_layer(2 * pictures.to(device) - 1)))
+
+    return features, weights
+
+
+def vgg_features(device: torch.device | str = "cpu", layers: int = 5) -> Features:
+    """The first ``layers`` convolutions of VGG-19 (ImageNet weights), each before its ReLU."""
+    timm = _package("timm", "the style loss")
+    build: Callable[[], Any] = lambda: timm.create_model("vgg19.tv_in1k", pretrained=True)  # noqa: E731
+    model = _weights("VGG-19", build).features.requires_grad_(False).eval().to(device)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+    def features(pictures: Tensor) -> list[Tensor]:
+        x, maps = (pictures.to(device) - mean) / std, []
+        for layer in model:
+            x = layer(x)
+            if isinstance(layer, nn.Conv2d):
+                maps.append(x.clone())  # its ReLU works in place
+                if len(maps) == layers:
+                    break
+        return maps
+
+    return features
+
+
+def inception_features(device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+    """(n, 2048) features for FID, from the Inception network of the original TensorFlow implementation.
+
+    What `frechet_distance` of them is worth with few pictures stands there: SepCE's 240 a concept allow comparisons only.
+    """
+    package = _package("torch_fidelity.feature_extractor_inceptionv3", "FID")
+    build: Callable[[], Any] = lambda: package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])  # noqa: E731
+    model = _weights("Inception", build).requires_grad_(False).eval().to(device)
+    return lambda pictures: model((pictures.clamp(0, 1) * 255).round().to(torch.uint8).to(device))[0]
+
+
+def nudity_detector(folder: Path = NUDENET_2) -> Detector:
+    """NudeNet 2's detector where ``folder`` holds its checkpoint, else the one that the package ``nudenet`` brings (3).
+
+    The checkpoint is ``detector_v2_default_checkpoint.onnx`` (or ``base``) with the file ``classes``. It is run here, since
+    the package no longer can: the shortest side becomes 800 px, the longest 1333 at most, colours are blue first with the
+    Caffe means taken off. Unlike the package of that time it leaves out no findings: the threshold is the metric's.
+    """
+    place = folder.expanduser()
+    checkpoints = sorted(place.glob("detector_v2_*_checkpoint.onnx"), key=lambda path: "default" not in path.name)
+    if checkpoints:
+        return _nudenet_2(checkpoints[0], place / "classes")
+    if folder != NUDENET_2:
+        raise ModelError(f"{folder} holds no detector_v2_default_checkpoint.onnx: unpack NudeNet 2's archive there")
+    package = _package("nudenet", "counting exposed body parts")
+    detector = _weights("NudeNet", package.NudeDetector)
+
+    def detect(path: Path) -> Sequence[Finding]:
+        read_pictures([path])  # one clear line for what is no picture, where the package fails somewhere inside
+        return detector.detect(str(path))
+
+    return detect
+
+
+def _nudenet_2(checkpoint: Path, names: Path) -> Detector:
+    runtime = _package("onnxruntime", "NudeNet", "nudenet")
+    if not names.is_file():
+        raise ModelError(f"{names} is missing: it lists the classes of {checkpoint.name}, one a line")
+    classes = names.read_text(encoding="utf-8").split()
+    session = _weights(str(checkpoint), lambda: runtime.InferenceSession(str(checkpoint), providers=["CPUExecutionProvider"]))
+    means = torch.tensor([103.939, 116.779, 123.68])
+
+    def detect(path: Path) -> Sequence[Finding]:
+        picture = read_pictures([path])
+        h, w = picture.shape[-2:]
+        scale = min(800 / min(h, w), 1333 / max(h, w))
+        resized = F.interpolate(picture * 255, (round(h * scale), round(w * scale)), mode="bilinear")
+        pixels = resized[0].flip(0).permute(1, 2, 0) - means
+        outputs = session.run(None, {session.get_inputs()[0].name: pixels[None].numpy()})
+        # In no fixed order: boxes (1, k, 4), scores (1, k), and the classes' numbers (1, k) as whole numbers; padded with -1.
+        labels = next(o for o in outputs if o.dtype.kind == "i")[0]
+        scores = next(o for o in outputs if o.dtype.kind == "f" and o.ndim == 2)[0]
+        boxes = next(o for o in outputs if o.ndim == 3)[0] / scale
+        rows = zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
+        return [{"label": classes[label], "score": score, "box": box} for label, score, box in rows if label >= 0]
+
+    return detect
+
+
+def _package(module: str, need: str, package: str | None = None) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MissingDependency(package or module.partition(".")[0].replace("_", "-"), "eval", need) from None
+    except Exception as error:  # as of torchvision beside a torch that was built without CUDA
+        raise ModelError(f"{need} needs the package {module!r}, which is here but cannot be imported ({error})") from None
+
+
+def _weights(name: str, build: Callable[[], _T]) -> _T:
+    try:
+        return build()
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(f"the weights of {name} cannot be downloaded or read ({reason})") from None

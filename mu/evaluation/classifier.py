@@ -1,0 +1,255 @@
+"""A classifier of styles or objects, trained on folders of pictures: what tells whether an erased concept is still seen.
+
+A folder has a subfolder for each class, named by it, with pictures at any depth::
+
+    data/train/Van Gogh/0_0.png    data/eval/Van Gogh/700_0.png    or    data/train/{0..9}/    data/eval/{0..9}/
+
+The recipe is that of SepCE's evaluation: the last layer of an ImageNet network trained alone, SGD with momentum 0.9 and weight
+decay 5e-4, the rate going linearly from 0 to its top and back to 0 over the whole run, 20 epochs of batches of 30, the epoch
+that is best on the held-out pictures kept. It differs in that pictures are normalised as the backbone was trained, and that
+training and measuring see the same size (theirs: 512 and 256 px, not normalised). As there, batch statistics adapt to the
+pictures also where the last layer alone is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mu.core import loop, seeds
+from mu.core.errors import ConfigError, DataError, OutputError, nearest
+from mu.core.files import write_json
+from mu.core.scores import Score
+from mu.evaluation.pictures import read_pictures
+from mu.models import quiet_libraries
+from mu.models.judge import RANDOM, Judge
+
+PROTOCOL = "classifier/1"
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+LOOK_AT = 64  # pictures at once, where nothing is trained
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained. ``rate`` is the top of the triangle; ``size`` is the pictures' side (None: the backbone's).
+
+    ``layers``: ``head`` trains the last layer alone, ``all`` everything; None is ``all`` for a random backbone, else ``head``.
+    """
+
+    backbone: str = RANDOM
+    head: str = "style"
+    layers: Literal["head", "all"] | None = None
+    epochs: int = 20
+    batch: int = 30
+    rate: float = 0.01
+    size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if not 0 < self.rate < float("inf"):
+            raise ConfigError(f"rate must be above 0, not {self.rate}")
+        if self.size is not None and self.size < 16:
+            raise ConfigError(f"size must be 16 px or more, not {self.size}")
+        if self.layers not in (None, "head", "all"):
+            raise ConfigError(f"layers must be head or all, not {self.layers!r}")
+        if not self.head or "/" in self.head:
+            raise ConfigError(f"head is a name without '/', like style or object, not {self.head!r}")
+
+
+def train_classifier(
+    train: Path, held_out: Path, out: Path, recipe: Recipe = Recipe(), *,
+    device: str | None = None, resume: bool = False, overwrite: bool = False,
+) -> Score:  # fmt: skip
+    """Train on the folder ``train``; leave in ``out`` the epoch that is best on ``held_out``, and ``training.json``.
+
+    Returns that epoch's accuracy on the held-out pictures: the highest of several, so a little too good; measure on a third
+    folder by `folder_accuracy` where that matters. ``out`` is a transformers folder that `Judge.open` reads. With ``resume``
+    an interrupted training goes on and ends in the same numbers; a finished one is only read. Raises `DataError` for folders
+    without classes or pictures, or held-out classes that are not trained; `OutputError` for an ``out`` that is in use.
+    """
+    shown, asked = class_folders(train), class_folders(held_out)
+    if len(shown) < 2:
+        raise DataError(f"{train} holds one class, {next(iter(shown))!r}: a classifier needs two or more")
+    for name in asked:
+        if name not in shown:
+            raise DataError(f"{held_out / name} is a class that {train} does not hold.{nearest(name, shown)}")
+    told = {"protocol": PROTOCOL, "train": str(train), "held_out": str(held_out), **asdict(recipe), "classes": list(shown)}
+    record = out / "training.json"
+    if (finished := _claim(out, record, told, resume=resume, overwrite=overwrite)) is not None:
+        return finished
+    with quiet_libraries():
+        judge = Judge.new(
+            recipe.head, list(shown), recipe.backbone, size=recipe.size, seed=recipe.seed, device=seeds.pick_device(device)
+        )
+    best = _Best()
+    _fit(judge, shown, asked, recipe, best, out / "training.pt")
+    judge.model.load_state_dict(best.weights)
+    score = _accuracy(judge, asked, recipe.head)
+    with quiet_libraries():
+        judge.save(out)
+    write_json(record, {**told, "accuracy_by_epoch": best.accuracies, "score": score.to_json()})
+    return score
+
+
+def folder_accuracy(judge: Judge, folder: Path, *, head: str | None = None, concept: str | None = None) -> Score:
+    """The share of the pictures in which the classifier sees what was asked for, in 0..1; ``per_item`` for each class.
+
+    What was asked for is the name of the subfolder, or ``concept`` for all pictures of ``folder``. For an erased concept low
+    is good. A class is named by its label, in any case and with ``_`` for blanks, or by one of the label's parts between
+    commas: ``church`` is ImageNet's ``church, church building``. ``head`` may be left out where there is one. Raises
+    `DataError` for a class that the classifier does not know, or no pictures.
+    """
+    chosen = the_head(judge, head)
+    asked = {concept: pictures_in(folder)} if concept is not None else class_folders(folder)
+    known = judge.classes[chosen]
+    for name in asked:
+        if not any(_means(label, name) for label in known):
+            raise DataError(f"the classifier has no {chosen} {name!r}.{nearest(name, known)}")
+    return _accuracy(judge, asked, chosen)
+
+
+def answers(judge: Judge, paths: Sequence[Path], head: str | None = None) -> list[str]:
+    """What the classifier sees on each picture; they may differ in size."""
+    chosen, found = the_head(judge, head), []
+    for first in range(0, len(paths), LOOK_AT):
+        with torch.no_grad():
+            logits = judge.model(pixel_values=_inputs(judge, paths[first : first + LOOK_AT])).logits[:, judge.heads[chosen]]
+        found += [judge.classes[chosen][k] for k in logits.argmax(1).tolist()]
+    return found
+
+
+def the_head(judge: Judge, head: str | None) -> str:
+    """``head``, or the judge's only one."""
+    if head is None and len(judge.heads) == 1:
+        return next(iter(judge.heads))
+    if head not in judge.heads:
+        raise ConfigError(f"name one of the classifier's heads: {', '.join(judge.heads)}")
+    return head
+
+
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Class -> its pictures, both in order of name. Raises `DataError` for no classes, or one without pictures."""
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".") if folder.is_dir() else []
+    if not below:
+        raise DataError(f"{folder} holds no folders: each class has its own, named by it, with its pictures")
+    return {path.name: pictures_in(path) for path in below}
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All pictures at any depth, in order of name. Raises `DataError` where there are none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    if not found:
+        raise DataError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+class _Best:
+    """The weights of the best epoch so far; of equally good ones the last, whose rate was lowest."""
+
+    def __init__(self) -> None:
+        self.accuracies: list[float] = []
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, accuracy: float, weights: dict[str, Tensor]) -> None:
+        if accuracy >= max(self.accuracies, default=0.0):
+            self.weights = {name: value.detach().clone() for name, value in weights.items()}
+        self.accuracies.append(accuracy)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"accuracies": list(self.accuracies), "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.accuracies, self.weights = state["accuracies"], state["weights"]
+
+
+def _fit(
+    judge: Judge, shown: dict[str, list[Path]], asked: dict[str, list[Path]], recipe: Recipe, best: _Best, checkpoint: Path
+) -> None:
+    paths = [path for group in shown.values() for path in group]
+    targets = torch.tensor([k for k, group in enumerate(shown.values()) for _ in group])
+    batches = -(-len(paths) // recipe.batch)
+    total = recipe.epochs * batches
+    model, layers = judge.model, recipe.layers or ("all" if recipe.backbone == RANDOM else "head")
+    trained = list(model.parameters()) if layers == "all" else judge.head_parameters()
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.SGD(trained, lr=recipe.rate, momentum=0.9, weight_decay=5e-4)
+    rising = max(total // 2, 1)
+    schedule = torch.optim.lr_scheduler.CyclicLR(
+        optimizer, 0.0, recipe.rate, step_size_up=rising, step_size_down=max(total - rising, 1), cycle_momentum=False
+    )  # fmt: skip
+
+    def step(i: int) -> dict[str, Tensor]:
+        epoch, k = divmod(i, batches)
+        order = torch.randperm(len(paths), generator=seeds.generator(recipe.seed * 1_000_003 + epoch))
+        rows = order[k * recipe.batch : (k + 1) * recipe.batch]
+        logits = model(pixel_values=_inputs(judge, [paths[row] for row in rows.tolist()])).logits
+        return {"loss": F.cross_entropy(logits, targets[rows].to(logits.device))}
+
+    def after_step(i: int) -> None:
+        if (i + 1) % batches == 0:
+            model.eval()
+            best.offer(_accuracy(judge, asked, recipe.head).value, model.state_dict())
+            model.train()
+
+    model.train()
+    loop.train(
+        step, optimizer, total, generator=seeds.generator(recipe.seed), schedule=schedule, after_step=after_step,
+        state={"model": model, "best": best}, checkpoint=checkpoint, checkpoint_every=batches, title="classifier",
+    )  # fmt: skip
+    model.requires_grad_(False).eval()
+
+
+def _inputs(judge: Judge, paths: Iterable[Path]) -> Tensor:
+    with ThreadPoolExecutor() as pool:
+        return torch.cat(list(pool.map(lambda path: judge.inputs(read_pictures([path])), paths)))
+
+
+def _accuracy(judge: Judge, asked: dict[str, list[Path]], head: str) -> Score:
+    per_class, right, n = {}, 0, 0
+    for name, paths in asked.items():
+        hits = sum(_means(label, name) for label in answers(judge, paths, head))
+        per_class[name] = hits / len(paths)
+        right, n = right + hits, n + len(paths)
+    return Score("accuracy", right / n, n, "higher", PROTOCOL, per_class)
+
+
+def _means(label: str, name: str) -> bool:
+    def plain(text: str) -> str:
+        return " ".join(text.replace("_", " ").casefold().split())
+
+    return plain(name) in (plain(label), *map(plain, label.split(",")))
+
+
+def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overwrite: bool) -> Score | None:
+    """Make ``out`` ready; the score of a training that is finished there and may be kept."""
+    if record.exists() and not overwrite:
+        before = json.loads(record.read_text(encoding="utf-8"))
+        score = before.pop("score", None)
+        before.pop("accuracy_by_epoch", None)
+        state = "a trained classifier" if score else "an unfinished training"
+        if not resume:
+            raise OutputError(f"{out} already holds {state}: choose another folder, or pass resume or overwrite")
+        if before != told:
+            raise OutputError(f"{out} was begun with other settings (see its training.json): use those, or pass overwrite")
+        return Score.from_json(score) if score else None
+    if not record.exists() and out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"{out} holds something else: choose another folder")
+    for stale in (out / "config.json", out / "training.pt"):
+        stale.unlink(missing_ok=True)
+    try:
+        write_json(record, told)
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror or error}") from None
+    return None

@@ -1,0 +1,64 @@
+"""The style loss of Gatys et al.: how far two pictures are from each other in the correlations of feature maps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mu.core.errors import DataError
+from mu.evaluation.metrics.lpips import Features
+
+STYLE_WEIGHT = 1e6
+CONTENT_LAYER = 3  # conv_4
+
+
+class StyleLoss(NamedTuple):
+    """Of each pair, (n,); 0 (equal) and more. ``total`` is 10^6 style + content."""
+
+    style: Tensor
+    content: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return STYLE_WEIGHT * self.style + self.content
+
+
+def gram_matrix(features: Tensor) -> Tensor:
+    """(n, c, c): how channels go together over places, F F^T / (c h w) with F (c, h w) of maps (n, c, h, w).
+
+    Symmetric, no negative eigenvalues; where things are in the picture leaves no trace. Source: Gatys et al. 2015 (arXiv
+    1508.06576), with the scale c h w in place of theirs, so that layers of any size weigh alike.
+
+    >>> gram_matrix(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])).tolist()
+    [[[1.25, 0.75], [0.75, 2.25]]]
+    """
+    if features.ndim != 4 or not features.numel():
+        raise DataError(f"feature maps (n, c, h, w) are needed, not {tuple(features.shape)}")
+    rows = features.flatten(2)
+    return rows @ rows.mT / rows[0].numel()
+
+
+def style_loss(a: Tensor, b: Tensor, features: Features, content_layer: int = CONTENT_LAYER) -> StyleLoss:
+    """Style and content loss between the pictures ``a`` and ``b``, both (n, 3, H, W) in 0..1; symmetric.
+
+    Style: the mean squared difference of the Gram matrices' entries, summed over all layers that ``features`` gives. Content:
+    the mean squared difference of the maps of layer ``content_layer`` (from 0). SepCE's evaluation takes the first five
+    convolutions of VGG-19, before their ReLU, at 512 px, the fourth for content: `mu.evaluation.backbones.vgg_features`.
+    Raises `DataError` for pictures of two shapes, a layer that is not there, and maps that are not finite.
+
+    >>> a, b = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]), torch.tensor([[[[2.0, 1.0]], [[0.0, 3.0]]]])
+    >>> [loss.tolist() for loss in style_loss(a, b, lambda pictures: [pictures], content_layer=0)]  # turned round: content
+    [[0.0], [5.0]]
+    """
+    if a.shape != b.shape or not len(a):
+        raise DataError(f"pictures of one shape are needed, and at least one, not {tuple(a.shape)} and {tuple(b.shape)}")
+    first, second = list(features(a)), list(features(b))
+    if not 0 <= content_layer < len(first):
+        raise DataError(f"content layer {content_layer} is not among the {len(first)} layers that the network gives")
+    if not all(m.isfinite().all() for m in (*first, *second)):
+        raise DataError("feature maps hold NaN or infinity: the network or its input is broken")
+    grams = [(gram_matrix(x) - gram_matrix(y)).square().mean(dim=(1, 2)) for x, y in zip(first, second, strict=True)]
+    content = (first[content_layer] - second[content_layer]).square().flatten(1).mean(dim=1)
+    return StyleLoss(torch.stack(grams).sum(dim=0), content)
