@@ -41,7 +41,7 @@ def erase(
     from mu.data.concepts import check_concept
     from mu.edits.bank import Bank
     from mu.edits.files import open_edit
-    from mu.models import load, load_diffusion
+    from mu.models import load_diffusion
     from mu.report import write_report
 
     show_log()
@@ -59,10 +59,9 @@ def erase(
     places: dict[str, Any] = {
         name: str(out) for name in ("output_dir", "run_dir") if out and name in chosen.config_class.model_fields
     }
+    placed = {name: value for name, value in (("devices", device), ("train.precision", precision)) if value}
     options = parsed(chosen.config_class, pairs(settings or [], "--set"))
-    final = base.merged(places, options)
-    placed = load(model or "canvas", device=device, precision=precision or "float32") if device or precision else None
-    work = chosen(final, model=placed)
+    work = chosen(base.merged(places, placed, options))
     run = work.run(resume=resume, overwrite=overwrite)
     if pictures:
         from mu.evaluation.pictures import before_after

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel
 
@@ -23,6 +24,7 @@ from mu.algorithms.semipermeable_membrane.configs import (
 )
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError
+from mu.models import load
 from mu.models.diffusion import DiffusionModel
 
 PACKAGE = Path(mu.__file__).parent
@@ -319,6 +321,29 @@ def test_a_loaded_model_that_contradicts_the_settings_is_refused(tiny: Diffusion
         ).load_model()
         is tiny
     )
+
+
+def test_precision_and_device_of_a_loaded_model(
+    tiny: DiffusionModel, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def taken(model: Any, base: Any = None, **overrides: Any) -> bool:
+        return SemipermeableMembraneAlgorithm(base, model=model, **overrides).load_model() is model
+
+    half = load(tiny_folder, device="cpu", precision="bfloat16")
+    for model, said in ((half, "float32"), (tiny, "fp16")):
+        with pytest.raises(ConfigError, match=rf"train\.precision is {said}, and .* was loaded in"):
+            taken(model, train={"precision": said})
+    with pytest.raises(ConfigError, match=r"train\.precision is float32"):
+        taken(half, SHIPPED)  # that file says float32
+    with caplog.at_level("WARNING", "mu"):
+        assert taken(half) and taken(half, train={"precision": "bf16"}) and taken(tiny, train={"precision": "fp32"})
+        assert all(taken(half, preset) for preset in PRESETS.values())
+        assert taken(tiny, devices="cpu")
+        assert not caplog.records
+        monkeypatch.setattr("mu.core.seeds.pick_device", lambda wanted: torch.device("cuda:1"))
+        assert taken(tiny, PRESETS["canvas"]) and not caplog.records  # auto is no wish
+        assert taken(tiny, devices="1")
+    assert "devices is 1" in caplog.text and "is on cpu: it stays there" in caplog.text
 
 
 def test_a_model_that_is_said_to_predict_v_is_not_changed(tiny: DiffusionModel) -> None:

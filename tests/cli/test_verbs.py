@@ -176,6 +176,17 @@ def test_cite_agrees_for_method_run_and_edit(finished: Path, cli: Any) -> None:
     assert told[0].startswith("@inproceedings{lyu2024one,") and set(told) == {told[0]}
 
 
+def test_erase_records_device_and_precision_as_settings(tmp_path: Path, tiny_folder: Path, cli: Any) -> None:
+    done = cli(
+        "erase", "spm", "--concept", "neon", "--model", tiny_folder, "--preset", "canvas", "--device", "cpu", "--precision", "bfloat16",
+        "--set", "train.iterations=1", "--set", "train.max_denoising_steps=2", "--set", "pretrained_model.clip_skip=2", "--no-pictures",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert (told["devices"], told["train"]["precision"], told["pretrained_model"]["clip_skip"]) == ("cpu", "bfloat16", 2)
+
+
 def test_canvas_render_and_resume(tmp_path: Path, cli: Any) -> None:
     out = tmp_path / "shards"
     assert cli("canvas", "render", "shards", out, "--n", 3).exit_code == 0

@@ -72,10 +72,10 @@ class SemipermeableMembraneAlgorithm(Algorithm):
                 wanted.name, device=self.config.devices, precision=self.config.train.precision, clip_skip=wanted.clip_skip or 1,
                 prediction_type={True: "v_prediction", False: "epsilon", None: None}[wanted.v_pred],
             )  # fmt: skip
-        elif wanted.clip_skip not in (None, getattr(model, "clip_skip", None)):
-            raise ConfigError(f"pretrained_model.clip_skip is {wanted.clip_skip}, and {model.name!r} was loaded with another")
         if not isinstance(model, DiffusionModel):
-            raise ConfigError(f"SPM edits diffusion models, and {wanted.name!r} is none")
+            raise ConfigError(f"SPM edits diffusion models, and {model.name!r} is none")
+        if model is self.model:
+            self._check_loaded(model)
         is_v2 = model.unet.config.cross_attention_dim == 1024
         if wanted.v2 is True and not is_v2:
             raise ConfigError(f"pretrained_model.v2 is true, but the text width of {model.name!r} is not that of SD 2.x (1024)")
@@ -85,6 +85,19 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         elif wanted.v_pred is False and model.prediction_type == "v_prediction":
             log.warning("pretrained_model.v_pred is false, but %s says that it predicts v: its own word counts", model.name)
         return model
+
+    def _check_loaded(self, model: DiffusionModel) -> None:
+        """What was set of loading, against a model that was loaded already: refused, or where it changes no number told."""
+        skip, train = self.config.pretrained_model.clip_skip, self.config.train
+        if skip not in (None, model.clip_skip):
+            raise ConfigError(f"pretrained_model.clip_skip is {skip}, and {model.name!r} was loaded with {model.clip_skip}")
+        if "precision" in train.model_fields_set and seeds.precision(train.precision) != model.precision:
+            loaded = str(model.precision).removeprefix("torch.")
+            raise ConfigError(f"train.precision is {train.precision}, and {model.name!r} was loaded in {loaded}: leave one out")
+        if "devices" in self.config.model_fields_set and self.config.devices not in ("", "auto"):
+            device = seeds.pick_device(self.config.devices)
+            if (device.type, device.index or 0) != (model.device.type, model.device.index or 0):
+                log.warning("devices is %s, and %r is on %s: it stays there", self.config.devices, model.name, model.device)
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         config, settings = self.config, self.config.model_dump(mode="json")
