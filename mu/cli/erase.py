@@ -19,7 +19,7 @@ def erase(
     model: Annotated[
         str | None, typer.Option(help="canvas (default), a hub id, a diffusers folder, or a .safetensors/.ckpt file.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings as YAML (see `mu config`) in place of concepts.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings as YAML (see `mu config`); --concept goes on top.")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings by name. Default: those that fit the model.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting on top, like train.iterations=100.")
@@ -47,12 +47,13 @@ def erase(
     show_log()
     chosen = algorithm(method)
     concepts = [check_concept(each) for each in concept or ()]
-    if config and (concepts or model or preset or device or precision):
-        raise ConfigError("--config FILE already says concept, model and device: change them in it or with --set KEY=VALUE")
+    if config and (model or preset or device or precision):
+        raise ConfigError("--config FILE already says model and device: change them in it or with --set KEY=VALUE")
     if not (config or concepts):
         raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
     if config:
         base = chosen.config_class.load(config)
+        base = chosen.for_concepts(concepts, preset=base) if concepts else base
     else:
         base = chosen.for_concepts(concepts, model or "canvas", preset)
         out = out or Path("outputs") / method / _folder(concepts)

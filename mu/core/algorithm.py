@@ -59,8 +59,10 @@ class Algorithm(ABC):
         """
 
     @classmethod
-    def for_concepts(cls, concepts: Sequence[str], model: str | None = None, preset: str | None = None) -> BaseConfig:
-        """Settings that remove ``concepts`` from ``model`` (a name), by ``preset`` or the one that fits the model."""
+    def for_concepts(
+        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
+    ) -> BaseConfig:
+        """Settings that remove ``concepts`` from ``model`` (a name): ``preset`` (settings or their name), or what fits the model."""
         raise ConfigError(f"{cls.name} does not say how it takes concepts")
 
     def run_folder(self) -> Path:

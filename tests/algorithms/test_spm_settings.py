@@ -251,6 +251,10 @@ def test_concepts_become_settings() -> None:
     assert two.gate.factor == 2.0
     with pytest.raises(ConfigError, match="unknown preset"):
         for_concepts(["a"], None, "nope")
+    again = for_concepts(["dog"], preset=one)
+    assert (again.entries()[0].target, again.entries()[0].positive, again.pretrained_model.name) == ("dog", "dog", "canvas")
+    with pytest.raises(ConfigError, match="the settings erase 2 targets"):
+        for_concepts(["dog"], preset=two)
 
 
 def test_a_prompts_file(tmp_path: Path) -> None:

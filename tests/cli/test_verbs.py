@@ -51,6 +51,29 @@ def test_the_printed_settings_run(tmp_path: Path, tiny_folder: Path, cli: Any) -
     assert not (out / "before").exists()
 
 
+def test_a_concept_goes_on_top_of_a_settings_file(tmp_path: Path, tiny_folder: Path, cli: Any) -> None:
+    """Target, positive and the run's name follow it; all else is the file's, also where its target is in a prompts file."""
+    (tmp_path / "prompts.yaml").write_text("- {target: snoopy, positive: snoopy, la_strength: 7}\n", encoding="utf-8")
+    base = f"""
+pretrained_model: {{ckpt_path: {tiny_folder}}}
+devices: cpu
+train: {{iterations: 1, max_denoising_steps: 2, lr: 2e-3}}
+output_dir: {tmp_path / "out"}
+"""
+    prompt = "template_name: &n Snoopy\nprompt: {target: *n, positive: *n, la_strength: 7}\n"
+    for name, rest in (("one", prompt), ("file", f"prompts_file: {tmp_path / 'prompts.yaml'}\n")):
+        (tmp_path / "c.yaml").write_text(base + rest, encoding="utf-8")
+        done = cli(
+            "erase", "spm", "--config", tmp_path / "c.yaml", "--concept", "pop art", "--no-pictures", "--out", tmp_path / name
+        )
+        assert done.exit_code == 0, done.output
+        info = open_edit(tmp_path / name).info
+        assert info.concepts == ("pop art",)
+        told = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
+        assert (told["template_name"], told["prompt"]["target"], told["prompt"]["positive"]) == ("pop_art", "pop art", None)
+        assert (told["train"]["lr"], told["prompt"]["la_strength"], told["prompts_file"]) == (2e-3, 7, None)
+
+
 def test_generate_names_seeds_and_resumes(tmp_path: Path, tiny_folder: Path, finished: Path, cli: Any) -> None:
     (tmp_path / "list.csv").write_text(
         "case_number,prompt,evaluation_seed,evaluation_guidance\n7,A star,188,3\n9,A house,,\n", encoding="utf-8"

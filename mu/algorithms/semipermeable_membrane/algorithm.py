@@ -15,6 +15,7 @@ from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneMode
 from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
 from mu.core import seeds
 from mu.core.algorithm import Algorithm, citation
+from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
@@ -47,7 +48,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
 
     @classmethod
     def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: str | None = None
+        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
     ) -> SemipermeableMembraneConfig:
         return configs.for_concepts(concepts, model, preset)
 

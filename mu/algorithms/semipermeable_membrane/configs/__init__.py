@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from mu.core.config import BaseConfig, read_yaml
+from mu.core.config import BaseConfig, read_yaml, values_set
 from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
 from mu.data.concepts import concept_of
@@ -426,17 +426,26 @@ PRESETS: dict[str, SemipermeableMembraneConfig] = {
 """The published settings for objects, styles and nudity on Stable Diffusion, and one for the embedded model."""
 
 
-def for_concepts(concepts: Sequence[str], model: str | None = None, preset: str | None = None) -> SemipermeableMembraneConfig:
-    """The preset (by name, or the one whose model is ``model``, or ``objects``) with ``concepts`` put in."""
-    if preset is not None and preset not in PRESETS:
+def for_concepts(
+    concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
+) -> SemipermeableMembraneConfig:
+    """``preset`` (settings, their name, or none: those whose model is ``model``, or ``objects``) with ``concepts`` put in.
+
+    Settings that erase one concept by an entry of ``prompts`` or of a prompts file keep that entry's other values.
+    """
+    if isinstance(preset, str) and preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}.{nearest(preset, PRESETS)}")
     fitting = next((name for name, p in PRESETS.items() if model and p.pretrained_model.name == model), "objects")
-    base = PRESETS[preset or fitting]
-    chosen: dict[str, Any] = {"template_name": "+".join(concept.replace(" ", "_") for concept in concepts)}
-    if len(concepts) > 1:
-        chosen["prompts"] = [{**base.prompt.model_dump(exclude_unset=True), "target": concept} for concept in concepts]
-    else:
-        chosen["prompt"] = {"target": concepts[0]}
+    base = preset if isinstance(preset, SemipermeableMembraneConfig) else PRESETS[str(preset or fitting)]
+    entry, *others = base.given()
+    if others:
+        raise ConfigError(f"the settings erase {1 + len(others)} targets, each in its own way: change prompts in them instead")
+    entries = [{**values_set(entry), "target": concept, "positive": None} for concept in concepts]
+    several = len(entries) > 1
+    chosen: dict[str, Any] = {
+        "template_name": "+".join(concept.replace(" ", "_") for concept in concepts), "prompts_file": None,
+        "prompts": entries if several else None, **({} if several else {"prompt": entries[0]}),
+    }  # fmt: skip
     if model:
         chosen["pretrained_model"] = {"ckpt_path": model}
     return base.merged(chosen)
