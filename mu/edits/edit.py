@@ -103,15 +103,28 @@ def shifted(model: EditableModel, shifts: Mapping[str, Tensor]) -> Iterator[None
 
 def described(model: EditableModel, parameters: list[str]) -> dict[str, str]:
     """``base`` and ``fingerprint`` for an `EditInfo` of an edit found on ``model``."""
-    return {"base": model.name, "fingerprint": fingerprint(model, parameters, _SAMPLED)}
+    return {"base": model.name, "fingerprint": " ".join(_fingerprints(model, parameters))}
 
 
 def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
     """Transfer is a feature; that it happens is said. Edits made elsewhere know no base and are not compared."""
-    if edit.info.fingerprint and fingerprint(model, edit.parameters, _SAMPLED) != edit.info.fingerprint:
+    if not edit.info.fingerprint:
+        return
+    known, found = edit.info.fingerprint.split(), _fingerprints(model, edit.parameters)
+    if not any(a == b for a, b in zip(known, found, strict=False)):  # older files hold the first one only
+        half = any(find_parameter(model, name).dtype != torch.float32 for name in edit.parameters)
         log.warning(
-            "the edit of %r was found on other weights (%r) than those of %r", edit.concept(), edit.info.base, model.name
-        )
+            "the edit of %r was found on other weights (%r) than those of %r%s", edit.concept(), edit.info.base, model.name,
+            ", or on the same in another half precision" if half else "",
+        )  # fmt: skip
+
+
+def _fingerprints(model: EditableModel, parameters: list[str]) -> list[str]:
+    """In float16 and in bfloat16: of one model loaded in two precisions, float32 among them, one of them is equal.
+
+    Between float16 and bfloat16 none is: neither holds what the other has left of the weights.
+    """
+    return [fingerprint(model, parameters, _SAMPLED, precision=half) for half in (torch.float16, torch.bfloat16)]
 
 
 _SAMPLED = 4096

@@ -54,8 +54,10 @@ def find_parameter(model: EditableModel, parameter: str) -> nn.Parameter:
 
 
 @torch.no_grad()
-def fingerprint(model: EditableModel, parameters: Iterable[str], values: int | None = None) -> str:
-    """Hash of the named tensors at half precision, so that a model loaded in another precision is the same model.
+def fingerprint(
+    model: EditableModel, parameters: Iterable[str], values: int | None = None, *, precision: torch.dtype = torch.float16
+) -> str:
+    """Hash of the named tensors in a half ``precision``: that of a model loaded in float32 and of the same loaded in it.
 
     ``values`` hashes about so many evenly spaced numbers of each tensor only: milliseconds where all of them take seconds.
     """
@@ -64,6 +66,6 @@ def fingerprint(model: EditableModel, parameters: Iterable[str], values: int | N
         value: Tensor = find_parameter(model, name).detach()
         digest.update(f"{name} {tuple(value.shape)}".encode())
         step = max(1, value.numel() // values) if values else 1
-        value = value.flatten()[::step].to("cpu", torch.float16).contiguous()
-        digest.update(value.numpy().tobytes())
+        value = value.flatten()[::step].to("cpu", precision).contiguous()
+        digest.update(value.view(torch.int16).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
