@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mu.core.run import versions
-from mu.models.parameters import EditableModel, find_parameter, fingerprint
+from mu.models.parameters import BEFORE_EDITS, EditableModel, find_parameter, fingerprint
 
 FORMAT = 1
 
@@ -93,12 +93,17 @@ def shifted(model: EditableModel, shifts: Mapping[str, Tensor]) -> Iterator[None
             for name, shift in shifts.items():
                 parameter = find_parameter(model, name)
                 kept[name] = parameter.detach().clone()
+                if not hasattr(parameter, BEFORE_EDITS):
+                    setattr(parameter, BEFORE_EDITS, kept[name])
                 parameter.copy_(kept[name] + shift.to(parameter.device, parameter.dtype).reshape(parameter.shape))
         yield
     finally:
         with torch.no_grad():
             for name, original in kept.items():
-                find_parameter(model, name).copy_(original)
+                parameter = find_parameter(model, name)
+                parameter.copy_(original)
+                if getattr(parameter, BEFORE_EDITS, None) is original:
+                    delattr(parameter, BEFORE_EDITS)
 
 
 def described(model: EditableModel, parameters: list[str]) -> dict[str, str]:
@@ -107,11 +112,15 @@ def described(model: EditableModel, parameters: list[str]) -> dict[str, str]:
 
 
 def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
-    """Transfer is a feature; that it happens is said. Edits made elsewhere know no base and are not compared."""
+    """Transfer is a feature; that it happens is said. Edits made elsewhere know no base and are not compared.
+
+    Inside other edits the base is the model with them, where the edit was found so, or without.
+    """
     if not edit.info.fingerprint:
         return
-    known, found = edit.info.fingerprint.split(), _fingerprints(model, edit.parameters)
-    if not any(a == b for a, b in zip(known, found, strict=False)):  # older files hold the first one only
+    known = edit.info.fingerprint.split()
+    found = (_fingerprints(model, edit.parameters, before_edits=before) for before in (False, True))
+    if not any(a == b for each in found for a, b in zip(known, each, strict=False)):  # older files hold the first one only
         half = any(find_parameter(model, name).dtype != torch.float32 for name in edit.parameters)
         log.warning(
             "the edit of %r was found on other weights (%r) than those of %r%s", edit.concept(), edit.info.base, model.name,
@@ -119,12 +128,13 @@ def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
         )  # fmt: skip
 
 
-def _fingerprints(model: EditableModel, parameters: list[str]) -> list[str]:
+def _fingerprints(model: EditableModel, parameters: list[str], *, before_edits: bool = False) -> list[str]:
     """In float16 and in bfloat16: of one model loaded in two precisions, float32 among them, one of them is equal.
 
     Between float16 and bfloat16 none is: neither holds what the other has left of the weights.
     """
-    return [fingerprint(model, parameters, _SAMPLED, precision=half) for half in (torch.float16, torch.bfloat16)]
+    halves = (torch.float16, torch.bfloat16)
+    return [fingerprint(model, parameters, _SAMPLED, precision=half, before_edits=before_edits) for half in halves]
 
 
 _SAMPLED = 4096

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from mu.core.errors import EditError, SelectionError, nearest
 
+BEFORE_EDITS = "before_edits"
+"""Attribute of a parameter that edits have shifted: the tensor that it was before the first of them."""
+
 
 class EditableModel(Protocol):
     """What an edit needs to know of a model."""
@@ -55,15 +58,18 @@ def find_parameter(model: EditableModel, parameter: str) -> nn.Parameter:
 
 @torch.no_grad()
 def fingerprint(
-    model: EditableModel, parameters: Iterable[str], values: int | None = None, *, precision: torch.dtype = torch.float16
-) -> str:
+    model: EditableModel, parameters: Iterable[str], values: int | None = None, *, precision: torch.dtype = torch.float16,
+    before_edits: bool = False,
+) -> str:  # fmt: skip
     """Hash of the named tensors in a half ``precision``: that of a model loaded in float32 and of the same loaded in it.
 
-    ``values`` hashes about so many evenly spaced numbers of each tensor only: milliseconds where all of them take seconds.
+    With ``before_edits``, of the weights under the edits that are on (`mu.edits.edit.shifted` notes them). ``values`` hashes about so many evenly spaced numbers of each tensor only: milliseconds where all of them take seconds.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(parameters):
-        value: Tensor = find_parameter(model, name).detach()
+        parameter = find_parameter(model, name)
+        value: Tensor = getattr(parameter, BEFORE_EDITS, parameter) if before_edits else parameter
+        value = value.detach()
         digest.update(f"{name} {tuple(value.shape)}".encode())
         step = max(1, value.numel() // values) if values else 1
         value = value.flatten()[::step].to("cpu", precision).contiguous()

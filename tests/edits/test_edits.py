@@ -376,6 +376,32 @@ def test_the_same_base_in_another_precision_does_not_warn(
             assert "or on the same in another half precision" in text
 
 
+def test_our_own_edit_is_no_other_base(tiny: DiffusionModel, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = edit_of("weights", tiny), edit_of("weights", tiny, "b", seed=1)
+    thin = edit_of("linear", tiny, "d")
+    with first.applied(tiny):
+        found_inside = edit_of("weights", tiny, "c")
+        with second.applied(tiny), thin.applied(tiny):
+            pass
+        with found_inside.applied(tiny):
+            pass
+    assert not caplog.records
+    assert not vars(find_parameter(tiny, LINEAR))  # nothing is left of it
+    with second.applied(tiny), found_inside.applied(tiny):  # control: it was found on the model with the first
+        pass
+    assert caplog.text.count("other weights") == 1
+    parameter = find_parameter(tiny, LINEAR)
+    kept = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.mul_(1.01)
+    with first.applied(tiny):  # control: another base stays one, inside and outside
+        assert caplog.text.count("other weights") == 2
+        with second.applied(tiny):
+            assert caplog.text.count("other weights") == 3
+    with torch.no_grad():
+        parameter.copy_(kept)
+
+
 def test_the_fingerprint_sees_finetuning_and_not_the_precision(tiny: DiffusionModel) -> None:
     names = [LINEAR, CONV]
     base = described(tiny, names)["fingerprint"]
