@@ -1,48 +1,73 @@
-"""Loading models by name: ``canvas``, ``canvas-clip``, a hub id, a diffusers or transformers folder, a single file."""
+"""Loading models by name: ``canvas``, ``canvas-clip``, a hub id, a diffusers, transformers or open_clip folder, a single file,
+``open_clip:ARCH/TAG``."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mu.core.errors import ModelError, nearest
+from mu.core.errors import ConfigError, ModelError, nearest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mu.models.clip import ClipModel
     from mu.models.diffusion import DiffusionModel
 
 WEIGHTS = Path(__file__).parent / "canvas" / "weights"
 EMBEDDED = {"canvas": WEIGHTS / "diffusion", "canvas-clip": WEIGHTS / "clip", "canvas-judge": WEIGHTS / "judge"}
-SINGLE_FILES = {".safetensors", ".ckpt", ".pt", ".pth"}
+SINGLE_FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+OPEN_CLIP, OPEN_CLIP_CONFIG = "open_clip:", "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+GELUS = ("gelu", "quick_gelu")
 
 
 def load(
-    name: str | Path, *, device: Any = None, precision: str = "float32", clip_skip: int = 1, prediction_type: str | None = None
+    name: str | Path,
+    *,
+    device: Any = None,
+    precision: str = "float32",
+    clip_skip: int = 1,
+    prediction_type: str | None = None,
+    compat_gelu: str | None = None,
 ) -> DiffusionModel | ClipModel:
     """The model called ``name``, ready for edits.
 
     ``prediction_type`` (``epsilon``, ``v_prediction``) is for single SD 2.x files, which do not say what they predict.
-    Raises `ModelError` in one line for a model that is unknown, missing, corrupt or cannot be downloaded. Code from a
-    model's folder is never run.
+    ``compat_gelu`` (``gelu``, ``quick_gelu``) is for models of open_clip: the activation to run them with, where it shall not
+    be the one they were trained with. Raises `ModelError` in one line for a model that is unknown, missing, corrupt or
+    cannot be downloaded. Code from a model's folder is never run.
     """
     from mu.core import seeds
 
     place = EMBEDDED.get(str(name), Path(name))
     wanted = None if device is None else str(device)
     placed: dict[str, Any] = {"device": seeds.pick_device(wanted), "precision": seeds.precision(precision)}
+    if compat_gelu not in (None, *GELUS):
+        raise ConfigError(f"compat_gelu cannot be {compat_gelu!r}: choose {' or '.join(GELUS)}")
+    tensors = None
+    by_tag = str(name).startswith(OPEN_CLIP)
+    if place.suffix.lower() in SINGLE_FILES and not place.is_dir() and not by_tag:
+        from mu.models.checkpoint import read_state_dict
+
+        tensors = read_state_dict(place)
+    if by_tag or _holds_open_clip(place, tensors):
+        return _load_open_clip(place, str(name), tensors, compat_gelu, placed)
+    if compat_gelu is not None:
+        raise ConfigError(f"compat_gelu is for models of open_clip, and {str(name)!r} is none: leave it out")
     if place.is_dir() and not (place / "model_index.json").exists():
         return _load_clip(place, str(name), placed)
     with quiet_libraries():
         from mu.models.diffusion import DiffusionModel
 
-        if place.suffix.lower() in SINGLE_FILES and not place.is_dir():
+        if tensors is not None:
             from mu.models.single_file import load_single_file
 
-            pipeline = load_single_file(place, prediction_type=prediction_type)
+            pipeline = load_single_file(place, prediction_type=prediction_type, tensors=tensors)
         else:
             pipeline = _pipeline(place, str(name))
         return DiffusionModel(pipeline, str(name), clip_skip=clip_skip, **placed)
@@ -56,6 +81,28 @@ def load_diffusion(name: str | Path, **options: Any) -> DiffusionModel:
     if not isinstance(model, DiffusionModel):
         raise ModelError(f"{str(name)!r} makes no pictures: name a diffusion model, like 'canvas'")
     return model
+
+
+def _holds_open_clip(place: Path, tensors: Mapping[str, Tensor] | None) -> bool:
+    """Published folders often hold the same model for transformers too."""
+    if tensors is not None:
+        return any(name.removeprefix("module.").startswith("visual.") for name in tensors)
+    if not (place / OPEN_CLIP_CONFIG).exists():
+        return False
+    return not (place / "config.json").exists() or any((place / file).exists() for file in OPEN_CLIP_WEIGHTS)
+
+
+def _load_open_clip(
+    place: Path, name: str, tensors: Mapping[str, Tensor] | None, compat_gelu: str | None, placed: dict[str, Any]
+) -> ClipModel:
+    with quiet_libraries():
+        from mu.models import open_clip
+
+        if name.startswith(OPEN_CLIP):
+            return open_clip.from_tag(name, compat_gelu=compat_gelu, **placed)
+        if tensors is None:
+            return open_clip.from_folder(place, name, compat_gelu=compat_gelu, **placed)
+        return open_clip.from_file(place, tensors, name, compat_gelu=compat_gelu, **placed)
 
 
 def _load_clip(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from typing_extensions import Self
@@ -56,22 +57,42 @@ class ClipModel:
             raise ModelError(f"the CLIP in {folder} cannot be read ({str(error).splitlines()[0][:200]})") from None
         return cls(model, tokenizer, processor, name, device)
 
+    @property
+    def logit_scale(self) -> Tensor:
+        """What the cosine similarities are multiplied by, () in float32: 100 in most published models."""
+        return self.model.logit_scale.exp().float()
+
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (b, d) in float32."""
-        limit = self.tokenizer.model_max_length
-        tokens = self.tokenizer(list(texts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        """Unit vectors (b, d) in float32.
+
+        The tokens end with the longest text of the batch. Attention looks back only and the end token is what is read, so
+        what would fill up the context has no influence.
+        """
+        limit = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        tokens = self.tokenizer(list(texts), padding=True, max_length=limit, truncation=True, return_tensors="pt")
         pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Pictures (b, 3, H, W) in 0..1 -> unit vectors (b, d) in float32."""
-        size = int(self.model.config.vision_config.image_size)
-        pixels = prepare(pictures.to(self.device), size, self.processor.image_mean, self.processor.image_std)
-        pooled = self.model.vision_model(pixel_values=pixels.to(self.model.dtype)).pooler_output
+    def preprocess(self, pictures: Tensor | Sequence[Image]) -> Tensor:
+        """Pictures (b, 3, H, W) in 0..1, or PIL pictures of any size and mode -> model input (b, 3, size, size).
+
+        Shortest edge to ``size``, bicubic, then the centre, normalised. PIL resizes in 8 bits, tensors are not rounded.
+        """
+        if isinstance(pictures, Tensor):
+            size = int(self.model.config.vision_config.image_size)
+            return prepare(pictures.to(self.device), size, self.processor.image_mean, self.processor.image_std)
+        return self.processor(images=list(pictures), return_tensors="pt").pixel_values.to(self.device)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Model input, as `preprocess` makes it -> unit vectors (b, d) in float32."""
+        pooled = self.model.vision_model(pixel_values=pixels.to(self.device, self.model.dtype)).pooler_output
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
+    def encode_pictures(self, pictures: Tensor | Sequence[Image]) -> Tensor:
+        """Pictures (b, 3, H, W) in 0..1, or PIL pictures -> unit vectors (b, d) in float32."""
+        return self.encode_pixels(self.preprocess(pictures))
+
     @torch.no_grad()
-    def zero_shot(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
+    def zero_shot(self, pictures: Tensor | Sequence[Image], texts: Sequence[str]) -> Tensor:
         """Logits (b, len(texts)): scaled cosine similarity of each picture with each text."""
-        scale = self.model.logit_scale.exp().float()
-        return scale * self.encode_pictures(pictures) @ self.encode_text(texts).T
+        return self.logit_scale * self.encode_pictures(pictures) @ self.encode_text(texts).T

@@ -1,15 +1,17 @@
-"""Parameter names of Stable Diffusion between diffusers and the single-file layout of CompVis (Stability's SGM for SDXL).
+"""Parameter names between diffusers and the single-file layout of CompVis (Stability's SGM for SDXL), transformers and open_clip.
 
 The maps are derived from a config: the model is built without weights and its blocks are numbered as CompVis numbers them.
+CLIP's names say all themselves: `to_open_clip` and `from_open_clip` need no config and take any part of a model.
 Where the layouts differ in more than the name, `pack` and `unpack` convert the tensors:
 
-- open_clip text towers keep q, k and v in one tensor: three parameters then have the same name in the map, in this order;
-- open_clip's ``text_projection`` is the transpose of the weight of a linear layer;
+- open_clip towers keep q, k and v in one tensor: three parameters then have the same name in the map, in this order;
+- open_clip's ``text_projection`` and ``visual.proj`` are the transpose of the weight of a linear layer;
 - the attention of the autoencoder is a 1x1 convolution in CompVis and a linear layer in diffusers.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -40,6 +42,24 @@ _OPEN_CLIP_LAYER = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
+_OPEN_CLIP_TOWER = {"text_encoder": "", "vision_model": "visual."}
+_OPEN_CLIP_REST = {
+    "logit_scale": "logit_scale",
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+    "text_encoder.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_encoder.embeddings.position_embedding.weight": "positional_embedding",
+    "text_encoder.final_layer_norm.weight": "ln_final.weight",
+    "text_encoder.final_layer_norm.bias": "ln_final.bias",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",  # transformers' own spelling
+    "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
+    "vision_model.post_layernorm.weight": "visual.ln_post.weight",
+    "vision_model.post_layernorm.bias": "visual.ln_post.bias",
+}
+_TRANSPOSED = ("text_projection", "visual.proj")
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 
@@ -93,8 +113,18 @@ def open_clip_names(config: Mapping[str, Any], prefix: str = OPEN_CLIP, *, proje
     """
     kind = "CLIPTextModelWithProjection" if projection else "CLIPTextModel"
     text = blueprint({**config, "architectures": [kind]})
-    part = {name: next((k for k, qkv in enumerate(_QKV) if qkv in name), 0) for name in text.state_dict()}
-    return {name: prefix + _open_clip_name(name.removeprefix("text_model.")) for name in sorted(part, key=part.__getitem__)}
+    full = {name: name if name.startswith("text_") else f"text_encoder.{name}" for name in text.state_dict()}
+    keys = open_clip_map(full.values())
+    return {name: prefix + keys[full[name]] for name in sorted(full, key=_which_of_qkv)}
+
+
+def open_clip_map(parameters: Iterable[str]) -> dict[str, str]:
+    """Each of a CLIP's parameters -> its name in open_clip, those with q, k or v in their name in this order.
+
+    ``text_encoder.encoder.layers.3.mlp.fc1.weight`` -> ``transformer.resblocks.3.mlp.c_fc.weight``; `CLIPModel` has
+    ``text_model.`` for ``text_encoder.``. Raises `ModelError` for a parameter that open_clip's CLIP does not have.
+    """
+    return {name: _open_clip_name(_component_name(name)) for name in sorted(parameters, key=_which_of_qkv)}
 
 
 def component_names(family: str, component: str, config: Mapping[str, Any]) -> dict[str, str]:
@@ -149,6 +179,43 @@ def unpack(checkpoint: Mapping[str, Tensor], names: Mapping[str, str], shapes: M
     return weights
 
 
+def to_open_clip(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Weights or shifts of a CLIP, or of a part of it, as open_clip names and lays them out; bit for bit the same numbers.
+
+    ``tensors`` have the names of an edit's parameters (``text_encoder.``, ``vision_model.``, ``text_projection.``,
+    ``visual_projection.``) or of a `CLIPModel`. open_clip keeps q, k and v in one tensor: what is not given of it is taken
+    from ``base``, in open_clip's names. Raises `ModelError` where ``base`` lacks it, and for a name without a place.
+    """
+    given = {_component_name(name): tensor for name, tensor in tensors.items()}
+    for key in dict.fromkeys(open_clip_map(given).values()):
+        together = _of_open_clip(key)
+        absent = [name for name in together if name not in given]
+        if absent and (base is None or key not in base):
+            what = ", ".join(name.split(".")[-2] for name in absent)
+            raise ModelError(f"{key} holds q, k and v in one tensor: give {what} of this layer too, or the base's {key}")
+        if absent:
+            whole = dict(zip(together, _parts(base[key], len(together), key), strict=True))  # type: ignore[index]
+            given |= {name: whole[name] for name in absent}
+        if len(shapes := {given[name].shape for name in together}) > 1:
+            raise ModelError(f"the parts of {key} have different shapes ({', '.join(sorted(map(_shape, shapes)))})")
+    return pack(given, open_clip_map(given))
+
+
+def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_open_clip`: weights or shifts in open_clip's names, or a part of them, in the names of edits.
+
+    ``module.``, which training on several devices puts before each name, is taken off. Raises `ModelError` for a tensor
+    that a CLIP with a ViT does not have.
+    """
+    weights = {}
+    for name, tensor in tensors.items():
+        key = name.removeprefix("module.")
+        together = _of_open_clip(key)
+        for own, part in zip(together, _parts(tensor, len(together), key), strict=True):
+            weights[own] = part.transpose(0, -1).contiguous() if key.endswith(_TRANSPOSED) else part
+    return weights
+
+
 def _parts(tensor: Tensor, count: int, key: str) -> list[Tensor]:
     if count == 1:
         return [tensor]
@@ -158,13 +225,13 @@ def _parts(tensor: Tensor, count: int, key: str) -> list[Tensor]:
 
 
 def _as_compvis(tensor: Tensor, key: str) -> Tensor:
-    if key.endswith(".text_projection"):
+    if key.endswith(_TRANSPOSED):
         return tensor.transpose(0, -1)
     return tensor[:, :, None, None] if ".mid.attn_1." in key and tensor.dim() == 2 else tensor
 
 
 def _as_diffusers(tensor: Tensor, key: str, shape: torch.Size) -> Tensor:
-    if key.endswith(".text_projection"):
+    if key.endswith(_TRANSPOSED):
         tensor = tensor.transpose(0, -1)
     if shape not in (tensor.shape, (*tensor.shape, 1, 1)) and (*shape, 1, 1) != tensor.shape:
         raise ModelError(f"{key} has the shape {_shape(tensor.shape)} where the model needs {_shape(shape)}")
@@ -254,19 +321,43 @@ def _inside(block: str, place: str, layers: Mapping[str, str]) -> Iterator[tuple
     return ((f"{block}.{layer}", f"{place}.{other}") for layer, other in layers.items())
 
 
+def _component_name(name: str) -> str:
+    """As edits name the parameters of the text tower; in a `CLIPModel` it is ``text_model``."""
+    return re.sub(r"^(text_encoder\.)?text_model\.", "text_encoder.", name)
+
+
+def _which_of_qkv(name: str) -> int:
+    return next((k for k, qkv in enumerate(_QKV) if f".{qkv}." in name), 0)
+
+
 def _open_clip_name(name: str) -> str:
-    if name == "embeddings.position_embedding.weight":
-        return "positional_embedding"
-    if name == "text_projection.weight":
-        return "text_projection"
-    head, _, layer = name.partition("encoder.layers.")
-    if head:
-        return name.replace("embeddings.", "").replace("final_layer_norm", "ln_final")
-    number, _, inner = layer.partition(".")
-    module, _, kind = inner.rpartition(".")
-    if module.endswith(_QKV):
-        return f"transformer.resblocks.{number}.attn.in_proj_{kind}"
-    return f"transformer.resblocks.{number}.{_OPEN_CLIP_LAYER[module]}.{kind}"
+    if name in _OPEN_CLIP_REST:
+        return _OPEN_CLIP_REST[name]
+    if found := re.fullmatch(r"(text_encoder|vision_model)\.encoder\.layers\.(\d+)\.(\S+)\.(weight|bias)", name):
+        tower, number, module, kind = found.groups()
+        block = f"{_OPEN_CLIP_TOWER[tower]}transformer.resblocks.{number}."
+        if module.removeprefix("self_attn.") in _QKV:
+            return f"{block}attn.in_proj_{kind}"
+        if module in _OPEN_CLIP_LAYER:
+            return f"{block}{_OPEN_CLIP_LAYER[module]}.{kind}"
+    raise ModelError(f"open_clip's CLIP has no place for {name!r}")
+
+
+def _of_open_clip(key: str) -> list[str]:
+    """The inverse of `_open_clip_name`: one name, or those of q, k and v."""
+    rest = {other: name for name, other in _OPEN_CLIP_REST.items()}
+    if key in rest:
+        return [rest[key]]
+    if found := re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(\S+)[._](weight|bias)", key):
+        tower, number, module, kind = found.groups()
+        layer = f"{'vision_model' if tower else 'text_encoder'}.encoder.layers.{number}."
+        if module == "attn.in_proj":
+            names = [f"{layer}self_attn.{part}.{kind}" for part in _QKV]
+        else:
+            names = [f"{layer}{own}.{kind}" for own, other in _OPEN_CLIP_LAYER.items() if other == module]
+        if names and _open_clip_name(names[0]) == key:
+            return names
+    raise ModelError(f"{key!r} is no parameter of open_clip's CLIP with a ViT")
 
 
 def _some(names: Iterable[str]) -> str:

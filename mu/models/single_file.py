@@ -39,6 +39,7 @@ def load_single_file(
     prediction_type: str | None = None,
     configs: Configs | Path | str | None = None,
     dtype: torch.dtype | None = torch.float32,
+    tensors: dict[str, Tensor] | None = None,
 ) -> DiffusionPipeline:
     """The stock diffusers pipeline in the file at ``path``, without safety checker.
 
@@ -47,6 +48,7 @@ def load_single_file(
     marker ``v_pred``, all others for ``epsilon``. ``configs`` replaces the published config of the components it lists
     (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers folder that has them,
     and its tokenizer. ``dtype=None`` keeps the precision of the file. EMA copies in the file are passed over.
+    ``tensors`` is the file's content where it was read already; it is used up.
 
     Raises `ModelError` for a file that cannot be read, is no Stable Diffusion checkpoint or of another size than its
     config says, and where no tokenizer can be found.
@@ -54,7 +56,7 @@ def load_single_file(
     if prediction_type not in (None, *_PREDICTIONS):
         raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, _PREDICTIONS)}")
     path = Path(path)
-    tensors = _with_text_model(read_state_dict(path))
+    tensors = _with_text_model(read_state_dict(path) if tensors is None else tensors)
     family = _family(tensors, path)
     if prediction_type is None and family == "sdxl" and "v_pred" in tensors:
         prediction_type = "v_prediction"
@@ -109,7 +111,8 @@ def find_tokenizer(places: Sequence[Path], folder: str, text_config: Mapping[str
     limit = text_config.get("max_position_embeddings", 77)
     tokenizer = _beside(places, folder, pad) or _cached(pad, limit) or _from_open_clip(pad, limit)
     if tokenizer is None:
-        ways = f"pip install 'mu-unlearning[clip]', or put the folder {folder}/ of a diffusers model beside the file"
+        where = "its tokenizer.json" if folder == "." else f"the folder {folder}/ of a diffusers model"
+        ways = f"pip install 'mu-unlearning[clip]', or put {where} beside the file"
         raise ModelError(f"a single file holds no tokenizer and none is on this machine: {ways}")
     known = text_config.get("vocab_size", 49408)
     if len(tokenizer) > known:
@@ -165,11 +168,9 @@ def _with_text_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Some merging tools leave out the level ``text_model`` of SD 1.x's text encoder: put it in."""
     outer = names.CLIP.removesuffix("text_model.")
 
-    def full(name: str) -> str:
-        bare = name.startswith(outer) and not name.startswith(names.CLIP)
-        return names.CLIP + name.removeprefix(outer) if bare else name
-
-    return {full(name): tensor for name, tensor in tensors.items()}
+    for name in [name for name in tensors if name.startswith(outer) and not name.startswith(names.CLIP)]:
+        tensors[names.CLIP + name.removeprefix(outer)] = tensors.pop(name)
+    return tensors
 
 
 def _take(
