@@ -23,6 +23,7 @@ from PIL import Image
 from mu.core.errors import ConfigError, OutputError
 from mu.core.files import atomic_path, write_json, write_text
 from mu.data.canvas import IDENTITIES, OBJECTS, SIZE, STYLES, Scene, captions, every_scene, render
+from mu.data.shards import add_member
 
 RECIPE = "canvas.json"
 Progress = Callable[[int, int], None]
@@ -101,7 +102,7 @@ def write_shards(
             with atomic_path(tar_path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for row in rows:
                     for name, content in _sample(scenes, f"{shard:05d}{row - first:04d}", seed, row):
-                        _add(tar, name, content)
+                        add_member(tar, name, content)
                     _tell(progress, row + 1, n)
             write_json(stats, _stats(len(rows)))
     return len(range(0, n, per_shard))
@@ -160,13 +161,6 @@ def _sample(scenes: list[Scene], key: str, seed: int, row: int) -> list[tuple[st
         "style": scene.style, "object": scene.object, "identity": scene.identity,
     }  # fmt: skip
     return [(f"{key}.jpg", picture), (f"{key}.json", json.dumps(about, indent=4).encode()), (f"{key}.txt", caption.encode())]
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """A fresh `TarInfo` has time 0, owner 0 and no user name: nothing of this machine enters the archive."""
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
 
 
 def _stats(count: int) -> dict[str, Any]:

@@ -1,0 +1,163 @@
+"""Forget sets: the pairs that show a concept, as ``<Name_With_Underscores>.tar``, out of web shards or of pictures at hand.
+
+Equal input gives equal bytes. Pictures keep their bytes: nothing is encoded again, and none stands in a set twice.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import logging
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mu.core.errors import ConfigError, DataError, OutputError
+from mu.core.files import atomic_path
+from mu.data.concepts import concept_of
+from mu.data.pairs import Pair, can_decode, spaced
+from mu.data.shards import add_member, find_shards, picture_in, read_shard
+
+Progress = Callable[[int, int], None]
+"""Called with (shards done, shards in all)."""
+
+# img2dataset writes the first; the lists it starts from have the others.
+_CAPTION_COLUMNS = ("caption", "TEXT", "text")
+
+log = logging.getLogger("mu")
+
+
+@dataclass
+class ForgetSet:
+    """What went into ``path``. Where shards were searched, ``matched`` is ``pairs + repeated + skipped``.
+
+    ``seen`` captions were looked at; ``repeated`` pictures were in the set already, byte for byte; ``skipped`` ones were missing
+    or could not be decoded; ``passed_over`` shards were not opened, as their parquet file has no caption that matches.
+    """
+
+    path: Path
+    pairs: int = 0
+    seen: int = 0
+    matched: int = 0
+    repeated: int = 0
+    skipped: int = 0
+    shards: int = 0
+    passed_over: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path)}
+
+
+def forget_set_path(name: str, folder: Path | str) -> Path:
+    """``Elon Musk`` and ``Elon_Musk`` are both ``folder/Elon_Musk.tar``. Raises `DataError` for a name without letters."""
+    stem = re.sub(r"[^\w.-]+", "_", concept_of(name)).strip("_.-")
+    if not stem:
+        raise DataError(f"{name!r} has no letters to name a file by")
+    return Path(folder) / f"{stem}.tar"
+
+
+def make_forget_set(
+    name: str, shards: str | Path | Sequence[str | Path], out: Path | str, n_imgs: int = 500, *, overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ForgetSet:  # fmt: skip
+    """The first ``n_imgs`` pairs of ``shards`` whose caption contains ``name``, as ``out/<Name>.tar``.
+
+    Neither case nor underscore or blank matters. Captions come first: those of the ``.parquet`` beside a shard, where there
+    is one and pyarrow is installed, so that a shard without a match stays closed; then those in the tar. A picture is
+    read only where its caption matches. ``shards`` is what `mu.data.shards.find_shards` takes. Raises `DataError` where nothing
+    usable matches, `ConfigError` for a count below 1, and `OutputError` where the file exists and would become another one
+    (``overwrite`` replaces it).
+    """
+    made = ForgetSet(forget_set_path(name, out))
+    pairs = _matching(spaced(name), find_shards(shards), made, progress)
+    _write(made, pairs, n_imgs, overwrite)
+    if made.pairs < n_imgs:
+        log.warning("only %d of the %d pictures wanted: more shards may hold more", made.pairs, n_imgs)
+    return made
+
+
+def pack_forget_set(name: str, pairs: Sequence[Pair], out: Path | str, *, overwrite: bool = False) -> ForgetSet:
+    """All of ``pairs`` as ``out/<Name>.tar``, whatever their captions. Raises as `make_forget_set` does."""
+    made = ForgetSet(forget_set_path(name, out), seen=len(pairs), matched=len(pairs))
+    _write(made, pairs, max(1, len(pairs)), overwrite)
+    return made
+
+
+def _matching(name: str, shards: list[Path], made: ForgetSet, progress: Progress | None) -> Iterator[Pair]:
+    for done, file in enumerate(shards, start=1):
+        made.shards += 1
+        captions = _parquet_captions(file.with_suffix(".parquet"))
+        if captions is not None and not any(name in spaced(caption) for caption in captions):
+            made.seen += len(captions)
+            made.passed_over += 1
+        else:
+            shard = read_shard(file)
+            if shard.damage:
+                log.warning("%s: %s", file, shard.damage)
+            for key, sample in shard.samples.items():
+                if ".txt" not in sample:
+                    continue
+                made.seen += 1
+                caption = sample[".txt"].read().decode("utf-8", "replace")
+                if name not in spaced(caption):
+                    continue
+                made.matched += 1
+                if picture := picture_in(sample):
+                    yield Pair(key, caption, picture[1], picture[0])
+                else:
+                    made.skipped += 1
+        if progress:
+            progress(done, len(shards))
+
+
+def _parquet_captions(file: Path) -> list[str] | None:
+    """The captions of the pairs that were downloaded; None where the tar itself has to tell."""
+    if not file.exists():
+        return None
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return None
+    try:
+        columns = parquet.read_schema(file).names
+        column = next((name for name in _CAPTION_COLUMNS if name in columns), None)
+        if column is None:
+            return None
+        table = parquet.read_table(file, columns=[column, *(["status"] if "status" in columns else [])]).to_pydict()
+    except (OSError, pyarrow.ArrowException) as error:
+        log.warning("%s cannot be read (%s): reading the tar instead", file, str(error).partition("\n")[0])
+        return None
+    status = table.get("status") or ["success"] * len(table[column])
+    return [caption for caption, state in zip(table[column], status, strict=True) if caption and state == "success"]
+
+
+def _write(made: ForgetSet, pairs: Iterable[Pair], n_imgs: int, overwrite: bool) -> None:
+    """Members ``<Name>_00000.jpg`` and ``.txt``. Keys hold no dot: readers of web shards take what follows one as the ending."""
+    if n_imgs < 1:
+        raise ConfigError(f"a forget set needs at least 1 picture, not {n_imgs}")
+    key, known = made.path.stem.replace(".", "_"), set[bytes]()
+    with atomic_path(made.path) as partial:
+        with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar:
+            for pair in pairs:
+                content = pair.place.read()
+                digest = hashlib.sha256(content).digest()
+                if digest in known:
+                    made.repeated += 1
+                elif not can_decode(content):
+                    made.skipped += 1
+                else:
+                    known.add(digest)
+                    add_member(tar, f"{key}_{made.pairs:05d}{pair.ending}", content)
+                    add_member(tar, f"{key}_{made.pairs:05d}.txt", pair.caption.encode())
+                    made.pairs += 1
+                if made.pairs == n_imgs:
+                    break
+        if not made.pairs:
+            told = f"of {made.seen} captions {made.matched} match, {made.skipped} of their pictures cannot be used"
+            raise DataError(f"no pictures for {made.path.name}: {told}")
+        if made.path.exists() and not overwrite and not filecmp.cmp(partial, made.path, shallow=False):
+            raise OutputError(f"{made.path} exists and would become another file: choose another folder, or overwrite it")

@@ -1,0 +1,80 @@
+"""ImageNet's validation pictures: ``val/<wnid>/*.JPEG``. A class's place in the sorted wnids is its label."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mu.core.errors import DataError
+
+NAME_FILES = ("classes.txt", "LOC_synset_mapping.txt")
+_PICTURES = {".jpeg", ".jpg", ".png"}
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """``pictures`` and ``labels`` go together; ``names`` and ``wnids`` are in the order of the labels."""
+
+    pictures: tuple[Path, ...]
+    labels: tuple[int, ...]
+    wnids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def subset(self, part: int = 20) -> ImageNet:
+        """The fixed 5 % (``part`` = 20) that SLUG evaluates on: 2,500 of 50,000, in the order drawn. At least one picture."""
+        rows = subset_rows(len(self.pictures), part)
+        return ImageNet(tuple(self.pictures[r] for r in rows), tuple(self.labels[r] for r in rows), self.wnids, self.names)
+
+
+def subset_rows(n: int, part: int = 20) -> NDArray[np.int64]:
+    """``max(n // part, 1)`` of 0 .. n-1 without repetition, by numpy's legacy generator with seed 0, whose stream is frozen."""
+    return np.random.RandomState(0).choice(range(n), max(n // part, 1), replace=False)
+
+
+def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> ImageNet:
+    """The pictures of ``folder/val`` (or of ``folder``, where it is the one with the classes); opens none of them.
+
+    ``names`` are the classes' names in the order of the wnids. Without them they come from the folder: ``classes.txt``, one name
+    a line in that order or ``<wnid> <name>``, else ``LOC_synset_mapping.txt``, ``<wnid> <name>, <other name>, ...``,
+    of which the first is taken. Raises `DataError` where there are no pictures, or no name for each class.
+    """
+    folder = Path(folder)
+    home = folder / "val" if (folder / "val").is_dir() else folder
+    if not home.is_dir():
+        raise DataError(f"{home} does not exist: give the folder that holds val/<wnid>/*.JPEG")
+    classes = {
+        place.name: pictures
+        for place in sorted(home.iterdir())
+        if place.is_dir() and (pictures := sorted(file for file in place.iterdir() if file.suffix.lower() in _PICTURES))
+    }
+    if not classes:
+        raise DataError(f"{home} holds no <wnid>/*.JPEG: sort the validation pictures into one folder a class")
+    wnids = tuple(classes)
+    names = tuple(_names(folder, home, wnids) if names is None else names)
+    if len(names) != len(wnids):
+        raise DataError(f"{len(names)} class names for {len(wnids)} classes: one for each is needed, in the order of the wnids")
+    rows = [(picture, label) for label, pictures in enumerate(classes.values()) for picture in pictures]
+    return ImageNet(tuple(picture for picture, _ in rows), tuple(label for _, label in rows), wnids, names)
+
+
+def _names(folder: Path, home: Path, wnids: tuple[str, ...]) -> Sequence[str]:
+    places = [place / name for name in NAME_FILES for place in (folder, home, home.parent)]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise DataError(f"{folder} names no classes: put {' or '.join(NAME_FILES)} there, or give the names")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    pairs = [re.match(r"(n\d{8})\s+(.+)", line) for line in lines]
+    if not all(pairs):
+        return lines
+    known = {pair[1]: pair[2] for pair in pairs if pair}
+    if file.name != "classes.txt":
+        known = {wnid: name.partition(",")[0] for wnid, name in known.items()}
+    missing = [wnid for wnid in wnids if wnid not in known]
+    if missing:
+        raise DataError(f"{file} has no name for {missing[0]}" + (f" and {len(missing) - 1} others" if missing[1:] else ""))
+    return [known[wnid] for wnid in wnids]

@@ -1,0 +1,229 @@
+"""Pictures with captions from the layouts people have: web shards, image folders, UnlearnCanvas."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from mu.core.errors import ConfigError, DataError, nearest
+from mu.data.shards import PICTURES, Extent, find_paths, picture_in, read_shard
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+
+log = logging.getLogger("mu")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A caption and the place of its picture, which is read anew each time it is asked for."""
+
+    key: str
+    caption: str
+    place: Extent
+    ending: str
+    """Of the picture's name, in lower case: ``.jpg``."""
+
+    def picture(self) -> Image.Image:
+        """RGB, in the picture's own size. Raises `DataError` where the file changed since it was opened."""
+        return decode(self.place.read(), str(self.place.file))
+
+
+class Pairs(list[Pair]):
+    """Pairs in an order that depends on the names alone. ``skipped`` counts what was left out: why, and how often."""
+
+    def __init__(self, pairs: Iterable[Pair] = (), skipped: Mapping[str, int] | None = None):
+        super().__init__(pairs)
+        self.reasons = Counter(skipped or {})
+
+    @property
+    def skipped(self) -> int:
+        return self.reasons.total()
+
+
+class _Found(NamedTuple):
+    """What may become a pair: a caption, where to read it, or None; a picture's ending and place, or None."""
+
+    key: str
+    caption: str | Extent | None
+    picture: tuple[str, Extent] | None
+
+
+def open_pairs(
+    source: str | Path | Sequence[str | Path], *, caption: str | None = None, style: str | None = None, object: str | None = None
+) -> Pairs:  # fmt: skip
+    """The pairs of ``source``, in sorted order; never empty. Every picture is decoded once, to know that it can be.
+
+    ``source`` is one of these, or several, as a list or with commas between::
+
+        {00000..00010}.tar, shards/*.tar, a folder of tars   <key>.jpg and <key>.txt (web shards; see `mu.data.shards`)
+        a folder with metadata.csv or metadata.jsonl         columns file_name and text (the datasets library's imagefolder)
+        a folder with NAME.txt beside NAME.jpg               at any depth
+        a folder <Style>/<Object>/<k>.jpg                    UnlearnCanvas: "A {Object} image in {Style} style."
+        a folder of pictures                                 with ``caption``
+
+    ``caption`` stands in for all captions. ``style`` and ``object`` choose from an UnlearnCanvas folder, underscores or spaces,
+    in any case of letters. What has no caption, cannot be decoded or was cut short is left out, counted and told in the log. Raises
+    `DataError` for a source that is missing, empty or of none of these kinds, and `ConfigError` for a choice that cannot be made.
+    """
+    pairs = Pairs()
+    for path in find_paths(source):
+        if path.is_dir():
+            found = _folder(path, pairs.reasons, caption, style, object)
+        elif style or object:
+            raise ConfigError(f"style and object choose from an UnlearnCanvas folder, and {path} is a file")
+        else:
+            found = _shard(path, pairs.reasons)
+        pairs.extend(_readable(found, caption, pairs.reasons))
+    told = "; ".join(f"{count} {reason}" for reason, count in sorted(pairs.reasons.items()))
+    if not pairs:
+        raise DataError(f"{source} holds no pair of picture and caption" + (f": {told}" if told else ""))
+    if told:
+        log.warning("%s: %d pairs, left out: %s", source, len(pairs), told)
+    return pairs
+
+
+def decode(content: bytes, name: str) -> Image.Image:
+    """An RGB picture. Raises `DataError` naming ``name`` for bytes that are none, or not all of one."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.convert("RGB")
+    except Exception as error:  # Pillow's decoders end in many ways on garbled bytes
+        raise DataError(f"the picture {name} cannot be read ({error}): remove it") from None
+
+
+def can_decode(content: bytes) -> bool:
+    """Whether `decode` will succeed. JPEG is read at an eighth of its size: all of its bytes, little of its arithmetic."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.draft("RGB", (1, 1))
+            picture.load()
+    except Exception:
+        return False
+    return True
+
+
+def spaced(text: str) -> str:
+    """For comparing names and captions: no case, single blanks, underscores as blanks."""
+    return " ".join(text.replace("_", " ").casefold().split())
+
+
+def _readable(found: Iterable[_Found], caption: str | None, reasons: Counter[str]) -> Iterator[Pair]:
+    for each in found:
+        text = caption if caption is not None else _text(each.caption)
+        if not text:
+            reasons["without a caption"] += 1
+        elif each.picture is None:
+            reasons["without a picture"] += 1
+        elif not can_decode(each.picture[1].read()):
+            reasons["pictures that cannot be read"] += 1
+        else:
+            ending, place = each.picture
+            yield Pair(each.key, text, place, ending)
+
+
+def _text(caption: str | Extent | None) -> str:
+    if isinstance(caption, Extent):
+        caption = caption.read().decode("utf-8-sig", "replace")
+    return (caption or "").strip()
+
+
+def _shard(file: Path, reasons: Counter[str]) -> Iterator[_Found]:
+    shard = read_shard(file)
+    if shard.damage:
+        log.warning("%s: %s", file, shard.damage)
+        reasons["damaged tar"] += 1
+    for key, sample in shard.samples.items():
+        yield _Found(key, sample.get(".txt"), picture_in(sample))
+
+
+def _folder(
+    folder: Path, reasons: Counter[str], caption: str | None, style: str | None, object: str | None
+) -> Iterator[_Found]:  # fmt: skip
+    files = sorted(
+        Path(above, name).relative_to(folder)
+        for above, below, names in os.walk(folder)
+        for name in names
+        if not any(part.startswith(".") for part in Path(above, name).relative_to(folder).parts)
+    )
+    pictures = [file for file in files if file.suffix.lower() in PICTURES]
+    texts = {file for file in files if file.suffix.lower() == ".txt"} & {file.with_suffix(".txt") for file in pictures}
+    metadata = next((folder / name for name in METADATA if Path(name) in files), None)
+    cells = not texts and bool(pictures) and all(len(file.parts) == 3 for file in pictures)
+    if (style or object) and (metadata or not cells):
+        raise ConfigError(f"style and object choose from <Style>/<Object>/<k>.jpg, and {folder} is laid out otherwise")
+    if metadata:
+        yield from _listed(folder, metadata, reasons)
+    elif cells:
+        yield from _unlearn_canvas(folder, pictures, style, object)
+    elif pictures and (texts or caption):
+        for file in pictures:
+            beside = file.with_suffix(".txt")
+            yield _Found(_key(file), Extent(folder / beside) if beside in texts else None, _picture(folder / file))
+    elif shards := [folder / file for file in files if file.suffix == ".tar" and len(file.parts) == 1]:
+        for shard in shards:
+            yield from _shard(shard, reasons)
+    elif pictures:
+        raise DataError(f"{folder} holds pictures without captions: put NAME.txt beside each, add a metadata.csv, or give one caption for all")  # fmt: skip
+    else:
+        raise DataError(f"{folder} holds no pictures and no tar files")
+
+
+def _unlearn_canvas(folder: Path, pictures: list[Path], style: str | None, object: str | None) -> Iterator[_Found]:
+    for wanted, level, kind in ((style, 0, "style"), (object, 1, "object")):
+        if wanted:
+            known = sorted({file.parts[level] for file in pictures})
+            pictures = [file for file in pictures if spaced(file.parts[level]) == spaced(wanted)]
+            if not pictures:
+                raise DataError(f"{folder} has no {kind} {wanted!r}.{nearest(wanted, known)}")
+    # Numbers count: 2.jpg comes before 10.jpg.
+    for file in sorted(pictures, key=lambda file: (*file.parts[:2], int(file.stem) if file.stem.isdecimal() else 0, file.name)):
+        painted, shown = (part.replace("_", " ") for part in file.parts[:2])
+        yield _Found(_key(file), f"A {shown} image in {painted} style.", _picture(folder / file))
+
+
+def _listed(folder: Path, metadata: Path, reasons: Counter[str]) -> Iterator[_Found]:
+    """Raises `DataError` for a CSV file without the columns; a line that cannot be read is left out."""
+    text = metadata.read_text(encoding="utf-8-sig", errors="replace")
+    rows: dict[str, str | None] = {}
+    if metadata.suffix == ".csv":
+        table = csv.DictReader(io.StringIO(text, newline=""))
+        missing = {"file_name", "text"} - set(table.fieldnames or ())
+        if missing:
+            raise DataError(f"{metadata} has no column {' and no column '.join(map(repr, sorted(missing)))}")
+        lines: Iterator[object] = iter(table)
+    else:
+        lines = map(_json, filter(str.strip, text.split("\n")))
+    for line in lines:
+        if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
+            reasons["lines that cannot be read"] += 1
+        else:
+            rows[line["file_name"]] = line["text"] if isinstance(line.get("text"), str) else None
+    home = folder.resolve()
+    for name, caption in sorted(rows.items()):
+        inside = (folder / name).resolve().is_relative_to(home) and (folder / name).is_file()
+        yield _Found(_key(Path(name)), caption, _picture(folder / name) if inside else None)
+
+
+def _key(file: Path) -> str:
+    return file.with_suffix("").as_posix()
+
+
+def _picture(file: Path) -> tuple[str, Extent]:
+    return file.suffix.lower(), Extent(file)
+
+
+def _json(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

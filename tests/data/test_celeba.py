@@ -1,0 +1,82 @@
+"""CelebA's list with names: labels by sorted name, pictures that are there, and the world's own portraits."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from mu.core.errors import DataError
+from mu.data.canvas import IDENTITIES
+from mu.data.celeba import read_celeba
+from mu.data.folders import folder_name, write_celeba
+
+ROWS = ["000001.jpg Elon_Musk", "000002.jpg  Ada_Stone", "000003.jpg Elon_Musk", "000004.jpg Kim_Far"]
+
+
+@pytest.fixture
+def celeba(tmp_path: Path) -> Path:
+    """Of four pictures in the list all but the last are there."""
+    folder = tmp_path / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    for k in (3, 1, 2):
+        (folder / "img_align_celeba" / f"00000{k}.jpg").write_bytes(b"")
+    (folder / "list_identity_celeba.txt").write_text("\n".join(["4", "image_id identity_name", *ROWS]) + "\n")
+    return folder
+
+
+def test_identities_are_sorted_and_keep_their_label_without_pictures(celeba: Path, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "mu"):
+        read = read_celeba(celeba)
+    home = celeba / "img_align_celeba"
+    assert read.identities == ("Ada_Stone", "Elon_Musk", "Kim_Far")
+    assert read.pictures == {
+        "Ada_Stone": (home / "000002.jpg",),
+        "Elon_Musk": (home / "000001.jpg", home / "000003.jpg"),
+        "Kim_Far": (),
+    }
+    assert read.frequent == () and "1 listed pictures are not there" in caplog.text
+
+
+@pytest.mark.parametrize("place", [".", ".."])
+def test_frequent_names_keep_their_order(celeba: Path, place: str, caplog) -> None:
+    (celeba / place / "frequent_celebs.txt").write_text("Kim_Far\nNobody_Known\nAda_Stone\n\n")
+    with caplog.at_level(logging.WARNING, "mu"):
+        assert read_celeba(celeba).frequent == ("Kim_Far", "Ada_Stone")
+    assert "1 names are not in" in caplog.text and "Nobody_Known" in caplog.text
+
+
+def test_the_world_s_own_portraits(tmp_path: Path) -> None:
+    write_celeba(tmp_path, per_identity=2)
+    read = read_celeba(tmp_path)
+    assert read.identities == tuple(sorted(folder_name(name) for name in IDENTITIES))
+    assert all(len(pictures) == 2 and all(p.is_file() for p in pictures) for pictures in read.pictures.values())
+    first = (tmp_path / "list_identity_celeba.txt").read_text().splitlines()[2].split()
+    assert read.pictures[first[1]][0].name == first[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("\n".join(ROWS), "line 1: two header lines"),
+        ("4\n" + "\n".join(ROWS), "line 2: two header lines"),
+        ("1\nimage_id identity_name\n000001.jpg\n", "line 3: '000001.jpg' is not"),
+        ("1\nimage_id identity_name\n../../x.jpg Elon_Musk\n", "holds none of the pictures"),
+        ("0\nimage_id identity_name\n", "holds none of the pictures"),
+        ("", "holds none of the pictures"),
+    ],
+)
+def test_lists_of_another_form(celeba: Path, text: str, why: str) -> None:
+    (celeba / "x.jpg").write_bytes(b"")
+    (celeba / "list_identity_celeba.txt").write_text(text)
+    with pytest.raises(DataError, match=why):
+        read_celeba(celeba)
+
+
+def test_what_is_missing_is_named(celeba: Path) -> None:
+    with pytest.raises(DataError, match="on request"):
+        read_celeba(celeba.parent)
+    (celeba / "img_align_celeba").rename(celeba / "elsewhere")
+    with pytest.raises(DataError, match="img_align_celeba does not exist"):
+        read_celeba(celeba)

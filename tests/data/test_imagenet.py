@@ -1,0 +1,87 @@
+"""ImageNet's validation set: labels by sorted wnid, and the very 2,500 pictures that published numbers are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mu.core.errors import DataError
+from mu.data.imagenet import read_imagenet, subset_rows
+
+WNIDS = ["n01440764", "n01443537", "n02110185"]
+NAMES = ("tench", "goldfish", "Siberian husky")
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    for k, wnid in enumerate(reversed(WNIDS)):
+        (tmp_path / "val" / wnid).mkdir(parents=True)
+        for row in (2, 1):
+            (tmp_path / "val" / wnid / f"ILSVRC2012_val_0000{row}{k}.JPEG").write_bytes(b"")
+        (tmp_path / "val" / wnid / "notes.txt").write_text("")
+    (tmp_path / "val" / "empty").mkdir()
+    return tmp_path
+
+
+def test_labels_are_places_in_the_sorted_wnids(imagenet: Path) -> None:
+    read = read_imagenet(imagenet, NAMES)
+    assert read.wnids == tuple(WNIDS) and read.names == NAMES
+    assert read.labels == (0, 0, 1, 1, 2, 2)
+    assert [p.name for p in read.pictures[:3]] == [
+        "ILSVRC2012_val_000012.JPEG",
+        "ILSVRC2012_val_000022.JPEG",
+        "ILSVRC2012_val_000011.JPEG",
+    ]
+    assert all(p.parent.name == WNIDS[label] for p, label in zip(read.pictures, read.labels, strict=True))
+    assert read_imagenet(imagenet / "val", NAMES) == read
+
+
+def test_the_fixed_subset() -> None:
+    """The first and last of the 2,500, and their sum."""
+    rows = subset_rows(50_000)
+    assert len(rows) == len(set(rows.tolist())) == 2500
+    assert (rows[:5].tolist(), rows[-1], rows.sum()) == ([11841, 19602, 45519, 25747, 42642], 46201, 63054358)
+    assert np.array_equal(rows, np.random.RandomState(0).choice(50_000, 2500, replace=False))
+
+
+def test_a_subset_keeps_picture_and_label_together(imagenet: Path) -> None:
+    read = read_imagenet(imagenet, NAMES)
+    half = read.subset(part=2)
+    assert len(half.pictures) == 3 and half.names == NAMES
+    assert all(p.parent.name == WNIDS[label] for p, label in zip(half.pictures, half.labels, strict=True))
+    assert len(read.subset().pictures) == 1
+
+
+@pytest.mark.parametrize("place", [".", "val"])
+@pytest.mark.parametrize(
+    ("file", "lines"),
+    [
+        ("classes.txt", NAMES),
+        ("classes.txt", [f"{wnid} {name}" for wnid, name in zip(reversed(WNIDS), reversed(NAMES), strict=True)]),
+        ("LOC_synset_mapping.txt", ["n09999999 more", *(f"{wnid} {name}, Other name" for wnid, name in zip(WNIDS, NAMES, strict=True))]),
+    ],
+)  # fmt: skip
+def test_names_from_a_file(imagenet: Path, place: str, file: str, lines: list[str]) -> None:
+    (imagenet / place / file).write_text("\n".join(lines) + "\n")
+    assert read_imagenet(imagenet).names == NAMES
+    assert read_imagenet(imagenet / "val").names == NAMES
+    assert read_imagenet(imagenet, ["a", "b", "c"]).names == ("a", "b", "c")
+
+
+def test_what_is_missing_is_one_clear_error(imagenet: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="names no classes"):
+        read_imagenet(imagenet)
+    with pytest.raises(DataError, match="2 class names for 3 classes"):
+        read_imagenet(imagenet, ["a", "b"])
+    (imagenet / "classes.txt").write_text("tench\ngoldfish\n")
+    with pytest.raises(DataError, match="2 class names for 3 classes"):
+        read_imagenet(imagenet)
+    (imagenet / "classes.txt").write_text(f"{WNIDS[0]} tench\n")
+    with pytest.raises(DataError, match="no name for n01443537 and 1 others"):
+        read_imagenet(imagenet)
+    with pytest.raises(DataError, match="does not exist"):
+        read_imagenet(tmp_path / "none", NAMES)
+    with pytest.raises(DataError, match="holds no <wnid>"):
+        read_imagenet(imagenet / "val" / "empty", NAMES)

@@ -1,0 +1,108 @@
+"""Naming shards and indexing them: what a reader of tar files must find, and what damage must not take along."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from mu.core.errors import DataError
+from mu.data.shards import Extent, find_paths, find_shards, picture_in, read_shard
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("00008.tar", "00009.tar", "00010.tar", "8.tar", "a.tar", "b.tar", "a,b.tar", "00008.parquet"):
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("{f}/00009.tar", ["00009.tar"]),
+        ("{f}/{{00008..00010}}.tar", ["00008.tar", "00009.tar", "00010.tar"]),
+        ("{f}/{{00010..00008}}.tar", ["00010.tar", "00009.tar", "00008.tar"]),
+        ("{f}/{{8..8}}.tar", ["8.tar"]),
+        ("{f}/{{b,a}}.tar", ["b.tar", "a.tar"]),
+        ("{f}/000{{0,1}}{{0,8}}.tar", None),
+        ("{f}/0000?.tar", ["00008.tar", "00009.tar"]),
+        ("{f}/b.tar, {f}/a.tar,{f}/b.tar", ["b.tar", "a.tar"]),
+        ("{f}/{{b,a}}.tar,{f}/8.tar", ["b.tar", "a.tar", "8.tar"]),
+        ("{f}/a,b.tar", ["a,b.tar"]),
+    ],
+)
+def test_names_of_shards(folder: Path, source: str, names: list[str] | None) -> None:
+    written = source.format(f=folder)
+    if names is None:
+        with pytest.raises(DataError, match=r"00000\.tar does not exist; use \*"):
+            find_paths(written)
+    else:
+        assert find_paths(written) == find_shards(written) == [folder / name for name in names]
+
+
+def test_a_list_keeps_its_order_and_a_folder_stands_for_its_tars(folder: Path) -> None:
+    assert find_paths([folder / "b.tar", str(folder / "a.tar")]) == [folder / "b.tar", folder / "a.tar"]
+    assert find_paths(folder) == [folder]
+    assert find_shards(folder) == sorted(folder.glob("*.tar"))
+
+
+@pytest.mark.parametrize("source", ["{f}/none.tar", "{f}/x*.tar", "{f}/{{8..9}}.tar", "", " , ", [], "{f}/empty"])
+def test_what_is_not_there_is_one_clear_error(folder: Path, source: str | list[str]) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match=r"does not exist|no file matches|no data is named|holds no tar"):
+        find_shards(source.format(f=folder) if isinstance(source, str) else source)
+
+
+def test_members_are_grouped_by_key_wherever_they_lie(tmp_path: Path, tar, encoded) -> None:
+    shard = read_shard(
+        tar(tmp_path / "s.tar", {"b.TXT": "two", "d/a.seg.png": b"mask", "a.txt": "one", "b.jpeg": encoded(1), "README": "x", ".x.txt": ""})
+    )  # fmt: skip
+    assert shard.damage is None
+    assert {key: list(sample) for key, sample in shard.samples.items()} == {
+        "a": [".txt"], "b": [".txt", ".jpeg"], "d/a": [".seg.png"],
+    }  # fmt: skip
+    assert shard.samples["b"][".txt"].read() == b"two"
+    ending, place = picture_in(shard.samples["b"]) or ("", Extent(tmp_path))
+    assert (ending, place.read()) == (".jpeg", encoded(1))
+    assert picture_in(shard.samples["d/a"]) is None
+
+
+def test_long_names_and_links(tmp_path: Path) -> None:
+    """Names beyond 100 characters have headers of their own; a link has no bytes, and what it points to is never opened."""
+    key = "k" * 150
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        content = tmp_path / "text"
+        content.write_text("caption")
+        archive.add(content, f"{key}.txt")
+        link = tarfile.TarInfo("passwd.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    samples = read_shard(tmp_path / "s.tar").samples
+    assert list(samples) == [key] and samples[key][".txt"].read() == b"caption"
+
+
+@pytest.mark.parametrize("kept", [0, 100, 512, 513, 1024, 1200, 1536, 1700, 2048 + 100])
+def test_a_cut_tar_keeps_what_lies_before_the_cut(tmp_path: Path, tar, kept: int) -> None:
+    """Three members of a header and a block each: 1024 bytes apiece."""
+    whole = tar(tmp_path / "s.tar", {"a.txt": "one", "b.txt": "two", "c.txt": "three"})
+    assert read_shard(whole).damage is None and len(read_shard(whole).samples) == 3
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(whole.read_bytes()[:kept])
+    shard = read_shard(cut)
+    assert shard.damage
+    assert len(shard.samples) == sum(kept >= 1024 * k + 512 + len(text) for k, text in enumerate(("one", "two", "three")))
+
+
+def test_garbled_and_compressed_files_are_damage_and_no_exception(tmp_path: Path, tar) -> None:
+    whole = tar(tmp_path / "s.tar", {"a.txt": "one", "b.txt": "two"}).read_bytes()
+    (tmp_path / "garbled.tar").write_bytes(whole[:1024] + b"\xff" * 512 + whole[1536:])
+    (tmp_path / "gz.tar").write_bytes(gzip.compress(whole))
+    (tmp_path / "page.tar").write_bytes(b"<html>404</html>" * 100)
+    garbled = read_shard(tmp_path / "garbled.tar")
+    assert list(garbled.samples) == ["a"] and garbled.damage
+    for name in ("gz.tar", "page.tar", "gone.tar"):
+        shard = read_shard(tmp_path / name)
+        assert shard.samples == {} and shard.damage
