@@ -8,6 +8,7 @@ from mu.cli.canvas import app as canvas_app
 from mu.cli.cite import cite
 from mu.cli.classifier import app as classifier_app
 from mu.cli.config import config
+from mu.cli.data import app as data_app
 from mu.cli.demo import demo
 from mu.cli.erase import erase
 from mu.cli.evaluate import evaluate
@@ -24,6 +25,7 @@ for verb in (demo, erase, generate, evaluate, report, merge, info, methods, conf
     app.command()(verb)
 app.add_typer(canvas_app)
 app.add_typer(classifier_app)
+app.add_typer(data_app)
 
 
 def main() -> None:

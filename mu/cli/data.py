@@ -1,0 +1,99 @@
+"""``mu data``"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mu.cli.options import Device, Json, Overwrite, Precision
+from mu.core.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from mu.data.pairs import Pair
+
+app = typer.Typer(name="data", help="Prepare data for the methods that need pictures.", no_args_is_help=False)
+
+
+@app.command()
+def forget_set(
+    name: Annotated[str, typer.Option(help="The concept, with spaces or underscores.")],
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help="Web shards to search: a folder, tar files, {00000..00010}, * and commas. Quote it."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Make the pictures instead: canvas, a hub id, a diffusers folder, or a model file.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="With --model; repeat to take turns. Default: the name.")] = None,
+    n_imgs: Annotated[int, typer.Option(min=1, help="At most so many pictures.")] = 500,
+    out: Annotated[Path, typer.Option(help="The folder of NAME.tar and, with --model, of the pictures.")] = Path(
+        "data/tar_files"
+    ),
+    seed: Annotated[int, typer.Option(help="With --model: of the first picture; the others follow by one.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="With --model: denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option(help="With --model: guidance scale.")] = 7.5,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    precision: Precision = "float32",
+    as_json: Json = False,
+) -> None:
+    """Collect the pictures and captions of one concept in a tar file, from web shards or from a model.
+
+    Example: mu data forget-set --name "Elon Musk" --shards 'data/laion/laion400m/{00000..00010}.tar' --n-imgs 500
+    """
+    from mu.cli.output import print_json
+    from mu.core.loop import progress_bar
+    from mu.core.script import show_log
+    from mu.data.concepts import concept_of
+    from mu.data.forget_set import forget_set_path, make_forget_set, pack_forget_set
+    from mu.data.shards import find_shards
+
+    show_log()
+    if bool(shards) == bool(model):
+        raise ConfigError("pass --shards PATTERN or --model MODEL" + (", not both" if shards else ""))
+    if prompt and not model:
+        raise ConfigError("--prompt belongs to --model")
+    if shards:
+        files = find_shards(shards)
+        with progress_bar("shards", len(files)) as advance:
+            made = make_forget_set(name, files, out, n_imgs, overwrite=overwrite, progress=lambda done, _: advance(done, ""))
+    else:
+        how = {"model": model, "prompts": prompt or [concept_of(name)], "seed": seed, "steps": steps, "guidance": guidance}
+        pairs = _painted(forget_set_path(name, out), how | {"precision": precision}, n_imgs, device, overwrite)
+        made = pack_forget_set(name, pairs, out, overwrite=overwrite)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        print(made.path)
+
+
+def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, overwrite: bool) -> list[Pair]:
+    """``n`` pictures in the folder named as ``tar``; those that ``recipe`` made there before are kept."""
+    from mu.core.loop import progress_bar
+    from mu.data.pairs import Pair
+    from mu.data.shards import Extent
+    from mu.evaluation.pictures import PictureRow, claim, write_pictures
+    from mu.models import load_diffusion
+
+    folder = tar.with_suffix("")
+    note = folder / "recipe.json"
+    if folder.exists() and any(folder.iterdir()) and not note.exists():
+        raise OutputError(f"{folder} holds something else: choose another --out")
+    if tar.exists() and not overwrite and not (note.exists() and json.loads(note.read_text(encoding="utf-8")) == recipe):
+        raise OutputError(f"{tar} exists and was made otherwise: choose another --out, or pass --overwrite")
+    painter = load_diffusion(recipe["model"], device=device, precision=recipe["precision"])
+    claim(folder, recipe)
+    prompts = itertools.islice(itertools.cycle(recipe["prompts"]), n)
+    rows = [PictureRow(f"{k:05d}.png", text, recipe["seed"] + k) for k, text in enumerate(prompts)]
+    with progress_bar("pictures", n) as advance:
+        write_pictures(
+            painter, rows, folder, steps=recipe["steps"], guidance=recipe["guidance"], resume=True,
+            progress=lambda done, _: advance(done, ""),
+        )  # fmt: skip
+    return [Pair(row.name, row.prompt, Extent(folder / row.name), ".png") for row in rows]
