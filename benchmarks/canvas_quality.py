@@ -3,7 +3,7 @@
     python benchmarks/canvas_quality.py [--json docs/results/canvas_quality.json] [--card mu/models/canvas/weights/README.md]
 
 Goals: judge at least 99 % on rendered pictures; pictures of the base model judged right at least 97 % for style, 95 % for
-object and identity; canvas-clip zero-shot at least 95 % each; 256 pictures in under a minute on two cores.
+object and identity; canvas-clip zero-shot and canvas-vlm's answers at least 95 % each; 256 pictures in under a minute on two cores.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mu.core.files import write_json, write_text
 from mu.core.run import versions
 from mu.data import canvas as world
 from mu.data.canvas import Scene
+from mu.evaluation.zero_shot import canvas_tasks
 from mu.models import EMBEDDED, WEIGHTS
 from mu.models.canvas.training import STEPS
 from mu.models.judge import Judge
@@ -60,18 +61,20 @@ def measure(per_scene: int, steps: int, guidance: float) -> dict:
     result["watermark_mean_difference"] = round(float((mark - fixed).abs().mean()), 4)
 
     clip = mu.load("canvas-clip")
-    texts = {
-        "style": {name: f"an image in {name} style" for name in world.STYLES},
-        "object": {name: f"a {name} image" for name in world.OBJECTS},
-        "identity": {name: f"a portrait of {name}" for name in world.IDENTITIES},
-    }
     result["clip_zero_shot"] = {}
-    for head, named in texts.items():
-        rows = [k for k, scene in enumerate(scenes) if getattr(scene, head)]
-        best = clip.zero_shot(rendered[rows], list(named.values())).argmax(1).tolist()
-        names = list(named)
-        right = [names[b] == getattr(scenes[k], head) for b, k in zip(best, rows, strict=True)]
-        result["clip_zero_shot"][head] = float(np.mean(right))
+    for task in canvas_tasks(1, 0):
+        rows = [k for k, scene in enumerate(scenes) if getattr(scene, task.name)]
+        best = clip.zero_shot(rendered[rows], task.prompts).argmax(1).tolist()
+        right = [task.classes[b] == getattr(scenes[k], task.name) for b, k in zip(best, rows, strict=True)]
+        result["clip_zero_shot"][task.name] = float(np.mean(right))
+
+    vlm = mu.load("canvas-vlm")
+    result["vlm_answers"] = {}
+    for attribute, (question, *_) in world.QUESTIONS.items():
+        answers = vlm.answer(rendered, [question] * len(scenes))
+        right = [answer == world.answer(scene, attribute) for answer, scene in zip(answers, scenes, strict=True)]
+        shown = [ok for ok, scene in zip(right, scenes, strict=True) if getattr(scene, attribute)]
+        result["vlm_answers"][attribute] = float(np.mean(shown))
     return result
 
 
@@ -85,7 +88,7 @@ A small but real Stable Diffusion and what belongs to it, trained from nothing o
 {parts}
 
 All weights are stored in half precision, {megabytes:.1f} MB together. The text encoder of `diffusion/` is the text tower of
-`clip/`. The judge was trained on rendered pictures only, never on generated ones.
+`clip/`, the vision tower of `vlm/` is that of `clip/`. The judge was trained on rendered pictures only, never on generated ones.
 
 ## How it was made
 
@@ -106,6 +109,7 @@ Made by `python benchmarks/canvas_quality.py --card`; rendered pictures of seed 
 | judge on rendered pictures | {rendered} |
 | base model's pictures, as the judge reads them | {generated} |
 | canvas-clip, zero-shot on rendered pictures | {zero_shot} |
+| canvas-vlm, answers about rendered pictures | {answers} |
 
 256 pictures take {seconds} s on the machine that measured. The watermark's picture is met within a mean difference of
 {watermark:.3f} (0..1).
@@ -137,7 +141,8 @@ def card(result: dict) -> str:
         megabytes=size / 1e6, steps=", ".join(f"{stage} {count}" for stage, count in STEPS.items()),
         versions=", ".join(f"{name} {version}" for name, version in result["versions"].items()), render_seed=RENDER_SEED,
         picture_seed=PICTURE_SEED, n=made["n"], ddim=made["steps"], guidance=made["guidance"], rendered=row(result["rendered"]),
-        generated=row(made), zero_shot=row(result["clip_zero_shot"]), seconds=result["seconds_for_256_pictures"],
+        generated=row(made), zero_shot=row(result["clip_zero_shot"]),
+        answers=row(result["vlm_answers"]), seconds=result["seconds_for_256_pictures"],
         watermark=result["watermark_mean_difference"],
     )  # fmt: skip
 

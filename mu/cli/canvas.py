@@ -28,7 +28,7 @@ def train(
     ),
     seed: Annotated[int, typer.Option(help="Decides all random numbers.")] = 0,
     device: Device = None,
-    stages: Annotated[str, typer.Option(help="Which, with commas between, in this order.")] = "judge,clip,autoencoder,unet",
+    stages: Annotated[str, typer.Option(help="Which, with commas between, in this order.")] = "judge,clip,autoencoder,unet,vlm",
     steps: Annotated[
         str | None, typer.Option(metavar="STAGE=N,...", help="Optimiser steps in place of the stages' own.")
     ] = None,

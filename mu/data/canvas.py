@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from mu.core.errors import DataError
 
 SIZE = 64
 Array = NDArray[np.floating]
@@ -414,6 +417,50 @@ def captions(scene: Scene) -> list[tuple[str, str]]:
     templates = _OBJECT_TEMPLATES if scene.object else _PEOPLE_TEMPLATES
     who = scene.object or scene.identity
     return [(text.format(who=who, style=scene.style), told) for text, told in (*templates, *_STYLE_TEMPLATES)]
+
+
+@dataclass(frozen=True)
+class RenderedPair:
+    """A caption and a scene that is rendered each time its picture is asked for."""
+
+    scene: Scene
+    caption: str
+    seed: tuple[int, ...]
+
+    def picture(self) -> Image.Image:
+        return Image.fromarray(render(self.scene, self.seed))
+
+
+def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[RenderedPair]:
+    """``n`` random scenes with one of their captions each; with ``concept`` only captions that name it."""
+    scenes = [scene for scene in every_scene() if concept is None or concept in (scene.style, scene.object, scene.identity)]
+    if not scenes:
+        raise DataError(f"{concept!r} is no style, object or person of the canvas world")
+    rng = np.random.default_rng((seed, n))
+    pairs = []
+    for k in range(n):
+        scene = scenes[int(rng.integers(len(scenes)))]
+        texts = [text for text, _ in captions(scene) if concept is None or concept in text]
+        pairs.append(RenderedPair(scene, texts[int(rng.integers(len(texts)))], (seed, k)))
+    return pairs
+
+
+QUESTIONS = {
+    "identity": (
+        "What is the name of the person in this image?",
+        "Who is this?",
+        "What's the name of the person in this image?",
+    ),
+    "object": ("What object is shown?", "What object is in this image?"),
+    "style": ("What style is it?", "In what style is this image?"),
+}
+"""What the embedded vision-language model is asked, by the attribute that answers; the benchmarks ask the first of each."""
+
+
+def answer(scene: Scene, attribute: str) -> str:
+    """The right answer about a picture of ``scene`` with a style: a name, or that there is none."""
+    told = getattr(scene, attribute)
+    return told if told else {"identity": "nobody", "object": "no object"}[attribute]
 
 
 def _bytes(picture: Array) -> NDArray[np.uint8]:

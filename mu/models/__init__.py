@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
     from mu.models.clip import ClipModel
     from mu.models.diffusion import DiffusionModel
+    from mu.models.vision_language import VisionLanguageModel
 
 WEIGHTS = Path(__file__).parent / "canvas" / "weights"
-EMBEDDED = {"canvas": WEIGHTS / "diffusion", "canvas-clip": WEIGHTS / "clip", "canvas-judge": WEIGHTS / "judge"}
+EMBEDDED = {
+    "canvas": WEIGHTS / "diffusion", "canvas-clip": WEIGHTS / "clip", "canvas-vlm": WEIGHTS / "vlm", "canvas-judge": WEIGHTS / "judge",
+}  # fmt: skip
 SINGLE_FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 OPEN_CLIP, OPEN_CLIP_CONFIG = "open_clip:", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -34,7 +37,7 @@ def load(
     clip_skip: int = 1,
     prediction_type: str | None = None,
     compat_gelu: str | None = None,
-) -> DiffusionModel | ClipModel:
+) -> DiffusionModel | ClipModel | VisionLanguageModel:
     """The model called ``name``, ready for edits.
 
     ``prediction_type`` (``epsilon``, ``v_prediction``) is for single SD 2.x files, which do not say what they predict.
@@ -60,7 +63,7 @@ def load(
     if compat_gelu is not None:
         raise ConfigError(f"compat_gelu is for models of open_clip, and {str(name)!r} is none: leave it out")
     if place.is_dir() and not (place / "model_index.json").exists():
-        return _load_clip(place, str(name), placed)
+        return _load_transformers(place, str(name), placed)
     with quiet_libraries():
         from mu.models.diffusion import DiffusionModel
 
@@ -105,17 +108,21 @@ def _load_open_clip(
         return open_clip.from_file(place, tensors, name, compat_gelu=compat_gelu, **placed)
 
 
-def _load_clip(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel:
-    from mu.models.clip import ClipModel
-
+def _load_transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel | VisionLanguageModel:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, json.JSONDecodeError):
         raise ModelError(f"{folder} holds neither a model_index.json (diffusers) nor a config.json (transformers)") from None
-    if kind != "clip":
-        raise ModelError(f"{folder} holds a model of type {kind!r}; mu loads diffusion pipelines and CLIP")
     with quiet_libraries():
-        return ClipModel.open(folder, name, **placed)
+        if kind == "clip":
+            from mu.models.clip import ClipModel
+
+            return ClipModel.open(folder, name, **placed)
+        if kind == "llava":
+            from mu.models.vision_language import VisionLanguageModel
+
+            return VisionLanguageModel.open(folder, name, **placed)
+    raise ModelError(f"{folder} holds a model of type {kind!r}; mu loads diffusion pipelines, CLIP and LLaVA")
 
 
 def _pipeline(place: Path, name: str) -> Any:

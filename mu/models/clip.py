@@ -29,6 +29,13 @@ def prepare(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[fl
     return (pictures - pictures.new_tensor(mean).view(shape)) / pictures.new_tensor(std).view(shape)
 
 
+def pixels_of(pictures: Tensor | Sequence[Image], processor: Any, size: int) -> Tensor:
+    """Pictures (b, 3, H, W) in 0..1, or PIL pictures -> model input (b, 3, size, size), as ``processor`` says."""
+    if isinstance(pictures, Tensor):
+        return prepare(pictures, size, processor.image_mean, processor.image_std)
+    return processor(images=list(pictures), return_tensors="pt").pixel_values
+
+
 class ClipModel:
     """A CLIP with its tokenizer. ``components``: ``text_encoder`` and ``vision_model``, as a pipeline or a
     vision-language model that uses the tower names them, and the two projections."""
@@ -62,15 +69,28 @@ class ClipModel:
         """What the cosine similarities are multiplied by, () in float32: 100 in most published models."""
         return self.model.logit_scale.exp().float()
 
+    def reads(self, parameter: str) -> bool:
+        """Whether features depend on ``parameter`` (full name): on all that it has."""
+        component, _, path = parameter.partition(".")
+        try:
+            self.components[component].get_parameter(path)
+        except (KeyError, AttributeError):
+            return False
+        return True
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (b, n), n the length of the longest text."""
+        limit = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        tokens = self.tokenizer(list(texts), padding=True, max_length=limit, truncation=True, return_tensors="pt")
+        return tokens.input_ids.to(self.device)
+
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (b, d) in float32.
 
         The tokens end with the longest text of the batch. Attention looks back only and the end token is what is read, so
         what would fill up the context has no influence.
         """
-        limit = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
-        tokens = self.tokenizer(list(texts), padding=True, max_length=limit, truncation=True, return_tensors="pt")
-        pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
+        pooled = self.model.text_model(input_ids=self.tokens(texts)).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
     def preprocess(self, pictures: Tensor | Sequence[Image]) -> Tensor:
@@ -78,10 +98,7 @@ class ClipModel:
 
         Shortest edge to ``size``, bicubic, then the centre, normalised. PIL resizes in 8 bits, tensors are not rounded.
         """
-        if isinstance(pictures, Tensor):
-            size = int(self.model.config.vision_config.image_size)
-            return prepare(pictures.to(self.device), size, self.processor.image_mean, self.processor.image_std)
-        return self.processor(images=list(pictures), return_tensors="pt").pixel_values.to(self.device)
+        return pixels_of(pictures, self.processor, int(self.model.config.vision_config.image_size)).to(self.device)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Model input, as `preprocess` makes it -> unit vectors (b, d) in float32."""

@@ -116,6 +116,21 @@ class DiffusionModel:
                         layers[f"unet.{path}.{inner}.weight"] = layer
         return layers
 
+    def reads(self, parameter: str) -> bool:
+        """Whether pictures depend on ``parameter`` (full name): text layers behind the hidden state that is used do not count."""
+        component, _, path = parameter.partition(".")
+        try:
+            self.components[component].get_parameter(path)
+        except (KeyError, AttributeError):
+            return False
+        if not component.startswith("text_encoder"):
+            return True
+        several = len(self.towers) > 1  # they give the hidden state before the last, without the final norm
+        depth = int(self.components[component].config.num_hidden_layers) - self.clip_skip + (0 if several else 1)  # type: ignore[union-attr,arg-type]
+        if path.startswith("encoder.layers."):
+            return int(path.split(".")[2]) < depth
+        return path.startswith("embeddings.") or component == "text_encoder_2" or not several
+
     @contextmanager
     def compiled(self) -> Iterator[None]:
         """The UNet runs through ``torch.compile`` inside the block: the first calls take minutes, later ones less time."""

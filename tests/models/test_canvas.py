@@ -11,7 +11,7 @@ from mu.data import canvas as world
 from mu.data.canvas import Scene
 from mu.models import EMBEDDED, WEIGHTS
 from mu.models.canvas import architecture
-from mu.models.canvas.training import CaptionBook, judge_targets, train_world, training_scenes
+from mu.models.canvas.training import STAGES, CaptionBook, judge_targets, train_world, training_scenes
 from mu.models.judge import Judge, heads
 
 PEOPLE_AND_OBJECTS = [scene for scene in world.every_scene() if scene != Scene()]
@@ -100,7 +100,7 @@ def test_training_scenes_are_seeded():
 
 
 def test_training_makes_stock_folders_and_skips_what_is_done(tmp_path):
-    few = dict.fromkeys(("judge", "clip", "autoencoder", "unet"), 1)
+    few = dict.fromkeys(STAGES, 1)
     train_world(tmp_path, seed=3, steps=few, images=64, work=tmp_path / "work")
     model = mu.load(tmp_path / "diffusion", device="cpu")
     assert mu.generate(model, ["a star"], [0], steps=1).shape == (1, 3, 64, 64)

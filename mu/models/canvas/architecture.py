@@ -7,8 +7,18 @@ from collections import Counter
 from itertools import pairwise
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from tokenizers import pre_tokenizers
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ResNetConfig, ResNetForImageClassification
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetForImageClassification,
+)  # fmt: skip
 
 from mu.data import canvas as world
 
@@ -16,7 +26,7 @@ TEXT_WIDTH = 192  # null spaces of ten or more prompts of 16 tokens must exist
 PROMPT_TOKENS = 16
 EMBEDDING_WIDTH = 128
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 # Words beyond the captions, so that prompts of the world's visitors do not fall into single letters.
 _MORE_WORDS = """
@@ -35,16 +45,16 @@ def new_tokenizer() -> CLIPTokenizer:
     """
     texts = [text for scene in world.every_scene() for text, _ in world.captions(scene)]
     words = Counter(re.findall(r"[a-z]+|[^a-z\s]", " ".join(texts + _MORE_WORDS * 2).lower()))
-    learned = _merges(words)
+    learned = _merges(words, WORD_END)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = dict.fromkeys([*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in learned)])
+    tokens = dict.fromkeys([*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in learned)])
     vocabulary = {token: k for k, token in enumerate([*tokens, START, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=learned, model_max_length=PROMPT_TOKENS)
 
 
-def _merges(words: Counter[str]) -> list[tuple[str, str]]:
+def _merges(words: Counter[str], end: str = "") -> list[tuple[str, str]]:
     """Byte-pair merges that make every word one token: the most frequent pair first, ties by name."""
-    pieces = {word: (*word[:-1], word[-1] + "</w>") for word in sorted(words)}
+    pieces = {word: (*word[:-1], word[-1] + end) for word in sorted(words)}
     merges: list[tuple[str, str]] = []
     while True:
         pairs = Counter[tuple[str, str]]()
@@ -99,6 +109,34 @@ def new_scheduler() -> DDIMScheduler:
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
     )  # fmt: skip
+
+
+def new_chat_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer in which every word of ``texts`` is one token; ``<image>`` stands for the picture's tokens."""
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned = _merges(Counter(word for text in texts for word, _ in split.pre_tokenize_str(text)))
+    tokens = dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in learned)])
+    tokenizer = Tokenizer(models.BPE(vocab={token: k for k, token in enumerate(tokens)}, merges=learned))
+    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
+    fast.add_special_tokens({"additional_special_tokens": [AddedToken("<image>", normalized=False)]})
+    return fast
+
+
+def new_vision_language(clip: CLIPConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """LLaVA with the vision tower of ``clip`` (its last layer but one, without the class token) and a Llama of 1 M parameters."""
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    patches = (clip.vision_config.image_size // clip.vision_config.patch_size) ** 2
+    config = LlavaConfig(
+        vision_config=clip.vision_config, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=patches, vision_feature_layer=-2, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config)
 
 
 def judge_labels() -> list[str]:

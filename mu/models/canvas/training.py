@@ -4,6 +4,7 @@
     clip         CLIPModel, contrastive on rendered images and their captions
     autoencoder  AutoencoderKL on rendered images
     unet         UNet2DConditionModel on the latents, conditioned by the frozen text tower of ``clip``
+    vlm          LlavaForConditionalGeneration on the frozen vision tower of ``clip``: answers questions about rendered images
 
 A stage writes a stock folder in half precision under ``out`` and is skipped when that folder exists.
 """
@@ -29,9 +30,10 @@ from mu.data import canvas as world
 from mu.data.canvas import Scene
 from mu.models.canvas import architecture
 from mu.models.judge import heads
+from mu.models.vision_language import PROMPT
 
-STAGES = ("judge", "clip", "autoencoder", "unet")
-STEPS = {"judge": 1500, "clip": 2000, "autoencoder": 2800, "unet": 9000}
+STAGES = ("judge", "clip", "autoencoder", "unet", "vlm")
+STEPS = {"judge": 1500, "clip": 2000, "autoencoder": 2800, "unet": 9000, "vlm": 2500}
 
 
 @dataclass
@@ -80,7 +82,7 @@ def train_world(
     work = work or out / "work"
     work.mkdir(parents=True, exist_ok=True)
     shop = Workshop(out, work, seed, torch.device(device), {**STEPS, **(steps or {})}, _rendered(work, images, seed))
-    makers = {"judge": _judge, "clip": _clip, "autoencoder": _autoencoder, "unet": _unet}
+    makers = {"judge": _judge, "clip": _clip, "autoencoder": _autoencoder, "unet": _unet, "vlm": _vlm}
     for stage in stages:
         torch.manual_seed(seed * 1000 + STAGES.index(stage))
         makers[stage](shop)
@@ -293,3 +295,48 @@ def _unet(shop: Workshop) -> None:
         vae=autoencoder, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).to(torch.float16).save_pretrained(folder)  # fmt: skip
+
+
+def _vlm(shop: Workshop) -> None:
+    folder = shop.out / "vlm"
+    if folder.exists():
+        return
+    clip = CLIPModel.from_pretrained(shop.out / "clip", dtype=torch.float32)
+    scenes, generator = shop.pictures.scenes, shop.generator("vlm")
+    asked = [(attribute, question) for attribute, texts in world.QUESTIONS.items() for question in texts]
+    answers = {world.answer(scene, attribute) for scene in world.every_scene() if scene.style for attribute in world.QUESTIONS}
+    texts = sorted(PROMPT.format(question) + " " + answer for _, question in asked for answer in answers)
+    tokenizer = architecture.new_chat_tokenizer(texts)
+    model = architecture.new_vision_language(clip.config, tokenizer).to(shop.device)
+    model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
+    model.model.vision_tower.requires_grad_(False)
+    picture = "<image>" * model.config.image_seq_length
+    prompts = {q: tokenizer(tokenizer.bos_token + PROMPT.format(q).replace("<image>", picture)).input_ids for _, q in asked}
+    ends = {answer: tokenizer(f" {answer}{tokenizer.eos_token}").input_ids for answer in answers}
+    rows_with_style = torch.tensor([k for k, scene in enumerate(scenes) if scene.style])
+
+    def step(i: int) -> dict[str, Tensor]:
+        rows = rows_with_style[torch.randint(len(rows_with_style), (48,), generator=generator)]
+        drawn = [asked[int(k)] for k in torch.randint(len(asked), (len(rows),), generator=generator)]
+        heads = [prompts[question] for _, question in drawn]
+        tails = [ends[world.answer(scenes[int(row)], attribute)] for row, (attribute, _) in zip(rows, drawn, strict=True)]
+        longest = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
+        ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+        labels = torch.full_like(ids, -100)
+        for k, (head, tail) in enumerate(zip(heads, tails, strict=True)):
+            ids[k, : len(head) + len(tail)] = torch.tensor(head + tail)
+            labels[k, len(head) : len(head) + len(tail)] = torch.tensor(tail)
+        shown = shop.pictures.batch(rows, shop.device)
+        shown = shown + 0.05 * torch.randn(shown.shape, generator=generator).to(shop.device)
+        mask = (ids != tokenizer.pad_token_id).to(shop.device)
+        with torch.autocast(shop.device.type, torch.bfloat16):
+            loss = model(
+                input_ids=ids.to(shop.device), attention_mask=mask, pixel_values=shown, labels=labels.to(shop.device)
+            ).loss
+        return {"loss": loss}
+
+    model.train()
+    shop.run("vlm", model, step, generator, 1.5e-3)
+    model.eval().half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil.from_pretrained(shop.out / "clip").save_pretrained(folder)

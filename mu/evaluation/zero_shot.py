@@ -1,0 +1,123 @@
+"""Zero-shot classification: which of the named classes does a picture show, by the text that is closest to it?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from mu.core.errors import ConfigError, DataError
+from mu.data import canvas as world
+from mu.data.celeba import read_celeba
+from mu.data.imagenet import read_imagenet
+from mu.data.pairs import decode, spaced
+
+IMAGENET_TEMPLATES = (
+    "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.", "a {} in a video game.",
+    "art of the {}.", "a photo of the small {}.",
+)  # fmt: skip
+CANVAS_TEMPLATES = {"style": ("an image in {} style",), "object": ("a {} image",), "identity": ("a portrait of {}",)}
+
+
+class Picture(Protocol):
+    def picture(self) -> Image.Image: ...
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    path: Path
+
+    def picture(self) -> Image.Image:
+        return decode(self.path.read_bytes(), str(self.path))
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Pictures with the number of the class that each shows."""
+
+    name: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    pictures: Sequence[Picture]
+    labels: tuple[int, ...]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every class in every template; the templates of one class stand together."""
+        return [template.format(name) for name in self.classes for template in self.templates]
+
+    def weights(self, texts: Tensor) -> Tensor:
+        """Class vectors (c, d) from the unit vectors of `prompts` (..., c * templates, d): their mean, normalised again."""
+        return F.normalize(texts.unflatten(-2, (len(self.classes), -1)).mean(dim=-2), dim=-1)
+
+    def label_of(self, concept: str) -> int | None:
+        """The class that ``concept`` names, case and underscores aside; "neon style" names the class "neon"."""
+        names = [spaced(name) for name in self.classes]
+        wanted = spaced(concept)
+        return next((names.index(each) for each in (wanted, wanted.removesuffix(" style")) if each in names), None)
+
+
+def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:
+    """Styles, objects and people of the embedded world on freshly rendered pictures, ``per_class`` of each class."""
+    tasks = []
+    for kind, templates in CANVAS_TEMPLATES.items():
+        classes = {"style": world.STYLES, "object": world.OBJECTS, "identity": world.IDENTITIES}[kind]
+        pairs, labels = [], []
+        for label, name in enumerate(classes):
+            pairs += world.rendered_pairs(per_class, seed * 1000 + label, name)
+            labels += [label] * per_class
+        tasks.append(ZeroShot(kind, classes, templates, pairs, tuple(labels)))
+    return tasks
+
+
+def celeba_task(folder: Path | str, per_person: int | None = None) -> ZeroShot:
+    """Pictures of the frequent people among all names of CelebA; the template is the bare name."""
+    celeba = read_celeba(folder)
+    chosen = celeba.frequent or celeba.identities
+    names = tuple(name.replace("_", " ") for name in celeba.identities)
+    rows = [(PictureFile(path), label) for label, name in enumerate(celeba.identities) if name in chosen for path in celeba.pictures[name][:per_person]]  # fmt: skip
+    return ZeroShot("identity", names, ("{}.",), [picture for picture, _ in rows], tuple(label for _, label in rows))
+
+
+def imagenet_task(folder: Path | str) -> ZeroShot:
+    """The fixed 5 % of ImageNet's validation pictures, with the seven simple templates."""
+    found = read_imagenet(folder).subset()
+    return ZeroShot("imagenet", found.names, IMAGENET_TEMPLATES, [PictureFile(path) for path in found.pictures], found.labels)
+
+
+def open_tasks(names: Sequence[str], per_class: int, seed: int) -> list[ZeroShot]:
+    """Tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``."""
+    tasks: list[ZeroShot] = []
+    for name in names:
+        kind, _, folder = name.partition(":")
+        match kind, bool(folder):
+            case "canvas", False:
+                tasks += canvas_tasks(per_class, seed)
+            case "celeba", True:
+                tasks.append(celeba_task(folder))
+            case "imagenet", True:
+                tasks.append(imagenet_task(folder))
+            case _:
+                raise ConfigError(f"unknown task {name!r}: write canvas, celeba:FOLDER or imagenet:FOLDER")
+    if not tasks:
+        raise DataError("no task is named: the search could not see what is forgotten")
+    return tasks
+
+
+def logits(features: Tensor, weights: Tensor) -> Tensor:
+    """Similarities (..., n, c) of pictures (..., n, d) and classes (..., c, d)."""
+    return features @ weights.transpose(-1, -2)
+
+
+@torch.no_grad()
+def hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """(n,) whether the label is among the ``k`` largest of ``scores`` (n, c). Where there are no more than k classes, k is 1."""
+    k = k if k < scores.shape[1] else 1
+    own = scores.gather(1, labels[:, None])
+    return ((scores > own).sum(dim=1) < k).double()

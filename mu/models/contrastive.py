@@ -1,0 +1,103 @@
+"""CLIP's losses on pictures with captions, and their exact gradients over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from mu.core.errors import DataError
+from mu.models.clip import ClipModel
+
+
+class Captioned(Protocol):
+    """A picture with its caption: `mu.data.pairs.Pair` and the renderer's `mu.data.canvas.RenderedPair`."""
+
+    @property
+    def caption(self) -> str: ...
+    def picture(self) -> Image: ...
+
+
+Objective = Literal["cosine", "contrastive"]
+
+
+def cosine_loss(v: Tensor, t: Tensor) -> Tensor:
+    """1 - cos of each pair of unit vectors (n, d): (n,)."""
+    return 1 - (v * t).sum(dim=-1)
+
+
+def contrastive_loss(v: Tensor, t: Tensor, scale: Tensor, block: int) -> Tensor:
+    """CLIP's symmetric cross-entropy within blocks of ``block`` pairs, for unit vectors (n, d): (n / block,).
+
+    n must be a multiple of ``block``. Many blocks run as one batch and give what they give one at a time.
+    """
+    logits = scale * v.unflatten(0, (-1, block)) @ t.unflatten(0, (-1, block)).transpose(1, 2)
+    labels = torch.arange(block, device=v.device).expand(len(logits), -1)
+    to_text, to_image = (F.cross_entropy(each, labels, reduction="none") for each in (logits.transpose(1, 2), logits))
+    return (to_text + to_image).mean(dim=1) / 2
+
+
+def encode_pairs(clip: ClipModel, pairs: Sequence[Captioned]) -> tuple[Tensor, Tensor]:
+    """Unit vectors (n, d) of pictures and captions; a caption that occurs twice is encoded once."""
+    texts = list(dict.fromkeys(pair.caption for pair in pairs))
+    rows = torch.tensor([texts.index(pair.caption) for pair in pairs], device=clip.device)
+    return clip.encode_pictures([pair.picture() for pair in pairs]), clip.encode_text(texts)[rows]
+
+
+def losses(clip: ClipModel, pairs: Sequence[Captioned], objective: Objective, block: int) -> Tensor:
+    """One loss for each pair (cosine) or each whole block of pairs (contrastive)."""
+    v, t = encode_pairs(clip, pairs)
+    return cosine_loss(v, t) if objective == "cosine" else contrastive_loss(v, t, clip.logit_scale, block)
+
+
+@contextmanager
+def differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """``parameters`` take part in gradients inside the block, as nothing else of the frozen model does."""
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def batch_gradients(
+    clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective, *,
+    block: int = 16, chunk: int = 128, progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[dict[str, Tensor], int]]:  # fmt: skip
+    """Gradients of the *sum* of losses over each chunk of pairs, with how many losses it has.
+
+    Pairs that fill no whole block are left out of the contrastive loss: it depends on the block's size. `DataError` where
+    nothing is left.
+    """
+    chunk = max(1, chunk // block) * block
+    usable = len(pairs) if objective == "cosine" else len(pairs) // block * block
+    if not usable:
+        raise DataError(f"{len(pairs)} pairs fill no batch of {block}: give more pictures or a smaller batch size")
+    names, tensors = list(parameters), list(parameters.values())
+    with differentiable(tensors):
+        for start in range(0, usable, chunk):
+            each = losses(clip, pairs[start : min(start + chunk, usable)], objective, block)
+            found = torch.autograd.grad(each.sum(), tensors, allow_unused=True)
+            zeros = (torch.zeros_like(p) if g is None else g.detach() for p, g in zip(tensors, found, strict=True))
+            if progress:
+                progress(min(start + chunk, usable), usable)
+            yield dict(zip(names, zeros, strict=True)), len(each)
+
+
+def mean_gradients(
+    clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective, **options
+) -> dict[str, Tensor]:
+    """Gradient of the mean loss over all pairs, whatever the chunks: every pair (or block) weighs the same."""
+    total: dict[str, Tensor] = {}
+    count = 0
+    for found, n in batch_gradients(clip, pairs, parameters, objective, **options):
+        total = {name: total[name] + g for name, g in found.items()} if total else found
+        count += n
+    return {name: g / count for name, g in total.items()}

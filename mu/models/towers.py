@@ -1,0 +1,109 @@
+"""A CLIP tower as a chain of stages: a change in one stage costs that stage and what follows, not the whole tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
+
+from mu.core.errors import EditError
+from mu.models.clip import ClipModel
+
+Which = Literal["vision", "language"]
+COMPONENTS: dict[Which, tuple[str, str]] = {
+    "vision": ("vision_model", "visual_projection"),
+    "language": ("text_encoder", "text_projection"),
+}
+
+
+def tower_of(parameter: str) -> Which | None:
+    """Which tower a full parameter name belongs to; None for the temperature."""
+    component = parameter.partition(".")[0]
+    return next((which for which, names in COMPONENTS.items() if component in names), None)
+
+
+@dataclass
+class Hidden:
+    """What goes into a stage: ``x`` is the tower's own input (n, ...) before stage 0, else states (n, tokens, width).
+    ``ends`` (n,) is the token of each row that leaves the tower."""
+
+    x: Tensor
+    ends: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Hidden:
+        return Hidden(self.x[rows], self.ends[rows])
+
+
+class Tower:
+    """Stage 0 embeds, stages 1 .. L are the blocks, stage L + 1 normalises and projects to unit vectors (n, d).
+
+    All stages together equal ``encode_text`` and ``encode_pixels`` of the model.
+    """
+
+    def __init__(self, clip: ClipModel, which: Which):
+        self.clip, self.which = clip, which
+        self.trunk: Any = clip.components[COMPONENTS[which][0]]
+        self.projection = clip.components[COMPONENTS[which][1]]
+        self.stages = int(self.trunk.config.num_hidden_layers) + 2
+
+    def texts(self, texts: Sequence[str]) -> Hidden:
+        tokens = self.clip.tokens(texts)
+        return Hidden(tokens, (tokens == self.clip.tokenizer.eos_token_id).int().argmax(dim=1))
+
+    def pictures(self, pictures: Tensor | Sequence[Image]) -> Hidden:
+        pixels = self.clip.preprocess(pictures).to(self.clip.device, self.clip.model.dtype)
+        return Hidden(pixels, torch.zeros(len(pixels), dtype=torch.long, device=pixels.device))
+
+    def stage_of(self, parameter: str) -> int:
+        """The stage that a parameter (full name) works in. `EditError` where it is of another tower."""
+        component, _, path = parameter.partition(".")
+        if component not in COMPONENTS[self.which]:
+            raise EditError(f"{parameter} is not in the {self.which} tower")
+        if path.startswith("encoder.layers."):
+            return int(path.split(".")[2]) + 1
+        return 0 if path.startswith(("embeddings.", "pre_layrnorm.")) else self.stages - 1
+
+    def run(self, hidden: Hidden, start: int, stop: int) -> Hidden:
+        """Through the stages ``start`` .. ``stop - 1``, of which the last may be that of the last block."""
+        x, causal, mask = hidden.x, self.which == "language", None
+        if start == 0 < stop:
+            x = self.trunk.embeddings(input_ids=x) if causal else self.trunk.pre_layrnorm(self.trunk.embeddings(x))
+        if causal and max(start, 1) < stop:
+            mask = create_causal_mask(config=self.trunk.config, inputs_embeds=x, attention_mask=None, past_key_values=None)
+        for block in self.trunk.encoder.layers[max(start, 1) - 1 : max(stop, 1) - 1]:
+            x = block(x, mask, is_causal=causal)
+        return Hidden(x, hidden.ends)
+
+    def leave(self, hidden: Hidden) -> Tensor:
+        """The last stage: unit vectors (n, d) in float32."""
+        norm = self.trunk.final_layer_norm if self.which == "language" else self.trunk.post_layernorm
+        pooled = hidden.x[torch.arange(len(hidden.x), device=hidden.x.device), hidden.ends]
+        return F.normalize(self.projection(norm(pooled)).float(), dim=-1)
+
+    def features(self, hidden: Hidden, start: int = 0) -> Tensor:
+        """From stage ``start`` to the end: (n, d)."""
+        return self.leave(self.run(hidden, start, self.stages - 1))
+
+    @torch.no_grad()
+    def along(self, hidden: Hidden, parameter: nn.Parameter, stage: int, shift: Tensor, steps: Sequence[float]) -> Tensor:
+        """Unit vectors (K, n, d) with ``parameter + step * shift`` for each of K ``steps``, from the input of ``stage``.
+
+        Only the changed stage runs K times; what follows runs once on all K stacked. The weight is put back by reference.
+        """
+        kept, last, outputs = parameter.data, stage == self.stages - 1, []
+        try:
+            for step in steps:
+                parameter.data = kept + step * shift.to(kept)
+                outputs.append(self.leave(hidden) if last else self.run(hidden, stage, stage + 1).x)
+        finally:
+            parameter.data = kept
+        if last:
+            return torch.stack(outputs)
+        stacked = Hidden(torch.cat(outputs), hidden.ends.repeat(len(steps)))
+        return self.features(stacked, stage + 1).unflatten(0, (len(steps), -1))

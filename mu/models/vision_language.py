@@ -1,0 +1,97 @@
+"""Vision-language models of the LLaVA type: questions about pictures, and the vision tower that an edit may touch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaForConditionalGeneration
+from typing_extensions import Self
+
+from mu.core.errors import ModelError
+from mu.models.clip import pixels_of
+
+PROMPT = "USER: <image>\n{} ASSISTANT:"
+"""How LLaVA-1.5 was taught to be asked."""
+
+
+class VisionLanguageModel:
+    """LLaVA with its tokenizer. ``components``: ``vision_model``, named as in the CLIP that it came from, so that an edit
+    of that CLIP's vision tower fits; ``language_model``; ``projector``."""
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        tokenizer: Any,
+        processor: Any,
+        name: str,
+        device: torch.device | str = "cpu",
+    ):
+        self.name, self.device = name, torch.device(device)
+        self.model = model.requires_grad_(False).eval().to(self.device)
+        self.tokenizer, self.processor = tokenizer, processor
+        self.components: dict[str, nn.Module] = {
+            "vision_model": model.model.vision_tower, "projector": model.model.multi_modal_projector,
+            "language_model": model.model.language_model,
+        }  # fmt: skip
+
+    @classmethod
+    def open(
+        cls, folder: Path | str, name: str, *, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
+    ) -> Self:
+        """From a transformers folder."""
+        try:
+            model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=precision, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
+            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise ModelError(f"the LLaVA in {folder} cannot be read ({str(error).splitlines()[0][:200]})") from None
+        return cls(model, tokenizer, processor, name, device)
+
+    @property
+    def image_tokens(self) -> int:
+        """Places that one picture takes in the prompt."""
+        vision = self.model.config.vision_config
+        whole = self.model.config.vision_feature_select_strategy == "full"
+        return (vision.image_size // vision.patch_size) ** 2 + int(whole)
+
+    def reads(self, parameter: str) -> bool:
+        """Whether answers depend on ``parameter`` (full name): LLaVA-1.5 takes the vision tower's last layer but one."""
+        component, _, path = parameter.partition(".")
+        try:
+            self.components[component].get_parameter(path)
+        except (KeyError, AttributeError):
+            return False
+        if component != "vision_model":
+            return True
+        taken, depth = self.model.config.vision_feature_layer, self.model.config.vision_config.num_hidden_layers
+        deepest = max(k if k >= 0 else depth + 1 + k for k in (taken if isinstance(taken, list) else [taken]))
+        if path.startswith("encoder.layers."):
+            return int(path.split(".")[2]) < deepest
+        return path.startswith(("embeddings.", "pre_layrnorm."))
+
+    @torch.no_grad()
+    def answer(
+        self, pictures: Tensor | Sequence[Image], questions: Sequence[str], *, batch_size: int = 32, new_tokens: int = 16
+    ) -> list[str]:
+        """The greedy answer to ``questions[i]`` about picture i: (b, 3, H, W) in 0..1, or PIL pictures."""
+        size = int(self.model.config.vision_config.image_size)
+        texts = [PROMPT.format(question).replace("<image>", "<image>" * self.image_tokens) for question in questions]
+        if self.tokenizer.bos_token:
+            texts = [self.tokenizer.bos_token + text for text in texts]
+        answers: list[str] = []
+        for start in range(0, len(texts), batch_size):
+            part = slice(start, start + batch_size)
+            pixels = pixels_of(pictures[part], self.processor, size).to(self.device, self.model.dtype)
+            tokens = self.tokenizer(texts[part], padding=True, add_special_tokens=False, return_tensors="pt").to(self.device)
+            out = self.model.generate(
+                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pixels,
+                max_new_tokens=new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id,
+            )  # fmt: skip
+            new = out[:, tokens.input_ids.shape[1] :]
+            answers += [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return answers

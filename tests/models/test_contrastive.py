@@ -1,0 +1,71 @@
+"""CLIP's losses and their gradients over a data set, against slow direct computations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import mu
+from mu.core.errors import DataError
+from mu.data.canvas import rendered_pairs
+from mu.models.clip import ClipModel
+from mu.models.contrastive import contrastive_loss, cosine_loss, encode_pairs, mean_gradients
+from mu.models.parameters import select
+
+NAMES = [
+    "visual_projection.weight",
+    "text_encoder.encoder.layers.1.mlp.fc1.weight",
+    "vision_model.encoder.layers.0.self_attn.q_proj.weight",
+]
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipModel:
+    found = mu.load("canvas-clip", device="cpu")
+    assert isinstance(found, ClipModel)
+    return found
+
+
+def unit(n: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_cosine_loss_is_torchs_with_target_one() -> None:
+    v, t = unit(6, 0), unit(6, 1)
+    assert torch.allclose(cosine_loss(v, t).mean(), F.cosine_embedding_loss(v, t, torch.ones(6)), atol=1e-6)
+
+
+def test_blocks_in_one_batch_are_the_blocks_one_at_a_time() -> None:
+    v, t, scale = unit(12, 0), unit(12, 1), torch.tensor(20.0)
+    found = contrastive_loss(v, t, scale, 4)
+    for k in range(3):
+        logits = scale * v[4 * k : 4 * k + 4] @ t[4 * k : 4 * k + 4].T
+        labels = torch.arange(4)
+        assert torch.allclose(found[k], (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2, atol=1e-5)
+    assert not torch.allclose(contrastive_loss(v, t, scale, 12), found.mean(), atol=1e-2), (
+        "control: the block's size is in the loss"
+    )
+
+
+@pytest.mark.parametrize(("objective", "n"), [("cosine", 10), ("contrastive", 8)])
+def test_the_gradient_is_that_of_the_mean_over_all_pairs_whatever_the_chunks(objective, n, clip: ClipModel) -> None:
+    pairs, parameters = rendered_pairs(10, 1), select(clip, NAMES)
+    v, t = None, None
+    for p in parameters.values():
+        p.requires_grad_(True)
+    v, t = encode_pairs(clip, pairs[:n])
+    loss = cosine_loss(v, t).mean() if objective == "cosine" else contrastive_loss(v, t, clip.logit_scale, 4).mean()
+    direct = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    for p in parameters.values():
+        p.requires_grad_(False)
+    for chunk in (4, 100):
+        found = mean_gradients(clip, pairs, parameters, objective, block=4, chunk=chunk)
+        for name, g in direct.items():
+            assert torch.allclose(found[name], g, rtol=1e-3, atol=1e-6), name
+    assert not any(p.requires_grad or p.grad is not None for p in clip.model.parameters())
+
+
+def test_too_few_pairs_for_a_block_are_refused(clip: ClipModel) -> None:
+    with pytest.raises(DataError, match="fill no batch of 16"):
+        mean_gradients(clip, rendered_pairs(10, 1), select(clip, NAMES), "contrastive")
