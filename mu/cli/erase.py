@@ -41,7 +41,7 @@ def erase(
     from mu.data.concepts import check_concept
     from mu.edits.bank import Bank
     from mu.edits.files import open_edit
-    from mu.models import load_diffusion
+    from mu.models import load
     from mu.report import write_report
 
     show_log()
@@ -60,15 +60,18 @@ def erase(
     places: dict[str, Any] = {
         name: str(out) for name in ("output_dir", "run_dir") if out and name in chosen.config_class.model_fields
     }
-    placed = {name: value for name, value in (("devices", device), ("train.precision", precision)) if value}
+    where = "precision" if "precision" in chosen.config_class.model_fields else "train.precision"
+    placed = {name: value for name, value in (("devices", device), (where, precision)) if value}
     options = parsed(chosen.config_class, pairs(settings or [], "--set"))
     work = chosen(base.merged(places, placed, options))
     run = work.run(resume=resume, overwrite=overwrite)
     if pictures:
         from mu.evaluation.pictures import before_after
+        from mu.models.diffusion import DiffusionModel
 
-        painter = work.model or load_diffusion(run.read_environment().get("model") or "canvas", device=device)
-        before_after(run, painter, Bank(painter, [open_edit(run.edit)]), target_prompts=prompt)
+        painter = work.model or load(run.read_environment().get("model") or "canvas", device=device)
+        if isinstance(painter, DiffusionModel):  # CLIP and LLaVA make no pictures
+            before_after(run, painter, Bank(painter, [open_edit(run.edit)]), target_prompts=prompt)
     print(f"edit    {run.edit}\nreport  {write_report(run)}")
 
 

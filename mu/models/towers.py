@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +48,8 @@ class Tower:
 
     def __init__(self, clip: ClipModel, which: Which):
         self.clip, self.which = clip, which
-        self.trunk: Any = clip.components[COMPONENTS[which][0]]
-        self.projection = clip.components[COMPONENTS[which][1]]
-        self.stages = int(self.trunk.config.num_hidden_layers) + 2
+        self.trunk, self.projection = (cast(Any, clip.components[name]) for name in COMPONENTS[which])
+        self.stages = len(self.trunk.encoder.layers) + 2
 
     def texts(self, texts: Sequence[str]) -> Hidden:
         tokens = self.clip.tokens(texts)

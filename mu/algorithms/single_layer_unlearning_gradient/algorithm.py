@@ -1,0 +1,189 @@
+"""SLUG as a method of this package."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from mu.algorithms.single_layer_unlearning_gradient import configs
+from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
+from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
+from mu.algorithms.single_layer_unlearning_gradient.model import candidates, fronts, layer_scores
+from mu.algorithms.single_layer_unlearning_gradient.probe import (
+    AnswerProbe,
+    ClipProbe,
+    PictureProbe,
+    Probe,
+    Target,
+    target_of,
+)  # fmt: skip
+from mu.algorithms.single_layer_unlearning_gradient.trainer import (
+    Curve,
+    Gradients,
+    best,
+    gradients,
+    joint_factor,
+    search,
+    summed,
+)  # fmt: skip
+from mu.core.algorithm import Algorithm, citation
+from mu.core.errors import ConfigError, ModelError
+from mu.core.files import write_json
+from mu.core.loop import Log, progress_bar
+from mu.core.run import RunDirectory
+from mu.edits.edit import EditInfo, described, shifted
+from mu.edits.weights import WeightEdit
+from mu.evaluation.zero_shot import ZeroShot
+from mu.models import load
+from mu.models.clip import ClipModel
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import select
+from mu.models.vision_language import VisionLanguageModel
+
+log = logging.getLogger("mu")
+
+
+class SingleLayerUnlearningGradientAlgorithm(Algorithm):
+    """SLUG: one tensor of a CLIP tower moves along the forget gradient, as far as it takes.
+
+    @inproceedings{cai2025slug,
+      title     = {Targeted Unlearning with Single Layer Unlearning Gradient},
+      author    = {Cai, Zikui and Tan, Yaoteng and Asif, M. Salman},
+      booktitle = {International Conference on Machine Learning (ICML)},
+      year      = {2025}
+    }
+    """
+
+    name = "slug"
+    config_class = SlugConfig
+    presets = configs.PRESETS
+    config: SlugConfig
+
+    @classmethod
+    def for_concepts(
+        cls, concepts: Sequence[str], model: str | None = None, preset: Any = None
+    ) -> SlugConfig:  # fmt: skip
+        return configs.for_concepts(concepts, model, preset)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "model": getattr(self.model, "name", self.config.model), "concepts": self.config.concepts}
+
+    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
+        """All concepts at once. The single edits, each found on the untouched model, are in ``self.parts``."""
+        self._load()
+        data = SingleLayerUnlearningGradientDataHandler(self.config)
+        tasks = data.tasks()
+        targets = [target_of(concept, tasks) for concept in self.config.concepts]
+        parameters = self._candidates()
+        retain, found = None, []
+        for target in targets:
+            g_f, carried = self._gradients("forget", data.forget_pairs(target.concept), parameters)
+            if retain is None or self.config.gradients.compat:
+                retain, _ = self._gradients("retain", data.retain_pairs(target.concept), parameters, carried)
+            found.append(self._search(target, tasks, g_f, retain, parameters, run, log))
+        self.parts = [self._edit([part], {name: shift}) for part, name, shift in found]
+        shifts = summed([(name, shift) for _, name, shift in found])
+        if len(found) > 1:
+            factor = self._joint(targets, tasks, shifts)
+            shifts = {name: factor * shift for name, shift in shifts.items()}
+        return self._edit(self.config.concepts, shifts)
+
+    def _load(self) -> None:
+        """``self.model`` is what is edited, ``self.clip`` gives the gradients."""
+        name, device, precision = self.config.clip, self.config.devices, self.config.precision
+        if self.model is None:
+            self.model = load(self.config.model, device=device, precision=precision)
+        if name is None and not isinstance(self.model, ClipModel):
+            raise ConfigError(f"{self.model.name!r} is no CLIP: name the CLIP that it was made with, in the setting clip")
+        clip = self.model if isinstance(self.model, ClipModel) else load(str(name), device=device, precision=precision)
+        if not isinstance(clip, ClipModel):
+            raise ModelError(f"{name!r} is no CLIP: SLUG needs both towers for its gradients")
+        self.clip = clip
+
+    def _candidates(self) -> dict[str, Any]:
+        layers = self.config.layers
+        found = candidates(self.model, self.clip, layers.tower, layers.exclude)
+        if layers.names:
+            wanted = select(self.clip, layers.names)
+            if lost := [name for name in wanted if name not in found]:
+                raise ConfigError(f"layers.names: {lost[0]} cannot change what {self.model.name!r} gives out")
+            found = wanted
+        return found
+
+    def _gradients(self, title: str, pairs, parameters, carried: Gradients | None = None) -> tuple[Gradients, Gradients]:
+        settings = self.config.gradients
+        objective = settings.forget_loss if title == "forget" else "contrastive"
+        with progress_bar(f"{title} gradient", len(pairs)) as advance:
+            return gradients(self.clip, pairs, parameters, objective, settings, carried, lambda done, _: advance(done, ""))
+
+    def _probe(self, target: Target, tasks: list[ZeroShot]) -> Probe:
+        if self.config.search.on == "clip" or self.model is self.clip:
+            return ClipProbe(self.clip, target, tasks)
+        if isinstance(self.model, DiffusionModel):
+            return PictureProbe(self.model, self.clip, target, tasks, self.config.seed)
+        assert isinstance(self.model, VisionLanguageModel)
+        return AnswerProbe(self.model, target, tasks)
+
+    def _search(self, target: Target, tasks, g_f: Gradients, g_r: Gradients, parameters, run, rows: Log | None):
+        scores = layer_scores(parameters, g_f, g_r)
+        probe, curves = self._probe(target, tasks), []
+        chosen = {which: front[: self.config.layers.max_front] for which, front in self._fronts(scores).items()}
+        with progress_bar(f"search {target.concept}", sum(map(len, chosen.values()))) as advance:
+            for front in chosen.values():
+                for score in front:
+                    curves.append(search(probe, score, g_f[score.name], self.config.search))
+                    advance(len(curves), score.name)
+        base = probe.now()
+        curve = best(curves, base, self.config.search)
+        assert curve.chosen is not None and curve.outcome is not None
+        shift = curve.score.step(curve.chosen) * g_f[curve.score.name]
+        log.info(
+            "%s: %s, rho %.3g, forget accuracy %.2f -> %.2f, retained %.3f -> %.3f", target.concept, curve.score.name, curve.chosen,
+            base.fa1, curve.outcome.fa1, base.utility, curve.outcome.utility,
+        )  # fmt: skip
+        if run:
+            self._record(run, target, scores, curves, base, curve)
+        return target.concept, curve.score.name, shift.detach().cpu()
+
+    def _fronts(self, scores):
+        """Of each tower, the largest importance first; or the tensors that the settings name."""
+        if self.config.layers.names:
+            return {"named": list(scores.values())}
+        return {which: sorted(front, key=lambda s: -s.importance) for which, front in fronts(scores).items()}
+
+    def _record(self, run: RunDirectory, target: Target, scores, curves: list[Curve], base, chosen: Curve) -> None:
+        """``slug_<concept>.json``: every tensor's importance and alignment, every curve, what was chosen."""
+        front = {score.name for each in fronts(scores).values() for score in each}
+        write_json(run.folder / f"slug_{target.concept.replace(' ', '_')}.json", {
+            "concept": target.concept, "sign": "+grad L_f", "chosen": chosen.score.name, "rho": chosen.chosen,
+            "lambda": chosen.score.step(chosen.chosen or 0.0), "base": asdict(base),
+            "layers": [{**asdict(score), "front": score.name in front} for score in scores.values()],
+            "curves": [
+                {"name": c.score.name, "rho": c.rho, self.config.search.criterion: c.forget, "chosen": c.chosen,
+                 "outcome": asdict(c.outcome) if c.outcome else None} for c in curves
+            ],
+        })  # fmt: skip
+
+    def _joint(self, targets: list[Target], tasks: list[ZeroShot], shifts: dict[str, Tensor]) -> float:
+        probes = [self._probe(target, tasks) for target in targets]
+        on = self.clip if isinstance(probes[0], ClipProbe) else self.model
+
+        def look(tried: dict[str, Tensor]) -> list[float]:
+            with shifted(on, tried):
+                return [getattr(probe.now(), self.config.search.criterion) for probe in probes]
+
+        factor = joint_factor(shifts, look, self.config.search.target)
+        log.info("%d concepts together: steps times %g", len(targets), factor)
+        return factor
+
+    def _edit(self, concepts: Sequence[str], shifts: dict[str, Tensor]) -> WeightEdit:
+        base = described(self.model, list(shifts))
+        info = EditInfo(
+            method=self.name, concepts=tuple(concepts), base=base["base"], fingerprint=base["fingerprint"],
+            config=self.config.model_dump(mode="json"), seed=self.config.seed, citation=citation(type(self)),
+        )  # fmt: skip
+        return WeightEdit(shifts, info)

@@ -1,0 +1,133 @@
+"""Settings of SLUG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError, nearest
+
+
+class DataConfig(BaseConfig):
+    forget: str = "data/tar_files/{concept}.tar"
+    """Pictures with captions of the concept: web shards, a folder (see `mu.data.pairs.open_pairs`), or ``canvas``. ``{concept}``
+    stands for the concept with underscores. Where captions name the concept only those pairs are taken."""
+    retain: str = "data/laion/laion400m/00000.tar"
+    """Pairs of everything else, for the gradient that the update should not disturb; or a file of `mu gradients`."""
+    n_forget: int = Field(500, ge=1)
+    """At most so many forget pairs."""
+    n_retain: int = Field(8000, ge=2)
+    """At most so many retain pairs."""
+    caption: Literal["own", "concept"] = "own"
+    """``concept`` puts the concept's name in place of every forget caption, as the released Hugging Face programs do."""
+    tasks: list[str] = ["celeba:data/celeba", "imagenet:data/ImageNet"]
+    """What is classified in the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``canvas``. The concept is a class of one of them."""
+    per_class: int = Field(8, ge=1)
+    """Rendered pictures of each class where a task renders its own."""
+
+
+class GradientConfig(BaseConfig):
+    batch_size: int = Field(16, ge=2)
+    """Pairs that stand against each other in the retain loss; its value is part of the loss, not of the speed."""
+    chunk: int = Field(128, ge=1)
+    """Pairs that run at once: memory and speed, the same gradient."""
+    forget_loss: Literal["cosine", "contrastive"] = "cosine"
+    """Mean of 1 - cos, or (the ``_o`` variants) CLIP's contrastive loss."""
+    compat: list[Literal["batch_mean", "cumulative", "constant_retain_caption"]] = []
+    """Reproduce the released programs: mean of batch means; gradients never zeroed, over both sets; one caption for all retain pairs."""
+
+
+class LayersConfig(BaseConfig):
+    tower: Literal["both", "vision", "language"] = "both"
+    """Towers whose tensors may be changed. A diffusion model has only the language tower, LLaVA only the vision tower."""
+    exclude: list[str] = ["*bias", "*position*", "*class_embedding", "*token_embedding*"]
+    """Patterns of tensors that are never changed."""
+    names: list[str] = []
+    """Change one of these instead of the Pareto front (patterns)."""
+    max_front: int = Field(8, ge=1)
+    """Search at most so many tensors of each tower's front, those with the largest importance first."""
+
+
+class SearchConfig(BaseConfig):
+    method: Literal["grid", "reference"] = "grid"
+    """``grid``: many steps at once, then a finer grid before the first that forgets. ``reference``: ten steps, doubling, then halving."""
+    criterion: Literal["fa1", "fa5"] = "fa5"
+    """Forget accuracy that must fall: the concept first, or among the first five classes."""
+    target: float = Field(0.0, ge=0, le=1)
+    """How far it must fall."""
+    rho_min: float = Field(0.004, gt=0)
+    """Smallest step of the grid, as a share of the tensor's norm."""
+    rho_max: float = Field(4.0, gt=0)
+    """Largest step of the grid."""
+    steps: int = Field(16, ge=2)
+    """Steps of the grid, evenly spaced in the logarithm; the finer grid has half as many."""
+    on: Literal["clip", "model"] = "clip"
+    """What the search looks at: CLIP's own classification, or the pictures or answers of the model that is edited."""
+    retained: float = Field(0.0, ge=0, le=1)
+    """A step whose mean retained accuracy falls below this share of the untouched model's is never chosen."""
+
+
+class SlugConfig(BaseConfig):
+    """All settings of SLUG. Without a preset they are those of the paper's CLIP experiments."""
+
+    model: str = "open_clip:ViT-B-32/laion400m_e32"
+    """What is edited: a CLIP, a diffusion model with its text tower, a LLaVA with its vision tower."""
+    clip: str | None = None
+    """The CLIP that gives the gradients. Default: the model itself, where it is one."""
+    concepts: list[str] = ["Elon Musk"]
+    """What is forgotten, each with one tensor of its own, all found on the original model."""
+    data: DataConfig = DataConfig()
+    """Where pairs and test pictures come from."""
+    gradients: GradientConfig = GradientConfig()
+    """The two gradients."""
+    layers: LayersConfig = LayersConfig()
+    """Which tensors may be changed."""
+    search: SearchConfig = SearchConfig()
+    """How large the step is, and which tensor takes it."""
+    devices: str = "auto"
+    """GPU number, cpu, mps or auto."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What the models compute in. The search decides on single pictures: float32 is the careful choice."""
+    output_dir: str = "outputs/slug"
+    """The run's folder."""
+    seed: int = 0
+    """Decides rendered pictures and everything else that is drawn."""
+
+
+_CANVAS: dict[str, Any] = {
+    "clip": "canvas-clip", "output_dir": "outputs/slug",
+    "data": {"forget": "canvas", "retain": "canvas", "tasks": ["canvas"], "n_forget": 256, "n_retain": 512},
+    "search": {"criterion": "fa1"},
+}  # fmt: skip
+
+PRESETS: dict[str, SlugConfig] = {
+    "clip": SlugConfig.parse({}),
+    "stable-diffusion": SlugConfig.parse({
+        "model": "stabilityai/stable-diffusion-2-1", "clip": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "layers": {"tower": "language"},
+    }),
+    "llava": SlugConfig.parse({
+        "model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336", "layers": {"tower": "vision"},
+    }),
+    "canvas-clip": SlugConfig.parse({**_CANVAS, "model": "canvas-clip"}),
+    "canvas": SlugConfig.parse({**_CANVAS, "model": "canvas", "layers": {"tower": "language"}}),
+    "canvas-vlm": SlugConfig.parse({**_CANVAS, "model": "canvas-vlm", "layers": {"tower": "vision"}}),
+}  # fmt: skip
+"""The paper's three experiments, and the same on the embedded models."""
+
+
+def for_concepts(concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None) -> SlugConfig:
+    """``preset`` (settings or their name; default the one whose model is ``model``, or ``clip``) with ``concepts`` put in."""
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}.{nearest(preset, PRESETS)}")
+    if preset is None:
+        preset = next((name for name, p in PRESETS.items() if p.model == model), "clip")
+    base = preset if isinstance(preset, SlugConfig) else PRESETS[str(preset)]
+    return base.merged({"concepts": list(concepts)}, {"model": model} if model else {})
+
+
+def forget_source(config: SlugConfig, concept: str) -> str:
+    return config.data.forget.replace("{concept}", Path(concept.replace(" ", "_")).name)

@@ -1,0 +1,104 @@
+"""How much each tensor matters to what is forgotten and to what stays (SLUG, section 3): importance, alignment, Pareto front."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mu.core.errors import ModelError
+from mu.models.clip import ClipModel
+from mu.models.parameters import EditableModel, find_parameter, select
+from mu.models.towers import Which, tower_of
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """``importance`` I = |g_f| / |theta|; ``alignment`` A = |cos(g_f, g_r)|; norms are Frobenius."""
+
+    name: str
+    importance: float
+    alignment: float
+    norm: float
+    gradient_norm: float
+
+    def step(self, rho: float) -> float:
+        """lambda: what g_f is multiplied by so that the change is ``rho`` of the tensor's norm."""
+        return rho * self.norm / self.gradient_norm
+
+
+class Reader(EditableModel, Protocol):
+    """A model that knows which of its parameters its output depends on."""
+
+    def reads(self, parameter: str) -> bool: ...
+
+
+def candidates(model: Reader, clip: ClipModel, tower: str, exclude: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Tensors of ``clip`` whose change can reach what ``model`` gives out. `ModelError` where there are none.
+
+    Left out: what ``model`` has not (a Stable Diffusion has no vision tower and no projections), and layers behind the one
+    that it reads (SD 2.1 reads 23 of 24 text layers, LLaVA-1.5 the last vision layer but one): a change there would do
+    nothing and pass for a success. `ModelError` where the model's tower has other shapes than the CLIP's.
+    """
+    found = {}
+    for name, parameter in select(clip, "*").items():
+        which = tower_of(name)
+        if which is None or tower not in ("both", which) or parameter.ndim == 0 or _matches(name, exclude):
+            continue
+        if not model.reads(name):
+            continue
+        shape = find_parameter(model, name).shape
+        if shape != parameter.shape:
+            raise ModelError(
+                f"{name} is {tuple(shape)} in {model.name!r} and {tuple(parameter.shape)} in {clip.name!r}: name the CLIP that the model was made with"
+            )
+        found[name] = parameter
+    if not found:
+        raise ModelError(f"no tensor of {clip.name!r} (tower: {tower}) reaches what {model.name!r} gives out")
+    return found
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def layer_scores(
+    parameters: Mapping[str, Tensor], g_f: Mapping[str, Tensor], g_r: Mapping[str, Tensor]
+) -> dict[str, LayerScore]:
+    """For every tensor with a forget gradient."""
+    scores = {}
+    for name, theta in parameters.items():
+        f, r = g_f[name].flatten().double(), g_r[name].flatten().double()
+        norm, gradient = float(theta.detach().double().norm()), float(f.norm())
+        if gradient > 0 and norm > 0:
+            alignment = float(F.cosine_similarity(f, r, dim=0, eps=1e-6).abs())
+            scores[name] = LayerScore(name, gradient / norm, alignment, norm, gradient)
+    return scores
+
+
+def pareto_front(scores: Sequence[LayerScore]) -> list[LayerScore]:
+    """Those that no other beats in both, by descending alignment. As in the released code a tie in one coordinate stays."""
+    kept, best, level = [], -torch.inf, -torch.inf
+    previous = None
+    for score in sorted(scores, key=lambda s: s.alignment):
+        if score.alignment != previous:
+            best, previous = max(best, level), score.alignment
+        level = max(level, score.importance)
+        if score.importance >= best:
+            kept.append(score)
+    return kept[::-1]
+
+
+def fronts(scores: Mapping[str, LayerScore]) -> dict[Which, list[LayerScore]]:
+    """The front of each tower that has candidates."""
+    towers: dict[Which, list[LayerScore]] = {}
+    for name, score in scores.items():
+        which = tower_of(name)
+        assert which is not None, "candidates are in towers"
+        towers.setdefault(which, []).append(score)
+    return {which: pareto_front(each) for which, each in towers.items()}

@@ -1,0 +1,155 @@
+"""SLUG (Cai et al., ICML 2025): two gradients, once; then a search for one tensor and one step.
+
+    L_f = mean over the forget set of 1 - cos(v_i, t_i)            L_r = CLIP's contrastive loss, mean over retain batches
+    theta_l(lambda) = theta_l + lambda g_f,l,  lambda > 0          gradient *ascent* on L_f, all other tensors as they were
+
+The released programs disagree on the sign; here g_f is always +grad L_f, and lambda is always positive. To check: the mean
+cosine of the forget pairs falls as lambda grows. The step is told as rho = lambda |g_f,l| / |theta_l|: any scale of the
+gradient cancels, only its direction counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, SearchConfig
+from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore
+from mu.algorithms.single_layer_unlearning_gradient.probe import Outcome, Probe
+from mu.core.errors import EditError
+from mu.models.clip import ClipModel
+from mu.models.contrastive import Captioned, Objective, batch_gradients, mean_gradients
+
+log = logging.getLogger("mu")
+
+Gradients = dict[str, Tensor]
+
+
+def gradients(
+    clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective,
+    settings: GradientConfig, carried: Gradients | None = None, progress: Callable[[int, int], None] | None = None,
+) -> tuple[Gradients, Gradients]:  # fmt: skip
+    """The gradient of the mean loss, and what the ``cumulative`` programs carry on from it.
+
+    By default the exact mean over the data set. ``compat``: ``batch_mean`` weighs every batch of ``batch_size`` the same,
+    also a last one with few pairs; ``cumulative`` never zeroes, so that batch i of N counts N - i times and the second set
+    starts from all gradients of the first (``carried``).
+    """
+    B = settings.batch_size
+    if not settings.compat or settings.compat == ["constant_retain_caption"]:
+        return mean_gradients(clip, pairs, parameters, objective, block=B, chunk=settings.chunk, progress=progress), {}
+    accumulated = dict(carried or {})
+    total: Gradients = {}
+    N = 0
+    for found, n in batch_gradients(clip, pairs, parameters, objective, block=B, chunk=B, progress=progress):
+        mean = {name: g / n for name, g in found.items()}
+        if "cumulative" in settings.compat:
+            accumulated = {name: accumulated[name] + g for name, g in mean.items()} if accumulated else mean
+            mean = accumulated
+        total = {name: total[name] + g for name, g in mean.items()} if total else mean
+        N += 1
+    return {name: g / N for name, g in total.items()}, accumulated
+
+
+@dataclass
+class Curve:
+    """What was seen along one tensor: steps (rho) and forget accuracies; the step that was chosen, and what stays there."""
+
+    score: LayerScore
+    rho: list[float] = field(default_factory=list)
+    forget: list[float] = field(default_factory=list)
+    chosen: float | None = None
+    outcome: Outcome | None = None
+
+    def note(self, rho: float, forget: float) -> None:
+        self.rho.append(rho)
+        self.forget.append(forget)
+
+
+def search(probe: Probe, score: LayerScore, g_f: Tensor, settings: SearchConfig) -> Curve:
+    """The smallest step seen at which the concept is gone; ``chosen`` is None where there is none."""
+    curve = Curve(score)
+
+    def gone(rhos: Sequence[float]) -> list[bool]:
+        found = probe.look(score.name, g_f, [score.step(rho) for rho in rhos], forget_only=True)
+        for rho, seen in zip(rhos, found, strict=True):
+            curve.note(rho, getattr(seen, settings.criterion))
+        return [getattr(seen, settings.criterion) <= settings.target for seen in found]
+
+    curve.chosen = bisect(gone) if settings.method == "reference" else grid(gone, settings)
+    if curve.chosen is not None:
+        curve.outcome = probe.look(score.name, g_f, [score.step(curve.chosen)])[0]
+    return curve
+
+
+def grid(gone: Callable[[Sequence[float]], list[bool]], settings: SearchConfig) -> float | None:
+    """Two batches: a grid in the logarithm, then a finer one below its first step that forgets.
+
+    The forget accuracy need not fall monotonously: the first grid finds the first of several crossings.
+    """
+    low, high, K = settings.rho_min, settings.rho_max, settings.steps
+    rhos = [low * (high / low) ** (k / (K - 1)) for k in range(K)]
+    first = next((k for k, each in enumerate(gone(rhos)) if each), None)
+    if first is None or first == 0:
+        return None if first is None else rhos[0]
+    below, above, half = rhos[first - 1], rhos[first], max(2, K // 2)
+    finer = [below + (above - below) * k / half for k in range(1, half)]
+    return next((rho for rho, each in zip(finer, gone(finer), strict=True) if each), above)
+
+
+def bisect(gone: Callable[[Sequence[float]], list[bool]], start: float = 0.1, evaluations: int = 10) -> float | None:
+    """The released search: doubled until the concept is gone, then halved; always ten evaluations. The last ``hi``, or None."""
+    lo, hi, rho = 0.0, math.inf, start
+    for _ in range(evaluations):
+        if gone([rho])[0]:
+            hi = rho
+            rho = (lo + hi) / 2
+        else:
+            lo = rho
+            rho = 2 * rho if math.isinf(hi) else (lo + hi) / 2
+    return None if math.isinf(hi) else hi
+
+
+def best(curves: Sequence[Curve], base: Outcome, settings: SearchConfig) -> Curve:
+    """Of the tensors at which the concept is gone, the one that keeps most (our rule; the released code leaves the choice to
+    the reader). `EditError` where there is none."""
+    forgot = [curve for curve in curves if curve.outcome is not None]
+    if not forgot:
+        tried = ", ".join(f"{curve.score.name} (to {min(curve.forget, default=1):.2f})" for curve in curves)
+        raise EditError(
+            f"no step made {settings.criterion} fall to {settings.target:g}; tried {tried}: raise search.rho_max or "
+            f"search.target, or allow more tensors with layers.max_front"
+        )
+    kept = [curve for curve in forgot if curve.outcome and curve.outcome.utility >= settings.retained * base.utility]
+    if not kept:
+        most = max(curve.outcome.utility for curve in forgot if curve.outcome)
+        raise EditError(
+            f"the concept goes only where less than {settings.retained:.0%} of the rest stays (at best {most:.3f} of {base.utility:.3f}): lower search.retained"
+        )
+    return max(kept, key=lambda curve: (curve.outcome.utility if curve.outcome else 0.0, -(curve.chosen or 0.0)))
+
+
+def joint_factor(shifts: dict[str, Tensor], look: Callable[[dict[str, Tensor]], list[float]], target: float) -> float:
+    """The smallest common factor of all shifts at which every concept is gone when all are on at once.
+
+    Single searches do not see each other: one concept's shift may bring back a part of another. `EditError` where no factor up to
+    2 does it. ``look`` tells each concept's forget accuracy with the given shifts on.
+    """
+    seen: list[float] = []
+    for factor in (1.0, 1.1, 1.25, 1.5, 2.0):
+        seen = look({name: factor * shift for name, shift in shifts.items()})
+        if max(seen) <= target:
+            return factor
+    raise EditError(f"together the concepts do not go (forget accuracies {', '.join(f'{each:.2f}' for each in seen)} at twice the steps): erase fewer at once")  # fmt: skip
+
+
+def summed(parts: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Shifts by tensor; two concepts that chose the same one add up."""
+    total: dict[str, Tensor] = {}
+    for name, shift in parts:
+        total[name] = total[name] + shift if name in total else shift
+    return total
