@@ -71,7 +71,7 @@ class Curve:
 
 
 def search(probe: Probe, score: LayerScore, g_f: Tensor, settings: SearchConfig) -> Curve:
-    """The smallest step seen at which the concept is gone; ``chosen`` is None where there is none."""
+    """The smallest step seen at which the concept is gone, times ``margin``; ``chosen`` is None where there is none."""
     curve = Curve(score)
 
     def gone(rhos: Sequence[float]) -> list[bool]:
@@ -82,6 +82,7 @@ def search(probe: Probe, score: LayerScore, g_f: Tensor, settings: SearchConfig)
 
     curve.chosen = bisect(gone) if settings.method == "reference" else grid(gone, settings)
     if curve.chosen is not None:
+        curve.chosen *= settings.margin
         curve.outcome = probe.look(score.name, g_f, [score.step(curve.chosen)])[0]
     return curve
 

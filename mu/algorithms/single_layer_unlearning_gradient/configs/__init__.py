@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, nearest
+from mu.data.clip_sets import BothSets
 
 
-class DataConfig(BaseConfig):
-    forget: str = "data/tar_files/{concept}.tar"
-    """Pictures with captions of the concept: web shards, a folder (see `mu.data.pairs.open_pairs`), or ``canvas``. ``{concept}``
-    stands for the concept with underscores. Where captions name the concept only those pairs are taken."""
-    retain: str = "data/laion/laion400m/00000.tar"
-    """Pairs of everything else, for the gradient that the update should not disturb; or a file of `mu gradients`."""
-    n_forget: int = Field(500, ge=1)
-    """At most so many forget pairs."""
-    n_retain: int = Field(8000, ge=2)
-    """At most so many retain pairs."""
-    caption: Literal["own", "concept"] = "own"
-    """``concept`` puts the concept's name in place of every forget caption, as the released Hugging Face programs do."""
+class DataConfig(BothSets):
     tasks: list[str] = ["celeba:data/celeba", "imagenet:data/ImageNet"]
     """What is classified in the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``canvas``. The concept is a class of one of them."""
     per_class: int = Field(8, ge=1)
@@ -65,6 +54,8 @@ class SearchConfig(BaseConfig):
     """Largest step of the grid."""
     steps: int = Field(16, ge=2)
     """Steps of the grid, evenly spaced in the logarithm; the finer grid has half as many."""
+    margin: float = Field(1.0, ge=1)
+    """The smallest step that forgets every search picture lies on the edge: the chosen one is so many times as large."""
     on: Literal["clip", "model"] = "clip"
     """What the search looks at: CLIP's own classification, or the pictures or answers of the model that is edited."""
     retained: float = Field(0.0, ge=0, le=1)
@@ -100,8 +91,9 @@ class SlugConfig(BaseConfig):
 
 _CANVAS: dict[str, Any] = {
     "clip": "canvas-clip", "output_dir": "outputs/slug",
-    "data": {"forget": "canvas", "retain": "canvas", "tasks": ["canvas"], "n_forget": 256, "n_retain": 512},
-    "search": {"criterion": "fa1"},
+    "data": {"forget": "canvas", "retain": "canvas", "tasks": ["canvas"], "n_forget": 256, "n_retain": 512, "per_class": 24},
+    "layers": {"exclude": [*LayersConfig().exclude, "*norm*", "*patch_embedding*"]},
+    "search": {"criterion": "fa1", "margin": 1.15},
 }  # fmt: skip
 
 PRESETS: dict[str, SlugConfig] = {
@@ -113,8 +105,8 @@ PRESETS: dict[str, SlugConfig] = {
         "model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336", "layers": {"tower": "vision"},
     }),
     "canvas-clip": SlugConfig.parse({**_CANVAS, "model": "canvas-clip"}),
-    "canvas": SlugConfig.parse({**_CANVAS, "model": "canvas", "layers": {"tower": "language"}}),
-    "canvas-vlm": SlugConfig.parse({**_CANVAS, "model": "canvas-vlm", "layers": {"tower": "vision"}}),
+    "canvas": SlugConfig.parse({**_CANVAS, "model": "canvas", "layers": {**_CANVAS["layers"], "tower": "language"}}),
+    "canvas-vlm": SlugConfig.parse({**_CANVAS, "model": "canvas-vlm", "layers": {**_CANVAS["layers"], "tower": "vision"}}),
 }  # fmt: skip
 """The paper's three experiments, and the same on the embedded models."""
 
@@ -127,7 +119,3 @@ def for_concepts(concepts: Sequence[str], model: str | None = None, preset: str 
         preset = next((name for name, p in PRESETS.items() if p.model == model), "clip")
     base = preset if isinstance(preset, SlugConfig) else PRESETS[str(preset)]
     return base.merged({"concepts": list(concepts)}, {"model": model} if model else {})
-
-
-def forget_source(config: SlugConfig, concept: str) -> str:
-    return config.data.forget.replace("{concept}", Path(concept.replace(" ", "_")).name)

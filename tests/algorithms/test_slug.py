@@ -1,0 +1,323 @@
+"""SLUG: the formulas of both gradients, the front, the searches, and that the concept goes while the rest stays."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mu
+from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
+from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, SearchConfig, SlugConfig
+from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
+from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, target_of
+from mu.algorithms.single_layer_unlearning_gradient.trainer import best, bisect, gradients, grid, joint_factor, summed
+from mu.core.errors import ConfigError, DataError, EditError, ModelError
+from mu.data.canvas import rendered_pairs
+from mu.evaluation.zero_shot import canvas_tasks
+from mu.models.clip import ClipModel
+from mu.models.contrastive import encode_pairs, losses
+from mu.models.parameters import find_parameter, select
+
+EXCLUDE = SlugConfig().layers.exclude
+SMALL = {"data": {"n_forget": 48, "n_retain": 64, "per_class": 6}, "search": {"steps": 8}, "layers": {"max_front": 2}}
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipModel:
+    found = mu.load("canvas-clip", device="cpu")
+    assert isinstance(found, ClipModel)
+    return found
+
+
+def method(concepts: Sequence[str], model: str = "canvas-clip", **overrides: Any) -> SingleLayerUnlearningGradientAlgorithm:
+    chosen = SingleLayerUnlearningGradientAlgorithm
+    return chosen(chosen.for_concepts(concepts, model).merged(SMALL, overrides))
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+def batch_means(clip: ClipModel, pairs: list, parameters: dict, objective: Any, B: int) -> list[dict[str, Tensor]]:
+    """One gradient of the mean loss for each batch, the slow way."""
+    found = []
+    for k in range(0, len(pairs), B):
+        for p in parameters.values():
+            p.requires_grad_(True)
+        loss = losses(clip, pairs[k : k + B], objective, B).mean()
+        found.append(dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)))
+        for p in parameters.values():
+            p.requires_grad_(False)
+    return found
+
+
+NAME = "text_encoder.encoder.layers.1.mlp.fc1.weight"
+
+
+def test_the_default_gradient_is_the_exact_mean_and_compat_is_what_was_released(clip: ClipModel) -> None:
+    """Forget set of 10 in batches of 4: the last batch of 2 weighs half by default and in full under ``batch_mean``."""
+    forget, retain, parameters = rendered_pairs(10, 1, "neon"), rendered_pairs(8, 2), select(clip, [NAME])
+    g = [each[NAME] for each in batch_means(clip, forget, parameters, "cosine", 4)]
+    h = [each[NAME] for each in batch_means(clip, retain, parameters, "contrastive", 4)]
+
+    def found(compat: list, objective: Any = "cosine", pairs: list = forget, carried: Any = None) -> tuple[Tensor, Any]:
+        settings = GradientConfig(batch_size=4, compat=compat)
+        mean, more = gradients(clip, pairs, parameters, objective, settings, carried)
+        return mean[NAME], more
+
+    close = {"rtol": 1e-3, "atol": 1e-7}
+    assert torch.allclose(found([])[0], (4 * g[0] + 4 * g[1] + 2 * g[2]) / 10, **close)
+    assert torch.allclose(found(["batch_mean"])[0], (g[0] + g[1] + g[2]) / 3, **close)
+    cumulative, carried = found(["cumulative"])
+    assert torch.allclose(cumulative, (3 * g[0] + 2 * g[1] + g[2]) / 3, **close), "batch i of N counts N - i times"
+    leaked, _ = found(["cumulative"], "contrastive", retain, carried)
+    assert torch.allclose(leaked, g[0] + g[1] + g[2] + (2 * h[0] + h[1]) / 2, **close), (
+        "the retain sum starts from the forget sum"
+    )
+    assert torch.allclose(found([], "contrastive", retain)[0], (h[0] + h[1]) / 2, **close)
+    assert not torch.allclose(cumulative, found(["batch_mean"])[0], rtol=1e-2), "control"
+
+
+def test_the_step_along_the_forget_gradient_lowers_the_pairs_cosine(clip: ClipModel) -> None:
+    pairs = rendered_pairs(16, 1, "star")
+    parameters = select(clip, ["visual_projection.weight"])
+    g, _ = gradients(clip, pairs, parameters, "cosine", GradientConfig())
+    score = layer_scores(parameters, g, g)["visual_projection.weight"]
+    parameter = find_parameter(clip, "visual_projection.weight")
+    kept, cosines = parameter.detach().clone(), []
+    for rho in (-0.1, 0.0, 0.1):
+        with torch.no_grad():
+            parameter.copy_(kept + score.step(rho) * g["visual_projection.weight"])
+            v, t = encode_pairs(clip, pairs)
+            cosines.append(float((v * t).sum(-1).mean()))
+            parameter.copy_(kept)
+    assert cosines[0] > cosines[1] > cosines[2]
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def test_importance_and_alignment_are_the_formulas() -> None:
+    theta, f, r = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 1.0]])
+    scores = layer_scores({"a": theta, "b": theta}, {"a": f, "b": 0 * f}, {"a": r, "b": r})
+    assert set(scores) == {"a"}, "a tensor that the forget loss does not see is no candidate"
+    assert scores["a"].importance == pytest.approx(1 / 5)
+    assert scores["a"].alignment == pytest.approx(1 / math.sqrt(2))
+    assert scores["a"].step(0.1) == pytest.approx(0.5)
+    assert float(scores["a"].step(0.1) * f.norm() / theta.norm()) == pytest.approx(0.1), "rho is the relative change"
+
+
+def test_the_front_is_the_double_loops_also_with_ties() -> None:
+    rng = random.Random(0)
+    for _ in range(500):
+        points = [LayerScore(str(k), rng.randint(1, 6), rng.randint(1, 6), 1, 1) for k in range(rng.randint(1, 12))]
+        direct = {p.name for p in points if not any(q.alignment < p.alignment and q.importance > p.importance for q in points)}
+        front = pareto_front(points)
+        assert {p.name for p in front} == direct
+        assert [p.alignment for p in front] == sorted((p.alignment for p in front), reverse=True)
+
+
+def test_candidates_of_a_full_vit_b_32_are_counted_as_in_open_clip() -> None:
+    """76 vision and 74 language tensors under open_clip's names; here q, k and v stand apart: 2 more for each of 12 blocks."""
+    from transformers import CLIPConfig, CLIPModel
+
+    class Shapes:
+        name = "ViT-B-32"
+
+        def __init__(self) -> None:
+            with torch.device("meta"):
+                model = CLIPModel(CLIPConfig())
+            self.components = {
+                "text_encoder": model.text_model, "vision_model": model.vision_model,
+                "text_projection": model.text_projection, "visual_projection": model.visual_projection,
+            }  # fmt: skip
+
+        def reads(self, parameter: str) -> bool:
+            return True
+
+    shapes: Any = Shapes()
+    assert len(candidates(shapes, shapes, "vision", EXCLUDE)) == 76 + 24
+    assert len(candidates(shapes, shapes, "language", EXCLUDE)) == 74 + 24
+    assert not any("bias" in name or "position" in name for name in candidates(shapes, shapes, "both", EXCLUDE))
+
+
+def test_what_the_model_does_not_read_is_no_candidate(clip: ClipModel, tiny_xl: Any) -> None:
+    """A change there would do nothing and pass for a success: Stable Diffusion has no projections, LLaVA stops one layer early."""
+    diffusion, vlm = mu.load("canvas", device="cpu"), mu.load("canvas-vlm", device="cpu")
+    language = candidates(diffusion, clip, "both", EXCLUDE)
+    assert language
+    assert all(name.startswith("text_encoder.") for name in language)
+    vision = candidates(vlm, clip, "both", EXCLUDE)
+    assert {name.split(".")[3] for name in vision if "layers" in name} == {"0", "1", "2"}
+    assert "vision_model.encoder.layers.3.mlp.fc1.weight" in candidates(clip, clip, "vision", EXCLUDE), "control"
+    skipping = mu.load("canvas", device="cpu", clip_skip=2)
+    assert not any("layers.2" in name for name in candidates(skipping, clip, "language", EXCLUDE))
+    with pytest.raises(ModelError, match="reaches what"):
+        candidates(diffusion, clip, "vision", EXCLUDE)
+    with pytest.raises(ModelError, match="name the CLIP"):
+        candidates(tiny_xl, clip, "language", EXCLUDE)
+
+
+# -- search ------------------------------------------------------------------------------------------------------------
+
+
+def replay(outcomes: Sequence[int]) -> tuple[list[float], Callable[[Sequence[float]], list[bool]]]:
+    seen: list[float] = []
+
+    def gone(rhos: Sequence[float]) -> list[bool]:
+        seen.extend(rhos)
+        return [bool(outcomes[len(seen) - 1])]
+
+    return seen, gone
+
+
+@pytest.mark.parametrize(
+    ("start", "outcomes", "last"),
+    [
+        (0.0009054577667440894, [1, 1, 0, 0, 0, 1, 0, 1, 1, 1], 0.0004120540227565875),
+        (0.08044360078484877, [0, 1, 1, 0, 1, 0, 1, 0, 0, 1], 0.10778185573907473),
+    ],
+)
+def test_the_reference_search_takes_the_printed_steps(start: float, outcomes: list[int], last: float) -> None:
+    seen, gone = replay(outcomes)
+    bisect(gone, start)
+    assert len(seen) == 10
+    assert seen[-1] == pytest.approx(last, rel=1e-12)
+
+
+def test_the_searches_find_the_smallest_step_that_forgets() -> None:
+    settings, calls = SearchConfig(), []
+
+    def after(threshold: float) -> Callable[[Sequence[float]], list[bool]]:
+        def gone(rhos: Sequence[float]) -> list[bool]:
+            calls.append(len(rhos))
+            return [rho >= threshold for rho in rhos]
+
+        return gone
+
+    for threshold in (0.01, 0.3, 2.0):
+        found = grid(after(threshold), settings)
+        assert found is not None
+        assert threshold <= found <= 1.12 * threshold
+        by_halves = bisect(after(threshold))
+        assert by_halves is not None
+        assert threshold <= by_halves
+    assert calls[:2] == [16, 7], "two batches"
+    assert grid(after(9.0), settings) is None
+    assert bisect(after(1e9)) is None
+
+
+def test_the_grid_takes_the_first_crossing_of_a_curve_that_comes_back() -> None:
+    found = grid(lambda rhos: [0.1 <= rho <= 0.2 or rho > 3 for rho in rhos], SearchConfig())
+    assert found is not None
+    assert found < 0.2
+
+
+def test_nothing_forgets_is_a_loud_error(clip: ClipModel) -> None:
+    with pytest.raises(EditError, match=r"no step made fa1 fall to 0; tried .*raise search.rho_max"):
+        method(["star"], search={"rho_max": 0.005, "steps": 2}).find_edit()
+    with pytest.raises(EditError, match=r"lower search\.retained"):
+        curve = type("C", (), {"outcome": type("O", (), {"utility": 0.5})(), "chosen": 1.0})()
+        best([curve], type("O", (), {"utility": 1.0})(), SearchConfig(retained=0.9))  # type: ignore[list-item,arg-type]
+
+
+def test_a_probes_outcomes_are_those_of_the_changed_model(clip: ClipModel) -> None:
+    """The cached path against classifying anew with the tensor changed."""
+    tasks = canvas_tasks(2, 7)
+    probe = ClipProbe(clip, target_of("star", tasks), tasks)
+    base = probe.now()
+    assert base.fa1 == 1.0
+    assert min(base.retained.values()) > 0.9
+    for name in ("vision_model.encoder.layers.2.mlp.fc1.weight", "text_encoder.encoder.layers.0.mlp.fc2.weight"):
+        parameter = find_parameter(clip, name)
+        kept = parameter.detach().clone()
+        shift = torch.randn(kept.shape, generator=torch.Generator().manual_seed(1)) * 4 * kept.std()
+        found = probe.look(name, shift, [0.5, 2.0])
+        for step, seen in zip([0.5, 2.0], found, strict=True):
+            with torch.no_grad():
+                parameter.copy_(kept + step * shift)
+            assert probe.now() == seen
+            with torch.no_grad():
+                parameter.copy_(kept)
+        assert probe.look(name, shift, [2.0], forget_only=True)[0].fa1 == found[1].fa1
+        assert found[1] != base, "control: the step matters"
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("concept", "kind"), [("Ada Stone", "identity"), ("star", "object"), ("neon", "style")])
+def test_the_concept_goes_from_clip_and_the_rest_stays_on_other_pictures(concept: str, kind: str, clip: ClipModel) -> None:
+    edit = method([concept]).find_edit()
+    assert len(edit.parameters) == 1
+    tasks = canvas_tasks(3, 12_345)
+    probe = ClipProbe(clip, target_of(concept, tasks), tasks)
+    before = probe.now()
+    with edit.applied(clip):
+        after = probe.now()
+    assert probe.now() == before
+    assert before.fa1 >= 0.9, "control: it was there"
+    assert after.fa1 <= 0.35
+    assert after.utility >= before.utility - 0.1
+
+
+def test_several_concepts_take_one_tensor_each_and_go_together(clip: ClipModel) -> None:
+    found = method(["Ada Stone", "neon"])
+    edit = found.find_edit()
+    tasks = canvas_tasks(2, 3)
+    with edit.applied(clip):
+        assert all(ClipProbe(clip, target_of(concept, tasks), tasks).now().fa1 <= 0.5 for concept in ("Ada Stone", "neon"))
+    assert [part.info.concepts for part in found.parts] == [("Ada Stone",), ("neon",)]
+    assert all(len(part.parameters) == 1 for part in found.parts)
+
+
+def test_shifts_of_one_tensor_add_up_and_the_joint_factor_is_the_smallest_that_does() -> None:
+    one, two = torch.ones(2), torch.full((2,), 2.0)
+    total = summed([("w", one), ("w", two), ("v", one)])
+    assert torch.equal(total["w"], 3 * one)
+    assert torch.equal(total["v"], one)
+    assert joint_factor(total, lambda tried: [0.0 if float(tried["w"][0]) >= 3.7 else 1.0], 0.0) == 1.25
+    with pytest.raises(EditError, match="together the concepts do not go"):
+        joint_factor(total, lambda tried: [0.0, 0.5], 0.0)
+
+
+@pytest.mark.parametrize("model", ["canvas", "canvas-vlm"])
+def test_the_search_looks_at_what_the_model_gives_out(model: str) -> None:
+    """Pictures of the diffusion model, answers of the vision-language model; the base is left bit for bit."""
+    loaded = mu.load(model, device="cpu")
+    chosen = SingleLayerUnlearningGradientAlgorithm
+    config = chosen.for_concepts(["Ada Stone"], model).merged(
+        SMALL, {"search": {"on": "model", "steps": 4, "target": 0.5}, "data": {"per_class": 1}, "layers": {"max_front": 1}}
+    )
+    before = {n: p.clone() for part in ("text_encoder", "vision_model") if part in loaded.components for n, p in loaded.components[part].named_parameters()}  # type: ignore[union-attr]  # fmt: skip
+    edit = chosen(config, model=loaded).find_edit()
+    assert edit.info.base == model
+    after = {n: p for part in ("text_encoder", "vision_model") if part in loaded.components for n, p in loaded.components[part].named_parameters()}  # type: ignore[union-attr]  # fmt: skip
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("concept", "overrides", "error", "said"),
+    [
+        ("Nobody Here", {}, ConfigError, "class with pictures in none of the tasks"),
+        ("star", {"layers": {"names": ["*no.such*"]}}, EditError, "no parameter"),
+        ("star", {"layers": {"tower": "language", "names": ["visual_projection.weight"]}}, ConfigError, "cannot change"),
+        ("star", {"data": {"n_retain": 8}}, DataError, "fill no batch of 16"),
+        ("star", {"data": {"tasks": ["celeb"]}}, ConfigError, "unknown task 'celeb'"),
+        ("star", {"data": {"forget": "no/such.tar"}}, DataError, "no/such.tar"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(concept: str, overrides: dict, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said) as caught:
+        method([concept], **overrides).find_edit()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_its_clip_is_refused(tiny: Any) -> None:
+    with pytest.raises(ConfigError, match="name the CLIP that it was made with"):
+        SingleLayerUnlearningGradientAlgorithm(SlugConfig(concepts=["star"]), model=tiny).find_edit()
