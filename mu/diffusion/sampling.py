@@ -38,6 +38,15 @@ def generate_batches(
     height: int | None = None, width: int | None = None, batch: int | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
     """`generate`, batch by batch."""
+    for latents in generate_latents(model, prompts, seeds, steps=steps, guidance=guidance, negative=negative, height=height, width=width, batch=batch):  # fmt: skip
+        yield model.decode(latents).cpu()
+
+
+def generate_latents(
+    model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float, negative: str = "",
+    height: int | None = None, width: int | None = None, batch: int | None = None,
+) -> Iterator[Tensor]:  # fmt: skip
+    """The latents (b, c, h, w) of the pictures of `generate`, batch by batch, on the model's device."""
     if len(prompts) != len(seeds) or not prompts:
         raise DataError(f"{len(prompts)} prompts and {len(seeds)} seeds: one seed for each of at least one prompt is needed")
     height, width = height or model.default_size, width or model.default_size
@@ -58,5 +67,4 @@ def generate_batches(
             x = initial_noise(model, height, width, generators)
             cond = model.encode(texts).at(ids)
             scheduler = model.new_scheduler(steps)
-            x = denoise(model, x, cond, uncond.repeat(len(texts)), scheduler, guidance=guidance, generators=generators)
-            yield model.decode(x).cpu()
+            yield denoise(model, x, cond, uncond.repeat(len(texts)), scheduler, guidance=guidance, generators=generators)

@@ -1,0 +1,99 @@
+"""Parameters of a model that are trained where they are, and come out as shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Tuning:
+    """Parameters in training (see `tuned`). Of the frozen model only their originals are kept, and nothing writes to those.
+
+    They are trained in float32 also where the model holds half precision: there, steps of 1e-5 would be rounded away.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]):
+        self.parameters = dict(parameters)
+        self._originals = {name: parameter.data for name, parameter in parameters.items()}
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The model as it was found, without gradients, inside the block."""
+        trained = {name: parameter.data for name, parameter in self.parameters.items()}
+        self._put(self._originals)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._put(trained)
+
+    def shifts(self) -> dict[str, Tensor]:
+        """How far each parameter has moved, in float32."""
+        return {name: p.detach() - self._originals[name].float() for name, p in self.parameters.items()}
+
+    def state_dict(self) -> list[Tensor]:
+        """For the checkpoint of `mu.core.loop.train`."""
+        return [parameter.detach() for parameter in self.parameters.values()]
+
+    @torch.no_grad()
+    def load_state_dict(self, state: list[Tensor]) -> None:
+        for parameter, kept in zip(self.parameters.values(), state, strict=True):
+            parameter.copy_(kept)
+
+    def restore(self) -> None:
+        """The parameters are the tensors again that they were."""
+        self._put(self._originals)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data = values[name]
+
+
+@contextmanager
+def tuned(parameters: Mapping[str, nn.Parameter]) -> Iterator[Tuning]:
+    """``parameters`` (as `mu.models.parameters.select` gives them) can be trained inside the block.
+
+    Afterwards, also after an exception, they are the very tensors that they were, with the same flags and no gradients.
+    """
+    tuning = Tuning(parameters)
+    flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.data = parameter.data.to(torch.float32, copy=True)
+            parameter.requires_grad_(True)
+        yield tuning
+    finally:
+        tuning.restore()
+        for name, parameter in parameters.items():
+            parameter.grad = None
+            parameter.requires_grad_(flags[name])
+
+
+class RunningGradients:
+    """Each step of ``optimizer`` sees the sum of all gradients since the first one.
+
+    That is what programs do that never zero their gradients, and what their published learning rates and numbers of steps
+    were chosen with.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.weights: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self.sums: list[Tensor | None] = [None] * len(self.weights)
+        optimizer.register_step_pre_hook(self._add)
+
+    def _add(self, *_: Any) -> None:
+        for k, weight in enumerate(self.weights):
+            if weight.grad is not None:
+                before = self.sums[k]
+                self.sums[k] = weight.grad.clone() if before is None else before + weight.grad
+            weight.grad = self.sums[k]
+
+    def state_dict(self) -> list[Tensor | None]:
+        return list(self.sums)
+
+    def load_state_dict(self, state: list[Tensor | None]) -> None:
+        self.sums = [None if kept is None else kept.to(w.device) for w, kept in zip(self.weights, state, strict=True)]
