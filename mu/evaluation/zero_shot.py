@@ -15,8 +15,9 @@ from torch import Tensor
 from mu.core.errors import ConfigError, DataError
 from mu.data import canvas as world
 from mu.data.celeba import read_celeba
+from mu.data.clip_sets import class_of
 from mu.data.imagenet import read_imagenet
-from mu.data.pairs import decode, spaced
+from mu.data.pairs import decode
 
 IMAGENET_TEMPLATES = (
     "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.", "a {} in a video game.",
@@ -58,9 +59,7 @@ class ZeroShot:
 
     def label_of(self, concept: str) -> int | None:
         """The class that ``concept`` names, case and underscores aside; "neon style" names the class "neon"."""
-        names = [spaced(name) for name in self.classes]
-        wanted = spaced(concept)
-        return next((names.index(each) for each in (wanted, wanted.removesuffix(" style")) if each in names), None)
+        return class_of(concept, self.classes)
 
 
 def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:

@@ -1,0 +1,95 @@
+"""The two sets of captioned pictures that methods on CLIP unlearn with: those of the concept, and those of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from PIL.Image import Image
+from pydantic import Field
+
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError, DataError
+from mu.data import canvas as world
+from mu.data.pairs import open_pairs, spaced
+
+if TYPE_CHECKING:
+    from mu.models.contrastive import Captioned
+
+FORGET_SEED, RETAIN_SEED = 1, 2
+
+
+class ForgetSet(BaseConfig):
+    forget: str = "data/tar_files/{concept}.tar"
+    """Pictures with captions of the concept: web shards, a folder (see `mu.data.pairs.open_pairs`), or ``canvas``. ``{concept}``
+    stands for the concept with underscores. Where captions name the concept only those pairs are taken."""
+    n_forget: int = Field(500, ge=1)
+    """At most so many forget pairs of each concept."""
+    caption: Literal["own", "concept"] = "own"
+    """``concept`` puts the concept's name in place of every forget caption, as the released Hugging Face programs do."""
+
+
+class RetainSet(BaseConfig):
+    retain: str = "data/laion/laion400m/00000.tar"
+    """Pairs of everything else, whose loss should stay: web shards, a folder, or ``canvas``."""
+    n_retain: int = Field(8000, ge=2)
+    """At most so many retain pairs."""
+
+
+class BothSets(RetainSet, ForgetSet):
+    """Pairs to forget and pairs to retain."""
+
+
+@dataclass(frozen=True)
+class Recaptioned:
+    """A pair with another caption."""
+
+    of: Captioned
+    caption: str
+
+    def picture(self) -> Image:
+        return self.of.picture()
+
+
+def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned]:
+    """Pairs of ``concept``. `DataError` where no caption names it, and `ConfigError` for what the canvas world has not."""
+    pairs: Sequence[Captioned]
+    if data.forget == "canvas":
+        pairs = world.rendered_pairs(data.n_forget, seed * 10 + FORGET_SEED, _canvas_class(concept))
+    else:
+        source = forget_source(data, concept)
+        found = open_pairs(source)
+        naming = [pair for pair in found if spaced(concept) in spaced(pair.caption)]
+        if not naming and data.caption == "own":
+            raise DataError(f"no caption of {source} names {concept!r}: set data.caption=concept to give all of them that name")
+        pairs = (naming or found)[: data.n_forget]
+    return [Recaptioned(pair, concept) for pair in pairs] if data.caption == "concept" else pairs
+
+
+def forget_source(data: ForgetSet, concept: str) -> str:
+    return data.forget.replace("{concept}", Path(concept.replace(" ", "_")).name)
+
+
+def retain_pairs(data: RetainSet, seed: int) -> Sequence[Captioned]:
+    """The same for every concept."""
+    if data.retain == "canvas":
+        return world.rendered_pairs(data.n_retain, seed * 10 + RETAIN_SEED)
+    return open_pairs(data.retain)[: data.n_retain]
+
+
+def class_of(concept: str, classes: Sequence[str]) -> int | None:
+    """The class that ``concept`` names, case and underscores aside; "neon style" names the class "neon"."""
+    names = [spaced(name) for name in classes]
+    wanted = spaced(concept)
+    return next((names.index(each) for each in (wanted, wanted.removesuffix(" style")) if each in names), None)
+
+
+def _canvas_class(concept: str) -> str:
+    """The style, object or person that ``concept`` names, as it is spelt in captions."""
+    for classes in (world.STYLES, world.OBJECTS, world.IDENTITIES):
+        label = class_of(concept, classes)
+        if label is not None:
+            return classes[label]
+    raise ConfigError(f"{concept!r} is no style, object or person of the canvas world: name one, or set data.forget")
