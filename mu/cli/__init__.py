@@ -7,6 +7,7 @@ import typer
 from mu.cli.canvas import app as canvas_app
 from mu.cli.cite import cite
 from mu.cli.classifier import app as classifier_app
+from mu.cli.compare import compare
 from mu.cli.config import config
 from mu.cli.data import app as data_app
 from mu.cli.demo import demo
@@ -21,7 +22,7 @@ from mu.cli.report import report
 
 app = typer.Typer(name="mu", cls=Program, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.callback(invoke_without_command=True)(root)
-for verb in (demo, erase, generate, evaluate, report, merge, info, methods, config, cite):
+for verb in (demo, erase, generate, evaluate, compare, report, merge, info, methods, config, cite):
     app.command()(verb)
 app.add_typer(canvas_app)
 app.add_typer(classifier_app)

@@ -1,0 +1,142 @@
+"""The scores of several runs in one table. A column holds scores of one name and one protocol only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mu.core.errors import DataError
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+from mu.report.figures import short
+
+BASE = "base"
+"""The column of ``scores.json`` that holds the untouched model's scores."""
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    protocol: str
+    direction: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: a run's edit, or the untouched one."""
+
+    run: str
+    method: str
+    concepts: tuple[str, ...]
+    scores: dict[tuple[str, str], Score]
+    """By name and protocol."""
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: list[Column]
+    rows: list[Row]
+
+    def value(self, row: Row, column: Column) -> float | None:
+        score = row.scores.get((column.name, column.protocol))
+        return score.value if score else None
+
+    def best(self, column: Column) -> float | None:
+        """Of the edits that differ in it; None where there is nothing to choose."""
+        values = {v for row in self.rows if row.method and (v := self.value(row, column)) is not None}
+        return (max if column.direction == "higher" else min)(values) if len(values) > 1 else None
+
+    def headings(self) -> list[str]:
+        """The protocol stands behind a name that has several."""
+        names = [column.name for column in self.columns]
+        return [f"{c.name} ({c.protocol})" if names.count(c.name) > 1 else c.name for c in self.columns]
+
+    def cells(self, row: Row) -> list[str]:
+        """The row's values as text; empty where it was not measured by that protocol."""
+        values = [self.value(row, column) for column in self.columns]
+        return ["" if value is None else short(value, padded=True) for value in values]
+
+    def markdown(self) -> str:
+        """A table for a README, the best of each column in bold."""
+        arrows = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}"}
+        titles = [
+            f"{title} {arrows.get(c.direction, '')}".strip() for title, c in zip(self.headings(), self.columns, strict=True)
+        ]
+        lines = [["run", "method", "concepts", *titles], ["---", "---", "---", *("---:" for _ in titles)]]
+        for row in self.rows:
+            best = [(v := self.value(row, c)) is not None and bool(row.method) and v == self.best(c) for c in self.columns]
+            values = [f"**{cell}**" if top else cell for cell, top in zip(self.cells(row), best, strict=True)]
+            lines.append([row.run, row.method, ", ".join(row.concepts), *values])
+        return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """``columns``, and ``rows`` whose ``scores`` follow them; null where there is none."""
+        return {
+            "columns": [vars(column) for column in self.columns],
+            "rows": [
+                {"run": row.run, "method": row.method, "concepts": list(row.concepts), "scores": [
+                    score.to_json() if (score := row.scores.get((c.name, c.protocol))) else None for c in self.columns
+                ]} for row in self.rows
+            ],
+        }  # fmt: skip
+
+
+def score_table(runs: Sequence[Path | str]) -> Table:
+    """The edited scores of the ``runs`` (folders), one row each; before them the untouched models', one row where all agree.
+
+    `DataError` for a run without scores, and where two runs call different ways better in the same name and protocol.
+    """
+    names = _names([Path(run) for run in runs])
+    rows, bases = [], []
+    for name, folder in zip(names, runs, strict=True):
+        run = RunDirectory(folder)
+        table = _scores(run)
+        about = run.read_environment() if run.environment.exists() else {}
+        concepts = about.get("concepts", [])
+        concepts = tuple([concepts] if isinstance(concepts, str) else map(str, concepts))
+        edited = table["edited"] if "edited" in table else next((s for c, s in reversed(table.items()) if c != BASE), {})
+        rows.append(Row(name, str(about.get("method", "")) or "edit", concepts, edited))
+        if table.get(BASE):
+            bases.append(Row(name, "", (), table[BASE]))
+    rows = _merged(bases) + rows
+    columns: dict[tuple[str, str], Column] = {}
+    for row in rows:
+        for key, score in row.scores.items():
+            if columns.setdefault(key, Column(*key, score.direction)).direction != score.direction:
+                raise DataError(
+                    f"{score.name} ({score.protocol}) is better {columns[key].direction} in one run and better {score.direction} "
+                    f"in {row.run}: measure again with one version"
+                )
+    return Table(list(columns.values()), rows)
+
+
+def _scores(run: RunDirectory) -> dict[str, dict[tuple[str, str], Score]]:
+    try:
+        table = run.read_scores()
+    except (TypeError, AttributeError):
+        raise DataError(f"{run.scores} is not a table of scores: make it again with mu evaluate") from None
+    if not table:
+        raise DataError(f"{run.folder} has no scores: run mu evaluate {run.folder}")
+    return {column: {(score.name, score.protocol): score for score in scores} for column, scores in table.items()}
+
+
+def _merged(bases: list[Row]) -> list[Row]:
+    """One row where no two runs measured the untouched model differently: each may have measured what others did not."""
+    together: dict[tuple[str, str], Score] = {}
+    for row in bases:
+        for key, score in row.scores.items():
+            if together.setdefault(key, score).value != score.value:
+                return [Row(f"{BASE} of {each.run}", "", (), each.scores) for each in bases]
+    return [Row(BASE, "", (), together)] if bases else []
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The folders' own names; whole paths where two would be the same."""
+    short_names = [folder.resolve().name for folder in folders]
+    return [str(f) if short_names.count(name) > 1 else name for f, name in zip(folders, short_names, strict=True)]
+
+
+def _escaped(cell: str) -> str:
+    return " ".join(cell.replace("|", "\\|").split())
