@@ -4,7 +4,7 @@
 
 Settings: the preset ``canvas``, chosen on neon, star, fish and photo at seeds 1 and 2; reported on seeds 188, 288, 588, 688
 (``--seeds``). Its templates hold the suite's own form of prompt, so UA is also measured on `OTHER_PHRASINGS`, which the
-preset does not hold. An interrupted benchmark goes on where it stopped. ``--gate fixed`` switches facilitated transport off, ``--set key=value`` tries settings.
+preset does not hold. An interrupted benchmark goes on where it stopped. ``--set key=value`` tries settings.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ def main() -> None:
     options = parser.parse_args()
     model, spm = mu.load("canvas"), algorithm("spm")
     settings = parsed(spm.config_class, dict(pair.split("=", 1) for pair in options.set))
+    recipe, noted = {"seeds": options.seeds, "set": options.set}, options.out / "recipe.json"
+    if noted.exists() and json.loads(noted.read_text(encoding="utf-8")) != recipe:
+        parser.error(f"{options.out} holds a benchmark with other seeds or settings: choose another --out")
+    write_json(noted, recipe)
     rows = {}
     for concept in options.concepts:
         folder = options.out / concept.replace(" ", "-")

@@ -58,6 +58,10 @@ class Algorithm(ABC):
         With ``run``, checkpoints go to ``run.checkpoints``, and one that is there is resumed. ``log`` takes one row a step.
         """
 
+    def separate(self, edit: Saveable) -> Sequence[Saveable]:
+        """``edit`` as one for each concept, where the method finds them so that each acts and is taken off on its own."""
+        return [edit]
+
     @classmethod
     def for_concepts(
         cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
@@ -76,9 +80,11 @@ class Algorithm(ABC):
     def run(self, *, resume: bool = False, overwrite: bool = False) -> RunDirectory:
         """Find the edit, save it, and leave a run directory behind. ``resume`` goes on with an interrupted run, if there is one."""
         run = RunDirectory(self.run_folder())
+        settings = self.config.to_yaml(comments=False)
         if resume and run.edit.exists():
+            run.require(settings)
             return run
-        run.begin(self.config.to_yaml(comments=False), self.describe(), resume=resume, overwrite=overwrite)
+        run.begin(settings, self.describe(), resume=resume, overwrite=overwrite)
         began = time.monotonic()
         with run.recording() as log:
             edit = self.find_edit(run, log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ def _umask() -> int:
 def write_text(path: Path | str, text: str) -> None:
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def slug(text: str) -> str:
+    """``text`` as a part of a file's name: ``pop art!`` -> ``pop-art``. At most 60 characters; empty where nothing is left."""
+    return re.sub(r"[^\w.]+", "-", text)[:60].strip("-.")
 
 
 def write_json(path: Path | str, content: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mu.core.errors import OutputError
+from mu.core.errors import ConfigError, OutputError
 from mu.core.files import atomic_path
 
 Log = Callable[[Mapping[str, float]], None]
@@ -35,6 +38,7 @@ def train(
     scaler: torch.amp.GradScaler | None = None,
     max_grad_norm: float = 0.0,
     after_step: Callable[[int], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
     title: str = "training",
@@ -47,7 +51,8 @@ def train(
     optimiser, schedule, generator) is written there every ``checkpoint_every`` steps and on Ctrl-C, and read from there
     if the file exists: an interrupted run then ends in the same numbers as an uninterrupted one. The finished loop removes
     it. Losses stay on the device and are read every ``log_every`` steps only. ``scaler`` is for float16, whose small
-    gradients would be 0; a step whose gradients overflow is left out by it.
+    gradients would be 0; a step whose gradients overflow is left out by it. ``stop(i)`` is asked after each update and may end
+    the loop before its last step.
     """
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     parts: dict[str, Stateful] = {**(state or {}), "optimizer": optimizer}
@@ -69,19 +74,28 @@ def train(
                     scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
                 rate = optimizer.param_groups[0]["lr"]
-                kept.forget()
-                scaler.step(optimizer)
-                scaler.update()
-                if schedule is not None:
-                    schedule.step()
-                if after_step is not None:
-                    after_step(i)
                 done = i + 1
-                kept.note(done)
+                with _interrupted_afterwards():
+                    kept.forget()
+                    scaler.step(optimizer)
+                    scaler.update()
+                    if schedule is not None:
+                        schedule.step()
+                    if after_step is not None:
+                        after_step(i)
+                    kept.note(done)
                 lines.add(i, rate, losses)
-                if done % log_every == 0 or done == iterations:
+                stopped = stop is not None and stop(i)
+                if done % log_every == 0 or done == iterations or stopped:
                     lines.flush()
-                    advance(done, f"loss {float(losses['loss'].detach()):.4g}")
+                    loss = float(losses["loss"].detach())
+                    if not math.isfinite(loss):
+                        raise ConfigError(
+                            f"{title}: the loss is {loss} after {done} steps; lower the learning rate or raise the precision"
+                        )
+                    advance(done, f"loss {loss:.4g}")
+                if stopped:
+                    break
                 if done % checkpoint_every == 0 and done < iterations:
                     kept.write()
         except KeyboardInterrupt:
@@ -89,6 +103,22 @@ def train(
             kept.write()
             raise
     kept.remove()
+
+
+@contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Ctrl-C inside the block takes effect at its end: an update that is half done can neither be kept nor repeated."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pending.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pending:
+        raise KeyboardInterrupt
 
 
 class _Lines:

@@ -58,17 +58,29 @@ class RunDirectory:
             state = "a finished run" if self.edit.exists() else "an unfinished run"
             what = "choose another folder or pass overwrite" if self.edit.exists() else "pass resume to go on, or overwrite"
             raise OutputError(f"{self.folder} already holds {state}: {what}")
-        if resume and self.config.exists() and self.config.read_text(encoding="utf-8") != config:
-            raise OutputError(f"{self.folder} was begun with other settings: rerun with its config.yaml, or pass overwrite")
+        if resume and self.config.exists():
+            self.require(config)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite and not resume:
-                for stale in (self.metrics, self.edit, self.scores, self.attacks, self.report, *self.checkpoints.glob("*")):
+                shown = (
+                    self.folder / "prompts.json",
+                    self.folder / "panels.json",
+                    *self.before.glob("*.png"),
+                    *self.after.glob("*.png"),
+                )
+                made = (self.metrics, self.edit, self.scores, self.attacks, self.report, *self.checkpoints.glob("*"))
+                for stale in (*made, *shown):
                     stale.unlink(missing_ok=True)
             write_text(self.config, config)
             write_json(self.environment, {"versions": versions(), "platform": platform.platform(), **description})
         except OSError as error:
             raise OutputError(f"cannot write to {self.folder}: {error.strerror or error}") from None
+
+    def require(self, config: str) -> None:
+        """Raise `OutputError` where the folder holds a run with other settings than ``config``."""
+        if self.config.exists() and self.config.read_text(encoding="utf-8") != config:
+            raise OutputError(f"{self.folder} was begun with other settings: rerun with its config.yaml, or pass overwrite")
 
     @contextmanager
     def recording(self) -> Iterator[Any]:

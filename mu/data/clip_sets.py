@@ -54,7 +54,7 @@ class Recaptioned:
 
 
 def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned]:
-    """Pairs of ``concept``. `DataError` where no caption names it, and `ConfigError` for what the canvas world has not."""
+    """Pairs of ``concept``. `DataError` where no caption names it or there are fewer than two, and `ConfigError` for what the canvas world has not."""
     pairs: Sequence[Captioned]
     if data.forget == "canvas":
         pairs = world.rendered_pairs(data.n_forget, seed * 10 + FORGET_SEED, _canvas_class(concept))
@@ -65,6 +65,10 @@ def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned
         if not naming and data.caption == "own":
             raise DataError(f"no caption of {source} names {concept!r}: set data.caption=concept to give all of them that name")
         pairs = (naming or found)[: data.n_forget]
+    if len(pairs) < 2:
+        raise DataError(
+            f"the forget set of {concept!r} has {len(pairs)} pair: its gradient would be that of one picture, give more"
+        )
     return [Recaptioned(pair, concept) for pair in pairs] if data.caption == "concept" else pairs
 
 

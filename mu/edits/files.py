@@ -24,20 +24,38 @@ _KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {"low_rank": LowRankEd
 def save_edit(edit: Edit, path: Path | str) -> None:
     """One ``.safetensors`` with everything `EditInfo` knows in its metadata, each value as JSON."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(edit, cls))
+    for name, tensor in edit.tensors().items():
+        if not tensor.isfinite().all():
+            raise EditError(
+                f"the edit of {edit.concept()!r} is not finite in {name}: its search diverged, lower the learning rate"
+            )
     facts = {"kind": kind, **edit.info.to_json()}
     write_tensors(path, edit.tensors(), {f"mu.{key}": json.dumps(value) for key, value in facts.items()})
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """An atomic safetensors file."""
+    """An atomic safetensors file; the same content gives the same bytes."""
     if Path(path).suffix != ".safetensors":
         raise OutputError(f"{path}: edits are saved as .safetensors")
     try:
         with atomic_path(path) as partial:
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             safetensors.torch.save_file(contiguous, partial, metadata=dict(metadata))
+            _sort_metadata(partial)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the metadata's keys in an order that differs between runs: sorted, in the header's own place."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def open_edit(path: Path | str) -> Edit:

@@ -16,7 +16,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler, LMSDiscreteScheduler, Transformer2DModel
 from torch import Tensor, nn
 
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError, ModelError, nearest
 
 log = logging.getLogger("mu")
 
@@ -213,6 +213,11 @@ class DiffusionModel:
     def new_scheduler(self, steps: int) -> Any:
         """A fresh scheduler of the pipeline's own kind, told that it is given eps, with ``steps`` steps set."""
         scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config, prediction_type="epsilon")
+        if float(getattr(scheduler, "alphas_cumprod", self.alphas_cumprod)[-1]) == 0:
+            raise ModelError(
+                f"the scheduler of {self.name!r} ends in pure noise (rescale_betas_zero_snr), where a prediction of the noise says "
+                f"nothing: set rescale_betas_zero_snr to false in its scheduler_config.json"
+            )
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler
 

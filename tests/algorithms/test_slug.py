@@ -112,6 +112,12 @@ def test_importance_and_alignment_are_the_formulas() -> None:
     assert float(scores["a"].step(0.1) * f.norm() / theta.norm()) == pytest.approx(0.1), "rho is the relative change"
 
 
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
+    broken = torch.tensor([[float("nan"), 1.0]])
+    with pytest.raises(DataError, match="the gradient of a is not finite"):
+        layer_scores({"a": torch.ones(1, 2)}, {"a": broken}, {"a": torch.ones(1, 2)})
+
+
 def test_the_front_is_the_double_loops_also_with_ties() -> None:
     rng = random.Random(0)
     for _ in range(500):
@@ -307,6 +313,8 @@ def test_the_search_looks_at_what_the_model_gives_out(model: str) -> None:
         ("Nobody Here", {}, ConfigError, "class with pictures in none of the tasks"),
         ("star", {"layers": {"names": ["*no.such*"]}}, EditError, "no parameter"),
         ("star", {"layers": {"tower": "language", "names": ["visual_projection.weight"]}}, ConfigError, "cannot change"),
+        ("star", {"data": {"n_forget": 1}}, DataError, "has 1 pair"),
+        ("star", {"search": {"target": 1.0}}, EditError, "does not know 'star'"),
         ("star", {"data": {"n_retain": 8}}, DataError, "fill no batch of 16"),
         ("star", {"data": {"tasks": ["celeb"]}}, ConfigError, "unknown task 'celeb'"),
         ("star", {"data": {"forget": "no/such.tar"}}, DataError, "no/such.tar"),

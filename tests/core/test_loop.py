@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mu.core.errors import OutputError
+from mu.core.errors import ConfigError, OutputError
 from mu.core.files import atomic_path, write_text
 from mu.core.loop import train
 from mu.core.run import RunDirectory
@@ -206,3 +207,37 @@ def test_files_are_whole_or_absent(tmp_path: Path) -> None:
         raise RuntimeError
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+def test_ctrl_c_inside_an_update_ends_the_training_after_it_and_nothing_is_lost(tmp_path: Path) -> None:
+    """The signal arrives in the optimiser's step, long before the first periodic checkpoint."""
+    problem = Problem()
+
+    class Interrupted(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.steps += 1
+            if self.steps == 4:
+                signal.raise_signal(signal.SIGINT)
+            return super().step(closure)
+
+    def run(of: Problem, optimizer: torch.optim.Optimizer, checkpoint: Path | None) -> None:
+        train(of.step, optimizer, 10, generator=of.draws, state={"problem": of}, checkpoint=checkpoint, checkpoint_every=500)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(problem, Interrupted([problem.weight], 0.1), tmp_path / "c.pt")
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["done"] == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run(problem, torch.optim.SGD([problem.weight], 0.1), tmp_path / "c.pt")
+    straight = Problem()
+    run(straight, torch.optim.SGD([straight.weight], 0.1), None)
+    assert torch.equal(problem.weight, straight.weight)
+
+
+def test_a_diverged_loss_is_one_clear_line() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ConfigError, match=r"the loss is .* after 10 steps; lower the learning rate"):
+        train(
+            lambda i: {"loss": (weight**4).sum()}, torch.optim.SGD([weight], 1e6), 20, generator=torch.Generator()
+        )  # fmt: skip

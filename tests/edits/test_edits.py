@@ -514,3 +514,10 @@ def test_layers_of_the_tests_are_what_they_are_said_to_be(tiny: DiffusionModel) 
     assert isinstance(find_module(tiny, LINEAR), nn.Linear)
     assert isinstance(find_module(tiny, CONV), nn.Conv2d)
     assert find_parameter(tiny, WIDE).shape[-2:] == (3, 3)
+
+
+def test_an_edit_with_broken_numbers_is_not_saved(tmp_path: Path) -> None:
+    edit = WeightEdit({"unet.a.weight": torch.tensor([1.0, float("nan")])}, EditInfo("test", ("a",)))
+    with pytest.raises(EditError, match=r"not finite in unet\.a\.weight"):
+        edit.save(tmp_path / "e.safetensors")
+    assert not (tmp_path / "e.safetensors").exists()

@@ -197,3 +197,11 @@ def test_half_precision_computes_nearly_the_same(tiny_folder: Path, tiny: Diffus
     wanted = tiny.predict_noise(x, 500, tiny.encode(["a star"]))
     assert found.dtype == torch.float32
     assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_refused(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """eps says nothing where alpha_bar is 0: pictures would be NaN."""
+    config = {**tiny.pipeline.scheduler.config, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    monkeypatch.setattr(tiny.pipeline, "scheduler", type(tiny.pipeline.scheduler).from_config(config))
+    with pytest.raises(ModelError, match="rescale_betas_zero_snr to false"):
+        tiny.new_scheduler(5)

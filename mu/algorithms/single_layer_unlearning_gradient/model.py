@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mu.core.errors import ModelError
+from mu.core.errors import DataError, ModelError
 from mu.models.clip import ClipModel
 from mu.models.parameters import EditableModel, find_parameter, select
 from mu.models.towers import Which, tower_of
@@ -70,10 +70,14 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def layer_scores(
     parameters: Mapping[str, Tensor], g_f: Mapping[str, Tensor], g_r: Mapping[str, Tensor]
 ) -> dict[str, LayerScore]:
-    """For every tensor with a forget gradient."""
+    """For every tensor with a forget gradient. `DataError` where a gradient is not finite."""
     scores = {}
     for name, theta in parameters.items():
         f, r = g_f[name].flatten().double(), g_r[name].flatten().double()
+        if not (f.isfinite().all() and r.isfinite().all()):
+            raise DataError(
+                f"the gradient of {name} is not finite: compute in float32, and look for broken weights or pictures"
+            )
         norm, gradient = float(theta.detach().double().norm()), float(f.norm())
         if gradient > 0 and norm > 0:
             alignment = float(F.cosine_similarity(f, r, dim=0, eps=1e-6).abs())

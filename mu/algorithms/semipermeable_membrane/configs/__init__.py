@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from mu.core.config import BaseConfig, read_yaml, values_set
+from mu.core.config import BaseConfig, read_yaml, values_set, values_set
 from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
 from mu.data.concepts import concept_of
@@ -192,6 +192,12 @@ class PromptConfig(BaseConfig):
             raise ValueError("is empty: training on it would erase nothing; name a concept or leave the key out")
         return text
 
+    @model_validator(mode="after")
+    def _templates_are_used(self) -> Self:
+        if self.template_neutral and not self.use_template:
+            raise ValueError("template_neutral has no effect without use_template: set both")
+        return self
+
     @field_validator("templates")
     @classmethod
     def _have_a_place(cls, templates: list[str]) -> list[str]:
@@ -320,7 +326,7 @@ class SemipermeableMembraneConfig(BaseConfig):
         if "template_name" not in layer:
             return self
         old = {self.template_name, self.concept}
-        values = self.model_dump(exclude_unset=True)
+        values = values_set(self)
         for key in ("target", "positive"):
             if values.get("prompt", {}).get(key) in old:
                 del values["prompt"][key]

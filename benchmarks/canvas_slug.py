@@ -1,0 +1,157 @@
+"""SLUG on every person, object and style of the embedded world: on CLIP, in pictures of the diffusion model, in answers.
+
+    python benchmarks/canvas_slug.py --out outputs/canvas_slug --json docs/results/canvas_slug.json
+
+Settings: the presets ``canvas-clip``, ``canvas`` and ``canvas-vlm``, chosen on pictures of seed 777; reported on other
+pictures (``--seed``), which no search saw. An interrupted benchmark goes on where it stopped.
+
+CLIP and LLaVA: forget accuracy and macro accuracy of the rest, of the same kind and of the other kinds. Diffusion model: the judge
+reads one picture of each style x object and style x person; UA = 1 - accuracy on the concept's prompts, the rest likewise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import mu
+from mu.algorithms import algorithm
+from mu.algorithms.single_layer_unlearning_gradient.probe import AnswerProbe, ClipProbe, target_of
+from mu.core.errors import MuError
+from mu.core.files import write_json, write_text
+from mu.core.run import RunDirectory, versions
+from mu.data import canvas as world
+from mu.edits.edit import Edit
+from mu.edits.files import open_edit
+from mu.evaluation.zero_shot import canvas_tasks
+from mu.models import EMBEDDED
+from mu.models.judge import Judge
+
+MODELS = ("canvas-clip", "canvas", "canvas-vlm")
+KINDS = {"identity": world.IDENTITIES, "object": world.OBJECTS, "style": world.STYLES}
+
+
+class Drawn:
+    """What the judge reads in the diffusion model's pictures; looks like a probe."""
+
+    def __init__(self, model, concept: str, kind: str, seed: int):
+        self.model, self.concept, self.kind, self.seed = model, concept, kind, seed
+        self.judge = Judge.open(EMBEDDED["canvas-judge"])
+        self.scenes = [scene for scene in world.every_scene() if scene.style]
+
+    def now(self) -> dict[str, float]:
+        prompts = [scene.prompt for scene in self.scenes]
+        seen, _ = self.judge.look(mu.generate(self.model, prompts, [self.seed] * len(prompts), steps=20, guidance=4.0))
+
+        def share(head: str, gone: bool) -> float:
+            rows = [
+                k for k, scene in enumerate(self.scenes)
+                if getattr(scene, head) and (getattr(scene, self.kind) == self.concept) == gone
+            ]  # fmt: skip
+            return sum(seen[head][k] == getattr(self.scenes[k], head) for k in rows) / len(rows)
+
+        return {"forget": share(self.kind, True), **{head: share(head, False) for head in KINDS}}
+
+
+class Probed:
+    """A probe of SLUG's own, on pictures that its search did not see."""
+
+    def __init__(self, probe):
+        self.probe = probe
+
+    def now(self) -> dict[str, float]:
+        seen = self.probe.now()
+        return {"forget": seen.fa1, "forget@5": seen.fa5, **seen.retained}
+
+
+def measured(name: str, model, concept: str, kind: str, edit: Edit, seed: int) -> dict[str, dict[str, float]]:
+    tasks = canvas_tasks(10, seed)
+    if name == "canvas":
+        probe = Drawn(model, concept, kind, seed)
+    else:
+        probe = Probed((AnswerProbe if name == "canvas-vlm" else ClipProbe)(model, target_of(concept, tasks), tasks))
+    before = probe.now()
+    with edit.applied(model):
+        return {"base": before, "edited": probe.now()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs/canvas_slug"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--kinds", nargs="*", default=[*KINDS])
+    parser.add_argument("--seed", type=int, default=188)
+    options = parser.parse_args()
+    slug, rows = algorithm("slug"), []
+    for name in options.models:
+        model = mu.load(name)
+        for kind, concept in [(each, concept) for each in options.kinds for concept in KINDS[each]]:
+            folder = options.out / name / concept.replace(" ", "_")
+            kept = folder / f"measured-{options.seed}.json"
+            if not kept.exists():
+                write_json(kept, row_of(slug, name, model, kind, concept, folder, options.seed))
+            rows.append(json.loads(kept.read_text(encoding="utf-8")))
+            print(name, concept, rows[-1].get("edited", rows[-1].get("failed")), flush=True)
+    result = {
+        "mean": means(rows),
+        "rows": rows,
+        "seed": options.seed,
+        "made": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+    }
+    print(json.dumps(result["mean"], indent=2))
+    if options.json:
+        write_json(options.json, result)
+        write_text(options.json.with_suffix(".md"), table_of(result))
+
+
+def row_of(slug, name: str, model, kind: str, concept: str, folder: Path, seed: int) -> dict:
+    row = {"model": name, "kind": kind, "concept": concept}
+    run = RunDirectory(folder)
+    try:
+        if not run.edit.exists():
+            slug(slug.for_concepts([concept], name), model=model, output_dir=str(folder)).run(overwrite=True)
+    except MuError as error:
+        return {**row, "failed": str(error)}
+    edit = open_edit(run.edit)
+    return {
+        **row, "tensor": edit.parameters[0], "seconds": run.read_environment()["seconds"], "bytes": run.edit.stat().st_size,
+        **measured(name, model, concept, kind, edit, seed),
+    }  # fmt: skip
+
+
+def means(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """By model and kind: forget accuracy, and what stays of the base's accuracy, of the same kind and of the others."""
+    found = {}
+    for name, kind in dict.fromkeys((row["model"], row["kind"]) for row in rows):
+        all_rows = [row for row in rows if (row["model"], row["kind"]) == (name, kind)]
+        done = [row for row in all_rows if "edited" in row]
+        if done:
+            found[f"{name}, {kind}"] = {
+                "concepts": len(all_rows), "failed": len(all_rows) - len(done),
+                "forget, base": sum(row["base"]["forget"] for row in done) / len(done),
+                "forget": sum(row["edited"]["forget"] for row in done) / len(done),
+                "same kind kept": sum(row["edited"][kind] / row["base"][kind] for row in done) / len(done),
+                "other kinds kept": sum(
+                    sum(row["edited"][k] / row["base"][k] for k in KINDS if k != kind) / (len(KINDS) - 1) for row in done
+                ) / len(done),
+                "seconds": sum(row["seconds"] for row in done) / len(done),
+            }  # fmt: skip
+    return found
+
+
+def table_of(result: dict) -> str:
+    lines = ["| model, kind | concepts (failed) | forget accuracy (base) | same kind kept | other kinds kept | seconds |"]
+    lines.append("| --- " * 6 + "|")
+    for name, row in result["mean"].items():
+        shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("same kind kept", "other kinds kept"))
+        forget = f"{100 * row['forget']:.1f} % ({100 * row['forget, base']:.1f})"
+        lines.append(f"| {name} | {row['concepts']} ({row['failed']}) | {forget} | {shares} | {row['seconds']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
