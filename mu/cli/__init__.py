@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from mu.cli.bank import app as bank_app
 from mu.cli.canvas import app as canvas_app
 from mu.cli.cite import cite
 from mu.cli.classifier import app as classifier_app
@@ -24,6 +25,7 @@ app = typer.Typer(name="mu", cls=Program, add_completion=False, rich_markup_mode
 app.callback(invoke_without_command=True)(root)
 for verb in (demo, erase, generate, evaluate, compare, report, merge, info, methods, config, cite):
     app.command()(verb)
+app.add_typer(bank_app)
 app.add_typer(canvas_app)
 app.add_typer(classifier_app)
 app.add_typer(data_app)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from mu.cli.options import Device, Overwrite, Resume, pairs
 from mu.core.errors import ConfigError
+from mu.core.files import slug
+
+if TYPE_CHECKING:
+    from mu.edits.edit import Edit
 
 
 def erase(
@@ -29,6 +32,10 @@ def erase(
     overwrite: Overwrite = False,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt of the pictures before and after; repeatable.")] = None,
     pictures: Annotated[bool, typer.Option(help="Make pictures before and after.")] = True,
+    bank: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also add the edit to the bank there; see `mu bank`.")
+    ] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="With --bank: why; kept in the bank's log.")] = "",
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as the settings say.")] = None,
 ) -> None:
@@ -40,6 +47,7 @@ def erase(
     from mu.core.script import parsed, show_log
     from mu.data.concepts import check_concept
     from mu.edits.bank import Bank
+    from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.models import load
     from mu.report import write_report
@@ -47,6 +55,8 @@ def erase(
     show_log()
     chosen = algorithm(method)
     concepts = [check_concept(each) for each in concept or ()]
+    if reason and not bank:
+        raise ConfigError("--reason belongs to --bank")
     if config and (model or preset or device or precision):
         raise ConfigError("--config FILE already says model and device: change them in it or with --set KEY=VALUE")
     if not (config or concepts):
@@ -62,19 +72,25 @@ def erase(
     }
     where = "precision" if "precision" in chosen.config_class.model_fields else "train.precision"
     placed = {name: value for name, value in (("devices", device), (where, precision)) if value}
+    if bank:
+        BankFolder(bank).refuse([*concepts, ", ".join(concepts)])
     options = parsed(chosen.config_class, pairs(settings or [], "--set"))
     work = chosen(base.merged(places, placed, options))
     run = work.run(resume=resume, overwrite=overwrite)
+    edited: Any = work.model
+    if edited is None and (bank or pictures):
+        edited = load(run.read_environment().get("model") or "canvas", device=device)
+    if bank:
+        BankFolder(bank).add(edited, *cast("Sequence[Edit]", work.separate(open_edit(run.edit))), reason=reason)
     if pictures:
         from mu.evaluation.pictures import before_after
         from mu.models.diffusion import DiffusionModel
 
-        painter = work.model or load(run.read_environment().get("model") or "canvas", device=device)
-        if isinstance(painter, DiffusionModel):  # CLIP and LLaVA make no pictures
-            before_after(run, painter, Bank(painter, [open_edit(run.edit)]), target_prompts=prompt)
+        if isinstance(edited, DiffusionModel):  # CLIP and LLaVA make no pictures
+            before_after(run, edited, Bank(edited, [open_edit(run.edit)]), target_prompts=prompt)
     print(f"edit    {run.edit}\nreport  {write_report(run)}")
 
 
 def _folder(concepts: Sequence[str]) -> str:
     """``neon style`` and ``star`` -> ``neon-style+star``."""
-    return "+".join(re.sub(r"[^\w.]+", "-", concept).strip("-.") or "concept" for concept in concepts)
+    return "+".join(slug(concept) or "concept" for concept in concepts)

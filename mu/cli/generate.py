@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mu.cli.options import Device, Model, Overwrite, Precision, Resume
+from mu.cli.options import Device, Overwrite, Precision, Resume
 from mu.core.errors import ConfigError
 
 
@@ -23,9 +23,19 @@ def generate(
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help=".csv (ESD, I2P, COCO lists), .txt or .json in place of --prompt.")
     ] = None,
-    model: Model = "canvas",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="canvas (default; with --bank its base), a hub id, a diffusers folder, or a .safetensors/.ckpt file."
+        ),
+    ] = None,
     edit: Annotated[list[str] | None, typer.Option(metavar="FILE|RUN", help="An edit to put on; repeat for several.")] = None,
-    strength: Annotated[list[float] | None, typer.Option(help="One for each --edit, in order. Default: 1.")] = None,
+    bank: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="In place of --edit: what is on in the bank there; see `mu bank`.")
+    ] = None,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="One for each edit, in order. Default: 1, or as the bank says.")
+    ] = None,
     gate: Annotated[
         GateChoice, typer.Option(help="How low-rank edits pass: as their file says, in full, or by prompt.")
     ] = GateChoice.file,
@@ -51,6 +61,7 @@ def generate(
     from mu.core.script import show_log
     from mu.data.prompts import PromptRow, read_prompts
     from mu.edits.bank import Bank
+    from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.edits.gates import FacilitatedTransport, FixedStrength
     from mu.evaluation.pictures import PictureRow, write_pictures
@@ -63,6 +74,8 @@ def generate(
         )
     if factor is not None and gate is not GateChoice.facilitated_transport:
         raise ConfigError("--factor belongs to --gate facilitated_transport")
+    if edit and bank:
+        raise ConfigError("pass --edit or --bank, not both: `mu bank add` puts an edit into the bank")
     cases = read_prompts(prompts) if prompts else [PromptRow(text, k) for k, text in enumerate(prompt or ())]
     first = {case.case_number: seed if case.evaluation_seed is None else case.evaluation_seed for case in cases}
     rows = [
@@ -71,14 +84,15 @@ def generate(
     ]  # fmt: skip
     pixels = _size(size) if size else None
     edits = [open_edit(each) for each in edit or ()]
-    painter = load_diffusion(model, device=device, precision=precision)
-    bank = Bank(painter, edits)
+    kept = BankFolder(bank) if bank else None
+    painter = load_diffusion(model or (kept.read().base if kept else "canvas"), device=device, precision=precision)
+    put_on = kept.open(painter) if kept else Bank(painter, edits)
     passes = {
         GateChoice.file: None,
         GateChoice.none: FixedStrength(),
         GateChoice.facilitated_transport: FacilitatedTransport(1.0 if factor is None else factor),
     }
-    with bank.applied(strength or None, passes[gate]), progress_bar("pictures", len(rows)) as advance:
+    with put_on.applied(strength or None, passes[gate]), progress_bar("pictures", len(rows)) as advance:
         write_pictures(
             painter, rows, out, steps=steps, guidance=7.5 if guidance is None else guidance, negative=negative, size=pixels,
             resume=resume, overwrite=overwrite, progress=lambda done, _: advance(done, ""),

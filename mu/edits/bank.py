@@ -27,23 +27,26 @@ class Bank:
         self.model = model
         self.edits: dict[str, Edit] = {}
         self.restored: set[str] = set()
+        self.strength: dict[str, float] = {}
         for edit in edits:
             self.add(edit)
 
-    def add(self, edit: Edit) -> None:
-        """Raise `EditError` for an edit that does not fit the model, or a concept that is in the bank already.
+    def add(self, edit: Edit, strength: float = 1.0) -> None:
+        """``strength`` is the edit's own, where none is given when it is put on.
 
-        An edit that was found on other weights of the same shapes is taken with a warning.
+        Raises `EditError` for an edit that does not fit the model, or a concept that is in the bank already. An edit
+        that was found on other weights of the same shapes is taken with a warning.
         """
         edit.check(self.model)
         if edit.concept() in self.edits:
             raise EditError(f"{edit.concept()!r} is in the bank already: remove the old edit first")
         warn_of_other_base(edit, self.model)
-        self.edits[edit.concept()] = edit
+        self.edits[edit.concept()], self.strength[edit.concept()] = edit, strength
 
     def remove(self, concept: str) -> Edit:
         self._known(concept)
         self.restored.discard(concept)
+        del self.strength[concept]
         return self.edits.pop(concept)
 
     def restore(self, concept: str) -> None:
@@ -61,10 +64,10 @@ class Bank:
             raise EditError(f"{concept!r} is not in the bank.{nearest(concept, self.edits)}")
 
     def strengths(self, given: Sequence[float] | None) -> list[float]:
-        """One for each edit that is on; 1 by default. `EditError` for another count."""
+        """One for each edit that is on; by default its own. `EditError` for another count."""
         if given is not None and len(given) != len(self.on):
             raise EditError(f"{len(self.on)} edits are on, but {len(given)} strengths were given")
-        return [1.0] * len(self.on) if given is None else [float(strength) for strength in given]
+        return [self.strength[edit.concept()] for edit in self.on] if given is None else [float(each) for each in given]
 
     @property
     def on(self) -> list[Edit]:

@@ -116,16 +116,21 @@ def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
 
     Inside other edits the base is the model with them, where the edit was found so, or without.
     """
-    if not edit.info.fingerprint:
-        return
-    known = edit.info.fingerprint.split()
-    found = (_fingerprints(model, edit.parameters, before_edits=before) for before in (False, True))
-    if not any(a == b for each in found for a, b in zip(known, each, strict=False)):  # older files hold the first one only
+    if edit.info.fingerprint and not is_base(model, edit.parameters, edit.info.fingerprint):
         half = any(find_parameter(model, name).dtype != torch.float32 for name in edit.parameters)
         log.warning(
             "the edit of %r was found on other weights (%r) than those of %r%s", edit.concept(), edit.info.base, model.name,
             ", or on the same in another half precision" if half else "",
         )  # fmt: skip
+
+
+def is_base(model: EditableModel, parameters: list[str], known: str) -> bool:
+    """Whether ``known``, the fingerprint of `described`, is that of ``model``, with or without the edits that are on it."""
+    for before in (False, True):
+        found = _fingerprints(model, parameters, before_edits=before)
+        if any(a == b for a, b in zip(known.split(), found, strict=False)):  # older files hold the first one only
+            return True
+    return False
 
 
 def _fingerprints(model: EditableModel, parameters: list[str], *, before_edits: bool = False) -> list[str]:

@@ -112,8 +112,8 @@ def _state(content: Mapping, path: Path) -> None:
     if path.suffix == ".safetensors":
         write_tensors(path, content, {"format": "pt"})
     elif path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        with atomic_path(path) as partial:
-            torch.save(dict(content), partial)
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            torch.save(dict(content), file)  # by its path, the archive inside would have the partial file's random name
     else:
         raise OutputError(f"{path}: the file's ending must be .safetensors, .pt, .pth, .bin or .ckpt")
 
@@ -126,7 +126,7 @@ FORMATS = (*_LORA, *_MERGED)
 def export(
     bank: Bank, path: Path | str, form: str, *, strengths: Sequence[float] | None = None, overwrite: bool = False
 ) -> Path:
-    """Write the edits of ``bank`` that are on, in one of `FORMATS`, each at its strength (default 1).
+    """Write the edits of ``bank`` that are on, in one of `FORMATS`, each at its strength (default: its own).
 
     ``kohya``, ``peft``: one LoRA ``.safetensors``. ``diffusers``: a folder with the merged model, loaded by
     ``DiffusionPipeline.from_pretrained`` alone. ``unet``: the merged UNet's state dict. ``compvis``: one merged file.

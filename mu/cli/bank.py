@@ -1,0 +1,198 @@
+"""``mu bank``: edits of one model that are kept together"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mu.cli.options import Device, Json, Overwrite
+
+app = typer.Typer(
+    name="bank", help="Keep the edits of a model in a folder: erase, restore, merge any of them.", no_args_is_help=False
+)
+
+Folder = Annotated[Path, typer.Option("--bank", metavar="DIR", help="The bank's folder.")]
+Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="As `mu bank list` names them.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; kept in the bank's log.")]
+BaseModel = Annotated[str | None, typer.Option("--model", help="In place of the bank's own base.")]
+
+
+@app.command("list")
+def list_(bank: Folder, json: Json = False) -> None:
+    """List the edits of a bank: which are on, and at what strength.
+
+    Example: mu bank list --bank outputs/bank
+    """
+    _show(bank, json)
+
+
+@app.command()
+def add(
+    edits: Annotated[list[str], typer.Argument(metavar="EDIT|RUN...", help="Edit files or run folders.")],
+    bank: Folder,
+    model: Annotated[str | None, typer.Option(help="Default: the bank's base; of a new bank, the edit's.")] = None,
+    strength: Annotated[float, typer.Option(help="How much of them acts.")] = 1.0,
+    reason: Reason = "",
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Add edits to a bank, and put them on. The first ones make the folder.
+
+    Example: mu bank add outputs/neon outputs/star --bank outputs/bank --reason "first release"
+    """
+    from mu.core.script import show_log
+    from mu.edits.bank_folder import BankFolder
+    from mu.edits.files import open_edit
+    from mu.models import load
+
+    show_log()
+    folder = BankFolder(bank)
+    opened = [open_edit(each) for each in edits]
+    folder.refuse(edit.concept() for edit in opened)
+    base = model or (folder.read().base if folder.json.exists() else opened[0].info.base or "canvas")
+    folder.add(load(base, device=device), *opened, strength=strength, reason=reason)
+    _show(bank, json)
+
+
+@app.command()
+def remove(concepts: Concepts, bank: Folder, reason: Reason = "", json: Json = False) -> None:
+    """Take edits out of a bank and delete their files. To give concepts back for a time, restore them.
+
+    Example: mu bank remove "neon style" --bank outputs/bank --reason "replaced by a better edit"
+    """
+    from mu.edits.bank_folder import BankFolder
+
+    BankFolder(bank).remove(*concepts, reason=reason)
+    _show(bank, json)
+
+
+@app.command()
+def restore(concepts: Concepts, bank: Folder, reason: Reason = "", json: Json = False) -> None:
+    """Give concepts back exactly: their edits stay in the bank, and are off.
+
+    Example: mu bank restore "neon style" --bank outputs/bank --reason "the artist agreed"
+    """
+    from mu.edits.bank_folder import BankFolder
+
+    BankFolder(bank).restore(*concepts, reason=reason)
+    _show(bank, json)
+
+
+@app.command()
+def erase(
+    concepts: Concepts,
+    bank: Folder,
+    strength: Annotated[float | None, typer.Option(help="Default: as before.")] = None,
+    reason: Reason = "",
+    json: Json = False,
+) -> None:
+    """Put the edits of restored concepts on again, or change their strength.
+
+    Example: mu bank erase "neon style" --bank outputs/bank --reason "the artist withdrew"
+    """
+    from mu.edits.bank_folder import BankFolder
+
+    BankFolder(bank).erase(*concepts, strength=strength, reason=reason)
+    _show(bank, json)
+
+
+@app.command()
+def check(
+    bank: Folder,
+    model: BaseModel = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Up to which share a concept counts as spared. Default: 0.01.")
+    ] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Measure which edits act on which other concepts. Ends with 1 where one does: restoring it changes the other concept.
+
+    Example: mu bank check --bank outputs/bank
+    """
+    from mu.cli.output import print_json, print_table
+    from mu.core.script import show_log
+    from mu.edits.bank_folder import BankFolder
+    from mu.models import load
+
+    show_log()
+    folder = BankFolder(bank)
+    found = folder.check(load(model or folder.read().base, device=device), tolerance)
+    leaking = [leak for leak in found if leak.leaking]
+    if json:
+        print_json([leak.to_json() for leak in found])
+    else:
+        cells = [(leak.edit, leak.on, "" if leak.share is None else f"{leak.share:.2g}", "yes" if leak.listed else "no", leak.verdict) for leak in found]  # fmt: skip
+        print_table(["edit of", "acts on", "share", "said to protect", "verdict"], cells)
+        unknown = dict.fromkeys(leak.edit for leak in found if leak.share is None)
+        print(*leaking, *(f"{name!r} is not measurable by text: generate pictures to see" for name in unknown), sep="\n")
+    if leaking:
+        raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    bank: Folder,
+    out: Annotated[Path, typer.Option(help="The file, or the folder for diffusers.")],
+    form: Annotated[str, typer.Option("--format", help="kohya, peft, diffusers, unet or compvis, as in `mu merge`.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONCEPT", help="Merge this, on or not; repeat for several. Default: what is on."),
+    ] = None,
+    model: BaseModel = None,
+    overwrite: Overwrite = False,
+    reason: Reason = "",
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Write what is on for other tools, and note in the log what went in and the result's SHA-256.
+
+    Example: mu bank merge --bank outputs/bank --format diffusers --out outputs/merged --reason "release 1.2"
+    """
+    from mu.cli.output import print_json
+    from mu.core.script import show_log
+    from mu.edits.bank_folder import BankFolder
+    from mu.models import load
+
+    show_log()
+    folder = BankFolder(bank)
+    base = load(model or folder.read().base, device=device)
+    done = folder.merge(base, out, form, only=only or None, overwrite=overwrite, reason=reason)
+    if json:
+        print_json(done)
+    else:
+        print(f"{out}  sha256 {done['sha256']}")
+
+
+@app.command("log")
+def log_(bank: Folder, json: Json = False) -> None:
+    """Show who was erased, restored and merged when, and why.
+
+    Example: mu bank log --bank outputs/bank --json
+    """
+    from mu.cli.output import print_json, print_table
+    from mu.core.script import show_log
+    from mu.edits.bank_folder import BankFolder
+
+    show_log()
+    rows = BankFolder(bank).history()
+    if json:
+        print_json(rows)
+        return
+    cells = [[row["time"], row["verb"], ", ".join(edit["concept"] for edit in row["edits"]), row["reason"]] for row in rows]
+    print_table(["time", "verb", "concepts", "reason"], cells)
+
+
+def _show(bank: Path, json: bool) -> None:
+    from mu.cli.output import print_json, print_table
+    from mu.edits.bank_folder import BankFolder
+
+    folder = BankFolder(bank)
+    state = folder.read()
+    if json:
+        print_json(state.model_dump(mode="json"))
+        return
+    cells = [[e.concept, "erased" if e.on else "restored", f"{e.strength:g}", e.file if (folder.folder / e.file).exists() else f"{e.file} is missing"] for e in state.edits]  # fmt: skip
+    print_table(["concept", "state", "strength", "file"], cells, title=f"{bank}: edits of {state.base}")
