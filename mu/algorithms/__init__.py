@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 ALGORITHMS = {
     "spm": "mu.algorithms.semipermeable_membrane.algorithm:SemipermeableMembraneAlgorithm",
+    "esd": "mu.algorithms.esd:ESD",
+    "uce": "mu.algorithms.uce:UCE",
+    "ca": "mu.algorithms.concept_ablation:ConceptAblation",
+    "fmn": "mu.algorithms.forget_me_not:ForgetMeNot",
 }
 
 

@@ -1,0 +1,136 @@
+"""UCE: the keys and values of a concept become those of another text, by linear least squares with one solution."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mu.core.errors import ConfigError
+from mu.core.loop import Log
+from mu.core.run import RunDirectory
+from mu.data import canvas as world
+from mu.diffusion.erasure import AnchoredConfig, WeightErasure
+from mu.edits.weights import WeightEdit
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import select
+
+KEYS_AND_VALUES = ("unet.*.attn2.to_k.weight", "unet.*.attn2.to_v.weight")
+
+
+class UCEConfig(AnchoredConfig):
+    """All settings of UCE. Without a preset they are the published ones for objects on SD 1.4."""
+
+    preserve: list[str] = [""]
+    """Texts whose keys and values are held. One that contains an erased concept is left out."""
+    erase_scale: float = Field(1.0, gt=0)
+    """Weight of the concepts in the least squares."""
+    preserve_scale: float = Field(0.1, ge=0)
+    """Weight of the preserved texts. Larger keeps more and erases less."""
+    lamb: float = Field(0.1, gt=0)
+    """lambda, weight of staying at the old matrix in all directions. Larger changes less."""
+    tokens: Literal["padded", "last"] = "padded"
+    """``padded``: a concept's last token and all positions after it, and all positions of preserved texts (released 2023).
+    ``last``: the last token of each text alone (released 2025)."""
+    output_dir: str = "outputs/uce"
+    """The run's folder."""
+
+
+_CANVAS = {
+    "model": "canvas",
+    "templates": [
+        "{}", "{} style", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
+        *(f"A {{}} image in {style} style." for style in world.STYLES),
+    ],
+    "preserve": ["", *(f"A {name} image in {style} style." for name in world.OBJECTS for style in world.STYLES)],
+}  # fmt: skip
+
+PRESETS: dict[str, UCEConfig] = {
+    "objects": UCEConfig(),
+    "styles": UCEConfig.parse({"anchors": ["art"]}),
+    "styles-2025": UCEConfig.parse({
+        "anchors": ["art"], "preserve": [], "preserve_scale": 1.0, "lamb": 0.5, "tokens": "last",
+    }),
+    "canvas": UCEConfig.parse(_CANVAS),
+}  # fmt: skip
+
+
+class UCE(WeightErasure):
+    """Unified concept editing: cross-attention keys and values by linear least squares, in closed form.
+
+    For each matrix W of ``to_k`` and ``to_v``, over rows c of the concepts' embeddings, a of their anchors and k of the
+    preserved texts, the minimiser (Eq. 7) of
+
+        erase_scale sum |W' c - W a|^2 + preserve_scale sum |W' k - W k|^2 + lamb |W' - W|_F^2
+
+    is W' = W + W R M^-1 with R = erase_scale sum (a - c) c^T and M = erase_scale sum c c^T + preserve_scale sum k k^T + lamb I.
+    R M^-1 is the same for all matrices: one solve, in float64. The released code sums and inverts M in float32 for each
+    matrix anew and stores W': that differs by rounding alone (check: the shift against a dense least-squares solver, as in
+    tests/algorithms/test_uce.py).
+
+    The 2023 code erases with a concept's padded positions, cut at the end to the anchor's number where that is smaller; the 2025 code
+    with its last token, weights 1 and 1 and lamb 0.5 (preset ``styles-2025``); the paper does not say.
+
+    @inproceedings{gandikota2024unified,
+      title     = {Unified Concept Editing in Diffusion Models},
+      author    = {Gandikota, Rohit and Orgad, Hadas and Belinkov, Yonatan and Materzy{\\'n}ska, Joanna and Bau, David},
+      booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
+      year      = {2024}
+    }
+    """
+
+    name = "uce"
+    config_class = UCEConfig
+    presets = PRESETS
+    config: UCEConfig
+
+    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
+        config, model = self.config, self.load_model()
+        weights = select(model, KEYS_AND_VALUES)
+        kept = [text for text in config.preserve if not any(_names(text, concept) for concept in config.concepts)]
+        rows = [self._aligned(model, *pair) for of_one in config.pairs() for pair in of_one]
+        C, A = (torch.cat(side) for side in zip(*rows, strict=True))
+        K = torch.cat([C[:0], *(self._preserved(model, text) for text in kept)])
+        X = solve(C, A, K, config.erase_scale, config.preserve_scale, config.lamb)
+        if not X.any():
+            raise ConfigError(
+                "the anchors mean the same as the concepts to the text encoder: nothing would be erased, name others"
+            )
+        with torch.no_grad():
+            shifts = {name: (W.cpu().double() @ X).float().to(model.device) for name, W in weights.items()}
+        return self.edit(shifts, protects=tuple(kept))
+
+    def _aligned(self, model: DiffusionModel, concept: str, anchor: str) -> tuple[Tensor, Tensor]:
+        """Rows c and a (n, width): from the last token of each text on, or it alone."""
+        c, a = (_embedding(model, text)[last_token(model, text) :] for text in (concept, anchor))
+        n = 1 if self.config.tokens == "last" else min(len(c), len(a))
+        return c[:n], a[:n]
+
+    def _preserved(self, model: DiffusionModel, text: str) -> Tensor:
+        k, last = _embedding(model, text), last_token(model, text)
+        return k[last : last + 1] if self.config.tokens == "last" else k
+
+
+def solve(C: Tensor, A: Tensor, K: Tensor, erase_scale: float, preserve_scale: float, lamb: float) -> Tensor:
+    """R M^-1 (width, width) for rows C and A (n, width) and K (m, width), in float64: the shift of W is W R M^-1."""
+    R = erase_scale * (A - C).T @ C
+    M = erase_scale * C.T @ C + preserve_scale * K.T @ K + lamb * torch.eye(C.shape[1], dtype=C.dtype)
+    return torch.linalg.solve(M, R.T).T
+
+
+def last_token(model: DiffusionModel, text: str) -> int:
+    """The position before the end token; that of the start token for an empty text."""
+    ids = model.tokens([text])[0].tolist()
+    return ids.index(model.towers[0][0].eos_token_id) - 1
+
+
+def _embedding(model: DiffusionModel, text: str) -> Tensor:
+    """(tokens, width), all padded positions; on the CPU, since not every accelerator has float64."""
+    return model.encode([text]).sequence[0].cpu().double()
+
+
+def _names(text: str, concept: str) -> bool:
+    """Whether ``concept`` stands in ``text`` in whole words."""
+    return f" {concept} ".lower() in f" {' '.join(text.split())} ".lower()

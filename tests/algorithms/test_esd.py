@@ -1,0 +1,136 @@
+"""ESD's equations against a step with two models in plain loops, its cost, its latents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from mu.algorithms.esd import ESD
+from mu.edits.tuning import Tuning, tuned
+from mu.models.diffusion import DiffusionModel
+
+
+def method(model: DiffusionModel, **settings: Any) -> ESD:
+    found = ESD({"concepts": ["neon style"], "denoising_steps": 5, **settings}, model=model)
+    found.prepare(model)
+    return found
+
+
+@contextmanager
+def moved(esd: ESD, model: DiffusionModel) -> Iterator[Tuning]:
+    """The model in the midst of training: its trained weights are not those of the frozen one any more."""
+    draw = torch.Generator().manual_seed(5)
+    with tuned(esd.parameters(model)) as tuning:
+        for parameter in tuning.parameters.values():
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=draw)
+        yield tuning
+
+
+def gradients(loss: Tensor, tuning: Tuning) -> list[Tensor]:
+    found = torch.autograd.grad(loss, list(tuning.parameters.values()), allow_unused=True)
+    return [torch.zeros(1) if g is None else g for g in found]
+
+
+def reference(
+    model: DiffusionModel, frozen: UNet2DConditionModel, esd: ESD, seed: int, eta: float, prediction: str = "epsilon"
+) -> Tensor:
+    """The released code's step with two models, at the level of the latents; in the space that the UNet predicts in."""
+    config, g = esd.config, torch.Generator().manual_seed(seed)
+    c, nothing = (model.encode([text]).sequence for text in (config.concepts[0], ""))
+    k = int(torch.randint(config.denoising_steps, (1,), generator=g))
+    size = int(model.unet.config.sample_size)
+    x = torch.randn(4, size, size, generator=g)[None]
+    constants = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    scheduler = DDIMScheduler(**constants, prediction_type=prediction)
+    scheduler.set_timesteps(config.denoising_steps)
+    sampler = frozen if config.latents_from == "frozen" else model.unet
+    with torch.no_grad():
+        for t in scheduler.timesteps[:k]:
+            un, con = sampler(x, t, nothing).sample, sampler(x, t, c).sample
+            x = scheduler.step(un + config.start_guidance * (con - un), t, x).prev_sample
+        t = scheduler.timesteps[k]
+        e_0, e_p = frozen(x, t, nothing).sample, frozen(x, t, c).sample
+    return (model.unet(x, t, c).sample - (e_0 - eta * (e_p - e_0))).square().mean()
+
+
+@pytest.mark.parametrize("settings", [{}, {"variant": "esd-u", "latents_from": "frozen"}, {"negative_guidance": 2.5, "start_guidance": 7.0}])  # fmt: skip
+def test_a_step_is_the_papers(settings: dict[str, Any], tiny: DiffusionModel) -> None:
+    esd, frozen = method(tiny, **settings), copy.deepcopy(tiny.unet)
+    eta = esd.config.negative_guidance
+    with moved(esd, tiny) as tuning:
+        for seed in range(2):
+            found = esd.step(tuning, 0, torch.Generator().manual_seed(seed))["loss"]
+            wanted = reference(tiny, frozen, esd, seed, eta)
+            assert torch.allclose(found, wanted, rtol=1e-4)
+            pairs = list(zip(gradients(found, tuning), gradients(wanted, tuning), strict=True))
+            scale = max(float(w.abs().max()) for _, w in pairs)
+            assert all(torch.allclose(f, w, rtol=0, atol=1e-4 * scale) for f, w in pairs)
+            assert not torch.allclose(found, reference(tiny, frozen, esd, seed, 1.02 * eta), rtol=1e-4)  # control
+
+
+def test_v_prediction_is_trained_in_its_own_space(tiny_v: DiffusionModel) -> None:
+    esd, frozen = method(tiny_v), copy.deepcopy(tiny_v.unet)
+    with moved(esd, tiny_v) as tuning:
+        for seed in range(3):
+            found = esd.step(tuning, 0, torch.Generator().manual_seed(seed))["loss"]
+            assert torch.allclose(found, reference(tiny_v, frozen, esd, seed, 1.0, "v_prediction"), rtol=1e-3)
+
+
+def test_model_evaluations_of_a_step(tiny: DiffusionModel) -> None:
+    """2k + 2 samples without gradient and 1 with, k uniform in 0 .. K-1: the latents stop where the loss is taken."""
+    esd, ks = method(tiny), set()
+    with tuned(esd.parameters(tiny)) as tuning:
+        for seed in range(12):
+            seen: list[tuple[int, bool, int]] = []
+            handle = tiny.unet.register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append((len(args[0]), torch.is_grad_enabled(), int(args[1])))
+            )
+            k = int(esd.step(tuning, 0, torch.Generator().manual_seed(seed))["k"])
+            handle.remove()
+            assert [(n, grad) for n, grad, _ in seen] == [(2, False)] * (k + 1) + [(1, True)]
+            assert [t for *_, t in seen] == [*range(800, 800 - 200 * (k + 1), -200), 800 - 200 * k]
+            ks.add(k)
+    assert ks == {0, 1, 2, 3, 4}
+
+
+def test_the_two_variants_share_no_parameter_and_leave_none(tiny: DiffusionModel) -> None:
+    x, u = (set(method(tiny, variant=variant).parameters(tiny)) for variant in ("esd-x", "esd-u"))
+    assert all(".attn2." in name for name in x)
+    assert not x & u
+    assert x | u == {f"unet.{name}" for name, _ in tiny.unet.named_parameters()}
+
+
+def test_concepts_take_turns(tiny: DiffusionModel) -> None:
+    esd = method(tiny, concepts=["neon style", "star"])
+    alone = [method(tiny, concepts=[concept]) for concept in esd.config.concepts]
+    with tuned(esd.parameters(tiny)) as tuning:
+        losses = [esd.step(tuning, i, torch.Generator().manual_seed(0))["loss"] for i in range(3)]
+        wanted = [one.step(tuning, 0, torch.Generator().manual_seed(0))["loss"] for one in alone]
+    assert torch.equal(torch.stack(losses), torch.stack([wanted[0], wanted[1], wanted[0]]))
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("variant", ["esd-x", "esd-u"])
+def test_a_model_in_half_precision_learns_what_one_in_single_does(variant: str, tiny_folder: Path) -> None:
+    settings = {
+        "model": str(tiny_folder),
+        "devices": "cpu",
+        "variant": variant,
+        "denoising_steps": 2,
+        "concepts": ["neon style"],
+    }
+    full, half = (
+        ESD({**settings, "train": {"precision": precision, "iterations": 2, "lr": 1e-5}}).find_edit()
+        for precision in ("float32", "bfloat16")
+    )
+    a, b = (torch.cat([shift.flatten() for shift in edit.shifts.values()]) for edit in (full, half))
+    assert b.dtype == torch.float32
+    assert float(torch.cosine_similarity(a, b, dim=0)) > 0.7
