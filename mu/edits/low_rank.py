@@ -10,10 +10,11 @@ so K edits cost two thin matrix products for each layer, and different prompts s
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ from mu.edits.edit import Edit, EditInfo
 from mu.models.parameters import EditableModel, find_module, find_parameter
 
 Arithmetic = Literal["paper", "reference"]
+_SHARED = "shared_down"
+"""A ``down`` that several layers have in common is kept once, as ``shared_down.0``; ``<layer>.shared_down`` is its number."""
 
 
 @dataclass
@@ -95,9 +98,16 @@ class LowRankEdit(Edit):
 
     def tensors(self) -> dict[str, Tensor]:
         named = {}
+        owners = Counter(_content(factors.down) for factors in self.factors.values())
+        number = {content: k for k, content in enumerate(content for content, count in owners.items() if count > 1)}
         for name, factors in self.factors.items():
             layer = name.removesuffix(".weight")
-            named[f"{layer}.lora_down.weight"] = factors.down.detach()
+            k = number.get(_content(factors.down))
+            if k is None:
+                named[f"{layer}.lora_down.weight"] = factors.down.detach()
+            else:
+                named.setdefault(f"{_SHARED}.{k}", factors.down.detach())
+                named[f"{layer}.{_SHARED}"] = torch.tensor(k)
             named[f"{layer}.lora_up.weight"] = factors.up.detach()
             named[f"{layer}.alpha"] = torch.tensor(factors.alpha, dtype=torch.float64)
         return named
@@ -106,10 +116,15 @@ class LowRankEdit(Edit):
     def from_tensors(cls, tensors: Mapping[str, Tensor], info: EditInfo) -> LowRankEdit:
         """The inverse of `tensors`; a missing alpha means alpha = r. Raises `EditError` for a half pair."""
         factors = {}
-        for key, down in tensors.items():
-            layer = key.removesuffix(".lora_down.weight")
+        for key, tensor in tensors.items():
+            layer, down = key.removesuffix(".lora_down.weight"), tensor
             if layer == key:
-                continue
+                layer = key.removesuffix(f".{_SHARED}")
+                if layer == key:
+                    continue
+                if (place := f"{_SHARED}.{tensor.tolist()}") not in tensors:
+                    raise EditError(f"{layer} shares a factor that is not there: the file is damaged")
+                down = tensors[place].clone()
             up = tensors.get(f"{layer}.lora_up.weight")
             if up is None:
                 raise EditError(f"{layer} has a lora_down and no lora_up: the file is damaged")
@@ -123,6 +138,10 @@ class LowRankEdit(Edit):
             here = (factors.up.shape[0], *factors.down.shape[1:])
             if there[:2] != here[:2] or math.prod(there) != math.prod(here):
                 raise EditError(f"{name} is {there} in {model.name!r} and {here} in the edit: another architecture")
+
+
+def _content(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 class Membrane:
