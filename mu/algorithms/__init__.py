@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 ALGORITHMS = {
     "spm": "mu.algorithms.semipermeable_membrane.algorithm:SemipermeableMembraneAlgorithm",
+    "cie": "mu.algorithms.separable_concept_erasure.algorithm:ConceptIrrelevantErasureAlgorithm",
+    "sepce": "mu.algorithms.separable_concept_erasure.algorithm:SeparableConceptErasureAlgorithm",
     "esd": "mu.algorithms.esd:ESD",
     "uce": "mu.algorithms.uce:UCE",
     "ca": "mu.algorithms.concept_ablation:ConceptAblation",

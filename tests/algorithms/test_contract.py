@@ -23,6 +23,8 @@ from mu.models.diffusion import DiffusionModel
 # What makes a method's search short enough for a law; a method that is short by nature needs no row.
 SHORT: dict[str, dict[str, Any]] = {
     "spm": {"train": {"iterations": 3, "max_denoising_steps": 4}},
+    "cie": {"train": {"iterations": 3}, "data": {"images": 4, "steps": 2}},
+    "sepce": {"train": {"iterations": 3}, "data": {"images": 4, "steps": 2}},
     "esd": {"train": {"iterations": 3}, "denoising_steps": 4},
     "ca": {"train": {"iterations": 3}, "pictures": {"count": 2, "steps": 2}},
     "fmn": {"train": {"iterations": 3}, "pictures": {"count": 2, "steps": 2}},

@@ -1,0 +1,197 @@
+"""CiE and SepCE as methods of this package."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from mu.algorithms.separable_concept_erasure import configs
+from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, SeparableConceptErasureConfig
+from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
+from mu.algorithms.separable_concept_erasure.model import Capacity, DenseShift, Room, SeparableShift, room_for, summed
+from mu.algorithms.separable_concept_erasure.trainer import SeparableConceptErasureTrainer
+from mu.core import seeds
+from mu.core.algorithm import Algorithm, Saveable, citation
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError
+from mu.core.loop import Log
+from mu.core.run import RunDirectory
+from mu.diffusion.erasure import check_placed
+from mu.edits.edit import Edit, EditInfo
+from mu.edits.files import open_edit
+from mu.edits.low_rank import LowRankEdit
+from mu.models import load_diffusion
+from mu.models.diffusion import DiffusionModel
+
+log = logging.getLogger("mu")
+
+
+class ConceptIrrelevantErasureAlgorithm(Algorithm):
+    """CiE: all cross-attention weights turn predictions for a concept away from its direction, until they have nothing of it.
+
+    @article{zhao2024separable,
+      title   = {Separable Multi-Concept Erasure from Diffusion Models},
+      author  = {Zhao, Mengnan and Zhang, Lihe and Zheng, Tianhang and Kong, Yuqiu and Yin, Baocai},
+      journal = {arXiv preprint arXiv:2402.05947},
+      year    = {2024}
+    }
+    """
+
+    name = "cie"
+    config_class = ConceptIrrelevantErasureConfig
+    presets: ClassVar[Mapping[str, BaseConfig]] = configs.CIE_PRESETS
+    config: ConceptIrrelevantErasureConfig
+
+    @classmethod
+    def for_concepts(
+        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
+    ) -> ConceptIrrelevantErasureConfig:
+        return configs.for_concepts(configs.CIE_PRESETS, concepts, model, preset)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "model": getattr(self.model, "name", self.config.model), "concepts": self.config.concepts}
+
+    def load_model(self) -> DiffusionModel:
+        """The model that the settings name, or the one given; settings that contradict that one are refused, or told."""
+        config, model = self.config, self.model
+        if model is None:
+            return load_diffusion(config.model, device=config.devices, precision=config.train.precision)
+        if not isinstance(model, DiffusionModel):
+            raise ConfigError(f"{self.name} edits diffusion models, and {model.name!r} is none")
+        check_placed(
+            model,
+            config.devices if "devices" in config.model_fields_set else None,
+            config.train.precision if "precision" in config.train.model_fields_set else None,
+        )
+        return model
+
+    def info(self, concepts: Sequence[str]) -> EditInfo:
+        """Of an edit that removes ``concepts``; base and fingerprint come with the shift."""
+        settings = self.config.model_dump(mode="json")
+        return EditInfo(
+            method=self.name, concepts=tuple(concepts), config=settings, seed=self.config.seed, citation=citation(type(self)),
+        )  # fmt: skip
+
+    def _begin(self) -> SeparableConceptErasureDataHandler:
+        self.model = model = self.load_model()
+        if seeds.precision("bfloat16") == model.precision:
+            log.warning(
+                "bfloat16 rounds predictions by about as much as a concept changes them: float32 or float16 erase better"
+            )
+        return SeparableConceptErasureDataHandler(self.config, model)
+
+    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> Edit:
+        """One dense shift; several concepts share it (SRS-ME-double-dagger) and cannot be taken off one by one."""
+        data, concepts = self._begin(), self.config.concepts
+        shift = DenseShift(data.model, self.info(concepts))
+        trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, concepts, anchor_moves=True)
+        with shift.installed():
+            trainer.train("CiE", checkpoint=run.checkpoints / "training.pt" if run else None, log=log)
+            tell(", ".join(concepts), trainer, shift)
+            return shift.finished()
+
+
+class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
+    """SepCE: each concept gets a weight shift of its own, in the null space of everything that is to stay.
+
+    @article{zhao2024separable,
+      title   = {Separable Multi-Concept Erasure from Diffusion Models},
+      author  = {Zhao, Mengnan and Zhang, Lihe and Zheng, Tianhang and Kong, Yuqiu and Yin, Baocai},
+      journal = {arXiv preprint arXiv:2402.05947},
+      year    = {2024}
+    }
+    """
+
+    name = "sepce"
+    config_class = SeparableConceptErasureConfig
+    presets: ClassVar[Mapping[str, BaseConfig]] = configs.SEPCE_PRESETS
+    config: SeparableConceptErasureConfig
+    parts: Sequence[LowRankEdit] = ()
+
+    @classmethod
+    def for_concepts(
+        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
+    ) -> SeparableConceptErasureConfig:
+        return configs.for_concepts(configs.SEPCE_PRESETS, concepts, model, preset)
+
+    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
+        """The sum of `find_edits`, which are also left in ``self.parts``."""
+        self.parts = self.find_edits(run, log)
+        return self.parts[0] if len(self.parts) == 1 else summed(self.parts, self.info(self.config.concepts))
+
+    def find_edits(self, run: RunDirectory | None = None, log: Log | None = None) -> list[LowRankEdit]:
+        """One edit for each concept, each null on all others: the parts of a bank. N independent searches give exactly what
+        training them together would (section 2.7). With ``run``, those that are done are kept among its checkpoints."""
+        data = self._begin()
+        rooms = [self.room(data, concept) for concept in self.config.concepts]
+        if run:
+            run.describe({"capacity": [asdict(room.capacity) for room in rooms]})
+        return [self._find(data, k, room, run, log) for k, room in enumerate(rooms)]
+
+    def separate(self, edit: Saveable) -> Sequence[Saveable]:
+        """The edits of which ``edit``, found by this object or kept in its run's folder, is the sum."""
+        parts: Sequence[Saveable] = self.parts or [
+            open_edit(p) for p in self._kept(RunDirectory(self.run_folder())) if p.exists()
+        ]
+        return parts if len(parts) == len(self.config.concepts) else [edit]
+
+    def capacities(self) -> list[Capacity]:
+        """How much room there is for each concept, without training: look before a long run."""
+        data = self._begin()
+        return [self.room(data, concept).capacity for concept in self.config.concepts]
+
+    def room(self, data: SeparableConceptErasureDataHandler, concept: str) -> Room:
+        protect, prompts = self.config.protect, [prompt for prompt, _ in data.prompts(concept)]
+        room = room_for(
+            data.model, concept, prompts, data.exact(concept, protect), data.others(concept, protect), self.config.basis,
+            leave=protect.leave, tol=protect.null_tol,
+        )  # fmt: skip
+        for line in str(room.capacity).splitlines():
+            log.info(line)
+        if room.capacity.erasability < 0.1:
+            log.warning("%r shares most of its directions with what is protected: it will hardly be erased", concept)
+        return room
+
+    def _kept(self, run: RunDirectory) -> list[Path]:
+        return [run.checkpoints / f"concept_{k}.safetensors" for k in range(len(self.config.concepts))]
+
+    def _find(
+        self, data: SeparableConceptErasureDataHandler, k: int, room: Room, run: RunDirectory | None, log: Log | None
+    ) -> LowRankEdit:
+        concept, several = self.config.concepts[k], len(self.config.concepts) > 1
+        if run and several and self._kept(run)[k].exists():
+            return cast(LowRankEdit, open_edit(self._kept(run)[k]))
+        shift = SeparableShift(data.model, room, self.info([concept]))
+        trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, [concept], anchor_moves=False)
+        first = k * self.config.train.iterations  # rows of the log go on counting, concept after concept
+        with shift.installed():
+            trainer.train(
+                f"SepCE {concept!r}", checkpoint=run.checkpoints / f"training_{k}.pt" if run else None,
+                log=(lambda row: log({**row, "step": row["step"] + first})) if log else None,
+            )  # fmt: skip
+        tell(concept, trainer, shift)
+        tell_leak(concept, shift)
+        edit = shift.finished()
+        if run and several:
+            edit.save(self._kept(run)[k])
+        return edit
+
+
+def tell(concept: str, trainer: SeparableConceptErasureTrainer, shift: SeparableShift | DenseShift) -> None:
+    m = trainer.momentum.value
+    log.info(
+        "%r: %d updates, correlation %.3g (momentum statistic), mean L1 norm of the shifts %.3g",
+        concept, trainer.done, float("nan") if m is None else float(m), float(shift.norm().detach()),
+    )  # fmt: skip
+
+
+def tell_leak(concept: str, shift: SeparableShift) -> None:
+    bound, moved = shift.leak()
+    log.info("%r: leak: protected keys and values move by at most %.3g; the largest by %.2g of itself", concept, bound, moved)
+    if shift.room.space.leak < 1e-8 and moved > 1e-4:
+        log.warning(
+            "%r: what is protected exactly moves all the same: are the text encoder's rows those of a causal one?", concept
+        )

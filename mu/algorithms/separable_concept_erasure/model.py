@@ -1,0 +1,357 @@
+"""What separable erasure adds to a diffusion model: null spaces of protected prompts, and weight shifts inside them.
+
+A cross-attention computes keys and values from the text's token rows E (tokens, d) alone: K = E W^T. A shift D with
+D e = 0 for every row e of the protected prompts leaves their keys and values, and so their predictions, as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mu.algorithms.separable_concept_erasure.configs import BasisConfig
+from mu.core.errors import ConfigError, EditError, ModelError
+from mu.edits.edit import EditInfo, described
+from mu.edits.low_rank import Factors, LowRankEdit, Membrane
+from mu.edits.tuning import Tuning, tuned
+from mu.edits.weights import WeightEdit
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import find_parameter, select
+
+SMALLEST = 16
+"""A null space with fewer directions is refused."""
+_ROUNDING = 16 * torch.finfo(torch.float64).eps
+_TEXT_LAYERS = re.compile(r"\.attn2\.to_[kv]\.weight$")
+
+log = logging.getLogger("mu")
+
+
+# -- protected prompts ------------------------------------------------------------------------------------------------------
+
+
+def token_rows(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
+    """Embeddings of ``prompts``, one row for each distinct token prefix, padding included: (m, d), float64, on the CPU.
+
+    The text encoders are causal, so equal prefixes have equal rows and m bounds the rank: 77 + 76 p on SD 1.x for the empty
+    prompt and p others with different first words (section 2.3).
+    """
+    towers = [model.tokens(prompts, k).tolist() for k in range(len(model.towers))]
+    sequence = model.encode(prompts).sequence.cpu().double()
+    rows: dict[tuple[tuple[int, ...], ...], Tensor] = {}
+    for p, embedded in enumerate(sequence):
+        for j, row in enumerate(embedded, start=1):
+            rows.setdefault(tuple(tuple(ids[p][:j]) for ids in towers), row)
+    return torch.stack(list(rows.values()))
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """Directions (n, d), orthonormal, that no protected row has; ``span`` (r, d) is their orthogonal complement.
+
+    ``leak`` is the largest singular value of the protected rows on ``directions``: a shift D moves no protected key or value by
+    more than ``leak * ||D||_2``. It is 0 up to rounding where everything is protected exactly.
+    """
+
+    directions: Tensor
+    span: Tensor
+    leak: float
+
+    @classmethod
+    def of(cls, rows: Tensor) -> NullSpace:
+        """Of ``rows`` (m, d), exactly.
+
+        By SVD in float64: elimination in the embeddings' own precision leaves residuals of 1e-6 (section 6.2).
+        """
+        _, s, directions = torch.linalg.svd(rows.double(), full_matrices=True)
+        rank = int((s > _ROUNDING * rows.shape[1] * s[0]).sum())
+        return cls(directions[rank:], directions[:rank], 0.0)
+
+    def without(self, rows: Tensor, tol: float = 0.0) -> NullSpace:
+        """What is left of it where ``rows`` (l, d) are protected too, but for singular values below ``tol`` times their largest."""
+        largest = torch.linalg.matrix_norm(rows.double(), 2)
+        _, s, turned = torch.linalg.svd(rows.double() @ self.directions.T, full_matrices=True)
+        rank = int((s > max(tol, _ROUNDING * rows.shape[1]) * largest).sum())
+        leak = float(s[rank]) if rank < len(s) else 0.0
+        return NullSpace(turned[rank:] @ self.directions, torch.cat([self.span, turned[:rank] @ self.directions]), leak)
+
+    def project(self, rows: Tensor) -> Tensor:
+        return rows @ self.directions.T @ self.directions
+
+
+def eliminated(span: Tensor) -> Tensor:
+    """The released code's basis of the null space of ``span`` (r, d): Gauss-Jordan elimination over the columns from the
+    left, one vector for each free column, divided by its norm: (d - r, d). Unit rows that are not orthogonal."""
+    A = span.clone()
+    r, d = A.shape
+    pivots: list[int] = []
+    for column in range(d):
+        done = len(pivots)
+        if done == r:
+            break
+        best = done + int(A[done:, column].abs().argmax())
+        if A[best, column].abs() < 1e-10:
+            continue
+        A[[done, best]] = A[[best, done]]
+        A[done] /= A[done, column].clone()
+        others = torch.arange(r) != done
+        A[others] -= torch.outer(A[others, column], A[done])
+        pivots.append(column)
+    free = [column for column in range(d) if column not in set(pivots)]
+    basis = torch.zeros(len(free), d, dtype=A.dtype)
+    basis[range(len(free)), free] = 1
+    basis[:, pivots] = -A[: len(pivots), free].T
+    return basis / basis.norm(dim=1, keepdim=True)
+
+
+def basis_of(space: NullSpace, concept: Tensor, config: BasisConfig) -> Tensor:
+    """beta S (k, d), float64: what the rows of a shift for the token rows ``concept`` (m, d) are combined from (section 2.4).
+
+    Orthonormal: the row space of E P, at most 76 directions for one prompt on SD 1.x. The gradient of the loss lies in it, and
+    what a shift has outside of it does nothing to the concept and can only disturb other prompts (section 6.5).
+    """
+    if config.kind == "elimination":
+        S = eliminated(space.span)
+    else:
+        _, s, directions = torch.linalg.svd(concept @ space.directions.T, full_matrices=False)
+        S = directions[s > config.concept_tol * s[0]] @ space.directions
+    if config.max_base and config.max_base > len(S):
+        log.warning("basis.max_base is %d, but there are %d vectors: using them", config.max_base, len(S))
+    return config.scale_factor * S[: config.max_base]
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much room the protected prompts leave for erasing a concept; `str` gives its lines."""
+
+    concept: str
+    protected: tuple[str, ...]
+    left_out: tuple[str, ...]
+    rows: int
+    """Distinct token rows of the protected prompts."""
+    width: int
+    free: int
+    """Directions of the null space, n."""
+    used: int
+    """Of those, vectors of the shift's basis."""
+    erasability: float
+    """||E P_k|| / ||E P_0||, of the concept's rows: 1 where protecting cost nothing, 0 where nothing can be erased."""
+    singular: tuple[float, ...]
+    """Singular values of E P_k."""
+    leak: float
+    """Times the norm of the shift: how far protected keys and values can move at most."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.concept!r}: {len(self.protected)} protected prompts with {self.rows} token rows leave {self.free} of "
+            f"{self.width} directions, {self.used} are used",
+            f"{self.concept!r}: erasability {self.erasability:.2f}; singular values "
+            + (f"{self.singular[0]:.3g} to {self.singular[-1]:.3g}" if self.singular else "none"),
+        ]
+        if self.left_out:
+            lines.append(f"{self.concept!r}: not protected for want of room: {', '.join(map(repr, self.left_out))}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Room:
+    """A concept's protected prompts, what their null space is, and the basis of its shift."""
+
+    space: NullSpace
+    basis: Tensor
+    capacity: Capacity
+
+
+def room_for(
+    model: DiffusionModel, concept: str, prompts: Sequence[str], exact: Sequence[str], others: Mapping[str, Sequence[str]],
+    config: BasisConfig, *, leave: int = SMALLEST, tol: float = 0.0,
+) -> Room:  # fmt: skip
+    """Protect the prompts ``exact`` and then, while ``leave`` directions are left, those of each of ``others``.
+
+    Raises `ConfigError` where too few directions are left or nothing of the concept's ``prompts`` is.
+    """
+    exact = list(dict.fromkeys(["", *exact]))
+    fixed, E = token_rows(model, exact), token_rows(model, prompts)
+    space = NullSpace.of(fixed)
+    if len(space.directions) < SMALLEST:
+        cost = ", ".join(f"{prompt!r} {len(token_rows(model, [prompt]))}" for prompt in exact)
+        raise ConfigError(
+            f"protecting {len(exact)} prompts ({len(fixed)} token rows) leaves {len(space.directions)} of {fixed.shape[1]} "
+            f"directions to erase {concept!r}, fewer than {SMALLEST}: protect fewer of {cost}, or name them in protect.others"
+        )
+    kept = space
+    taken: list[str] = []
+    left_out: list[str] = []
+    for other, texts in others.items():
+        added = [text for text in texts if text not in exact and text not in taken]
+        found = kept.without(token_rows(model, [*taken, *added]), tol) if added else space
+        if len(found.directions) >= leave:
+            space, taken = found, [*taken, *added]
+        else:
+            left_out.append(other)
+    free = E @ NullSpace.of(token_rows(model, [""])).directions.T
+    bound = E @ space.directions.T
+    erasability = float(bound.norm() / free.norm())
+    if erasability < 1e-3:
+        raise ConfigError(f"{concept!r} lies inside what is protected: nothing of it can be erased; protect fewer prompts")
+    basis, singular = basis_of(space, E, config), torch.linalg.svdvals(bound)
+    rows = len(token_rows(model, [*exact, *taken]))
+    capacity = Capacity(
+        concept, (*exact, *taken), tuple(left_out), rows, E.shape[1], len(space.directions), len(basis), erasability,
+        tuple(singular[singular > 1e-6 * singular[0]].tolist()), space.leak,
+    )  # fmt: skip
+    return Room(space, basis, capacity)
+
+
+# -- shifts in training -----------------------------------------------------------------------------------------------------
+
+
+class Shift(Protocol):
+    """A weight shift in training. It is on inside ``installed()``, and off again inside ``frozen()``."""
+
+    weights: list[nn.Parameter]
+
+    def installed(self) -> AbstractContextManager[None]: ...
+
+    def frozen(self) -> AbstractContextManager[None]: ...
+
+    def norm(self) -> Tensor:
+        """R = 1/M sum_l ||D_l||_1: entries summed, mean over the M tensors; with gradient."""
+        ...
+
+
+def text_layers(model: DiffusionModel) -> dict[str, nn.Linear | nn.Conv2d]:
+    """``to_k`` and ``to_v`` of every cross-attention, by the name of their weight: 32 on SD 1.x, 19,169,280 numbers."""
+    layers = {name: layer for name, layer in model.transformer_layers().items() if _TEXT_LAYERS.search(name)}
+    if not layers:
+        raise ModelError(f"the UNet of {model.name!r} has no cross-attention: separable erasure has nothing to shift")
+    return layers
+
+
+def _described(model: DiffusionModel, parameters: list[str], info: EditInfo) -> EditInfo:
+    return EditInfo(**{**vars(info), **described(model, parameters)})
+
+
+class SeparableShift:
+    """D_l = w_l (beta S) of one concept on every text layer; w_l (d_out, k) is trained from zero (section 2.4)."""
+
+    def __init__(self, model: DiffusionModel, room: Room, info: EditInfo):
+        layers = text_layers(model)
+        down = room.basis.float().to(model.device)
+        if wrong := [name for name, layer in layers.items() if layer.weight.shape[1] != down.shape[1]]:
+            raise ModelError(f"{wrong[0]} of {model.name!r} does not read the text's embedding of width {down.shape[1]}")
+        factors: dict[str, Factors] = {}
+        self.weights: list[nn.Parameter] = []
+        for name, layer in layers.items():
+            self.weights.append(nn.Parameter(torch.zeros(layer.weight.shape[0], len(down), device=model.device)))
+            factors[name] = Factors(down, self.weights[-1], float(len(down)))
+        self.model, self.room = model, room
+        self.edit = LowRankEdit(factors, replace(_described(model, list(factors), info), protects=room.capacity.protected))
+        self.membrane = Membrane([self.edit])
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        with self.membrane.installed(self.model):
+            yield
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        with torch.no_grad(), self.membrane.off():
+            yield
+
+    def norm(self) -> Tensor:
+        return torch.stack([(f.up @ f.down).abs().sum() for f in self.edit.factors.values()]).mean()
+
+    def finished(self) -> LowRankEdit:
+        return LowRankEdit.from_tensors({name: tensor.clone() for name, tensor in self.edit.tensors().items()}, self.edit.info)
+
+    @torch.no_grad()
+    def leak(self) -> tuple[float, float]:
+        """How far protected keys and values can move at most, and how far they do, as a share of the largest of them."""
+        # The embeddings as the model gives them, every row, also those that `token_rows` takes as equal to another.
+        E = self.model.encode(self.room.capacity.protected).sequence.flatten(0, 1).double().cpu()
+        bound, moved = 0.0, 0.0
+        for name, shift in self.edit.deltas():
+            D, W = (t.detach().double().cpu() for t in (shift, find_parameter(self.model, name)))
+            bound = max(bound, self.room.space.leak * float(torch.linalg.matrix_norm(D, 2)))
+            moved = max(moved, float((E @ D.T).abs().max() / (E @ W.T).abs().max()))
+        return bound, moved
+
+
+class DenseShift:
+    """CiE's shift: every parameter of the cross-attentions, 80 tensors and 43,962,560 numbers on SD 1.x (section 1.2)."""
+
+    def __init__(self, model: DiffusionModel, info: EditInfo):
+        self.parameters = select(model, "unet.*.attn2.*")
+        self.weights = list(self.parameters.values())
+        self.originals = [parameter.data for parameter in self.weights]
+        self.info = _described(model, list(self.parameters), info)
+        self.tuning: Tuning | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        with tuned(self.parameters) as self.tuning:
+            yield
+
+    def frozen(self) -> AbstractContextManager[None]:
+        assert self.tuning is not None, "installed() comes first"
+        return self.tuning.frozen()
+
+    def norm(self) -> Tensor:
+        pairs = zip(self.weights, self.originals, strict=True)
+        return torch.stack([(weight - original).abs().sum() for weight, original in pairs]).mean()
+
+    def finished(self) -> WeightEdit:
+        """To be asked for inside ``installed()``."""
+        assert self.tuning is not None, "installed() comes first"
+        return WeightEdit(self.tuning.shifts(), self.info)
+
+
+# -- finished edits ---------------------------------------------------------------------------------------------------------
+
+
+def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:
+    """Their shifts added up: factors side by side. It protects what all of them do."""
+    factors = {}
+    for name in edits[0].factors:
+        parts = [edit.factors[name] for edit in edits]
+        down, up = torch.cat([part.down for part in parts]), torch.cat([part.up * part.scale for part in parts], dim=1)
+        factors[name] = Factors(down, up, float(len(down)))
+    protects = tuple(prompt for prompt in edits[0].info.protects if all(prompt in edit.info.protects for edit in edits))
+    return LowRankEdit(
+        factors, replace(info, protects=protects, fingerprint=edits[0].info.fingerprint, base=edits[0].info.base)
+    )
+
+
+@torch.no_grad()
+def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[str]) -> LowRankEdit:
+    """``edit`` made null on ``prompts`` as well, with everything that it protected before (section 2.9).
+
+    An edit found before a later concept was known acts on it, so that taking the old one off would change the new one's
+    pictures. D (I - B B^T), with B the row space of the new rows inside the old null space, mends that exactly; what the edit
+    did along B is lost, so look again how well it erases. Raises `EditError` for an edit that is none of separable erasure.
+    """
+    known = list(edit.info.protects)
+    if not set(edit.factors) <= set(text_layers(model)) or "" not in known:
+        raise EditError(f"the edit of {edit.concept()!r} protects no prompts: it is none of separable erasure")
+    downs = [factors.down.double().cpu() for factors in edit.factors.values()]
+    distinct = [downs[0], *(down for down in downs[1:] if not torch.equal(down, downs[0]))]
+    # The old null space again, with the edit's own rows: those of a `null_tol` lie in it up to the leak only.
+    tol = float(edit.info.config.get("protect", {}).get("null_tol", 0.0))
+    space = NullSpace.of(token_rows(model, [""])).without(token_rows(model, known), tol)
+    _, s, own = torch.linalg.svd(torch.cat(distinct), full_matrices=False)
+    _, s, inside = torch.linalg.svd(torch.cat([space.directions, own[s > 1e-6 * s[0]]]), full_matrices=False)
+    inside = inside[s > 1e-6 * s[0]]
+    _, s, B = torch.linalg.svd(token_rows(model, prompts) @ inside.T, full_matrices=False)
+    B = B[s > 1e-6 * s[0]] @ inside
+    factors = {}
+    for (name, old), down in zip(edit.factors.items(), downs, strict=True):
+        kept = (down - down @ B.T @ B).to(old.down)
+        factors[name] = Factors(kept, old.up, old.alpha)
+    return LowRankEdit(factors, replace(edit.info, protects=tuple(dict.fromkeys([*edit.info.protects, *prompts]))))

@@ -1,0 +1,215 @@
+"""The direction term of CiE and SepCE and its optimisation (numbers of the paper, SRS-ME: Eq. 27 and 28).
+
+    r(c; theta) = eps(x_t, t, c; theta) - eps(x_t, t, anchor; theta)                       Eq. 27
+    L_cor       = mean( r(c; theta0 + D) * r(c; theta0) )                                  Eq. 28
+    L           = L_cor + lambda R,   R = 1/M sum_l ||D_l||_1
+
+L_cor starts at mean(r^2) and has no lower bound: to stop early is part of the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig
+from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler, picture_seed
+from mu.algorithms.separable_concept_erasure.model import Shift
+from mu.core import seeds
+from mu.core.loop import Log, train
+from mu.edits.tuning import RunningGradients
+from mu.models.diffusion import Conditioning, DiffusionModel
+
+FIRST_STOP = 11
+"""Index of the first step after which training may stop: at least 12 updates (section 1.4)."""
+
+
+@dataclass
+class States:
+    """Noised pictures of a concept with what the frozen model predicts for them; all of b rows."""
+
+    x: Tensor
+    t: Tensor
+    c: Conditioning
+    anchor: Conditioning
+    e_a: Tensor
+    """eps(x_t, t, anchor; theta0)"""
+    r: Tensor
+    """r(c; theta0)"""
+
+    @staticmethod
+    def cat(parts: Sequence[States]) -> States:
+        columns: list[Any] = []
+        for field in fields(States):
+            column = [getattr(part, field.name) for part in parts]
+            columns.append(Conditioning.cat(column) if isinstance(column[0], Conditioning) else torch.cat(column))
+        return States(*columns)
+
+
+class NoisedPictures:
+    """`States` of one concept. The k-th depends on the seed and k alone: an interrupted run, and every other concept, meets
+    the same noise and timestep again."""
+
+    def __init__(
+        self, config: ConceptIrrelevantErasureConfig, model: DiffusionModel, data: SeparableConceptErasureDataHandler,
+        concept: str, *, held_out: bool = False,
+    ):  # fmt: skip
+        self.model, self.seed, self.stored = model, config.seed, config.data.stored_targets
+        self.prompts = [(data.encoded(c), data.encoded(a)) for c, a in data.prompts(concept, held_out)]
+        self.pictures = data.pictures(concept)
+        self._kept: dict[int, States] = {}
+
+    @torch.no_grad()
+    def batch(self, i: int, size: int) -> States:
+        """The states of step ``i``; the model must be as it was found. Two evaluations, none of what is stored."""
+        ks = range(i * size, (i + 1) * size)
+        if not self.stored:
+            return self.predicted(ks)
+        ks_stored = [k % self.stored for k in ks]
+        if new := [k for k in dict.fromkeys(ks_stored) if k not in self._kept]:
+            found = self.predicted(new)
+            for row, k in enumerate(new):
+                one = slice(row, row + 1)
+                self._kept[k] = States(*(getattr(found, field.name)[one] for field in fields(States)))
+        return States.cat([self._kept[k] for k in ks_stored])
+
+    def predicted(self, ks: Sequence[int]) -> States:
+        x, t = (torch.stack(column) for column in zip(*map(self._noised, ks), strict=True))
+        c, anchor = (Conditioning.cat([self.prompts[k % len(self.prompts)][side] for k in ks]) for side in (0, 1))
+        e_a, e_c = self.model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), Conditioning.cat([anchor, c])).chunk(2)
+        return States(x, t, c, anchor, e_a, e_c - e_a)  # Eq. 27 at theta0
+
+    def _noised(self, k: int) -> tuple[Tensor, Tensor]:
+        """x_t (c, h, w) and t: the forward process from the k-th picture, t uniform over all timesteps."""
+        generator, alphas = seeds.generator(picture_seed(self.seed + 1, k)), self.model.alphas_cumprod
+        x_0 = self.pictures[k]
+        t = torch.randint(len(alphas), (), generator=generator).to(self.model.device)
+        noise = torch.randn(x_0.shape, generator=generator).to(self.model.device)
+        return alphas[t].sqrt() * x_0 + (1 - alphas[t]).sqrt() * noise, t
+
+
+def direction(r: Tensor, r_0: Tensor) -> Tensor:
+    """L_cor, Eq. 28: the mean of the product over all elements, neither a cosine nor squared."""
+    return (r * r_0).mean()
+
+
+class Momentum:
+    """m = L at first, then alpha m + (1 - alpha) L: the statistic that decides when to stop."""
+
+    def __init__(self, alpha: float):
+        self.alpha = alpha
+        self.value: Tensor | None = None
+
+    def add(self, L: Tensor) -> None:
+        L = L.detach()
+        self.value = L if self.value is None else self.alpha * self.value + (1 - self.alpha) * L
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+class _Weights:
+    """The trained tensors, for the loop's checkpoint."""
+
+    def __init__(self, tensors: list[nn.Parameter]):
+        self.tensors = tensors
+
+    def state_dict(self) -> list[Tensor]:
+        return [tensor.detach() for tensor in self.tensors]
+
+    @torch.no_grad()
+    def load_state_dict(self, state: list[Tensor]) -> None:
+        for tensor, kept in zip(self.tensors, state, strict=True):
+            tensor.copy_(kept)
+
+
+class SeparableConceptErasureTrainer:
+    """Trains one shift against the direction term of ``concepts``: one for SepCE, any number for CiE.
+
+    With ``anchor_moves`` (CiE) the trained prediction for the anchor is taken at each step. Without (SepCE) it is the frozen one:
+    the shift is null on the anchor's prompt, so the two are equal, and an evaluation with its gradient is spared
+    (section 6.4). Where anchors are not protected (``template_anchor``) r is then measured against what the frozen model predicts.
+    UNet calls a step: 2 samples without gradient (none with stored targets) and, with gradient, 1 (SepCE) or 2 (CiE).
+    """
+
+    HELD_OUT_STATES = 16
+    HELD_OUT_EVERY = 10
+
+    def __init__(
+        self, config: ConceptIrrelevantErasureConfig, model: DiffusionModel, data: SeparableConceptErasureDataHandler, shift: Shift,
+        concepts: Sequence[str], *, anchor_moves: bool,
+    ):  # fmt: skip
+        self.config, self.model, self.shift, self.anchor_moves = config, model, shift, anchor_moves
+        self.pictures = [NoisedPictures(config, model, data, concept) for concept in concepts]
+        self.momentum = Momentum(config.train.momentum)
+        self.held_out: list[NoisedPictures] = []
+        if config.train.stop == "held_out":
+            self.held_out = [NoisedPictures(config, model, data, concept, held_out=True) for concept in concepts]
+        self.done = 0
+
+    def train(self, title: str, *, checkpoint: Path | None = None, log: Log | None = None) -> None:
+        """Optimise the shift in place; it must be installed."""
+        settings = self.config.train
+        optimizer = torch.optim.Adam(self.shift.weights, lr=settings.lr, eps=settings.adam_eps)
+        state: dict[str, Any] = {"weights": _Weights(self.shift.weights), "momentum": self.momentum}
+        if settings.gradients == "summed":
+            state["gradients"] = RunningGradients(optimizer)
+        scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.precision == torch.float16)
+        train(
+            self.step, optimizer, settings.iterations, generator=seeds.generator(self.config.seed), state=state, scaler=scaler,
+            stop=self.stop, checkpoint=checkpoint, checkpoint_every=settings.checkpoint_every, title=title, log=log,
+        )  # fmt: skip
+
+    def step(self, i: int) -> dict[str, Tensor]:
+        """The losses of one step, with gradients to the shift."""
+        size, lambda_ = self.config.train.batch_size, self.config.train.regulariser
+        with self.shift.frozen():
+            states = [pictures.batch(i, size) for pictures in self.pictures]
+        L = [direction(self.r(each), each.r) for each in states]
+        L_cor = L[0] if len(L) == 1 else sum(eta * each for eta, each in zip(scales(L), L, strict=True))
+        assert isinstance(L_cor, Tensor), "there is at least one concept"
+        R = self.shift.norm() if lambda_ else torch.zeros((), device=L_cor.device)
+        self.momentum.add(L_cor)
+        self.done = i + 1
+        return {"loss": L_cor + lambda_ * R, "correlation": L_cor, "norm": R}
+
+    def r(self, states: States) -> Tensor:
+        """r(c; theta0 + D), Eq. 27."""
+        if not self.anchor_moves:
+            return self.model.predict_noise(states.x, states.t, states.c) - states.e_a
+        both = Conditioning.cat([states.anchor, states.c])
+        e_a, e_c = self.model.predict_noise(torch.cat([states.x] * 2), torch.cat([states.t] * 2), both).chunk(2)
+        return e_c - e_a
+
+    def stop(self, i: int) -> bool:
+        """After the update of step ``i``."""
+        settings = self.config.train
+        if i < FIRST_STOP or settings.stop == "steps":
+            return False
+        if settings.stop == "correlation":
+            return self.momentum.value is not None and bool(self.momentum.value < settings.threshold)
+        return i % self.HELD_OUT_EVERY == 0 and self.held_out_correlation() < settings.threshold
+
+    def held_out_correlation(self) -> float:
+        """L_cor of the held-out templates, on noised pictures that are the same each time; the mean over concepts."""
+        found = []
+        for pictures in self.held_out:
+            with self.shift.frozen():
+                states = pictures.predicted(range(self.HELD_OUT_STATES))
+            with torch.no_grad():
+                found.append(float(direction(self.r(states), states.r)))
+        return sum(found) / len(found)
+
+
+def scales(losses: Sequence[Tensor]) -> list[Tensor]:
+    """eta_i = |max_k L_k| / |L_i| of several concepts in one shift (section 2.6); constants."""
+    values = torch.stack([loss.detach() for loss in losses])
+    return list(values.max().abs() / values.abs().clamp_min(torch.finfo(values.dtype).tiny))

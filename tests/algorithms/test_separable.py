@@ -1,0 +1,670 @@
+"""CiE and SepCE: what is protected stays, what is erased moves, shifts come and go one by one, and the loss is the paper's."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import mu
+from mu.algorithms import algorithm
+from mu.algorithms.separable_concept_erasure.algorithm import (
+    ConceptIrrelevantErasureAlgorithm,
+    SeparableConceptErasureAlgorithm,
+)
+from mu.algorithms.separable_concept_erasure.configs import (
+    CIE_PRESETS,
+    SEPCE_PRESETS,
+    BasisConfig,
+    ConceptIrrelevantErasureConfig,
+    SeparableConceptErasureConfig,
+)
+from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
+from mu.algorithms.separable_concept_erasure.model import (
+    DenseShift,
+    NullSpace,
+    Room,
+    SeparableShift,
+    also_protecting,
+    eliminated,
+    room_for,
+    text_layers,
+    token_rows,
+)
+from mu.algorithms.separable_concept_erasure.trainer import Momentum, SeparableConceptErasureTrainer, scales
+from mu.core.errors import ConfigError, EditError
+from mu.edits.bank import Bank
+from mu.edits.edit import EditInfo
+from mu.edits.files import open_edit
+from mu.edits.low_rank import LowRankEdit
+from mu.models.diffusion import DiffusionModel
+
+FAST: dict[str, Any] = {"train": {"iterations": 3, "lr": 1e-2, "stop": "steps"}, "data": {"images": 4, "steps": 2}}
+THREE = ["star", "heart", "moon"]
+
+
+def settings(**overrides: Any) -> SeparableConceptErasureConfig:
+    return SeparableConceptErasureConfig.parse(FAST).merged({"concepts": ["star"], **overrides})
+
+
+def find(model: DiffusionModel, config: SeparableConceptErasureConfig) -> list[LowRankEdit]:
+    return SeparableConceptErasureAlgorithm(config, model=model).find_edits()
+
+
+@torch.no_grad()
+def predict(model: DiffusionModel, prompt: str, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    x, t = torch.randn(2, 4, 8, 8, generator=g), torch.randint(1000, (2,), generator=g)
+    return model.predict_noise(x, t, model.encode([prompt, prompt]))
+
+
+class Bench:
+    """A trainer with a shift that is not zero."""
+
+    def __init__(self, model: DiffusionModel, config: ConceptIrrelevantErasureConfig, scale: float = 0.05):
+        self.model, self.config = model, config
+        self.data = SeparableConceptErasureDataHandler(config, model)
+        info, draw = EditInfo("test", tuple(config.concepts)), torch.Generator().manual_seed(5)
+        self.shift: SeparableShift | DenseShift
+        separable = isinstance(config, SeparableConceptErasureConfig)
+        if isinstance(config, SeparableConceptErasureConfig):
+            method = SeparableConceptErasureAlgorithm(config, model=model)
+            self.shift = SeparableShift(model, method.room(self.data, config.concepts[0]), info)
+            for weight in self.shift.weights:
+                weight.data = torch.randn(weight.shape, generator=draw) * scale
+        else:
+            self.shift = DenseShift(model, info)
+        self.trainer = SeparableConceptErasureTrainer(
+            config, model, self.data, self.shift, config.concepts, anchor_moves=not separable
+        )
+
+    @contextmanager
+    def installed(self, scale: float = 0.02) -> Iterator[None]:
+        with self.shift.installed():
+            if isinstance(self.shift, DenseShift):
+                draw = torch.Generator().manual_seed(5)
+                for weight in self.shift.weights:
+                    weight.data += torch.randn(weight.shape, generator=draw) * scale
+            yield
+
+
+@contextmanager
+def watched(model: DiffusionModel) -> Iterator[list[tuple[int, bool]]]:
+    """(samples, with gradient) of each UNet evaluation inside the block."""
+    seen: list[tuple[int, bool]] = []
+    handle = model.unet.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), torch.is_grad_enabled())))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+# -- null spaces ------------------------------------------------------------------------------------------------------------
+
+
+def test_rank_rule(tiny: DiffusionModel) -> None:
+    """d - L - (L-1) p directions for p prompts with different first words, since the encoder is causal."""
+    length, width = 16, 192
+    for p in range(4):
+        rows = token_rows(tiny, ["", *THREE[:p]])
+        assert rows.shape == (length + (length - 1) * p, width)
+        assert len(NullSpace.of(rows).directions) == width - length - (length - 1) * p
+    # A prompt that begins like another adds only what comes after: BOS, "star" are shared.
+    assert len(token_rows(tiny, ["star", "star image"])) == length + (length - 2)
+
+
+def test_equal_prefixes_have_equal_rows(tiny: DiffusionModel) -> None:
+    """What `token_rows` builds on."""
+    star, image = tiny.encode(["star"]).sequence[0], tiny.encode(["star image"]).sequence[0]
+    torch.testing.assert_close(star[:2], image[:2])
+    assert (star[2] - image[2]).norm() > 1e-2
+
+
+def test_directions_are_null_and_orthonormal(tiny: DiffusionModel) -> None:
+    exact, more = token_rows(tiny, ["", "star"]), token_rows(tiny, ["heart", "moon"])
+    one, two = NullSpace.of(torch.cat([exact, more])), NullSpace.of(exact).without(more)
+    for space in (one, two):
+        S = space.directions
+        assert (S @ S.T - torch.eye(len(S))).abs().max() < 1e-10
+        assert (torch.cat([exact, more]) @ S.T).abs().max() < 1e-8
+        assert (space.span @ S.T).abs().max() < 1e-10
+        assert len(space.span) + len(S) == 192
+    torch.testing.assert_close(one.project(torch.eye(192).double()), two.project(torch.eye(192).double()), atol=1e-7, rtol=0)
+
+
+def test_tolerance_makes_room_and_its_leak_is_a_bound(tiny: DiffusionModel) -> None:
+    exact, near = token_rows(tiny, [""]), token_rows(tiny, THREE)
+    tight, loose = NullSpace.of(exact).without(near), NullSpace.of(exact).without(near, tol=1e-2)
+    assert len(loose.directions) > len(tight.directions)
+    assert tight.leak < 1e-8 < loose.leak <= 1e-2 * torch.linalg.matrix_norm(near, 2)
+    assert (exact @ loose.directions.T).abs().max() < 1e-8  # the exact ones stay exact
+    D = (
+        torch.randn(7, len(loose.directions), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        @ loose.directions
+    )
+    moved = (near @ D.T).norm(dim=1).max()
+    assert 0 < moved <= loose.leak * torch.linalg.matrix_norm(D, 2) * (1 + 1e-9)
+    S = torch.linalg.svd(near @ loose.directions.T)[2] @ loose.directions
+    assert (near @ S[:1].T).norm() > 0.99 * loose.leak  # it is attained
+
+
+def test_elimination_spans_the_same_space() -> None:
+    rows = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows[:, 1] = 2 * rows[:, 0]  # the second column is no pivot
+    space = NullSpace.of(rows)
+    S = eliminated(space.span)
+    assert S.shape == (7, 12)
+    assert (rows @ S.T).abs().max() < 1e-10
+    torch.testing.assert_close(S.norm(dim=1), torch.ones(7, dtype=torch.float64))
+    torch.testing.assert_close(space.project(S), S)
+    assert torch.linalg.matrix_rank(S) == 7
+    assert (S @ S.T - torch.eye(7)).abs().max() > 0.1  # unit rows, not orthogonal
+    # One vector for each free column: 1 there before it is divided by its norm, 0 at the other free columns.
+    free = [1, 6, 7, 8, 9, 10, 11]
+    scaled = S[:, free] / S[range(7), free][:, None]
+    torch.testing.assert_close(scaled, torch.eye(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["orthonormal", "elimination"])
+def test_the_basis_is_scaled_and_cut(tiny: DiffusionModel, kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def basis(**options: Any) -> Tensor:
+        return room_for(tiny, "star", ["star"], ["heart"], {}, BasisConfig(kind=kind, **options)).basis
+
+    full = basis()
+    assert len(full) == {"orthonormal": 15, "elimination": 192 - 16 - 15}[kind]
+    torch.testing.assert_close(basis(scale_factor=1e-4), 1e-4 * full)
+    torch.testing.assert_close(basis(max_base=5), full[:5])
+    with caplog.at_level(logging.WARNING, logger="mu"):
+        assert len(basis(max_base=691)) == len(full)
+    assert "max_base" in caplog.text
+
+
+def test_orthonormal_directions_are_all_that_act_on_the_concept(tiny: DiffusionModel) -> None:
+    room = room_for(tiny, "star", ["star", "a star image"], [""], {}, BasisConfig())
+    E = token_rows(tiny, ["star", "a star image"])
+    torch.testing.assert_close(E @ room.basis.T @ room.basis, room.space.project(E), atol=1e-6, rtol=0)
+    assert len(room.basis) <= 2 * 15
+
+
+def test_capacity_is_told(tiny: DiffusionModel) -> None:
+    others = {word: [word] for word in ("moon", "ring", "tree", "cross", "fish", "house", "heart", "photo", "neon")}
+    room = room_for(tiny, "star", ["star"], ["", "vintage"], others, BasisConfig(), leave=64)
+    capacity = room.capacity
+    assert capacity.protected[:2] == ("", "vintage")
+    assert (capacity.free, capacity.rows) == (192 - 16 - 15 * 7, 16 + 15 * 7)  # the next one would leave 56
+    assert capacity.left_out == ("heart", "photo", "neon")
+    E, P0 = token_rows(tiny, ["star"]), NullSpace.of(token_rows(tiny, [""]))
+    assert capacity.erasability == pytest.approx(float(room.space.project(E).norm() / P0.project(E).norm()))
+    assert 0 < capacity.erasability < 1
+    assert room_for(tiny, "star", ["star"], [""], {}, BasisConfig()).capacity.erasability == pytest.approx(1)
+    lines = str(capacity).splitlines()
+    assert len(lines) == 3
+    assert f"leave {capacity.free} of 192" in lines[0]
+    assert "'heart', 'photo', 'neon'" in lines[2]
+
+
+def test_what_cannot_be_erased_is_refused(tiny: DiffusionModel) -> None:
+    words = ["heart", "moon", "ring", "tree", "cross", "fish", "house", "photo", "neon", "sketch", "vintage", "thermal"]
+    with pytest.raises(ConfigError, match=r"leaves 11 of 192.*'moon' 16"):
+        room_for(tiny, "star", ["star"], words[:11], {}, BasisConfig())
+    with pytest.raises(ConfigError, match="inside what is protected"):
+        room_for(tiny, "star", ["star"], ["star"], {}, BasisConfig())
+
+
+def test_text_layers_are_the_cross_attentions_keys_and_values(tiny: DiffusionModel, tiny_xl: DiffusionModel) -> None:
+    for model in (tiny, tiny_xl):
+        names = set(text_layers(model))
+        blocks = {name.rpartition(".attn2.")[0] for name, _ in model.unet.named_modules() if ".attn2." in name}
+        assert names == {f"unet.{block}.attn2.{part}.weight" for block in blocks for part in ("to_k", "to_v")}
+        assert len(names) == 2 * len(blocks) > 0
+
+
+# -- separability -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three(tiny: DiffusionModel) -> list[LowRankEdit]:
+    return find(tiny, settings(concepts=THREE, protect={"prompts": ["a house"]}))
+
+
+def test_protected_prompts_stay_and_the_concept_moves(tiny: DiffusionModel, three: list[LowRankEdit]) -> None:
+    kept = ["", "a house", *THREE]
+    before = {prompt: predict(tiny, prompt) for prompt in kept}
+    for edit, concept in zip(three, THREE, strict=True):
+        assert set(edit.info.protects) == {"", "a house", *THREE} - {concept}
+        with edit.applied(tiny):
+            for prompt in edit.info.protects:
+                assert (predict(tiny, prompt) - before[prompt]).abs().max() < 1e-5
+            assert (predict(tiny, concept) - before[concept]).abs().max() > 1e-3
+
+
+def test_restoring_one_leaves_the_others_erased(tiny: DiffusionModel, three: list[LowRankEdit], snapshot: Callable) -> None:
+    weights, before = snapshot(tiny), {concept: predict(tiny, concept) for concept in THREE}
+    bank = Bank(tiny, three)
+    with bank.applied():
+        erased = {concept: predict(tiny, concept) for concept in THREE}
+        assert (predict(tiny, "") - predict(tiny, "")).abs().max() == 0
+    bank.restore("heart")
+    with bank.applied():
+        torch.testing.assert_close(predict(tiny, "heart"), before["heart"], atol=1e-5, rtol=0)
+        for concept in ("star", "moon"):
+            torch.testing.assert_close(predict(tiny, concept), erased[concept], atol=1e-5, rtol=0)
+            assert (erased[concept] - before[concept]).abs().max() > 1e-3
+    assert snapshot(tiny) == weights
+
+
+def test_the_sum_is_one_edit_and_comes_apart(tiny: DiffusionModel, three: list[LowRankEdit], tmp_path: Path) -> None:
+    config = settings(concepts=THREE, protect={"prompts": ["a house"]}, output_dir=str(tmp_path))
+    method = SeparableConceptErasureAlgorithm(config, model=tiny)
+    run = method.run()
+    both = open_edit(run.edit)
+    assert both.info.concepts == tuple(THREE)
+    assert both.info.protects == ("", "a house")
+    with Bank(tiny, three).applied():
+        wanted = {concept: predict(tiny, concept) for concept in THREE}
+    orders = [Bank(tiny, list(order)).deltas() for order in itertools.permutations(three)]
+    assert all((order[name] - orders[0][name]).abs().max() < 1e-6 for order in orders for name in orders[0])
+    with both.applied(tiny):
+        for concept in THREE:
+            torch.testing.assert_close(predict(tiny, concept), wanted[concept], atol=1e-5, rtol=0)
+    for parts in (method.separate(both), SeparableConceptErasureAlgorithm(config, model=tiny).separate(both)):
+        for part, edit in zip(parts, three, strict=True):
+            assert isinstance(part, LowRankEdit) and part.info.concepts == edit.info.concepts
+            assert all(torch.equal(part.tensors()[name], tensor) for name, tensor in edit.tensors().items())
+    assert len(run.read_environment()["capacity"]) == 3
+    assert [row["step"] for row in run.read_metrics()] == list(range(9))
+
+
+def test_together_is_one_by_one(tiny: DiffusionModel, three: list[LowRankEdit]) -> None:
+    """Each search alone, the others protected, and a joint one whose forward pass has all shifts give the same."""
+    for concept, edit in zip(THREE, three, strict=True):
+        rest = [other for other in THREE if other != concept]
+        (alone,) = find(tiny, settings(concepts=[concept], protect={"prompts": ["a house", *rest]}))
+        for (name, a), (_, b) in zip(alone.deltas(), edit.deltas(), strict=True):
+            assert (a - b).abs().max() < 1e-4 * b.abs().max(), name
+    benches = [Bench(tiny, settings(concepts=[c, *(o for o in THREE if o != c)])) for c in THREE[:2]]
+    gradients = []
+    for together in (True, False):
+        trainer, weights = benches[0].trainer, benches[0].shift.weights
+        trainer.pictures = trainer.pictures[:1]
+        with benches[0].installed(), benches[0].shift.frozen():
+            state = trainer.pictures[0].batch(0, 1)
+        with benches[0].installed():
+            if together:
+                with benches[1].installed():
+                    L = (trainer.r(state) * state.r).mean()
+                    gradients.append(torch.autograd.grad(L, [*weights, *benches[1].shift.weights]))
+            else:
+                L = (trainer.r(state) * state.r).mean()
+                gradients.append(torch.autograd.grad(L, weights))
+    for k, alone in enumerate(gradients[1]):
+        assert (gradients[0][k] - alone).abs().max() < 1e-3 * alone.abs().max()
+    assert max(g.abs().max() for g in gradients[0][len(gradients[1]) :]) < 1e-4 * max(g.abs().max() for g in gradients[1])
+
+
+def test_a_new_shift_spares_old_concepts_and_the_old_one_is_mended(tiny: DiffusionModel) -> None:
+    (old,) = find(tiny, settings(concepts=["star"], protect={"prompts": ["a house"]}))
+    (new,) = find(tiny, settings(concepts=["heart"], protect={"prompts": ["star"]}))
+    before = {prompt: predict(tiny, prompt) for prompt in ("star", "heart", "a house", "")}
+
+    def moved(edit: LowRankEdit, prompt: str) -> float:
+        with edit.applied(tiny):
+            return float((predict(tiny, prompt) - before[prompt]).abs().max())
+
+    assert moved(new, "star") < 1e-5
+    assert moved(old, "heart") > 1e-4  # one direction only, in time
+    mended = also_protecting(old, tiny, ["heart"])
+    assert mended.info.protects == ("", "a house", "heart")
+    assert all(moved(mended, prompt) < 1e-5 for prompt in ("heart", "a house", ""))
+    assert moved(mended, "star") > 0.1 * moved(old, "star")
+    with pytest.raises(EditError, match="none of separable erasure"):
+        also_protecting(LowRankEdit(old.factors, EditInfo("spm", ("star",))), tiny, ["heart"])
+
+
+def test_the_leak_is_told(tiny: DiffusionModel, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="mu"):
+        find(tiny, settings())
+    assert "leak: protected keys and values move by at most" in caplog.text
+    assert "erasability 1.00" in caplog.text
+    bench = Bench(tiny, settings(protect={"others": ["heart", "moon"], "null_tol": 0.03}))
+    assert isinstance(bench.shift, SeparableShift)
+    bound, moved = bench.shift.leak()
+    E = tiny.encode(["", "heart", "moon"]).sequence.flatten(0, 1)
+    largest = max(float((E @ D.T).norm(dim=1).max()) for _, D in bench.shift.edit.deltas())
+    assert moved > 1e-5
+    assert 0 < largest <= bound
+
+
+def test_the_basis_is_stored_once(tiny: DiffusionModel, three: list[LowRankEdit], tmp_path: Path) -> None:
+    edit = three[0]
+    tensors = edit.tensors()
+    assert sum(name.startswith("shared_down") for name in tensors) == 1
+    assert not any("lora_down" in name for name in tensors)
+    edit.save(tmp_path / "edit.safetensors")
+    back = open_edit(tmp_path / "edit.safetensors")
+    found = dict(back.deltas())
+    assert found.keys() == set(edit.parameters)
+    assert all(torch.equal(found[name], D) for name, D in edit.deltas())
+    with pytest.raises(EditError, match="damaged"):
+        LowRankEdit.from_tensors({name: t for name, t in tensors.items() if not name.startswith("shared_down")}, edit.info)
+
+
+# -- the loss ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sepce", "cie"])
+def test_a_step_is_the_papers(tiny: DiffusionModel, kind: str) -> None:
+    """Eq. 27, 28 and the regulariser against predictions of models whose weights were changed by hand."""
+    overrides = {"concepts": ["star"], "train": {"regulariser": 0.3, "batch_size": 2}}
+    config = (
+        (SeparableConceptErasureConfig if kind == "sepce" else ConceptIrrelevantErasureConfig).parse(FAST).merged(overrides)
+    )
+    bench = Bench(tiny, config)
+    with bench.installed():
+        losses = bench.trainer.step(0)
+        with bench.shift.frozen():
+            state = bench.trainer.pictures[0].batch(0, 2)
+        deltas = dict(bench.shift.finished().deltas())
+    E, empty = tiny.encode(["star"] * 2), tiny.encode([""] * 2)
+    r_0 = tiny.predict_noise(state.x, state.t, E) - tiny.predict_noise(state.x, state.t, empty)
+    kept = {name: tiny.unet.get_parameter(name.removeprefix("unet.")) for name in deltas}
+    original = {name: p.data for name, p in kept.items()}
+    try:
+        for name, p in kept.items():
+            p.data = original[name] + deltas[name]
+        r = tiny.predict_noise(state.x, state.t, E) - tiny.predict_noise(state.x, state.t, empty)
+    finally:
+        for name, p in kept.items():
+            p.data = original[name]
+    L_cor = (r * r_0).sum() / r.numel()
+    R = sum(D.abs().sum() for D in deltas.values()) / len(deltas)
+    assert float(losses["correlation"]) == pytest.approx(float(L_cor), rel=1e-3)
+    assert float(losses["norm"]) == pytest.approx(float(R), rel=1e-5)
+    assert float(losses["loss"].detach()) == pytest.approx(float(L_cor + 0.3 * R), rel=1e-4)
+    assert float(L_cor) != pytest.approx(float((r_0 * r_0).mean()), rel=1e-2)  # the shift does something
+    attention = [name for name, _ in tiny.unet.named_parameters() if ".attn2." in name]
+    assert len(deltas) == (len(attention) if kind == "cie" else len(text_layers(tiny)))
+
+
+def test_the_first_step_and_its_gradient(tiny: DiffusionModel) -> None:
+    """L = mean(r^2), R = 0; the gradient with respect to a dense shift lies in the row space of E P."""
+    bench = Bench(tiny, settings(protect={"prompts": ["heart"]}, basis={"kind": "elimination"}), scale=0.0)
+    assert isinstance(bench.shift, SeparableShift)
+    with bench.installed():
+        losses = bench.trainer.step(0)
+        with bench.shift.frozen():
+            state = bench.trainer.pictures[0].batch(0, 1)
+        (found,) = torch.autograd.grad(losses["loss"], bench.shift.weights[:1])
+    assert float(losses["correlation"]) == pytest.approx(float(state.r.square().mean()), rel=1e-4)
+    assert float(losses["norm"]) == 0
+    # G = dL/dw = dL/dD S^T, so dL/dD P = G (S S^T)^-1 S
+    S = bench.shift.room.basis
+    G = found.double() @ torch.linalg.inv(S @ S.T) @ S
+    B = room_for(tiny, "star", ["star"], ["heart"], {}, BasisConfig()).basis
+    assert G.norm() > 0
+    assert (G - G @ B.T @ B).norm() < 1e-4 * G.norm()
+
+
+def test_evaluations_a_step(tiny: DiffusionModel) -> None:
+    for config, graded in ((settings(), 1), (ConceptIrrelevantErasureConfig.parse(FAST).merged({"concepts": ["star"]}), 2)):
+        for stored in (0, 2):
+            bench = Bench(tiny, config.merged({"data": {"stored_targets": stored}}))
+            with bench.installed():
+                for i in range(4):
+                    with bench.shift.frozen():
+                        assert bench.trainer.pictures[0].pictures[i].shape == (4, 8, 8)  # made before the count
+                with watched(tiny) as seen:
+                    bench.trainer.step(0)
+                assert seen == [(2, False), (graded, True)]
+                bench.trainer.step(1)
+                with watched(tiny) as seen:
+                    bench.trainer.step(2)
+                assert seen == ([(graded, True)] if stored else [(2, False), (graded, True)])
+
+
+def test_stored_targets_come_again(tiny: DiffusionModel) -> None:
+    bench = Bench(tiny, settings(data={"stored_targets": 3}))
+    fresh = Bench(tiny, settings()).trainer.pictures[0]
+    stored = bench.trainer.pictures[0]
+    first, second = stored.batch(0, 2), stored.batch(1, 2)  # 0 1, 2 0
+    assert torch.equal(first.x[0], second.x[1]) and torch.equal(first.r[0], second.r[1])
+    torch.testing.assert_close(fresh.batch(0, 2).r, first.r)
+    assert not torch.equal(fresh.batch(1, 2).x[1], second.x[1])
+
+
+def test_templates_take_turns_and_may_be_put_into_the_anchor(tiny: DiffusionModel) -> None:
+    prompt = {"templates": ["{}", "a {} image"], "anchor": "ring", "template_anchor": True, "held_out": ["{} picture"]}
+    config = settings(prompt=prompt)
+    data = SeparableConceptErasureDataHandler(config, tiny)
+    assert data.prompts("star") == [("star", "ring"), ("a star image", "a ring image")]
+    assert data.prompts("star", held_out=True) == [("star picture", "ring picture")]
+    bench = Bench(tiny, config)
+    states = bench.trainer.pictures[0].batch(0, 3)
+    wanted = tiny.encode(["star", "a star image", "star"]).sequence
+    torch.testing.assert_close(states.c.sequence, wanted)
+    torch.testing.assert_close(states.anchor.sequence, tiny.encode(["ring", "a ring image", "ring"]).sequence)
+    assert len(bench.shift.weights[0][0]) > 15  # the row space of both templates
+
+
+def test_other_words_are_protected_but_not_the_concepts_own(tiny: DiffusionModel) -> None:
+    config = settings(
+        concepts=["neon style", "star"], protect={"others": ["neon", "Star", "moon"], "templates": ["{}", "a {}"]}
+    )
+    data = SeparableConceptErasureDataHandler(config, tiny)
+    assert data.others("neon style", config.protect) == {"moon": ["moon", "a moon"]}
+    assert data.exact("neon style", config.protect) == ["", "star", "a star"]
+    assert data.exact("star", settings(prompt={"anchor": "ring"}).protect) == ["", "neon style"]
+    with_anchor = SeparableConceptErasureDataHandler(settings(prompt={"anchor": "ring"}), tiny)
+    assert with_anchor.exact("star", config.protect) == ["", "ring"]
+
+
+# -- stopping ---------------------------------------------------------------------------------------------------------------
+
+
+def test_momentum() -> None:
+    m = Momentum(0.9)
+    for value in (1.0, 2.0, -1.0):
+        m.add(torch.tensor(value))
+    assert float(m.value) == pytest.approx(0.9 * (0.9 * 1.0 + 0.1 * 2.0) + 0.1 * -1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("train", "updates"), [({"threshold": 1e9}, 12), ({"threshold": -1e9}, 15), ({"threshold": 1e9, "stop": "steps"}, 15)])  # fmt: skip
+def test_it_stops_after_twelve_updates_at_the_earliest(tiny: DiffusionModel, train: dict[str, Any], updates: int) -> None:
+    config = settings(train={"iterations": 15, "stop": "correlation", **train}, data={"stored_targets": 2})
+    bench, rows = Bench(tiny, config), []
+    with bench.installed():
+        bench.trainer.train("test", log=rows.append)
+    assert len(rows) == bench.trainer.done == updates
+
+
+def test_it_stops_by_prompts_never_trained_on(tiny: DiffusionModel) -> None:
+    prompt = {"held_out": ["a {} picture"]}
+    config = settings(train={"iterations": 30, "stop": "held_out", "threshold": 1e9}, prompt=prompt, data={"stored_targets": 2})
+    bench = Bench(tiny, config)
+    with bench.installed():
+        bench.trainer.train("test")
+        assert bench.trainer.done == 21  # looks at every tenth step
+        states = bench.trainer.held_out[0].predicted(range(2))
+        torch.testing.assert_close(states.c.sequence, tiny.encode(["a star picture"] * 2).sequence)
+        assert bench.trainer.held_out_correlation() == bench.trainer.held_out_correlation()
+    with pytest.raises(ConfigError, match="held_out names no template"):
+        settings(train={"stop": "held_out"})
+
+
+def test_gradients_are_zeroed_or_summed(tiny: DiffusionModel) -> None:
+    def seen_by_adam(how: str) -> list[Tensor]:
+        bench = Bench(tiny, settings(train={"iterations": 2, "gradients": how}), scale=0.0)
+        seen: list[Tensor] = []
+        handle = register_optimizer_step_post_hook(lambda *_: seen.append(bench.shift.weights[0].grad.clone()))  # type: ignore[union-attr]
+        try:
+            with bench.installed():
+                bench.trainer.train("test")
+        finally:
+            handle.remove()
+        return seen
+
+    summed, zeroed = seen_by_adam("summed"), seen_by_adam("zeroed")
+    torch.testing.assert_close(summed[0], zeroed[0])
+    torch.testing.assert_close(summed[1], zeroed[0] + zeroed[1])
+    assert (zeroed[0] - zeroed[1]).norm() > 0.1 * zeroed[0].norm()
+
+
+def test_several_concepts_of_one_shift_are_weighed(tiny: DiffusionModel) -> None:
+    L = [torch.tensor(2.0), torch.tensor(-0.5)]
+    assert [float(eta) for eta in scales(L)] == [1.0, 4.0]
+    config = ConceptIrrelevantErasureConfig.parse(FAST).merged({"concepts": ["star", "heart"], "train": {"regulariser": 0.0}})
+    bench = Bench(tiny, config)
+    with bench.installed():
+        losses = bench.trainer.step(0)
+        with bench.shift.frozen():
+            states = [pictures.batch(0, 1) for pictures in bench.trainer.pictures]
+        each = [(bench.trainer.r(state) * state.r).mean().detach() for state in states]
+        largest = max(float(value) for value in each)
+        wanted = sum(abs(largest) / abs(float(value)) * float(value) for value in each)
+        assert float(losses["loss"].detach()) == pytest.approx(wanted, rel=1e-4)
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradients", ["zeroed", "summed"])
+def test_an_interrupted_run_goes_on_with_the_same_numbers(
+    tiny: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gradients: str
+) -> None:
+    config = settings(concepts=["star", "heart"], train={"iterations": 4, "gradients": gradients})
+    whole = find(tiny, config)
+    method = SeparableConceptErasureAlgorithm(config.merged({"output_dir": str(tmp_path)}), model=tiny)
+    step, calls = SeparableConceptErasureTrainer.step, itertools.count()
+
+    def failing(self: SeparableConceptErasureTrainer, i: int) -> dict[str, Tensor]:
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        return step(self, i)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SeparableConceptErasureTrainer, "step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            method.run()
+    run = method.run(resume=True)
+    for part, edit in zip(method.parts, whole, strict=True):
+        for name, factors in edit.factors.items():
+            assert torch.equal(part.factors[name].up, factors.up)
+    assert [row["step"] for row in run.read_metrics()] == list(range(8))
+
+
+def test_own_pictures(tiny: DiffusionModel, tmp_path: Path) -> None:
+    folder = tmp_path / "star"
+    folder.mkdir()
+    for k, size in enumerate(((80, 64), (64, 64), (32, 40))):
+        Image.new("RGB", size, (40 * k, 200, 20)).save(folder / f"{k}.png")
+    config = settings(data={"folder": f"{tmp_path}/{{}}", "images": 2})
+    pictures = SeparableConceptErasureDataHandler(config, tiny).pictures("star")
+    with watched(tiny) as seen:
+        assert pictures.count == 2
+        assert pictures[0].shape == (4, 8, 8)
+        assert torch.equal(pictures[2], pictures[0])
+        assert not torch.equal(pictures[1], pictures[0])
+    assert not seen  # nothing is generated
+    again = SeparableConceptErasureDataHandler(config, tiny).pictures("star")
+    assert torch.equal(again[1], pictures[1])
+    other = SeparableConceptErasureDataHandler(config.merged({"seed": 1}), tiny).pictures("star")
+    assert not torch.equal(other[1], pictures[1])  # drawn from the posterior
+
+
+def test_pictures_are_made_when_they_are_asked_for(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mu.algorithms.separable_concept_erasure.data_handler.PIXELS_AT_ONCE", 2 * 64 * 64)
+    config = settings(data={"images": 5, "steps": 2})
+    pictures = SeparableConceptErasureDataHandler(config, tiny).pictures("star")
+    with watched(tiny) as seen:
+        pictures[1]
+        assert len(seen) == 2  # two steps, for the first two pictures at once
+        pictures[0]
+        assert len(seen) == 2
+        last = pictures[4]
+        assert len(seen) == 4
+    assert torch.equal(SeparableConceptErasureDataHandler(config, tiny).pictures("star")[4], last)
+
+
+@pytest.mark.parametrize("family", ["tiny_v", "tiny_xl"])
+def test_the_whole_family(family: str, request: pytest.FixtureRequest, snapshot: Callable) -> None:
+    """SD 2.x in v and SDXL with two encoders; narrow ones, so that the empty prompt takes half of their directions."""
+    model: DiffusionModel = request.getfixturevalue(family)
+    weights, before = snapshot(model), {prompt: predict(model, prompt) for prompt in ("", "star")}
+    (edit,) = find(model, settings())
+    with edit.applied(model):
+        assert (predict(model, "star") - before["star"]).abs().max() > 1e-4
+        if family == "tiny_v":  # SDXL's pooled prompt is no part of keys and values, and no shift touches it
+            assert (predict(model, "") - before[""]).abs().max() < 1e-5
+    assert snapshot(model) == weights
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------------
+
+
+def test_presets_are_the_published_ones() -> None:
+    for name in ("style", "object", "nudity"):
+        sepce, cie = SEPCE_PRESETS[name], CIE_PRESETS[name]
+        assert (sepce.train.lr, sepce.basis.scale_factor, sepce.train.adam_eps) == (0.1, 1e-4, 1e-8)
+        assert (cie.train.lr, cie.train.regulariser, sepce.train.regulariser) == (1e-5, 1e-6, 1e-6)
+        assert sepce.basis.kind == "elimination"
+        assert sepce.train.threshold == cie.train.threshold == (0.0 if name == "nudity" else 1e-4)
+        for config in (sepce, cie):
+            assert config.model == "CompVis/stable-diffusion-v1-4"
+            assert (config.train.iterations, config.train.batch_size, config.data.images) == (1000, 1, 1000)
+            assert (config.train.gradients, config.train.stop, config.train.momentum) == ("summed", "correlation", 0.9)
+    assert SeparableConceptErasureAlgorithm.for_concepts(["x"], "some/model").train.lr == 0.1
+    chosen = SeparableConceptErasureAlgorithm.for_concepts(["a star"], "canvas")
+    assert (chosen.model, chosen.concepts, chosen.train.batch_size) == ("canvas", ["a star"], 4)
+    assert len({id(SEPCE_PRESETS[name]) for name in SEPCE_PRESETS}) == 4
+    with pytest.raises(ConfigError, match="Did you mean 'style'"):
+        ConceptIrrelevantErasureAlgorithm.for_concepts(["x"], preset="styl")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"concepts": []}, "concepts"), ({"concepts": ["a", " a "]}, "once"), ({"concepts": [" "]}, "named"), ({"train": {"gradients": "sum"}}, "gradients"),
+     ({"prompt": {"templates": ["no place"]}}, "exactly one"), ({"protect": {"templates": ["{} {}"]}}, "exactly one"),
+     ({"protect": {"leave": 3}}, "leave"), ({"basis": {"kind": "sympy"}}, "kind"), ({"trian": {}}, "Did you mean 'train'")],
+)  # fmt: skip
+def test_wrong_settings_are_one_clear_line(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        SeparableConceptErasureConfig.parse(wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cie", "sepce"])
+def test_device_and_precision_are_settings(name: str, tiny: DiffusionModel) -> None:
+    chosen = algorithm(name)
+    config = chosen.config_class.parse({}).merged({"devices": [0, 1], "train.precision": "bfloat16"})
+    assert config.devices == "0,1"  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="float32"):
+        chosen(config, model=tiny).find_edit()
+
+
+def test_shipped_files_load() -> None:
+    folder = Path(mu.__file__).parent / "algorithms" / "separable_concept_erasure" / "configs"
+    kinds = {"cie.yaml": ConceptIrrelevantErasureConfig, "sepce.yaml": SeparableConceptErasureConfig}
+    assert {path.name for path in folder.glob("*.yaml")} == set(kinds)
+    for name, kind in kinds.items():
+        text = (folder / name).read_text(encoding="utf-8")
+        assert text.startswith("#") and f"configs/{name}" in text
+        assert kind.load(folder / name).concepts
+
+
+def test_a_room_can_be_looked_at_before_training(tiny: DiffusionModel) -> None:
+    method = SeparableConceptErasureAlgorithm(settings(concepts=["star", "heart"]), model=tiny)
+    with watched(tiny) as seen:
+        first, second = method.capacities()
+    assert not seen
+    assert (first.concept, second.concept) == ("star", "heart")
+    assert "heart" in first.protected and "star" in second.protected
+    assert isinstance(method.room(SeparableConceptErasureDataHandler(method.config, tiny), "star"), Room)
