@@ -20,6 +20,7 @@ from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.core.tracking import tracked
+from mu.diffusion.erasure import check_placed
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit, spm_tensors, write_tensors
 from mu.edits.low_rank import LowRankEdit
@@ -92,13 +93,10 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         skip, train = self.config.pretrained_model.clip_skip, self.config.train
         if skip not in (None, model.clip_skip):
             raise ConfigError(f"pretrained_model.clip_skip is {skip}, and {model.name!r} was loaded with {model.clip_skip}")
-        if "precision" in train.model_fields_set and seeds.precision(train.precision) != model.precision:
-            loaded = str(model.precision).removeprefix("torch.")
-            raise ConfigError(f"train.precision is {train.precision}, and {model.name!r} was loaded in {loaded}: leave one out")
-        if "devices" in self.config.model_fields_set and self.config.devices not in ("", "auto"):
-            device = seeds.pick_device(self.config.devices)
-            if (device.type, device.index or 0) != (model.device.type, model.device.index or 0):
-                log.warning("devices is %s, and %r is on %s: it stays there", self.config.devices, model.name, model.device)
+        check_placed(
+            model, self.config.devices if "devices" in self.config.model_fields_set else None,
+            train.precision if "precision" in train.model_fields_set else None,
+        )  # fmt: skip
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         config, settings = self.config, self.config.model_dump(mode="json")
