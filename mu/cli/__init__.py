@@ -15,6 +15,7 @@ from mu.cli.demo import demo
 from mu.cli.erase import erase
 from mu.cli.evaluate import evaluate
 from mu.cli.generate import generate
+from mu.cli.gradients import gradients
 from mu.cli.info import info
 from mu.cli.merge import merge
 from mu.cli.methods import methods
@@ -23,7 +24,7 @@ from mu.cli.report import report
 
 app = typer.Typer(name="mu", cls=Program, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.callback(invoke_without_command=True)(root)
-for verb in (demo, erase, generate, evaluate, compare, report, merge, info, methods, config, cite):
+for verb in (demo, erase, gradients, generate, evaluate, compare, report, merge, info, methods, config, cite):
     app.command()(verb)
 app.add_typer(bank_app)
 app.add_typer(canvas_app)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -31,20 +32,24 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     summed,
 )  # fmt: skip
 from mu.core.algorithm import Algorithm, citation
-from mu.core.errors import ConfigError, ModelError
+from mu.core.errors import ConfigError, EditError, ModelError
 from mu.core.files import write_json
 from mu.core.loop import Log, progress_bar
 from mu.core.run import RunDirectory
 from mu.edits.edit import EditInfo, described, shifted
+from mu.edits.gradient_files import GradientInfo, Kind, Sign, described_model, read_gradients, write_gradients
 from mu.edits.weights import WeightEdit
 from mu.evaluation.zero_shot import ZeroShot
 from mu.models import load
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
+from mu.models.towers import tower_of
 from mu.models.vision_language import VisionLanguageModel
 
 log = logging.getLogger("mu")
+
+_NO_COMPAT = "gradients.compat is how one run accumulates its gradients over both sets: it does not go with gradient files"
 
 
 class SingleLayerUnlearningGradientAlgorithm(Algorithm):
@@ -81,9 +86,9 @@ class SingleLayerUnlearningGradientAlgorithm(Algorithm):
         parameters = self._candidates()
         retain, found = None, []
         for target in targets:
-            g_f, carried = self._gradients("forget", data.forget_pairs(target.concept), parameters)
+            g_f, carried = self._gradients("forget", data, target.concept, parameters)
             if retain is None or self.config.gradients.compat:
-                retain, _ = self._gradients("retain", data.retain_pairs(target.concept), parameters, carried)
+                retain, _ = self._gradients("retain", data, target.concept, parameters, carried)
             found.append(self._search(target, tasks, g_f, retain, parameters, run, log))
         self.parts = [self._edit([part], {name: shift}) for part, name, shift in found]
         shifts = summed([(name, shift) for _, name, shift in found])
@@ -114,11 +119,44 @@ class SingleLayerUnlearningGradientAlgorithm(Algorithm):
             found = wanted
         return found
 
-    def _gradients(self, title: str, pairs, parameters, carried: Gradients | None = None) -> tuple[Gradients, Gradients]:
-        settings = self.config.gradients
-        objective = settings.forget_loss if title == "forget" else "contrastive"
-        with progress_bar(f"{title} gradient", len(pairs)) as advance:
-            return gradients(self.clip, pairs, parameters, objective, settings, carried, lambda done, _: advance(done, ""))
+    def save_gradients(self, kind: Kind, path: Path | str, concept: str = "", *, overwrite: bool = False) -> GradientInfo:
+        """The gradient of all candidates on the forget pairs of ``concept``, or on the retain pairs, as a file for ``data.forget``
+        or ``data.retain``."""
+        if self.config.gradients.compat:
+            raise ConfigError(_NO_COMPAT)
+        self._load()
+        parameters, facts = self._candidates(), self._facts(kind, concept)
+        pairs = SingleLayerUnlearningGradientDataHandler(self.config).pairs(kind, concept)
+        found, _ = self._computed(facts, pairs, parameters)
+        block = facts["batch_size"] or 1
+        info = GradientInfo(**facts, pairs=len(pairs) // block * block, **described_model(self.clip, parameters))
+        write_gradients(path, found, info, overwrite=overwrite)
+        return info
+
+    def _facts(self, kind: Kind, concept: str) -> dict[str, Any]:
+        """What a gradient is of, as `GradientInfo` tells it."""
+        settings, forget = self.config.gradients, kind == "forget"
+        loss = settings.forget_loss if forget else "contrastive"
+        block = settings.batch_size if loss == "contrastive" else None
+        told = (self.config.data.caption, concept) if forget else ("own", "")
+        return {"kind": kind, "loss": loss, "batch_size": block, "captions": told[0], "concept": told[1]}
+
+    def _gradients(
+        self, kind: Kind, data: SingleLayerUnlearningGradientDataHandler, concept: str, parameters, carried: Gradients | None = None
+    ) -> tuple[Gradients, Gradients]:  # fmt: skip
+        """From a file where the settings name one, else from pictures."""
+        facts, settings = self._facts(kind, concept), self.config.gradients
+        file = data.gradient_file(kind, concept)
+        if file is None:
+            return self._computed(facts, data.pairs(kind, concept), parameters, carried)
+        if settings.compat:
+            raise ConfigError(_NO_COMPAT)
+        return read_gradients(file, self.clip, parameters, cast("Sign | None", settings.grad_sign), **facts), {}
+
+    def _computed(self, facts, pairs, parameters, carried: Gradients | None = None) -> tuple[Gradients, Gradients]:
+        settings, loss = self.config.gradients, facts["loss"]
+        with progress_bar(f"{facts['kind']} gradient", len(pairs)) as advance:
+            return gradients(self.clip, pairs, parameters, loss, settings, carried, lambda done, _: advance(done, ""))
 
     def _probe(self, target: Target, tasks: list[ZeroShot]) -> Probe:
         if self.config.search.on == "clip" or self.model is self.clip:
@@ -130,14 +168,18 @@ class SingleLayerUnlearningGradientAlgorithm(Algorithm):
 
     def _search(self, target: Target, tasks, g_f: Gradients, g_r: Gradients, parameters, run, rows: Log | None):
         scores = layer_scores(parameters, g_f, g_r)
-        probe, curves = self._probe(target, tasks), []
+        probe, curves = self._probe(target, tasks), list[Curve]()
+        base = probe.now()
+        if getattr(base, self.config.search.criterion) <= self.config.search.target:
+            raise EditError(
+                f"{self.model.name!r} does not know {target.concept!r} (forget accuracy {base.fa1:.2f}): it was erased before, or never there"
+            )
         chosen = {which: front[: self.config.layers.max_front] for which, front in self._fronts(scores).items()}
         with progress_bar(f"search {target.concept}", sum(map(len, chosen.values()))) as advance:
             for front in chosen.values():
                 for score in front:
                     curves.append(search(probe, score, g_f[score.name], self.config.search))
                     advance(len(curves), score.name)
-        base = probe.now()
         curve = best(curves, base, self.config.search)
         assert curve.chosen is not None and curve.outcome is not None
         shift = curve.score.step(curve.chosen) * g_f[curve.score.name]
@@ -161,7 +203,7 @@ class SingleLayerUnlearningGradientAlgorithm(Algorithm):
         write_json(run.folder / f"slug_{target.concept.replace(' ', '_')}.json", {
             "concept": target.concept, "sign": "+grad L_f", "chosen": chosen.score.name, "rho": chosen.chosen,
             "lambda": chosen.score.step(chosen.chosen or 0.0), "base": asdict(base),
-            "layers": [{**asdict(score), "front": score.name in front} for score in scores.values()],
+            "layers": [{**asdict(score), "tower": tower_of(score.name), "front": score.name in front} for score in scores.values()],
             "curves": [
                 {"name": c.score.name, "rho": c.rho, self.config.search.criterion: c.forget, "chosen": c.chosen,
                  "outcome": asdict(c.outcome) if c.outcome else None} for c in curves

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
-from mu.data.clip_sets import Recaptioned, forget_pairs, retain_pairs
+from mu.data.clip_sets import Recaptioned, forget_pairs, forget_source, retain_pairs
+from mu.edits.gradient_files import Kind
 from mu.evaluation.zero_shot import ZeroShot, open_tasks
 from mu.models.contrastive import Captioned
 
@@ -25,6 +26,14 @@ class SingleLayerUnlearningGradientDataHandler:
         pairs = retain_pairs(self.config.data, self.config.seed)
         constant = "constant_retain_caption" in self.config.gradients.compat
         return [Recaptioned(pair, concept) for pair in pairs] if constant else pairs
+
+    def gradient_file(self, kind: Kind, concept: str) -> str | None:
+        """The file that the settings name in place of pictures; None where they name pictures."""
+        source = forget_source(self.config.data, concept) if kind == "forget" else self.config.data.retain
+        return source if source.endswith(".safetensors") else None
+
+    def pairs(self, kind: Kind, concept: str) -> Sequence[Captioned]:
+        return self.forget_pairs(concept) if kind == "forget" else self.retain_pairs(concept)
 
     def tasks(self) -> list[ZeroShot]:
         """On other pictures than the gradients', and than any report's."""

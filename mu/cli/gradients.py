@@ -1,0 +1,63 @@
+"""``mu gradients``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from mu.cli.options import Device, Json, Overwrite, pairs
+from mu.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
+    from mu.edits.gradient_files import Kind
+
+
+def gradients(
+    out: Annotated[Path, typer.Option(help="The file, NAME.safetensors.")],
+    model: Annotated[str, typer.Option(help="A CLIP: canvas-clip, open_clip:ARCH/TAG, or a folder.")] = "canvas-clip",
+    forget: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Pairs of --concept: web shards, a folder of pictures, or canvas.")
+    ] = None,
+    concept: Annotated[str | None, typer.Option(help="With --forget: what they show.")] = None,
+    retain: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Instead of --forget: pairs of everything else, for all concepts.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of slug on top, like data.n_retain=2000.")
+    ] = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compute the forget or the retain gradient of a CLIP once, as a file that slug takes in place of pictures.
+
+    Example: mu gradients --model canvas-clip --forget canvas --concept "Ada Stone" --out outputs/gradients/Ada_Stone.safetensors
+    """
+    from mu.algorithms import algorithm
+    from mu.cli.output import print_json
+    from mu.core.script import parsed, show_log
+    from mu.data.concepts import concept_of
+    from mu.edits.gradient_files import refuse
+
+    show_log()
+    if bool(forget) == bool(retain):
+        raise ConfigError("pass --forget SOURCE with --concept, or --retain SOURCE" + (", not both" if forget else ""))
+    if bool(forget) != bool(concept):
+        raise ConfigError("--forget needs --concept: what do the pictures show?" if forget else "--concept belongs to --forget")
+    refuse(out, overwrite=overwrite)
+    name = concept_of(concept) if concept else ""
+    slug = algorithm("slug")
+    placed = {key: value for key, value in (("devices", device), ("precision", precision)) if value}
+    sources = {f"data.{key}": value for key, value in (("forget", forget), ("retain", retain)) if value}
+    options = parsed(slug.config_class, pairs(settings or [], "--set"))
+    work = slug(slug.for_concepts([name] if name else [], model).merged(placed, sources, options))
+    kind: Kind = "forget" if forget else "retain"
+    made = cast("SingleLayerUnlearningGradientAlgorithm", work).save_gradients(kind, out, name, overwrite=overwrite)
+    if as_json:
+        print_json({"path": str(out), **made.to_json()})
+    else:
+        print(out)
