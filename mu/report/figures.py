@@ -83,8 +83,12 @@ def picture(folder: Path, name: str, alt: str) -> Picture:
     kind = "PNG" if max(image.size) <= PIXEL_ART else "JPEG"
     content = io.BytesIO()
     image.save(content, kind, quality=88)
-    data = base64.b64encode(content.getvalue()).decode("ascii")
-    return Picture(alt, f"data:image/{kind.lower()};base64,{data}", *image.size)
+    return Picture(alt, embedded(content.getvalue(), kind.lower()), *image.size)
+
+
+def embedded(content: bytes, kind: str) -> str:
+    """The bytes of a picture file (``png``, ``jpeg``) as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------

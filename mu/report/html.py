@@ -6,6 +6,8 @@ Reads what a run left behind and nothing else; no model library is needed. Besid
                    ``before/0_1.png`` is picture 1 of case 0; seed and gate may be missing
     panels.json    [{"title": "...", "columns": ["base", ...], "rows": [{"label": "...", "images": ["panels/a.png", ...]}]}]
                    more grids of pictures
+    slug_*.json    importance and alignment of every tensor, and the searched steps (see `mu.report.layer_figures`); its figures
+                   are also written beside the page, ``pareto-<tower>-<concept>.png``
 
 Paths in them stay inside the run folder or are refused. A part that is not there is left out of the page, or the page says
 how to get it.
@@ -26,10 +28,11 @@ from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from mu.core.errors import DataError, OutputError
-from mu.core.files import write_text
+from mu.core.files import atomic_path, write_text
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
-from mu.report.figures import Picture, Point, line_chart, picture, short
+from mu.report.figures import Picture, Point, embedded, line_chart, picture, short
+from mu.report.layer_figures import LayerSearch, layer_figures
 
 T = TypeVar("T")
 
@@ -68,6 +71,9 @@ def write_report(run: RunDirectory | Sequence[RunDirectory], path: Path | str | 
     text = template.render(page=pages[0], pages=pages, comparison=comparison, roles=ROLES, shown=PAIRS_SHOWN)
     try:
         write_text(path, text.lstrip())
+        for plot in pages[0].plots if comparison is None else ():
+            with atomic_path(Path(path).with_name(plot.file)) as partial:
+                partial.write_bytes(plot.png)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
     return Path(path)
@@ -156,6 +162,19 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """A figure that is also a file of its own."""
+
+    file: str
+    alt: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        return embedded(self.png, "png")
+
+
+@dataclass(frozen=True)
 class Cell:
     """One score as text; ``verdict`` says whether it is better or worse than the base's, by ``change``."""
 
@@ -210,6 +229,7 @@ class Page:
     gates: list[str]
     curves: list[Curve]
     constants: list[str]
+    plots: list[Plot]
     config: str
     evaluate: str
 
@@ -248,6 +268,7 @@ def read_page(run: RunDirectory) -> Page:
         gates=_gate_names(prompts, concepts),
         curves=curves,
         constants=constants,
+        plots=_plots(run),
         config=run.config.read_text(encoding="utf-8", errors="replace") if run.config.exists() else "",
         evaluate=f"mu evaluate {shlex.quote(str(run.folder))}",
     )
@@ -416,6 +437,14 @@ def _curves(run: RunDirectory) -> tuple[list[Curve], list[str]]:
         note = f"{broken} of {len(values)} values are not finite" if broken else ""
         curves.append(Curve(name, line_chart(name, points), note))
     return curves, constants
+
+
+def _plots(run: RunDirectory) -> list[Plot]:
+    plots = []
+    for path in sorted(run.folder.glob("slug_*.json")):
+        search = _parse(path, TypeAdapter(LayerSearch | None), None)
+        plots += [Plot(*figure) for figure in layer_figures(search, path.stem.removeprefix("slug_"))] if search else []
+    return plots
 
 
 # -- several runs ------------------------------------------------------------------------------------------------------

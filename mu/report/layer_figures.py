@@ -1,0 +1,136 @@
+"""Figures of a search for one layer (``slug_<concept>.json``): what each tensor matters, and how the concept goes along it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 110
+COLOURS = ("#3b6fb6", "#d1603d", "#3f9c6d", "#8a5bb0", "#b8860b", "#c2487e", "#4ba3b7", "#7a6a5a")
+
+
+class Layer(BaseModel):
+    name: str
+    importance: float = Field(gt=0)
+    alignment: float = Field(ge=0)
+    tower: str = ""
+    front: bool = False
+
+
+class Line(BaseModel):
+    """Forget accuracy (0 to 1), at 1 or at 5, at each step ``rho``; the step taken, and what was seen there."""
+
+    name: str
+    rho: list[float] = Field(min_length=1)
+    fa1: list[float] = []
+    fa5: list[float] = []
+    chosen: float | None = None
+    outcome: dict[str, Any] | None = None
+
+
+class LayerSearch(BaseModel):
+    """What SLUG writes of one concept; keys that are not here are not drawn."""
+
+    concept: str
+    chosen: str = ""
+    layers: list[Layer]
+    curves: list[Line] = []
+
+
+def layer_figures(search: LayerSearch, stem: str) -> list[tuple[str, str, bytes]]:
+    """For each figure the name of its file (``pareto-<tower>-<stem>.png``), what it shows, and the PNG."""
+    figures = []
+    for tower in dict.fromkeys(layer.tower for layer in search.layers):
+        layers = [layer for layer in search.layers if layer.tower == tower]
+        told = f"Importance against gradient alignment of {len(layers)} tensors of the {tower} tower, {search.concept}"
+        figures.append((f"pareto-{tower}-{stem}.png", told, _png(pareto(layers, f"{search.concept}: {tower} tower"))))
+    if search.curves:
+        told = f"Forget accuracy of {search.concept} against the step, for {len(search.curves)} tensors"
+        figures.append((f"steps-{stem}.png", told, _png(steps(search))))
+    return figures
+
+
+def pareto(layers: Sequence[Layer], title: str) -> Figure:
+    """Log-log; the front's members coloured, the others black crosses. An alignment of 0 stands at the left edge, and a note
+    says so."""
+    figure, axis = _axes(title, "gradient alignment |cos(g_f, g_r)|", "importance |g_f| / |theta|")
+    positive = [layer.alignment for layer in layers if layer.alignment > 0] or [1.0]
+    edge = min(positive) / 2
+    others = [layer for layer in layers if not layer.front]
+    axis.plot([layer.alignment or edge for layer in others], [layer.importance for layer in others], "x", color="black", ms=5)
+    for k, layer in enumerate(layer for layer in layers if layer.front):
+        axis.plot(
+            layer.alignment or edge, layer.importance, "osD^v"[k // len(COLOURS) % 5], color=COLOURS[k % len(COLOURS)],
+            ms=8, label=short_name(layer.name),
+        )  # fmt: skip
+    _logarithmic(axis, "x", "y")
+    if zeros := sum(layer.alignment == 0 for layer in layers):
+        axis.set_xlim(left=edge)
+        for line in axis.lines:
+            line.set_clip_on(False)
+        axis.set_xlabel(f"{axis.get_xlabel()}; at the left edge: {zeros} with 0")
+    figure.legend(loc="outside lower left", fontsize=7, ncols=2)
+    return figure
+
+
+def steps(search: LayerSearch) -> Figure:
+    """Forget accuracy against rho for each tensor that was searched; a star marks the step that was taken."""
+    top = 1 if any(line.fa1 for line in search.curves) else 5
+    figure, axis = _axes(f"{search.concept}: search of the step", "rho = lambda |g_f| / |theta|", f"forget accuracy @{top}")
+    towers = {layer.name: layer.tower for layer in search.layers}
+    for k, line in enumerate(search.curves):
+        points = sorted(zip(line.rho, line.fa1 or line.fa5, strict=True))
+        taken, colour = line.name == search.chosen, COLOURS[k % len(COLOURS)]
+        axis.plot(
+            *zip(*points, strict=True), ".-" if k < len(COLOURS) else ".--", color=colour, linewidth=2.4 if taken else 1.2,
+            label=f"{towers.get(line.name, '')} {short_name(line.name)}".strip(), zorder=3 if taken else 2,
+        )  # fmt: skip
+        if taken and line.chosen and line.outcome:
+            axis.plot(line.chosen, line.outcome[f"fa{top}"], "*", color=colour, markersize=15, clip_on=False, zorder=9)
+    _logarithmic(axis, "x")
+    axis.set_ylim(-0.02, 1.02)
+    figure.legend(loc="outside lower left", fontsize=7, ncols=2)
+    return figure
+
+
+def short_name(parameter: str) -> str:
+    """``text_encoder.encoder.layers.3.mlp.fc1.weight`` -> ``3.mlp.fc1``; the component where the rest is empty."""
+    component, _, path = parameter.partition(".")
+    return re.sub(r"\.?weight$", "", re.sub(r"^(encoder\.layers|transformer\.resblocks)\.", "", path)) or component
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+    axis = figure.add_subplot(xlabel=x, ylabel=y)
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _logarithmic(axes: Axes, *directions: str) -> None:
+    """With plain numbers at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for direction in directions:
+        axes.set(**{f"{direction}scale": "log"})
+        axis = getattr(axes, f"{direction}axis")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+    return content.getvalue()
