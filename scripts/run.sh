@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# SLUG for a list of names: step 3 of 3 (docs/slug.md). As it stands on the embedded world; for a published CLIP:
+#
+#   NAMES="Elon_Musk Jeff_Bezos" MODEL=open_clip:ViT-B-32/laion400m_e32 bash scripts/run.sh
+#
+# takes the gradients that scripts/run_clip_name.sh left, and makes those that are missing (FORGET and RETAIN as there).
+# What stands behind the command goes to `mu erase slug`, like --set layers.tower=vision. A name that is done is left alone.
+
+set -euo pipefail
+
+NAMES=${NAMES:-"Ada_Stone Boris_Vale"} # with underscores, with blanks between
+export MODEL=${MODEL:-canvas-clip}
+export GRADIENTS=${GRADIENTS:-outputs/gradients}
+OUT=${OUT:-outputs/slug} # one folder for each name: the edit, report.html, the Pareto figures
+
+HERE=$(dirname "${BASH_SOURCE[0]}")
+MU=${MU:-$(command -v mu || echo "$HERE/../.venv/bin/mu")}
+folder=$GRADIENTS/${MODEL//[:\/]/_}
+
+for name in $NAMES; do
+  if [[ ! -e $folder/$name.safetensors || ! -e $folder/retain.safetensors ]]; then
+    NAME=$name FORGET=${FORGET:-canvas} bash "$HERE/run_clip_name.sh"
+  fi
+  "$MU" erase slug --model "$MODEL" --concept "${name//_/ }" --out "$OUT/${MODEL//[:\/]/_}/$name" --resume \
+    --set data.forget="$folder/{concept}.safetensors" --set data.retain="$folder/retain.safetensors" "$@"
+done
