@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, MuError
 from mu.core.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -86,8 +86,12 @@ class Algorithm(ABC):
             return run
         run.begin(settings, self.describe(), resume=resume, overwrite=overwrite)
         began = time.monotonic()
-        with run.recording() as log:
-            edit = self.find_edit(run, log)
+        try:
+            with run.recording() as log:
+                edit = self.find_edit(run, log)
+        except MuError:
+            run.withdraw()
+            raise
         edit.save(run.edit)
         run.describe({"seconds": round(time.monotonic() - began, 1)})
         return run

@@ -55,8 +55,9 @@ class RunDirectory:
     def begin(self, config: str, description: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
         """Claim the folder: write what reruns this run. A finished or begun run is never overwritten silently."""
         if self.config.exists() and not (resume or overwrite):
-            state = "a finished run" if self.edit.exists() else "an unfinished run"
-            what = "choose another folder or pass overwrite" if self.edit.exists() else "pass resume to go on, or overwrite"
+            finished = self.edit.exists() or self.report.exists()
+            state = "a finished run" if finished else "an unfinished run"
+            what = "choose another folder or pass --overwrite" if finished else "pass --resume to go on, or --overwrite"
             raise OutputError(f"{self.folder} already holds {state}: {what}")
         if resume and self.config.exists():
             self.require(config)
@@ -77,10 +78,16 @@ class RunDirectory:
         except OSError as error:
             raise OutputError(f"cannot write to {self.folder}: {error.strerror or error}") from None
 
+    def withdraw(self) -> None:
+        """Take back what `begin` claimed, where the work ended before anything was made: the folder is free again."""
+        if not (self.edit.exists() or any(self.checkpoints.glob("*"))):
+            for path in (self.config, self.environment, self.log, self.metrics):
+                path.unlink(missing_ok=True)
+
     def require(self, config: str) -> None:
         """Raise `OutputError` where the folder holds a run with other settings than ``config``."""
         if self.config.exists() and self.config.read_text(encoding="utf-8") != config:
-            raise OutputError(f"{self.folder} was begun with other settings: rerun with its config.yaml, or pass overwrite")
+            raise OutputError(f"{self.folder} was begun with other settings: rerun with its config.yaml, or pass --overwrite")
 
     @contextmanager
     def recording(self) -> Iterator[Any]:

@@ -35,7 +35,7 @@ def guarded(work: Callable[[], Any]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: everything finished so far is kept; run again with resume to go on", file=sys.stderr)
+        print("interrupted: everything finished so far is kept; run again with --resume to go on", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +9,6 @@ from mu.core.errors import ConfigError, DataError, nearest
 
 TEMPLATES = ("style", "object", "i2p")
 DATASET_TYPES = ("unlearncanvas", "i2p")
-
-log = logging.getLogger("mu")
 
 
 class Concepts(NamedTuple):
@@ -36,17 +33,15 @@ def concept_of(template_name: str, template: str = "style", dataset_type: str = 
 
 
 def check_concept(text: object) -> str:
-    """``text`` without blanks at its ends and with single spaces inside. Raises `DataError` where nothing is left.
-
-    A comma is allowed, since prompts have them, and noted in the log: who means two concepts must give two.
-    """
+    """``text`` without blanks at its ends and with single spaces inside. Raises `DataError` where nothing is left, and for a
+    comma: who means two concepts must give two."""
     if not isinstance(text, str):
         raise DataError(f"a concept must be text, not {text!r}")
     concept = " ".join(text.split())
     if not concept:
         raise DataError("the concept is empty: give the words to erase, like 'neon style' or 'Van Gogh'")
     if "," in concept:
-        log.warning("%r is taken as one concept, comma included; for several, give each on its own", concept)
+        raise DataError(f"the concept {concept!r} has a comma: give several concepts each on its own, and one without commas")
     return concept
 
 

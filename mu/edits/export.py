@@ -139,7 +139,7 @@ def export(
     if form not in FORMATS:
         raise OutputError(f"unknown format {form!r}; choose {', '.join(FORMATS)}")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already: choose another path or pass overwrite")
+        raise OutputError(f"{path} exists already: choose another path or pass --overwrite")
     if path.is_dir() and not (form == "diffusers" and (path / "model_index.json").exists()):
         raise OutputError(f"{path} is a folder that holds no diffusers model: it is not replaced, choose another path")
     try:

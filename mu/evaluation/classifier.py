@@ -240,9 +240,9 @@ def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overw
         before.pop("accuracy_by_epoch", None)
         state = "a trained classifier" if score else "an unfinished training"
         if not resume:
-            raise OutputError(f"{out} already holds {state}: choose another folder, or pass resume or overwrite")
+            raise OutputError(f"{out} already holds {state}: choose another folder, or pass --resume or --overwrite")
         if before != told:
-            raise OutputError(f"{out} was begun with other settings (see its training.json): use those, or pass overwrite")
+            raise OutputError(f"{out} was begun with other settings (see its training.json): use those, or pass --overwrite")
         return Score.from_json(score) if score else None
     if not record.exists() and out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out} holds something else: choose another folder")

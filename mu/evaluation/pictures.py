@@ -45,7 +45,7 @@ def write_pictures(
     there = [] if overwrite else [row for row in rows if (folder / row.name).exists()]
     if there and not resume:
         raise OutputError(
-            f"{folder / there[0].name} exists already: choose another folder, or pass resume to make the missing ones, or overwrite"
+            f"{folder / there[0].name} exists already: choose another folder, or pass --resume to make the missing ones, or --overwrite"
         )
     missing = [row for row in rows if row not in there]
     groups: dict[float, list[PictureRow]] = {}

@@ -31,7 +31,8 @@ def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(tmp_path: P
     data = BothSets(forget=str(tmp_path / "{concept}"), retain=str(folder), n_retain=2)
     assert forget_source(data, "Ada Stone") == str(folder)
     assert [pair.caption for pair in forget_pairs(data, "Ada Stone", 0)] == ["a portrait of ada stone", "Ada  Stone smiles"]
-    assert len(forget_pairs(data.merged({"n_forget": 1}), "Ada Stone", 0)) == 1
+    with pytest.raises(DataError, match="has 1 pair"):
+        forget_pairs(data.merged({"n_forget": 1}), "Ada Stone", 0)
     named = forget_pairs(data.merged({"caption": "concept"}), "Ada Stone", 0)
     assert {pair.caption for pair in named} == {"Ada Stone"} and named[0].picture().size == (8, 8)
     assert len(retain_pairs(data, 0)) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from pathlib import Path
 
 import pytest
@@ -61,11 +60,10 @@ def test_blanks_are_put_in_order():
     assert check_concept("  Van \n Gogh ") == "Van Gogh"
 
 
-def test_a_comma_is_allowed_and_noted(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.WARNING, logger="mu"):
-        assert check_concept("Van Gogh") == "Van Gogh" and not caplog.records
-        assert check_concept("hate, violence") == "hate, violence"
-    assert "one concept" in caplog.text
+def test_a_comma_is_refused():
+    assert check_concept(" Van  Gogh ") == "Van Gogh"
+    with pytest.raises(DataError, match="has a comma: give several concepts each on its own"):
+        check_concept("star, moon")
 
 
 def test_a_folder_names_its_concepts(tmp_path: Path):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from mu.core.config import BaseConfig, read_yaml, values_set, values_set
+from mu.core.config import BaseConfig, read_yaml, values_set
 from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
 from mu.data.concepts import concept_of
