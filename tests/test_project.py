@@ -38,7 +38,9 @@ EXTRAS = {name: [Requirement(text) for text in texts] for name, texts in PROJECT
 BASE = [Requirement(text) for text in PROJECT["dependencies"]]
 
 # Distributions whose import name is not their own name, and modules that come along with one.
-IMPORT_NAMES = {"open-clip-torch": {"open_clip"}, "pyyaml": {"yaml"}, "pillow": {"PIL"}, "types-pyyaml": set()}
+IMPORT_NAMES = {
+    "open-clip-torch": {"open_clip"}, "pyyaml": {"yaml"}, "pillow": {"PIL"}, "scikit-learn": {"sklearn"}, "types-pyyaml": set(),
+}  # fmt: skip
 COMES_WITH = {
     "transformers": {"tokenizers", "huggingface_hub", "tqdm"},
     "jinja2": {"markupsafe"}, "pydantic": {"typing_extensions"}, "typer": {"click"}, "lpips": {"torchvision"},

@@ -12,11 +12,21 @@ from mu.cli.options import Device, Json, Precision, RunFolder, whole_numbers
 
 def evaluate(
     run: RunFolder,
-    suite: Annotated[str, typer.Option(help="What is measured, by a stated protocol.")] = "canvas",
+    suite: Annotated[
+        str | None,
+        typer.Option(help="What is measured, by a stated protocol: canvas, clip, vlm. Default: by the kind of model."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The base model. Default: the run's own.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of the pictures, with commas between.")] = "188,288,588,688",
     base_answers: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the base model's pictures are kept, for several runs to share.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What clip and vlm measure on, instead of what the run's settings say; repeat for several: canvas, celeba:FOLDER, "
+            "imagenet:FOLDER; for clip also forget:SOURCE and val:SOURCE, for vlm FILE.csv (image, question, answer)."
+        ),
     ] = None,
     device: Device = None,
     precision: Precision = "float32",
@@ -31,15 +41,18 @@ def evaluate(
     from mu.core.script import show_log
     from mu.edits.files import open_edit
     from mu.evaluation.suites import evaluate as measured
-    from mu.models import load_diffusion
+    from mu.evaluation.suites import suite_for
+    from mu.models import load
     from mu.report import write_report
 
     show_log()
     chosen, numbers = RunDirectory(run), whole_numbers(seeds, "--seeds")
     edit = open_edit(chosen.edit)
     name = model or chosen.read_environment().get("model") or "canvas"
-    base = load_diffusion(name, device=device, precision=precision)
-    table = measured(chosen, suite, base, edit, seeds=numbers, base_answers=base_answers)
+    base = load(name, device=device, precision=precision)
+    table = measured(
+        chosen, suite or suite_for(base), base, edit, seeds=numbers, base_answers=base_answers, data=data or []
+    )  # fmt: skip
     report = write_report(chosen)
     if json:
         print_json({column: [score.to_json() for score in scores] for column, scores in table.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -107,6 +107,44 @@ def open_tasks(names: Sequence[str], per_class: int, seed: int) -> list[ZeroShot
     if not tasks:
         raise DataError("no task is named: the search could not see what is forgotten")
     return tasks
+
+
+REPORT_SEED = 9
+"""Methods learn and search on rendered pictures of seeds that end in 1, 2 and 3: a report's end in 9."""
+
+
+def report_tasks(names: Sequence[str], per_class: int, seeds: Sequence[int]) -> list[ZeroShot]:
+    """`open_tasks` with the rendered pictures of all ``seeds`` together, on pictures that no method's search saw."""
+    first, *others = (seed * 10 + REPORT_SEED for seed in seeds)
+    tasks = open_tasks(names, per_class, first)
+    more = [task for seed in others if "canvas" in names for task in canvas_tasks(per_class, seed)]
+    return [_pooled([task, *(other for other in more if other.classes == task.classes)]) for task in tasks]
+
+
+def _pooled(tasks: Sequence[ZeroShot]) -> ZeroShot:
+    pictures = [picture for task in tasks for picture in task.pictures]
+    return replace(tasks[0], pictures=pictures, labels=tuple(label for task in tasks for label in task.labels))
+
+
+@dataclass(frozen=True)
+class Target:
+    """The forgotten class: its task and its label."""
+
+    concept: str
+    task: ZeroShot
+    label: int
+
+
+def target_of(concept: str, tasks: Sequence[ZeroShot]) -> Target:
+    """The class with pictures that ``concept`` names; `ConfigError` where no task has it."""
+    for task in tasks:
+        label = task.label_of(concept)
+        if label is not None and label in task.labels:
+            return Target(concept, task, label)
+    known = ", ".join(f"{task.name} ({len(task.classes)})" for task in tasks)
+    raise ConfigError(
+        f"{concept!r} is a class with pictures in none of the tasks ({known}): nothing could tell whether it went"
+    )
 
 
 def logits(features: Tensor, weights: Tensor) -> Tensor:
