@@ -1,0 +1,40 @@
+"""SLUG makes CLIP forget a person: who is recognised before and after, on pictures that the search has not seen.
+
+python examples/clip_identity.py
+python examples/clip_identity.py --model open_clip:ViT-B-32/laion400m_e32    # wants data/, see docs/slug.md
+"""
+
+import argparse
+
+import torch
+from matplotlib.figure import Figure
+
+import mu
+from mu.algorithms import algorithm
+from mu.evaluation.zero_shot import hits, logits, open_tasks
+
+options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+options.add_argument("--model", default="canvas-clip")
+options.add_argument("--out", default="clip_identity.png")
+options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of slug")
+args = options.parse_args()
+concept = "Ada Stone" if args.model.startswith("canvas") else "Elon Musk"
+
+clip = mu.load(args.model)
+data = algorithm("slug").for_concepts([concept], args.model).data
+people = next(task for task in open_tasks(data.tasks, per_class=8, seed=99) if task.name == "identity")
+labels = torch.tensor(people.labels, device=clip.device)
+shown = list(dict.fromkeys([people.label_of(concept), *people.labels]))[:5]
+edit = mu.erase(clip, concept, method="slug", **dict(pair.split("=", 1) for pair in args.set))
+figure = Figure(figsize=(9, 4.5), layout="constrained")
+for axis, strength, when in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("before", "after"), strict=True):
+    with edit.applied(clip, strength):
+        pictures, names = clip.encode_pictures([p.picture() for p in people.pictures]), clip.encode_text(people.prompts)
+    right = hits(logits(pictures, people.weights(names)), labels, 1)
+    gone = labels == shown[0]
+    print(f"{when:6}  {concept}: {right[gone].mean():.0%} recognised, the others: {right[~gone].mean():.0%}")
+    means = torch.stack([pictures[labels == label].mean(dim=0) for label in shown])
+    axis.imshow(logits(means, people.weights(names))[:, shown].T.cpu())
+    axis.set(title=f"{when}: name (row), pictures of (column)", xticks=range(len(shown)), yticks=range(len(shown)))
+    axis.set_yticklabels(people.classes[label] for label in shown)
+figure.savefig(args.out)
