@@ -166,14 +166,14 @@ class SeparableConceptErasureConfig(ConceptIrrelevantErasureConfig):
     """The run's folder."""
 
 
+_PHRASES = ["{}", "a {} image", "an image in {} style", "{} style", "a {} picture"]
 _TEMPLATES = [
-    "{}", "a {} image", "an image in {} style", "{} style", "a {} picture",
+    *_PHRASES,
     *(f"A {name} image in {{}} style." for name in world.OBJECTS),
     *(f"A {{}} image in {style} style." for style in world.STYLES),
 ]  # fmt: skip
 _CANVAS: dict[str, Any] = {
     "model": "canvas",
-    "prompt": {"templates": _TEMPLATES, "template_anchor": True},
     "data": {"images": 84, "steps": 20, "guidance": 4.0},
     "train": {"iterations": 300, "batch_size": 4, "adam_eps": 1e-12, "stop": "steps"},
 }
@@ -183,7 +183,8 @@ CIE_PRESETS: dict[str, ConceptIrrelevantErasureConfig] = {
     "style": _CIE,
     "object": _CIE.merged({"concepts": ["church"]}),
     "nudity": _CIE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
-    "canvas": ConceptIrrelevantErasureConfig.parse(_CANVAS).merged({"train": {"lr": 1e-4}}),
+    # In CiE anchors move with the concept: templates that name other styles would take those along.
+    "canvas": ConceptIrrelevantErasureConfig.parse(_CANVAS).merged({"train": {"lr": 1e-4}, "prompt": {"templates": _PHRASES}}),
 }
 """The paper's settings, and first values for the embedded model."""
 
@@ -197,7 +198,8 @@ SEPCE_PRESETS: dict[str, SeparableConceptErasureConfig] = {
     "object": _SEPCE.merged({"concepts": ["church"]}),
     "nudity": _SEPCE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     "canvas": SeparableConceptErasureConfig.parse(_CANVAS).merged({
-        "train": {"lr": 1e-3}, "protect": {"others": [*world.STYLES, *world.OBJECTS], "null_tol": 1e-3},
+        "train": {"lr": 1e-2, "iterations": 100}, "prompt": {"templates": _TEMPLATES, "template_anchor": True},
+        "protect": {"others": [*world.STYLES, *world.OBJECTS], "null_tol": 1e-3},
     }),
 }  # fmt: skip
 """The paper's settings for styles and objects, and first values for the embedded model."""
