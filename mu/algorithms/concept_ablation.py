@@ -48,7 +48,8 @@ PRESETS: dict[str, ConceptAblationConfig] = {
     "comparison": ConceptAblationConfig(),
     "nudity": ConceptAblationConfig.parse({"concepts": ["nudity"], "train": {"iterations": 150}}),
     "canvas": ConceptAblationConfig.parse({
-        "model": "canvas", "train": {"iterations": 200, "lr": 1e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
+        "model": "canvas", "train": {"iterations": 300, "lr": 2e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
+        "anchor_weight": 3.0,
         "templates": [
             "{}", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
             *(f"A {{}} image in {style} style." for style in world.STYLES),

@@ -27,7 +27,7 @@ class ESDConfig(ErasureConfig):
     variant: Literal["esd-x", "esd-u"] = "esd-x"
     """``esd-x`` trains the cross-attention, for what a prompt names; ``esd-u`` all the rest, for what shows also unasked."""
     negative_guidance: float = Field(1.0, gt=0)
-    """eta of Eq. 7: how far past the unconditional prediction the concept is pushed."""
+    """eta: how far past the unconditional prediction the concept is pushed."""
     start_guidance: float = 3.0
     """Guidance scale of the partial denoising."""
     denoising_steps: int = Field(50, ge=1)
@@ -52,7 +52,7 @@ class ESD(WeightErasure):
     """Erased Stable Diffusion: fine-tuning on the frozen model's own negative guidance.
 
     Per step: a concept c, a number k of DDIM steps in 0 .. K-1, and x_t after k steps from noise under c, guided. Then, with
-    theta* frozen (Eq. 7, 8),
+    theta* frozen,
 
         L = |eps_theta(x_t, c) - (eps_theta*(x_t) - eta (eps_theta*(x_t, c) - eps_theta*(x_t)))|^2,  the mean over x_t's numbers
 

@@ -40,6 +40,7 @@ class UCEConfig(AnchoredConfig):
 
 _CANVAS = {
     "model": "canvas",
+    "lamb": 1.0,
     "templates": [
         "{}", "{} style", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
         *(f"A {{}} image in {style} style." for style in world.STYLES),
