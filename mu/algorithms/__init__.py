@@ -20,6 +20,11 @@ ALGORITHMS = {
     "uce": "mu.algorithms.uce:UCE",
     "ca": "mu.algorithms.concept_ablation:ConceptAblation",
     "fmn": "mu.algorithms.forget_me_not:ForgetMeNot",
+    "clip-ft": "mu.algorithms.clip_ft:ClipFineTuning",
+    "clip-ga": "mu.algorithms.clip_ga:ClipGradientAscent",
+    "clip-gaft": "mu.algorithms.clip_gaft:ClipGAFT",
+    "clip-salun": "mu.algorithms.clip_salun:ClipSalUn",
+    "clip-ssd": "mu.algorithms.clip_ssd:ClipSSD",
 }
 
 
