@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ALGORITHMS = {
     "spm": "mu.algorithms.semipermeable_membrane.algorithm:SemipermeableMembraneAlgorithm",
+    "slug": "mu.algorithms.single_layer_unlearning_gradient.algorithm:SingleLayerUnlearningGradientAlgorithm",
     "cie": "mu.algorithms.separable_concept_erasure.algorithm:ConceptIrrelevantErasureAlgorithm",
     "sepce": "mu.algorithms.separable_concept_erasure.algorithm:SeparableConceptErasureAlgorithm",
     "esd": "mu.algorithms.esd:ESD",

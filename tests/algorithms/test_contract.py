@@ -14,7 +14,7 @@ from torch import Tensor
 from mu.algorithms import ALGORITHMS, algorithm
 from mu.core.algorithm import Algorithm, citation
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, OutputError
+from mu.core.errors import ConfigError, ModelError, OutputError
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
 from mu.models import EMBEDDED, load
@@ -23,12 +23,17 @@ from mu.models.diffusion import DiffusionModel
 # What makes a method's search short enough for a law; a method that is short by nature needs no row.
 SHORT: dict[str, dict[str, Any]] = {
     "spm": {"train": {"iterations": 3, "max_denoising_steps": 4}},
+    "slug": {"data": {"n_forget": 16, "n_retain": 16, "per_class": 1}, "layers": {"max_front": 1}},
     "cie": {"train": {"iterations": 3}, "data": {"images": 4, "steps": 2}},
     "sepce": {"train": {"iterations": 3}, "data": {"images": 4, "steps": 2}},
     "esd": {"train": {"iterations": 3}, "denoising_steps": 4},
     "ca": {"train": {"iterations": 3}, "pictures": {"count": 2, "steps": 2}},
     "fmn": {"train": {"iterations": 3}, "pictures": {"count": 2, "steps": 2}},
 }
+
+
+# The laws run on a diffusion model; methods for CLIP alone keep theirs in test_clip_methods.py.
+DIFFUSION = [name for name in ALGORITHMS if "canvas" in algorithm(name).presets]
 
 
 def method(name: str, model: Any, **overrides: Any) -> Algorithm:
@@ -53,7 +58,7 @@ def equal(a: Edit, b: Edit) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_the_base_is_left_bit_for_bit_and_the_edit_comes_off(name: str, tiny: DiffusionModel, snapshot: Callable) -> None:
     weights, before = snapshot(tiny), output(tiny)
     flags = [p.requires_grad for p in tiny.unet.parameters()]
@@ -67,7 +72,7 @@ def test_the_base_is_left_bit_for_bit_and_the_edit_comes_off(name: str, tiny: Di
     assert snapshot(tiny) == weights
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_the_base_is_left_also_when_the_search_fails(
     name: str, tiny: DiffusionModel, snapshot: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +103,7 @@ def test_the_base_is_left_also_when_the_search_fails(
     assert torch.equal(output(tiny), before)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_same_seed_same_edit(name: str, tiny: DiffusionModel) -> None:
     torch.manual_seed(1)
     first = find(name, tiny)
@@ -108,7 +113,7 @@ def test_same_seed_same_edit(name: str, tiny: DiffusionModel) -> None:
         assert not equal(find(name, tiny, seed=1), first)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_saved_and_opened_it_is_the_same(name: str, tiny: DiffusionModel, tmp_path: Path) -> None:
     edit = find(name, tiny)
     edit.save(tmp_path / "edit.safetensors")
@@ -126,7 +131,7 @@ def test_saved_and_opened_it_is_the_same(name: str, tiny: DiffusionModel, tmp_pa
         assert torch.equal(output(tiny), wanted)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_a_run_leaves_its_records_and_is_not_overwritten(name: str, tiny: DiffusionModel, tmp_path: Path) -> None:
     overrides = {
         key: str(tmp_path / key) for key in ("output_dir", "run_dir") if key in algorithm(name).config_class.model_fields
@@ -139,11 +144,14 @@ def test_a_run_leaves_its_records_and_is_not_overwritten(name: str, tiny: Diffus
     kept = load_file(run.edit)
     with pytest.raises(OutputError, match="already holds"):
         method(name, tiny, **overrides).run()
+    if "seed" in again.model_fields_set | set(type(again).model_fields):
+        with pytest.raises(OutputError, match="other settings"):
+            method(name, tiny, **overrides, seed=9).run(resume=True)
     method(name, tiny, **overrides).run(overwrite=True)
     assert all(torch.equal(value, kept[key]) for key, value in load_file(run.edit).items())
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_it_is_cited_and_its_presets_are_valid(name: str, tmp_path: Path) -> None:
     chosen = algorithm(name)
     assert chosen.name == name
@@ -165,7 +173,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not EMBEDDED["canvas"].exists(), reason="the embedded model's weights are not in this checkout")
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_the_target_moves_more_than_what_is_kept(name: str) -> None:
     """On the trained model with the method's own settings. Control: before the edit the prompts' predictions differ."""
     model = load("canvas", device="cpu")
@@ -187,3 +195,16 @@ def test_the_target_moves_more_than_what_is_kept(name: str) -> None:
     with edit.applied(model):
         moved = {prompt: float((predict(prompt) - before[prompt]).norm()) for prompt in before}
     assert all(moved[target] > 1.5 * moved[prompt] for prompt in kept), moved
+
+
+def test_a_search_that_never_began_leaves_its_folder_free(tiny: DiffusionModel, tmp_path: Path) -> None:
+    """A mistyped model must not block the folder for the corrected command."""
+    places = {"output_dir": str(tmp_path), "run_dir": str(tmp_path / "run")}
+    chosen = algorithm("spm")
+    config = chosen.for_concepts(["neon"], "canvas").merged(SHORT["spm"], places)
+    with pytest.raises(ModelError):
+        chosen(config.merged({"pretrained_model": {"ckpt_path": "./nope.safetensors"}})).run()
+    run = chosen(config, model=tiny).run()
+    assert run.edit.exists()
+    with pytest.raises(OutputError, match="a finished run: choose another folder or pass --overwrite"):
+        chosen(config, model=tiny).run()
