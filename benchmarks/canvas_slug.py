@@ -18,15 +18,16 @@ from pathlib import Path
 
 import mu
 from mu.algorithms import algorithm
-from mu.algorithms.single_layer_unlearning_gradient.probe import AnswerProbe, ClipProbe, target_of
+from mu.algorithms.single_layer_unlearning_gradient.probe import AnswerProbe, ClipProbe
 from mu.core.errors import MuError
 from mu.core.files import write_json, write_text
 from mu.core.run import RunDirectory, versions
 from mu.data import canvas as world
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
-from mu.evaluation.zero_shot import canvas_tasks
+from mu.evaluation.zero_shot import canvas_tasks, target_of
 from mu.models import EMBEDDED
+from mu.models.clip import ClipModel
 from mu.models.judge import Judge
 
 MODELS = ("canvas-clip", "canvas", "canvas-vlm")
@@ -34,47 +35,51 @@ KINDS = {"identity": world.IDENTITIES, "object": world.OBJECTS, "style": world.S
 
 
 class Drawn:
-    """What the judge reads in the diffusion model's pictures; looks like a probe."""
+    """What the judge reads in the diffusion model's pictures; looks like a probe. The pictures are the same for every concept, so
+    those of the untouched model are made once."""
 
-    def __init__(self, model, concept: str, kind: str, seed: int):
-        self.model, self.concept, self.kind, self.seed = model, concept, kind, seed
-        self.judge = Judge.open(EMBEDDED["canvas-judge"])
-        self.scenes = [scene for scene in world.every_scene() if scene.style]
+    judge = Judge.open(EMBEDDED["canvas-judge"])
+    scenes = tuple(scene for scene in world.every_scene() if scene.style)
 
-    def now(self) -> dict[str, float]:
+    def __init__(self, model, seed: int):
+        self.model, self.seed = model, seed
+        self.base = self.look()
+
+    def look(self) -> dict[str, list[str]]:
         prompts = [scene.prompt for scene in self.scenes]
-        seen, _ = self.judge.look(mu.generate(self.model, prompts, [self.seed] * len(prompts), steps=20, guidance=4.0))
+        return self.judge.look(mu.generate(self.model, prompts, [self.seed] * len(prompts), steps=20, guidance=4.0))[0]
 
+    def scores(self, seen: dict[str, list[str]], concept: str, kind: str) -> dict[str, float]:
         def share(head: str, gone: bool) -> float:
             rows = [
                 k for k, scene in enumerate(self.scenes)
-                if getattr(scene, head) and (getattr(scene, self.kind) == self.concept) == gone
+                if getattr(scene, head) and (getattr(scene, kind) == concept) == gone
             ]  # fmt: skip
             return sum(seen[head][k] == getattr(self.scenes[k], head) for k in rows) / len(rows)
 
-        return {"forget": share(self.kind, True), **{head: share(head, False) for head in KINDS}}
+        return {"forget": share(kind, True), **{head: share(head, False) for head in KINDS}}
+
+    def measured(self, concept: str, kind: str, edit: Edit) -> dict[str, dict[str, float]]:
+        with edit.applied(self.model):
+            return {"base": self.scores(self.base, concept, kind), "edited": self.scores(self.look(), concept, kind)}
 
 
 class Probed:
-    """A probe of SLUG's own, on pictures that its search did not see."""
+    """SLUG's own probes, on pictures that its search did not see."""
 
-    def __init__(self, probe):
-        self.probe = probe
+    def __init__(self, model, seed: int):
+        self.model, self.tasks = model, canvas_tasks(10, seed)
 
-    def now(self) -> dict[str, float]:
-        seen = self.probe.now()
+    def measured(self, concept: str, kind: str, edit: Edit) -> dict[str, dict[str, float]]:
+        chosen = ClipProbe if isinstance(self.model, ClipModel) else AnswerProbe
+        probe = chosen(self.model, target_of(concept, self.tasks), self.tasks)
+        before = self.scores(probe)
+        with edit.applied(self.model):
+            return {"base": before, "edited": self.scores(probe)}
+
+    def scores(self, probe) -> dict[str, float]:
+        seen = probe.now()
         return {"forget": seen.fa1, "forget@5": seen.fa5, **seen.retained}
-
-
-def measured(name: str, model, concept: str, kind: str, edit: Edit, seed: int) -> dict[str, dict[str, float]]:
-    tasks = canvas_tasks(10, seed)
-    if name == "canvas":
-        probe = Drawn(model, concept, kind, seed)
-    else:
-        probe = Probed((AnswerProbe if name == "canvas-vlm" else ClipProbe)(model, target_of(concept, tasks), tasks))
-    before = probe.now()
-    with edit.applied(model):
-        return {"base": before, "edited": probe.now()}
 
 
 def main() -> None:
@@ -83,16 +88,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--kinds", nargs="*", default=[*KINDS])
+    parser.add_argument("--concepts", nargs="*", help="only these")
     parser.add_argument("--seed", type=int, default=188)
     options = parser.parse_args()
     slug, rows = algorithm("slug"), []
     for name in options.models:
         model = mu.load(name)
-        for kind, concept in [(each, concept) for each in options.kinds for concept in KINDS[each]]:
+        meter = (Drawn if name == "canvas" else Probed)(model, options.seed)
+        for kind, concept in [
+            (each, concept) for each in options.kinds for concept in KINDS[each] if concept in (options.concepts or KINDS[each])
+        ]:
             folder = options.out / name / concept.replace(" ", "_")
             kept = folder / f"measured-{options.seed}.json"
             if not kept.exists():
-                write_json(kept, row_of(slug, name, model, kind, concept, folder, options.seed))
+                write_json(kept, row_of(slug, meter, name, kind, concept, folder))
             rows.append(json.loads(kept.read_text(encoding="utf-8")))
             print(name, concept, rows[-1].get("edited", rows[-1].get("failed")), flush=True)
     result = {
@@ -108,18 +117,18 @@ def main() -> None:
         write_text(options.json.with_suffix(".md"), table_of(result))
 
 
-def row_of(slug, name: str, model, kind: str, concept: str, folder: Path, seed: int) -> dict:
+def row_of(slug, meter: Drawn | Probed, name: str, kind: str, concept: str, folder: Path) -> dict:
     row = {"model": name, "kind": kind, "concept": concept}
     run = RunDirectory(folder)
     try:
         if not run.edit.exists():
-            slug(slug.for_concepts([concept], name), model=model, output_dir=str(folder)).run(overwrite=True)
+            slug(slug.for_concepts([concept], name), model=meter.model, output_dir=str(folder)).run(overwrite=True)
     except MuError as error:
         return {**row, "failed": str(error)}
     edit = open_edit(run.edit)
     return {
         **row, "tensor": edit.parameters[0], "seconds": run.read_environment()["seconds"], "bytes": run.edit.stat().st_size,
-        **measured(name, model, concept, kind, edit, seed),
+        **meter.measured(concept, kind, edit),
     }  # fmt: skip
 
 

@@ -19,8 +19,6 @@ from mu.algorithms.single_layer_unlearning_gradient.probe import (
     ClipProbe,
     PictureProbe,
     Probe,
-    Target,
-    target_of,
 )  # fmt: skip
 from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     Curve,
@@ -39,10 +37,11 @@ from mu.core.run import RunDirectory
 from mu.edits.edit import EditInfo, described, shifted
 from mu.edits.gradient_files import GradientInfo, Kind, Sign, described_model, read_gradients, write_gradients
 from mu.edits.weights import WeightEdit
-from mu.evaluation.zero_shot import ZeroShot
-from mu.models import load
+from mu.evaluation.zero_shot import Target, ZeroShot, target_of
+from mu.models import EMBEDDED, load
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
+from mu.models.judge import Judge
 from mu.models.parameters import select
 from mu.models.towers import tower_of
 from mu.models.vision_language import VisionLanguageModel
@@ -112,12 +111,17 @@ class SingleLayerUnlearningGradientAlgorithm(Algorithm):
     def _candidates(self) -> dict[str, Any]:
         layers = self.config.layers
         found = candidates(self.model, self.clip, layers.tower, layers.exclude)
-        if layers.names:
-            wanted = select(self.clip, layers.names)
-            if lost := [name for name in wanted if name not in found]:
-                raise ConfigError(f"layers.names: {lost[0]} cannot change what {self.model.name!r} gives out")
-            found = wanted
-        return found
+        if not layers.names:
+            return found
+        chosen = {}
+        for pattern in layers.names:
+            matches = select(self.clip, pattern)
+            if not (fit := {name: found[name] for name in matches if name in found}):
+                raise ConfigError(
+                    f"layers.names: {next(iter(matches))} cannot change what {self.model.name!r} gives out, or is excluded"
+                )
+            chosen.update(fit)
+        return chosen
 
     def save_gradients(self, kind: Kind, path: Path | str, concept: str = "", *, overwrite: bool = False) -> GradientInfo:
         """The gradient of all candidates on the forget pairs of ``concept``, or on the retain pairs, as a file for ``data.forget``
@@ -161,8 +165,12 @@ class SingleLayerUnlearningGradientAlgorithm(Algorithm):
     def _probe(self, target: Target, tasks: list[ZeroShot]) -> Probe:
         if self.config.search.on == "clip" or self.model is self.clip:
             return ClipProbe(self.clip, target, tasks)
+        settings = self.config.search.pictures
+        judge = Judge.open(EMBEDDED.get(settings.judge, Path(settings.judge)), self.model.device) if settings.judge else None
+        if self.config.search.criterion == "fa5" and (judge or isinstance(self.model, VisionLanguageModel)):
+            raise ConfigError("search.criterion fa5 needs a ranking, and answers have none: set search.criterion=fa1")
         if isinstance(self.model, DiffusionModel):
-            return PictureProbe(self.model, self.clip, target, tasks, self.config.seed)
+            return PictureProbe(self.model, self.clip, target, tasks, settings, self.config.seed, judge)
         assert isinstance(self.model, VisionLanguageModel)
         return AnswerProbe(self.model, target, tasks)
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError
+from mu.algorithms.single_layer_unlearning_gradient.configs import PicturesConfig
 from mu.diffusion.sampling import generate
 from mu.edits.edit import shifted
-from mu.evaluation.zero_shot import ZeroShot, hits, logits
+from mu.evaluation.zero_shot import Target, ZeroShot, hits, logits
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
+from mu.models.judge import Judge
 from mu.models.parameters import find_parameter
 from mu.models.towers import Hidden, Tower, tower_of
 from mu.models.vision_language import VisionLanguageModel
@@ -36,28 +37,13 @@ class Outcome:
 
 
 class Probe(Protocol):
-    """``look(name, shift, steps)``: one outcome for each ``parameter + step * shift``. ``forget_only`` looks at less."""
+    """``look(name, shift, steps)``: one outcome for each ``parameter + step * shift``. ``forget_only`` looks at less.
+    ``at_once`` is how many steps are worth a look before it is known whether one of them forgets."""
+
+    at_once: int
 
     def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]: ...
     def now(self) -> Outcome: ...
-
-
-@dataclass(frozen=True)
-class Target:
-    """The forgotten class: its task and its label."""
-
-    concept: str
-    task: ZeroShot
-    label: int
-
-
-def target_of(concept: str, tasks: Sequence[ZeroShot]) -> Target:
-    for task in tasks:
-        label = task.label_of(concept)
-        if label is not None and label in task.labels:
-            return Target(concept, task, label)
-    known = ", ".join(f"{task.name} ({len(task.classes)})" for task in tasks)
-    raise ConfigError(f"{concept!r} is a class with pictures in none of the tasks ({known}): the search could not see it go")
 
 
 def outcome(scores: Mapping[str, Tensor], target: Target, tasks: Sequence[ZeroShot], rows: Mapping[str, Tensor]) -> Outcome:
@@ -82,6 +68,8 @@ def outcome(scores: Mapping[str, Tensor], target: Target, tasks: Sequence[ZeroSh
 class ClipProbe:
     """CLIP's zero-shot classification. The tower that does not change is encoded once; of the other, the input of the
     changed stage is kept, so that K steps cost K times one stage and what follows it."""
+
+    at_once = 16
 
     def __init__(self, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], rows_at_once: int = 256):
         self.clip, self.target, self.tasks, self.rows_at_once = clip, target, tasks, rows_at_once
@@ -156,11 +144,13 @@ class ClipProbe:
 class _Outputs:
     """A probe of a model that uses one of CLIP's towers, by what it gives out: each step is one batch of outputs."""
 
+    at_once = 4
+
     def __init__(self, model: DiffusionModel | VisionLanguageModel, target: Target, tasks: Sequence[ZeroShot]):
         self.model, self.target, self.tasks = model, target, tasks
 
     def scores(self, task: ZeroShot, rows: Tensor) -> Tensor:
-        """(n, c) for the task's pictures (or classes) ``rows``."""
+        """(n, c) for the outputs ``rows`` of the task: a picture of each, or an answer about each."""
         raise NotImplementedError
 
     def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
@@ -184,19 +174,40 @@ class _Outputs:
 
 
 class PictureProbe(_Outputs):
-    """The pictures that a diffusion model makes of each class, as the untouched CLIP classifies them. Seeds are fixed."""
+    """The pictures that a diffusion model makes of each class, as the untouched CLIP classifies them, or a ``judge`` with a head for
+    the task. Prompts and seeds are fixed."""
 
     def __init__(
-        self, model: DiffusionModel, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], seed: int, steps: int = 20
-    ):
-        super().__init__(model, target, tasks)
-        self.clip, self.seed, self.steps = clip, seed, steps
+        self, model: DiffusionModel, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], settings: PicturesConfig, seed: int,
+        judge: Judge | None = None,
+    ):  # fmt: skip
+        drawn = [_drawn(task, target, settings) for task in tasks]
+        own = next(new for new, task in zip(drawn, tasks, strict=True) if task is target.task)
+        super().__init__(model, replace(target, task=own), drawn)
+        self.clip, self.settings, self.seed, self.judge = clip, settings, seed, judge
 
     def scores(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, DiffusionModel)
-        prompts = [task.templates[0].format(task.classes[task.labels[int(row)]]) for row in rows]
-        pictures = generate(self.model, prompts, [self.seed + int(row) for row in rows], steps=self.steps)
-        return logits(self.clip.encode_pictures(pictures), task.weights(self.clip.encode_text(task.prompts)))
+        templates = self.settings.templates.get(task.name) or task.templates[:1]
+        chosen = rows.tolist()
+        prompts = [templates[row % len(templates)].format(task.classes[task.labels[row]]) for row in chosen]
+        seeds = [self.seed + row for row in chosen]
+        pictures = generate(self.model, prompts, seeds, steps=self.settings.steps, guidance=self.settings.guidance)
+        if self.judge and task.name in self.judge.heads:
+            return _said(self.judge.look(pictures)[0][task.name], task, str.__eq__)
+        return logits(self.clip.encode_pictures(pictures), task.weights(self._texts[task.name]))
+
+    @cached_property
+    def _texts(self) -> dict[str, Tensor]:
+        return {task.name: self.clip.encode_text(task.prompts) for task in self.tasks}
+
+
+def _drawn(task: ZeroShot, target: Target, settings: PicturesConfig) -> ZeroShot:
+    """The task on pictures to be drawn: its labels say what, each class that has pictures so often as the settings say."""
+    counts = {label: settings.retained for label in sorted(set(task.labels))}
+    if task is target.task:
+        counts[target.label] = settings.forget
+    return replace(task, pictures=(), labels=tuple(label for label, n in counts.items() for _ in range(n)))
 
 
 QUESTIONS = {
@@ -212,5 +223,10 @@ class AnswerProbe(_Outputs):
         question = QUESTIONS.get(task.name, QUESTIONS["object"])
         pictures = [task.pictures[int(row)].picture() for row in rows]
         answers = self.model.answer(pictures, [question] * len(pictures))
-        told = [[float(name.casefold() in answer.casefold()) for name in task.classes] for answer in answers]
-        return torch.cat([torch.tensor(told), torch.full((len(told), 1), 0.5)], dim=1)  # the last column: none of them
+        return _said(answers, task, lambda answer, name: name.casefold() in answer.casefold())
+
+
+def _said(answers: Sequence[str], task: ZeroShot, names: Callable[[str, str], bool]) -> Tensor:
+    """(n, c + 1): 1 for a class that the answer names, 0 for the others; the last column stands for none of them."""
+    told = [[float(names(answer, name)) for name in task.classes] for answer in answers]
+    return torch.cat([torch.tensor(told), torch.full((len(told), 1), 0.5)], dim=1)

@@ -80,26 +80,35 @@ def search(probe: Probe, score: LayerScore, g_f: Tensor, settings: SearchConfig)
             curve.note(rho, getattr(seen, settings.criterion))
         return [getattr(seen, settings.criterion) <= settings.target for seen in found]
 
-    curve.chosen = bisect(gone) if settings.method == "reference" else grid(gone, settings)
+    curve.chosen = bisect(gone) if settings.method == "reference" else grid(gone, settings, probe.at_once)
     if curve.chosen is not None:
         curve.chosen *= settings.margin
         curve.outcome = probe.look(score.name, g_f, [score.step(curve.chosen)])[0]
     return curve
 
 
-def grid(gone: Callable[[Sequence[float]], list[bool]], settings: SearchConfig) -> float | None:
-    """Two batches: a grid in the logarithm, then a finer one below its first step that forgets.
+def grid(gone: Callable[[Sequence[float]], list[bool]], settings: SearchConfig, at_once: int = 16) -> float | None:
+    """A grid in the logarithm, then a finer one below its first step that forgets; ``at_once`` steps a batch, up to that step.
 
     The forget accuracy need not fall monotonously: the first grid finds the first of several crossings.
     """
     low, high, K = settings.rho_min, settings.rho_max, settings.steps
+
+    def first(rhos: Sequence[float]) -> int | None:
+        for start in range(0, len(rhos), at_once):
+            for k, each in enumerate(gone(rhos[start : start + at_once])):
+                if each:
+                    return start + k
+        return None
+
     rhos = [low * (high / low) ** (k / (K - 1)) for k in range(K)]
-    first = next((k for k, each in enumerate(gone(rhos)) if each), None)
-    if first is None or first == 0:
-        return None if first is None else rhos[0]
-    below, above, half = rhos[first - 1], rhos[first], max(2, K // 2)
+    found = first(rhos)
+    if not found:
+        return None if found is None else rhos[0]
+    below, above, half = rhos[found - 1], rhos[found], max(2, K // 2)
     finer = [below + (above - below) * k / half for k in range(1, half)]
-    return next((rho for rho, each in zip(finer, gone(finer), strict=True) if each), above)
+    nearer = first(finer)
+    return above if nearer is None else finer[nearer]
 
 
 def bisect(gone: Callable[[Sequence[float]], list[bool]], start: float = 0.1, evaluations: int = 10) -> float | None:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, nearest
+from mu.data import canvas as world
 from mu.data.clip_sets import BothSets
 
 
@@ -44,6 +45,22 @@ class LayersConfig(BaseConfig):
     """Search at most so many tensors of each tower's front, those with the largest importance first."""
 
 
+class PicturesConfig(BaseConfig):
+    templates: dict[str, list[str]] = {}
+    """By task (``identity``, ``object``, ...): what is drawn of a class, the templates in turn. Default: the first of the task's own."""
+    forget: int = Field(8, ge=1)
+    """Pictures of the concept at each step."""
+    retained: int = Field(1, ge=1)
+    """Pictures of each other class, at the step that is chosen."""
+    steps: int = Field(20, ge=1)
+    """Denoising steps."""
+    guidance: float = 7.5
+    """Guidance scale: take what the model is used with."""
+    judge: str | None = None
+    """An image classifier that reads the pictures in place of the CLIP: a folder of `mu classifier train`, or ``canvas-judge``. A CLIP may
+    still recognise what a classifier and people no longer do."""
+
+
 class SearchConfig(BaseConfig):
     method: Literal["grid", "reference"] = "grid"
     """``grid``: many steps at once, then a finer grid before the first that forgets. ``reference``: ten steps, doubling, then halving."""
@@ -61,6 +78,8 @@ class SearchConfig(BaseConfig):
     """The smallest step that forgets every search picture lies on the edge: the chosen one is so many times as large."""
     on: Literal["clip", "model"] = "clip"
     """What the search looks at: CLIP's own classification, or the pictures or answers of the model that is edited."""
+    pictures: PicturesConfig = PicturesConfig()
+    """What is drawn where the search looks at a diffusion model's pictures."""
     retained: float = Field(0.0, ge=0, le=1)
     """A step whose mean retained accuracy falls below this share of the untouched model's is never chosen."""
 
@@ -99,6 +118,15 @@ _CANVAS: dict[str, Any] = {
     "search": {"criterion": "fa1", "margin": 1.15},
 }  # fmt: skip
 
+_SEARCHED = [
+    "*token_embedding*", *(f"*layers.0.{part}.weight" for part in ("self_attn.[kvo]*", "mlp.fc?")), "*layers.1.self_attn.out_proj.weight",
+]  # fmt: skip
+_DRAWN = {
+    "identity": [f"A portrait of {{}} in {style} style." for style in world.STYLES],
+    "object": [f"A {{}} image in {style} style." for style in world.STYLES],
+    "style": [f"A {name} image in {{}} style." for name in world.OBJECTS],
+}
+
 PRESETS: dict[str, SlugConfig] = {
     "clip": SlugConfig.parse({}),
     "stable-diffusion": SlugConfig.parse({
@@ -108,7 +136,13 @@ PRESETS: dict[str, SlugConfig] = {
         "model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336", "layers": {"tower": "vision"},
     }),
     "canvas-clip": SlugConfig.parse({**_CANVAS, "model": "canvas-clip"}),
-    "canvas": SlugConfig.parse({**_CANVAS, "model": "canvas", "layers": {**_CANVAS["layers"], "tower": "language"}}),
+    "canvas": SlugConfig.parse({
+        **_CANVAS, "model": "canvas", "layers": {"tower": "language", "exclude": ["*bias", "*position*", "*norm*"], "names": _SEARCHED},
+        "search": {
+            **_CANVAS["search"], "on": "model", "rho_min": 0.03, "rho_max": 2.0, "steps": 12, "margin": 1.2,
+            "pictures": {"templates": _DRAWN, "forget": 8, "retained": 3, "steps": 10, "guidance": 4.0, "judge": "canvas-judge"},
+        },
+    }),
     "canvas-vlm": SlugConfig.parse({**_CANVAS, "model": "canvas-vlm", "layers": {**_CANVAS["layers"], "tower": "vision"}}),
 }  # fmt: skip
 """The paper's three experiments, and the same on the embedded models."""
