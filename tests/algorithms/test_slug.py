@@ -15,11 +15,11 @@ import mu
 from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
 from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, SearchConfig, SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
-from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, target_of
-from mu.algorithms.single_layer_unlearning_gradient.trainer import best, bisect, gradients, grid, joint_factor, summed
+from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Outcome
+from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, bisect, gradients, grid, joint_factor, summed
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.data.canvas import rendered_pairs
-from mu.evaluation.zero_shot import canvas_tasks
+from mu.evaluation.zero_shot import canvas_tasks, target_of
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
 from mu.models.parameters import find_parameter, select
@@ -228,8 +228,33 @@ def test_nothing_forgets_is_a_loud_error(clip: ClipModel) -> None:
     with pytest.raises(EditError, match=r"no step made fa1 fall to 0; tried .*raise search.rho_max"):
         method(["star"], search={"rho_max": 0.005, "steps": 2}).find_edit()
     with pytest.raises(EditError, match=r"lower search\.retained"):
-        curve = type("C", (), {"outcome": type("O", (), {"utility": 0.5})(), "chosen": 1.0})()
-        best([curve], type("O", (), {"utility": 1.0})(), SearchConfig(retained=0.9))  # type: ignore[list-item,arg-type]
+        best([at(0.5)], at(1.0).outcome, SearchConfig(retained=0.9))
+
+
+def at(*retained: float, rho: float = 1.0) -> Any:
+    """A curve that ends with these retained accuracies."""
+    outcome = Outcome(0.0, 0.0, dict(enumerate(map(float, retained))))  # type: ignore[arg-type]
+    return Curve(LayerScore("name", 1.0, 0.0, 1.0, 1.0), [rho], [0.0], rho, outcome)
+
+
+def test_what_one_task_gains_does_not_make_up_for_what_another_loses() -> None:
+    base = at(0.90, 1.0).outcome
+    assert best([at(1.00, 0.95), at(0.90, 0.97)], base, SearchConfig()).outcome == at(0.90, 0.97).outcome
+    assert best([at(0.90, 1.0, rho=2.0), at(0.90, 1.0)], base, SearchConfig()).chosen == 1.0, "among equals the smaller step"
+
+
+def test_the_grid_looks_no_further_than_it_must() -> None:
+    """Where every look costs pictures, steps beyond the first that forgets are not drawn."""
+    seen: list[float] = []
+
+    def gone(rhos: Sequence[float]) -> list[bool]:
+        seen.extend(rhos)
+        return [rho >= 0.05 for rho in rhos]
+
+    found, all_at_once = grid(gone, SearchConfig(), at_once=2), grid(lambda rhos: [rho >= 0.05 for rho in rhos], SearchConfig())
+    assert found == all_at_once
+    assert max(seen) < 0.15
+    assert len(seen) < 16
 
 
 def test_a_probes_outcomes_are_those_of_the_changed_model(clip: ClipModel) -> None:

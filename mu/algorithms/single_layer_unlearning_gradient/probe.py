@@ -35,6 +35,11 @@ class Outcome:
     def utility(self) -> float:
         return sum(self.retained.values()) / max(len(self.retained), 1)
 
+    def kept(self, base: Outcome) -> float:
+        """The mean share of the base's retained accuracies; more than the base on one task does not make up for another."""
+        shares = [min(1.0, now / base.retained[name]) if base.retained[name] else 1.0 for name, now in self.retained.items()]
+        return sum(shares) / max(len(shares), 1)
+
 
 class Probe(Protocol):
     """``look(name, shift, steps)``: one outcome for each ``parameter + step * shift``. ``forget_only`` looks at less.

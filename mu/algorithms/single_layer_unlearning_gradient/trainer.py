@@ -127,20 +127,19 @@ def bisect(gone: Callable[[Sequence[float]], list[bool]], start: float = 0.1, ev
 def best(curves: Sequence[Curve], base: Outcome, settings: SearchConfig) -> Curve:
     """Of the tensors at which the concept is gone, the one that keeps most (our rule; the released code leaves the choice to
     the reader). `EditError` where there is none."""
-    forgot = [curve for curve in curves if curve.outcome is not None]
+    forgot = [(curve, curve.outcome.kept(base), -(curve.chosen or 0.0)) for curve in curves if curve.outcome]
     if not forgot:
         tried = ", ".join(f"{curve.score.name} (to {min(curve.forget, default=1):.2f})" for curve in curves)
         raise EditError(
             f"no step made {settings.criterion} fall to {settings.target:g}; tried {tried}: raise search.rho_max or "
             f"search.target, or allow more tensors with layers.max_front"
         )
-    kept = [curve for curve in forgot if curve.outcome and curve.outcome.utility >= settings.retained * base.utility]
-    if not kept:
-        most = max(curve.outcome.utility for curve in forgot if curve.outcome)
+    chosen, most, _ = max(forgot, key=lambda each: each[1:])
+    if most < settings.retained:
         raise EditError(
-            f"the concept goes only where less than {settings.retained:.0%} of the rest stays (at best {most:.3f} of {base.utility:.3f}): lower search.retained"
+            f"the concept goes only where less than {settings.retained:.0%} of the rest stays (at best {most:.1%}): lower search.retained"
         )
-    return max(kept, key=lambda curve: (curve.outcome.utility if curve.outcome else 0.0, -(curve.chosen or 0.0)))
+    return chosen
 
 
 def joint_factor(shifts: dict[str, Tensor], look: Callable[[dict[str, Tensor]], list[float]], target: float) -> float:

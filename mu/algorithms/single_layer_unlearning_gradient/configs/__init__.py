@@ -81,7 +81,7 @@ class SearchConfig(BaseConfig):
     pictures: PicturesConfig = PicturesConfig()
     """What is drawn where the search looks at a diffusion model's pictures."""
     retained: float = Field(0.0, ge=0, le=1)
-    """A step whose mean retained accuracy falls below this share of the untouched model's is never chosen."""
+    """A step that keeps less than this mean share of the untouched model's retained accuracies is never chosen."""
 
 
 class SlugConfig(BaseConfig):
