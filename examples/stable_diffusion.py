@@ -19,9 +19,7 @@ options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", 
 args = options.parse_args()
 canvas = args.model.startswith("canvas")
 people = ["Ada Stone", "Boris Vale", "Clara Moss"] if canvas else ["Elon Musk", "Mark Zuckerberg", "Taylor Swift"]
-# CLIP's own view of names, the preset's, may stop too early for the pictures; on canvas there is time to look at them.
-settings = {"search.on": "model", "data.per_class": 2, "layers.max_front": 3} if canvas else {}
-settings |= dict(pair.split("=", 1) for pair in args.set)
+settings = dict(pair.split("=", 1) for pair in args.set)
 
 model = mu.load(args.model)
 clip = mu.load(settings.get("clip") or algorithm("slug").for_concepts(people[:1], args.model).clip)

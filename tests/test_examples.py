@@ -12,7 +12,16 @@ from PIL import Image
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SHORT = ("data.n_forget=48", "data.n_retain=64", "search.steps=6", "devices=cpu")
-MORE = {"clip_identity": ("data.per_class=6", "layers.max_front=2")}
+MORE = {
+    "clip_identity": ("data.per_class=6", "layers.max_front=2"),
+    "stable_diffusion": (
+        "data.per_class=1",
+        "search.rho_max=0.5",
+        "search.pictures.forget=2",
+        "search.pictures.retained=1",
+        "search.pictures.steps=6",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))

@@ -23,7 +23,11 @@ from mu.models.diffusion import DiffusionModel
 # What makes a method's search short enough for a law; a method that is short by nature needs no row.
 SHORT: dict[str, dict[str, Any]] = {
     "spm": {"train": {"iterations": 3, "max_denoising_steps": 4}},
-    "slug": {"data": {"n_forget": 16, "n_retain": 16, "per_class": 1}, "layers": {"max_front": 1}},
+    "slug": {
+        "data": {"n_forget": 16, "n_retain": 16, "per_class": 1},
+        "search": {"on": "clip"},
+        "layers": {"names": ["*0.self_attn.out_proj.weight"], "exclude": ["*embedding*"]},
+    },
     "cie": {"train": {"iterations": 3}, "data": {"images": 4, "steps": 2}},
     "sepce": {"train": {"iterations": 3}, "data": {"images": 4, "steps": 2}},
     "esd": {"train": {"iterations": 3}, "denoising_steps": 4},

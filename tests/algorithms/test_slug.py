@@ -323,7 +323,12 @@ def test_the_search_looks_at_what_the_model_gives_out(model: str) -> None:
     loaded = mu.load(model, device="cpu")
     chosen = SingleLayerUnlearningGradientAlgorithm
     config = chosen.for_concepts(["Ada Stone"], model).merged(
-        SMALL, {"search": {"on": "model", "steps": 4, "target": 0.5}, "data": {"per_class": 1}, "layers": {"max_front": 1}}
+        SMALL,
+        {
+            "search": {"on": "model", "steps": 4, "target": 0.5, "pictures": {"forget": 2, "retained": 1}},
+            "data": {"per_class": 1},
+            "layers": {"names": ["*layers.0.self_attn.out_proj.weight"]},
+        },
     )
     before = {n: p.clone() for part in ("text_encoder", "vision_model") if part in loaded.components for n, p in loaded.components[part].named_parameters()}  # type: ignore[union-attr]  # fmt: skip
     edit = chosen(config, model=loaded).find_edit()
