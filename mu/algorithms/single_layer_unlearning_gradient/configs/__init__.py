@@ -143,7 +143,11 @@ PRESETS: dict[str, SlugConfig] = {
             "pictures": {"templates": _DRAWN, "forget": 8, "retained": 3, "steps": 10, "guidance": 4.0, "judge": "canvas-judge"},
         },
     }),
-    "canvas-vlm": SlugConfig.parse({**_CANVAS, "model": "canvas-vlm", "layers": {**_CANVAS["layers"], "tower": "vision"}}),
+    "canvas-vlm": SlugConfig.parse({
+        **_CANVAS, "model": "canvas-vlm", "data": {**_CANVAS["data"], "per_class": 12},
+        "layers": {**_CANVAS["layers"], "tower": "vision", "names": ["*mlp.fc?.weight"]},
+        "search": {**_CANVAS["search"], "on": "model", "rho_min": 0.05, "rho_max": 3.0, "steps": 12, "margin": 1.05},
+    }),
 }  # fmt: skip
 """The paper's three experiments, and the same on the embedded models."""
 
