@@ -15,6 +15,9 @@ import argparse
 import json
 import time
 from pathlib import Path
+from statistics import fmean
+
+from matplotlib.figure import Figure
 
 import mu
 from mu.algorithms import algorithm
@@ -86,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/canvas_slug"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path, help="a chart of all rows, as PNG")
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--kinds", nargs="*", default=[*KINDS])
     parser.add_argument("--concepts", nargs="*", help="only these")
@@ -99,10 +103,10 @@ def main() -> None:
             (each, concept) for each in options.kinds for concept in KINDS[each] if concept in (options.concepts or KINDS[each])
         ]:
             folder = options.out / name / concept.replace(" ", "_")
-            kept = folder / f"measured-{options.seed}.json"
-            if not kept.exists():
-                write_json(kept, row_of(slug, meter, name, kind, concept, folder))
-            rows.append(json.loads(kept.read_text(encoding="utf-8")))
+            file = folder / f"measured-{options.seed}.json"
+            if not file.exists():
+                write_json(file, row_of(slug, meter, name, kind, concept, folder))
+            rows.append(json.loads(file.read_text(encoding="utf-8")))
             print(name, concept, rows[-1].get("edited", rows[-1].get("failed")), flush=True)
     result = {
         "mean": means(rows),
@@ -115,6 +119,40 @@ def main() -> None:
     if options.json:
         write_json(options.json, result)
         write_text(options.json.with_suffix(".md"), table_of(result))
+    if options.picture:
+        chart(rows).savefig(options.picture, dpi=110)
+
+
+def chart(rows: list[dict]) -> Figure:
+    """Of each model: what is left of every forgotten concept, and of the rest; the bars are means."""
+    done = [row for row in rows if "edited" in row]
+    names = list(dict.fromkeys(row["model"] for row in done))
+    figure = Figure(figsize=(3.4 * len(names), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        for kind, colour in zip(KINDS, ("#2b6cb0", "#c05621", "#2f855a"), strict=True):
+            own = [row for row in done if (row["model"], row["kind"]) == (name, kind)]
+            for column, values in enumerate(([row["edited"]["forget"] for row in own], *zip(*map(kept, own), strict=True))):
+                jitter = [column + 0.25 * ([*KINDS].index(kind) - 1) + 0.012 * (k - len(own) / 2) for k in range(len(own))]
+                axes.plot(jitter, values, "o", color=colour, alpha=0.6, ms=4, mew=0, label=None if column else kind)
+        for column, values in enumerate(
+            (
+                [row["edited"]["forget"] for row in done if row["model"] == name],
+                *zip(*(kept(row) for row in done if row["model"] == name), strict=True),
+            )
+        ):
+            axes.hlines(fmean(values), column - 0.4, column + 0.4, color="black", lw=1)
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks(range(3), ["forgotten:\naccuracy", "same kind:\nshare kept", "other kinds:\nshare kept"], fontsize=8)
+        axes.set_ylim(-0.04, 1.08)
+    panels[0].legend(fontsize=8, loc="center left")
+    return figure
+
+
+def kept(row: dict) -> tuple[float, float]:
+    """The share of the base's accuracy that stays: on the concept's kind, and on the mean of the other kinds."""
+    shares = {kind: row["edited"][kind] / row["base"][kind] for kind in KINDS}
+    return shares[row["kind"]], fmean(share for kind, share in shares.items() if kind != row["kind"])
 
 
 def row_of(slug, meter: Drawn | Probed, name: str, kind: str, concept: str, folder: Path) -> dict:
@@ -141,13 +179,11 @@ def means(rows: list[dict]) -> dict[str, dict[str, float]]:
         if done:
             found[f"{name}, {kind}"] = {
                 "concepts": len(all_rows), "failed": len(all_rows) - len(done),
-                "forget, base": sum(row["base"]["forget"] for row in done) / len(done),
-                "forget": sum(row["edited"]["forget"] for row in done) / len(done),
-                "same kind kept": sum(row["edited"][kind] / row["base"][kind] for row in done) / len(done),
-                "other kinds kept": sum(
-                    sum(row["edited"][k] / row["base"][k] for k in KINDS if k != kind) / (len(KINDS) - 1) for row in done
-                ) / len(done),
-                "seconds": sum(row["seconds"] for row in done) / len(done),
+                "forget, base": fmean(row["base"]["forget"] for row in done),
+                "forget": fmean(row["edited"]["forget"] for row in done),
+                "same kind kept": fmean(kept(row)[0] for row in done),
+                "other kinds kept": fmean(kept(row)[1] for row in done),
+                "seconds": fmean(row["seconds"] for row in done),
             }  # fmt: skip
     return found
 

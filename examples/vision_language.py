@@ -16,8 +16,7 @@ options.add_argument("--model", default="canvas-vlm")
 options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of slug")
 args = options.parse_args()
 concept = "Ada Stone" if args.model == "canvas-vlm" else "Elon Musk"
-settings = {"search.on": "model", "data.per_class": 2, "layers.max_front": 3} if args.model == "canvas-vlm" else {}
-settings |= dict(pair.split("=", 1) for pair in args.set)
+settings = dict(pair.split("=", 1) for pair in args.set)
 
 model = mu.load(args.model)
 data = algorithm("slug").for_concepts([concept], args.model).data

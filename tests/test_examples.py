@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SHORT = ("data.n_forget=48", "data.n_retain=64", "search.steps=6", "devices=cpu")
 MORE = {
     "clip_identity": ("data.per_class=6", "layers.max_front=2"),
+    "vision_language": ("data.per_class=2", "search.steps=4", "search.rho_min=0.8"),
     "stable_diffusion": (
         "data.per_class=1",
         "search.rho_max=0.5",
@@ -27,9 +28,7 @@ MORE = {
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_the_concept_goes_and_the_others_stay(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     more = ["--steps", "10"] if name == "stable_diffusion" else []
-    words = [
-        word for setting in (*SHORT, *MORE.get(name, ("data.per_class=1", "layers.max_front=1"))) for word in ("--set", setting)
-    ]
+    words = [word for setting in (*SHORT, *MORE[name]) for word in ("--set", setting)]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *words, *more])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
