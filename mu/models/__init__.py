@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mu.core.errors import ConfigError, ModelError, nearest
+from mu.core.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,7 @@ EMBEDDED = {
 SINGLE_FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 OPEN_CLIP, OPEN_CLIP_CONFIG = "open_clip:", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+PIPELINE, TRANSFORMERS_CONFIG = "model_index.json", "config.json"
 GELUS = ("gelu", "quick_gelu")
 
 
@@ -58,11 +59,15 @@ def load(
         from mu.models.checkpoint import read_state_dict
 
         tensors = read_state_dict(place)
+    elif not place.is_dir() and not by_tag:
+        from mu.models.hub import hub_folder
+
+        place = hub_folder(str(name)) or place
     if by_tag or _holds_open_clip(place, tensors):
         return _load_open_clip(place, str(name), tensors, compat_gelu, placed)
     if compat_gelu is not None:
         raise ConfigError(f"compat_gelu is for models of open_clip, and {str(name)!r} is none: leave it out")
-    if place.is_dir() and not (place / "model_index.json").exists():
+    if place.is_dir() and not (place / PIPELINE).exists():
         return _load_transformers(place, str(name), placed)
     with quiet_libraries():
         from mu.models.diffusion import DiffusionModel
@@ -92,7 +97,7 @@ def _holds_open_clip(place: Path, tensors: Mapping[str, Tensor] | None) -> bool:
         return any(name.removeprefix("module.").startswith("visual.") for name in tensors)
     if not (place / OPEN_CLIP_CONFIG).exists():
         return False
-    return not (place / "config.json").exists() or any((place / file).exists() for file in OPEN_CLIP_WEIGHTS)
+    return not (place / TRANSFORMERS_CONFIG).exists() or any((place / file).exists() for file in OPEN_CLIP_WEIGHTS)
 
 
 def _load_open_clip(
@@ -110,9 +115,9 @@ def _load_open_clip(
 
 def _load_transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel | VisionLanguageModel:
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        kind = json.loads((folder / TRANSFORMERS_CONFIG).read_text(encoding="utf-8")).get("model_type")
     except (OSError, json.JSONDecodeError):
-        raise ModelError(f"{folder} holds neither a model_index.json (diffusers) nor a config.json (transformers)") from None
+        raise ModelError(f"{name} holds neither a {PIPELINE} (diffusers) nor a {TRANSFORMERS_CONFIG} (transformers)") from None
     with quiet_libraries():
         if kind == "clip":
             from mu.models.clip import ClipModel
@@ -122,28 +127,25 @@ def _load_transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipM
             from mu.models.vision_language import VisionLanguageModel
 
             return VisionLanguageModel.open(folder, name, **placed)
-    raise ModelError(f"{folder} holds a model of type {kind!r}; mu loads diffusion pipelines, CLIP and LLaVA")
+    raise ModelError(f"{name} holds a model of type {kind!r}; mu loads diffusion pipelines, CLIP and LLaVA")
 
 
 def _pipeline(place: Path, name: str) -> Any:
-    """A diffusers pipeline from a folder, or by its hub id from the local cache or the network."""
+    """A diffusers pipeline from a folder, or by its hub id."""
     import torch
     from diffusers import DiffusionPipeline
 
+    from mu.models.hub import not_there, reason
+
     local = place.is_dir()
-    if not local and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        what = "does not exist" if ("/" in name or "\\" in name) else "is no model, file or folder that exists here"
-        raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")
     # Every component in one type: transformers keeps the saved one, diffusers does not.
     options = {"torch_dtype": torch.float32, "safety_checker": None, "requires_safety_checker": False}
     try:
         return DiffusionPipeline.from_pretrained(str(place) if local else name, local_files_only=local, **options)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
         if local:
-            raise ModelError(f"the model in {place} cannot be read ({reason}): copy it again") from None
-        hint = f"download it on a machine with network and name its folder, or use 'canvas' ({reason})"
-        raise ModelError(f"{name!r} is not in the local cache and cannot be downloaded: {hint}") from None
+            raise ModelError(f"the model in {place} cannot be read ({reason(error)}): copy it again") from None
+        raise not_there(name, error) from None
 
 
 @contextlib.contextmanager

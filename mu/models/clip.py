@@ -61,7 +61,9 @@ class ClipModel:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except Exception as error:
-            raise ModelError(f"the CLIP in {folder} cannot be read ({str(error).splitlines()[0][:200]})") from None
+            raise ModelError(
+                f"the CLIP in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
+            ) from None
         return cls(model, tokenizer, processor, name, device)
 
     @property

@@ -49,7 +49,9 @@ class VisionLanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except Exception as error:
-            raise ModelError(f"the LLaVA in {folder} cannot be read ({str(error).splitlines()[0][:200]})") from None
+            raise ModelError(
+                f"the LLaVA in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
+            ) from None
         return cls(model, tokenizer, processor, name, device)
 
     @property

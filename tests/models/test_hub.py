@@ -1,0 +1,133 @@
+"""Models by hub id: what the repository holds decides, with a cache and a hub that are folders here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from transformers import CLIPImageProcessorPil
+
+import mu
+from mu.core.errors import ModelError
+from mu.models import hub
+from mu.models.canvas import architecture
+from mu.models.clip import ClipModel
+from mu.models.diffusion import DiffusionModel
+from mu.models.vision_language import VisionLanguageModel
+
+CLIP, LLAVA, PIPELINE = "openai/clip-vit-base-patch32", "llava-hf/llava-1.5-7b-hf", "CompVis/stable-diffusion-v1-4"
+COMMIT = "0" * 40
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str, Path]:
+    """The three kinds with random weights, as their repositories hold them."""
+    home = tmp_path_factory.mktemp("published")
+    clip, llava = home / "clip", home / "llava"
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer, chat = architecture.new_tokenizer(), architecture.new_chat_tokenizer(["USER: ASSISTANT: a star"])
+        model = architecture.new_clip(tokenizer)
+        for folder, parts in (
+            (clip, (model, tokenizer)),
+            (llava, (architecture.new_vision_language(model.config, chat), chat)),
+        ):
+            for part in (*parts, processor):
+                part.save_pretrained(folder)
+    return {CLIP: clip, LLAVA: llava, PIPELINE: tiny_folder}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def put(cache: Path, name: str, folder: Path) -> Path:
+    """``folder`` as the cache's snapshot of the repository ``name``."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return Path(shutil.copytree(folder, repository / "snapshots" / COMMIT))
+
+
+KINDS: dict[str, type] = {CLIP: ClipModel, LLAVA: VisionLanguageModel, PIPELINE: DiffusionModel}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_cached_loads_without_a_network_as_what_it_is(name: str, cache: Path, published: dict[str, Path]) -> None:
+    with pytest.raises(ModelError) as caught:
+        mu.load(name, device="cpu")
+    assert repr(name) in str(caught.value) and "machine with network" in str(caught.value), "control: the cache was empty"
+    assert "\n" not in str(caught.value)
+    put(cache, name, published[name])
+    found = mu.load(name, device="cpu")
+    assert type(found) is KINDS[name]
+    assert found.name == name, "an edit says by this name what it was found on"
+
+
+@pytest.mark.parametrize("name", [CLIP, LLAVA])
+def test_from_the_hub_comes_what_transformers_reads_and_no_more(
+    name: str, cache: Path, published: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights stand in such a repository for several libraries, gigabytes each."""
+    others = ["README.md", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", ".gitattributes"]
+    own = [path.name for path in published[name].iterdir()]
+    asked: list[str] = []
+
+    def snapshot_download(repository: str, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(put(cache, repository, published[name]))
+
+    files = [SimpleNamespace(rfilename=file) for file in (*others, *own)]
+    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: SimpleNamespace(siblings=files)))
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert type(mu.load(name, device="cpu")) is KINDS[name]
+    assert sorted(asked) == sorted(own)
+
+
+@pytest.mark.parametrize(
+    ("files", "weights"),
+    [
+        (["config.json", "pytorch_model.bin", "tf_model.h5"], ["pytorch_model.bin"]),
+        (["config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors", "pytorch_model.bin"],
+         ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]),
+        (["config.json", "open_clip_config.json", "model.safetensors", "open_clip_model.safetensors"], ["model.safetensors"]),
+        (["open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"], ["open_clip_model.safetensors"]),
+    ],
+)  # fmt: skip
+def test_the_weights_are_taken_in_one_form(files: list[str], weights: list[str]) -> None:
+    assert [file for file in hub._needed(files) if not file.endswith(".json")] == weights
+
+
+def test_what_is_neither_is_one_line(cache: Path, tmp_path: Path, published: dict[str, Path]) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    put(cache, "google/bert", other)
+    with pytest.raises(ModelError, match="google/bert holds a model of type 'bert'"):
+        mu.load("google/bert", device="cpu")
+    cut = put(cache, CLIP, published[CLIP])
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"openai--clip-vit-base-patch32.* cannot be read .*: copy it again"):
+        mu.load(CLIP, device="cpu")
+
+
+def test_a_failed_download_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> str:
+        raise OSError("No space left on device")
+
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename="config.json")])
+    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info))
+    monkeypatch.setattr(hub, "snapshot_download", full)
+    with pytest.raises(ModelError, match=r"clip-vit-base-patch32' .*\(No space left on device\)"):
+        mu.load(CLIP, device="cpu")
