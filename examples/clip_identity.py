@@ -22,7 +22,7 @@ concept = "Ada Stone" if args.model.startswith("canvas") else "Elon Musk"
 
 clip = mu.load(args.model)
 data = algorithm("slug").for_concepts([concept], args.model).data
-people = next(task for task in open_tasks(data.tasks, per_class=8, seed=99) if task.name == "identity")
+people = next(task for task in open_tasks(data.tasks, 8, 99, [concept]) if task.name == "identity")
 labels = torch.tensor(people.labels, device=clip.device)
 shown = list(dict.fromkeys([people.label_of(concept), *people.labels]))[:5]
 edit = mu.erase(clip, concept, method="slug", **dict(pair.split("=", 1) for pair in args.set))

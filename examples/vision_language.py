@@ -20,7 +20,7 @@ settings = dict(pair.split("=", 1) for pair in args.set)
 
 model = mu.load(args.model)
 data = algorithm("slug").for_concepts([concept], args.model).data
-people = next(task for task in open_tasks(data.tasks, per_class=4, seed=99) if task.name == "identity")
+people = next(task for task in open_tasks(data.tasks, 4, 99, [concept]) if task.name == "identity")
 names, photos = [people.classes[label] for label in people.labels], [p.picture() for p in people.pictures]
 edit = mu.erase(model, concept, method="slug", **settings)
 answers = []

@@ -57,7 +57,9 @@ def evaluate(
     files = [name for name in names if name.endswith(".csv")]
     tasks = [name for name in names if name not in files]
     items = [item for file in files for item in read_questions(file)]
-    items += task_items(report_tasks(tasks, PER_CLASS, seeds), edit.info.concepts if not files else ()) if tasks else []
+    if tasks:
+        concepts = edit.info.concepts if not files else ()
+        items += task_items(report_tasks(tasks, PER_CLASS, seeds, concepts), concepts)
     protocol = f"{PROTOCOL}, {' and '.join(Path(name).name if name in files else name.partition(':')[0] for name in names)}"
     before = column(model, items, edit.info.concepts, protocol, "base")
     with edit.applied(model):

@@ -47,6 +47,8 @@ class ZeroShot:
     templates: tuple[str, ...]
     pictures: Sequence[Picture]
     labels: tuple[int, ...]
+    beyond: frozenset[int] = frozenset()
+    """Labels whose pictures are there to see a concept go, and are no part of the task's accuracy."""
 
     @property
     def prompts(self) -> list[str]:
@@ -75,13 +77,19 @@ def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:
     return tasks
 
 
-def celeba_task(folder: Path | str, per_person: int | None = None) -> ZeroShot:
-    """Pictures of the frequent people among all names of CelebA; the template is the bare name."""
+def celeba_task(folder: Path | str, concepts: Sequence[str] = ()) -> ZeroShot:
+    """All pictures of the frequent people, and of the people whom ``concepts`` name, among all names of CelebA; the template is
+    the bare name. Who is not frequent (where there is such a list) is `ZeroShot.beyond`."""
     celeba = read_celeba(folder)
-    chosen = celeba.frequent or celeba.identities
     names = tuple(name.replace("_", " ") for name in celeba.identities)
-    rows = [(PictureFile(path), label) for label, name in enumerate(celeba.identities) if name in chosen for path in celeba.pictures[name][:per_person]]  # fmt: skip
-    return ZeroShot("identity", names, ("{}.",), [picture for picture, _ in rows], tuple(label for _, label in rows))
+    frequent = set(celeba.frequent or celeba.identities)
+    counted = {label for label, name in enumerate(celeba.identities) if name in frequent}
+    named = {label for concept in concepts if (label := class_of(concept, names)) is not None}
+    rows = [
+        (PictureFile(path), label) for label in sorted(counted | named) for path in celeba.pictures[celeba.identities[label]]
+    ]
+    pictures, labels = [picture for picture, _ in rows], tuple(label for _, label in rows)
+    return ZeroShot("identity", names, ("{}.",), pictures, labels, frozenset(named - counted))
 
 
 def imagenet_task(folder: Path | str) -> ZeroShot:
@@ -90,8 +98,8 @@ def imagenet_task(folder: Path | str) -> ZeroShot:
     return ZeroShot("imagenet", found.names, IMAGENET_TEMPLATES, [PictureFile(path) for path in found.pictures], found.labels)
 
 
-def open_tasks(names: Sequence[str], per_class: int, seed: int) -> list[ZeroShot]:
-    """Tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``."""
+def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequence[str] = ()) -> list[ZeroShot]:
+    """Tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``; with pictures of the ``concepts`` among their classes."""
     tasks: list[ZeroShot] = []
     for name in names:
         kind, _, folder = name.partition(":")
@@ -99,7 +107,7 @@ def open_tasks(names: Sequence[str], per_class: int, seed: int) -> list[ZeroShot
             case "canvas", False:
                 tasks += canvas_tasks(per_class, seed)
             case "celeba", True:
-                tasks.append(celeba_task(folder))
+                tasks.append(celeba_task(folder, concepts))
             case "imagenet", True:
                 tasks.append(imagenet_task(folder))
             case _:
@@ -113,10 +121,10 @@ REPORT_SEED = 9
 """Methods learn and search on rendered pictures of seeds that end in 1, 2 and 3: a report's end in 9."""
 
 
-def report_tasks(names: Sequence[str], per_class: int, seeds: Sequence[int]) -> list[ZeroShot]:
+def report_tasks(names: Sequence[str], per_class: int, seeds: Sequence[int], concepts: Sequence[str] = ()) -> list[ZeroShot]:
     """`open_tasks` with the rendered pictures of all ``seeds`` together, on pictures that no method's search saw."""
     first, *others = (seed * 10 + REPORT_SEED for seed in seeds)
-    tasks = open_tasks(names, per_class, first)
+    tasks = open_tasks(names, per_class, first, concepts)
     more = [task for seed in others if "canvas" in names for task in canvas_tasks(per_class, seed)]
     return [_pooled([task, *(other for other in more if other.classes == task.classes)]) for task in tasks]
 

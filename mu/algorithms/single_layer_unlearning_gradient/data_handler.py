@@ -37,4 +37,5 @@ class SingleLayerUnlearningGradientDataHandler:
 
     def tasks(self) -> list[ZeroShot]:
         """On other pictures than the gradients', and than any report's."""
-        return open_tasks(self.config.data.tasks, self.config.data.per_class, self.config.seed * 10 + SEARCH_SEED)
+        data = self.config.data
+        return open_tasks(data.tasks, data.per_class, self.config.seed * 10 + SEARCH_SEED, self.config.concepts)
