@@ -64,10 +64,18 @@ def refuse(path: Path | str, *, overwrite: bool = False) -> None:
 
 
 def write_gradients(path: Path | str, gradients: Mapping[str, Tensor], info: GradientInfo, *, overwrite: bool = False) -> None:
-    """Atomically, in float32. `OutputError` where the file exists, or cannot be written."""
+    """Atomically, in float32. `OutputError` where the file exists, or cannot be written; `DataError` for gradients that are not finite."""
     refuse(path, overwrite=overwrite)
+    for name, tensor in gradients.items():
+        check_finite(name, tensor)
     facts = {f"mu.{key}": json.dumps(value) for key, value in info.to_json().items()}
     write_tensors(path, {name: tensor.float() for name, tensor in gradients.items()}, facts)
+
+
+def check_finite(name: str, gradient: Tensor) -> None:
+    """`DataError` where a number is not."""
+    if not gradient.isfinite().all():
+        raise DataError(f"the gradient of {name} is not finite: compute in float32, and look for broken weights or pictures")
 
 
 def open_gradients(path: Path | str) -> tuple[GradientInfo | None, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mu.core.errors import EditError, SelectionError, nearest
+from mu.core.errors import EditError, SelectionError
 
 BEFORE_EDITS = "before_edits"
 """Attribute of a parameter that edits have shifted: the tensor that it was before the first of them."""
@@ -28,13 +29,15 @@ class EditableModel(Protocol):
 def select(model: EditableModel, patterns: str | Iterable[str]) -> dict[str, nn.Parameter]:
     """Parameters whose full name matches one of the shell-style ``patterns``, in model order. Never empty.
 
-    Raises `SelectionError` for a pattern that matches nothing: an edit of nothing would silently do nothing.
+    Raises `SelectionError`, which tells the nearest name, for a pattern that matches nothing: an edit of nothing would silently do
+    nothing.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     named = {f"{part}.{name}": p for part, module in model.components.items() for name, p in module.named_parameters()}
     for pattern in patterns:
         if not fnmatch.filter(named, pattern):
-            raise SelectionError(f"no parameter of {model.name!r} matches {pattern!r}.{nearest(pattern, named)}")
+            closest = difflib.get_close_matches(pattern, named, n=1, cutoff=0)
+            raise SelectionError(f"no parameter of {model.name!r} matches {pattern!r}: the nearest is {closest[0]!r}")
     chosen = [name for name in named if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     return {name: named[name] for name in chosen}
 

@@ -28,6 +28,22 @@ def test_a_pattern_that_matches_nothing_is_an_error(patterns: str | list[str], t
 
 
 @pytest.mark.parametrize(
+    ("pattern", "near"),
+    [
+        (
+            "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_kk.weight",
+            "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+        ),
+        ("text_encoder.layers.1.mlp.fc11.weight", "text_encoder.encoder.layers.1.mlp.fc1.weight"),
+        ("*layers.1.mlp.fc11.weight", "text_encoder.encoder.layers.1.mlp.fc1.weight"),
+    ],
+)
+def test_the_error_tells_the_nearest_name_also_of_one_far_off(pattern: str, near: str, tiny: DiffusionModel) -> None:
+    with pytest.raises(SelectionError, match=f"the nearest is '{near}'$"):
+        select(tiny, pattern)
+
+
+@pytest.mark.parametrize(
     "name", ["unet.nowhere.weight", "vision_model.x.weight", "unet.conv_in", "unet.conv_in.kernel_size", "unet", ""]
 )
 def test_a_name_that_is_no_parameter_is_an_error(name: str, tiny: DiffusionModel) -> None:

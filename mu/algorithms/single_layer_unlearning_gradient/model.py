@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mu.core.errors import DataError, ModelError
+from mu.core.errors import ModelError
+from mu.edits.gradient_files import check_finite
 from mu.models.clip import ClipModel
 from mu.models.parameters import EditableModel, find_parameter, select
 from mu.models.towers import Which, tower_of
@@ -74,10 +75,8 @@ def layer_scores(
     scores = {}
     for name, theta in parameters.items():
         f, r = g_f[name].flatten().double(), g_r[name].flatten().double()
-        if not (f.isfinite().all() and r.isfinite().all()):
-            raise DataError(
-                f"the gradient of {name} is not finite: compute in float32, and look for broken weights or pictures"
-            )
+        check_finite(name, f)
+        check_finite(name, r)
         norm, gradient = float(theta.detach().double().norm()), float(f.norm())
         if gradient > 0 and norm > 0:
             alignment = float(F.cosine_similarity(f, r, dim=0, eps=1e-6).abs())
