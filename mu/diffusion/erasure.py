@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from mu.core import loop, seeds
-from mu.core.algorithm import Algorithm, citation
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError
 from mu.core.run import RunDirectory
 from mu.data.concepts import check_concept
-from mu.edits.edit import EditInfo, described
+from mu.edits.erasure import Erasure
 from mu.edits.tuning import RunningGradients, Tuning, tuned
-from mu.edits.weights import WeightEdit
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
 
@@ -108,25 +106,8 @@ class AnchoredConfig(ErasureConfig):
         ]
 
 
-class WeightErasure(Algorithm):
+class WeightErasure(Erasure):
     """A method with an `ErasureConfig` whose edit is a `WeightEdit` of a diffusion model."""
-
-    config: Any
-
-    @classmethod
-    def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
-    ) -> BaseConfig:
-        """``preset`` (settings, their name, or none: those for ``model``, or the defaults) with ``concepts`` put in."""
-        if isinstance(preset, str) and preset not in cls.presets:
-            raise ConfigError(f"unknown preset {preset!r}.{nearest(preset, cls.presets)}")
-        fitting = next((p for p in cls.presets.values() if getattr(p, "model", None) == model), cls.config_class())
-        base = cls.presets[preset] if isinstance(preset, str) else preset or fitting
-        return base.merged({"concepts": list(concepts)}, {"model": model} if model else {})
-
-    def describe(self) -> dict[str, Any]:
-        name = self.config.model if self.model is None else self.model.name
-        return {**super().describe(), "model": name, "concepts": self.config.concepts}
 
     def load_model(self) -> DiffusionModel:
         """The model that the settings name, or the one given; settings that contradict that one are refused, or told."""
@@ -143,14 +124,6 @@ class WeightErasure(Algorithm):
                 config.train.precision if "precision" in train_set else None,
             )
         return self.model
-
-    def edit(self, shifts: Mapping[str, Tensor], **facts: Any) -> WeightEdit:
-        """``shifts`` with where they come from."""
-        known: dict[str, Any] = {
-            "method": self.name, "concepts": tuple(self.config.concepts), "config": self.config.model_dump(mode="json"),
-            "seed": getattr(self.config, "seed", None), "citation": citation(type(self)), **described(self.model, list(shifts)),
-        }  # fmt: skip
-        return WeightEdit(shifts, EditInfo(**known, **facts))
 
     def train(
         self, parameters: Mapping[str, nn.Parameter], step: Step, run: RunDirectory | None, log: loop.Log | None

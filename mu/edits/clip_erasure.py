@@ -16,13 +16,12 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from mu.core import loop, seeds
-from mu.core.algorithm import Algorithm, citation
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, DataError, nearest
+from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
 from mu.data.clip_sets import BothSets, forget_pairs, retain_pairs
 from mu.data.concepts import check_concept
-from mu.edits.edit import EditInfo, described
+from mu.edits.erasure import Erasure
 from mu.edits.tuning import tuned
 from mu.edits.weights import WeightEdit
 from mu.models import load
@@ -124,25 +123,8 @@ def new_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainConfig)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), eps=1e-6)
 
 
-class ClipErasure(Algorithm):
+class ClipErasure(Erasure):
     """A method with a `ClipErasureConfig` whose edit is a `WeightEdit` of both towers and projections of a CLIP."""
-
-    config: Any
-
-    @classmethod
-    def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
-    ) -> BaseConfig:
-        """``preset`` (settings, their name, or none: those for ``model``, or the defaults) with ``concepts`` put in."""
-        if isinstance(preset, str) and preset not in cls.presets:
-            raise ConfigError(f"unknown preset {preset!r}.{nearest(preset, cls.presets)}")
-        fitting = next((p for p in cls.presets.values() if getattr(p, "model", None) == model), cls.config_class())
-        base = cls.presets[preset] if isinstance(preset, str) else preset or fitting
-        return base.merged({"concepts": list(concepts)}, {"model": model} if model else {})
-
-    def describe(self) -> dict[str, Any]:
-        name = self.config.model if self.model is None else self.model.name
-        return {**super().describe(), "model": name, "concepts": self.config.concepts}
 
     def load_model(self) -> ClipModel:
         """The model that the settings name, or the one given. `ConfigError` where it is no CLIP."""
@@ -209,15 +191,10 @@ class ClipErasure(Algorithm):
             )  # fmt: skip
             return tuning.shifts()
 
-    def edit(self, shifts: Mapping[str, Tensor]) -> WeightEdit:
-        """``shifts``, but the temperature's, with where they come from."""
+    def edit(self, shifts: Mapping[str, Tensor], concepts: Sequence[str] | None = None, **facts: Any) -> WeightEdit:
+        """Without the temperature's shift."""
         kept = {name: shift.cpu() for name, shift in shifts.items() if name != TEMPERATURE}
-        base = described(self.model, list(kept))
-        info = EditInfo(
-            method=self.name, concepts=tuple(self.config.concepts), base=base["base"], fingerprint=base["fingerprint"],
-            config=self.config.model_dump(mode="json"), seed=self.config.seed, citation=citation(type(self)),
-        )  # fmt: skip
-        return WeightEdit(kept, info)
+        return super().edit(kept, concepts, **facts)
 
 
 def _masking(parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]) -> Callable[..., None]:

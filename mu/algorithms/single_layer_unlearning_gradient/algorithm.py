@@ -29,12 +29,12 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     search,
     summed,
 )  # fmt: skip
-from mu.core.algorithm import Algorithm, citation
 from mu.core.errors import ConfigError, EditError, ModelError
 from mu.core.files import write_json
 from mu.core.loop import Log, progress_bar
 from mu.core.run import RunDirectory
-from mu.edits.edit import EditInfo, described, shifted
+from mu.edits.edit import shifted
+from mu.edits.erasure import Erasure
 from mu.edits.gradient_files import GradientInfo, Kind, Sign, described_model, read_gradients, write_gradients
 from mu.edits.weights import WeightEdit
 from mu.evaluation.zero_shot import Target, ZeroShot, target_of
@@ -51,7 +51,7 @@ log = logging.getLogger("mu")
 _NO_COMPAT = "gradients.compat is how one run accumulates its gradients over both sets: it does not go with gradient files"
 
 
-class SingleLayerUnlearningGradientAlgorithm(Algorithm):
+class SingleLayerUnlearningGradientAlgorithm(Erasure):
     """SLUG: one tensor of a CLIP tower moves along the forget gradient, as far as it takes.
 
     @inproceedings{cai2025slug,
@@ -66,15 +66,6 @@ class SingleLayerUnlearningGradientAlgorithm(Algorithm):
     config_class = SlugConfig
     presets = configs.PRESETS
     config: SlugConfig
-
-    @classmethod
-    def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: Any = None
-    ) -> SlugConfig:  # fmt: skip
-        return configs.for_concepts(concepts, model, preset)
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "model": getattr(self.model, "name", self.config.model), "concepts": self.config.concepts}
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         """All concepts at once. The single edits, each found on the untouched model, are in ``self.parts``."""
@@ -231,9 +222,4 @@ class SingleLayerUnlearningGradientAlgorithm(Algorithm):
         return factor
 
     def _edit(self, concepts: Sequence[str], shifts: dict[str, Tensor]) -> WeightEdit:
-        base = described(self.model, list(shifts))
-        info = EditInfo(
-            method=self.name, concepts=tuple(concepts), base=base["base"], fingerprint=base["fingerprint"],
-            config=self.config.model_dump(mode="json"), seed=self.config.seed, citation=citation(type(self)),
-        )  # fmt: skip
-        return WeightEdit(shifts, info)
+        return self.edit(shifts, concepts)
