@@ -15,6 +15,7 @@ how to get it.
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import shlex
 from collections import defaultdict
@@ -47,8 +48,36 @@ MEANINGS = {
     "UA": ("Unlearning accuracy", "of the pictures that ask for it no longer show it"),
     "IRA": ("In-domain retain accuracy", "of the pictures of other concepts of its kind still show them"),
     "CRA": ("Cross-domain retain accuracy", "of the pictures still show the other kind of concept they ask for"),
-}
-"""Shares of pictures (0 to 1, shown in percent) that make the verdict; other scores are shown under their own name."""
+    "FA@1": ("Forget accuracy", "of the concept's pictures are still recognised as it"),
+    "FA@5": ("Forget accuracy, top five", "of the concept's pictures still have it among the five nearest names"),
+    "*@1 retained": ("Retained accuracy", "of the pictures of what was to stay of its kind are recognised, every class counting once"),
+    "*@5 retained": ("Retained accuracy, top five", "of the same pictures have the right name among the five nearest"),
+    "imagenet@1": ("ImageNet accuracy", "of ImageNet's pictures are recognised"),
+    "imagenet@5": ("ImageNet accuracy, top five", "of ImageNet's pictures have the right name among the five nearest"),
+    "*@1": ("Accuracy", "of the pictures of this kind are recognised, every class counting once"),
+    "*@5": ("Accuracy, top five", "of the pictures of this kind have the right name among the five nearest, every class counting once"),
+    "MIA": (
+        "Membership inference",
+        "of the pairs can be told as forgotten or not by how well picture and caption fit: 50% is chance, and what was forgotten too "
+        "much stands out again",
+    ),
+    "FA": ("Forget accuracy", "of the answers about the concept's pictures still name it"),
+    "retained": ("Retained accuracy", "of the answers to the same question about other pictures are right"),
+    "other questions": ("Other questions", "of the answers to questions about something else are right"),
+    "other questions, forgotten pictures": (
+        "Other questions", "of the answers to questions about something else in the concept's pictures are right",
+    ),
+}  # fmt: skip
+"""Shares (0 to 1, shown in percent) by name, ``*`` standing for a kind of concept; other scores are shown under their own name."""
+
+
+VERDICT = ("UA", "IRA", "CRA", "FA", "retained", "other questions")
+"""They stand at the head of the page; of a CLIP all accuracies at 1, without a kind's own where its retained one is told."""
+
+
+def meaning_of(name: str) -> tuple[str, str]:
+    """A title and the end of a sentence that begins with the share; for other scores the name and nothing."""
+    return next((told for pattern, told in MEANINGS.items() if fnmatch.fnmatchcase(name, pattern)), (name, ""))
 
 
 def write_report(run: RunDirectory | Sequence[RunDirectory], path: Path | str | None = None) -> Path:
@@ -196,11 +225,16 @@ class Measure:
 
     @property
     def title(self) -> str:
-        return MEANINGS.get(self.name, (self.name, ""))[0]
+        return meaning_of(self.name)[0]
 
     @property
     def meaning(self) -> str:
-        return MEANINGS.get(self.name, ("", ""))[1]
+        return meaning_of(self.name)[1]
+
+    @property
+    def tone(self) -> str:
+        """Whether it is about what goes or about what stays."""
+        return "removed" if self.name.startswith(("UA", "FA")) else "kept"
 
     @property
     def key(self) -> tuple[str, str]:
@@ -237,7 +271,11 @@ class Page:
     def verdict(self) -> list[Measure]:
         """The measures that stand at the head of the page."""
         told = [m for m in self.measures if self.edited in m.cells and m.cells[self.edited].score]
-        return [m for m in told if m.name in MEANINGS] or told[:3]
+        names = {m.name for m in told}
+        whole = {name.removesuffix(" retained") for name in names if name.endswith("@1 retained")}
+        return [
+            m for m in told if m.name in VERDICT or (m.name.endswith(("@1", "@1 retained")) and m.name not in whole)
+        ] or told[:3]
 
     def mean_gate(self, role: str, edit: int) -> float | None:
         values = [p.gate[edit] for p in self.prompts if p.role == role and p.gate and edit < len(p.gate)]
@@ -379,7 +417,7 @@ def _measures(run: RunDirectory) -> tuple[list[str], list[Measure]]:
 
 
 def _measure(name: str, protocol: str, scores: dict[str, Score], columns: list[str]) -> Measure:
-    share = name in MEANINGS and all(0 <= s.value <= 1 for s in scores.values())
+    share = bool(meaning_of(name)[1]) and all(0 <= s.value <= 1 for s in scores.values())
     base = scores.get("base")
     cells = {column: _cell(scores.get(column), base if column != "base" else None, share) for column in columns}
     per_item = {item for score in scores.values() for item in score.per_item}
