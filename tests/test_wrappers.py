@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from mu.cli import app
+from mu.data.folders import write_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +49,15 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return call
 
 
+def run_all(commands: list[list[str]]) -> None:
+    logger = logging.getLogger("mu")
+    handlers, level = list(logger.handlers), logger.level
+    for words in commands:
+        done = CliRunner().invoke(app, words, prog_name="mu")
+        assert done.exit_code == 0, done.output
+    logger.handlers, logger.level = handlers, level
+
+
 def test_gradients_are_made_once_for_the_retain_set_and_again_for_each_name(called) -> None:
     published = {"MODEL": "open_clip:ViT-B-32/laion400m_e32", "FORGET": "data/Elon_Musk.tar", "RETAIN": "data/00000.tar"}
     folder = "outputs/gradients/open_clip_ViT-B-32_laion400m_e32"
@@ -76,12 +87,7 @@ def test_the_commands_work_on_the_embedded_world(called, tmp_path: Path) -> None
     commands = called("run_clip_name.sh", *tiny) + called("run.sh", *quick, NAMES="Ada_Stone")
     shutil.rmtree(tmp_path / "outputs")
     assert [words[0] for words in commands] == ["gradients", "gradients", "erase"]
-    logger = logging.getLogger("mu")
-    handlers, level = list(logger.handlers), logger.level
-    for words in commands:
-        done = CliRunner().invoke(app, words, prog_name="mu")
-        assert done.exit_code == 0, done.output
-    logger.handlers, logger.level = handlers, level
+    run_all(commands)
     run = tmp_path / "outputs" / "slug" / "canvas-clip" / "Ada_Stone"
     found = json.loads((run / "slug_Ada_Stone.json").read_text())
     assert found["base"]["fa1"] > 0.7, "control: it was known"
@@ -89,6 +95,52 @@ def test_the_commands_work_on_the_embedded_world(called, tmp_path: Path) -> None
     assert chosen["outcome"]["fa1"] == 0
     names = {path.name for path in run.iterdir()}
     assert {"edit.safetensors", "report.html", "pareto-vision-Ada_Stone.png", "pareto-language-Ada_Stone.png"} <= names
+
+
+PRINTED = (
+    "conda env create -f environment.yml",
+    "bash scripts/run_clip_name.sh",
+    "bash scripts/run.sh",
+    "python src/clip/a0_create_tar.py --name",
+)
+"""In the documents that SLUG was published with."""
+NOTEBOOKS = {
+    "notebooks/experiment_stable_diffusion.ipynb": "examples/stable_diffusion.py",
+    "notebooks/experiment_vision_language.ipynb": "examples/vision_language.py",
+}
+
+
+@pytest.mark.parametrize("printed", [*PRINTED, *NOTEBOOKS])
+def test_every_printed_command_is_there_and_the_readme_says_so(printed: str) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert printed in readme
+    for file in (
+        [NOTEBOOKS[printed]] if printed in NOTEBOOKS else [word for word in printed.split() if "/" in word or "." in word]
+    ):
+        assert (ROOT / file).is_file()
+        assert file in readme
+
+
+def test_the_printed_steps_in_their_order_on_shards_of_the_embedded_world(called, tmp_path: Path) -> None:
+    """The data folder as the documents lay it out; the forget set comes out of the shard, the edit out of both."""
+    write_shards(tmp_path / "data" / "laion" / "laion400m", 600)
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    command = [sys.executable, "src/clip/a0_create_tar.py", "--name", "Ada Stone"]
+    made = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (made.returncode, made.stdout) == (0, "data/tar_files/Ada_Stone.tar\n"), made.stderr
+    sources = {"FORGET": "data/tar_files/Ada_Stone.tar", "RETAIN": "data/laion/laion400m/00000.tar"}
+    commands = called("run_clip_name.sh", "--device", "cpu", NAME="Ada_Stone", **sources)
+    assert [words[words.index(flag) + 1] for words, flag in zip(commands, ("--retain", "--forget"), strict=True)] == [
+        sources["RETAIN"],
+        sources["FORGET"],
+    ]
+    quick = ("--set", "data.per_class=4", "--set", "layers.max_front=1", "--set", "search.steps=8", "--device", "cpu")
+    commands += called("run.sh", *quick, NAMES="Ada_Stone")
+    shutil.rmtree(tmp_path / "outputs")
+    run_all(commands)
+    found = json.loads((tmp_path / "outputs" / "slug" / "canvas-clip" / "Ada_Stone" / "slug_Ada_Stone.json").read_text())
+    chosen = next(curve for curve in found["curves"] if curve["name"] == found["chosen"])
+    assert (found["base"]["fa1"], chosen["outcome"]["fa1"]) == (1, 0)
 
 
 def test_the_conda_environment_installs_this_package_with_open_clip() -> None:
