@@ -85,19 +85,26 @@ def batch_gradients(
         for start in range(0, usable, chunk):
             each = losses(clip, pairs[start : min(start + chunk, usable)], objective, block)
             found = torch.autograd.grad(each.sum(), tensors, allow_unused=True)
-            zeros = (torch.zeros_like(p) if g is None else g.detach() for p, g in zip(tensors, found, strict=True))
+            gradients = {
+                name: torch.zeros_like(p) if g is None else g for name, p, g in zip(names, tensors, found, strict=True)
+            }
+            del found  # held by nobody else, so that who empties the mapping frees them before the next chunk
             if progress:
                 progress(min(start + chunk, usable), usable)
-            yield dict(zip(names, zeros, strict=True)), len(each)
+            yield gradients, len(each)
 
 
 def mean_gradients(
     clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective, **options
 ) -> dict[str, Tensor]:
-    """Gradient of the mean loss over all pairs, whatever the chunks: every pair (or block) weighs the same."""
-    total: dict[str, Tensor] = {}
+    """Gradient of the mean loss over all pairs, whatever the chunks: every pair (or block) weighs the same.
+
+    Beside the sum no more than one chunk's gradients are in memory.
+    """
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     count = 0
     for found, n in batch_gradients(clip, pairs, parameters, objective, **options):
-        total = {name: total[name] + g for name, g in found.items()} if total else found
+        for name in list(found):
+            total[name] += found.pop(name)
         count += n
-    return {name: g / count for name, g in total.items()}
+    return {name: g.div_(count) for name, g in total.items()}
