@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,14 +40,22 @@ def tracked(project: str, run: str, config: Mapping[str, Any], record: Log | Non
         except Exception as error:
             log.warning("W&B could not start (%s): losses go to metrics.jsonl alone", error)
 
+    def tell(call: Callable[[Any], Any]) -> None:
+        """``call(tracker)`` while there is one; the first that fails is the last."""
+        nonlocal tracker
+        if tracker is not None:
+            try:
+                call(tracker)
+            except Exception as error:
+                tracker = None
+                log.warning("W&B failed (%s): from here on losses go to metrics.jsonl alone", error)
+
     def both(row: Mapping[str, float]) -> None:
         if record is not None:
             record(row)
-        if tracker is not None:
-            tracker.log(dict(row))
+        tell(lambda live: live.log(dict(row)))
 
     try:
         yield both
     finally:
-        if tracker is not None:
-            tracker.finish()
+        tell(lambda live: live.finish())
