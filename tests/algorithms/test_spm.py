@@ -486,6 +486,34 @@ def test_reused_latents_save_denoising(way: dict[str, int], share: float, tiny: 
     assert cost(way) < share * cost({})
 
 
+@pytest.mark.parametrize("way", [{"latent_pool": 2}, {"timesteps_per_trajectory": 3}])
+def test_reused_latents_stay_with_their_target(
+    way: dict[str, int], tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eq. 4 compares predictions on the target's own x_k; the entries may differ in batch and picture size too."""
+    prompts = [{"target": "star"}, {"target": "dog", "batch_size": 2, "resolution": 32}]
+    bench = Bench(tiny, settings(train={"max_denoising_steps": 6, **way}, prompts=prompts))
+    walked, walks = dict[bytes, str | None](), list[None]()
+    real = type(bench.trainer.walker)._walk
+
+    def walk(walker: Any, task: Any, *args: Any) -> Any:
+        states = real(walker, task, *args)
+        walked.update({x.numpy().tobytes(): task.entry.target for x, *_ in states})
+        walks.append(None)
+        return states
+
+    monkeypatch.setattr(type(bench.trainer.walker), "_walk", walk)
+    generator, steps = torch.Generator().manual_seed(0), 40
+    with bench.model.trainable():
+        for _ in range(steps):
+            task = bench.data.draw(generator)
+            x, _, _ = bench.trainer.walker.latents(task, generator)
+            assert walked[x.numpy().tobytes()] == task.entry.target
+            assert x.shape == ((2, 4, 4, 4) if task.entry.target == "dog" else (1, 4, 8, 8))
+    assert set(walked.values()) == {"star", "dog"}
+    assert len(walks) < steps / 2  # control: they are reused
+
+
 def test_the_run_leaves_an_spm_file_with_its_concept(tiny: DiffusionModel, tmp_path: Path) -> None:
     config = settings(save={"per_steps": 1, "precision": "float16"}, output_dir=str(tmp_path), gate={"factor": 2.0})
     method = SemipermeableMembraneAlgorithm(config, model=tiny)

@@ -17,6 +17,8 @@ from mu.models.diffusion import Conditioning, DiffusionModel
 class Task:
     """One entry of the prompt settings, encoded: each conditioning has one row, anchors are drawn by `Anchors`."""
 
+    number: int
+    """Which entry."""
     entry: PromptConfig
     target: Conditioning
     positive: Conditioning
@@ -56,7 +58,7 @@ class SemipermeableMembraneDataHandler:
             self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed)
         neutral = self.encoded(template.replace("{}", str(entry.neutral)) if entry.template_neutral else str(entry.neutral))
         unconditional = self.encoded(entry.unconditional)
-        return Task(entry, target, positive, neutral, unconditional, self._anchors[k])
+        return Task(k, entry, target, positive, neutral, unconditional, self._anchors[k])
 
     def size(self, entry: PromptConfig, generator: torch.Generator) -> tuple[int, int]:
         """Height and width in pixels.

@@ -95,29 +95,35 @@ class SemipermeableMembraneTrainer:
         return {"loss": L_erase + lambda_ * L_anchor, "erase": L_erase, "anchoring": L_anchor}  # Eq. 8
 
 
+Walked = tuple[Tensor, int, Tensor]
+"""x_k, k, and SDXL's size conditioning."""
+
+
 class _Walker:
     """Partially denoised latents x_k of the target, with the adapters on, and the timestep that the UNet is told."""
 
     def __init__(self, settings: TrainConfig, model: SemipermeableMembraneModel, data: SemipermeableMembraneDataHandler):
         self.settings, self.model, self.data = settings, model, data
-        self.kept: list[tuple[Tensor, int, Tensor]] = []
+        self.kept: dict[int, list[Walked]] = {}
+        """For each entry of the prompt settings its own: the latents of one target are no latents of another."""
 
     def latents(self, task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """x (b, c, h, w) as the UNet takes it, the timestep, and SDXL's size conditioning."""
-        many = self.settings.timesteps_per_trajectory
+        many, kept = self.settings.timesteps_per_trajectory, self.kept.get(task.number, [])
         pool = self.settings.latent_pool
-        if pool and len(self.kept) >= pool and torch.rand(1, generator=generator) < 0.75:
-            x, k, ids = self.kept[int(torch.randint(len(self.kept), (1,), generator=generator))]
-        elif many > 1 and self.kept and not pool:
-            (x, k, ids), *self.kept = self.kept
+        if pool and len(kept) >= pool and torch.rand(1, generator=generator) < 0.75:
+            x, k, ids = kept[int(torch.randint(len(kept), (1,), generator=generator))]
+        elif many > 1 and kept and not pool:
+            (x, k, ids), *kept = kept
         else:
             states = self._walk(task, generator, 1 if pool else many)
             x, k, ids = states[0]
-            self.kept = [*self.kept, states[0]][-pool:] if pool else states[1:]
+            kept = [*kept, states[0]][-pool:] if pool else states[1:]
+        self.kept[task.number] = kept
         return (*self._told(x, k), ids)
 
     @torch.no_grad()
-    def _walk(self, task: Task, generator: torch.Generator, count: int) -> list[tuple[Tensor, int, Tensor]]:
+    def _walk(self, task: Task, generator: torch.Generator, count: int) -> list[Walked]:
         """The states after ``count`` random numbers of steps k in 1 .. K-1, in random order."""
         entry, base, K = task.entry, self.model.base, self.settings.max_denoising_steps
         ks = torch.randint(1, K, (count,), generator=generator)
@@ -150,11 +156,11 @@ class _Walker:
         return scheduler.scale_model_input(x, t), t
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kept": self.kept}
+        return {"kept": dict(self.kept)}  # its lists are replaced, never changed
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         device = self.model.base.device
-        self.kept = [(x.to(device), k, ids) for x, k, ids in state["kept"]]
+        self.kept = {number: [(x.to(device), k, ids) for x, k, ids in kept] for number, kept in state["kept"].items()}
 
 
 class _Factors:

@@ -80,9 +80,9 @@ class TrainConfig(BaseConfig):
     timestep_map: Literal["reference", "aligned"] = "reference"
     """``reference``: the UNet is told 999 - 1000 k / K, about one step noisier than the latents are. ``aligned``: the truth."""
     latent_pool: int = Field(0, ge=0)
-    """Not equivalent, faster: draw the latents from a pool of this many, refreshed one a step every fourth step. 0 is off."""
+    """Not equivalent, faster: draw the latents from a pool of this many for each target, of which every fourth step renews one. 0 is off."""
     timesteps_per_trajectory: int = Field(1, ge=1)
-    """Not equivalent, faster: use so many points of each partial denoising, one in each of so many steps."""
+    """Not equivalent, faster: use so many points of each partial denoising, one in each of so many steps on its target."""
     compile: bool = False
     """Run the UNet through torch.compile: minutes to start, faster steps on a GPU."""
 
