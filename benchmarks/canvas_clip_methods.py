@@ -45,7 +45,7 @@ SETTINGS: dict[str, list[dict]] = {
     "clip-salun_o": trained(5e-5, 1e-4, 2e-4, **CONTRASTIVE),
     "clip-ssd": [{"forget_loss": "cosine", "selection": a, "dampening": d} for a in (2.0, 5.0, 10.0) for d in (0.1, 1.0)],
     "clip-ssd_o": [{**CONTRASTIVE, "selection": a, "dampening": d} for a in (2.0, 5.0, 10.0) for d in (0.1, 1.0)],
-    "slug": [{"search": {"margin": m}, "gradients": {"forget_loss": f}} for m in (1.05, 1.15, 1.3) for f in ("cosine", "contrastive")],
+    "slug": [{"search": {"margin": m}, "gradients": {"precondition": p}} for m in (1.05, 1.15, 1.3) for p in (None, 0.3)],
 }  # fmt: skip
 
 

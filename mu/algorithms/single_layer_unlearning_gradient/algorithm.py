@@ -14,6 +14,7 @@ from mu.algorithms.single_layer_unlearning_gradient import configs
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.algorithms.single_layer_unlearning_gradient.model import candidates, fronts, layer_scores
+from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
 from mu.algorithms.single_layer_unlearning_gradient.probe import (
     AnswerProbe,
     ClipProbe,
@@ -33,6 +34,7 @@ from mu.core.errors import ConfigError, EditError, ModelError
 from mu.core.files import write_json
 from mu.core.loop import Log, progress_bar
 from mu.core.run import RunDirectory
+from mu.data.pairs import spaced
 from mu.edits.edit import shifted
 from mu.edits.erasure import Erasure
 from mu.edits.gradient_files import GradientInfo, Kind, Sign, described_model, read_gradients, write_gradients
@@ -79,7 +81,8 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             g_f, carried = self._gradients("forget", data, target.concept, parameters)
             if retain is None or self.config.gradients.compat:
                 retain, _ = self._gradients("retain", data, target.concept, parameters, carried)
-            found.append(self._search(target, tasks, g_f, retain, parameters, run, log))
+            directions = self._directions(data, target.concept, g_f)
+            found.append(self._search(target, tasks, g_f, retain, directions, parameters, run, log))
         self.parts = [self._edit([part], {name: shift}) for part, name, shift in found]
         shifts = summed([(name, shift) for _, name, shift in found])
         if len(found) > 1:
@@ -153,6 +156,18 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         with progress_bar(f"{facts['kind']} gradient", len(pairs)) as advance:
             return gradients(self.clip, pairs, parameters, loss, settings, carried, lambda done, _: advance(done, ""))
 
+    def _directions(self, data: SingleLayerUnlearningGradientDataHandler, concept: str, g_f: Gradients) -> Gradients:
+        """What each tensor moves along: the forget gradient, or the preconditioned one."""
+        settings = self.config.gradients
+        if settings.precondition is None:
+            return g_f
+        if data.gradient_file("retain", concept):
+            raise ConfigError(
+                "gradients.precondition needs retain pairs, and data.retain is a gradient file: name pictures there"
+            )
+        others = [pair for pair in data.pairs("retain", concept) if spaced(concept) not in spaced(pair.caption)]
+        return preconditioned(g_f, second_moments(self.clip, others, list(g_f), settings.chunk), settings.precondition)
+
     def _probe(self, target: Target, tasks: list[ZeroShot]) -> Probe:
         if self.config.search.on == "clip" or self.model is self.clip:
             return ClipProbe(self.clip, target, tasks)
@@ -165,7 +180,9 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         assert isinstance(self.model, VisionLanguageModel)
         return AnswerProbe(self.model, target, tasks)
 
-    def _search(self, target: Target, tasks, g_f: Gradients, g_r: Gradients, parameters, run, rows: Log | None):
+    def _search(
+        self, target: Target, tasks, g_f: Gradients, g_r: Gradients, directions: Gradients, parameters, run, rows: Log | None
+    ):  # fmt: skip
         scores = layer_scores(parameters, g_f, g_r)
         probe, curves = self._probe(target, tasks), list[Curve]()
         base = probe.now()
@@ -177,11 +194,11 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         with progress_bar(f"search {target.concept}", sum(map(len, chosen.values()))) as advance:
             for front in chosen.values():
                 for score in front:
-                    curves.append(search(probe, score, g_f[score.name], self.config.search))
+                    curves.append(search(probe, score, directions[score.name], self.config.search))
                     advance(len(curves), score.name)
         curve = best(curves, base, self.config.search)
         assert curve.chosen is not None and curve.outcome is not None
-        shift = curve.score.step(curve.chosen) * g_f[curve.score.name]
+        shift = curve.score.step(curve.chosen) * directions[curve.score.name]
         log.info(
             "%s: %s, rho %.3g, forget accuracy %.2f -> %.2f, retained %.3f -> %.3f", target.concept, curve.score.name, curve.chosen,
             base.fa1, curve.outcome.fa1, base.utility, curve.outcome.utility,

@@ -29,6 +29,9 @@ class GradientConfig(BaseConfig):
     """Mean of 1 - cos, or (the ``_o`` variants) CLIP's contrastive loss."""
     compat: list[Literal["batch_mean", "cumulative", "constant_retain_caption"]] = []
     """Reproduce the released programs: mean of batch means; gradients never zeroed, over both sets; one caption for all retain pairs."""
+    precondition: float | None = Field(None, gt=0)
+    """Turn the forget gradient of linear layers away from what they see of the retain pairs that do not name the concept (see
+    `preconditioner`): less of the rest goes with it. The value damps: 1 is gentle, 0.1 strong. Needs retain pairs, not a file."""
     grad_sign: str | None = Field(None, pattern=r"^[+-]$")
     """Of a gradient file in data.forget or data.retain that does not say it: ``+`` for the gradient of the loss, ``-`` for its negative.
     Files of `mu gradients` say it. (Both sources take such a file, NAME.safetensors, in place of pictures.)"""

@@ -1,0 +1,61 @@
+"""The forget gradient, turned away from what the layers see of everything else.
+
+A linear layer W with inputs x of the retain set has the second moment C = mean(x x^T). Of all shifts D with the same first-order
+effect <g_f, D> on the forget loss, the one that changes the layer's retained outputs least, tr(D C D^T), is along
+
+    g_f (C + eps c I)^-1,    c = tr(C) / d
+
+A departure from the paper, which moves along g_f: off unless ``gradients.precondition`` is set. It is the step of closed-form
+editing (UCE, ROME) with SLUG's gradient in place of a target. To check: with g_f alone the others' accuracy falls further
+(``docs/slug.md`` has both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mu.core.errors import ConfigError
+from mu.models.clip import ClipModel
+from mu.models.contrastive import Captioned, encode_pairs
+from mu.models.parameters import find_module
+
+
+@torch.no_grad()
+def second_moments(clip: ClipModel, pairs: Sequence[Captioned], names: Sequence[str], chunk: int = 128) -> dict[str, Tensor]:
+    """C (d, d) in float64 of each of the parameters ``names`` that is a linear layer's weight, over all tokens of ``pairs``."""
+    layers = {name: find_module(clip, name) for name in names if name.endswith(".weight")}
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(layers, 0)
+
+    def noted(name: str):
+        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+            x = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
+            sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
+            counts[name] += len(x)
+
+        return hook
+
+    hooks = [layer.register_forward_hook(noted(name)) for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+    try:
+        for start in range(0, len(pairs), chunk):
+            encode_pairs(clip, pairs[start : start + chunk])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not sums:
+        raise ConfigError("gradients.precondition acts on linear layers, and none of the tensors is one: leave it out")
+    return {name: each / counts[name] for name, each in sums.items()}
+
+
+def preconditioned(g_f: Mapping[str, Tensor], moments: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
+    """g_f (C + eps c I)^-1 where there is a C, of the norm of g_f, so that steps are told as before; others as they are."""
+    turned = dict(g_f)
+    for name, C in moments.items():
+        g = g_f[name].double()
+        damped = C + eps * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
+        direction = torch.linalg.solve(damped, g.T).T
+        turned[name] = (direction * (g.norm() / direction.norm())).to(g_f[name])
+    return turned
