@@ -122,8 +122,11 @@ _CANVAS: dict[str, Any] = {
 }  # fmt: skip
 
 _SEARCHED = [
-    "*token_embedding*", *(f"*layers.0.{part}.weight" for part in ("self_attn.[kvo]*", "mlp.fc?")), "*layers.1.self_attn.out_proj.weight",
-]  # fmt: skip
+    "*layers.0.self_attn.out_proj.weight",
+    "*layers.0.mlp.fc2.weight",
+    "*layers.1.self_attn.out_proj.weight",
+    "*layers.1.mlp.fc2.weight",
+]
 _DRAWN = {
     "identity": [f"A portrait of {{}} in {style} style." for style in world.STYLES],
     "object": [f"A {{}} image in {style} style." for style in world.STYLES],
@@ -140,9 +143,9 @@ PRESETS: dict[str, SlugConfig] = {
     }),
     "canvas-clip": SlugConfig.parse({**_CANVAS, "model": "canvas-clip"}),
     "canvas": SlugConfig.parse({
-        **_CANVAS, "model": "canvas", "layers": {"tower": "language", "exclude": ["*bias", "*position*", "*norm*"], "names": _SEARCHED},
+        **_CANVAS, "model": "canvas", "gradients": {"precondition": 0.3}, "layers": {**_CANVAS["layers"], "tower": "language", "names": _SEARCHED},
         "search": {
-            **_CANVAS["search"], "on": "model", "rho_min": 0.03, "rho_max": 2.0, "steps": 12, "margin": 1.2,
+            **_CANVAS["search"], "on": "model", "rho_min": 0.05, "rho_max": 6.0, "steps": 12, "margin": 1.1,
             "pictures": {"templates": _DRAWN, "forget": 8, "retained": 3, "steps": 10, "guidance": 4.0, "judge": "canvas-judge"},
         },
     }),
