@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import mu
 from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
 from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, SearchConfig, SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
+from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Outcome
 from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, bisect, gradients, grid, joint_factor, summed
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
@@ -22,7 +24,7 @@ from mu.data.canvas import rendered_pairs
 from mu.evaluation.zero_shot import canvas_tasks, target_of
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
-from mu.models.parameters import find_parameter, select
+from mu.models.parameters import find_module, find_parameter, select
 
 EXCLUDE = SlugConfig().layers.exclude
 SMALL = {"data": {"n_forget": 48, "n_retain": 64, "per_class": 6}, "search": {"steps": 8}, "layers": {"max_front": 2}}
@@ -359,3 +361,48 @@ def test_bad_settings_are_one_clear_line(concept: str, overrides: dict, error: t
 def test_a_model_without_its_clip_is_refused(tiny: Any) -> None:
     with pytest.raises(ConfigError, match="name the CLIP that it was made with"):
         SingleLayerUnlearningGradientAlgorithm(SlugConfig(concepts=["star"]), model=tiny).find_edit()
+
+
+# -- preconditioning ---------------------------------------------------------------------------------------------------
+
+
+def test_a_second_moment_is_that_of_the_layers_inputs(clip: ClipModel) -> None:
+    """All tokens of all pairs count once, whatever the chunks."""
+    pairs, name = rendered_pairs(6, 5), "text_encoder.encoder.layers.1.mlp.fc1.weight"
+    inputs: list[Tensor] = []
+    hook = find_module(clip, name).register_forward_hook(lambda _layer, x, _y: inputs.append(x[0].flatten(0, 1).double()))
+    encode_pairs(clip, pairs)
+    hook.remove()
+    expected = inputs[0].T @ inputs[0] / len(inputs[0])
+    found = second_moments(clip, pairs, [name, "text_encoder.encoder.layers.1.layer_norm1.weight"])
+    assert found.keys() == {name}, "a norm is no linear layer"
+    assert torch.allclose(found[name], expected, rtol=1e-5)
+    assert not find_module(clip, name)._forward_hooks
+
+
+def test_the_preconditioned_direction_disturbs_the_retained_least() -> None:
+    """Per unit of first-order effect on the forget loss, the layer's retained outputs change less than along any other direction."""
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(5, 7, generator=generator, dtype=torch.double)
+    x = torch.randn(50, 7, generator=generator, dtype=torch.double) * torch.tensor([9.0, 3, 1, 1, 0.3, 0.3, 0.1])
+    C, eps = x.T @ x / 50, 0.01
+
+    def cost(D: Tensor) -> float:
+        damped = C + eps * C.diagonal().mean() * torch.eye(7)
+        return float((D @ damped @ D.T).trace() / (g * D).sum() ** 2)
+
+    D = preconditioned({"w": g, "b": g[0]}, {"w": C}, eps)
+    assert torch.equal(D["b"], g[0])
+    assert D["w"].norm() == pytest.approx(float(g.norm()))
+    others = [g, *(D["w"] + 0.1 * torch.randn(5, 7, generator=generator, dtype=torch.double) for _ in range(20))]
+    assert all(cost(D["w"]) < cost(other) for other in others)
+    assert cost(D["w"]) < 0.5 * cost(g), "control: it is another direction"
+
+
+def test_preconditioning_needs_pairs_and_a_linear_layer(clip: ClipModel, tmp_path: Path) -> None:
+    file = tmp_path / "retain.safetensors"
+    method(["star"]).save_gradients("retain", file)
+    with pytest.raises(ConfigError, match=r"data\.retain is a gradient file"):
+        method(["star"], gradients={"precondition": 0.1}, data={"retain": str(file)}).find_edit()
+    with pytest.raises(ConfigError, match="none of the tensors is one"):
+        second_moments(clip, rendered_pairs(2, 5), ["text_encoder.final_layer_norm.weight"])
