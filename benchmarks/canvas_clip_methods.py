@@ -31,21 +31,21 @@ TUNING_SEED = 777
 
 
 def trained(*rates: float, **more: Any) -> list[dict]:
-    return [{"train": {"epochs": epochs, "lr": lr}, **more} for lr in rates for epochs in (2, 5)]
+    return [{"train": {"epochs": epochs, "lr": lr}, **more} for lr in rates for epochs in (1, 2)]
 
 
 CONTRASTIVE = {"forget_loss": "contrastive"}
 SETTINGS: dict[str, list[dict]] = {
-    "clip-ft": trained(5e-5, 1e-4, 3e-4),
-    "clip-ga": trained(1e-5, 3e-5, 1e-4),
-    "clip-ga_o": trained(1e-5, 3e-5, 1e-4, **CONTRASTIVE),
-    "clip-gaft": trained(5e-5, 1e-4, 2e-4),
-    "clip-gaft_o": trained(5e-5, 1e-4, 2e-4, **CONTRASTIVE),
-    "clip-salun": trained(5e-5, 1e-4, 2e-4),
-    "clip-salun_o": trained(5e-5, 1e-4, 2e-4, **CONTRASTIVE),
-    "clip-ssd": [{"forget_loss": "cosine", "selection": a, "dampening": d} for a in (2.0, 5.0, 10.0) for d in (0.1, 1.0)],
-    "clip-ssd_o": [{**CONTRASTIVE, "selection": a, "dampening": d} for a in (2.0, 5.0, 10.0) for d in (0.1, 1.0)],
-    "slug": [{"search": {"margin": m}, "gradients": {"precondition": p}} for m in (1.05, 1.15, 1.3) for p in (None, 0.3)],
+    "clip-ft": trained(1e-4, 3e-4),
+    "clip-ga": trained(2e-5, 5e-5),
+    "clip-ga_o": trained(2e-5, 5e-5, **CONTRASTIVE),
+    "clip-gaft": trained(1e-4, 2e-4),
+    "clip-gaft_o": trained(1e-4, 2e-4, **CONTRASTIVE),
+    "clip-salun": trained(1e-4, 2e-4),
+    "clip-salun_o": trained(1e-4, 2e-4, **CONTRASTIVE),
+    "clip-ssd": [{"forget_loss": "cosine", "selection": a, "dampening": d} for a in (5.0, 10.0) for d in (0.1, 1.0)],
+    "clip-ssd_o": [{**CONTRASTIVE, "selection": a, "dampening": d} for a in (5.0, 10.0) for d in (0.1, 1.0)],
+    "slug": [{"search": {"margin": m}, "gradients": {"precondition": p}} for m in (1.1, 1.2) for p in (None, 0.3)],
 }  # fmt: skip
 
 
