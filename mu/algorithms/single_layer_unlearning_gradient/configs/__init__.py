@@ -141,7 +141,9 @@ PRESETS: dict[str, SlugConfig] = {
     "llava": SlugConfig.parse({
         "model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336", "layers": {"tower": "vision"},
     }),
-    "canvas-clip": SlugConfig.parse({**_CANVAS, "model": "canvas-clip"}),
+    "canvas-clip": SlugConfig.parse({
+        **_CANVAS, "model": "canvas-clip", "gradients": {"precondition": 0.3}, "search": {**_CANVAS["search"], "rho_max": 8.0, "margin": 1.3},
+    }),
     "canvas": SlugConfig.parse({
         **_CANVAS, "model": "canvas", "gradients": {"precondition": 0.3}, "layers": {**_CANVAS["layers"], "tower": "language", "names": _SEARCHED},
         "search": {
