@@ -3,7 +3,7 @@
     python benchmarks/canvas_spm.py --out outputs/canvas_spm --json docs/results/canvas_spm.json
 
 Settings: the preset ``canvas``, chosen on neon, star, fish and photo at seeds 1 and 2; reported on seeds 188, 288, 588, 688
-(``--seeds``). Its templates hold the suite's own form of prompt, so UA is also measured on `OTHER_PHRASINGS`, which the
+(``--seeds``). Its templates hold the suite's own form of prompt, so UA is also measured on `_shared.OTHER_PHRASINGS`, which the
 preset does not hold. An interrupted benchmark goes on where it stopped. ``--set key=value`` tries settings.
 """
 
@@ -15,25 +15,16 @@ import resource
 import time
 from pathlib import Path
 
+from _shared import keep_recipe, kind_of, other_phrasings
+
 import mu
 from mu.algorithms import algorithm
 from mu.core.files import write_json, write_text
 from mu.core.run import RunDirectory, versions
 from mu.core.script import parsed
 from mu.data import canvas as world
-from mu.edits.edit import Edit
 from mu.edits.files import open_edit
 from mu.evaluation.suites import evaluate
-from mu.models import EMBEDDED
-from mu.models.diffusion import DiffusionModel
-from mu.models.judge import Judge
-
-OTHER_PHRASINGS = (
-    "{style} style {object}",
-    "a {style} picture of a {object}",
-    "a {object}, {style} style",
-    "the {object} in {style}",
-)
 
 
 def main() -> None:
@@ -46,10 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     model, spm = mu.load("canvas"), algorithm("spm")
     settings = parsed(spm.config_class, dict(pair.split("=", 1) for pair in options.set))
-    recipe, noted = {"seeds": options.seeds, "set": options.set}, options.out / "recipe.json"
-    if noted.exists() and json.loads(noted.read_text(encoding="utf-8")) != recipe:
-        parser.error(f"{options.out} holds a benchmark with other seeds or settings: choose another --out")
-    write_json(noted, recipe)
+    keep_recipe(parser, options.out, {"seeds": options.seeds, "set": options.set})
     rows = {}
     for concept in options.concepts:
         folder = options.out / concept.replace(" ", "-")
@@ -61,9 +49,8 @@ def main() -> None:
         table = run.read_scores() or evaluate(
             run, "canvas", model, open_edit(run.edit), seeds=options.seeds, base_answers=options.out / "base"
         )
-        kind = "style" if concept in world.STYLES else "object"
         rows[concept] = {
-            "kind": kind, "UA, other phrasings": other_phrasings(model, open_edit(run.edit), concept, kind, options.seeds[0]),
+            "kind": kind_of(concept), "UA, other phrasings": other_phrasings(model, open_edit(run.edit), concept, options.seeds[0]),
             "seconds": run.read_environment()["seconds"], "bytes": run.edit.stat().st_size,
             **{column: {score.name: score.value for score in scores} for column, scores in table.items()},
         }  # fmt: skip
@@ -73,22 +60,6 @@ def main() -> None:
     if options.json:
         write_json(options.json, result)
         write_text(options.json.with_suffix(".md"), table_of(result))
-
-
-def other_phrasings(model: DiffusionModel, edit: Edit, concept: str, kind: str, seed: int) -> dict[str, float]:
-    """Share of pictures on which the judge does not see the concept, base and edited, over all phrasings and the other kind."""
-    others = world.OBJECTS if kind == "style" else world.STYLES
-    words = [{kind: concept, ("object" if kind == "style" else "style"): other} for other in others]
-    prompts = [text.format(**word) for text in OTHER_PHRASINGS for word in words]
-    judge = Judge.open(EMBEDDED["canvas-judge"])
-
-    def gone() -> float:
-        seen, _ = judge.look(mu.generate(model, prompts, seeds=[seed] * len(prompts), steps=20, guidance=4.0))
-        return sum(answer != concept for answer in seen[kind]) / len(prompts)
-
-    before = gone()
-    with edit.applied(model):
-        return {"base": before, "edited": gone()}
 
 
 def summary(rows: dict, options: argparse.Namespace) -> dict:

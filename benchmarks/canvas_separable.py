@@ -1,0 +1,494 @@
+"""CiE and SepCE beside SPM, ESD, CA, FMN and UCE on the embedded world: one concept, eight, all, one given back, scenes.
+
+    python benchmarks/canvas_separable.py --out outputs/canvas_separable --json docs/results/canvas_separable.json
+
+Every method with its preset ``canvas``, on every style and object; the judge reads the pictures. Four parts (``--parts``):
+
+- ``single``: each concept alone, by suite canvas: UA, IRA, CRA and the Fréchet distance; LPIPS-like distance, in the judge's maps,
+  of the pictures from the base's of the same prompt and seed; UA in `_shared.OTHER_PHRASINGS`; seconds, peak memory, size.
+- ``multi``: eight concepts, found ``together`` (one call) and ``added`` (the eight single edits); then one of them given
+  back: how far its pictures, and those of the other seven, are from what they are to be.
+- ``capacity``: SepCE with 8, 16 and all 28 concepts (``--capacity``), each found alone with the others in ``protect.others``.
+- ``scenes``: the scenes of the paper (its Fig. 7), the concepts of a kind as c0 .. c7, bare words as prompts, its protected sets
+  exactly. What every shift that is on protects must look as the base has it: ``broken`` counts where it does not.
+
+One JSON for each method and concept lies in ``--out``; what is there is not made again. ``--set METHOD.KEY=VALUE`` tries settings.
+An SPM edit of benchmarks/canvas_spm.py (``--spm``) is taken where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from _shared import (
+    GUIDANCE,
+    KINDS,
+    STEPS,
+    closeness,
+    differences,
+    drawn,
+    grid,
+    judge,
+    keep_recipe,
+    kind_of,
+    made_once,
+    markdown,
+    mean,
+    other_phrasings,
+    peak_memory,
+    percent,
+    shares,
+)  # fmt: skip
+from torch import Tensor
+
+import mu
+from mu.algorithms import algorithm
+from mu.core.errors import MuError
+from mu.core.files import slug, write_json, write_text
+from mu.core.run import RunDirectory, versions
+from mu.core.script import parsed
+from mu.data import canvas as world
+from mu.edits.bank import Bank
+from mu.edits.edit import Edit
+from mu.edits.files import open_edit
+from mu.evaluation.canvas import answers
+from mu.evaluation.suites import evaluate
+
+METHODS = ("sepce", "cie", "spm", "esd", "ca", "fmn", "uce")
+PARTS = ("single", "multi", "capacity", "scenes")
+SECONDS = {"sepce": 30, "cie": 60, "spm": 60, "esd": 60, "ca": 40, "fmn": 20, "uce": 1}
+"""Of one search on two cores, for the estimate; what a finished search took counts instead."""
+EIGHT = ["neon", "star", "sketch", "heart", "pop art", "ring", "watercolor", "cross"]
+ALL = [*world.STYLES, *world.OBJECTS, *world.IDENTITIES]
+SCENES = {
+    1: ("012345", "01", "", "2"),
+    2: ("012345", "34", "", "5"),
+    3: ("024", "02", "13", "1", "5"),
+    4: ("012", "0", "34", "1", "5", "2"),
+}
+"""Indices of the concepts that are erased at even times and restored at odd ones."""
+
+
+@dataclass
+class Unit:
+    """A piece of work that is done once: its result's file, what makes it, and what that costs."""
+
+    path: Path
+    make: Callable[[], dict[str, Any]]
+    method: str
+    searches: int
+    pictures: int
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.out, self.seeds = options, options.out, options.seeds
+        self.model, self.judge = mu.load("canvas"), judge()
+        self.cells = [world.Scene(style, object=name) for style, name in product(world.STYLES, world.OBJECTS)]
+        self._base: dict[str, Tensor] = {}
+
+    # -- searches -------------------------------------------------------------------------------------------------------
+
+    def search(self, method: str, concepts: Sequence[str], folder: Path, **overrides: Any) -> tuple[RunDirectory, list[Edit]]:
+        """The run of ``method`` and its edits, one for each concept where the method finds them apart."""
+        run, chosen = RunDirectory(folder), algorithm(method)
+        places = {name: str(folder) for name in ("output_dir", "run_dir") if name in chosen.config_class.model_fields}
+        given = {key.partition(".")[2]: text for key, text in self.options.set.items() if key.startswith(f"{method}.")}
+        settings = parsed(chosen.config_class, given)
+        base = chosen.for_concepts(list(concepts), self.model.name).merged(places, overrides, settings)
+        work = chosen(base, model=self.model)
+        if not run.edit.exists():
+            with peak_memory() as peak:
+                work.run(resume=run.config.exists())
+            run.describe({"peak_memory_MiB": peak.MiB})
+        return run, list(work.separate(open_edit(run.edit)))
+
+    def alone(self, method: str, concept: str) -> tuple[RunDirectory, list[Edit]]:
+        found = RunDirectory(self.options.spm / slug(concept))
+        if method == "spm" and found.edit.exists():
+            return found, [open_edit(found.edit)]
+        return self.search(method, [concept], self.out / method / slug(concept))
+
+    # -- one concept ----------------------------------------------------------------------------------------------------
+
+    def single(self, method: str, concept: str) -> dict[str, Any]:
+        run = self.alone(method, concept)[0]
+        edit, kind, measured = open_edit(run.edit), kind_of(concept), RunDirectory(self.out / method / slug(concept))
+        table = evaluate(measured, "canvas", self.model, edit, seeds=self.seeds, base_answers=self.out / "base")
+        asked = [(scene, seed) for scene in self.cells for seed in self.seeds]
+        before = answers(self.model, self.out / "base", asked, "base answers")
+        after = answers(self.model, measured.folder / "answers" / "edited", asked, "edited answers")
+        named = torch.tensor([getattr(scene, kind) == concept for scene, _ in asked])
+        facts = run.read_environment()
+        return {
+            "kind": kind, "seconds": facts["seconds"], "peak_memory_MiB": facts.get("peak_memory_MiB"),
+            "bytes": run.edit.stat().st_size,
+            "UA, other phrasings": other_phrasings(self.model, edit, concept, self.seeds[0]),
+            "LPIPS, erased": closeness(self.judge, before[named], after[named]),
+            "LPIPS, retained": closeness(self.judge, before[~named], after[~named]),
+            **{column: {score.name: score.value for score in scores} for column, scores in table.items()},
+        }  # fmt: skip
+
+    # -- several --------------------------------------------------------------------------------------------------------
+
+    def base(self, prompts: Sequence[str]) -> Tensor:
+        for prompt in prompts:
+            if prompt not in self._base:
+                self._base[prompt] = drawn(self.model, [prompt], self.seeds)
+        return torch.cat([self._base[prompt] for prompt in prompts])
+
+    def scenes_of(self, concepts: Sequence[str]) -> list[world.Scene]:
+        people = set(concepts) & set(world.IDENTITIES)
+        return [*self.cells, *(scene for scene in world.every_scene() if people and scene.identity)]
+
+    def several(self, edits: Sequence[Edit], concepts: Sequence[str]) -> dict[str, Any]:
+        scenes = self.scenes_of(concepts)
+        prompts, each = [scene.prompt for scene in scenes], [scene for scene in scenes for _ in self.seeds]
+        before = self.base(prompts)
+        with Bank(self.model, edits).applied():
+            after = drawn(self.model, prompts, self.seeds)
+        kept = torch.tensor([not set(concepts) & {scene.style, scene.object, scene.identity} for scene in each])
+        return {
+            "base": shares(self.judge, before, each, set(concepts)),
+            "edited": shares(self.judge, after, each, set(concepts)),
+            "LPIPS, kept": closeness(self.judge, before[kept], after[kept]) if kept.any() else None,
+        }
+
+    def restored(self, edits: Sequence[Edit], concepts: Sequence[str], back: str) -> dict[str, Any]:
+        """Pictures of ``back`` against the base's, those of the others against what they were with it erased."""
+        others, bank = [concept for concept in concepts if concept != back], Bank(self.model, edits)
+        naming = [
+            scene.prompt for scene in self.cells
+            if back in (scene.style, scene.object) and not {scene.style, scene.object} & set(others)
+        ]  # fmt: skip
+        groups = {"bare": [back], "sentences": naming, "others": others}
+        found = {}
+        for name, prompts in groups.items():
+            bank.erase(back)
+            with bank.applied():
+                erased = drawn(self.model, prompts, self.seeds)
+            bank.restore(back)
+            with bank.applied():
+                after = drawn(self.model, prompts, self.seeds)
+            base = self.base(prompts)
+            found[name] = differences(self.judge, erased if name == "others" else base, after)
+            found[f"{name}, while erased"] = differences(self.judge, base, erased)
+        return found
+
+    def multi(self, method: str, way: str) -> dict[str, Any]:
+        concepts, facts = self.options.eight, {}
+        if way == "together":
+            run, edits = self.search(method, concepts, self.out / method / "together")
+            facts = {name: run.read_environment().get(name) for name in ("seconds", "peak_memory_MiB")}
+            files = [run.edit]
+        else:
+            files = [self.alone(method, concept)[0].edit for concept in concepts]
+            edits = [open_edit(file) for file in files]
+        return {
+            **facts, "bytes": sum(file.stat().st_size for file in files), **self.several(edits, concepts),
+            "restored": self.restored(edits, concepts, concepts[0]) if len(edits) == len(concepts) else None,
+        }  # fmt: skip
+
+    def capacity(self, count: int) -> dict[str, Any]:
+        concepts = (EIGHT + [name for name in ALL if name not in EIGHT])[:count]
+        edits, rooms, seconds = [], [], 0.0
+        for concept in concepts:
+            folder = self.out / "capacity" / str(count) / slug(concept)
+            run, (edit,) = self.search("sepce", [concept], folder, **{"protect.others": concepts})
+            facts = run.read_environment()
+            edits, rooms, seconds = [*edits, edit], [*rooms, facts["capacity"][0]], seconds + facts["seconds"]
+        return {
+            "concepts": count, "seconds": seconds, "free": min(room["free"] for room in rooms),
+            "left out": max(len(room["left_out"]) for room in rooms), "erasability": mean([room["erasability"] for room in rooms]),
+            **self.several(edits, concepts), "restored": self.restored(edits, concepts, concepts[0]),
+        }  # fmt: skip
+
+    # -- scenes ---------------------------------------------------------------------------------------------------------
+
+    def protecting(self, concept: str, protected: Sequence[str]) -> Edit:
+        """The shift of ``concept`` with exactly these prompts protected; found once, whatever scene asks for it."""
+        key = hashlib.sha256("|".join(sorted(protected)).encode()).hexdigest()[:8]
+        exact = {"protect.prompts": sorted(protected), "protect.others": []}
+        return self.search("sepce", [concept], self.out / "scenes" / f"{slug(concept)}-{key}", **exact)[1][0]
+
+    def scene(self, kind: str, number: int) -> dict[str, Any]:
+        names, watermark = KINDS[kind], world.WATERMARK_PROMPT
+        known: list[str] = []
+        on: dict[str, Edit] = {}
+        last: dict[str, Tensor] = {}
+        rows = {}
+        for time_, indices in enumerate(SCENES[number]):
+            changed, gone = [names[int(index)] for index in indices], []
+            if not changed:
+                continue
+            if time_ % 2:
+                gone = [on.pop(concept) for concept in changed]
+            else:
+                known += changed
+                for concept in changed:
+                    on[concept] = self.protecting(concept, [watermark, *(other for other in known if other != concept)])
+            cells, broken = {}, []
+            with Bank(self.model, list(on.values())).applied():
+                for name in (*names, watermark, ""):
+                    before, after = self.base([name]), drawn(self.model, [name], self.seeds)
+                    change = differences(self.judge, before, after)
+                    spared = all(name in edit.info.protects for edit in on.values())
+                    same_as_before = name in last and time_ % 2 and all(name in edit.info.protects for edit in gone)
+                    if (spared and change["max"] > 1) or (
+                        same_as_before and differences(self.judge, last[name], after)["max"] > 1
+                    ):
+                        broken.append(name)
+                    state = "forgotten" if name in on else "recovered" if name in known else "regular"
+                    if name in names:
+                        seen = [self.judge.look(pictures)[0][kind] for pictures in (before, after)]
+                        base, now = (sum(answer == name for answer in each) / len(each) for each in seen)
+                        cells[name] = {"state": state, "base": base, "accuracy": now, "spared": spared, **change}
+                    else:
+                        cells[name or "(empty)"] = {"state": "protected", "spared": spared, **change}
+                    last[name] = after
+            rows[f"t{time_}"] = {"cells": cells, "broken": broken}
+        return rows
+
+    # -- all of it ------------------------------------------------------------------------------------------------------
+
+    def units(self) -> dict[str, list[Unit]]:
+        options, cells = self.options, len(self.cells) * len(self.seeds)
+        found: dict[str, list[Unit]] = {part: [] for part in PARTS}
+        for method, concept in product(options.methods, options.concepts):
+            path = self.out / method / f"{slug(concept)}.json"
+            searches = 0 if self.edit_exists(method, concept) else 1
+            found["single"].append(
+                Unit(
+                    path, lambda m=method, c=concept: {"method": m, "concept": c, **self.single(m, c)}, method, searches, cells
+                )
+            )
+        for method in options.methods:
+            for way in ("together", "added"):
+                if way == "together" and method == "spm":
+                    continue  # SPM is composed of single membranes
+                alone = [] if "single" in options.parts else [c for c in options.eight if not self.edit_exists(method, c)]
+                searches = len(alone) if way == "added" else len(options.eight) if method in ("sepce", "uce") else 1
+                path = self.out / method / f"multi-{way}.json"
+                found["multi"].append(
+                    Unit(path, lambda m=method, w=way: {"method": m, "way": w, **self.multi(m, w)}, method, searches, 2 * cells)
+                )
+        if "sepce" in options.methods:
+            for count in options.capacity:
+                path = self.out / "capacity" / f"{count}.json"
+                found["capacity"].append(
+                    Unit(path, lambda n=count: {"method": "sepce", **self.capacity(n)}, "sepce", count, 2 * cells)
+                )
+            for kind, number in product(("style", "object"), options.scenes):
+                path, times = self.out / "scenes" / f"{kind}-{number}.json", sum(map(bool, SCENES[number]))
+                searches = sum(len(indices) for indices in SCENES[number][::2])
+                found["scenes"].append(
+                    Unit(path, lambda k=kind, n=number: {"kind": k, "scene": n, "times": self.scene(k, n)}, "sepce", searches, 10 * times * len(self.seeds))
+                )  # fmt: skip
+        return {part: found[part] for part in PARTS if part in options.parts}
+
+    def edit_exists(self, method: str, concept: str) -> bool:
+        there = RunDirectory(self.out / method / slug(concept)).edit.exists()
+        return there or (method == "spm" and RunDirectory(self.options.spm / slug(concept)).edit.exists())
+
+    def estimate(self, units: Sequence[Unit]) -> str:
+        missing = [unit for unit in units if not unit.path.exists()]
+        known: dict[str, list[float]] = {}
+        for path in self.out.glob("*/*/environment.json"):
+            seconds = json.loads(path.read_text(encoding="utf-8")).get("seconds")
+            if path.parent.parent.name in SECONDS and seconds and path.parent.name != "together":
+                known.setdefault(path.parent.parent.name, []).append(seconds)
+        began = time.monotonic()
+        drawn(self.model, ["a picture"], range(16))
+        picture = (time.monotonic() - began) / 16
+        pictures = sum(unit.pictures for unit in missing)
+        searching = sum(unit.searches * (mean(known.get(unit.method, [])) or SECONDS[unit.method]) for unit in missing)
+        hours = (searching + pictures * picture) / 3600
+        return (
+            f"{len(missing)} of {len(units)} parts are to be made: {sum(unit.searches for unit in missing)} searches and "
+            f"{pictures} pictures, about {hours:.1f} hours"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("outputs/canvas_separable"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--spm", type=Path, default=Path("outputs/canvas_spm"), help="where canvas_spm.py left its runs")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--concepts", nargs="*", default=[*world.STYLES, *world.OBJECTS], help="of part single")
+    parser.add_argument("--eight", nargs="*", default=EIGHT, metavar="CONCEPT", help="of part multi; the first is given back")
+    parser.add_argument("--capacity", nargs="*", type=int, default=[8, 16, len(ALL)])
+    parser.add_argument("--scenes", nargs="*", type=int, choices=SCENES, default=list(SCENES))
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[188, 288, 588, 688])
+    parser.add_argument("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="settings on top of a preset")
+    options = parser.parse_args()
+    options.set = dict(pair.split("=", 1) for pair in options.set)
+    keep_recipe(parser, options.out, {"seeds": options.seeds, "set": options.set, "steps": STEPS, "guidance": GUIDANCE})
+    bench = Bench(options)
+    parts = bench.units()
+    print(bench.estimate([unit for units in parts.values() for unit in units]), flush=True)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for part, units in parts.items():
+        for unit in units:
+            rows.setdefault(part, []).append(made_once(unit.path, lambda unit=unit: tried(unit)))
+            print(unit.path, {key: value for key, value in rows[part][-1].items() if key in ("edited", "failed")}, flush=True)
+    result = {
+        **rows, "seeds": options.seeds, "settings": options.set, "made": time.strftime("%Y-%m-%d"), "versions": versions(),
+    }  # fmt: skip
+    print(tables(result))
+    if options.json:
+        write_json(options.json, result)
+        write_text(options.json.with_suffix(".md"), tables(result))
+        if "single" in rows:
+            pictured(bench, options.json.with_suffix(".png"))
+
+
+def tried(unit: Unit) -> dict[str, Any]:
+    try:
+        return unit.make()
+    except MuError as error:
+        return {"method": unit.method, "concept": unit.path.stem, "failed": str(error)}
+
+
+def pictured(bench: Bench, path: Path) -> None:
+    """Each concept in a sentence: the base above, each method below it."""
+    scenes = [
+        world.Scene(concept, object="house" if concept != "photo" else "star") if kind_of(concept) == "style"
+        else world.Scene("photo", object=concept) for concept in bench.options.concepts
+    ]  # fmt: skip
+    rows: list[tuple[str, list[Tensor | None]]] = [
+        ("base", list(bench.base([scene.prompt for scene in scenes])[:: len(bench.seeds)]))
+    ]
+    for method in bench.options.methods:
+        row: list[Tensor | None] = []
+        for concept, scene in zip(bench.options.concepts, scenes, strict=True):
+            edit = bench.alone(method, concept)[1][0] if bench.edit_exists(method, concept) else None
+            if edit is None:
+                row.append(None)
+                continue
+            with Bank(bench.model, [edit]).applied():
+                row.append(drawn(bench.model, [scene.prompt], bench.seeds[:1])[0])
+        rows.append((method, row))
+    grid(path, bench.options.concepts, rows)
+
+
+# -- tables -------------------------------------------------------------------------------------------------------------------
+
+
+def tables(result: dict[str, Any]) -> str:
+    made = {"single": single_table, "multi": multi_table, "capacity": capacity_table, "scenes": scene_tables}
+    parts = [f"## {part}\n\n{table(result[part])}" for part, table in made.items() if result.get(part)]
+    failed = [row for part in PARTS for row in result.get(part, []) if "failed" in row]
+    if failed:
+        parts.append("## failed\n\n" + "".join(f"- {row['method']}, {row['concept']}: {row['failed']}\n" for row in failed))
+    return "\n".join(parts)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def single_table(rows: list[dict[str, Any]]) -> str:
+    done = [row for row in rows if "edited" in row]
+    names = ("UA", "IRA", "CRA")
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in done):
+        for kind in ("style", "object"):
+            of = [row for row in done if (row["method"], row["kind"]) == (method, kind)]
+            if of:
+                lines.append([
+                    method, f"{len(of)} {kind}s", *(percent(mean([row["edited"][name] for row in of])) for name in names),
+                    percent(mean([row["UA, other phrasings"]["edited"] for row in of])),
+                    f"{number(mean([r['edited']['Fréchet distance'] for r in of]))} ({number(mean([r['base']['Fréchet distance'] for r in of]))})",
+                    *(number(mean([row[f"LPIPS, {which}"] for row in of])) for which in ("erased", "retained")),
+                    number(mean([row["seconds"] for row in of]), 0), number(max([r["peak_memory_MiB"] or 0 for r in of]), 0),
+                    number(mean([row["bytes"] for row in of]) / 2**20, 2),
+                ])  # fmt: skip
+    header = [
+        "method",
+        "concepts",
+        *names,
+        "Fréchet distance (base)",
+        "LPIPS-like, erased",
+        "retained",
+        "seconds",
+        "peak MiB",
+        "MiB",
+    ]
+    concepts, cells = (
+        list(dict.fromkeys(row["concept"] for row in done)),
+        {(r["method"], r["concept"]): r["edited"] for r in done},
+    )
+    methods = list(dict.fromkeys(row["method"] for row in done))
+    each = [
+        [concept, *(" / ".join(percent(cells[m, concept][name]) for name in names) if (m, concept) in cells else "" for m in methods)]
+        for concept in concepts
+    ]  # fmt: skip
+    return markdown(header, lines) + "\nUA / IRA / CRA of each:\n\n" + markdown(["erased", *methods], each)
+
+
+def multi_table(rows: list[dict[str, Any]]) -> str:
+    header = ["method", "found", "UA", "kept (base)", "beside (base)", "LPIPS-like, kept", "seconds", "MiB"]
+    lines, back = [], []
+    for row in [row for row in rows if "edited" in row]:
+        edited, base = row["edited"], row["base"]
+        lines.append([
+            row["method"], row["way"], percent(edited["UA"]), *(f"{percent(edited[n])} ({percent(base[n])})" for n in ("kept", "beside")),
+            number(row["LPIPS, kept"]), number(row.get("seconds"), 0), number(row["bytes"] / 2**20, 2),
+        ])  # fmt: skip
+        if row["restored"]:
+            back.append([row["method"], row["way"], *back_cells(row["restored"])])
+    return markdown(header, lines) + "\nOne given back:\n\n" + markdown(["method", "found", *BACK], back)
+
+
+BACK = ["its bare word", "while erased", "in sentences", "while erased", "the others"]
+
+
+def back_cells(found: dict[str, dict[str, float]]) -> list[str]:
+    """Largest and mean difference in units of 1/255."""
+    names = ("bare", "bare, while erased", "sentences", "sentences, while erased", "others")
+    return [f"{found[name]['max']} / {found[name]['mean']:.2f}" for name in names]
+
+
+def capacity_table(rows: list[dict[str, Any]]) -> str:
+    header = ["concepts", "UA", "kept (base)", "beside (base)", "directions left", "left out", "erasability", "seconds", *BACK]
+    lines = []
+    for row in [row for row in rows if "edited" in row]:
+        edited, base = row["edited"], row["base"]
+        lines.append([
+            str(row["concepts"]), percent(edited["UA"]), *(f"{percent(edited[n])} ({percent(base[n])})" for n in ("kept", "beside")),
+            str(row["free"]), str(row["left out"]), number(row["erasability"], 2), number(row["seconds"], 0), *back_cells(row["restored"]),
+        ])  # fmt: skip
+    return markdown(header, lines)
+
+
+def scene_tables(rows: list[dict[str, Any]]) -> str:
+    """Accuracy and largest difference from the base of each concept; bold what is erased, * what is spared by all that is on."""
+    made = []
+    for row in [row for row in rows if "times" in row]:
+        lines = []
+        for time_, state in row["times"].items():
+            cells = []
+            for cell in state["cells"].values():
+                told = f"{percent(cell['accuracy'])}, {cell['max']}" if "accuracy" in cell else str(cell["max"])
+                cells.append(f"**{told}**" if cell["state"] == "forgotten" else f"{told}{'*' if cell['spared'] else ''}")
+            groups = [[c for c in state["cells"].values() if c["state"] == g] for g in ("forgotten", "recovered", "regular")]
+            means = [percent(mean([cell["accuracy"] for cell in of])) for of in groups]
+            lines.append([time_, *cells, *means, str(len(state["broken"]))])
+        header = ["", *next(iter(row["times"].values()))["cells"], "forgotten", "recovered", "regular", "broken"]
+        made.append(f"Scene {row['scene']}, {row['kind']}s:\n\n{markdown(header, lines)}")
+    return "\n".join(made)
+
+
+if __name__ == "__main__":
+    main()
