@@ -1,0 +1,99 @@
+"""What `generate-data.py` and `generate-images.py` share: their flags, the models they name, and their sampler."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mu.core.errors import ModelError, nearest
+from mu.core.loop import progress_bar
+
+BASES = {
+    "SD-v1-4": "CompVis/stable-diffusion-v1-4",
+    "SD-V2": "stabilityai/stable-diffusion-2-base",
+    "SD-V2-1": "stabilityai/stable-diffusion-2-1-base",
+    "canvas": "canvas",
+}
+ROOTS = (Path("models"), Path("stable-diffusion"), Path("."))
+"""Where a model's folder is looked for."""
+
+
+def flags(help_: str, example: str, *, samples: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
+    parser.add_argument("--save_path", type=Path, required=True, help="pictures go into a folder in it, <model_name>/")
+    parser.add_argument("--base", help="the model in place of Stable Diffusion 1.4: canvas, a folder, a file, a hub id")
+    parser.add_argument("--device", default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument("--image_size", type=int, help="default: what the model was trained for, 512 of Stable Diffusion 1.4")
+    parser.add_argument("--from_case", type=int, default=0, help="leave out cases with smaller numbers")
+    parser.add_argument(
+        "--num_samples", type=int, default=samples, help=f"pictures of each case, with seeds one apart (default: {samples})"
+    )
+    parser.add_argument("--ddim_steps", type=int, default=100, help="denoising steps, of the LMS sampler (default: 100)")
+    parser.add_argument("--resume", action="store_true", help="make what is missing")
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
+    return parser
+
+
+def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
+    """The base model and the edits of ``name``: of a base none, of ``models/<name>/`` those of its run or bank.
+
+    ``models/<name>/<name with "diffusers" for "compvis">.pt`` is a UNet's state dict and takes the base's place. Raises
+    `ModelError` for a name that is none of these: no picture of an unchanged model passes for one of an edited model.
+    """
+    from mu.edits.bank_folder import BankFolder
+    from mu.edits.files import open_edit
+    from mu.models import load_diffusion
+    from mu.models.checkpoint import read_state_dict
+
+    if name in BASES:
+        return load_diffusion(base or BASES[name], device=device), []
+    for folder in (root / name for root in ROOTS):
+        if (folder / "bank.json").exists():
+            bank = BankFolder(folder)
+            model = load_diffusion(base or bank.read().base, device=device)
+            return model, bank.open(model).on
+        if (folder / "edit.safetensors").exists():
+            edit = open_edit(folder)
+            return load_diffusion(base or edit.info.base or BASES["SD-v1-4"], device=device), [edit]
+        weights = folder / f"{name.replace('compvis', 'diffusers')}.pt"
+        if weights.exists():
+            model = load_diffusion(base or BASES["SD-v1-4"], device=device)
+            try:
+                model.unet.load_state_dict(read_state_dict(weights))
+            except RuntimeError as error:
+                line = " ".join(str(error).split())[:200]
+                raise ModelError(f"{weights} is no state dict of this UNet ({line}): name its base with --base") from None
+            return model, []
+    there = [path.name for root in ROOTS[:2] if root.is_dir() for path in root.iterdir() if path.is_dir()]
+    places = ", ".join(f"{root}/" for root in ROOTS[:2])
+    raise ModelError(f"no model {name!r} in {places} and none of {', '.join(BASES)}.{nearest(name, [*BASES, *there])}")
+
+
+def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, options: argparse.Namespace) -> None:
+    """Make ``rows`` in ``folder`` by the LMS sampler, as the released program."""
+    from mu.edits.bank import Bank
+    from mu.evaluation.pictures import write_pictures
+
+    size = (options.image_size, options.image_size) if options.image_size else None
+    with lms(model), Bank(model, edits).applied(), progress_bar("pictures", len(rows)) as advance:
+        write_pictures(
+            model, rows, folder, steps=options.ddim_steps, guidance=options.guidance_scale, size=size,
+            resume=options.resume, overwrite=options.overwrite, progress=lambda done, _: advance(done, ""),
+        )  # fmt: skip
+
+
+@contextmanager
+def lms(model: Any):
+    """``model`` samples by LMS inside the block, with its own noise schedule."""
+    from mu.models.diffusion import training_scheduler
+
+    own = model.pipeline.scheduler
+    model.pipeline.scheduler = type(training_scheduler("lms")).from_config(own.config)
+    try:
+        yield
+    finally:
+        model.pipeline.scheduler = own

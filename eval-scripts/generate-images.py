@@ -1,0 +1,47 @@
+"""Pictures of a prompt list by an edited model: ``mu generate --prompts`` by its older flags."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from _sampling import flags, opened, paint
+
+from mu.core.errors import ConfigError
+from mu.core.script import guarded, show_log
+
+HELP = "Make pictures of each row of a CSV (prompt, evaluation_seed, case_number) in <save_path>/<model_name>/<case>_<k>.png."
+EXAMPLE = (
+    "python eval-scripts/generate-images.py --model_name='compvis-word_VanGogh-method_xattn-sg_3-ng_1-iter_1000-lr_1e-05' "
+    "--prompts_path 'stable-diffusion/art_prompts.csv' --save_path 'evaluation_folder' --num_samples 10"
+)
+
+
+def main() -> None:
+    parser = flags(HELP, EXAMPLE, samples=10)
+    parser.add_argument(
+        "--model_name",
+        required=True,
+        help="a folder in models/ or stable-diffusion/ that holds a run, a bank or diffusers-....pt; or SD-v1-4, SD-V2, SD-V2-1, canvas",
+    )
+    parser.add_argument("--prompts_path", type=Path, required=True, help="the CSV; columns by name, others are left out")
+    options = parser.parse_args()
+    show_log()
+    from mu.data.prompts import read_prompts
+    from mu.evaluation.pictures import PictureRow
+
+    cases = [case for case in read_prompts(options.prompts_path) if case.case_number >= options.from_case]
+    if not cases or options.num_samples < 1:
+        raise ConfigError(f"nothing to make: no case of {options.prompts_path} from {options.from_case} on, or no samples")
+    rows = [
+        PictureRow(f"{case.case_number}_{k}.png", case.prompt, (case.evaluation_seed or 0) + k)
+        for case in cases
+        for k in range(options.num_samples)
+    ]
+    folder = options.save_path / options.model_name
+    paint(*opened(options.model_name, options.base, options.device), rows, folder, options)
+    print(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

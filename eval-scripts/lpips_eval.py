@@ -1,0 +1,56 @@
+"""LPIPS of the pictures of an edited model from those of the unchanged one, by its older flags."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mu.core.errors import DataError
+from mu.core.script import guarded, show_log
+
+HELP = "The mean LPIPS (AlexNet) of pictures with equal names in two folders, at the size they have."
+EXAMPLE = (
+    "example: python eval-scripts/lpips_eval.py --original_path original --edited_path edited --prompts_path art_prompts.csv"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=HELP, epilog=EXAMPLE)
+    parser.add_argument("--original_path", "--path1", type=Path, required=True)
+    parser.add_argument("--edited_path", "--path2", type=Path, required=True)
+    parser.add_argument("--prompts_path", type=Path, help="a CSV: only the pictures <case_number>_<k>.png of its cases")
+    parser.add_argument(
+        "--network", choices=("alex", "canvas-judge"), default="alex", help="canvas-judge: an LPIPS-like distance, offline"
+    )
+    parser.add_argument("--device", default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    options = parser.parse_args()
+    show_log()
+    from mu.core.seeds import pick_device
+    from mu.data.prompts import read_prompts
+    from mu.evaluation.backbones import lpips_network
+    from mu.evaluation.metrics.lpips import lpips
+    from mu.evaluation.pictures import read_pictures
+    from mu.models import EMBEDDED
+    from mu.models.judge import Judge
+
+    names = sorted({path.name for path in options.original_path.glob("*.png")} & {path.name for path in options.edited_path.glob("*.png")})  # fmt: skip
+    if options.prompts_path:
+        cases = {str(case.case_number) for case in read_prompts(options.prompts_path)}
+        names = [name for name in names if name.partition("_")[0] in cases]
+    if not names:
+        raise DataError(f"{options.original_path} and {options.edited_path} have no PNG pictures with equal names")
+    device = pick_device(options.device)
+    if options.network == "alex":
+        features, weights = lpips_network("alex", device)
+    else:
+        features, weights = Judge.open(EMBEDDED["canvas-judge"], device).feature_maps, None
+    total = 0.0
+    for name in names:
+        a, b = (read_pictures([folder / name]) for folder in (options.original_path, options.edited_path))
+        total += float(lpips(a, b, features, weights))
+    print(f"LPIPS ({options.network})  {total / len(names):.4f} of {len(names)} pictures")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,214 @@
+"""The commands of separable erasure's first documents, on the embedded world: what they write, and that wrong ones say so."""
+
+from __future__ import annotations
+
+import json
+import logging
+import runpy
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mu
+from mu.edits.bank_folder import BankFolder
+from mu.edits.files import open_edit
+
+ROOT = Path(__file__).resolve().parent.parent
+CSV = "case_number,,prompt,artist,evaluation_seed\n3,0,neon,Somebody,188\n7,1,a star image,Somebody,288\n"
+PUBLISHED = "compvis-word_VanGogh-method_xattn-sg_3-ng_1-iter_1000-lr_1e-05"
+Call = Callable[[str], int]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """``call("train-scripts/CiE.py --prompt neon")`` in an empty folder: the exit code."""
+    monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("mu")
+    monkeypatch.setattr(logger, "handlers", list(logger.handlers))
+
+    def run(command: str) -> int:
+        script, *words = shlex.split(command)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [script, *words])
+            patch.syspath_prepend(str((ROOT / script).parent))
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+        return int(ended.value.code or 0)
+
+    return run
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.png")}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
+
+
+QUICK = "--base canvas --ddim_steps 2"
+
+
+def test_pictures_of_a_concept(call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    command = "eval-scripts/generate-data.py --model_name='Van Gogh' --save_path './data/' --num_samples 1 --device cuda:0"
+    assert call(f"{command} {QUICK} --cases 2") == 0
+    folder = tmp_path / "data" / "Van Gogh"
+    assert names(folder) == {"0_0.png", "1_0.png"}
+    if not torch.cuda.is_available():
+        assert "using the CPU" in caplog.text
+    assert (pixels(folder / "0_0.png") != pixels(folder / "1_0.png")).any()  # every case has a seed of its own
+    before = (folder / "0_0.png").read_bytes()
+    assert call(f"{command} {QUICK} --cases 2") == 2  # nothing is overwritten
+    assert call(f"{command} {QUICK} --cases 3 --resume") == 0
+    assert names(folder) == {"0_0.png", "1_0.png", "2_0.png"} and (folder / "0_0.png").read_bytes() == before
+    assert (
+        call("eval-scripts/generate-data.py --model_name=canvas --prompt neon --save_path data --cases 1 --ddim_steps 2") == 0
+    )
+    assert names(tmp_path / "data" / "canvas") == {"0_0.png"}
+
+
+def test_pictures_of_a_list_by_an_edited_model(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "art_prompts.csv").write_text(CSV)
+    images = "eval-scripts/generate-images.py --prompts_path art_prompts.csv --save_path evaluation_folder --num_samples 2 --ddim_steps 2"
+    train = "train-scripts/Esd.py --prompt 'Van Gogh' --train_method 'xattn' --iterations 2 --devices '0,1' --model_name canvas --ddim_steps 2"
+    assert call(train) == 0
+    name = PUBLISHED.replace("1000", "2")
+    assert open_edit(tmp_path / "models" / name).info.concepts == ("Van Gogh",)
+    assert call(f"{images} --model_name='{name}'") == 0
+    assert names(tmp_path / "evaluation_folder" / name) == {"3_0.png", "3_1.png", "7_0.png", "7_1.png"}
+    assert call(f"{images} --model_name=canvas --from_case 7") == 0
+    assert names(tmp_path / "evaluation_folder" / "canvas") == {"7_0.png", "7_1.png"}
+    # The first sample has the row's own seed, by the sampler of the released program.
+    from mu.models.diffusion import training_scheduler
+
+    model = mu.load("canvas")
+    model.pipeline.scheduler = training_scheduler("lms").from_config(model.pipeline.scheduler.config)  # type: ignore[union-attr]
+    wanted = mu.generate(model, ["a star image"], [288], steps=2)[0].permute(1, 2, 0) * 255  # type: ignore[arg-type]
+    assert np.abs(pixels(tmp_path / "evaluation_folder" / "canvas" / "7_0.png") - wanted.numpy()).max() < 1
+
+
+def test_a_state_dict_of_a_unet_takes_its_place(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "art_prompts.csv").write_text(CSV)
+    folder = tmp_path / "stable-diffusion" / PUBLISHED
+    folder.mkdir(parents=True)
+    state = {name: tensor.clone() for name, tensor in mu.load("canvas").unet.state_dict().items()}  # type: ignore[union-attr]
+    for name in state:
+        if ".attn2.to_v." in name:
+            state[name].zero_()
+    torch.save(state, folder / f"{PUBLISHED.replace('compvis', 'diffusers')}.pt")
+    images = f"eval-scripts/generate-images.py --prompts_path art_prompts.csv --save_path out --num_samples 1 {QUICK}"
+    assert call(f"{images} --model_name='{PUBLISHED}'") == 0
+    assert call(f"{images} --model_name=canvas") == 0
+    assert (pixels(tmp_path / "out" / PUBLISHED / "3_0.png") != pixels(tmp_path / "out" / "canvas" / "3_0.png")).any()
+    torch.save({"conv_in.weight": torch.zeros(3)}, folder / f"{PUBLISHED.replace('compvis', 'diffusers')}.pt")
+    assert call(f"{images} --model_name='{PUBLISHED}' --overwrite") == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (f"eval-scripts/generate-images.py --model_name={PUBLISHED} --prompts_path p.csv --save_path out", "no model 'compvis-word"),
+        ("eval-scripts/generate-images.py --model_name=SD-v1-5 --prompts_path p.csv --save_path out", "Did you mean 'SD-v1-4'"),
+        ("eval-scripts/generate-images.py --model_name=canvas --prompts_path none.csv --save_path out", "none.csv does not exist"),
+        ("eval-scripts/generate-images.py --model_name=canvas --prompts_path p.csv --save_path out --from_case 9", "no case"),
+        ("eval-scripts/generate-data.py --model_name='../neon' --save_path out --base canvas", "leads out"),
+        ("eval-scripts/generate-data.py --model_name=neon --save_path out --base no-such-model", "no-such-model"),
+        ("eval-scripts/lpips_eval.py --original_path a --edited_path b --network canvas-judge", "no PNG pictures"),
+        ("train-scripts/CiE.py --prompt neon --ckpt_path none.ckpt", "none.ckpt does not exist"),
+        ("train-scripts/CiE.py --prompt ' ' --model_name canvas", "concept"),
+        ("train-scripts/SepCE.py --prompts 'neon,neon' --model_name canvas", "and once"),
+        ("train-scripts/SRSME_Solution.py --erase_cat colour --erased_index 0 --em_indexes '' --scenei 1 --timei 0", "unknown --erase_cat"),
+        ("train-scripts/SRSME_Solution.py --erase_cat style --erased_index 11 --em_indexes '' --scenei 1 --timei 0", "none of 0..10"),
+        ("train-scripts/SRSME_Solution.py --erase_cat style --erased_index 0 --em_indexes 'one' --scenei 1 --timei 0", "takes numbers"),
+        ("train-scripts/SRS_ME.py --erase_cat style --erased_index 0 --scenei 1 --timei 0 --max_base 691", "SRSME_Solution.py"),
+        ("train-scripts/Esd.py --prompt neon --train_method everything", "invalid choice"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line(
+    command: str, said: str, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.csv").write_text(CSV)
+    assert call(command) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(error) == 1 and said in error[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"p.csv"}  # and nothing is written
+
+
+def test_cie_concept_ablation_and_forget_me_not(call: Call, tmp_path: Path) -> None:
+    place = "--prompt 'Van Gogh' --devices '0,1' --model_name canvas"
+    assert call(f"eval-scripts/generate-data.py --model_name='Van Gogh' --save_path './data/' {QUICK} --cases 2") == 0
+    assert call(f"train-scripts/CiE.py --threshold 0 --lr 1e-6 --reg_beta 3e-5 --iterations 2 {place}") == 0
+    assert call(f"train-scripts/Abconcept.py --lr 1e-5 --iter_break 2 {place}") == 0
+    assert call(f"train-scripts/FMN.py --lr 1e-5 --iter_break 2 {place}") == 0
+    wanted = {
+        "CiE-VanGogh-threshold_0.0-iter_2_beta-3e-05": "cie",
+        "abconcept-VanGogh-iter_2": "ca",
+        "FMN-VanGogh-iter_2": "fmn",
+    }
+    found = {path.name: open_edit(path) for path in (tmp_path / "models").iterdir()}
+    assert {name: edit.info.method for name, edit in found.items()} == wanted
+    assert found["CiE-VanGogh-threshold_0.0-iter_2_beta-3e-05"].info.config["data"]["folder"] == "data/Van Gogh"
+    assert found["FMN-VanGogh-iter_2"].info.config["pictures"]["sources"] == {"Van Gogh": "data/Van Gogh"}
+    for edit in found.values():
+        assert max(float(shift.abs().max()) for _, shift in edit.deltas()) > 0
+
+
+def test_sepce_finds_a_shift_for_each_of_its_prompts(call: Call, tmp_path: Path) -> None:
+    train = "train-scripts/SepCE.py --lr 1e-2 --scale_factor 1e-4 --reg_beta 3e-5 --devices '0,1' --model_name canvas --iter_break 2"
+    assert call(train) == 0
+    name = "SepCE-VanGogh-Cezanne-Picasso-iter_2-beta_3e-05"
+    bank = BankFolder(tmp_path / "models" / name).open(mu.load("canvas"))
+    assert list(bank.edits) == ["VanGogh", "Cezanne", "Picasso"]
+    for concept, edit in bank.edits.items():
+        assert set(edit.info.protects) == {"", *bank.edits} - {concept}
+    assert [edit.info.config["train"]["threshold"] for edit in bank.edits.values()] == [0.0, 1.5e-4, 0.0]
+    (tmp_path / "p.csv").write_text(CSV)
+    images = "eval-scripts/generate-images.py --prompts_path p.csv --save_path out --num_samples 1 --ddim_steps 2"
+    assert call(f"{images} --model_name {name}") == 0
+    assert len(names(tmp_path / "out" / name)) == 2
+    assert call(train) == 2  # it is there
+    assert call(f"{train} --resume") == 0
+
+
+def test_a_shift_of_a_scene(call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = "--erase_cat 'style' --erased_index 0 --scenei 1 --timei 0"
+    assert call(f"train-scripts/SRSME_Solution.py {scene} --em_indexes '1,2' --device '0' --model_name canvas") == 0
+    said = json.loads((tmp_path / "scene" / "scene1" / "0" / "0.json").read_text())
+    assert (said["concept"], said["protected"]) == ("Cezanne", ["VanGogh", "Picasso"])
+    rates = "--lr 1e-1 --scale_factor 1e-4 --threshold 1e-4 --reg_beta 1e-6 --max_base 691 --devices '0,1'"
+    assert call(f"train-scripts/SRS_ME.py {rates} {scene} --model_name canvas --iter_break 2") == 0
+    name = "train-sepme-style-scene_1-time_0-lr_0.1-threshold_0.0001-iter_2-beta_1e-06-0"
+    edit = open_edit(tmp_path / "models" / name)
+    assert edit.info.protects == ("", "VanGogh", "Picasso")
+    assert (
+        "max_base is 691" in caplog.text and edit.factors and len(next(iter(edit.factors.values())).down) == said["directions"]
+    )  # type: ignore[attr-defined]
+    (tmp_path / "scene" / "scene1" / "0" / "0.json").write_text("{}")
+    assert call(f"train-scripts/SRS_ME.py {rates} {scene} --model_name canvas --iter_break 3") == 2
+
+
+def test_the_classifier_and_lpips(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mu.data import canvas as world
+
+    for part, seed in (("train", 0), ("eval", 1)):
+        for style in ("neon", "sketch"):
+            folder = tmp_path / "data" / part / style
+            folder.mkdir(parents=True)
+            scenes = [world.Scene(style, object=name) for name in world.OBJECTS[:4]]
+            for k, picture in enumerate(world.pictures(scenes, seed)):
+                Image.fromarray(picture).save(folder / f"{k}_0.png")
+    assert call("train-scripts/artist-cls-train.py --device cuda:0 --backbone random --epochs 2 --batch_size 4") == 0
+    assert call("train-scripts/artist-cls-test.py --path ./data/eval --device cuda:0") == 0
+    assert "of 8 pictures" in capsys.readouterr().out
+    folders = "--original_path data/eval/neon --edited_path"
+    assert call(f"eval-scripts/lpips_eval.py {folders} data/eval/neon --network canvas-judge") == 0
+    assert "0.0000 of 4 pictures" in capsys.readouterr().out
+    assert call(f"eval-scripts/lpips_eval.py {folders} data/eval/sketch --network canvas-judge") == 0
+    assert "0.0000" not in capsys.readouterr().out

@@ -1,0 +1,31 @@
+"""Concept ablation by its older flags: ``mu erase ca``."""
+
+from __future__ import annotations
+
+import sys
+
+from _training import erase, flags, pictures_of, word
+
+from mu.core.script import guarded, show_log
+
+HELP = "Concept ablation of a prompt, as separable erasure was compared with; the edit goes to models/abconcept-..."
+EXAMPLE = "python train-scripts/Abconcept.py --lr 1e-5 --iter_break 50 --prompt 'Van Gogh' --devices '0,1'"
+
+
+def main() -> None:
+    parser = flags(HELP, EXAMPLE)
+    parser.add_argument("--prompt", required=True, help="the concept, as the prompt that it is")
+    parser.add_argument("--lr", type=float, default=1e-6)
+    parser.add_argument("--iter_break", type=int, default=50, help="updates")
+    options = parser.parse_args()
+    show_log()
+    folder = pictures_of(options.prompt)
+    settings = {
+        "train.lr": options.lr, "train.iterations": options.iter_break,
+        "pictures.sources": {options.prompt: folder} if folder else {},
+    }  # fmt: skip
+    print(erase("ca", options.prompt, f"abconcept-{word(options.prompt)}-iter_{options.iter_break}", settings, options).folder)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,33 @@
+"""Concept-irrelevant erasure by its older flags: ``mu erase cie``."""
+
+from __future__ import annotations
+
+import sys
+
+from _training import erase, flags, pictures_of, word
+
+from mu.core.script import guarded, show_log
+
+HELP = "Shift all cross-attention weights until a prompt has nothing left of its own direction; the edit goes to models/CiE-..."
+EXAMPLE = "python train-scripts/CiE.py --threshold 0 --lr 1e-6 --reg_beta 3e-5 --prompt 'Van Gogh' --devices '0,1'"
+
+
+def main() -> None:
+    parser = flags(HELP, EXAMPLE)
+    parser.add_argument("--prompt", required=True, help="the concept, as the prompt that it is")
+    parser.add_argument("--lr", type=float, default=1e-6)
+    parser.add_argument("--iterations", type=int, default=1000, help="at most so many updates")
+    parser.add_argument("--threshold", type=float, default=5e-5, help="tau of the early stop")
+    parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the shift's L1 norm")
+    options = parser.parse_args()
+    show_log()
+    name = f"CiE-{word(options.prompt)}-threshold_{options.threshold}-iter_{options.iterations}_beta-{options.reg_beta}"
+    settings = {
+        "train.lr": options.lr, "train.iterations": options.iterations, "train.threshold": options.threshold,
+        "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": pictures_of(options.prompt),
+    }  # fmt: skip
+    print(erase("cie", options.prompt, name, settings, options).folder)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

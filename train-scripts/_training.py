@@ -1,0 +1,79 @@
+"""What the training programs share: flags that all of them have, and where a run goes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mu.algorithms import algorithm
+from mu.core.errors import ConfigError
+from mu.core.files import slug
+from mu.core.run import RunDirectory
+
+CKPT = Path("models/ldm/stable-diffusion-v1/sd-v1-4-full-ema.ckpt")
+HUB = "CompVis/stable-diffusion-v1-4"
+PROMPTS = Path(__file__).parent / "prompts.json"
+"""The prompts of each category in the order of the released programs; --erased_index and --em_indexes count them."""
+
+
+def flags(help_: str, example: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
+    parser.add_argument(
+        "--ckpt_path", type=Path, default=CKPT, help=f"the model, a CompVis checkpoint; without it {HUB} (default: {CKPT})"
+    )
+    parser.add_argument("--model_name", help="the model by any name that mu knows, in place of --ckpt_path: canvas, a folder")
+    parser.add_argument("--config_path", help="has no effect: the architecture follows from the weights")
+    parser.add_argument("--diffusers_config_path", help="has no effect, likewise")
+    parser.add_argument("--devices", "--device", default="0,0", help="GPU numbers; the first does the work, or else the CPU")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="runs go into folders in it (default: models)")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    return parser
+
+
+def base(options: argparse.Namespace) -> str:
+    """The model's name. Raises `ConfigError` for a --ckpt_path that was given and is not there."""
+    if options.model_name:
+        return str(options.model_name)
+    if options.ckpt_path != CKPT and not options.ckpt_path.exists():
+        raise ConfigError(f"--ckpt_path {options.ckpt_path} does not exist: check the name, or leave it out for {HUB}")
+    return str(options.ckpt_path) if options.ckpt_path.exists() else HUB
+
+
+def erase(
+    method: str, concept: str, name: str, settings: Mapping[str, Any], options: argparse.Namespace, model: Any = None
+) -> RunDirectory:
+    """Find the edit of ``concept`` with ``settings`` (by dotted name), in ``models/<name>/``."""
+    from mu.data.concepts import check_concept
+
+    chosen = algorithm(method)
+    config = chosen.config_class.parse({"model": base(options), "concepts": [check_concept(concept)]})
+    placed = {"devices": options.devices, "output_dir": str(options.models / name)}
+    return chosen(config.merged(settings, placed), model=model).run(resume=options.resume, overwrite=options.overwrite)
+
+
+def pictures_of(concept: str) -> str | None:
+    """``./data/<concept>`` where generate-data.py has been; otherwise the model makes what training asks for."""
+    folder = Path("data") / concept
+    return str(folder) if folder.is_dir() else None
+
+
+def word(text: str) -> str:
+    """``Van Gogh`` as the released programs write it in names: ``VanGogh``."""
+    return slug(text.replace(" ", ""))
+
+
+def prompts(category: str) -> list[str]:
+    known: dict[str, list[str]] = json.loads(PROMPTS.read_text(encoding="utf-8"))
+    if category not in known:
+        raise ConfigError(f"unknown --erase_cat {category!r}; choose {', '.join(known)}")
+    return known[category]
+
+
+def at(listed: list[str], index: int, flag: str) -> str:
+    if not 0 <= index < len(listed):
+        raise ConfigError(f"{flag} {index} is none of 0..{len(listed) - 1}: {', '.join(listed)}")
+    return listed[index]

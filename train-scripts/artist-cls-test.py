@@ -1,0 +1,37 @@
+"""What the style classifier sees in folders of pictures, by its older flags: ``mu classifier score``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mu.core.script import guarded, show_log
+
+HELP = "The accuracy of a classifier on a folder of pictures for each class."
+EXAMPLE = "example: python train-scripts/artist-cls-test.py --path './evaluation_folder/'"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=HELP, epilog=EXAMPLE)
+    parser.add_argument("--path", type=Path, default=Path("./evaluation_folder/"), help="folders named as the classes")
+    parser.add_argument("--model_path", type=Path, default=Path("./models/artis_model_10"), help="or canvas-judge, or a hub id")
+    parser.add_argument("--head", help="which question, where the classifier answers several: style, object")
+    parser.add_argument("--batch_size", help="has no effect")
+    parser.add_argument("--device", default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    options = parser.parse_args()
+    show_log()
+    from mu.core.seeds import pick_device
+    from mu.evaluation.classifier import folder_accuracy
+    from mu.models import EMBEDDED
+    from mu.models.judge import Judge
+
+    place = EMBEDDED.get(str(options.model_path), options.model_path)
+    score = folder_accuracy(Judge.open(place, pick_device(options.device)), options.path, head=options.head)
+    for name, share in score.per_item.items():
+        print(f"{name}  {share:.4g}")
+    print(f"accuracy  {score.value:.4g} of {score.n} pictures")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
