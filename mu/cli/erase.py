@@ -76,12 +76,17 @@ def erase(
         BankFolder(bank).refuse([*concepts, ", ".join(concepts)])
     options = parsed(chosen.config_class, pairs(settings or [], "--set"))
     work = chosen(base.merged(places, placed, options))
+    if bank:
+        work.join(BankFolder(bank))
     run = work.run(resume=resume, overwrite=overwrite)
     edited: Any = work.model
     if edited is None and (bank or pictures):
         edited = load(run.read_environment().get("model") or "canvas", device=device)
     if bank:
-        BankFolder(bank).add(edited, *cast("Sequence[Edit]", work.separate(open_edit(run.edit))), reason=reason)
+        folder, added = BankFolder(bank), cast("Sequence[Edit]", work.separate(open_edit(run.edit)))
+        older = [*folder.open(edited).edits.values()] if folder.json.exists() else []
+        instead = cast("Sequence[Edit]", work.reconciled(older, added, run))
+        folder.add(edited, *added, instead=instead, reason=reason)
     if pictures:
         from mu.evaluation.pictures import before_after
         from mu.models.diffusion import DiffusionModel

@@ -62,6 +62,13 @@ class Algorithm(ABC):
         """``edit`` as one for each concept, where the method finds them so that each acts and is taken off on its own."""
         return [edit]
 
+    def join(self, bank: Any) -> None:  # noqa: B027 - most methods need not know
+        """Before a search whose edit goes into ``bank`` (a `BankFolder`, which need not exist yet): take its concepts into account."""
+
+    def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> Sequence[Saveable]:
+        """After it: those of the bank's ``older`` edits that are to be others from now on, because ``added`` join them."""
+        return []
+
     @classmethod
     def for_concepts(
         cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None

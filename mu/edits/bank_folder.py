@@ -141,11 +141,24 @@ class BankFolder:
                 bank.restore(entry.concept)
         return bank
 
-    def add(self, model: EditableModel, *edits: Edit, strength: float = 1.0, reason: str = "") -> list[BankEntry]:
+    def require(self, model: EditableModel) -> None:
+        """`EditError` where ``model`` has other weights than those the bank was made on."""
+        state = self.read()
+        if not self._is_base(state, model):
+            raise EditError(
+                f"the bank {self.folder} was made on other weights ({state.base!r}) than those of {model.name!r}: "
+                "name its model with --model, or begin a new bank"
+            )
+
+    def add(
+        self, model: EditableModel, *edits: Edit, strength: float = 1.0, instead: Sequence[Edit] = (), reason: str = ""
+    ) -> list[BankEntry]:
         """Keep ``edits``, found on ``model``, on. The first ones make the folder, and ``model`` its base.
 
-        Raises `EditError` for an edit that does not fit the model, for a concept that the bank has, and for a folder that
-        holds something else.
+        ``instead`` are edits that take the places of those of the same concepts, at their strengths, on or restored as those were.
+        Where an edit promises to protect prompts, and one of the bank acts on another's concept, that is told.
+        Raises `EditError` for an edit that does not fit the model, for a concept that the bank has, or has not though it is
+        to be exchanged, and for a folder that holds something else.
         """
         from mu.edits.bank import Bank
 
@@ -153,12 +166,24 @@ class BankFolder:
             raise EditError(f"an edit's strength must be a number, not {strength}")
         self.refuse(Bank(model, edits).edits)
         state = self.read() if self.json.exists() else BankState(**_base(model))
+        old = [state.entry(concept) for concept in Bank(model, instead).edits]
         self._compare(state, model)
         with self._writing():
             if not self.json.exists():
                 write_json(self.json, state.model_dump(mode="json"))
+            new = {
+                entry.concept: self._keep(edit, entry.strength).model_copy(update={"on": entry.on})
+                for entry, edit in zip(old, instead, strict=True)
+            }
             added = [self._keep(edit, strength) for edit in edits]
-            self._commit(state.model_copy(update={"edits": [*state.edits, *added]}), "add", added, reason)
+            if new:
+                self._note(_told(state), "replace", list(new.values()), reason)
+            places = [new.get(entry.concept, entry) for entry in state.edits]
+            self._commit(state.model_copy(update={"edits": [*places, *added]}), "add", added, reason)
+            for entry in old:
+                (self.folder / entry.file).unlink(missing_ok=True)
+        if any(edit.info.protects for edit in edits):
+            self._tell_leaks(model, {edit.concept() for edit in edits})
         return added
 
     def check(self, model: EditableModel, tolerance: float | None = None) -> list[Leak]:
@@ -238,7 +263,7 @@ class BankFolder:
         return list(switched.values())
 
     def _commit(self, state: BankState, verb: str, entries: Sequence[BankEntry], reason: str) -> None:
-        self._note({"base": state.base, "fingerprint": state.fingerprint}, verb, entries, reason)
+        self._note(_told(state), verb, entries, reason)
         write_json(self.json, state.model_dump(mode="json"))
 
     def _note(
@@ -288,11 +313,26 @@ class BankFolder:
             raise EditError(f"{path} holds the edit of {edit.concept()!r}, and bank.json says {entry.concept!r}: {instead}")
         return edit
 
-    def _compare(self, state: BankState, model: EditableModel) -> None:
+    def _tell_leaks(self, model: EditableModel, new: set[str]) -> None:
+        """Which edits that protect prompts act on another's concept, where one of the two is ``new``."""
+        from mu.edits.protection import leaks
+        from mu.models.diffusion import DiffusionModel
+
+        if isinstance(model, DiffusionModel):
+            bank = self.open(model)
+            for leak in leaks(bank):
+                if leak.leaking and bank.edits[leak.edit].info.protects and new & {leak.edit, leak.on}:
+                    log.warning("%s", leak)
+
+    @staticmethod
+    def _is_base(state: BankState, model: EditableModel) -> bool:
         from mu.edits.edit import is_base
         from mu.models.parameters import select
 
-        if not is_base(model, list(select(model, "*")), state.fingerprint):
+        return is_base(model, list(select(model, "*")), state.fingerprint)
+
+    def _compare(self, state: BankState, model: EditableModel) -> None:
+        if not self._is_base(state, model):
             log.warning("the bank %s was made on other weights (%r) than those of %r", self.folder, state.base, model.name)
 
     @contextmanager
@@ -309,6 +349,10 @@ def _base(model: EditableModel) -> dict[str, str]:
     from mu.models.parameters import select
 
     return described(model, list(select(model, "*")))
+
+
+def _told(state: BankState) -> dict[str, str]:
+    return {"base": state.base, "fingerprint": state.fingerprint}
 
 
 def sha256(path: Path) -> str:

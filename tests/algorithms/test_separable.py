@@ -40,7 +40,7 @@ from mu.algorithms.separable_concept_erasure.model import (
     text_layers,
     token_rows,
 )
-from mu.algorithms.separable_concept_erasure.trainer import Momentum, SeparableConceptErasureTrainer, scales
+from mu.algorithms.separable_concept_erasure.trainer import Effect, Momentum, SeparableConceptErasureTrainer, scales
 from mu.core.errors import ConfigError, EditError
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
@@ -668,3 +668,50 @@ def test_a_room_can_be_looked_at_before_training(tiny: DiffusionModel) -> None:
     assert (first.concept, second.concept) == ("star", "heart")
     assert "heart" in first.protected and "star" in second.protected
     assert isinstance(method.room(SeparableConceptErasureDataHandler(method.config, tiny), "star"), Room)
+
+
+# -- in a bank --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_older_shift_is_trained_again_where_sparing_a_new_concept_cost_it_too_much(
+    tiny: DiffusionModel, snapshot: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    longer = {"train": {"iterations": 20, "lr": 1e-3}}
+    (old,) = find(tiny, settings(concepts=["star"], protect={"prompts": ["a house"]}, **longer))
+    method = SeparableConceptErasureAlgorithm(settings(concepts=["moon"], protect={"prompts": ["star"]}), model=tiny)
+    weights, before = snapshot(tiny), {prompt: predict(tiny, prompt) for prompt in ("moon", "a house", "")}
+    with caplog.at_level(logging.INFO, logger="mu"):
+        (again, share), (projected, left) = method.mended(old, ["moon"], 60), method.mended(old, ["moon"], 0)
+    assert snapshot(tiny) == weights
+    assert left < 0.9 <= share, "projecting alone costs more than a tenth: the control"
+    assert "updates brought back" in caplog.text and "is not trained again: protect.mend is 0" in caplog.text
+    for edit in (again, projected):
+        assert set(edit.info.protects) == {"", "a house", "moon"} and edit.info.concepts == ("star",)
+        with edit.applied(tiny):
+            for prompt, wanted in before.items():
+                assert (predict(tiny, prompt) - wanted).abs().max() < 1e-5
+    with old.applied(tiny):
+        assert (predict(tiny, "moon") - before["moon"]).abs().max() > 1e-4
+    # The effect is what the definition says, on the sum of the weights.
+    config = SeparableConceptErasureConfig.parse(dict(old.info.config))
+    effect = Effect(Bench(tiny, config.merged({"protect.prompts": ["a house", "moon"]})).trainer)
+    s = effect.states
+    with projected.applied(tiny):
+        r = tiny.predict_noise(s.x, s.t, s.c) - tiny.predict_noise(s.x, s.t, s.anchor)
+    gone = [float((s.r * s.r).mean() - (r * s.r).mean()), effect.of(old)]
+    assert effect.of(projected) == pytest.approx(gone[0], rel=1e-3) and left == pytest.approx(gone[0] / gone[1], rel=1e-2)
+
+
+def test_an_older_shift_of_which_nothing_would_be_left_stays(tiny: DiffusionModel, caplog: pytest.LogCaptureFixture) -> None:
+    (old,) = find(tiny, settings(concepts=["star"]))
+    method = SeparableConceptErasureAlgorithm(settings(concepts=["star image"]), model=tiny)
+    for edit in (old, LowRankEdit(old.factors, EditInfo("sepce", ("star", "moon"), protects=("",)))):
+        assert method.mended(edit, ["star image"], 5) == (edit, 1.0)
+    assert "'star image' begins with it" in caplog.text and "several concepts at once" in caplog.text
+
+
+def test_a_concept_that_begins_what_is_protected_is_refused(tiny: DiffusionModel) -> None:
+    with pytest.raises(ConfigError, match="'star image' begins with it"):
+        room_for(tiny, "star", ["star"], ["heart", "star image"], {}, BasisConfig())
+    room_for(tiny, "star", ["star", "a star"], ["star image"], {}, BasisConfig())  # "a star" can still be erased
+    room_for(tiny, "star", ["star"], ["a star image", "start"], {}, BasisConfig())

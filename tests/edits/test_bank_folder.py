@@ -245,6 +245,75 @@ def test_a_file_that_the_bank_does_not_list_is_kept(bank: BankFolder, tiny: Diff
 # -- interrupted --------------------------------------------------------------------------------------------------------------
 
 
+def test_edits_are_exchanged_in_their_places(bank: BankFolder, tiny: DiffusionModel) -> None:
+    bank.restore("pop art")
+    neon, pop = (shift_of(tiny, name, seed=7) for name in ("neon", "pop art"))
+    bank.add(tiny, shift_of(tiny, "star"), instead=[pop, neon], reason="star joins")
+    assert [(e.concept, e.on, e.strength) for e in bank.read().edits] == [
+        ("neon", True, 1.0), ("pop art", False, 0.5), ("star", True, 1.0),
+    ]  # fmt: skip
+    opened = bank.open(tiny).edits
+    for wanted in (neon, pop):
+        found = opened[wanted.concept()].tensors()
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.tensors().items())
+    assert sorted(files(bank.folder)) == ["bank.json", "log.jsonl", "neon-2.safetensors", "pop-art-2.safetensors", "star.safetensors"]  # fmt: skip
+    replaced, added = bank.history()[-2:]
+    assert (replaced["verb"], [e["concept"] for e in replaced["edits"]], added["verb"]) == (
+        "replace",
+        ["pop art", "neon"],
+        "add",
+    )
+    assert {e["sha256"] for e in replaced["edits"]} == {e.sha256 for e in bank.read().edits[:2]}
+    kept = files(bank.folder)
+    with pytest.raises(EditError, match="not in the bank"):
+        bank.add(tiny, shift_of(tiny, "fish"), instead=[shift_of(tiny, "house")])
+    assert files(bank.folder) == kept
+
+
+def test_cut_off_while_edits_are_exchanged_the_bank_is_the_old_one(
+    bank: BankFolder, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, out = bank.read(), output(bank, tiny)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("mu.edits.bank_folder.write_json", killed)
+        bank.add(tiny, shift_of(tiny, "star"), instead=[shift_of(tiny, "neon", seed=7)])
+    assert bank.read() == before and torch.equal(output(bank, tiny), out)
+    bank.add(tiny, shift_of(tiny, "star"), instead=[shift_of(tiny, "neon", seed=7)])
+    assert not torch.equal(output(bank, tiny), out)
+
+
+def test_what_a_promise_does_not_hold_is_told_when_it_is_added(
+    tiny: DiffusionModel, scene: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``a`` promises nothing; two that promise, each without the other, are told, once for each direction."""
+    folder = BankFolder(tmp_path / "bank")
+    folder.add(tiny, scene[0])
+    folder.add(tiny, scene[1])
+    assert not caplog.records
+    folder.add(tiny, shift_of(tiny, "fish", ("",), seed=4))
+    told = [record.getMessage() for record in caplog.records]
+    assert [line for line in told if "the edit of 'fish' acts on 'red house'" in line]
+    assert [line for line in told if "the edit of 'red house' acts on 'fish'" in line]
+    assert not [line for line in told if "the edit of 'neon star'" in line]
+
+
+def test_other_weights_can_be_refused(bank: BankFolder, tiny: DiffusionModel) -> None:
+    bank.require(tiny)
+    bias = find_parameter(tiny, "unet.conv_out.bias")
+    with torch.no_grad():
+        kept = bias.clone()
+        bias.add_(1)
+        try:
+            with pytest.raises(EditError, match="was made on other weights"):
+                bank.require(tiny)
+        finally:
+            bias.copy_(kept)
+
+
 @pytest.mark.parametrize("verb", ["add", "remove", "restore", "erase"])
 def test_cut_off_before_bank_json_the_bank_is_the_old_one(
     verb: str, bank: BankFolder, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch

@@ -11,8 +11,17 @@ from typing import Any, ClassVar, cast
 from mu.algorithms.separable_concept_erasure import configs
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, SeparableConceptErasureConfig
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
-from mu.algorithms.separable_concept_erasure.model import Capacity, DenseShift, Room, SeparableShift, room_for, summed
-from mu.algorithms.separable_concept_erasure.trainer import SeparableConceptErasureTrainer
+from mu.algorithms.separable_concept_erasure.model import (
+    Capacity,
+    DenseShift,
+    Room,
+    SeparableShift,
+    also_protecting,
+    is_separable,
+    room_for,
+    summed,
+)
+from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
 from mu.core import seeds
 from mu.core.algorithm import Algorithm, Saveable, citation
 from mu.core.config import BaseConfig
@@ -27,6 +36,10 @@ from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
 
 log = logging.getLogger("mu")
+
+
+ENOUGH = 0.9
+"""The share of its effect that an older shift must have after it was made null on new concepts."""
 
 
 class ConceptIrrelevantErasureAlgorithm(Algorithm):
@@ -138,22 +151,107 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         ]
         return parts if len(parts) == len(self.config.concepts) else [edit]
 
+    def join(self, bank: Any) -> None:
+        """Protect what the bank's edits erase, whether they are on or restored: a shift is null on all that is known (section 2.9).
+
+        Raises `EditError` for a bank of other weights, in whose null spaces nothing that is found here would lie.
+        """
+        if bank.json.exists():
+            self.model = self.load_model()
+            bank.require(self.model)
+            known = [concept for edit in bank.open(self.model).edits.values() for concept in edit.info.concepts]
+            exact = dict.fromkeys([*self.config.protect.prompts, *self._protecting(known)])
+            self.config = self.config.merged({"protect.prompts": list(exact)})
+
+    def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> list[LowRankEdit]:
+        """The shifts among ``older`` that knew nothing of this run's concepts, made null on them too; see `mended`."""
+        self.model = model = self.load_model()
+        prompts, found = self._protecting(self.config.concepts), []
+        for edit in older:
+            if not isinstance(edit, Edit) or self.config.protect.mend is None or set(prompts) <= set(edit.info.protects):
+                continue
+            if not is_separable(edit, model):
+                log.warning(
+                    "the edit of %r is none of separable erasure: restoring it may change the new concepts", edit.concept()
+                )
+                continue
+            mended, kept = self.mended(edit, prompts, self.config.protect.mend)
+            if mended is edit:
+                continue
+            found.append(mended)
+            run.describe({"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
+        return found
+
+    def mended(self, edit: LowRankEdit, prompts: Sequence[str], updates: int) -> tuple[LowRankEdit, float]:
+        """``edit`` made null on ``prompts``, and the share of its effect that it then has.
+
+        The effect is how far it pushes the correlation (Eq. 28) of its concept below that of the frozen model, on noised
+        pictures that stay the same. Where projecting costs more than a tenth of it, the projected shift is trained on, by the edit's
+        own settings, until that much is back; at most ``updates`` times. Where its settings are not known, or nothing of its concept is
+        left beside ``prompts``, it comes back as it is.
+        """
+        assert self.model is not None, "load_model() comes first"
+        try:
+            if len(edit.info.concepts) > 1:
+                raise ConfigError("it erases several concepts at once")
+            (concept,), config = edit.info.concepts, self.config_class.parse(dict(edit.info.config))
+            config = config.merged({"protect.prompts": [*config.protect.prompts, *prompts], "train.stop": "steps"})
+            data = SeparableConceptErasureDataHandler(config, self.model)
+            room = self.room_in(data, concept)
+        except ConfigError as error:
+            log.warning("the edit of %r stays as it is, and restoring it changes the new concepts: %s", edit.concept(), error)
+            return edit, 1.0
+        projected = also_protecting(edit, self.model, prompts)
+        shift = SeparableShift(self.model, room, edit.info)
+        trainer = SeparableConceptErasureTrainer(
+            config.merged({"train.iterations": max(updates, 1)}), self.model, data, shift, [concept], anchor_moves=False
+        )
+        effect = Effect(trainer)
+        whole, left = effect.of(edit), effect.of(projected)
+        kept = left / whole if whole > 0 else 1.0
+        lost = set(edit.info.protects) - set(room.capacity.protected)
+        if kept >= ENOUGH or not updates or lost:
+            log.info("%r was made null on %s: %.0f %% of its effect are left", concept, ", ".join(prompts), 100 * kept)
+            if kept < ENOUGH:
+                why = "protect.mend is 0" if not updates else f"there is no room beside {', '.join(map(repr, sorted(lost)))}"
+                log.warning("%r erases less than before and is not trained again: %s", concept, why)
+            return projected, kept
+        shift.start_from(projected)
+        with shift.installed():
+            trainer.train(f"SepCE {concept!r}, again", stop=lambda i: i % 5 == 4 and effect.now() >= ENOUGH * whole)
+            again = effect.now() / whole
+        log.info(
+            "%r was made null on %s, which left %.0f %% of its effect; %d updates brought back %.0f %%",
+            concept, ", ".join(prompts), 100 * kept, trainer.done, 100 * again,
+        )  # fmt: skip
+        if again < ENOUGH:
+            log.warning("%r erases less than before: look at its pictures, or erase it anew", concept)
+        return (shift.finished(), again) if again > kept else (projected, kept)
+
+    def _protecting(self, concepts: Sequence[str]) -> list[str]:
+        return [template.replace("{}", concept) for concept in concepts for template in self.config.protect.templates]
+
     def capacities(self) -> list[Capacity]:
         """How much room there is for each concept, without training: look before a long run."""
         data = self._begin()
         return [self.room(data, concept).capacity for concept in self.config.concepts]
 
     def room(self, data: SeparableConceptErasureDataHandler, concept: str) -> Room:
-        protect, prompts = self.config.protect, [prompt for prompt, _ in data.prompts(concept)]
-        room = room_for(
-            data.model, concept, prompts, data.exact(concept, protect), data.others(concept, protect), self.config.basis,
-            leave=protect.leave, tol=protect.null_tol,
-        )  # fmt: skip
+        room = self.room_in(data, concept)
         for line in str(room.capacity).splitlines():
             log.info(line)
         if room.capacity.erasability < 0.1:
             log.warning("%r shares most of its directions with what is protected: it will hardly be erased", concept)
         return room
+
+    @staticmethod
+    def room_in(data: SeparableConceptErasureDataHandler, concept: str) -> Room:
+        config, prompts = cast(SeparableConceptErasureConfig, data.config), [prompt for prompt, _ in data.prompts(concept)]
+        protect = config.protect
+        return room_for(
+            data.model, concept, prompts, data.exact(concept, protect), data.others(concept, protect), config.basis,
+            leave=protect.leave, tol=protect.null_tol,
+        )  # fmt: skip
 
     def _kept(self, run: RunDirectory) -> list[Path]:
         return [run.checkpoints / f"concept_{k}.safetensors" for k in range(len(self.config.concepts))]

@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from mu.algorithms.separable_concept_erasure.configs import BasisConfig
 from mu.core.errors import ConfigError, EditError, ModelError
-from mu.edits.edit import EditInfo, described
+from mu.edits.edit import Edit, EditInfo, described
 from mu.edits.low_rank import Factors, LowRankEdit, Membrane
 from mu.edits.tuning import Tuning, tuned
 from mu.edits.weights import WeightEdit
@@ -49,6 +49,17 @@ def token_rows(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
         for j, row in enumerate(embedded, start=1):
             rows.setdefault(tuple(tuple(ids[p][:j]) for ids in towers), row)
     return torch.stack(list(rows.values()))
+
+
+def begins(model: DiffusionModel, text: str, start: str) -> bool:
+    """Whether the tokens of ``text`` begin with all those of ``start``, which has some: its words' rows are then rows of ``text``."""
+
+    def words(prompt: str, k: int) -> list[int]:
+        ids, end = model.tokens([prompt], k)[0].tolist(), model.towers[k][0].eos_token_id
+        return ids[1 : ids.index(end)] if end in ids else ids[1:]
+
+    heads = [(words(text, k), words(start, k)) for k in range(len(model.towers))]
+    return all(head and whole[: len(head)] == head for whole, head in heads)
 
 
 @dataclass(frozen=True)
@@ -177,6 +188,12 @@ def room_for(
     Raises `ConfigError` where too few directions are left or nothing of the concept's ``prompts`` is.
     """
     exact = list(dict.fromkeys(["", *exact]))
+    begun = [next((p for p in exact if begins(model, p, prompt)), None) for prompt in prompts]
+    if all(begun):
+        raise ConfigError(
+            f"{concept!r} lies inside what is protected: {begun[0]!r} begins with it, and its words cannot go and stay; "
+            f"leave {begun[0]!r} out of what is protected"
+        )
     fixed, E = token_rows(model, exact), token_rows(model, prompts)
     space = NullSpace.of(fixed)
     if len(space.directions) < SMALLEST:
@@ -265,6 +282,13 @@ class SeparableShift:
         with torch.no_grad(), self.membrane.off():
             yield
 
+    @torch.no_grad()
+    def start_from(self, edit: LowRankEdit) -> None:
+        """Take over the shift of ``edit``, as far as it lies in the span of the basis."""
+        inverse = torch.linalg.pinv(self.room.basis)
+        for weight, name in zip(self.weights, self.edit.factors, strict=True):
+            weight.copy_((edit.factors[name].dense().double().cpu() @ inverse).to(weight))
+
     def norm(self) -> Tensor:
         return torch.stack([(f.up @ f.down).abs().sum() for f in self.edit.factors.values()]).mean()
 
@@ -329,6 +353,12 @@ def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:
     )
 
 
+def is_separable(edit: Edit, model: DiffusionModel) -> TypeGuard[LowRankEdit]:
+    """Whether ``edit`` shifts keys and values of the cross-attentions alone and protects the empty prompt, as `SeparableShift` does."""
+    known = isinstance(edit, LowRankEdit) and set(edit.factors) <= set(text_layers(model))
+    return known and "" in edit.info.protects and not edit.info.gate
+
+
 @torch.no_grad()
 def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[str]) -> LowRankEdit:
     """``edit`` made null on ``prompts`` as well, with everything that it protected before (section 2.9).
@@ -338,7 +368,7 @@ def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[
     did along B is lost, so look again how well it erases. Raises `EditError` for an edit that is none of separable erasure.
     """
     known = list(edit.info.protects)
-    if not set(edit.factors) <= set(text_layers(model)) or "" not in known:
+    if not is_separable(edit, model):
         raise EditError(f"the edit of {edit.concept()!r} protects no prompts: it is none of separable erasure")
     downs = [factors.down.double().cpu() for factors in edit.factors.values()]
     distinct = [downs[0], *(down for down in downs[1:] if not torch.equal(down, downs[0]))]

@@ -9,7 +9,7 @@ L_cor starts at mean(r^2) and has no lower bound: to stop early is part of the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mu.algorithms.separable_concept_erasure.data_handler import SeparableConcep
 from mu.algorithms.separable_concept_erasure.model import Shift
 from mu.core import seeds
 from mu.core.loop import Log, train
+from mu.edits.edit import Edit
 from mu.edits.tuning import RunningGradients
 from mu.models.diffusion import Conditioning, DiffusionModel
 
@@ -155,8 +156,10 @@ class SeparableConceptErasureTrainer:
             self.held_out = [NoisedPictures(config, model, data, concept, held_out=True) for concept in concepts]
         self.done = 0
 
-    def train(self, title: str, *, checkpoint: Path | None = None, log: Log | None = None) -> None:
-        """Optimise the shift in place; it must be installed."""
+    def train(
+        self, title: str, *, checkpoint: Path | None = None, log: Log | None = None, stop: Callable[[int], bool] | None = None
+    ) -> None:
+        """Optimise the shift in place; it must be installed. ``stop`` decides in place of the settings' rule."""
         settings = self.config.train
         optimizer = torch.optim.Adam(self.shift.weights, lr=settings.lr, eps=settings.adam_eps)
         state: dict[str, Any] = {"weights": _Weights(self.shift.weights), "momentum": self.momentum}
@@ -165,7 +168,7 @@ class SeparableConceptErasureTrainer:
         scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.precision == torch.float16)
         train(
             self.step, optimizer, settings.iterations, generator=seeds.generator(self.config.seed), state=state, scaler=scaler,
-            stop=self.stop, checkpoint=checkpoint, checkpoint_every=settings.checkpoint_every, title=title, log=log,
+            stop=stop or self.stop, checkpoint=checkpoint, checkpoint_every=settings.checkpoint_every, title=title, log=log,
         )  # fmt: skip
 
     def step(self, i: int) -> dict[str, Tensor]:
@@ -207,6 +210,23 @@ class SeparableConceptErasureTrainer:
             with torch.no_grad():
                 found.append(float(direction(self.r(states), states.r)))
         return sum(found) / len(found)
+
+
+class Effect:
+    """How far a shift of one concept pushes its correlation down: mean(r_0^2) - L_cor, on noised pictures that stay the same."""
+
+    def __init__(self, trainer: SeparableConceptErasureTrainer, count: int = SeparableConceptErasureTrainer.HELD_OUT_STATES):
+        (pictures,) = trainer.pictures
+        self.trainer, self.states = trainer, pictures.predicted(range(count))
+
+    @torch.no_grad()
+    def now(self) -> float:
+        """Of what is on the model."""
+        return float(self.states.r.square().mean() - direction(self.trainer.r(self.states), self.states.r))
+
+    def of(self, edit: Edit) -> float:
+        with edit.applied(self.trainer.model):
+            return self.now()
 
 
 def scales(losses: Sequence[Tensor]) -> list[Tensor]:

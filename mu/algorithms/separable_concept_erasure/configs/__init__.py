@@ -130,6 +130,9 @@ class ProtectConfig(BaseConfig):
     null_tol: float = Field(0.0, ge=0, lt=1)
     """Forget directions of ``others`` whose singular value is below this share of the largest: room for many more of them,
     protected up to a leak that the log tells. 0 protects them exactly."""
+    mend: int | None = Field(100, ge=0)
+    """With ``mu erase --bank``: older shifts of the bank are made null on the new concepts too, and one that loses more than a
+    tenth of its effect by that is trained for at most so many updates. null leaves older shifts as they are."""
 
     _places = field_validator("templates")(_with_a_place)
 

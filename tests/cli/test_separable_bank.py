@@ -1,0 +1,138 @@
+"""``mu erase sepce --bank``: concepts join one after another and stay apart; what is wrong is one line, and nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mu.algorithms.separable_concept_erasure.trainer import SeparableConceptErasureTrainer
+from mu.edits.bank_folder import BankFolder
+from mu.models.diffusion import DiffusionModel
+
+FAST = [
+    "--preset", "style", "--device", "cpu", "--no-pictures", "--set", "train.iterations=3", "--set", "train.lr=0.01", "--set", "train.stop=steps",
+    "--set", "data.images=4", "--set", "data.steps=2", "--set", "basis.kind=orthonormal", "--set", "basis.scale_factor=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def erase(tmp_path: Path, tiny_folder: Path, cli: Any):
+    """``erase("star")``: the ended command; its run is in ``tmp_path``/star, the bank in ``tmp_path``/bank."""
+
+    def run(concept: str, *words: object, model: Path = tiny_folder) -> Any:
+        common = ["--model", model, "--out", tmp_path / concept.replace(" ", "-"), "--bank", tmp_path / "bank", *FAST]
+        return cli("erase", "sepce", "--concept", concept, *common, *words)
+
+    return run
+
+
+def said(ended: Any) -> str:
+    """The one line of an error that ended with 2."""
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert ended.exit_code == 2 and len(errors) == 1 and ended.stdout == "", ended.output
+    return errors[0]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_concepts_that_join_one_by_one_protect_each_other(erase: Any, tmp_path: Path, tiny: DiffusionModel) -> None:
+    bank = BankFolder(tmp_path / "bank")
+    assert erase("star").exit_code == 0
+    bank.restore("star")  # what was given back must stay as it is as well
+    assert erase("moon", "--reason", "second").exit_code == 0
+    assert erase("heart").exit_code == 0
+    protects = {concept: set(edit.info.protects) for concept, edit in bank.open(tiny).edits.items()}
+    assert protects == {"star": {"", "moon", "heart"}, "moon": {"", "star", "heart"}, "heart": {"", "star", "moon"}}
+    assert {leak.verdict for leak in bank.check(tiny)} == {"spared"}
+    assert [entry.on for entry in bank.read().edits] == [False, True, True]
+    assert [(row["verb"], row["reason"]) for row in bank.history()] == [
+        ("add", ""), ("restore", ""), ("replace", "second"), ("add", "second"), ("replace", ""), ("add", ""),
+    ]  # fmt: skip
+
+
+def test_older_shifts_can_be_left_as_they_are(erase: Any, tmp_path: Path, tiny: DiffusionModel) -> None:
+    bank = BankFolder(tmp_path / "bank")
+    assert erase("star").exit_code == 0
+    before = contents(tmp_path / "bank")["star.safetensors"]
+    ended = erase("moon", "--set", "protect.mend=null")
+    assert ended.exit_code == 0 and "the edit of 'star' acts on 'moon'" in " ".join(ended.stderr.split())
+    assert contents(tmp_path / "bank")["star.safetensors"] == before
+    verdicts = {(leak.edit, leak.on): leak.verdict for leak in bank.check(tiny)}
+    assert verdicts == {("star", "moon"): "one-sided", ("moon", "star"): "spared"}
+
+
+# The concept that the bank has, the one that is asked for, a setting, and what the line must say.
+WORDS = '["heart","moon","ring","tree","cross","fish","house","photo","neon","sketch","vintage"]'
+WRONG = {
+    "no room": ("star", "sun", f"protect.prompts={WORDS}", "'moon' 16"),
+    "the concept itself": ("star", "sun", 'protect.prompts=["sun"]', "'sun' begins with it"),
+    "its beginning": ("star", "sun", 'protect.prompts=["sun image"]', "'sun image' begins with it"),
+    "the beginning of what the bank has": ("sun image", "sun", "seed=0", "'sun image' begins with it"),
+    "no pictures": ("star", "sun", "data.folder={tmp}/empty", "holds no pictures"),
+    "pictures that are none": ("star", "sun", "data.folder={tmp}/texts", "cannot be"),
+    "no folder": ("star", "sun", "data.folder={tmp}/nowhere", "nowhere"),
+    "there already": ("star", "star", "seed=0", "is in the bank"),
+}
+
+
+@pytest.mark.parametrize(("there", "concept", "setting", "line"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_changes_nothing(there: str, concept: str, setting: str, line: str, erase: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.png").write_text("no picture")
+    assert erase(there).exit_code == 0
+    before = contents(tmp_path)
+    ended = erase(concept, "--out", tmp_path / "new", "--set", setting.format(tmp=tmp_path))
+    assert line in said(ended)
+    assert {n: c for n, c in contents(tmp_path).items() if not n.startswith("new/")} == before
+    assert not (tmp_path / "new" / "config.yaml").exists()  # the folder is free again
+
+
+def test_a_bank_of_other_weights_is_refused_before_the_search(
+    erase: Any, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    assert erase("star").exit_code == 0
+    before, other = contents(tmp_path / "bank"), tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    weights = other / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    assert "was made on other weights" in said(erase("moon", model=other))
+    assert contents(tmp_path / "bank") == before and not (tmp_path / "moon").exists()
+
+
+def test_interrupted_and_gone_on_with(
+    erase: Any, tmp_path: Path, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert erase("star").exit_code == 0
+    before, step = contents(tmp_path / "bank"), SeparableConceptErasureTrainer.step
+
+    def failing(self: SeparableConceptErasureTrainer, i: int) -> Any:
+        if i == 2:
+            raise KeyboardInterrupt
+        return step(self, i)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SeparableConceptErasureTrainer, "step", failing)
+        assert erase("moon").exit_code == 130
+    assert contents(tmp_path / "bank") == before
+    assert "--resume" in said(erase("moon"))
+    with monkeypatch.context() as patch:  # killed while the bank is written
+        patch.setattr("mu.edits.bank_folder.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert erase("moon", "--resume").exit_code == 130
+    assert {n: c for n, c in contents(tmp_path / "bank").items() if n in before and n != "log.jsonl"} == {
+        n: c for n, c in before.items() if n != "log.jsonl"
+    }
+    assert erase("moon", "--resume").exit_code == 0
+    bank = BankFolder(tmp_path / "bank")
+    assert list(bank.open(tiny).edits) == ["star", "moon"]
+    assert {leak.verdict for leak in bank.check(tiny)} == {"spared"}
