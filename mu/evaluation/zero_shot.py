@@ -162,7 +162,8 @@ def logits(features: Tensor, weights: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """(n,) whether the label is among the ``k`` largest of ``scores`` (n, c). Where there are no more than k classes, k is 1."""
+    """(n,) whether the label is among the ``k`` largest of ``scores`` (n, c). Where there are no more than k classes, k is 1.
+    What is not a number hits nothing."""
     k = k if k < scores.shape[1] else 1
     own = scores.gather(1, labels[:, None])
-    return ((scores > own).sum(dim=1) < k).double()
+    return (((scores > own).sum(dim=1) < k) & own[:, 0].isfinite()).float()

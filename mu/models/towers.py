@@ -98,7 +98,7 @@ class Tower:
         kept, last, outputs = parameter.data, stage == self.stages - 1, []
         try:
             for step in steps:
-                parameter.data = kept + step * shift.to(kept)
+                parameter.data = kept + (step * shift).to(kept)
                 outputs.append(self.leave(hidden) if last else self.run(hidden, stage, stage + 1).x)
         finally:
             parameter.data = kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,19 @@ from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfi
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Outcome
-from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, bisect, gradients, grid, joint_factor, summed
+from mu.algorithms.single_layer_unlearning_gradient.trainer import (
+    Curve,
+    best,
+    bisect,
+    gradients,
+    grid,
+    joint_factor,
+    search,
+    summed,
+)
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.data.canvas import rendered_pairs
-from mu.evaluation.zero_shot import canvas_tasks, target_of
+from mu.evaluation.zero_shot import Target, canvas_tasks, target_of
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
 from mu.models.parameters import find_module, find_parameter, select
@@ -367,7 +377,7 @@ def test_a_model_without_its_clip_is_refused(tiny: Any) -> None:
 
 
 def test_a_second_moment_is_that_of_the_layers_inputs(clip: ClipModel) -> None:
-    """All tokens of all pairs count once, whatever the chunks."""
+    """Over all tokens; of pictures, whatever the chunks."""
     pairs, name = rendered_pairs(6, 5), "text_encoder.encoder.layers.1.mlp.fc1.weight"
     inputs: list[Tensor] = []
     hook = find_module(clip, name).register_forward_hook(lambda _layer, x, _y: inputs.append(x[0].flatten(0, 1).double()))
@@ -376,7 +386,10 @@ def test_a_second_moment_is_that_of_the_layers_inputs(clip: ClipModel) -> None:
     expected = inputs[0].T @ inputs[0] / len(inputs[0])
     found = second_moments(clip, pairs, [name, "text_encoder.encoder.layers.1.layer_norm1.weight"])
     assert found.keys() == {name}, "a norm is no linear layer"
-    assert torch.allclose(found[name], expected, rtol=1e-5)
+    assert torch.allclose(found[name], expected, rtol=1e-4, atol=1e-4)
+    seen = "vision_model.encoder.layers.1.mlp.fc1.weight"
+    whole, parts = (second_moments(clip, pairs, [seen], chunk)[seen] for chunk in (6, 4))
+    assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-4)
     assert not find_module(clip, name)._forward_hooks
 
 
@@ -406,3 +419,61 @@ def test_preconditioning_needs_pairs_and_a_linear_layer(clip: ClipModel, tmp_pat
         method(["star"], gradients={"precondition": 0.1}, data={"retain": str(file)}).find_edit()
     with pytest.raises(ConfigError, match="none of the tensors is one"):
         second_moments(clip, rendered_pairs(2, 5), ["text_encoder.final_layer_norm.weight"])
+
+
+# -- what a search must not get wrong ----------------------------------------------------------------------------------------
+
+
+class Seen:
+    """A probe of a made-up curve: the concept is gone between two steps alone."""
+
+    at_once = 16
+
+    def __init__(self, low: float, high: float):
+        self.low, self.high = low, high
+
+    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
+        return [Outcome(0.0 if self.low <= step <= self.high else 1.0, 1.0, {"rest": 1.0}) for step in steps]
+
+    def now(self, *, forget_only: bool = False) -> Outcome:
+        return self.look("", torch.zeros(1), [0.0])[0]
+
+
+def test_the_margin_does_not_bring_the_concept_back() -> None:
+    score = LayerScore("w", 1.0, 0.0, 1.0, 1.0)  # lambda = rho
+    wide, narrow = (search(Seen(0.1, high), score, torch.ones(1), SearchConfig(criterion="fa1", margin=3)) for high in (9, 0.2))
+    assert wide.chosen == pytest.approx(0.3, rel=0.15), "control: where the curve stays down the margin counts"
+    for curve in (wide, narrow):
+        assert curve.outcome is not None
+        assert curve.outcome.fa1 == 0
+    assert narrow.chosen is not None
+    assert 0.1 <= narrow.chosen <= 0.2
+
+
+def test_a_concept_counts_once_however_it_is_spelt() -> None:
+    config = SlugConfig.parse({"concepts": ["Ada Stone", "Boris  Vale", "ada_stone"]})
+    assert config.concepts == ["Ada Stone", "Boris Vale"]
+    with pytest.raises(ConfigError, match="empty"):
+        SlugConfig.parse({"concepts": [" "]})
+    with pytest.raises(ConfigError, match="rho_min"):
+        SlugConfig.parse({"search": {"rho_min": 5, "rho_max": 0.05}})
+
+
+def test_preconditioning_changes_the_edit(clip: ClipModel) -> None:
+    settings: Any = {"layers": {"names": ["text_encoder.encoder.layers.0.mlp.fc2.weight"]}, "search": {"rho_max": 8.0}}
+    plain, turned = (method(["star"], gradients={"precondition": value}, **settings).find_edit() for value in (None, 0.3))
+    a, b = (edit.shifts[settings["layers"]["names"][0]].flatten() for edit in (plain, turned))
+    assert torch.cosine_similarity(a, b, dim=0) < 0.9
+
+
+def test_a_judge_must_know_the_concepts_task() -> None:
+    model = mu.load("canvas", device="cpu")
+    chosen = SingleLayerUnlearningGradientAlgorithm
+    config = chosen.for_concepts(["Ada Stone"], "canvas").merged(SMALL, {"search": {"pictures": {"judge": "canvas-judge"}}})
+    algorithm = chosen(config, model=model)
+    algorithm._load()
+    task = next(task for task in canvas_tasks(1, 3) if task.name == "identity")
+    other = Target("Nobody", replace(task, name="breed"), 0)
+    with pytest.raises(ConfigError, match="has no head 'breed'"):
+        algorithm._probe(other, [other.task])
+    algorithm._probe(target_of("Ada Stone", [task]), [task])  # control

@@ -13,7 +13,7 @@ from torch import Tensor
 from mu.algorithms.single_layer_unlearning_gradient import configs
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
-from mu.algorithms.single_layer_unlearning_gradient.model import candidates, fronts, layer_scores
+from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, fronts, layer_scores
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
 from mu.algorithms.single_layer_unlearning_gradient.probe import (
     AnswerProbe,
@@ -30,7 +30,7 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     search,
     summed,
 )  # fmt: skip
-from mu.core.errors import ConfigError, EditError, ModelError
+from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.core.files import write_json
 from mu.core.loop import Log, progress_bar
 from mu.core.run import RunDirectory
@@ -165,7 +165,10 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             raise ConfigError(
                 "gradients.precondition needs retain pairs, and data.retain is a gradient file: name pictures there"
             )
-        others = [pair for pair in data.pairs("retain", concept) if spaced(concept) not in spaced(pair.caption)]
+        named = spaced(concept).removesuffix(" style")
+        others = [pair for pair in data.pairs("retain", concept) if named not in spaced(pair.caption)]
+        if not others:
+            raise DataError(f"every retain caption names {concept!r}: gradients.precondition needs pairs of something else")
         return preconditioned(g_f, second_moments(self.clip, others, list(g_f), settings.chunk), settings.precondition)
 
     def _probe(self, target: Target, tasks: list[ZeroShot]) -> Probe:
@@ -175,6 +178,10 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         judge = Judge.open(EMBEDDED.get(settings.judge, Path(settings.judge)), self.model.device) if settings.judge else None
         if self.config.search.criterion == "fa5" and (judge or isinstance(self.model, VisionLanguageModel)):
             raise ConfigError("search.criterion fa5 needs a ranking, and answers have none: set search.criterion=fa1")
+        if judge and not set(target.task.classes) <= set(judge.classes.get(target.task.name, ())):
+            raise ConfigError(
+                f"search.pictures.judge: {settings.judge} has no head {target.task.name!r} with all of its classes: name another, or none"
+            )
         if isinstance(self.model, DiffusionModel):
             return PictureProbe(self.model, self.clip, target, tasks, settings, self.config.seed, judge)
         assert isinstance(self.model, VisionLanguageModel)
@@ -190,12 +197,11 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             raise EditError(
                 f"{self.model.name!r} does not know {target.concept!r} (forget accuracy {base.fa1:.2f}): it was erased before, or never there"
             )
-        chosen = {which: front[: self.config.layers.max_front] for which, front in self._fronts(scores).items()}
-        with progress_bar(f"search {target.concept}", sum(map(len, chosen.values()))) as advance:
-            for front in chosen.values():
-                for score in front:
-                    curves.append(search(probe, score, directions[score.name], self.config.search))
-                    advance(len(curves), score.name)
+        chosen = self._chosen(scores)
+        with progress_bar(f"search {target.concept}", len(chosen)) as advance:
+            for score in chosen:
+                curves.append(search(probe, score, directions[score.name], self.config.search))
+                advance(len(curves), score.name)
         curve = best(curves, base, self.config.search)
         assert curve.chosen is not None and curve.outcome is not None
         shift = curve.score.step(curve.chosen) * directions[curve.score.name]
@@ -207,17 +213,18 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             self._record(run, target, scores, curves, base, curve)
         return target.concept, curve.score.name, shift.detach().cpu()
 
-    def _fronts(self, scores):
-        """Of each tower, the largest importance first; or the tensors that the settings name."""
+    def _chosen(self, scores: dict[str, LayerScore]) -> list[LayerScore]:
+        """Of each tower's front the most important ones; or all tensors that the settings name."""
         if self.config.layers.names:
-            return {"named": list(scores.values())}
-        return {which: sorted(front, key=lambda s: -s.importance) for which, front in fronts(scores).items()}
+            return list(scores.values())
+        most = self.config.layers.max_front
+        return [s for front in fronts(scores).values() for s in sorted(front, key=lambda s: -s.importance)[:most]]
 
     def _record(self, run: RunDirectory, target: Target, scores, curves: list[Curve], base, chosen: Curve) -> None:
         """``slug_<concept>.json``: every tensor's importance and alignment, every curve, what was chosen."""
         front = {score.name for each in fronts(scores).values() for score in each}
         write_json(run.folder / f"slug_{target.concept.replace(' ', '_')}.json", {
-            "concept": target.concept, "sign": "+grad L_f", "chosen": chosen.score.name, "rho": chosen.chosen,
+            "concept": target.concept, "sign": "+grad L_f", "precondition": self.config.gradients.precondition, "chosen": chosen.score.name, "rho": chosen.chosen,
             "lambda": chosen.score.step(chosen.chosen or 0.0), "base": asdict(base),
             "layers": [{**asdict(score), "tower": tower_of(score.name), "front": score.name in front} for score in scores.values()],
             "curves": [
@@ -232,7 +239,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
 
         def look(tried: dict[str, Tensor]) -> list[float]:
             with shifted(on, tried):
-                return [getattr(probe.now(), self.config.search.criterion) for probe in probes]
+                return [getattr(probe.now(forget_only=True), self.config.search.criterion) for probe in probes]
 
         factor = joint_factor(shifts, look, self.config.search.target)
         log.info("%d concepts together: steps times %g", len(targets), factor)

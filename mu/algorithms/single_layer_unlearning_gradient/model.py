@@ -74,10 +74,10 @@ def layer_scores(
     """For every tensor with a forget gradient. `DataError` where a gradient is not finite."""
     scores = {}
     for name, theta in parameters.items():
-        f, r = g_f[name].flatten().double(), g_r[name].flatten().double()
+        f, r = (g[name].detach().flatten().cpu().double() for g in (g_f, g_r))
         check_finite(name, f)
         check_finite(name, r)
-        norm, gradient = float(theta.detach().double().norm()), float(f.norm())
+        norm, gradient = float(theta.detach().cpu().double().norm()), float(f.norm())
         if gradient > 0 and norm > 0:
             alignment = float(F.cosine_similarity(f, r, dim=0, eps=1e-6).abs())
             scores[name] = LayerScore(name, gradient / norm, alignment, norm, gradient)

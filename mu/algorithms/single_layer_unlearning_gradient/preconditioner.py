@@ -1,9 +1,12 @@
 """The forget gradient, turned away from what the layers see of everything else.
 
 A linear layer W with inputs x of the retain set has the second moment C = mean(x x^T). Of all shifts D with the same first-order
-effect <g_f, D> on the forget loss, the one that changes the layer's retained outputs least, tr(D C D^T), is along
+effect <g_f, D> on the forget loss, the one with the least tr(D C' D^T), C' = C + eps c I, c = tr(C) / d, is along
 
-    g_f (C + eps c I)^-1,    c = tr(C) / d
+    g_f C'^-1
+
+and tr(D C D^T) is the mean square of what changes in the layer's retained outputs; eps keeps directions that C hardly
+holds from taking all of the step.
 
 A departure from the paper, which moves along g_f: off unless ``gradients.precondition`` is set. It is the step of closed-form
 editing (UCE, ROME) with SLUG's gradient in place of a target. To check: with g_f alone the others' accuracy falls further
@@ -25,15 +28,19 @@ from mu.models.parameters import find_module
 
 @torch.no_grad()
 def second_moments(clip: ClipModel, pairs: Sequence[Captioned], names: Sequence[str], chunk: int = 128) -> dict[str, Tensor]:
-    """C (d, d) in float64 of each of the parameters ``names`` that is a linear layer's weight, over all tokens of ``pairs``."""
+    """C (d, d) in float64, on the CPU, of each of the parameters ``names`` that is a linear layer's weight. `ConfigError` for none.
+
+    Over all tokens, those behind a caption's end too: a diffusion model reads them. A caption that occurs twice in a chunk counts once.
+    """
     layers = {name: find_module(clip, name) for name in names if name.endswith(".weight")}
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(layers, 0)
 
     def noted(name: str):
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            x = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
-            sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
+            x = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+            part = (x.T @ x).cpu().double()
+            sums[name] = sums[name] + part if name in sums else part
             counts[name] += len(x)
 
         return hook
@@ -54,8 +61,8 @@ def preconditioned(g_f: Mapping[str, Tensor], moments: Mapping[str, Tensor], eps
     """g_f (C + eps c I)^-1 where there is a C, of the norm of g_f, so that steps are told as before; others as they are."""
     turned = dict(g_f)
     for name, C in moments.items():
-        g = g_f[name].double()
-        damped = C + eps * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
+        g = g_f[name].detach().cpu().double()
+        damped = C + eps * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
         direction = torch.linalg.solve(damped, g.T).T
         turned[name] = (direction * (g.norm() / direction.norm())).to(g_f[name])
     return turned

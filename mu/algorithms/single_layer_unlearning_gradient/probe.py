@@ -48,7 +48,7 @@ class Probe(Protocol):
     at_once: int
 
     def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]: ...
-    def now(self) -> Outcome: ...
+    def now(self, *, forget_only: bool = False) -> Outcome: ...
 
 
 def outcome(scores: Mapping[str, Tensor], target: Target, tasks: Sequence[ZeroShot], rows: Mapping[str, Tensor]) -> Outcome:
@@ -137,13 +137,18 @@ class ClipProbe:
         return torch.arange(len(labels), device=self.clip.device)
 
     @torch.no_grad()
-    def now(self) -> Outcome:
+    def now(self, *, forget_only: bool = False) -> Outcome:
         """Of the model as it stands, with whatever edits are on."""
-        scores, rows = {}, {task.name: self._rows(task, False) for task in self.tasks}
-        for task in self.tasks:
-            seen = {which: self._encoded(which, self._inputs[which][task.name]) for which in ("vision", "language")}
+        tasks = [self.target.task] if forget_only else self.tasks
+        scores, rows = {}, {task.name: self._rows(task, forget_only) for task in tasks}
+        for task in tasks:
+            inputs = {
+                "vision": self._inputs["vision"][task.name][rows[task.name]],
+                "language": self._inputs["language"][task.name],
+            }
+            seen = {which: self._encoded(which, hidden) for which, hidden in inputs.items()}
             scores[task.name] = logits(seen["vision"], task.weights(seen["language"]))
-        return outcome(scores, self.target, self.tasks, rows)
+        return outcome(scores, self.target, tasks, rows)
 
 
 class _Outputs:
@@ -165,8 +170,8 @@ class _Outputs:
                 outcomes.append(self._outcome(forget_only))
         return outcomes
 
-    def now(self) -> Outcome:
-        return self._outcome(False)
+    def now(self, *, forget_only: bool = False) -> Outcome:
+        return self._outcome(forget_only)
 
     @torch.no_grad()
     def _outcome(self, forget_only: bool) -> Outcome:

@@ -71,7 +71,10 @@ class Curve:
 
 
 def search(probe: Probe, score: LayerScore, g_f: Tensor, settings: SearchConfig) -> Curve:
-    """The smallest step seen at which the concept is gone, times ``margin``; ``chosen`` is None where there is none."""
+    """The smallest step seen at which the concept is gone, times ``margin``; ``chosen`` is None where there is none.
+
+    A curve can come back: where the concept is not gone at the enlarged step, the step itself is chosen.
+    """
     curve = Curve(score)
 
     def gone(rhos: Sequence[float]) -> list[bool]:
@@ -80,10 +83,13 @@ def search(probe: Probe, score: LayerScore, g_f: Tensor, settings: SearchConfig)
             curve.note(rho, getattr(seen, settings.criterion))
         return [getattr(seen, settings.criterion) <= settings.target for seen in found]
 
-    curve.chosen = bisect(gone) if settings.method == "reference" else grid(gone, settings, probe.at_once)
-    if curve.chosen is not None:
-        curve.chosen *= settings.margin
-        curve.outcome = probe.look(score.name, g_f, [score.step(curve.chosen)])[0]
+    smallest = bisect(gone) if settings.method == "reference" else grid(gone, settings, probe.at_once)
+    if smallest is None:
+        return curve
+    for rho in dict.fromkeys((smallest * settings.margin, smallest)):
+        curve.chosen, curve.outcome = rho, probe.look(score.name, g_f, [score.step(rho)])[0]
+        if getattr(curve.outcome, settings.criterion) <= settings.target:
+            break
     return curve
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
 from mu.data.clip_sets import BothSets
+from mu.data.concepts import check_concept
+from mu.data.pairs import spaced
 
 
 class DataConfig(BothSets):
@@ -86,6 +89,12 @@ class SearchConfig(BaseConfig):
     retained: float = Field(0.0, ge=0, le=1)
     """A step that keeps less than this mean share of the untouched model's retained accuracies is never chosen."""
 
+    @model_validator(mode="after")
+    def _grid_goes_up(self) -> Self:
+        if self.rho_min >= self.rho_max:
+            raise ValueError(f"rho_min ({self.rho_min:g}) must be below rho_max ({self.rho_max:g})")
+        return self
+
 
 class SlugConfig(BaseConfig):
     """All settings of SLUG. Without a preset they are those of the paper's CLIP experiments."""
@@ -113,6 +122,12 @@ class SlugConfig(BaseConfig):
     seed: int = 0
     """Decides rendered pictures and everything else that is drawn."""
 
+    @field_validator("concepts")
+    @classmethod
+    def _words(cls, concepts: list[str]) -> list[str]:
+        """Each once, whatever its spelling: one that is searched twice would be moved twice."""
+        return list({spaced(concept): concept for concept in reversed([*map(check_concept, concepts)])}.values())[::-1]
+
 
 _CANVAS: dict[str, Any] = {
     "clip": "canvas-clip", "output_dir": "outputs/slug",
@@ -139,7 +154,7 @@ PRESETS: dict[str, SlugConfig] = {
         "model": "stabilityai/stable-diffusion-2-1", "clip": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "layers": {"tower": "language"},
     }),
     "llava": SlugConfig.parse({
-        "model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336", "layers": {"tower": "vision"},
+        "model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336", "layers": {"tower": "vision"}, "gradients": {"chunk": 16},
     }),
     "canvas-clip": SlugConfig.parse({
         **_CANVAS, "model": "canvas-clip", "gradients": {"precondition": 0.3}, "search": {**_CANVAS["search"], "rho_max": 8.0, "margin": 1.3},
