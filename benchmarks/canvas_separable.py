@@ -236,10 +236,11 @@ class Bench:
                 known += changed
                 for concept in changed:
                     on[concept] = self.protecting(concept, [watermark, *(other for other in known if other != concept)])
-            cells, broken = {}, []
+            cells, broken, shown = {}, [], (*names, watermark, "")
+            base_pictures = {name: self.base([name]) for name in shown}  # before the shifts are on
             with Bank(self.model, list(on.values())).applied():
-                for name in (*names, watermark, ""):
-                    before, after = self.base([name]), drawn(self.model, [name], self.seeds)
+                for name in shown:
+                    before, after = base_pictures[name], drawn(self.model, [name], self.seeds)
                     change = differences(self.judge, before, after)
                     spared = all(name in edit.info.protects for edit in on.values())
                     same_as_before = name in last and time_ % 2 and all(name in edit.info.protects for edit in gone)
@@ -414,27 +415,19 @@ def single_table(rows: list[dict[str, Any]]) -> str:
                     number(mean([row["seconds"] for row in of]), 0), number(max([r["peak_memory_MiB"] or 0 for r in of]), 0),
                     number(mean([row["bytes"] for row in of]) / 2**20, 2),
                 ])  # fmt: skip
-    header = [
-        "method",
-        "concepts",
-        *names,
-        "Fréchet distance (base)",
-        "LPIPS-like, erased",
-        "retained",
-        "seconds",
-        "peak MiB",
-        "MiB",
-    ]
-    concepts, cells = (
-        list(dict.fromkeys(row["concept"] for row in done)),
-        {(r["method"], r["concept"]): r["edited"] for r in done},
-    )
+    what = ("UA, other phrasings", "Fréchet distance (base)", "LPIPS-like, erased", "retained", "seconds", "peak MiB", "MiB")
+    concepts = list(dict.fromkeys(row["concept"] for row in done))
+    cells = {(row["method"], row["concept"]): row["edited"] for row in done}
     methods = list(dict.fromkeys(row["method"] for row in done))
     each = [
         [concept, *(" / ".join(percent(cells[m, concept][name]) for name in names) if (m, concept) in cells else "" for m in methods)]
         for concept in concepts
     ]  # fmt: skip
-    return markdown(header, lines) + "\nUA / IRA / CRA of each:\n\n" + markdown(["erased", *methods], each)
+    return (
+        markdown(["method", "concepts", *names, *what], lines)
+        + "\nUA / IRA / CRA of each:\n\n"
+        + markdown(["erased", *methods], each)
+    )
 
 
 def multi_table(rows: list[dict[str, Any]]) -> str:
