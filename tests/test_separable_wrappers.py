@@ -161,6 +161,8 @@ def test_cie_concept_ablation_and_forget_me_not(call: Call, tmp_path: Path) -> N
 
 
 def test_sepce_finds_a_shift_for_each_of_its_prompts(call: Call, tmp_path: Path) -> None:
+    for concept in ("VanGogh", "Cezanne", "Picasso"):
+        assert call(f"eval-scripts/generate-data.py --model_name={concept} --save_path ./data/ {QUICK} --cases 2") == 0
     train = "train-scripts/SepCE.py --lr 1e-2 --scale_factor 1e-4 --reg_beta 3e-5 --devices '0,1' --model_name canvas --iter_break 2"
     assert call(train) == 0
     name = "SepCE-VanGogh-Cezanne-Picasso-iter_2-beta_3e-05"
@@ -182,6 +184,7 @@ def test_a_shift_of_a_scene(call: Call, tmp_path: Path, caplog: pytest.LogCaptur
     assert call(f"train-scripts/SRSME_Solution.py {scene} --em_indexes '1,2' --device '0' --model_name canvas") == 0
     said = json.loads((tmp_path / "scene" / "scene1" / "0" / "0.json").read_text())
     assert (said["concept"], said["protected"]) == ("Cezanne", ["VanGogh", "Picasso"])
+    assert call(f"eval-scripts/generate-data.py --model_name=Cezanne --save_path ./data/ {QUICK} --cases 2") == 0
     rates = "--lr 1e-1 --scale_factor 1e-4 --threshold 1e-4 --reg_beta 1e-6 --max_base 691 --devices '0,1'"
     assert call(f"train-scripts/SRS_ME.py {rates} {scene} --model_name canvas --iter_break 2") == 0
     name = "train-sepme-style-scene_1-time_0-lr_0.1-threshold_0.0001-iter_2-beta_1e-06-0"

@@ -13,9 +13,12 @@ from torch import Tensor
 from mu.core import seeds
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, nearest
-from mu.data.pairs import open_pairs
+from mu.data.pairs import Pair, open_pairs
 from mu.diffusion.sampling import PIXELS_AT_ONCE, generate_latents
 from mu.models.diffusion import DiffusionModel
+
+AHEAD = 16
+"""At most so many pictures are made at once: more may be more than the training asks for."""
 
 
 class PicturesConfig(BaseConfig):
@@ -30,43 +33,45 @@ class PicturesConfig(BaseConfig):
 
 
 class ConceptPictures:
-    """The clean latents of a concept's pictures: of its source, or made by the model when they are first asked for.
+    """The clean latents of a concept's pictures: of ``own`` ones, or made by the model when they are first asked for.
 
-    The k-th picture depends on ``seed``, the concept and k alone, so that an interrupted run meets the same ones again.
-    What the model makes stays a latent: the released programs write a PNG and encode that.
+    The k-th shows the k-th of ``prompts``, in turn, and depends on its prompt and the k-th of ``seeds`` alone, so that an
+    interrupted run meets the same ones again. What the model makes stays a latent: the released programs write a PNG and encode that.
     """
 
-    def __init__(self, model: DiffusionModel, config: PicturesConfig, concept: str, seed: int):
-        self.model, self.config, self.concept = model, config, concept
-        self._seeds = torch.randint(2**62, (config.count,), generator=seeds.generator(seed)).tolist()
-        self._made: dict[int, Tensor] = {}
-        self._pairs = open_pairs(config.sources[concept], caption=concept) if concept in config.sources else None
+    def __init__(
+        self, model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float,
+        own: Sequence[Pair] = (),
+    ):  # fmt: skip
+        self.model, self.prompts, self.seeds, self.own = model, prompts, seeds, own
+        self.steps, self.guidance = steps, guidance
+        self._kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return self.config.count if self._pairs is None else len(self._pairs)
+        return len(self.own) or len(self.seeds)
 
     def __getitem__(self, k: int) -> Tensor:
         """x_0 (1, c, h, w) of the k-th picture, in turn. The model must be as it was found (`mu.edits.tuning.Tuning.frozen`)."""
         k %= len(self)
-        if self._pairs is not None:
-            return self._encoded(self._pairs[k].picture())
-        together = max(1, PIXELS_AT_ONCE // self.model.default_size**2)
-        first = k - k % together
-        if k not in self._made:
-            ks = range(first, min(first + together, len(self)))
-            prompts, steps, guidance = [self.concept] * len(ks), self.config.steps, self.config.guidance
-            made = generate_latents(
-                self.model, prompts, self._seeds[first : ks.stop], steps=steps, guidance=guidance, batch=together
-            )
-            self._made = dict(zip(ks, torch.cat(list(made)).split(1), strict=True))
-        return self._made[k]
+        if k not in self._kept:
+            self._kept |= {k: self._encoded(k)} if self.own else self._made(k)
+        return self._kept[k]
 
-    def _encoded(self, picture: Image.Image) -> Tensor:
-        """Short side to the model's size, then the centre. The posterior's mean, where the released programs draw from it."""
+    def _made(self, k: int) -> dict[int, Tensor]:
+        """The k-th and as many beside it as fit."""
+        together = max(1, min(PIXELS_AT_ONCE // self.model.default_size**2, AHEAD))
+        ks = range(k - k % together, min(k - k % together + together, len(self)))
+        texts, seeds = [self.prompts[j % len(self.prompts)] for j in ks], [self.seeds[j] for j in ks]
+        made = generate_latents(self.model, texts, seeds, steps=self.steps, guidance=self.guidance, batch=together)
+        return dict(zip(ks, torch.cat(list(made)).split(1), strict=True))
+
+    def _encoded(self, k: int) -> Tensor:
+        """Short side to the model's size, then the centre; drawn from the autoencoder's posterior."""
         size = self.model.default_size
-        fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        fitted = ImageOps.fit(self.own[k].picture(), (size, size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
-        return self.model.encode_pictures(pixels[None])
+        generator = torch.Generator(self.model.device).manual_seed(self.seeds[k % len(self.seeds)])
+        return self.model.encode_pictures(pixels[None], generator)
 
 
 def concept_pictures(
@@ -76,7 +81,13 @@ def concept_pictures(
     for name in config.sources:
         if name not in concepts:
             raise ConfigError(f"pictures.sources names {name!r}, which is not erased.{nearest(name, concepts)}")
-    return [ConceptPictures(model, config, concept, seed) for concept in concepts]
+    drawn = torch.randint(2**62, (config.count,), generator=seeds.generator(seed)).tolist()
+
+    def pictures(concept: str) -> ConceptPictures:
+        own = open_pairs(config.sources[concept], caption=concept) if concept in config.sources else ()
+        return ConceptPictures(model, [concept], drawn, steps=config.steps, guidance=config.guidance, own=own)
+
+    return [pictures(concept) for concept in concepts]
 
 
 def noised(model: DiffusionModel, x_0: Tensor, t: int, generator: torch.Generator) -> Tensor:

@@ -421,7 +421,7 @@ def test_evaluations_a_step(tiny: DiffusionModel) -> None:
             with bench.installed():
                 for i in range(4):
                     with bench.shift.frozen():
-                        assert bench.trainer.pictures[0].pictures[i].shape == (4, 8, 8)  # made before the count
+                        assert bench.trainer.pictures[0].pictures[i].shape == (1, 4, 8, 8)  # made before the count
                 with watched(tiny) as seen:
                     bench.trainer.step(0)
                 assert seen == [(2, False), (graded, True)]
@@ -569,8 +569,8 @@ def test_own_pictures(tiny: DiffusionModel, tmp_path: Path) -> None:
     config = settings(data={"folder": f"{tmp_path}/{{}}", "images": 2})
     pictures = SeparableConceptErasureDataHandler(config, tiny).pictures("star")
     with watched(tiny) as seen:
-        assert pictures.count == 2
-        assert pictures[0].shape == (4, 8, 8)
+        assert len(pictures) == 2
+        assert pictures[0].shape == (1, 4, 8, 8)
         assert torch.equal(pictures[2], pictures[0])
         assert not torch.equal(pictures[1], pictures[0])
     assert not seen  # nothing is generated
@@ -581,7 +581,7 @@ def test_own_pictures(tiny: DiffusionModel, tmp_path: Path) -> None:
 
 
 def test_pictures_are_made_when_they_are_asked_for(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mu.algorithms.separable_concept_erasure.data_handler.PIXELS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr("mu.diffusion.noised_pictures.PIXELS_AT_ONCE", 2 * 64 * 64)
     config = settings(data={"images": 5, "steps": 2})
     pictures = SeparableConceptErasureDataHandler(config, tiny).pictures("star")
     with watched(tiny) as seen:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from PIL import ImageOps
-from torch import Tensor
-
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, ProtectConfig
 from mu.data.pairs import open_pairs
-from mu.diffusion.sampling import PIXELS_AT_ONCE, generate_latents
+from mu.diffusion.noised_pictures import ConceptPictures
 from mu.models.diffusion import Conditioning, DiffusionModel
 
 
@@ -19,7 +14,7 @@ class SeparableConceptErasureDataHandler:
     def __init__(self, config: ConceptIrrelevantErasureConfig, model: DiffusionModel):
         self.config, self.model = config, model
         self._kept: dict[str, Conditioning] = {}
-        self._pictures: dict[str, Pictures] = {}
+        self._pictures: dict[str, ConceptPictures] = {}
 
     def encoded(self, text: str) -> Conditioning:
         if text not in self._kept:
@@ -52,50 +47,16 @@ class SeparableConceptErasureDataHandler:
         words = [w for w in protect.others if not any(set(w.lower().split()) <= c or c <= set(w.lower().split()) for c in own)]
         return {word: [template.replace("{}", word) for template in protect.templates] for word in words}
 
-    def pictures(self, concept: str) -> Pictures:
+    def pictures(self, concept: str) -> ConceptPictures:
+        """Pictures of its templates in turn, or those in ``data.folder``; ``data.images`` at most."""
         if concept not in self._pictures:
-            prompts = [prompt for prompt, _ in self.prompts(concept)]
-            self._pictures[concept] = Pictures(self.config, self.model, concept, prompts)
+            data, folder = self.config.data, self.config.data.folder
+            self._pictures[concept] = ConceptPictures(
+                self.model, [prompt for prompt, _ in self.prompts(concept)], [picture_seed(self.config.seed, k) for k in range(data.images)],
+                steps=data.steps, guidance=data.guidance,
+                own=open_pairs(folder.replace("{}", concept), caption=concept)[: data.images] if folder else (),
+            )  # fmt: skip
         return self._pictures[concept]
-
-
-class Pictures:
-    """Clean latents x_0 of a concept's pictures: the k-th shows the k-th template, in turn.
-
-    The model makes them when they are first asked for, as many at once as fit, and they stay latents: nothing is made after
-    training has stopped, and decoding them only to encode them again is spared. Each depends on the seed and its
-    number alone.
-    """
-
-    def __init__(self, config: ConceptIrrelevantErasureConfig, model: DiffusionModel, concept: str, prompts: list[str]):
-        self.config, self.model, self.prompts = config, model, prompts
-        self._kept: dict[int, Tensor] = {}
-        folder = config.data.folder
-        self._own = open_pairs(folder.replace("{}", concept), caption=concept)[: config.data.images] if folder else []
-        self.count = len(self._own) or config.data.images
-
-    def __getitem__(self, k: int) -> Tensor:
-        """x_0 (c, h, w); the model must be as it was found."""
-        k %= self.count
-        if k not in self._kept:
-            self._kept |= {k: self._encoded(k)} if self._own else self._made(k)
-        return self._kept[k]
-
-    def _made(self, k: int) -> dict[int, Tensor]:
-        together = max(1, PIXELS_AT_ONCE // self.model.default_size**2)
-        ks = range(k - k % together, min(k - k % together + together, self.count))
-        texts, seeds = [self.prompts[j % len(self.prompts)] for j in ks], [picture_seed(self.config.seed, j) for j in ks]
-        data = self.config.data
-        latents = generate_latents(self.model, texts, seeds, steps=data.steps, guidance=data.guidance, batch=together)
-        return dict(zip(ks, torch.cat(list(latents)), strict=True))
-
-    def _encoded(self, k: int) -> Tensor:
-        """Short side to the model's size, then the centre; drawn from the autoencoder's posterior."""
-        size = self.model.default_size
-        fitted = ImageOps.fit(self._own[k].picture(), (size, size))
-        pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None].float() / 255
-        generator = torch.Generator(self.model.device).manual_seed(picture_seed(self.config.seed, k))
-        return self.model.encode_pictures(pixels, generator)[0]
 
 
 def picture_seed(seed: int, k: int) -> int:

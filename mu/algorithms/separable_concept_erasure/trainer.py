@@ -88,7 +88,7 @@ class NoisedPictures:
     def _noised(self, k: int) -> tuple[Tensor, Tensor]:
         """x_t (c, h, w) and t: the forward process from the k-th picture, t uniform over all timesteps."""
         generator, alphas = seeds.generator(picture_seed(self.seed + 1, k)), self.model.alphas_cumprod
-        x_0 = self.pictures[k]
+        (x_0,) = self.pictures[k]
         t = torch.randint(len(alphas), (), generator=generator).to(self.model.device)
         noise = torch.randn(x_0.shape, generator=generator).to(self.model.device)
         return alphas[t].sqrt() * x_0 + (1 - alphas[t]).sqrt() * noise, t
