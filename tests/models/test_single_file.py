@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from mu.core.errors import ConfigError, ModelError
+from mu.edits.files import open_edit
 from mu.models import architectures, names, quiet_libraries, single_file
 from mu.models.single_file import load_single_file, to_compvis
 
@@ -270,6 +271,64 @@ def test_precision_is_single_unless_the_files_is_asked_for(folders: Callable[[st
     assert {t.dtype for t in weights(load_single_file(path, configs=folders("sd1"))).values()} == {torch.float32}
     kept = load_single_file(path, configs=folders("sd1"), dtype=None)
     assert same(to_compvis(kept), halves)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_checkpoint_folder_and_edits_are_one_by_name(
+    half: bool,
+    folders: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A CompVis checkpoint as published (EMA copies, schedule, perhaps in half precision), its diffusers folder and a SepCE-like
+    edit: the edit found on one fits the other, a merge touches the keys and values of the cross-attentions and no other
+    tensor of UNet, VAE or text encoder, and what it adds is the edit's shift, by the names that each layout has."""
+    from mu.edits.bank import Bank
+    from mu.edits.edit import EditInfo, described
+    from mu.edits.export import export
+    from mu.edits.low_rank import Factors, LowRankEdit
+    from mu.models.diffusion import DiffusionModel
+
+    monkeypatch.setattr(single_file, "_published", lambda family, prediction_type: small_configs(family))
+    plain = to_compvis(opened(folders("sd1")))
+    stored = {key: tensor.half() if half else tensor for key, tensor in plain.items()}
+    training = {
+        "model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(1000), "betas": torch.ones(1000),
+        **{f"model_ema.{key.replace('.', '')}": tensor + 1 for key, tensor in plain.items() if key.startswith("model.diffusion_model")},
+    }  # fmt: skip
+    file = written(stored | training, tmp_path / "full-ema.ckpt")
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    model = DiffusionModel(load_single_file(file), str(file))
+    assert same(to_compvis(model.pipeline), {key: tensor.float() for key, tensor in stored.items()}), (
+        "every tensor, no EMA copy"
+    )
+
+    g = torch.Generator().manual_seed(0)
+    layers = {n: p for n, p in model.transformer_layers().items() if n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))}
+    down = torch.randn(3, 16, generator=g)
+    factors = {n: Factors(down, torch.randn(len(p.weight), 3, generator=g), 3.0) for n, p in layers.items()}
+    edit = LowRankEdit(factors, EditInfo("sepce", ("cat",), protects=("",), **described(model, list(factors))))
+    edit.save(tmp_path / "edit.safetensors")
+
+    with quiet_libraries():
+        model.pipeline.save_pretrained(tmp_path / "folder")
+        other = DiffusionModel(opened(tmp_path / "folder"), "folder")
+    merged = export(Bank(other, [open_edit(tmp_path / "edit.safetensors")]), tmp_path / "merged.ckpt", "compvis")
+    assert not [record for record in caplog.records if record.name == "mu"], "the same weights: nothing to warn of"
+    base, found = to_compvis(model.pipeline), to_compvis(load_single_file(merged))
+    changed = {key for key in base if not torch.equal(base[key], found[key])}
+    blocks = {key.removesuffix(".to_k.weight") for key in base if key.endswith("attn2.to_k.weight")}
+    assert changed == {f"{block}.{part}.weight" for block in blocks for part in ("to_k", "to_v")} and len(changed) == len(
+        layers
+    )
+    by_name = names.component_names("sd1", "unet", other.unet.config)
+    for name, shift in edit.deltas():
+        key = by_name[name.removeprefix("unet.")]
+        assert torch.equal(found[key], base[key] + shift.reshape(base[key].shape)), key
+    control = dict(zip(layers, sorted(changed), strict=True))  # by position: diffusers lists the middle last
+    assert any(by_name[name.removeprefix("unet.")] != key for name, key in control.items())
+    assert same(to_compvis(other.pipeline), base), "the base of the merge is untouched"
 
 
 # -- what the UNet predicts -----------------------------------------------------------------------------------------------
