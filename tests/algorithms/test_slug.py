@@ -453,7 +453,7 @@ def test_the_margin_does_not_bring_the_concept_back() -> None:
 def test_a_concept_counts_once_however_it_is_spelt() -> None:
     config = SlugConfig.parse({"concepts": ["Ada Stone", "Boris  Vale", "ada_stone"]})
     assert config.concepts == ["Ada Stone", "Boris Vale"]
-    with pytest.raises(ConfigError, match="empty"):
+    with pytest.raises(DataError, match="empty"):
         SlugConfig.parse({"concepts": [" "]})
     with pytest.raises(ConfigError, match="rho_min"):
         SlugConfig.parse({"search": {"rho_min": 5, "rho_max": 0.05}})

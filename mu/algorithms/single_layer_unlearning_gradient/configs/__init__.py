@@ -126,7 +126,10 @@ class SlugConfig(BaseConfig):
     @classmethod
     def _words(cls, concepts: list[str]) -> list[str]:
         """Each once, whatever its spelling: one that is searched twice would be moved twice."""
-        return list({spaced(concept): concept for concept in reversed([*map(check_concept, concepts)])}.values())[::-1]
+        first: dict[str, str] = {}
+        for concept in map(check_concept, concepts):
+            first.setdefault(spaced(concept), concept)
+        return list(first.values())
 
 
 _CANVAS: dict[str, Any] = {
