@@ -4,6 +4,7 @@
 #   NAMES="Elon_Musk Jeff_Bezos" MODEL=open_clip:ViT-B-32/laion400m_e32 bash scripts/run.sh
 #
 # takes the gradients that scripts/run_clip_name.sh left, and makes those that are missing (FORGET and RETAIN as there).
+# Preconditioning needs retain pictures, so it is off here.
 # What stands behind the command goes to `mu erase slug`, like --set layers.tower=vision. A name that is done is left alone.
 
 set -euo pipefail
@@ -22,5 +23,6 @@ for name in $NAMES; do
     NAME=$name FORGET=${FORGET:-canvas} bash "$HERE/run_clip_name.sh"
   fi
   "$MU" erase slug --model "$MODEL" --concept "${name//_/ }" --out "$OUT/${MODEL//[:\/]/_}/$name" --resume \
-    --set data.forget="$folder/{concept}.safetensors" --set data.retain="$folder/retain.safetensors" "$@"
+    --set data.forget="$folder/{concept}.safetensors" --set data.retain="$folder/retain.safetensors" \
+    --set gradients.precondition=null "$@"
 done
