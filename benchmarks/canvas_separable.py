@@ -65,7 +65,7 @@ from mu.evaluation.suites import evaluate
 
 METHODS = ("sepce", "cie", "spm", "esd", "ca", "fmn", "uce")
 PARTS = ("single", "multi", "capacity", "scenes")
-SECONDS = {"sepce": 30, "cie": 60, "spm": 60, "esd": 60, "ca": 40, "fmn": 20, "uce": 1}
+SECONDS = {"sepce": 20, "cie": 45, "spm": 62, "esd": 22, "ca": 17, "fmn": 8, "uce": 1}
 """Of one search on two cores, for the estimate; what a finished search took counts instead."""
 EIGHT = ["neon", "star", "sketch", "heart", "pop art", "ring", "watercolor", "cross"]
 ALL = [*world.STYLES, *world.OBJECTS, *world.IDENTITIES]
