@@ -41,11 +41,11 @@ def run(folder: Path, overwrite: bool = False) -> Path:
     for concept, done in runs.items():
         tables[concept] = evaluate(done, "canvas", model, open_edit(done.edit), seeds=(188,), base_answers=folder / "answers")
         write_report(done)
-    _panels(model, Bank(model, [open_edit(done.edit) for done in runs.values()]), home)
     first = runs[STYLE]
     home.begin(
         first.config.read_text(encoding="utf-8"), {**first.read_environment(), "concepts": [STYLE, OBJECT]}, overwrite=True
     )
+    _panels(model, Bank(model, [open_edit(done.edit) for done in runs.values()]), home)
     home.write_scores(
         {"base": tables[STYLE]["base"], **{f"{concept} erased": table["edited"] for concept, table in tables.items()}}
     )

@@ -1,0 +1,35 @@
+"""The first thing that a newcomer sees: the demo's report shows the pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mu import demo
+from mu.algorithms import algorithm
+from mu.core.errors import OutputError
+from mu.core.scores import Score
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three training steps, and scores that nothing measured: the demo's own work stays."""
+    spm = algorithm("spm")
+    complete = spm.for_concepts
+    settings = {"train": {"iterations": 3, "max_denoising_steps": 4}}
+    monkeypatch.setattr(spm, "for_concepts", lambda *words: complete(*words).merged(settings))
+    told = [Score(name, 1.0, n=1, direction="higher", protocol="canvas/1") for name in ("UA", "IRA", "CRA")]
+    monkeypatch.setattr(demo, "evaluate", lambda *_, **__: {"base": told, "edited": told})
+
+
+def test_the_report_shows_every_column(short: None, tmp_path: Path) -> None:
+    report = demo.run(tmp_path / "demo", overwrite=True)  # as `make demo` calls it
+    (panel,) = json.loads((tmp_path / "demo" / "panels.json").read_text(encoding="utf-8"))
+    assert panel["columns"][0] == "base" and len(panel["columns"]) == 5
+    pictures = [tmp_path / "demo" / name for row in panel["rows"] for name in row["images"]]
+    assert pictures and all(path.exists() for path in pictures)
+    assert report.read_text(encoding="utf-8").count("data:image/") >= len(pictures)
+    with pytest.raises(OutputError, match="already holds a demo"):
+        demo.run(tmp_path / "demo")
