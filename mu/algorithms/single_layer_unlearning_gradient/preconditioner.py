@@ -9,8 +9,8 @@ and tr(D C D^T) is the mean square of what changes in the layer's retained outpu
 holds from taking all of the step.
 
 A departure from the paper, which moves along g_f: off unless ``gradients.precondition`` is set. It is the step of closed-form
-editing (UCE, ROME) with SLUG's gradient in place of a target. To check: with g_f alone the others' accuracy falls further
-(``docs/slug.md`` has both).
+editing (UCE, ROME) with SLUG's gradient in place of a target. To check: ``benchmarks/canvas_clip_methods.py`` tunes
+SLUG with and without it.
 """
 
 from __future__ import annotations
