@@ -1,0 +1,459 @@
+"""What SLUG costs, beside a search that classifies everything anew at each step: FLOPs, encodings, seconds, memory.
+
+    python benchmarks/slug_speed.py --json docs/results/slug_speed.json
+
+``naive`` is how the released program searches: at each of ten steps along each front tensor all pictures and all prompts of all
+tasks go through their towers, prompts filled up to the whole context. ``here`` is `ClipProbe` with both searches: ``reference``, the
+same ten steps, and ``grid``, the default. Both must come to equal outcomes, or the benchmark stops.
+
+Models: canvas-clip on its own world, where the naive search runs in full; and one of ViT-B/32's shapes with random weights, whose
+visual projection is fitted to synthetic pictures and names so that it knows them. There the naive side is one evaluation, times
+the number of its steps.
+
+FLOPs are counted stage by stage (one picture, one prompt of its task's length; torch.utils.flop_counter) and multiplied by the rows
+that pass; on canvas-clip the counter runs through the search too and must agree. The same plan is then priced at the sizes of the paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+import mu
+from mu.algorithms import algorithm
+from mu.algorithms.single_layer_unlearning_gradient.configs import PRESETS, SlugConfig
+from mu.algorithms.single_layer_unlearning_gradient.model import candidates, fronts, layer_scores
+from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, outcome
+from mu.algorithms.single_layer_unlearning_gradient.trainer import gradients, search
+from mu.core.files import write_json, write_text
+from mu.core.run import versions
+from mu.data.canvas import rendered_pairs
+from mu.edits.edit import shifted
+from mu.evaluation.zero_shot import ZeroShot, canvas_tasks, logits, target_of
+from mu.models.canvas.architecture import new_tokenizer
+from mu.models.clip import ClipModel
+from mu.models.towers import Hidden, Tower, tower_of
+
+STEPS = 10
+"""Evaluations of the naive search along one tensor."""
+PAPER = {"pictures": {"identity": 2200, "imagenet": 2500}, "prompts": {"identity": 10_177, "imagenet": 7000}, "forget": 18}
+"""The frequent people's pictures of CelebA among all its names, ImageNet's 5 %, and one person's pictures."""
+
+
+# -- the naive side ----------------------------------------------------------------------------------------------------
+
+
+class Naive:
+    """The released way: the weight is changed, and everything is classified."""
+
+    at_once = 1
+
+    def __init__(self, clip: ClipModel, target, tasks: Sequence[ZeroShot]):
+        self.clip, self.target, self.tasks = clip, target, tasks
+        self.pixels = {task.name: clip.preprocess([p.picture() for p in task.pictures]) for task in tasks}
+        self.tokens = {task.name: padded(clip, task.prompts) for task in tasks}
+
+    @torch.no_grad()
+    def now(self):
+        scores, rows = {}, {}
+        for task in self.tasks:
+            v = torch.cat([self.clip.encode_pixels(part) for part in self.pixels[task.name].split(64)])
+            pooled = [self.clip.model.text_model(input_ids=part).pooler_output for part in self.tokens[task.name].split(64)]
+            t = torch.nn.functional.normalize(self.clip.model.text_projection(torch.cat(pooled)).float(), dim=-1)
+            scores[task.name] = logits(v, task.weights(t))
+            rows[task.name] = torch.arange(len(task.labels))
+        return outcome(scores, self.target, self.tasks, rows)
+
+    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False):
+        found = []
+        for step in steps:
+            with shifted(self.clip, {name: step * shift}):
+                found.append(self.now())
+        return found
+
+
+def padded(clip: ClipModel, texts: Sequence[str]) -> Tensor:
+    context = clip.model.config.text_config.max_position_embeddings
+    options = {"padding": "max_length", "max_length": context, "truncation": True, "return_tensors": "pt"}
+    return clip.tokenizer(list(texts), **options).input_ids
+
+
+# -- counting ----------------------------------------------------------------------------------------------------------
+
+
+def counted(work: Callable[[], Any]) -> int:
+    """FLOPs of matrix products, attention and convolutions in ``work``; torch leaves the CPU's attention kernel out by itself."""
+
+    def attention(query, key, value, *_, **__) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@dataclass
+class Prices:
+    """FLOPs of each stage of a tower for one row: a picture, or a prompt of a task at its own and at its full length."""
+
+    stages: dict[tuple[str, str], list[int]]
+
+    @classmethod
+    def of(cls, clip: ClipModel, tasks: Sequence[ZeroShot]) -> Prices:
+        found, vision, language = {}, Tower(clip, "vision"), Tower(clip, "language")
+        for task in tasks:
+            text = language.texts(task.prompts)[torch.arange(1)]
+            found["vision", task.name] = cls._along(vision, vision.pictures([task.pictures[0].picture()]))
+            found["language", task.name] = cls._along(language, text)
+            found["padded", task.name] = cls._along(language, Hidden(padded(clip, task.prompts[:1]), text.ends))
+        return cls(found)
+
+    @staticmethod
+    def _along(tower: Tower, row: Hidden) -> list[int]:
+        stages = []
+        for stage in range(tower.stages - 1):
+            stages.append(counted(lambda s=stage, h=row: tower.run(h, s, s + 1)))
+            row = tower.run(row, stage, stage + 1)
+        return [*stages, counted(lambda: tower.leave(row))]
+
+
+@dataclass
+class Bill:
+    """What passes through the towers: FLOPs, and rows in whole passes (half of the stages is half a pass)."""
+
+    flops: float = 0.0
+    passes: dict[str, float] = field(default_factory=lambda: {"vision": 0.0, "language": 0.0})
+
+    def add(self, prices: Prices, which: str, task: str, rows: int, start: int = 0, stop: int | None = None) -> None:
+        stages = prices.stages[which, task]
+        part = sum(stages[start:stop])
+        self.flops += rows * part
+        self.passes["vision" if which == "vision" else "language"] += rows * part / sum(stages)
+
+    def times(self, n: int) -> Bill:
+        return Bill(self.flops * n, {which: n * rows for which, rows in self.passes.items()})
+
+    def to_json(self) -> dict[str, float]:
+        return {"TFLOP": self.flops / 1e12, **{f"{which} passes": round(n, 1) for which, n in self.passes.items()}}
+
+
+@dataclass
+class Sizes:
+    """Of each task, and of the forgotten class alone."""
+
+    pictures: dict[str, int]
+    prompts: dict[str, int]
+    forget: int
+    own: str
+
+    @classmethod
+    def of(cls, tasks: Sequence[ZeroShot], target) -> Sizes:
+        pictures, prompts = ({t.name: len(each(t)) for t in tasks} for each in (lambda t: t.pictures, lambda t: t.prompts))
+        return cls(pictures, prompts, target.task.labels.count(target.label), target.task.name)
+
+    def everything(self, prices: Prices, texts: str) -> Bill:
+        bill = Bill()
+        for task in self.pictures:
+            bill.add(prices, "vision", task, self.pictures[task])
+            bill.add(prices, texts, task, self.prompts[task])
+        return bill
+
+
+class Noted(ClipProbe):
+    """A `ClipProbe` that notes what it was asked: (tensor, number of steps, whether forgetting alone was looked at)."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.looks: list[tuple[str, int, bool]] = []
+
+    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False):
+        self.looks.append((name, len(steps), forget_only))
+        return super().look(name, shift, steps, forget_only=forget_only)
+
+
+def bill_of(looks: Sequence[tuple[str, int, bool]], clip: ClipModel, prices: Prices, sizes: Sizes) -> Bill:
+    """The untouched model twice (its outcome, and what is kept of both towers); then ``looks`` as `ClipProbe.look` works: up to the
+    changed tensor's stage once, from there on once for each step."""
+    bill = sizes.everything(prices, "language").times(2)
+    for name, steps, forget_only in looks:
+        which = tower_of(name)
+        assert which is not None
+        stage = Tower(clip, which).stage_of(name)
+        for task in [sizes.own] if forget_only else sizes.pictures:
+            rows = sizes.prompts[task] if which == "language" else sizes.forget if forget_only else sizes.pictures[task]
+            bill.add(prices, which, task, rows, 0, stage)
+            bill.add(prices, which, task, rows * steps, stage)
+    return bill
+
+
+def peak_memory(reset: bool = False) -> float:
+    """MiB that the process held at most since the last reset; nan where the system does not tell."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
+    except (OSError, IndexError):
+        return float("nan")
+
+
+def mib(tensors) -> float:
+    return sum(t.numel() * t.element_size() for t in tensors) / 2**20
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    made = work()
+    return time.perf_counter() - began, made
+
+
+# -- a CLIP of ViT-B/32's shapes ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Smooth noise: one pattern for each class, and a little of its own for each picture."""
+
+    caption: str
+    label: int
+    number: int
+
+    def picture(self) -> Image.Image:
+        own, each = (np.random.default_rng(seed).random((8, 8, 3)) for seed in ((1, self.label), (2, self.label, self.number)))
+        return Image.fromarray((255 * (0.8 * own + 0.2 * each)).astype(np.uint8)).resize((224, 224), Image.Resampling.BICUBIC)
+
+
+def vit_b_32(names: int, pictures: int) -> tuple[ClipModel, list[ZeroShot], list[Drawn], list[Drawn]]:
+    """The model, its tasks, forget pairs of the first name, retain pairs of the others.
+
+    Half of the pictures show the people, half a third as many objects; names are four words, as many tokens as names have in CLIP.
+    """
+    tokenizer = new_tokenizer()
+    tokenizer.model_max_length = 77
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=special))
+    clip = ClipModel(model, tokenizer, CLIPImageProcessorPil(), "ViT-B/32, random")
+    words = sorted(word.removesuffix("</w>") for word in tokenizer.get_vocab() if re.fullmatch(r"[a-z]{4,}</w>", word))
+    rng = np.random.default_rng(0)
+    called = [" ".join(rng.choice(words, 4, replace=False)) for _ in range(names + max(2, names // 3))]
+    templates = (
+        "a {} image",
+        "photo of a {}",
+        "a painting of a {}",
+        "a drawing of the {}",
+        "a big {}",
+        "a small {}",
+        "a picture of the {}",
+    )
+    tasks, first = [], 0
+    for name, classes, prompts in (("identity", called[:names], ("{}.",)), ("imagenet", called[names:], templates)):
+        labels = tuple(k % len(classes) for k in range(pictures // 2))
+        shown = [Drawn(classes[label], first + label, k) for k, label in enumerate(labels)]
+        tasks.append(ZeroShot(name, tuple(classes), prompts, shown, labels))
+        first += len(classes)
+    with torch.no_grad():
+        seen = [picture for task in tasks for picture in task.pictures]
+        pixels = clip.preprocess([picture.picture() for picture in seen])
+        pooled = torch.cat([model.vision_model(pixel_values=part).pooler_output for part in pixels.split(32)])
+        wanted = torch.cat([task.weights(clip.encode_text(task.prompts))[list(task.labels)] for task in tasks])
+        wanted = wanted - 0.9 * wanted.mean(dim=0)  # what all names share tells none of them apart
+        fitted = torch.linalg.lstsq(pooled.double(), wanted.double(), driver="gelsd").solution
+        model.visual_projection.weight.copy_(fitted.T)
+    forget = [Drawn(f"{called[0]}.", 0, 1000 + k) for k in range(16)]
+    retain = [Drawn(f"{called[k % names]}.", k % names, 2000 + k) for k in range(1, 33)]
+    return clip, tasks, forget, retain
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measured(
+    clip: ClipModel, tasks: list[ZeroShot], concept: str, forget: list, retain: list, config: SlugConfig, in_full: bool
+) -> dict:
+    parameters, target = candidates(clip, clip, config.layers.tower, config.layers.exclude), target_of(concept, tasks)
+    sets = ((forget, "cosine"), (retain, "contrastive"))
+    peak_memory(reset=True)
+    spent, (g_f, g_r) = seconds(lambda: [gradients(clip, pairs, parameters, loss, config.gradients)[0] for pairs, loss in sets])
+    result: dict[str, Any] = {"gradients": {
+        "pairs": len(forget) + len(retain), "seconds": spent, "MiB a set": mib(g_f.values()),
+        "MiB of the model": mib(clip.model.parameters()), "MiB at most": peak_memory(),
+    }}  # fmt: skip
+
+    scores, largest = layer_scores(parameters, g_f, g_r), config.layers.max_front
+    front = [s for each in fronts(scores).values() for s in sorted(each, key=lambda s: -s.importance)[:largest]]
+    del g_r
+    g_f = {score.name: g_f[score.name] for score in front}
+    prices, sizes = Prices.of(clip, tasks), Sizes.of(tasks, target)
+    naive = sizes.everything(prices, "padded").times(STEPS * len(front))
+    result |= {
+        "sizes": vars(sizes), "front": {which: [s.name for s in front if tower_of(s.name) == which] for which in ("vision", "language")},
+        "search": {"naive": {"evaluations": STEPS * len(front), **naive.to_json()}},
+    }  # fmt: skip
+
+    def run(probe: Any, method: str) -> list:
+        asked = config.search.merged({"method": method})
+        assert probe.now().fa1 == 1.0, "control: the model knows the concept"
+        return [search(probe, score, g_f[score.name], asked) for score in front]
+
+    curves, looks = {}, {}
+    for method in ("reference", "grid"):
+        peak_memory(reset=True)
+        probe = Noted(clip, target, tasks)
+        spent, curves[method] = seconds(lambda m=method, p=probe: run(p, m))
+        looks[method] = list(probe.looks)
+        bill = bill_of(looks[method], clip, prices, sizes)
+        result["search"][method] = {
+            **bill.to_json(), "times fewer FLOPs": naive.flops / bill.flops, "seconds": spent, "MiB at most": peak_memory(),
+            "forgotten on": sum(curve.chosen is not None for curve in curves[method]),
+        }  # fmt: skip
+
+    assert any(curve.chosen for curve in curves["grid"]), "control: some tensor forgets"
+    rival = Naive(clip, target, tasks)
+    result["step"] = stepped(clip, front, g_f, rival, probe)
+    once = max(each["naive seconds"] for each in result["step"].values())
+    result["search"]["naive"]["seconds, one evaluation times their number"] = once * STEPS * len(front)
+    if in_full:
+        result["search"]["naive"]["seconds"], other = seconds(lambda: run(rival, "reference"))
+        assert other == curves["reference"], "the two searches saw other outcomes"
+        full = counted(lambda: run(Noted(clip, target, tasks), "grid"))
+        assert abs(full / (result["search"]["grid"]["TFLOP"] * 1e12) - 1) < 0.02, (
+            "the count stage by stage is not the counter's"
+        )
+    else:
+        paper = Sizes(PAPER["pictures"], PAPER["prompts"], PAPER["forget"], "identity")
+        there = {method: bill_of(each, clip, prices, paper).flops for method, each in looks.items()}
+        there["naive"] = paper.everything(prices, "padded").times(STEPS * len(front)).flops
+        result["TFLOP at the paper's sizes"] = {**vars(paper), **{name: flops / 1e12 for name, flops in there.items()}}
+    return result
+
+
+def stepped(clip: ClipModel, front, g_f: dict[str, Tensor], rival: Naive, probe: ClipProbe, times: int = 3) -> dict[str, dict]:
+    """One step of the search along text tensors of the front, the first and the last block's, by turns with the naive step.
+
+    Of the first tensors of both towers all outcomes must be equal, not the forgotten class's alone.
+    """
+    texts = sorted((s for s in front if tower_of(s.name) == "language"), key=lambda s: Tower(clip, "language").stage_of(s.name))
+    for score in (front[0], texts[0]):
+        at = score.name, g_f[score.name], [score.step(0.1)]
+        assert probe.look(*at) == rival.look(*at), "the two ways saw other outcomes"
+    found = {}
+    for score in {s.name: s for s in (texts[0], texts[-1])}.values():
+        at, spent = (score.name, g_f[score.name], [score.step(0.1)]), []
+        for _ in range(times):
+            ours, (mine,) = seconds(lambda at=at: probe.look(*at, forget_only=True))
+            theirs, (other,) = seconds(lambda at=at: rival.look(*at))
+            assert (mine.fa1, mine.fa5) == (other.fa1, other.fa5)
+            spent.append((ours, theirs))
+        ours, theirs = (min(each) for each in zip(*spent, strict=True))
+        found[score.name] = {"seconds": ours, "naive seconds": theirs, "times faster": theirs / ours}
+    return found
+
+
+def canvas(options) -> dict:
+    clip = mu.load("canvas-clip", device="cpu")
+    assert isinstance(clip, ClipModel)
+    forget, retain = rendered_pairs(options.pairs, 1, "Ada Stone"), rendered_pairs(2 * options.pairs, 2)
+    result = measured(
+        clip, canvas_tasks(options.per_class, 3), "Ada Stone", forget, retain, PRESETS["canvas-clip"], in_full=True
+    )
+    slug = algorithm("slug")
+    run = slug(slug.for_concepts(["Ada Stone"], "canvas-clip"), model=clip)
+    return {**result, "whole run, seconds": seconds(run.find_edit)[0]}
+
+
+def large(options) -> dict:
+    clip, tasks, forget, retain = vit_b_32(options.names, options.pictures)
+    config = PRESETS["clip"].merged(
+        {"gradients": {"chunk": 16}, "layers": {"max_front": options.max_front}, "search": {"criterion": "fa1"}}
+    )
+    return measured(clip, tasks, tasks[0].classes[0], forget, retain, config, in_full=False)
+
+
+MODELS = {"canvas-clip": canvas, "ViT-B/32": large}
+
+
+def table_of(result: dict) -> str:
+    lines = []
+    for name in (name for name in MODELS if name in result):
+        side, searches = result[name], result[name]["search"]
+        pictures, prompts = (sum(side["sizes"][what].values()) for what in ("pictures", "prompts"))
+        towers = " and ".join(f"{len(names)} {which}" for which, names in side["front"].items())
+        lines += [f"**{name}**: {pictures} pictures, {prompts} prompts; {towers} tensors searched.", ""]
+        lines += ["| search | encoder TFLOP | times fewer | passes of pictures, texts | seconds |", "| --- " * 5 + "|"]
+        for method, title in (
+            ("naive", "naive, ten steps"),
+            ("reference", "the same steps here"),
+            ("grid", "the default here"),
+        ):
+            each = searches[method]
+            told = (
+                f"{each['seconds']:.1f}"
+                if "seconds" in each
+                else f"about {each['seconds, one evaluation times their number']:.0f}"
+            )
+            cells = (
+                f"{each['TFLOP']:.3g}",
+                f"{each.get('times fewer FLOPs', 1):.1f}",
+                "{vision passes:.0f}, {language passes:.0f}".format(**each),
+                told,
+            )
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        lines += ["", "Both gradients: {pairs} pairs in {seconds:.1f} s; each set {MiB a set:.0f} MiB, the model {MiB of the model:.0f} MiB, the process at most "
+                  "{MiB at most:.0f} MiB.".format(**side["gradients"]) + f" The search: at most {searches['grid']['MiB at most']:.0f} MiB."]  # fmt: skip
+        lines += ["A step along {0}: {seconds:.3g} s, the naive step {naive seconds:.3g} s, {times faster:.0f} times faster.".format(tensor, **each) for tensor, each in side["step"].items()]  # fmt: skip
+        if "whole run, seconds" in side:
+            lines.append(f"A whole run with the preset: {side['whole run, seconds']:.1f} s.")
+        if paper := side.get("TFLOP at the paper's sizes"):
+            told = ", ".join(
+                f"{method} {paper[method]:.0f} ({paper['naive'] / paper[method]:.1f} times fewer)"
+                for method in ("reference", "grid")
+            )
+            lines.append(f"The same searches at the paper's sizes, encoder TFLOP: naive {paper['naive']:.0f}, {told}.")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--pairs", type=int, default=128, help="canvas-clip: forget pairs, and half the retain pairs")
+    parser.add_argument("--per-class", type=int, default=12, help="canvas-clip: pictures of each class")
+    parser.add_argument("--names", type=int, default=60, help="ViT-B/32: people")
+    parser.add_argument("--pictures", type=int, default=200, help="ViT-B/32: pictures, half of them of people")
+    parser.add_argument("--max-front", type=int, default=8, help="ViT-B/32: tensors of each tower's front")
+    options = parser.parse_args()
+    result: dict[str, Any] = {"load when it began": os.getloadavg()[0]}
+    for name in options.models:
+        result[name] = MODELS[name](options)
+        print(json.dumps({name: result[name]}, indent=2), flush=True)
+    result |= {
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "made": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+    }
+    print(table_of(result))
+    if options.json:
+        write_json(options.json, result)
+        write_text(options.json.with_suffix(".md"), table_of(result))
+
+
+if __name__ == "__main__":
+    main()
