@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import ast
+import logging
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 import torch
 import yaml
 from pydantic import BaseModel
+from safetensors.torch import load_file
 
 import mu
 from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
 from mu.algorithms.semipermeable_membrane.configs import (
     PRESETS,
     GateConfig,
+    NetworkConfig,
     SemipermeableMembraneConfig,
     for_concepts,
     semipermiable_membrane_train_i2p,
@@ -24,35 +29,38 @@ from mu.algorithms.semipermeable_membrane.configs import (
 )
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError
-from mu.models import load
+from mu.core.script import main
+from mu.models import architectures, load
 from mu.models.diffusion import DiffusionModel
+from tests.conftest import family_member
 
 PACKAGE = Path(mu.__file__).parent
 SHIPPED = PACKAGE / "algorithms" / "semipermeable_membrane" / "configs" / "train_config.yaml"
 
-# key of the seed document -> a value that is neither its default nor refused, and how it is answered
+# key of the seed document -> a value that is neither its default nor refused, and how it is answered ("checked": like honoured,
+# where the setting only says what another one is: an unknown value is refused, and no number follows from it)
 SEED_KEYS: dict[str, tuple[Any, str]] = {
     "pretrained_model.ckpt_path": ("canvas", "honoured"), "pretrained_model.v2": (True, "honoured"),
     "pretrained_model.v_pred": (True, "honoured"), "pretrained_model.clip_skip": (2, "honoured"),
     "network.rank": (4, "honoured"), "network.alpha": (2.0, "honoured"),
     "train.precision": ("float16", "honoured"), "train.noise_scheduler": ("ddpm", "honoured"), "train.iterations": (7, "honoured"),
     "train.batch_size": (2, "honoured"), "train.lr": (1e-3, "honoured"), "train.unet_lr": (5e-3, "refused"),
-    "train.text_encoder_lr": (5e-5, "noted"), "train.optimizer_type": ("AdamW", "honoured"),
+    "train.text_encoder_lr": (5e-5, "noted"), "train.optimizer_type": ("SGD", "honoured"),
     "train.lr_scheduler": ("constant", "honoured"), "train.lr_warmup_steps": (3, "honoured"),
     "train.lr_scheduler_num_cycles": (5, "honoured"), "train.max_denoising_steps": (9, "honoured"),
-    "save.per_steps": (3, "honoured"), "save.precision": ("float16", "honoured"), "other.use_xformers": (True, "noted"),
+    "save.per_steps": (2, "honoured"), "save.precision": ("float16", "honoured"), "other.use_xformers": (True, "noted"),
     "wandb_project": ("p", "honoured"), "wandb_run": ("r", "honoured"), "use_sample": (True, "noted"),
-    "dataset_type": ("i2p", "honoured"), "template": ("object", "honoured"), "template_name": ("self-harm", "honoured"),
+    "dataset_type": ("i2p", "checked"), "template": ("object", "checked"), "template_name": ("self-harm", "honoured"),
     "prompt.target": ("dog", "honoured"), "prompt.positive": ("dog", "honoured"), "prompt.unconditional": ("bad", "honoured"),
     "prompt.neutral": ("cat", "honoured"), "prompt.action": ("erase", "honoured"), "prompt.guidance_scale": ("3.0", "honoured"),
-    "prompt.resolution": (256, "honoured"), "prompt.batch_size": (2, "honoured"), "prompt.dynamic_resolution": (True, "honoured"),
+    "prompt.resolution": (32, "honoured"), "prompt.batch_size": (2, "honoured"), "prompt.dynamic_resolution": (True, "honoured"),
     "prompt.la_strength": (10.0, "honoured"), "prompt.sampling_batch_size": (8, "honoured"),
     "devices": ("0,1", "honoured"), "output_dir": ("elsewhere", "honoured"), "verbose": (False, "honoured"),
 }  # fmt: skip
 ORIGINAL_KEYS: dict[str, tuple[Any, str]] = {
     "prompts_file": ("prompts.yaml", "honoured"), "pretrained_model.name_or_path": ("canvas", "honoured"),
     "train.optimizer_args": (["weight_decay=0.1"], "honoured"), "train.lr_scheduler_power": (2.0, "honoured"),
-    "train.lr_scheduler_args": ("a=1", "honoured"), "train.max_grad_norm": (1.0, "honoured"),
+    "train.lr_scheduler_args": ("a=1", "honoured"), "train.max_grad_norm": (1e-6, "honoured"),
     "save.name": ("snoopy", "honoured"), "save.path": ("there", "honoured"), "logging.use_wandb": (True, "honoured"),
     "logging.run_name": ("r", "honoured"), "logging.verbose": (True, "noted"), "logging.interval": (500, "noted"),
     "logging.prompts": (["a dog"], "noted"), "logging.negative_prompt": ("bad", "noted"), "logging.anchor_prompt": ("dog", "noted"),
@@ -65,12 +73,6 @@ ORIGINAL_KEYS: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-def nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
 def value_of(config: BaseModel, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
@@ -78,19 +80,94 @@ def value_of(config: BaseModel, key: str) -> Any:
     return value
 
 
-@pytest.mark.parametrize("key", [*SEED_KEYS, *ORIGINAL_KEYS])
-def test_each_key_is_honoured_refused_or_answered(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+ANSWERS = SEED_KEYS | ORIGINAL_KEYS
+# What a setting needs beside it, to make a difference.
+BESIDE: dict[str, dict[str, Any]] = {
+    "wandb_project": {"logging.use_wandb": True}, "wandb_run": {"logging.use_wandb": True},
+    "logging.run_name": {"logging.use_wandb": True}, "train.lr_scheduler_power": {"train.lr_scheduler": "polynomial"},
+    "prompt.dynamic_resolution": {"prompt.resolution": 192}, "prompt.dynamic_crops": {"pretrained_model.ckpt_path": "tiny_xl"},
+}  # fmt: skip
+SHORT = {"train.iterations": 4, "train.max_denoising_steps": 3, "train.lr": 1e-2, "train.lr_warmup_steps": 0, "train.optimizer_type": "AdamW"}  # fmt: skip
+Outcome = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@pytest.mark.parametrize("key", ANSWERS)
+def test_each_key_is_kept_refused_or_answered(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.yaml").write_text("- target: dog\n")
-    value, answer = (SEED_KEYS | ORIGINAL_KEYS)[key]
+    value, answer = ANSWERS[key]
     if answer == "refused":
         with pytest.raises(ConfigError, match=key.split(".")[-1] if key.startswith("train") else "unknown setting"):
-            SemipermeableMembraneConfig.parse(nested(key, value))
+            SemipermeableMembraneConfig.parse({}).merged({key: value})
         return
-    config = SemipermeableMembraneConfig.parse(nested(key, value))
+    config = SemipermeableMembraneConfig.parse({}).merged({key: value})
     assert str(value_of(config, key)) == str(value)
     noted = any(re.search(rf"\b{key.split('.')[-1]}\b", note) for note in config.notes())
     assert noted == (answer == "noted")
+    if answer == "checked":
+        with pytest.raises(ConfigError, match=key):
+            config.merged({key: "coco"})
+
+
+@pytest.fixture
+def outcome(
+    tmp_path: Path, tiny: DiffusionModel, tiny_xl: DiffusionModel, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Outcome:  # fmt: skip
+    """``outcome(settings)``: all that can be seen from outside of a short run of the program, but the copy of its settings."""
+    asked: list[Any] = []
+
+    def loaded(name: str, **how: Any) -> DiffusionModel:
+        asked.append((name, how))
+        return tiny_xl if name == "tiny_xl" else tiny
+
+    def started(**run: Any) -> Any:
+        asked.append((run["project"], run["name"]))
+        return SimpleNamespace(log=lambda row: None, finish=lambda: None)
+
+    def contents(path: Path) -> Any:
+        return [(name, str(t.dtype), t.shape, t.numpy().tobytes()) for name, t in sorted(load_file(path).items())]
+
+    monkeypatch.setattr("mu.algorithms.semipermeable_membrane.algorithm.load", loaded)
+    monkeypatch.setattr("mu.core.tracking._configured", lambda: False)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=started))
+
+    def run(settings: dict[str, Any]) -> dict[str, Any]:
+        asked.clear()
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        Path("prompts.yaml").write_text("- target: dog\n")
+        Path("settings.yaml").write_text(SemipermeableMembraneConfig.parse({}).merged(SHORT, settings).to_yaml(comments=False))
+        with pytest.raises(SystemExit) as ended:
+            main(SemipermeableMembraneAlgorithm, ["--config_path", "settings.yaml"])
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        files = {str(path): contents(path) if path.suffix == ".safetensors" else "" for path in sorted(Path().rglob("*"))}
+        level = logging.getLogger("mu").level
+        return {"code": ended.value.code, "told": told, "files": files, "asked": list(asked), "level": level}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def without() -> dict[str, Any]:
+    """Outcomes that several tests compare theirs with, by the settings they are of."""
+    return {}
+
+
+@pytest.mark.parametrize("key", [key for key, (_, answer) in ANSWERS.items() if answer == "honoured"])
+def test_what_is_honoured_makes_a_difference(key: str, outcome: Outcome, without: dict[str, Any]) -> None:
+    beside = BESIDE.get(key, {})
+    base = without[str(beside)] = without.get(str(beside)) or outcome(beside)
+    assert base["code"] == 0
+    assert outcome(beside | {key: ANSWERS[key][0]}) != base
+
+
+def test_control_what_is_not_honoured_makes_none(outcome: Outcome) -> None:
+    """Were a setting read by nothing, this is what the test above would see."""
+    others = {key: value for key, (value, answer) in ANSWERS.items() if answer in ("noted", "checked")}
+    assert len(others) > 20
+    assert outcome(others) == outcome({})
 
 
 def test_the_shipped_file_holds_the_seeds_keys() -> None:
@@ -319,6 +396,17 @@ def test_a_loaded_model_that_contradicts_the_settings_is_refused(tiny: Diffusion
     )
 
 
+def test_v2_is_held_against_the_models_text_width(tiny: DiffusionModel) -> None:
+    unet = {"block_out_channels": [32, 64], "attention_head_dim": [2, 4], "norm_num_groups": 8, "upcast_attention": False}
+    text = {"hidden_size": 1024, "intermediate_size": 32, "num_hidden_layers": 1}
+    v2 = family_member(architectures.stable_diffusion_2(), "sd2", unet=unet, text=text)
+    for model, other in ((tiny, True), (v2, False)):
+        for said in (None, not other):
+            assert SemipermeableMembraneAlgorithm(model=model, pretrained_model={"v2": said}).load_model() is model
+        with pytest.raises(ConfigError, match=rf"v2 is {str(other).lower()}, but the text width of {model.name!r}"):
+            SemipermeableMembraneAlgorithm(model=model, pretrained_model={"v2": other}).load_model()
+
+
 def test_precision_and_device_of_a_loaded_model(
     tiny: DiffusionModel, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -358,39 +446,45 @@ def test_the_run_tells_the_model_that_it_used(tiny: DiffusionModel) -> None:
 
 # -- every field is read ----------------------------------------------------------------------------------------------------
 
-# Read in the settings alone, which answer them with a note or a refusal or turn them into what others read.
-ANSWERED_IN_CONFIGS = {
-    "name_or_path", "ckpt_path", "unet_lr", "text_encoder_lr", "use_xformers", "use_sample", "case_number", "path", "dataset_type",
-    "template", "prompts_file", "prompts", "neutral", "target", "template_name", "inference",
-    "interval", "negative_prompt", "anchor_prompt", "anchor_prompts", "width", "height", "num_inference_steps", "generate_num", "eval_num",
-}  # fmt: skip
+
+class NetworkWithMore(NetworkConfig):
+    lr: float = 1.0
+    """Read by nothing; train.lr is."""
 
 
-def fields(config: type[BaseModel]) -> set[str]:
-    found = set()
-    for name, field in config.model_fields.items():
-        inner = [kind for kind in (field.annotation, *get_args(field.annotation), *(b for a in get_args(field.annotation) for b in get_args(a)))
-                 if isinstance(kind, type) and issubclass(kind, BaseModel)]  # fmt: skip
-        found |= fields(inner[0]) if inner else {name}
-    return found
+class ConfigWithMore(SemipermeableMembraneConfig):
+    network: NetworkWithMore = NetworkWithMore()
 
 
-def test_every_setting_is_read_by_something() -> None:
-    folder = PACKAGE / "algorithms" / "semipermeable_membrane"
-    sources = "\n".join(path.read_text() for path in [*folder.glob("*.py"), *(PACKAGE / "core").glob("*.py")])
-    read = {
-        node.attr
-        for node in ast.walk(ast.parse(sources.replace("from __future__ import annotations", "")))
-        if isinstance(node, ast.Attribute)
-    }
-    read |= set(re.findall(r'getattr\(\w+(?:\.\w+)*, "(\w+)"', sources))
-    names = fields(SemipermeableMembraneConfig)
-    assert len(names) > 50
-    gate = set(GateConfig.model_fields)  # goes into the edit's file as a whole
-    assert GateConfig().to_json().keys() == gate
-    assert not names - read - ANSWERED_IN_CONFIGS - gate
-    own = (folder / "configs" / "__init__.py").read_text()
-    assert all(len(re.findall(rf"\b{name}\b", own)) > 1 for name in ANSWERED_IN_CONFIGS)
+def sections(config: type[BaseModel]) -> set[type[BaseModel]]:
+    """``config`` and the classes of its sections, at any depth."""
+    inner = {kind for field in config.model_fields.values() for kind in (field.annotation, *get_args(field.annotation), *(b for a in get_args(field.annotation) for b in get_args(a)))
+             if isinstance(kind, type) and issubclass(kind, BaseModel)}  # fmt: skip
+    return {config}.union(*map(sections, inner))
+
+
+def test_every_setting_is_read_by_something(tiny: DiffusionModel, outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the method's code while the program runs, section by section. Control: one more setting, which is found."""
+    machinery = str(PACKAGE / "core" / "config.py")  # it reads every setting, to merge and to print them
+    read: set[str] = set()
+
+    def reading(self: BaseConfig, name: str) -> Any:
+        kind = type(self)
+        if name in kind.__pydantic_fields__:
+            caller = sys._getframe(1).f_code.co_filename
+            if caller.startswith(str(PACKAGE)) and caller != machinery:
+                read.add(f"{kind.__name__}.{name}")
+        return BaseModel.__getattribute__(self, name)
+
+    monkeypatch.setattr(BaseConfig, "__getattribute__", reading)
+    monkeypatch.setattr(SemipermeableMembraneAlgorithm, "config_class", ConfigWithMore)
+    several = {"prompt": {"anchors": "vocabulary", "use_template": True}}
+    assert outcome(several)["code"] == 0
+    names = {f"{kind.__name__}.{name}" for kind in sections(ConfigWithMore) - {NetworkConfig} for name in kind.model_fields}
+    assert len(names) > 90
+    gate = {f"GateConfig.{name}" for name in GateConfig().to_json()}  # goes into the edit's file as a whole
+    assert names - read - gate == {"NetworkWithMore.lr", "ConfigWithMore.use_sample"}
+    assert ANSWERS["use_sample"][1] == "noted"  # by whether it was set
 
 
 def test_every_setting_says_what_it_does() -> None:

@@ -78,9 +78,10 @@ class SemipermeableMembraneAlgorithm(Algorithm):
             raise ConfigError(f"SPM edits diffusion models, and {model.name!r} is none")
         if model is self.model:
             self._check_loaded(model)
-        is_v2 = model.unet.config.cross_attention_dim == 1024
-        if wanted.v2 is True and not is_v2:
-            raise ConfigError(f"pretrained_model.v2 is true, but the text width of {model.name!r} is not that of SD 2.x (1024)")
+        width = model.unet.config.cross_attention_dim
+        if wanted.v2 not in (None, width == 1024):
+            said = str(wanted.v2).lower()
+            raise ConfigError(f"pretrained_model.v2 is {said}, but the text width of {model.name!r} is {width} (SD 2.x: 1024)")
         if wanted.v_pred is True and model.prediction_type == "epsilon":
             model = copy.copy(model)  # the model given is its owner's: the copy shares all weights and differs in this alone
             model.prediction_type = "v_prediction"

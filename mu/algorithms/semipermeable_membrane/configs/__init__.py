@@ -254,9 +254,9 @@ class SemipermeableMembraneConfig(BaseConfig):
     use_sample: bool = True
     """Which of two datasets other methods of that package read. SPM reads none."""
     dataset_type: Literal["unlearncanvas", "i2p"] = "unlearncanvas"
-    """Where template_name comes from."""
+    """Where template_name comes from. Checked; no number follows from it."""
     template: Literal["object", "style", "i2p"] = "style"
-    """What kind of concept template_name is."""
+    """What kind of concept template_name is. Checked; no number follows from it."""
     template_name: str = "Abstractionism"
     """The concept, and part of the file's name; underscores stand for spaces in prompts."""
     devices: str = "0"
