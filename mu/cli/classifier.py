@@ -79,13 +79,13 @@ def score(
     from collections import Counter
 
     from mu.cli.output import print_json, print_table
-    from mu.core.seeds import pick_device
+    from mu.core.seeds import loading_on
     from mu.evaluation.classifier import answers, folder_accuracy, pictures_in
     from mu.models import EMBEDDED, quiet_libraries
     from mu.models.judge import Judge
 
-    with quiet_libraries():
-        judge = Judge.open(EMBEDDED.get(model, model), pick_device(device))
+    with quiet_libraries(), loading_on(device) as chosen:
+        judge = Judge.open(EMBEDDED.get(model, model), chosen)
     if concept is not None or (pictures.is_dir() and any(path.is_dir() for path in pictures.iterdir())):
         found = folder_accuracy(judge, pictures, head=head, concept=concept)
         if json:

@@ -57,8 +57,10 @@ def read_yaml(path: Path | str) -> Any:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"config file {path} is no text in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror or error}") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -11,19 +11,44 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mu.core.errors import OutputError
+
+
+@contextmanager
+def writing(place: Path | str) -> Iterator[None]:
+    """What the disk refuses inside the block becomes an `OutputError` that names ``place``, in one wording for all."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write to {place}: {error.strerror or error}") from None
+
+
+def check_writing(path: Path | str) -> None:
+    """`OutputError` where ``path`` could not be written, without a trace on the disk: to be asked before hours of work."""
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise OutputError(f"cannot write to {path}: {folder} is no folder")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"cannot write to {path}: {folder} is read-only")
+
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes ``path`` when the block ends well, and is removed otherwise."""
+    """A temporary path in the same folder that becomes ``path`` when the block ends well, and is removed otherwise.
+
+    Raises `OutputError` where the folder takes no files.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     partial = Path(name)
     try:
         yield partial
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
+        with writing(path):
+            os.chmod(partial, 0o666 & ~_umask())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mu.core.errors import DataError, OutputError
-from mu.core.files import write_json, write_text
+from mu.core.files import write_json, write_text, writing
 from mu.core.scores import Score
 
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
@@ -61,7 +61,7 @@ class RunDirectory:
             raise OutputError(f"{self.folder} already holds {state}: {what}")
         if resume and self.config.exists():
             self.require(config)
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite and not resume:
                 shown = (
@@ -75,8 +75,6 @@ class RunDirectory:
                     stale.unlink(missing_ok=True)
             write_text(self.config, config)
             write_json(self.environment, {"versions": versions(), "platform": platform.platform(), **description})
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.folder}: {error.strerror or error}") from None
 
     def withdraw(self) -> None:
         """Take back what `begin` claimed, where the work ended before anything was made: the folder is free again."""
@@ -138,10 +136,15 @@ class RunDirectory:
         return {column: [Score.from_json(s) for s in scores] for column, scores in _read_json(self.scores).items()}
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: is {path.parent} a run's folder?") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no text in UTF-8") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not JSON (line {error.lineno})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no names and values, but a {type(content).__name__}")
+    return content

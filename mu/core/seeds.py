@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -30,10 +31,24 @@ def pick_device(wanted: str | None = None) -> torch.device:
 
     Without a wish the best that is there. A GPU that is wished for and not there gives one warning and the CPU.
     """
+    with loading_on(wanted) as device:
+        return device
+
+
+@contextmanager
+def loading_on(wanted: str | None = None) -> Iterator[torch.device]:
+    """`pick_device` for a block that loads a model: its warning comes after the block, and not where the model is wrong."""
+    device, notes = _chosen(wanted)
+    yield device
+    for note in notes:
+        log.warning(note)
+
+
+def _chosen(wanted: str | None) -> tuple[torch.device, list[str]]:
     if wanted is None or wanted in ("", "auto"):
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            return torch.device("cuda"), []
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu"), []
     first, *others = [part.strip() for part in str(wanted).split(",") if part.strip()] or ["cpu"]
     name = f"cuda:{first}" if first.isdigit() else first
     try:
@@ -44,13 +59,10 @@ def pick_device(wanted: str | None = None) -> torch.device:
         "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True,
     }  # fmt: skip
     if not there.get(device.type, lambda: False)():
-        log.warning("device %r is not available here: using the CPU", wanted)
-        return torch.device("cpu")
+        return torch.device("cpu"), [f"device {wanted!r} is not available here: using the CPU"]
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"GPU {device.index} does not exist; this machine has {torch.cuda.device_count()}")
-    if others:
-        log.warning("one device does all the work: using %s of %s", device, wanted)
-    return device
+    return device, [f"one device does all the work: using {device} of {wanted}"] if others else []
 
 
 def generator(seed: int) -> torch.Generator:

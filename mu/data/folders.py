@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mu.core.errors import ConfigError, OutputError
-from mu.core.files import atomic_path, write_json, write_text
+from mu.core.files import atomic_path, write_json, write_text, writing
 from mu.data.canvas import IDENTITIES, OBJECTS, SIZE, STYLES, Scene, captions, every_scene, render
 from mu.data.shards import add_member
 
@@ -116,7 +116,7 @@ def _begun(folder: Path, recipe: dict[str, Any], resume: bool) -> Iterator[None]
         if name != "layout" and number < lowest:
             raise ConfigError(f"{name} must be {lowest} or more, not {number}")
     kept, text = folder / RECIPE, json.dumps(recipe) + "\n"
-    try:
+    with writing(folder):
         if folder.exists() and any(folder.iterdir()):
             if not resume:
                 raise OutputError(f"{folder} is not empty: choose another folder, or resume what was begun there")
@@ -126,8 +126,6 @@ def _begun(folder: Path, recipe: dict[str, Any], resume: bool) -> Iterator[None]
                 partial.unlink()
         write_text(kept, text)
         yield
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:

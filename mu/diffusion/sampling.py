@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -55,6 +56,8 @@ def generate_latents(
         raise ConfigError(f"height and width must be multiples of {unit}, got {height}x{width}")
     if steps < 1:
         raise ConfigError(f"at least one denoising step is needed, got {steps}")
+    if not math.isfinite(guidance):
+        raise ConfigError(f"the guidance scale must be a number, not {guidance}")
     batch = batch or max(1, PIXELS_AT_ONCE // (height * width))
     with torch.no_grad():
         ids = model.time_ids(height, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
@@ -39,7 +40,7 @@ class Bank:
         """
         edit.check(self.model)
         if edit.concept() in self.edits:
-            raise EditError(f"{edit.concept()!r} is in the bank already: remove the old edit first")
+            raise EditError(f"there is an edit of {edit.concept()!r} already: leave one of the two out")
         warn_of_other_base(edit, self.model)
         self.edits[edit.concept()], self.strength[edit.concept()] = edit, strength
 
@@ -64,9 +65,12 @@ class Bank:
             raise EditError(f"{concept!r} is not in the bank.{nearest(concept, self.edits)}")
 
     def strengths(self, given: Sequence[float] | None) -> list[float]:
-        """One for each edit that is on; by default its own. `EditError` for another count."""
+        """One for each edit that is on; by default its own. `EditError` for another count, and for what is no finite number."""
         if given is not None and len(given) != len(self.on):
             raise EditError(f"{len(self.on)} edits are on, but {len(given)} strengths were given")
+        for each in given or ():
+            if not math.isfinite(each):
+                raise EditError(f"an edit's strength must be a number, not {each}")
         return [self.strength[edit.concept()] for edit in self.on] if given is None else [float(each) for each in given]
 
     @property

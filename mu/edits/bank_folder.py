@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, EditError, OutputError, nearest
-from mu.core.files import slug, write_json
+from mu.core.files import check_writing, slug, write_json, writing
 from mu.core.run import versions
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class BankFolder:
             if isinstance(content.get("format"), int) and content["format"] > FORMAT:
                 raise EditError(f"{self.json} has format {content['format']}, newer than this mu knows ({FORMAT}): upgrade mu")
             state = BankState.parse(content)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise EditError(
                 f"{self.folder} holds no bank.json: name a bank's folder, or make one with `mu bank add EDIT`"
             ) from None
@@ -114,6 +114,7 @@ class BankFolder:
         for concept in concepts:
             if concept in known:
                 raise EditError(f"{concept!r} is in the bank {self.folder} already: remove the old edit first")
+        check_writing(self.json)
 
     def _claimable(self) -> list[str]:
         if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
@@ -337,10 +338,8 @@ class BankFolder:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        try:
+        with writing(self.folder):
             yield
-        except OSError as error:
-            raise OutputError(f"cannot write to the bank {self.folder}: {error.strerror or error}") from None
 
 
 def _base(model: EditableModel) -> dict[str, str]:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from mu.core.errors import EditError, OutputError
-from mu.core.files import atomic_path
+from mu.core.files import atomic_path, writing
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
 from mu.edits.files import edit_metadata, write_tensors
 from mu.edits.low_rank import Factors, LowRankEdit
+from mu.models import quiet_libraries
 from mu.models.diffusion import DiffusionModel
 
 _KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
@@ -88,7 +89,8 @@ def _diffusers(model: DiffusionModel, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
-        model.pipeline.save_pretrained(partial)
+        with quiet_libraries():
+            model.pipeline.save_pretrained(partial)
         partial.chmod(0o755)
         if path.is_dir():
             shutil.rmtree(path)
@@ -142,12 +144,10 @@ def export(
         raise OutputError(f"{path} exists already: choose another path or pass --overwrite")
     if path.is_dir() and not (form == "diffusers" and (path / "model_index.json").exists()):
         raise OutputError(f"{path} is a folder that holds no diffusers model: it is not replaced, choose another path")
-    try:
+    with writing(path):
         if form in _LORA:
             _LORA[form](joined(bank, strengths), model, path)
         else:
             with shifted(model, bank.deltas(strengths)):
                 _MERGED[form](model, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
     return path

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mu.core.errors import EditError, OutputError
-from mu.core.files import atomic_path
+from mu.core.files import atomic_path, writing
 from mu.edits.edit import FORMAT, Edit, EditInfo
 from mu.edits.low_rank import Factors, LowRankEdit
 from mu.edits.weights import WeightEdit
@@ -38,12 +38,12 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
     if Path(path).suffix != ".safetensors":
         raise OutputError(f"{path}: edits are saved as .safetensors")
     try:
-        with atomic_path(path) as partial:
+        with writing(path), atomic_path(path) as partial:
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             safetensors.torch.save_file(contiguous, partial, metadata=dict(metadata))
             _sort_metadata(partial)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    except SafetensorError as error:
+        raise OutputError(f"cannot write to {path}: {error}") from None
 
 
 def _sort_metadata(path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mu.core.errors import DataError, EditError, OutputError
+from mu.core.files import check_writing
 from mu.core.run import versions
 from mu.data.pairs import spaced
 from mu.edits.edit import described, is_base
@@ -61,6 +62,7 @@ def refuse(path: Path | str, *, overwrite: bool = False) -> None:
         raise OutputError(f"{path}: gradients are saved as .safetensors")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists: choose another name, or pass --overwrite")
+    check_writing(path)
 
 
 def write_gradients(path: Path | str, gradients: Mapping[str, Tensor], info: GradientInfo, *, overwrite: bool = False) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mu.core import loop, seeds
 from mu.core.errors import ConfigError, DataError, OutputError, nearest
-from mu.core.files import write_json
+from mu.core.files import write_json, writing
 from mu.core.scores import Score
 from mu.evaluation.pictures import read_pictures
 from mu.models import quiet_libraries
@@ -88,10 +88,8 @@ def train_classifier(
     record = out / "training.json"
     if (finished := _claim(out, record, told, resume=resume, overwrite=overwrite)) is not None:
         return finished
-    with quiet_libraries():
-        judge = Judge.new(
-            recipe.head, list(shown), recipe.backbone, size=recipe.size, seed=recipe.seed, device=seeds.pick_device(device)
-        )
+    with quiet_libraries(), seeds.loading_on(device) as chosen:
+        judge = Judge.new(recipe.head, list(shown), recipe.backbone, size=recipe.size, seed=recipe.seed, device=chosen)
     best = _Best()
     _fit(judge, shown, asked, recipe, best, out / "training.pt")
     judge.model.load_state_dict(best.weights)
@@ -246,10 +244,8 @@ def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overw
         return Score.from_json(score) if score else None
     if not record.exists() and out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out} holds something else: choose another folder")
-    for stale in (out / "config.json", out / "training.pt"):
-        stale.unlink(missing_ok=True)
-    try:
-        write_json(record, told)
-    except OSError as error:
-        raise OutputError(f"cannot write to {out}: {error.strerror or error}") from None
+    with writing(out):
+        for stale in (out / "config.json", out / "training.pt"):
+            stale.unlink(missing_ok=True)
+    write_json(record, told)
     return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mu.core.errors import ConfigError, ModelError, nearest
+from mu.core.files import check_writing
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.edits.edit import Edit
@@ -57,6 +58,8 @@ def evaluate(
     for name in given:
         if name != chosen.option:
             raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    edit.check(model)
+    check_writing(run.scores)
     module, _, function = chosen.place.partition(":")
     table = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
     run.write_scores(table)

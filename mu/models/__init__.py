@@ -48,9 +48,16 @@ def load(
     """
     from mu.core import seeds
 
-    place = EMBEDDED.get(str(name), Path(name))
     wanted = None if device is None else str(device)
-    placed: dict[str, Any] = {"device": seeds.pick_device(wanted), "precision": seeds.precision(precision)}
+    with seeds.loading_on(wanted) as chosen:
+        placed = {"device": chosen, "precision": seeds.precision(precision)}
+        return _read(name, placed, clip_skip, prediction_type, compat_gelu)
+
+
+def _read(
+    name: str | Path, placed: dict[str, Any], clip_skip: int, prediction_type: str | None, compat_gelu: str | None
+) -> DiffusionModel | ClipModel | VisionLanguageModel:
+    place = EMBEDDED.get(str(name), Path(name))
     if compat_gelu not in (None, *GELUS):
         raise ConfigError(f"compat_gelu cannot be {compat_gelu!r}: choose {' or '.join(GELUS)}")
     tensors = None

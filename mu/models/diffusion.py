@@ -218,7 +218,10 @@ class DiffusionModel:
                 f"the scheduler of {self.name!r} ends in pure noise (rescale_betas_zero_snr), where a prediction of the noise says "
                 f"nothing: set rescale_betas_zero_snr to false in its scheduler_config.json"
             )
-        scheduler.set_timesteps(steps, device=self.device)
+        try:
+            scheduler.set_timesteps(steps, device=self.device)
+        except ValueError as error:  # more steps than the model was trained on
+            raise ConfigError(f"{steps} denoising steps are not possible with {self.name!r}: {error}") from None
         return scheduler
 
     # -- pictures -------------------------------------------------------------------------------------------------------

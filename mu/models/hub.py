@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from mu.core.errors import ModelError, nearest
-from mu.models import EMBEDDED, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG
+from mu.models import EMBEDDED, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, SINGLE_FILES, TRANSFORMERS_CONFIG
 
 
 def hub_folder(name: str) -> Path | None:
@@ -20,6 +20,8 @@ def hub_folder(name: str) -> Path | None:
     Raises `ModelError` for a name that is no hub id, and for what is neither cached nor to be had.
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        if Path(name).is_file():
+            raise ModelError(f"{name!r} is no model: a file of weights ends in {', '.join(sorted(SINGLE_FILES))}")
         what = "does not exist" if ("/" in name or "\\" in name) else "is no model, file or folder that exists here"
         raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")
     try:

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForImageClassification, CLIPImageP
 from transformers.image_processing_base import ImageProcessingMixin
 from typing_extensions import Self
 
-from mu.core.errors import ModelError, OutputError
+from mu.core.errors import ModelError
+from mu.core.files import writing
 from mu.models import EMBEDDED
 from mu.models.clip import prepare
 
@@ -49,7 +50,10 @@ class Judge:
             model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except Exception as error:
-            raise ModelError(f"the judge in {folder} cannot be read ({str(error).splitlines()[0][:200]})") from None
+            reason = str(error).splitlines()[0][:200]
+            raise ModelError(
+                f"no classifier can be read from {str(folder)!r} ({reason}): name a folder, a hub id in the local cache, or canvas-judge"
+            ) from None
         return cls(model, processor, device)
 
     @classmethod
@@ -78,7 +82,7 @@ class Judge:
 
         What else lies in ``folder`` stays. Raises `OutputError` where it cannot be written.
         """
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(dir=folder, prefix=".model-"))
             try:
@@ -90,8 +94,6 @@ class Judge:
                     path.replace(folder / path.name)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        except OSError as error:
-            raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from None
 
     def inputs(self, pictures: Tensor) -> Tensor:
         """Pictures (b, 3, H, W) in 0..1 -> what the network takes."""

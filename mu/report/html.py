@@ -28,8 +28,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from mu.core.errors import DataError, OutputError
-from mu.core.files import atomic_path, write_text
+from mu.core.errors import DataError
+from mu.core.files import atomic_path, write_text, writing
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.report.figures import Picture, Point, embedded, line_chart, picture, short
@@ -98,13 +98,11 @@ def write_report(run: RunDirectory | Sequence[RunDirectory], path: Path | str | 
     )
     template = environment.get_template("template.html")
     text = template.render(page=pages[0], pages=pages, comparison=comparison, roles=ROLES, shown=PAIRS_SHOWN)
-    try:
+    with writing(path):
         write_text(path, text.lstrip())
         for plot in pages[0].plots if comparison is None else ():
             with atomic_path(Path(path).with_name(plot.file)) as partial:
                 partial.write_bytes(plot.png)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
     return Path(path)
 
 

@@ -117,6 +117,8 @@ def _scores(run: RunDirectory) -> dict[str, dict[tuple[str, str], Score]]:
         table = run.read_scores()
     except (TypeError, AttributeError):
         raise DataError(f"{run.scores} is not a table of scores: make it again with mu evaluate") from None
+    if not run.folder.is_dir():
+        raise DataError(f"{run.folder} is no run's folder")
     if not table:
         raise DataError(f"{run.folder} has no scores: run mu evaluate {run.folder}")
     return {column: {(score.name, score.protocol): score for score in scores} for column, scores in table.items()}

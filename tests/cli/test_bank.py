@@ -164,7 +164,7 @@ BAD_INPUT = {
     "remove what is not there": ("remove neon sta --bank {bank}", "Did you mean 'star'?"),
     "nothing to restore": ("restore --bank {bank}", "CONCEPT"),
     "there already": ("add {edits}/neon.safetensors --bank {bank}", "is in the bank"),
-    "twice at once": ("add {edits}/else.safetensors {edits}/else.safetensors --bank {bank}", "is in the bank already"),
+    "twice at once": ("add {edits}/else.safetensors {edits}/else.safetensors --bank {bank}", "an edit of 'else' already"),
     "missing edit": ("add {tmp}/none.safetensors --bank {bank}", "does not exist"),
     "truncated edit": ("add {tmp}/cut.safetensors --bank {bank}", "is damaged"),
     "unknown model": ("add {edits}/else.safetensors --bank {bank} --model canvs", "Did you mean 'canvas'?"),
