@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mu.cli.options import Device, Json, Overwrite
+
+if TYPE_CHECKING:
+    from mu.edits.bank_folder import BankFolder
+    from mu.models.loading import FoundOn
+    from mu.models.parameters import EditableModel
 
 app = typer.Typer(
     name="bank", help="Keep the edits of a model in a folder: erase, restore, merge any of them.", no_args_is_help=False
@@ -45,14 +51,13 @@ def add(
     from mu.core.script import show_log
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
-    from mu.models import load
 
     show_log()
     folder = BankFolder(bank)
     opened = [open_edit(each) for each in edits]
     folder.refuse(edit.concept() for edit in opened)
-    base = model or (folder.read().base if folder.json.exists() else opened[0].info.base or "canvas")
-    folder.add(load(base, device=device), *opened, strength=strength, reason=reason)
+    known: Any = [folder.read()] if folder.json.exists() else [edit.info for edit in opened]
+    folder.add(_loaded(model or known[0].base or "canvas", known, device), *opened, strength=strength, reason=reason)
     _show(bank, json)
 
 
@@ -115,11 +120,10 @@ def check(
     from mu.cli.output import print_json, print_table
     from mu.core.script import show_log
     from mu.edits.bank_folder import BankFolder
-    from mu.models import load
 
     show_log()
     folder = BankFolder(bank)
-    found = folder.check(load(model or folder.read().base, device=device), tolerance)
+    found = folder.check(_base(folder, model, device), tolerance)
     leaking = [leak for leak in found if leak.leaking]
     if json:
         print_json([leak.to_json() for leak in found])
@@ -154,12 +158,10 @@ def merge(
     from mu.cli.output import print_json
     from mu.core.script import show_log
     from mu.edits.bank_folder import BankFolder
-    from mu.models import load
 
     show_log()
     folder = BankFolder(bank)
-    base = load(model or folder.read().base, device=device)
-    done = folder.merge(base, out, form, only=only or None, overwrite=overwrite, reason=reason)
+    done = folder.merge(_base(folder, model, device), out, form, only=only or None, overwrite=overwrite, reason=reason)
     if json:
         print_json(done)
     else:
@@ -183,6 +185,18 @@ def log_(bank: Folder, json: Json = False) -> None:
         return
     cells = [[row["time"], row["verb"], ", ".join(edit["concept"] for edit in row["edits"]), row["reason"]] for row in rows]
     print_table(["time", "verb", "concepts", "reason"], cells)
+
+
+def _base(folder: BankFolder, model: str | None, device: str | None) -> EditableModel:
+    state = folder.read()
+    return _loaded(model or state.base, [state], device)
+
+
+def _loaded(name: str, found: Iterable[FoundOn], device: str | None) -> EditableModel:
+    from mu.models import load
+    from mu.models.loading import loading
+
+    return load(name, device=device, **loading(name, found, clip_skip=None, prediction_type=None))
 
 
 def _show(bank: Path, json: bool) -> None:

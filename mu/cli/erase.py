@@ -50,6 +50,7 @@ def erase(
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.models import load
+    from mu.models.loading import loading
     from mu.report import write_report
 
     show_log()
@@ -81,7 +82,8 @@ def erase(
     run = work.run(resume=resume, overwrite=overwrite)
     edited: Any = work.model
     if edited is None and (bank or pictures):
-        edited = load(run.read_environment().get("model") or "canvas", device=device)
+        name = run.read_environment().get("model") or "canvas"
+        edited = load(name, device=device, **loading(name, [open_edit(run.edit).info], clip_skip=None, prediction_type=None))
     if bank:
         folder, added = BankFolder(bank), cast("Sequence[Edit]", work.separate(open_edit(run.edit)))
         older = [*folder.open(edited).edits.values()] if folder.json.exists() else []

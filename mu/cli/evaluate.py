@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mu.cli.options import Device, Json, Precision, RunFolder, whole_numbers
+from mu.cli.options import ClipSkip, Device, Json, Precision, PredictionType, RunFolder, whole_numbers
 
 
 def evaluate(
@@ -30,6 +30,8 @@ def evaluate(
     ] = None,
     device: Device = None,
     precision: Precision = "float32",
+    clip_skip: ClipSkip = None,
+    prediction_type: PredictionType = None,
     json: Json = False,
 ) -> None:
     """Measure a run: what left, what stayed. Writes scores.json and the report anew.
@@ -43,13 +45,15 @@ def evaluate(
     from mu.evaluation.suites import evaluate as measured
     from mu.evaluation.suites import suite_for
     from mu.models import load
+    from mu.models.loading import loading
     from mu.report import write_report
 
     show_log()
     chosen, numbers = RunDirectory(run), whole_numbers(seeds, "--seeds")
     edit = open_edit(chosen.edit)
     name = model or chosen.read_environment().get("model") or "canvas"
-    base = load(name, device=device, precision=precision)
+    how = loading(name, [edit.info], clip_skip=clip_skip, prediction_type=prediction_type)
+    base = load(name, device=device, precision=precision, **how)
     table = measured(
         chosen, suite or suite_for(base), base, edit, seeds=numbers, base_answers=base_answers, data=data or []
     )  # fmt: skip

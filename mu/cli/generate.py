@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mu.cli.options import Device, Overwrite, Precision, Resume
+from mu.cli.options import ClipSkip, Device, Overwrite, Precision, PredictionType, Resume
 from mu.core.errors import ConfigError
 
 
@@ -51,6 +51,8 @@ def generate(
     resume: Resume = False,
     device: Device = None,
     precision: Precision = "float32",
+    clip_skip: ClipSkip = None,
+    prediction_type: PredictionType = None,
 ) -> None:
     """Make pictures from prompts, with any number of edits on.
 
@@ -66,6 +68,7 @@ def generate(
     from mu.edits.gates import FacilitatedTransport, FixedStrength
     from mu.evaluation.pictures import PictureRow, write_pictures
     from mu.models import load_diffusion
+    from mu.models.loading import loading
 
     show_log()
     if bool(prompt) == bool(prompts):
@@ -85,7 +88,10 @@ def generate(
     pixels = _size(size) if size else None
     edits = [open_edit(each) for each in edit or ()]
     kept = BankFolder(bank) if bank else None
-    painter = load_diffusion(model or (kept.read().base if kept else "canvas"), device=device, precision=precision)
+    found = [kept.read()] if kept else [each.info for each in edits]
+    name = model or (found[0].base if kept else "canvas")
+    how = loading(name, found, clip_skip=clip_skip, prediction_type=prediction_type)
+    painter = load_diffusion(name, device=device, precision=precision, **how)
     put_on = kept.open(painter) if kept else Bank(painter, edits)
     passes = {
         GateChoice.file: None,
@@ -106,6 +112,6 @@ def generate(
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise ConfigError(f"--size takes height x width in pixels, like 512x768, not {text!r}")
     return int(height), int(width)

@@ -35,6 +35,7 @@ def info(
         "method": about.method,
         "kind": type(opened).__name__,
         "base": about.base or "not noted",
+        "loaded with": ", ".join(f"{name} {value}" for name, value in about.loading.items()) or "not noted",
         "fingerprint": about.fingerprint or "not noted",
         "gate": ", ".join(f"{name} {value}" for name, value in about.gate.items()) or "none",
         "protects": ", ".join(about.protects) or "none",

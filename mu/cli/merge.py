@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mu.cli.options import Device, Model, Overwrite
+from mu.cli.options import Device, Model, Overwrite, PredictionType
 
 
 def merge(
@@ -24,17 +24,24 @@ def merge(
     strength: Annotated[list[float] | None, typer.Option(help="One for each edit, in order. Default: 1.")] = None,
     overwrite: Overwrite = False,
     device: Device = None,
+    prediction_type: PredictionType = None,
 ) -> None:
     """Write edits for other tools: as one LoRA, or merged into the model.
 
     Example: mu merge outputs/neon outputs/star --format diffusers --out outputs/merged
     """
+    from mu.core.errors import ConfigError
     from mu.core.script import show_log
     from mu.edits.bank import Bank
     from mu.edits.export import export
     from mu.edits.files import open_edit
     from mu.models import load_diffusion
+    from mu.models.loading import loading
 
     show_log()
+    if prediction_type and form != "diffusers":
+        raise ConfigError("--prediction-type belongs to --format diffusers: other formats do not say what the UNet predicts")
     opened = [open_edit(each) for each in edits]
-    print(export(Bank(load_diffusion(model, device=device), opened), out, form, strengths=strength, overwrite=overwrite))
+    how = loading(model, [edit.info for edit in opened], prediction_type=prediction_type) if form == "diffusers" else {}
+    base = load_diffusion(model, device=device, **how)
+    print(export(Bank(base, opened), out, form, strengths=strength, overwrite=overwrite))

@@ -12,6 +12,16 @@ from mu.core.errors import ConfigError
 Model = Annotated[str, typer.Option(help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or GPU numbers like 0. Default: the best there is.")]
 Precision = Annotated[str, typer.Option(help="What the model computes in: float32, float16 or bfloat16.")]
+ClipSkip = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="The text encoder's hidden state so many layers from the end. Default: as the edits note of it, else 1."
+    ),
+]
+PredictionType = Annotated[
+    str | None,
+    typer.Option(help="What the UNet predicts: epsilon, v_prediction, sample. Default: as the edits note, or the model says."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted there.")]

@@ -20,6 +20,7 @@ from mu.edits.erasure import Erasure
 from mu.edits.tuning import RunningGradients, Tuning, tuned
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
+from mu.models.loading import LoadingConfig
 
 Step = Callable[[Tuning, int, torch.Generator], Mapping[str, Tensor]]
 """``step(tuning, i, generator)``: the losses of step i, ``"loss"`` among them; all its random numbers come from ``generator``."""
@@ -54,6 +55,8 @@ class ErasureConfig(BaseConfig):
     """The model: ``canvas``, a hub id, a diffusers folder, or a single CompVis .safetensors/.ckpt file."""
     concepts: list[str] = Field(["Van Gogh"], min_length=1)
     """What is erased, as words of a prompt; several go into one edit."""
+    loading: LoadingConfig = LoadingConfig()
+    """How a diffusion model is loaded, where its files do not say it."""
     devices: str = "auto"
     """GPU numbers (the first does the work), or cpu, mps, auto."""
     train: ComputeConfig = ComputeConfig()
@@ -113,10 +116,13 @@ class WeightErasure(Erasure):
         """The model that the settings name, or the one given; settings that contradict that one are refused, or told."""
         config = self.config
         if self.model is None:
-            self.model = load_diffusion(config.model, device=config.devices, precision=config.train.precision)
+            self.model = load_diffusion(
+                config.model, device=config.devices, precision=config.train.precision, **config.loading.model_dump()
+            )
         elif not isinstance(self.model, DiffusionModel):
             raise ConfigError(f"{self.name} edits diffusion models, and {self.model.name!r} is none")
         else:
+            config.loading.check(self.model)
             set_, train_set = config.model_fields_set, config.train.model_fields_set
             check_placed(
                 self.model,

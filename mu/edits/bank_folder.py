@@ -65,6 +65,7 @@ class BankState(BaseConfig):
     format: int = FORMAT
     base: str
     fingerprint: str
+    loading: dict[str, Any] = {}
     edits: list[BankEntry] = []
 
     def entry(self, concept: str) -> BankEntry:
@@ -268,7 +269,7 @@ class BankFolder:
         write_json(self.json, state.model_dump(mode="json"))
 
     def _note(
-        self, base: Mapping[str, str], verb: str, entries: Sequence[BankEntry], reason: str, **more: str
+        self, base: Mapping[str, Any], verb: str, entries: Sequence[BankEntry], reason: str, **more: str
     ) -> dict[str, Any]:
         """One more line of the log, on the disk when this returns."""
         edits = [entry.model_dump(mode="json", include={"concept", "sha256", "strength"}) for entry in entries]
@@ -342,16 +343,16 @@ class BankFolder:
             yield
 
 
-def _base(model: EditableModel) -> dict[str, str]:
-    """``base`` and ``fingerprint`` of the whole model."""
+def _base(model: EditableModel) -> dict[str, Any]:
+    """``base``, ``fingerprint`` and ``loading`` of the whole model."""
     from mu.edits.edit import described
     from mu.models.parameters import select
 
     return described(model, list(select(model, "*")))
 
 
-def _told(state: BankState) -> dict[str, str]:
-    return {"base": state.base, "fingerprint": state.fingerprint}
+def _told(state: BankState) -> dict[str, Any]:
+    return state.model_dump(include={"base", "fingerprint", "loading"})
 
 
 def sha256(path: Path) -> str:

@@ -29,6 +29,8 @@ class EditInfo:
     concepts: tuple[str, ...]
     base: str = ""
     fingerprint: str = ""
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    """How a diffusion model was loaded: see `mu.models.loading`."""
     gate: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     protects: tuple[str, ...] = ()
@@ -106,9 +108,10 @@ def shifted(model: EditableModel, shifts: Mapping[str, Tensor]) -> Iterator[None
                     delattr(parameter, BEFORE_EDITS)
 
 
-def described(model: EditableModel, parameters: list[str]) -> dict[str, str]:
-    """``base`` and ``fingerprint`` for an `EditInfo` of an edit found on ``model``."""
-    return {"base": model.name, "fingerprint": " ".join(_fingerprints(model, parameters))}
+def described(model: EditableModel, parameters: list[str]) -> dict[str, Any]:
+    """``base``, ``fingerprint`` and ``loading`` for an `EditInfo` of an edit found on ``model``."""
+    prints = " ".join(_fingerprints(model, parameters))
+    return {"base": model.name, "fingerprint": prints, "loading": getattr(model, "loading", {})}
 
 
 def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
@@ -122,6 +125,12 @@ def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
             "the edit of %r was found on other weights (%r) than those of %r%s", edit.concept(), edit.info.base, model.name,
             ", or on the same in another half precision" if half else "",
         )  # fmt: skip
+    for option, found in getattr(model, "loading", {}).items():
+        if edit.info.loading.get(option, found) != found:
+            log.warning(
+                "the edit of %r was found with %s %s, and %r is loaded with %s", edit.concept(), option, edit.info.loading[option],
+                model.name, found,
+            )  # fmt: skip
 
 
 def is_base(model: EditableModel, parameters: list[str], known: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mu.core.errors import ConfigError, ModelError
+from mu.core.errors import ConfigError, ModelError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ OPEN_CLIP, OPEN_CLIP_CONFIG = "open_clip:", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 PIPELINE, TRANSFORMERS_CONFIG = "model_index.json", "config.json"
 GELUS = ("gelu", "quick_gelu")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def load(
@@ -41,7 +42,8 @@ def load(
 ) -> DiffusionModel | ClipModel | VisionLanguageModel:
     """The model called ``name``, ready for edits.
 
-    ``prediction_type`` (``epsilon``, ``v_prediction``) is for single SD 2.x files, which do not say what they predict.
+    ``clip_skip`` and ``prediction_type`` (``epsilon``, ``v_prediction``, ``sample``) are for diffusion models: which hidden state
+    of the text encoder is used, from the end, and what the UNet predicts; single SD 2.x files do not say it.
     ``compat_gelu`` (``gelu``, ``quick_gelu``) is for models of open_clip: the activation to run them with, where it shall not
     be the one they were trained with. Raises `ModelError` in one line for a model that is unknown, missing, corrupt or
     cannot be downloaded. Code from a model's folder is never run.
@@ -60,9 +62,11 @@ def _read(
     place = EMBEDDED.get(str(name), Path(name))
     if compat_gelu not in (None, *GELUS):
         raise ConfigError(f"compat_gelu cannot be {compat_gelu!r}: choose {' or '.join(GELUS)}")
+    if prediction_type not in (None, *PREDICTIONS):
+        raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
     tensors = None
     by_tag = str(name).startswith(OPEN_CLIP)
-    if place.suffix.lower() in SINGLE_FILES and not place.is_dir() and not by_tag:
+    if is_single_file(name):
         from mu.models.checkpoint import read_state_dict
 
         tensors = read_state_dict(place)
@@ -70,7 +74,12 @@ def _read(
         from mu.models.hub import hub_folder
 
         place = hub_folder(str(name)) or place
-    if by_tag or _holds_open_clip(place, tensors):
+    is_open_clip = by_tag or _holds_open_clip(place, tensors)
+    if is_open_clip or (place.is_dir() and not (place / PIPELINE).exists()):
+        for option, value in (("clip_skip", clip_skip if clip_skip != 1 else None), ("prediction_type", prediction_type)):
+            if value is not None:
+                raise ConfigError(f"{option} is for diffusion models, and {str(name)!r} is none: leave it out")
+    if is_open_clip:
         return _load_open_clip(place, str(name), tensors, compat_gelu, placed)
     if compat_gelu is not None:
         raise ConfigError(f"compat_gelu is for models of open_clip, and {str(name)!r} is none: leave it out")
@@ -85,7 +94,15 @@ def _read(
             pipeline = load_single_file(place, prediction_type=prediction_type, tensors=tensors)
         else:
             pipeline = _pipeline(place, str(name))
+            if prediction_type is not None:
+                pipeline.scheduler.register_to_config(prediction_type=prediction_type)
         return DiffusionModel(pipeline, str(name), clip_skip=clip_skip, **placed)
+
+
+def is_single_file(name: str | Path) -> bool:
+    """Whether ``name`` is that of a file of weights, which says nothing of how they are used."""
+    place = Path(name)
+    return place.suffix.lower() in SINGLE_FILES and not place.is_dir() and not str(name).startswith(OPEN_CLIP)
 
 
 def load_diffusion(name: str | Path, **options: Any) -> DiffusionModel:
@@ -178,4 +195,4 @@ def quiet_libraries() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-__all__ = ["EMBEDDED", "WEIGHTS", "load", "load_diffusion", "quiet_libraries"]
+__all__ = ["EMBEDDED", "WEIGHTS", "is_single_file", "load", "load_diffusion", "quiet_libraries"]

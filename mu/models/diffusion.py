@@ -91,6 +91,11 @@ class DiffusionModel:
         self.alphas_cumprod: Tensor = training.alphas_cumprod.to(self.device)
         self.prediction_type: str = pipeline.scheduler.config.get("prediction_type", "epsilon")
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `mu.models.load` is to be told beside the name to give this model again: its numbers depend on it."""
+        return {"clip_skip": self.clip_skip, "prediction_type": self.prediction_type}
+
     # -- shapes ---------------------------------------------------------------------------------------------------------
 
     @property

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from mu.core.errors import ConfigError, ModelError, nearest
-from mu.models import architectures, names, quiet_libraries
+from mu.models import PREDICTIONS, architectures, names, quiet_libraries
 from mu.models.checkpoint import read_state_dict
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 Configs = Mapping[str, Mapping[str, Any]]
 
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # open_clip's towers were trained with zeros after the text. As in the published diffusers folders, "!" is token 0.
 _PAD = {("sd1", "tokenizer"): END, ("sd2", "tokenizer"): "!", ("sdxl", "tokenizer"): END, ("sdxl", "tokenizer_2"): "!"}
 _CLIP = "openai/clip-vit-large-patch14"
@@ -53,8 +52,8 @@ def load_single_file(
     Raises `ModelError` for a file that cannot be read, is no Stable Diffusion checkpoint or of another size than its
     config says, and where no tokenizer can be found.
     """
-    if prediction_type not in (None, *_PREDICTIONS):
-        raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, _PREDICTIONS)}")
+    if prediction_type not in (None, *PREDICTIONS):
+        raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
     path = Path(path)
     tensors = _with_text_model(read_state_dict(path) if tensors is None else tensors)
     family = _family(tensors, path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from mu.models import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +63,29 @@ BAD_INPUT = {
     "unknown layout": ("canvas render coco {tmp}/c", "'celeba'"),
     "full folder": ("canvas render celeba {tmp}", "is not empty"),
     "negative seed": ("canvas render celeba {tmp}/new --seed -1", "seed must be 0 or more"),
+    "model that is a text": ("generate --prompt x --model {tmp}/words.csv", "is no model: a file of weights ends in"),
+    "settings in a folder": ("erase spm --config {tmp}", "cannot be read: Is a directory"),
+    "size of nothing": ("generate --prompt x --model {tiny} --size 0x64", "512x768"),
+    "more steps than there are": ("generate --prompt x --model {tiny} --steps 2000 --out {tmp}/p", "2000 denoising steps"),
+    "strength that is no number": (
+        "merge {run} --model {tiny} --format kohya --strength nan --out {tmp}/x.safetensors",
+        "not nan",
+    ),
+    "guidance that is no number": ("generate --prompt x --model {tiny} --guidance nan --out {tmp}/p", "not nan"),
+    "pictures into a file": ("generate --prompt x --model {tiny} --out {tmp}/words.csv", "cannot write to {tmp}/words.csv"),
+    "the same edit twice": (
+        "merge {run} {run} --model {tiny} --format kohya --out {tmp}/x.safetensors",
+        "leave one of the two out",
+    ),
+    "damaged records": ("evaluate {tmp}/odd", "environment.json holds no names and values"),
+    "bank that is a file": ("bank list --bank {tmp}/words.csv", "holds no bank.json"),
+    "compare without a run": ("compare {tmp}/none", "is no run's folder"),
+    "gradients into a file": ("gradients --retain canvas --out {tmp}/words.csv/x.safetensors", "words.csv is no folder"),
+    "classifier into a file": (
+        "classifier train --train {tmp}/sets --eval {tmp}/sets --out {tmp}/words.csv",
+        "cannot write to",
+    ),
+    "classifier that is none": ("classifier score {tmp}/sets {tmp}/sets", "no classifier can be read from"),
     "unknown verb": ("eras spm", "No such command 'eras'"),
     "unknown option": ("--loud", "See: mu --help"),
 }
@@ -66,7 +95,12 @@ BAD_INPUT = {
 def places(tmp_path: Path, tiny_folder: Path, finished: Path) -> dict[str, Path]:
     (tmp_path / "cut.safetensors").write_bytes((finished / "edit.safetensors").read_bytes()[:300])
     (tmp_path / "words.csv").write_text("words,seed\nneon star,1\n", encoding="utf-8")
-    (tmp_path / "pictures").mkdir()
+    for name in ("pictures", "odd", "sets/star", "sets/fish"):
+        (tmp_path / name).mkdir(parents=True)
+    shutil.copy(finished / "edit.safetensors", tmp_path / "odd")
+    (tmp_path / "odd" / "environment.json").write_text("[]", encoding="utf-8")
+    for name in ("star", "fish"):
+        (tmp_path / "sets" / name / "0.png").write_bytes(b"a picture")
     (tmp_path / "pictures" / "0_0.png").write_bytes(b"kept")
     return {"tmp": tmp_path, "tiny": tiny_folder, "run": finished}
 
@@ -76,7 +110,7 @@ def test_bad_input_is_one_line(typed: str, told: str, places: dict[str, Path], c
     ended = cli(*(word.format(**places) for word in typed.split(" ") if word))
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert ended.exit_code == 2, ended.output
-    assert len(errors) == 1 and told in errors[0], ended.stderr
+    assert len(errors) == 1 and told.format(**places) in errors[0], ended.stderr
     assert "Traceback" not in ended.output
     assert ended.stderr.endswith(errors[0] + "\n") and ended.stdout == ""
 
@@ -86,6 +120,75 @@ def test_what_was_refused_is_untouched(places: dict[str, Path], cli: Any) -> Non
     cli("generate", "--prompt", "x", "--model", places["tiny"], "--out", kept.parent)
     assert kept.read_bytes() == b"kept"
     assert [path.name for path in kept.parent.iterdir()] == ["0_0.png"]
+
+
+TRAIN = "--train {tmp}/sets --eval {tmp}/sets"
+# What is typed where `{out}` is a place that takes no files.
+WRITING = {
+    "generate": "generate --prompt x --model {tiny} --steps 1 --out {out}",
+    "one LoRA": "merge {run} --model {tiny} --format kohya --out {out}/x.safetensors",
+    "merged folder": "merge {run} --model {tiny} --format diffusers --out {out}/x",
+    "merged file": "merge {run} --model {tiny} --format unet --out {out}/x.ckpt",
+    "erase": "erase spm --concept x --model {tiny} --preset canvas --out {out}",
+    "report": "report {run} --out {out}/x.html",
+    "bank": "bank add {run} --model {tiny} --bank {out}",
+    "forget set": "data forget-set --name x --model {tiny} --steps 1 --n-imgs 1 --out {out}",
+    "render": "canvas render celeba {out} --n 1",
+    "classifier": f"classifier train {TRAIN} --out {{out}}",
+}
+
+
+@pytest.mark.parametrize("typed", WRITING.values(), ids=WRITING)
+def test_what_cannot_be_written_is_told_in_one_wording(
+    typed: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "a partial file that nobody named")
+
+    for name in ("mkstemp", "mkdtemp"):
+        monkeypatch.setattr(f"tempfile.{name}", refused)
+    out = places["tmp"] / "locked"
+    ended = cli(*(word.format(**places, out=out) for word in typed.split(" ")))
+    assert ended.exit_code == 2, ended.output
+    last = ended.stderr.splitlines()[-1]
+    assert re.fullmatch(rf"error: cannot write to {re.escape(str(out))}\S*: Permission denied", last), ended.stderr
+
+
+def test_what_is_read_only_is_told_before_the_work(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
+    """Hours may lie between the command and the writing."""
+    monkeypatch.setattr("os.access", lambda path, mode, **_: mode != os.W_OK)
+    for typed in (WRITING["generate"], "gradients --retain canvas --out {out}/x.safetensors", "evaluate {run} --model {tiny}"):
+        ended = cli(*(word.format(**places, out=places["tmp"] / "locked") for word in typed.split(" ")))
+        assert ended.exit_code == 2 and len(ended.stderr.splitlines()) == 1, ended.stderr
+        assert "error: cannot write to" in ended.stderr and "is read-only" in ended.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_a_device_is_told_only_where_there_is_a_model(places: dict[str, Path], cli: Any) -> None:
+    common = (
+        "merge",
+        places["run"],
+        "--format",
+        "kohya",
+        "--device",
+        "cuda",
+        "--out",
+        places["tmp"] / "x.safetensors",
+        "--model",
+    )
+    refused = cli(*common, places["tmp"] / "cut.safetensors")
+    assert refused.exit_code == 2 and len(refused.stderr.splitlines()) == 1, refused.stderr
+    assert "device 'cuda' is not available" in " ".join(cli(*common, places["tiny"]).stderr.split())  # control
+
+
+def test_an_edit_of_another_kind_of_model_is_refused_before_the_base_is_measured(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    if not EMBEDDED["canvas-clip"].exists():
+        pytest.skip("the embedded model's weights are not in this checkout")
+    ended = cli("evaluate", places["run"], "--model", "canvas-clip")
+    assert ended.exit_code == 2 and len(ended.stderr.splitlines()) == 1
+    assert "was made for another architecture" in ended.stderr
 
 
 def test_in_a_process_of_its_own() -> None:

@@ -24,7 +24,7 @@ from mu.diffusion.erasure import check_placed
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit, spm_tensors, write_tensors
 from mu.edits.low_rank import LowRankEdit
-from mu.models import load
+from mu.models import is_single_file, load
 from mu.models.diffusion import DiffusionModel
 
 log = logging.getLogger("mu")
@@ -70,9 +70,16 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         """The model that the settings name, or the one given; settings that contradict it are refused."""
         wanted, model = self.config.pretrained_model, self.model
         if model is None:
+            predicts = (
+                "v_prediction"
+                if wanted.v_pred
+                else "epsilon"
+                if wanted.v_pred is False and is_single_file(wanted.name)
+                else None
+            )
             model = load(
                 wanted.name, device=self.config.devices, precision=self.config.train.precision, clip_skip=wanted.clip_skip or 1,
-                prediction_type={True: "v_prediction", False: "epsilon", None: None}[wanted.v_pred],
+                prediction_type=predicts,  # that it is false is what old files say of every model: a folder's own word counts
             )  # fmt: skip
         if not isinstance(model, DiffusionModel):
             raise ConfigError(f"SPM edits diffusion models, and {model.name!r} is none")

@@ -71,9 +71,12 @@ class ConceptIrrelevantErasureAlgorithm(Algorithm):
         """The model that the settings name, or the one given; settings that contradict that one are refused, or told."""
         config, model = self.config, self.model
         if model is None:
-            return load_diffusion(config.model, device=config.devices, precision=config.train.precision)
+            return load_diffusion(
+                config.model, device=config.devices, precision=config.train.precision, **config.loading.model_dump()
+            )
         if not isinstance(model, DiffusionModel):
             raise ConfigError(f"{self.name} edits diffusion models, and {model.name!r} is none")
+        config.loading.check(model)
         check_placed(
             model,
             config.devices if "devices" in config.model_fields_set else None,

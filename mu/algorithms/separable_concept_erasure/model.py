@@ -349,7 +349,8 @@ def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:
         factors[name] = Factors(down, up, float(len(down)))
     protects = tuple(prompt for prompt in edits[0].info.protects if all(prompt in edit.info.protects for edit in edits))
     return LowRankEdit(
-        factors, replace(info, protects=protects, fingerprint=edits[0].info.fingerprint, base=edits[0].info.base)
+        factors,
+        replace(info, protects=protects, **{name: getattr(edits[0].info, name) for name in ("base", "fingerprint", "loading")}),
     )
 
 

@@ -94,7 +94,9 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         """``self.model`` is what is edited, ``self.clip`` gives the gradients."""
         name, device, precision = self.config.clip, self.config.devices, self.config.precision
         if self.model is None:
-            self.model = load(self.config.model, device=device, precision=precision)
+            self.model = load(self.config.model, device=device, precision=precision, **self.config.loading.model_dump())
+        else:
+            self.config.loading.check(self.model)
         if name is None and not isinstance(self.model, ClipModel):
             raise ConfigError(f"{self.model.name!r} is no CLIP: name the CLIP that it was made with, in the setting clip")
         clip = self.model if isinstance(self.model, ClipModel) else load(str(name), device=device, precision=precision)

@@ -11,6 +11,7 @@ from typing_extensions import Self
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
+from mu.models.loading import LoadingConfig
 
 
 def _with_a_place(templates: list[str]) -> list[str]:
@@ -86,6 +87,8 @@ class ConceptIrrelevantErasureConfig(BaseConfig):
     """Pictures of the concept, which are noised for training."""
     train: TrainConfig = TrainConfig()
     """The optimisation."""
+    loading: LoadingConfig = LoadingConfig()
+    """How a diffusion model is loaded, where its files do not say it."""
     devices: str = "auto"
     """GPU number, cpu, mps or auto."""
     output_dir: str = "outputs/cie"

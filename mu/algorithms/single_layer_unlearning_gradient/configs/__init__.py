@@ -14,6 +14,7 @@ from mu.data import canvas as world
 from mu.data.clip_sets import BothSets
 from mu.data.concepts import check_concept
 from mu.data.pairs import spaced
+from mu.models.loading import LoadingConfig
 
 
 class DataConfig(BothSets):
@@ -113,6 +114,8 @@ class SlugConfig(BaseConfig):
     """Which tensors may be changed."""
     search: SearchConfig = SearchConfig()
     """How large the step is, and which tensor takes it."""
+    loading: LoadingConfig = LoadingConfig()
+    """How a diffusion model is loaded, where its files do not say it."""
     devices: str = "auto"
     """GPU number, cpu, mps or auto."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"

@@ -1,0 +1,58 @@
+"""What loading a diffusion model must be told where neither its name nor its files say it. Without torch: settings hold it too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import Field
+
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mu.models.parameters import EditableModel
+
+
+class LoadingConfig(BaseConfig):
+    """Options of `mu.models.load` that change the numbers of a diffusion model."""
+
+    clip_skip: int = Field(1, ge=1)
+    """Take the text encoder's hidden state this many layers from the end; 1 is the last."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """What the UNet predicts. Default: as the model says; single SD 2.x files do not, and are taken for v_prediction."""
+
+    def check(self, model: EditableModel) -> None:
+        """`ConfigError` where ``model`` was loaded otherwise than is set here, or is no diffusion model."""
+        for option in sorted(self.model_fields_set):
+            wanted, found = getattr(self, option), getattr(model, "loading", {}).get(option)
+            if wanted is not None and found is None:
+                raise ConfigError(f"loading.{option} is for diffusion models, and {model.name!r} is none: leave it out")
+            if wanted not in (None, found):
+                raise ConfigError(f"loading.{option} is {wanted}, and {model.name!r} was loaded with {found}: leave one out")
+
+
+class FoundOn(Protocol):
+    """What was found on a base and notes how that was loaded: `EditInfo` or `BankState`."""
+
+    @property
+    def base(self) -> str: ...
+    @property
+    def loading(self) -> Mapping[str, Any]: ...
+
+
+def loading(name: str, found: Iterable[FoundOn], **given: Any) -> dict[str, Any]:
+    """Options for `mu.models.load` of ``name``: those ``given``; of those given as None what was noted of the same base.
+
+    Raises `ConfigError` where the notes differ.
+    """
+    options = {option: value for option, value in given.items() if value is not None}
+    notes = [each.loading for each in found if each.base == name]
+    for option in given.keys() - options.keys():
+        noted = {getattr(LoadingConfig.parse({option: note[option]}), option) for note in notes if option in note}
+        if len(noted) > 1:
+            flag, values = f"--{option.replace('_', '-')}", " and ".join(sorted(map(str, noted)))
+            raise ConfigError(f"the edits were found with {option} {values}: choose one with {flag}")
+        if noted:
+            options[option] = noted.pop()
+    return options
