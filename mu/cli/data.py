@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,14 +77,13 @@ def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, over
     from mu.core.loop import progress_bar
     from mu.data.pairs import Pair
     from mu.data.shards import Extent
-    from mu.evaluation.pictures import PictureRow, claim, write_pictures
+    from mu.evaluation.pictures import RECIPE, PictureRow, claim, noted, write_pictures
     from mu.models import load_diffusion
 
     folder = tar.with_suffix("")
-    note = folder / "recipe.json"
-    if folder.exists() and any(folder.iterdir()) and not note.exists():
+    if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).exists():
         raise OutputError(f"{folder} holds something else: choose another --out")
-    if tar.exists() and not overwrite and not (note.exists() and json.loads(note.read_text(encoding="utf-8")) == recipe):
+    if tar.exists() and not overwrite and noted(folder) != recipe:
         raise OutputError(f"{tar} exists and was made otherwise: choose another --out, or pass --overwrite")
     painter = load_diffusion(recipe["model"], device=device, precision=recipe["precision"])
     claim(folder, recipe)

@@ -66,7 +66,7 @@ def generate(
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.edits.gates import FacilitatedTransport, FixedStrength
-    from mu.evaluation.pictures import PictureRow, write_pictures
+    from mu.evaluation.pictures import PictureRow, recipe_of, write_pictures
     from mu.models import load_diffusion
     from mu.models.loading import loading
 
@@ -98,10 +98,11 @@ def generate(
         GateChoice.none: FixedStrength(),
         GateChoice.facilitated_transport: FacilitatedTransport(1.0 if factor is None else factor),
     }
+    recipe = recipe_of(put_on, strength or None, passes[gate])
     with put_on.applied(strength or None, passes[gate]), progress_bar("pictures", len(rows)) as advance:
         write_pictures(
             painter, rows, out, steps=steps, guidance=7.5 if guidance is None else guidance, negative=negative, size=pixels,
-            resume=resume, overwrite=overwrite, progress=lambda done, _: advance(done, ""),
+            resume=resume, overwrite=overwrite, recipe=recipe, progress=lambda done, _: advance(done, ""),
         )  # fmt: skip
     write_json(
         out / "prompts.json",

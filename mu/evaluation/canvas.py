@@ -13,11 +13,10 @@ classifier trained on rendered pictures only, reads style and object off each pi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -32,12 +31,12 @@ from mu.edits.edit import Edit
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
-from mu.evaluation.pictures import PictureRow, claim, read_pictures, write_pictures
+from mu.evaluation.pictures import PictureRow, claim, content_hash, read_pictures, scheduler_hash, write_pictures
 from mu.models import EMBEDDED, quiet_libraries
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.judge import Judge
-from mu.models.parameters import fingerprint
+from mu.models.parameters import fingerprint, select
 
 PROTOCOL, STEPS, GUIDANCE = "canvas/1", 20, 4.0
 Kind = Literal["style", "object"]
@@ -58,10 +57,10 @@ def evaluate(
     base = base_answers or run.folder / "answers" / "base"
     asked = [(scene, seed) for scene in cells for seed in seeds]
     reference = [(scene, seed + OTHER_SEEDS) for scene in cells for seed in seeds]
-    unet = fingerprint(model, [f"unet.{name}" for name, _ in model.unet.named_parameters()])
-    claim(base, {"model": unet, "steps": STEPS, "guidance": GUIDANCE})
+    recipe = answers_recipe(model)
+    claim(base, recipe)
     edited = run.folder / "answers" / "edited"
-    claim(edited, {"model": unet, "edit": content_hash(edit), "steps": STEPS, "guidance": GUIDANCE})
+    claim(edited, {**recipe, "edit": content_hash(edit)})
     before = answers(model, base, [*asked, *reference], "base answers")
     with Bank(model, [edit]).applied():
         after = answers(model, edited, asked, "edited answers")
@@ -95,6 +94,14 @@ def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
     raise DataError(f"suite canvas measures its own styles and objects, and {', '.join(concepts)!r} names none of: {known}")
 
 
+def answers_recipe(model: DiffusionModel) -> dict[str, Any]:
+    """All that the base's answers follow from, beside prompts and seeds: every weight of every component, and how they are used."""
+    return {
+        "model": fingerprint(model, select(model, "*")), "scheduler": scheduler_hash(model), **model.loading,
+        "precision": str(model.precision).removeprefix("torch."), "steps": STEPS, "guidance": GUIDANCE,
+    }  # fmt: skip
+
+
 def answers(model: DiffusionModel, folder: Path, asked: Sequence[tuple[Scene, int]], title: str) -> Tensor:
     """The pictures of ``asked``, (n, 3, H, W) in 0..1; those that are in ``folder`` are not made again."""
     rows = [
@@ -106,11 +113,3 @@ def answers(model: DiffusionModel, folder: Path, asked: Sequence[tuple[Scene, in
             model, rows, folder, steps=STEPS, guidance=GUIDANCE, resume=True, progress=lambda done, _: advance(done, "")
         )  # fmt: skip
     return read_pictures([folder / row.name for row in rows])
-
-
-def content_hash(edit: Edit) -> str:
-    """What an edit does, as a hash: its tensors and its gate."""
-    digest = hashlib.blake2b(repr(sorted(edit.info.gate.items())).encode(), digest_size=16)
-    for name, tensor in sorted(edit.tensors().items()):
-        digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()

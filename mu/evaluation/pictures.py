@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from mu.core.errors import DataError, OutputError
-from mu.core.files import atomic_path, write_json
+from mu.core.files import atomic_path, check_writing, write_json, writing
 from mu.core.run import RunDirectory
 from mu.diffusion.sampling import generate_batches
 from mu.edits.bank import Bank
+from mu.edits.edit import Edit, described
+from mu.edits.gates import FacilitatedTransport, FixedStrength
 from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import select
 
 Progress = Callable[[int, int], None]
 
@@ -37,16 +41,24 @@ class PictureRow:
 def write_pictures(
     model: DiffusionModel, rows: Sequence[PictureRow], folder: Path, *, steps: int, guidance: float, negative: str = "",
     size: tuple[int, int] | None = None, resume: bool = False, overwrite: bool = False, progress: Progress | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> int:  # fmt: skip
     """Make ``rows`` in ``folder``; the number of pictures made. With ``resume`` those that exist are kept and skipped.
 
-    Raises `OutputError` where a picture exists and neither ``resume`` nor ``overwrite`` is on, before anything is made.
+    A ``recipe`` (see `recipe_of`) is noted beside the pictures, and those of another one are not kept. Raises `OutputError`
+    for them, and where a picture exists and neither ``resume`` nor ``overwrite`` is on, before anything is made.
     """
     there = [] if overwrite else [row for row in rows if (folder / row.name).exists()]
     if there and not resume:
         raise OutputError(
             f"{folder / there[0].name} exists already: choose another folder, or pass --resume to make the missing ones, or --overwrite"
         )
+    note: dict[str, Any] = {}
+    if recipe is not None:
+        each = {row.name: {"prompt": row.prompt, "seed": row.seed, "guidance": guidance if row.guidance is None else row.guidance} for row in rows}  # fmt: skip
+        note = {**recipe, "steps": steps, "negative": negative, "size": size and list(size), "pictures": each}
+        _require(folder, note, [row.name for row in there])
+    check_writing(folder / RECIPE)
     missing = [row for row in rows if row not in there]
     groups: dict[float, list[PictureRow]] = {}
     for row in missing:
@@ -57,6 +69,9 @@ def write_pictures(
         prompts, seeds = [row.prompt for row in group], [row.seed for row in group]
         options: dict[str, Any] = {"steps": steps, "guidance": scale, "negative": negative, "height": height, "width": width}
         for batch in generate_batches(model, prompts, seeds, **options):
+            if note:  # not before something is made: what cannot be made leaves all as it was
+                _note(folder, note)
+                note = {}
             for picture in batch:
                 save_picture(picture, folder / next(left).name)
             done += len(batch)
@@ -115,10 +130,93 @@ def before_after(
     write_json(run.folder / "prompts.json", entries)
 
 
+RECIPE = "recipe.json"
+"""Beside pictures: what made them."""
+
+
 def claim(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Keep the pictures of ``folder`` only if they were made by the same ``recipe``, and note it there."""
-    note = folder / "recipe.json"
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != recipe:
+    if (folder / RECIPE).exists() and noted(folder) != recipe:
         for stale in folder.glob("*.png"):
             stale.unlink()
-    write_json(note, recipe)
+    write_json(folder / RECIPE, recipe)
+
+
+def noted(folder: Path) -> dict[str, Any]:
+    """The recipe that is noted in ``folder``; empty where there is none, or none that can be read."""
+    try:
+        recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _known(folder: Path, note: Mapping[str, Any]) -> dict[str, Any]:
+    """The pictures that the note in ``folder`` tells to be made by the same recipe as ``note``."""
+    before = noted(folder)
+    same = {**before, "pictures": None} == {**note, "pictures": None}
+    return before.get("pictures") or {} if same else {}
+
+
+def _require(folder: Path, note: Mapping[str, Any], kept: Sequence[str]) -> None:
+    """`OutputError` where the pictures ``kept`` in ``folder`` were not made as ``note`` says."""
+    before = noted(folder)
+    for name in kept:
+        if name not in before.get("pictures", {}):
+            raise OutputError(f"nothing tells how {folder / name} was made: choose another folder, or pass --overwrite")
+        old, new = ({**of, **of["pictures"][name], "pictures": None} for of in (before, note))
+        differing = ", ".join(_told(option, old.get(option), new[option]) for option in new if old.get(option) != new[option])
+        if differing:
+            raise OutputError(
+                f"{folder / name} was made otherwise ({differing}): pass the same, choose another folder, or pass --overwrite"
+            )
+
+
+def _told(option: str, before: Any, now: Any) -> str:
+    """``steps 20, now 30``; of what a reader cannot compare, as hashes, the name alone."""
+    if isinstance(now, dict) or isinstance(before, dict):
+        return f"another {option}"
+    old, new = ("default" if value is None else json.dumps(value, ensure_ascii=False) for value in (before, now))
+    return f"{option} {old}, now {new}"
+
+
+def _note(folder: Path, note: dict[str, Any]) -> None:
+    """Write ``note``; pictures that it is wrong of are removed, lest an interruption leave them beside it."""
+    known = _known(folder, note)
+    with writing(folder):
+        for name, row in note["pictures"].items():
+            if known.get(name) != row:
+                (folder / name).unlink(missing_ok=True)
+    write_json(folder / RECIPE, {**note, "pictures": {**known, **note["pictures"]}})
+
+
+def recipe_of(
+    bank: Bank, strengths: Sequence[float] | None = None, gate: FacilitatedTransport | FixedStrength | None = None
+) -> dict[str, Any]:
+    """What decides pictures that ``bank.model`` makes with ``bank`` applied so, beside what `write_pictures` is told.
+
+    To be asked while no edit is on. The weights are sampled: milliseconds, see `mu.models.parameters.fingerprint`.
+    """
+    model = bank.model
+    assert isinstance(model, DiffusionModel), "others make no pictures"
+    return {
+        "model": {**described(model, list(select(model, "*"))), "scheduler": scheduler_hash(model)},
+        "precision": str(model.precision).removeprefix("torch."),
+        "edits": {edit.concept(): content_hash(edit) for edit in bank.on}, "strength": bank.strengths(strengths),
+        "gate": "file" if gate is None else repr(gate),
+    }  # fmt: skip
+
+
+def content_hash(edit: Edit) -> str:
+    """What an edit does, as a hash: its tensors and its gate."""
+    digest = hashlib.blake2b(repr(sorted(edit.info.gate.items())).encode(), digest_size=16)
+    for name, tensor in sorted(edit.tensors().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def scheduler_hash(model: DiffusionModel) -> str:
+    """Of the kind and the settings of the scheduler that pictures are made with."""
+    scheduler = model.pipeline.scheduler
+    settings = sorted((name, str(value)) for name, value in scheduler.config.items() if not name.startswith("_"))
+    return hashlib.blake2b(f"{type(scheduler).__name__} {settings}".encode(), digest_size=16).hexdigest()

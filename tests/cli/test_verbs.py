@@ -95,6 +95,12 @@ def test_generate_names_seeds_and_resumes(tmp_path: Path, tiny_folder: Path, fin
     assert names(out) == ["7_0.png", "7_1.png", "9_0.png", "9_1.png"]
     assert (out / "7_0.png").read_bytes() == b"kept"
 
+    for other in (("--steps", 2), ("--strength", 0.5), ("--gate", "none"), ("--negative", "bad"), ("--precision", "bfloat16")):
+        refused = cli(*common, "--prompts", tmp_path / "list.csv", "--n", 2, "--resume", *other)
+        what = other[0].removeprefix("--")
+        assert refused.exit_code == 2 and "7_0.png was made otherwise" in refused.stderr and f"{what} " in refused.stderr
+    assert (out / "7_0.png").read_bytes() == b"kept"
+
     assert cli(*common, "--prompts", tmp_path / "list.csv", "--n", 2, "--overwrite").exit_code == 0
     assert (out / "7_0.png").read_bytes() != b"kept"
 
@@ -173,6 +179,11 @@ def test_merge_writes_what_opens_again(finished: Path, tiny_folder: Path, tmp_pa
     path = tmp_path / "lora.safetensors"
     assert cli("merge", finished, "--model", tiny_folder, "--format", "kohya", "--out", path).exit_code == 0
     assert open_edit(path).parameters == open_edit(finished).parameters
+
+
+def test_merge_prints_the_place_alone(finished: Path, tiny_folder: Path, tmp_path: Path, cli: Any) -> None:
+    done = cli("merge", finished, "--model", tiny_folder, "--format", "diffusers", "--out", tmp_path / "merged")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, f"{tmp_path / 'merged'}\n", "")
 
 
 def test_info(finished: Path, cli: Any) -> None:

@@ -8,7 +8,7 @@ from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
-from mu.evaluation.canvas import request
+from mu.evaluation.canvas import answers_recipe, request
 from mu.evaluation.suites import evaluate
 from mu.models import EMBEDDED
 from mu.models.judge import Judge
@@ -47,6 +47,31 @@ def test_the_suite_tells_nothing_from_something(tmp_path):
 )
 def test_a_request_is_read_off_the_concept(concept, found):
     assert request([concept], Judge.open(EMBEDDED["canvas-judge"])) == found
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "vae"])
+def test_answers_of_another_base_are_not_reused(component, tiny):
+    """One number of any component is enough: of the last, where a sample of them would end."""
+    before = answers_recipe(tiny)
+    assert answers_recipe(tiny) == before  # control
+    *_, name = (name for name, p in tiny.components[component].named_parameters() if p.numel() > 5000)
+    flat = tiny.components[component].get_parameter(name).data.view(-1)
+    kept = flat[-1].clone()
+    flat[-1] += 1
+    after = answers_recipe(tiny)
+    flat[-1] = kept
+    assert {key for key in before if before[key] != after[key]} == {"model"}
+    assert answers_recipe(tiny) == before
+
+
+def test_answers_of_the_same_weights_used_otherwise_are_not_reused(tiny, tiny_folder):
+    before = answers_recipe(tiny)
+    for how in ({"clip_skip": 2}, {"prediction_type": "v_prediction"}, {"precision": "bfloat16"}):
+        assert answers_recipe(mu.load(tiny_folder, device="cpu", **how)) != before
+    other = mu.load(tiny_folder, device="cpu")
+    assert answers_recipe(other) == before
+    other.pipeline.scheduler.register_to_config(steps_offset=7)
+    assert {key for key in before if before[key] != answers_recipe(other)[key]} == {"scheduler"}
 
 
 def test_what_the_suite_cannot_measure_is_said():
