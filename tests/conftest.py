@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from mu.models.canvas import architecture
 from mu.models.diffusion import DiffusionModel
 
 Snapshot = Callable[[Any], str]
+
+# A job in the background (`make test &`, some CI runners) starts with Ctrl-C ignored, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def fingerprint(model: Any) -> str:
