@@ -95,7 +95,7 @@ def test_bad_input_is_one_line(tmp_path: Path, runs: list[Path], cli: Any) -> No
     ):
         done = cli("compare", *arguments)
         assert done.exit_code == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    with pytest.raises(DataError, match="no scores"):
+    with pytest.raises(DataError, match="is no run's folder"):
         score_table([tmp_path / "nowhere"])
 
 
