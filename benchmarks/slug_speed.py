@@ -37,7 +37,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 import mu
 from mu.algorithms import algorithm
 from mu.algorithms.single_layer_unlearning_gradient.configs import PRESETS, SlugConfig
-from mu.algorithms.single_layer_unlearning_gradient.model import candidates, fronts, layer_scores
+from mu.algorithms.single_layer_unlearning_gradient.model import candidates, layer_scores, to_search
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, outcome
 from mu.algorithms.single_layer_unlearning_gradient.trainer import gradients, search
 from mu.core.files import write_json, write_text
@@ -85,6 +85,8 @@ class Naive:
             with shifted(self.clip, {name: step * shift}):
                 found.append(self.now())
         return found
+
+    base = now
 
 
 def padded(clip: ClipModel, texts: Sequence[str]) -> Tensor:
@@ -188,16 +190,19 @@ class Noted(ClipProbe):
 
 
 def bill_of(looks: Sequence[tuple[str, int, bool]], clip: ClipModel, prices: Prices, sizes: Sizes) -> Bill:
-    """The untouched model twice (its outcome, and what is kept of both towers); then ``looks`` as `ClipProbe.look` works: up to the
-    changed tensor's stage once, from there on once for each step."""
-    bill = sizes.everything(prices, "language").times(2)
+    """The untouched model once; then ``looks`` as `ClipProbe.look` works: the untouched tower on from the stage that it had
+    come to, up to the changed tensor's; from there on once for each step."""
+    bill, reached = sizes.everything(prices, "language"), dict[tuple[str, str], int]()
     for name, steps, forget_only in looks:
         which = tower_of(name)
         assert which is not None
         stage = Tower(clip, which).stage_of(name)
         for task in [sizes.own] if forget_only else sizes.pictures:
-            rows = sizes.prompts[task] if which == "language" else sizes.forget if forget_only else sizes.pictures[task]
-            bill.add(prices, which, task, rows, 0, stage)
+            everything = (sizes.prompts if which == "language" else sizes.pictures)[task]
+            start = reached.get((which, task), 0)
+            bill.add(prices, which, task, everything, start if start <= stage else 0, stage)
+            reached[which, task] = stage
+            rows = sizes.forget if which == "vision" and forget_only else everything
             bill.add(prices, which, task, rows * steps, stage)
     return bill
 
@@ -295,8 +300,7 @@ def measured(
         "MiB of the model": mib(clip.model.parameters()), "MiB at most": peak_memory(),
     }}  # fmt: skip
 
-    scores, largest = layer_scores(parameters, g_f, g_r), config.layers.max_front
-    front = [s for each in fronts(scores).values() for s in sorted(each, key=lambda s: -s.importance)[:largest]]
+    front = to_search(clip, layer_scores(parameters, g_f, g_r), config.layers.max_front)
     del g_r
     g_f = {score.name: g_f[score.name] for score in front}
     prices, sizes = Prices.of(clip, tasks), Sizes.of(tasks, target)
@@ -308,7 +312,7 @@ def measured(
 
     def run(probe: Any, method: str) -> list:
         asked = config.search.merged({"method": method})
-        assert probe.now().fa1 == 1.0, "control: the model knows the concept"
+        assert probe.base().fa1 == 1.0, "control: the model knows the concept"
         return [search(probe, score, g_f[score.name], asked) for score in front]
 
     curves, looks = {}, {}

@@ -51,8 +51,8 @@ PRESETS: dict[str, ESDConfig] = {
 class ESD(WeightErasure):
     """Erased Stable Diffusion: fine-tuning on the frozen model's own negative guidance.
 
-    Per step: a concept c, a number k of DDIM steps in 0 .. K-1, and x_t after k steps from noise under c, guided. Then, with
-    theta* frozen,
+    Per step: a prompt c (published: the concept's name alone; see ``templates``), a number k of DDIM steps in 0 .. K-1, and x_t
+    after k steps from noise under c, guided. Then, with theta* frozen,
 
         L = |eps_theta(x_t, c) - (eps_theta*(x_t) - eta (eps_theta*(x_t, c) - eps_theta*(x_t)))|^2,  the mean over x_t's numbers
 
@@ -85,7 +85,7 @@ class ESD(WeightErasure):
     def prepare(self, model: DiffusionModel) -> None:
         """What all steps share."""
         self.nothing = model.encode([""])
-        self.encoded = [model.encode([concept]) for concept in self.config.concepts]
+        self.encoded = [model.encode([prompt]) for prompt in self.config.prompts()]
 
     def parameters(self, model: DiffusionModel) -> dict[str, nn.Parameter]:
         cross = select(model, CROSS_ATTENTION)

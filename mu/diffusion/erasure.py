@@ -55,6 +55,8 @@ class ErasureConfig(BaseConfig):
     """The model: ``canvas``, a hub id, a diffusers folder, or a single CompVis .safetensors/.ckpt file."""
     concepts: list[str] = Field(["Van Gogh"], min_length=1)
     """What is erased, as words of a prompt; several go into one edit."""
+    templates: list[str] = Field(["{}"], min_length=1)
+    """Prompts around the concept, each with one {}."""
     loading: LoadingConfig = LoadingConfig()
     """How a diffusion model is loaded, where its files do not say it."""
     devices: str = "auto"
@@ -67,21 +69,27 @@ class ErasureConfig(BaseConfig):
     def _words(cls, concepts: list[str]) -> list[str]:
         return list(dict.fromkeys(check_concept(concept) for concept in concepts))
 
-
-class AnchoredConfig(ErasureConfig):
-    """Settings of methods that put something in the concept's place."""
-
-    templates: list[str] = Field(["{}"], min_length=1)
-    """Prompts around the concept, each with one {}."""
-    anchors: list[str] = Field([""], min_length=1)
-    """What stands there in the concept's place: one text for all concepts, or one for each. Empty: nothing does."""
-
     @field_validator("templates")
     @classmethod
     def _have_a_place(cls, templates: list[str]) -> list[str]:
         if any(template.count("{}") != 1 for template in templates):
             raise ValueError("each template needs exactly one {}")
         return templates
+
+    def prompts(self) -> list[str]:
+        """Each template with each concept."""
+        return [_filled(template, concept) for concept in self.concepts for template in self.templates]
+
+
+def _filled(template: str, text: str) -> str:
+    return " ".join(template.replace("{}", text).split())
+
+
+class AnchoredConfig(ErasureConfig):
+    """Settings of methods that put something in the concept's place."""
+
+    anchors: list[str] = Field([""], min_length=1)
+    """What stands there in the concept's place: one text for all concepts, or one for each. Empty: nothing does."""
 
     @model_validator(mode="after")
     def _one_anchor_each(self) -> Self:
@@ -99,12 +107,8 @@ class AnchoredConfig(ErasureConfig):
 
     def pairs(self) -> list[list[tuple[str, str]]]:
         """For each concept: each template with the concept and with its anchor."""
-
-        def filled(template: str, text: str) -> str:
-            return " ".join(template.replace("{}", text).split())
-
         return [
-            [(filled(template, concept), filled(template, anchor)) for template in self.templates]
+            [(_filled(template, concept), _filled(template, anchor)) for template in self.templates]
             for concept, anchor in zip(self.concepts, self._each(), strict=True)
         ]
 

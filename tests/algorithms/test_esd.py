@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from mu.algorithms.esd import ESD
+from mu.core.errors import ConfigError
 from mu.edits.tuning import Tuning, tuned
 from mu.models.diffusion import DiffusionModel
 
@@ -116,6 +117,21 @@ def test_concepts_take_turns(tiny: DiffusionModel) -> None:
         wanted = [one.step(tuning, 0, torch.Generator().manual_seed(0))["loss"] for one in alone]
     assert torch.equal(torch.stack(losses), torch.stack([wanted[0], wanted[1], wanted[0]]))
     assert losses[0] != losses[1]
+
+
+def test_templates_take_turns_as_concepts_do(tiny: DiffusionModel) -> None:
+    esd, alone = method(tiny, concepts=["star"], templates=["{}", "a {} image"]), method(tiny, concepts=["a star image"])
+    with tuned(esd.parameters(tiny)) as tuning:
+        first, second = (esd.step(tuning, i, torch.Generator().manual_seed(0))["loss"] for i in range(2))
+        wanted = alone.step(tuning, 0, torch.Generator().manual_seed(0))["loss"]
+    assert torch.equal(second, wanted)
+    assert first != second
+
+
+@pytest.mark.parametrize("settings", [{"clip_skip": 2}, {"prediction_type": "v_prediction"}])
+def test_a_setting_that_the_given_model_was_not_loaded_with_is_refused(settings: dict, tiny: DiffusionModel) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        method(tiny, loading=settings).find_edit()
 
 
 @pytest.mark.parametrize("variant", ["esd-x", "esd-u"])

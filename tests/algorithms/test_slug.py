@@ -273,10 +273,16 @@ def test_a_probes_outcomes_are_those_of_the_changed_model(clip: ClipModel) -> No
     """The cached path against classifying anew with the tensor changed."""
     tasks = canvas_tasks(2, 7)
     probe = ClipProbe(clip, target_of("star", tasks), tasks)
-    base = probe.now()
+    base = probe.base()
+    assert base == probe.now()
     assert base.fa1 == 1.0
     assert min(base.retained.values()) > 0.9
-    for name in ("vision_model.encoder.layers.2.mlp.fc1.weight", "text_encoder.encoder.layers.0.mlp.fc2.weight"):
+    for name in (
+        "vision_model.encoder.layers.1.mlp.fc1.weight",
+        "vision_model.encoder.layers.2.mlp.fc1.weight",  # goes on from the stage before
+        "vision_model.encoder.layers.0.mlp.fc1.weight",  # and back
+        "text_encoder.encoder.layers.0.mlp.fc2.weight",
+    ):
         parameter = find_parameter(clip, name)
         kept = parameter.detach().clone()
         shift = torch.randn(kept.shape, generator=torch.Generator().manual_seed(1)) * 4 * kept.std()

@@ -13,7 +13,7 @@ from torch import Tensor
 from mu.algorithms.single_layer_unlearning_gradient import configs
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
-from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, fronts, layer_scores
+from mu.algorithms.single_layer_unlearning_gradient.model import candidates, fronts, layer_scores, to_search
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
 from mu.algorithms.single_layer_unlearning_gradient.probe import (
     AnswerProbe,
@@ -194,12 +194,12 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
     ):  # fmt: skip
         scores = layer_scores(parameters, g_f, g_r)
         probe, curves = self._probe(target, tasks), list[Curve]()
-        base = probe.now()
+        base = probe.base()
         if getattr(base, self.config.search.criterion) <= self.config.search.target:
             raise EditError(
                 f"{self.model.name!r} does not know {target.concept!r} (forget accuracy {base.fa1:.2f}): it was erased before, or never there"
             )
-        chosen = self._chosen(scores)
+        chosen = to_search(self.clip, scores, None if self.config.layers.names else self.config.layers.max_front)
         with progress_bar(f"search {target.concept}", len(chosen)) as advance:
             for score in chosen:
                 curves.append(search(probe, score, directions[score.name], self.config.search))
@@ -214,13 +214,6 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         if run:
             self._record(run, target, scores, curves, base, curve)
         return target.concept, curve.score.name, shift.detach().cpu()
-
-    def _chosen(self, scores: dict[str, LayerScore]) -> list[LayerScore]:
-        """Of each tower's front the most important ones; or all tensors that the settings name."""
-        if self.config.layers.names:
-            return list(scores.values())
-        most = self.config.layers.max_front
-        return [s for front in fronts(scores).values() for s in sorted(front, key=lambda s: -s.importance)[:most]]
 
     def _record(self, run: RunDirectory, target: Target, scores, curves: list[Curve], base, chosen: Curve) -> None:
         """``slug_<concept>.json``: every tensor's importance and alignment, every curve, what was chosen."""

@@ -15,7 +15,7 @@ from mu.core.errors import ModelError
 from mu.edits.gradient_files import check_finite
 from mu.models.clip import ClipModel
 from mu.models.parameters import EditableModel, find_parameter, select
-from mu.models.towers import Which, tower_of
+from mu.models.towers import COMPONENTS, Tower, Which, tower_of
 
 
 @dataclass(frozen=True)
@@ -105,3 +105,18 @@ def fronts(scores: Mapping[str, LayerScore]) -> dict[Which, list[LayerScore]]:
         assert which is not None, "candidates are in towers"
         towers.setdefault(which, []).append(score)
     return {which: pareto_front(each) for which, each in towers.items()}
+
+
+def to_search(clip: ClipModel, scores: Mapping[str, LayerScore], most: int | None) -> list[LayerScore]:
+    """Of each tower's front the ``most`` important ones, or all tensors (None); in the order in which a pass meets them."""
+    chosen = list(scores.values())
+    if most is not None:
+        chosen = [s for front in fronts(scores).values() for s in sorted(front, key=lambda s: -s.importance)[:most]]
+    towers = {which: Tower(clip, which) for which in COMPONENTS}
+
+    def place(score: LayerScore) -> tuple[str, int]:
+        which = tower_of(score.name)
+        assert which is not None, "candidates are in towers"
+        return which, towers[which].stage_of(score.name)
+
+    return sorted(chosen, key=place)

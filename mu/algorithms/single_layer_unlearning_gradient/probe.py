@@ -43,11 +43,13 @@ class Outcome:
 
 class Probe(Protocol):
     """``look(name, shift, steps)``: one outcome for each ``parameter + step * shift``. ``forget_only`` looks at less.
+    ``base()``: of the model untouched, and to be asked while it is; ``now()``: of the model with whatever is on it.
     ``at_once`` is how many steps are worth a look before it is known whether one of them forgets."""
 
     at_once: int
 
     def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]: ...
+    def base(self) -> Outcome: ...
     def now(self, *, forget_only: bool = False) -> Outcome: ...
 
 
@@ -72,13 +74,15 @@ def outcome(scores: Mapping[str, Tensor], target: Target, tasks: Sequence[ZeroSh
 
 class ClipProbe:
     """CLIP's zero-shot classification. The tower that does not change is encoded once; of the other, the input of the
-    changed stage is kept, so that K steps cost K times one stage and what follows it."""
+    changed stage is kept, so that K steps cost K times one stage and what follows it, and tensors in the order of
+    their stages cost one pass of the untouched tower between them."""
 
-    at_once = 16
+    at_once = 4
 
     def __init__(self, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], rows_at_once: int = 256):
         self.clip, self.target, self.tasks, self.rows_at_once = clip, target, tasks, rows_at_once
         self.towers = {which: Tower(clip, which) for which in ("vision", "language")}
+        self._reached: dict[tuple[str, str], tuple[int, Hidden]] = {}
 
     @cached_property
     def _inputs(self) -> dict[str, dict[str, Hidden]]:
@@ -108,10 +112,8 @@ class ClipProbe:
         for task in self.tasks:
             if forget_only and task is not self.target.task:
                 continue
-            hidden, kept = (
-                self._inputs[which][task.name],
-                self._features["language" if which == "vision" else "vision"][task.name],
-            )
+            hidden = self._entering(tower, task, stage)
+            kept = self._features["language" if which == "vision" else "vision"][task.name]
             if which == "vision":
                 hidden = hidden[rows[task.name]]
             changed = torch.cat(list(self._along(tower, hidden, parameter, stage, shift, steps)), dim=1)
@@ -128,7 +130,18 @@ class ClipProbe:
     ) -> Iterator[Tensor]:
         few = max(1, self.rows_at_once // len(steps))
         for part in torch.arange(len(hidden.x), device=hidden.x.device).split(few):
-            yield tower.along(tower.run(hidden[part], 0, stage), parameter, stage, shift, steps)
+            yield tower.along(hidden[part], parameter, stage, shift, steps)
+
+    def _entering(self, tower: Tower, task: ZeroShot, stage: int) -> Hidden:
+        """What enters ``stage`` for all rows of ``task``, from the last stage asked for where that was not a later one."""
+        start, hidden = self._reached.get((tower.which, task.name), (0, self._inputs[tower.which][task.name]))
+        if start > stage:
+            start, hidden = 0, self._inputs[tower.which][task.name]
+        if start < stage:
+            parts = torch.arange(len(hidden.x), device=hidden.x.device).split(self.rows_at_once)
+            hidden = Hidden(torch.cat([tower.run(hidden[part], start, stage).x for part in parts]), hidden.ends)
+        self._reached[tower.which, task.name] = stage, hidden
+        return hidden
 
     def _rows(self, task: ZeroShot, forget_only: bool) -> Tensor:
         labels = torch.tensor(task.labels, device=self.clip.device)
@@ -136,9 +149,13 @@ class ClipProbe:
             return (labels == self.target.label).nonzero()[:, 0]
         return torch.arange(len(labels), device=self.clip.device)
 
+    def base(self) -> Outcome:
+        seen, rows = self._features, {task.name: self._rows(task, False) for task in self.tasks}
+        scores = {t.name: logits(seen["vision"][t.name], t.weights(seen["language"][t.name])) for t in self.tasks}
+        return outcome(scores, self.target, self.tasks, rows)
+
     @torch.no_grad()
     def now(self, *, forget_only: bool = False) -> Outcome:
-        """Of the model as it stands, with whatever edits are on."""
         tasks = [self.target.task] if forget_only else self.tasks
         scores, rows = {}, {task.name: self._rows(task, forget_only) for task in tasks}
         for task in tasks:
@@ -169,6 +186,9 @@ class _Outputs:
             with shifted(self.model, {name: step * shift}):
                 outcomes.append(self._outcome(forget_only))
         return outcomes
+
+    def base(self) -> Outcome:
+        return self._outcome(forget_only=False)
 
     def now(self, *, forget_only: bool = False) -> Outcome:
         return self._outcome(forget_only)
