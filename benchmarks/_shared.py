@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import mu
-from mu.core.files import atomic_path, write_json
+from mu.core.files import atomic_path, slug, write_json
 from mu.data import canvas as world
 from mu.edits.edit import Edit
 from mu.evaluation.metrics.image_distance import max_difference, mean_difference
@@ -78,8 +78,9 @@ def judge() -> Judge:
     return Judge.open(EMBEDDED["canvas-judge"])
 
 
-def other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int) -> dict[str, float]:
-    """Share of pictures on which the judge does not see the concept, base and edited, over all phrasings and the other kind."""
+def other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int, noted: Path) -> dict[str, float]:
+    """Share of pictures on which the judge does not see the concept, base and edited, over all phrasings and the other kind. The
+    base's is kept in the folder ``noted``."""
     kind = kind_of(concept)
     rest = "object" if kind == "style" else "style"
     prompts = [text.format(**{kind: concept, rest: other}) for text in OTHER_PHRASINGS for other in KINDS[rest]]
@@ -89,9 +90,9 @@ def other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int) 
         seen, _ = reader.look(drawn(model, prompts, [seed]))
         return sum(answer != concept for answer in seen[kind]) / len(prompts)
 
-    before = gone()
+    before = made_once(noted / f"{slug(concept)}-{seed}.json", lambda: {"gone": gone()})
     with edit.applied(model):
-        return {"base": before, "edited": gone()}
+        return {"base": before["gone"], "edited": gone()}
 
 
 def shares(reader: Judge, pictures: Tensor, scenes: Sequence[world.Scene], erased: Collection[str]) -> dict[str, float | None]:

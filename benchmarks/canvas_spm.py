@@ -50,7 +50,7 @@ def main() -> None:
             run, "canvas", model, open_edit(run.edit), seeds=options.seeds, base_answers=options.out / "base"
         )
         rows[concept] = {
-            "kind": kind_of(concept), "UA, other phrasings": other_phrasings(model, open_edit(run.edit), concept, options.seeds[0]),
+            "kind": kind_of(concept), "UA, other phrasings": other_phrasings(model, open_edit(run.edit), concept, options.seeds[0], options.out / "phrasings"),
             "seconds": run.read_environment()["seconds"], "bytes": run.edit.stat().st_size,
             **{column: {score.name: score.value for score in scores} for column, scores in table.items()},
         }  # fmt: skip

@@ -40,7 +40,8 @@ class UCEConfig(AnchoredConfig):
 
 _CANVAS = {
     "model": "canvas",
-    "lamb": 1.0,
+    "anchors": ["photo"],  # nothing in the concept's place leaves half of it; the style photo has an embedding as far away as any
+    "lamb": 0.1,
     "templates": [
         "{}", "{} style", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
         *(f"A {{}} image in {style} style." for style in world.STYLES),

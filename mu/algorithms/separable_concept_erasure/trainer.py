@@ -154,6 +154,7 @@ class SeparableConceptErasureTrainer:
         self.held_out: list[NoisedPictures] = []
         if config.train.stop == "held_out":
             self.held_out = [NoisedPictures(config, model, data, concept, held_out=True) for concept in concepts]
+        self._seen: list[States] = []
         self.done = 0
 
     def train(
@@ -203,13 +204,11 @@ class SeparableConceptErasureTrainer:
 
     def held_out_correlation(self) -> float:
         """L_cor of the held-out templates, on noised pictures that are the same each time; the mean over concepts."""
-        found = []
-        for pictures in self.held_out:
-            with self.shift.frozen():
-                states = pictures.predicted(range(self.HELD_OUT_STATES))
-            with torch.no_grad():
-                found.append(float(direction(self.r(states), states.r)))
-        return sum(found) / len(found)
+        with self.shift.frozen():
+            self._seen = self._seen or [pictures.predicted(range(self.HELD_OUT_STATES)) for pictures in self.held_out]
+        with torch.no_grad():
+            found = torch.stack([direction(self.r(states), states.r) for states in self._seen])
+        return float(found.mean())
 
 
 class Effect:

@@ -204,7 +204,8 @@ SEPCE_PRESETS: dict[str, SeparableConceptErasureConfig] = {
     "object": _SEPCE.merged({"concepts": ["church"]}),
     "nudity": _SEPCE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     "canvas": SeparableConceptErasureConfig.parse(_CANVAS).merged({
-        "train": {"lr": 1e-2, "iterations": 100}, "prompt": {"templates": _TEMPLATES, "template_anchor": True},
+        "train": {"lr": 1e-2, "stop": "held_out", "threshold": 4e-3},
+        "prompt": {"templates": _TEMPLATES, "template_anchor": True, "held_out": ["the {}", "{} here", "picture of {}"]},
         "protect": {"others": [*world.STYLES, *world.OBJECTS], "null_tol": 1e-3},
     }),
 }  # fmt: skip
