@@ -487,15 +487,20 @@ def test_it_stops_after_twelve_updates_at_the_earliest(tiny: DiffusionModel, tra
 
 
 def test_it_stops_by_prompts_never_trained_on(tiny: DiffusionModel) -> None:
-    prompt = {"held_out": ["a {} picture"]}
-    config = settings(train={"iterations": 30, "stop": "held_out", "threshold": 1e9}, prompt=prompt, data={"stored_targets": 2})
-    bench = Bench(tiny, config)
-    with bench.installed():
-        bench.trainer.train("test")
-        assert bench.trainer.done == 21  # looks at every tenth step
-        states = bench.trainer.held_out[0].predicted(range(2))
-        torch.testing.assert_close(states.c.sequence, tiny.encode(["a star picture"] * 2).sequence)
-        assert bench.trainer.held_out_correlation() == bench.trainer.held_out_correlation()
+    def trained(left: float) -> Bench:
+        train = {"iterations": 30, "stop": "held_out", "left": left, "lr": 1e-3, "threshold": 1e9}
+        bench = Bench(tiny, settings(train=train, prompt={"held_out": ["a {} picture"]}, data={"stored_targets": 2}), scale=0.0)
+        with bench.installed():
+            assert bench.trainer.held_out_left() == pytest.approx(1.0, abs=1e-4)
+            bench.trainer.train("test")
+            assert (bench.trainer.held_out_left() < left) == (bench.trainer.done < 30)
+        return bench
+
+    bench = trained(0.999)
+    assert bench.trainer.done == 21  # looks at every tenth step
+    states = bench.trainer.held_out[0].predicted(range(2))
+    torch.testing.assert_close(states.c.sequence, tiny.encode(["a star picture"] * 2).sequence)
+    assert trained(-1e9).trainer.done == 30, "control"
     with pytest.raises(ConfigError, match="held_out names no template"):
         settings(train={"stop": "held_out"})
 

@@ -200,14 +200,15 @@ class SeparableConceptErasureTrainer:
             return False
         if settings.stop == "correlation":
             return self.momentum.value is not None and bool(self.momentum.value < settings.threshold)
-        return i % self.HELD_OUT_EVERY == 0 and self.held_out_correlation() < settings.threshold
+        return i % self.HELD_OUT_EVERY == 0 and self.held_out_left() < settings.left
 
-    def held_out_correlation(self) -> float:
-        """L_cor of the held-out templates, on noised pictures that are the same each time; the mean over concepts."""
+    def held_out_left(self) -> float:
+        """L_cor of the held-out templates as a share of the frozen model's, mean(r^2), on noised pictures that are the same each
+        time; the mean over concepts."""
         with self.shift.frozen():
             self._seen = self._seen or [pictures.predicted(range(self.HELD_OUT_STATES)) for pictures in self.held_out]
         with torch.no_grad():
-            found = torch.stack([direction(self.r(states), states.r) for states in self._seen])
+            found = torch.stack([direction(self.r(states), states.r) / states.r.square().mean() for states in self._seen])
         return float(found.mean())
 
 
