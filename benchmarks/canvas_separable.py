@@ -52,7 +52,7 @@ from torch import Tensor
 
 import mu
 from mu.algorithms import algorithm
-from mu.core.config import BaseConfig
+from mu.core.algorithm import Algorithm
 from mu.core.errors import MuError
 from mu.core.files import slug, write_json, write_text
 from mu.core.run import RunDirectory, versions
@@ -68,7 +68,8 @@ METHODS = ("sepce", "cie", "spm", "esd", "ca", "fmn", "uce")
 PARTS = ("single", "multi", "capacity", "scenes")
 SECONDS = {"sepce": 20, "cie": 45, "spm": 62, "esd": 22, "ca": 17, "fmn": 8, "uce": 1}
 """Of one search on two cores, for the estimate; what a finished search took counts instead."""
-OTHER_ANCHOR = "sketch"
+OTHER = {"photo": "sketch", "house": "star"}
+"""In the place of a concept that is its preset's anchor itself."""
 EIGHT = ["neon", "star", "sketch", "heart", "pop art", "ring", "watercolor", "cross"]
 ALL = [*world.STYLES, *world.OBJECTS, *world.IDENTITIES]
 SCENES = {
@@ -106,8 +107,9 @@ class Bench:
         places = {name: str(folder) for name in ("output_dir", "run_dir") if name in chosen.config_class.model_fields}
         given = {key.partition(".")[2]: text for key, text in self.options.set.items() if key.startswith(f"{method}.")}
         settings = parsed(chosen.config_class, given)
-        base = chosen.for_concepts(list(concepts), self.model.name)
-        base = base.merged(self.other_anchor(base, concepts), places, overrides, settings)
+        base = chosen.for_concepts(list(concepts), self.model.name).merged(
+            self.anchors(chosen, concepts), places, overrides, settings
+        )
         work = chosen(base, model=self.model)
         if not run.edit.exists():
             with peak_memory() as peak:
@@ -115,12 +117,15 @@ class Bench:
             run.describe({"peak_memory_MiB": peak.MiB})
         return run, list(work.separate(open_edit(run.edit)))
 
-    def other_anchor(self, preset: BaseConfig, concepts: Sequence[str]) -> dict[str, Any]:
-        """Where the preset puts a concept in the place of others, that one gets another itself."""
-        anchors = getattr(preset, "anchors", [])
-        if len(anchors) != 1 or anchors[0] not in concepts:
+    def anchors(self, method: type[Algorithm], concepts: Sequence[str]) -> dict[str, Any]:
+        """What the method's presets put in the place of each concept: ``canvas``, or ``canvas-object`` for objects where there is one."""
+        presets = method.presets
+        if not hasattr(presets["canvas"], "anchors"):
             return {}
-        return {"anchors": [anchors[0] if concept != anchors[0] else OTHER_ANCHOR for concept in concepts]}
+        found = [presets.get(f"canvas-{kind_of(concept)}", presets["canvas"]).anchors[0] for concept in concepts]
+        return {
+            "anchors": [OTHER[anchor] if anchor == concept else anchor for anchor, concept in zip(found, concepts, strict=True)]
+        }
 
     def alone(self, method: str, concept: str) -> tuple[RunDirectory, list[Edit]]:
         found = RunDirectory(self.options.spm / slug(concept))

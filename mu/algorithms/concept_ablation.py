@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,18 +44,22 @@ class ConceptAblationConfig(AnchoredConfig):
     """The run's folder."""
 
 
+_CANVAS: dict[str, Any] = {
+    "model": "canvas", "train": {"iterations": 300, "lr": 4e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
+    "anchor_weight": 1.0, "anchors": ["photo"],
+    "templates": [
+        "{}", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
+        *(f"A {{}} image in {style} style." for style in world.STYLES),
+    ],
+}  # fmt: skip
+
 PRESETS: dict[str, ConceptAblationConfig] = {
     "comparison": ConceptAblationConfig(),
     "nudity": ConceptAblationConfig.parse({"concepts": ["nudity"], "train": {"iterations": 150}}),
-    "canvas": ConceptAblationConfig.parse({
-        "model": "canvas", "train": {"iterations": 300, "lr": 2e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
-        "anchor_weight": 3.0,
-        "templates": [
-            "{}", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
-            *(f"A {{}} image in {style} style." for style in world.STYLES),
-        ],
-    }),
-}  # fmt: skip
+    "canvas": ConceptAblationConfig.parse(_CANVAS),
+    "canvas-object": ConceptAblationConfig.parse({**_CANVAS, "anchors": ["house"]}),
+}
+"""Published ones for Stable Diffusion 1.4, those of the embedded model for styles, and for objects."""
 
 
 class ConceptAblation(WeightErasure):

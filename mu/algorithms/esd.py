@@ -44,8 +44,11 @@ PRESETS: dict[str, ESDConfig] = {
     "styles": ESDConfig(),
     "objects": ESDConfig.parse({"variant": "esd-u"}),
     "nudity": ESDConfig.parse({"variant": "esd-u", "concepts": ["nudity"]}),
-    "canvas": ESDConfig.parse({"model": "canvas", "train": {"iterations": 200, "lr": 1e-4}, "denoising_steps": 10}),
-}
+    "canvas": ESDConfig.parse({
+        "model": "canvas", "train": {"iterations": 200, "lr": 2e-4}, "denoising_steps": 10,
+        "templates": ["{}", "a {} image", "an image in {} style", "{} style", "a {} picture"],
+    }),
+}  # fmt: skip
 
 
 class ESD(WeightErasure):

@@ -47,18 +47,23 @@ class ForgetMeNotConfig(AnchoredConfig):
     """The run's folder."""
 
 
+_CANVAS: dict[str, Any] = {
+    "model": "canvas", "train": {"iterations": 100, "lr": 3e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
+    "anchors": ["photo"],
+    "templates": [
+        "{}", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
+        *(f"A {{}} image in {style} style." for style in world.STYLES),
+    ],
+}  # fmt: skip
+
 PRESETS: dict[str, ForgetMeNotConfig] = {
     "styles": ForgetMeNotConfig(),
     "objects": ForgetMeNotConfig.parse({"train": {"iterations": 50}}),
     "nudity": ForgetMeNotConfig.parse({"concepts": ["nudity"], "train": {"iterations": 75}}),
-    "canvas": ForgetMeNotConfig.parse({
-        "model": "canvas", "train": {"iterations": 100, "lr": 1e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
-        "templates": [
-            "{}", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
-            *(f"A {{}} image in {style} style." for style in world.STYLES),
-        ],
-    }),
-}  # fmt: skip
+    "canvas": ForgetMeNotConfig.parse(_CANVAS),
+    "canvas-object": ForgetMeNotConfig.parse({**_CANVAS, "anchors": ["house"]}),
+}
+"""Published ones for Stable Diffusion 1.4, those of the embedded model for styles, and for objects."""
 
 
 class ForgetMeNot(WeightErasure):

@@ -141,7 +141,7 @@ class SeparableConceptErasureTrainer:
     UNet calls a step: 2 samples without gradient (none with stored targets) and, with gradient, 1 (SepCE) or 2 (CiE).
     """
 
-    HELD_OUT_STATES = 16
+    HELD_OUT_STATES = 32
     HELD_OUT_EVERY = 10
 
     def __init__(
@@ -198,8 +198,9 @@ class SeparableConceptErasureTrainer:
         settings = self.config.train
         if i < FIRST_STOP or settings.stop == "steps":
             return False
-        if settings.stop == "correlation":
-            return self.momentum.value is not None and bool(self.momentum.value < settings.threshold)
+        gone = self.momentum.value is not None and bool(self.momentum.value < settings.threshold)
+        if settings.stop == "correlation" or not gone:
+            return gone
         return i % self.HELD_OUT_EVERY == 0 and self.held_out_left() < settings.left
 
     def held_out_left(self) -> float:

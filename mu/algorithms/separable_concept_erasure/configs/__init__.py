@@ -61,12 +61,12 @@ class TrainConfig(BaseConfig):
     regulariser: float = Field(1e-6, ge=0)
     """lambda: weight of the mean over the trained tensors of the shift's L1 norm."""
     stop: Literal["correlation", "held_out", "steps"] = "correlation"
-    """``correlation``: when the momentum statistic of the loss falls below ``threshold``, as published. ``held_out``: when of the
-    correlation of the held-out templates less than ``left`` is left. ``steps``: after all of them."""
+    """``correlation``: when the momentum statistic of the loss falls below ``threshold``, as published. ``held_out``: then, but not
+    before less than ``left`` of the held-out templates' correlation is left. ``steps``: after all of them."""
     threshold: float = 1e-4
     """tau of the stop; never before 12 updates. Lower erases more and harms more."""
     left: float = Field(0.0, lt=1)
-    """Share of the held-out templates' correlation at which ``held_out`` stops. Lower, also below 0, erases more and harms more."""
+    """Share of the held-out templates' correlation below which ``held_out`` may stop. Lower, also below 0, erases more and harms more."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """alpha of the statistic m = alpha m + (1 - alpha) L."""
     gradients: Literal["zeroed", "summed"] = "zeroed"
@@ -192,7 +192,7 @@ CIE_PRESETS: dict[str, ConceptIrrelevantErasureConfig] = {
     "object": _CIE.merged({"concepts": ["church"]}),
     "nudity": _CIE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     # In CiE anchors move with the concept: templates that name other styles would take those along.
-    "canvas": ConceptIrrelevantErasureConfig.parse(_CANVAS).merged({"train": {"lr": 1e-4}, "prompt": {"templates": _PHRASES}}),
+    "canvas": ConceptIrrelevantErasureConfig.parse(_CANVAS).merged({"train": {"lr": 3e-5}, "prompt": {"templates": _PHRASES}}),
 }
 """The paper's settings, and first values for the embedded model."""
 
@@ -206,7 +206,7 @@ SEPCE_PRESETS: dict[str, SeparableConceptErasureConfig] = {
     "object": _SEPCE.merged({"concepts": ["church"]}),
     "nudity": _SEPCE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     "canvas": SeparableConceptErasureConfig.parse(_CANVAS).merged({
-        "train": {"lr": 1e-2, "stop": "held_out", "left": 0.35},
+        "train": {"lr": 1e-2, "stop": "held_out", "left": 0.5},
         "prompt": {"templates": _TEMPLATES, "template_anchor": True, "held_out": ["the {}", "{} here", "picture of {}"]},
         "protect": {"others": [*world.STYLES, *world.OBJECTS], "null_tol": 1e-3},
     }),
