@@ -53,6 +53,7 @@ from torch import Tensor
 import mu
 from mu.algorithms import algorithm
 from mu.core.algorithm import Algorithm
+from mu.core.config import BaseConfig
 from mu.core.errors import MuError
 from mu.core.files import slug, write_json, write_text
 from mu.core.run import RunDirectory, versions
@@ -107,9 +108,7 @@ class Bench:
         places = {name: str(folder) for name in ("output_dir", "run_dir") if name in chosen.config_class.model_fields}
         given = {key.partition(".")[2]: text for key, text in self.options.set.items() if key.startswith(f"{method}.")}
         settings = parsed(chosen.config_class, given)
-        base = chosen.for_concepts(list(concepts), self.model.name).merged(
-            self.anchors(chosen, concepts), places, overrides, settings
-        )
+        base = self.preset(chosen, concepts).merged(places, overrides, settings)
         work = chosen(base, model=self.model)
         if not run.edit.exists():
             with peak_memory() as peak:
@@ -117,15 +116,14 @@ class Bench:
             run.describe({"peak_memory_MiB": peak.MiB})
         return run, list(work.separate(open_edit(run.edit)))
 
-    def anchors(self, method: type[Algorithm], concepts: Sequence[str]) -> dict[str, Any]:
-        """What the method's presets put in the place of each concept: ``canvas``, or ``canvas-object`` for objects where there is one."""
+    def preset(self, method: type[Algorithm], concepts: Sequence[str]) -> BaseConfig:
+        """The method's ``canvas``; in the place of objects what ``canvas-object`` says, where there is one."""
         presets = method.presets
         if not hasattr(presets["canvas"], "anchors"):
-            return {}
+            return method.for_concepts(list(concepts), self.model.name)
         found = [presets.get(f"canvas-{kind_of(concept)}", presets["canvas"]).anchors[0] for concept in concepts]
-        return {
-            "anchors": [OTHER[anchor] if anchor == concept else anchor for anchor, concept in zip(found, concepts, strict=True)]
-        }
+        anchors = [OTHER[each] if each == concept else each for each, concept in zip(found, concepts, strict=True)]
+        return presets["canvas"].merged({"concepts": list(concepts), "anchors": anchors})
 
     def alone(self, method: str, concept: str) -> tuple[RunDirectory, list[Edit]]:
         found = RunDirectory(self.options.spm / slug(concept))
