@@ -8,7 +8,8 @@ Every method with its preset ``canvas``, on every style and object; the judge re
   of the pictures from the base's of the same prompt and seed; UA in `_shared.OTHER_PHRASINGS`; seconds, peak memory, size.
 - ``multi``: eight concepts, found ``together`` (one call) and ``added`` (the eight single edits); then one of them given
   back: how far its pictures, and those of the other seven, are from what they are to be.
-- ``capacity``: SepCE with 8, 16 and all 28 concepts (``--capacity``), each found alone with the others in ``protect.others``.
+- ``capacity``: SepCE with 8, 16 and all 28 concepts (``--capacity``), each found alone with the others in ``protect.others``,
+  before what the preset has there.
 - ``scenes``: the scenes of the paper (its Fig. 7), the concepts of a kind as c0 .. c7, bare words as prompts, its protected sets
   exactly. What every shift that is on protects must look as the base has it: ``broken`` counts where it does not.
 
@@ -213,10 +214,11 @@ class Bench:
 
     def capacity(self, count: int) -> dict[str, Any]:
         concepts = (EIGHT + [name for name in ALL if name not in EIGHT])[:count]
+        others = [other for other in algorithm("sepce").presets["canvas"].protect.others if other not in concepts]
         edits, rooms, seconds = [], [], 0.0
         for concept in concepts:
             folder = self.out / "capacity" / str(count) / slug(concept)
-            run, (edit,) = self.search("sepce", [concept], folder, **{"protect.others": concepts})
+            run, (edit,) = self.search("sepce", [concept], folder, **{"protect.others": [*concepts, *others]})
             facts = run.read_environment()
             edits, rooms, seconds = [*edits, edit], [*rooms, facts["capacity"][0]], seconds + facts["seconds"]
         return {

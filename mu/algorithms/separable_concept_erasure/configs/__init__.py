@@ -180,6 +180,7 @@ _TEMPLATES = [
     *(f"A {name} image in {{}} style." for name in world.OBJECTS),
     *(f"A {{}} image in {style} style." for style in world.STYLES),
 ]  # fmt: skip
+_SENTENCES = [f"A {name} image in {style} style." for name in world.OBJECTS for style in world.STYLES]
 _CANVAS: dict[str, Any] = {
     "model": "canvas",
     "data": {"images": 84, "steps": 20, "guidance": 4.0},
@@ -208,7 +209,7 @@ SEPCE_PRESETS: dict[str, SeparableConceptErasureConfig] = {
     "canvas": SeparableConceptErasureConfig.parse(_CANVAS).merged({
         "train": {"lr": 1e-2, "stop": "held_out", "left": 0.5},
         "prompt": {"templates": _TEMPLATES, "template_anchor": True, "held_out": ["the {}", "{} here", "picture of {}"]},
-        "protect": {"others": [*world.STYLES, *world.OBJECTS], "null_tol": 1e-3},
+        "protect": {"others": [*world.STYLES, *world.OBJECTS, *_SENTENCES], "null_tol": 1e-2, "leave": 24},
     }),
 }  # fmt: skip
 """The paper's settings for styles and objects, and first values for the embedded model."""
