@@ -34,6 +34,11 @@ class EditInfo:
     gate: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     protects: tuple[str, ...] = ()
+    """Prompts that it leaves exactly as they are."""
+    spares: tuple[str, ...] = ()
+    """Prompts that it leaves alone up to a leak."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """What its search came to, as the method tells it."""
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
     citation: str = ""

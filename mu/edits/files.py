@@ -77,7 +77,8 @@ def open_edit(path: Path | str) -> Edit:
         if facts["format"] > FORMAT:
             raise EditError(f"{path} has format {facts['format']}, newer than this version of mu knows ({FORMAT}): upgrade mu")
         kind = _KINDS[facts.pop("kind")]
-        facts["concepts"], facts["protects"] = tuple(facts["concepts"]), tuple(facts["protects"])
+        for several in ("concepts", "protects", "spares"):
+            facts[several] = tuple(facts.get(several, ()))
         info = EditInfo(**facts)
     except (KeyError, TypeError, ValueError) as error:
         raise EditError(f"the metadata of {path} is not that of an edit ({error})") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -25,7 +25,7 @@ from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableCon
 from mu.core import seeds
 from mu.core.algorithm import Algorithm, Saveable, citation
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, MuError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.diffusion.erasure import check_placed
@@ -106,8 +106,9 @@ class ConceptIrrelevantErasureAlgorithm(Algorithm):
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, concepts, anchor_moves=True)
         with shift.installed():
             trainer.train("CiE", checkpoint=run.checkpoints / "training.pt" if run else None, log=log)
-            tell(", ".join(concepts), trainer, shift)
-            return shift.finished()
+            edit = shift.finished()
+            edit.info = replace(edit.info, found=told(", ".join(concepts), trainer, shift))
+            return edit
 
 
 class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
@@ -143,6 +144,8 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         training them together would (section 2.7). With ``run``, those that are done are kept among its checkpoints."""
         data = self._begin()
         rooms = [self.room(data, concept) for concept in self.config.concepts]
+        for concept in self.config.concepts:
+            data.pictures(concept)  # one that has none is told before the first is trained
         if run:
             run.describe({"capacity": [asdict(room.capacity) for room in rooms]})
         return [self._find(data, k, room, run, log) for k, room in enumerate(rooms)]
@@ -163,8 +166,12 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
             self.model = self.load_model()
             bank.require(self.model)
             known = [concept for edit in bank.open(self.model).edits.values() for concept in edit.info.concepts]
-            exact = dict.fromkeys([*self.config.protect.prompts, *self._protecting(known)])
-            self.config = self.config.merged({"protect.prompts": list(exact)})
+            protect = self.config.protect
+            if protect.erased == "exactly":
+                more = {"prompts": list(dict.fromkeys([*protect.prompts, *self._protecting(known)]))}
+            else:
+                more = {"others": list(dict.fromkeys([*known, *protect.others]))}
+            self.config = self.config.merged({"protect": more})
 
     def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> list[LowRankEdit]:
         """The shifts among ``older`` that knew nothing of this run's concepts, made null on them too; see `mended`."""
@@ -198,26 +205,25 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
             if len(edit.info.concepts) > 1:
                 raise ConfigError("it erases several concepts at once")
             (concept,), config = edit.info.concepts, self.config_class.parse(dict(edit.info.config))
-            config = config.merged({"protect.prompts": [*config.protect.prompts, *prompts], "train.stop": "steps"})
+            config = config.merged({
+                "protect.prompts": [*config.protect.prompts, *edit.info.protects, *prompts],
+                "train": {"stop": "steps", "iterations": max(updates, 1)},
+            })  # fmt: skip
             data = SeparableConceptErasureDataHandler(config, self.model)
             room = self.room_in(data, concept)
-        except ConfigError as error:
+            shift = SeparableShift(self.model, room, edit.info)
+            trainer = SeparableConceptErasureTrainer(config, self.model, data, shift, [concept], anchor_moves=False)
+            effect = Effect(trainer)
+        except MuError as error:
             log.warning("the edit of %r stays as it is, and restoring it changes the new concepts: %s", edit.concept(), error)
             return edit, 1.0
         projected = also_protecting(edit, self.model, prompts)
-        shift = SeparableShift(self.model, room, edit.info)
-        trainer = SeparableConceptErasureTrainer(
-            config.merged({"train.iterations": max(updates, 1)}), self.model, data, shift, [concept], anchor_moves=False
-        )
-        effect = Effect(trainer)
         whole, left = effect.of(edit), effect.of(projected)
         kept = left / whole if whole > 0 else 1.0
-        lost = set(edit.info.protects) - set(room.capacity.protected)
-        if kept >= ENOUGH or not updates or lost:
+        if kept >= ENOUGH or not updates:
             log.info("%r was made null on %s: %.0f %% of its effect are left", concept, ", ".join(prompts), 100 * kept)
             if kept < ENOUGH:
-                why = "protect.mend is 0" if not updates else f"there is no room beside {', '.join(map(repr, sorted(lost)))}"
-                log.warning("%r erases less than before and is not trained again: %s", concept, why)
+                log.warning("%r erases less than before and is not trained again: protect.mend is 0", concept)
             return projected, kept
         shift.start_from(projected)
         with shift.installed():
@@ -273,20 +279,29 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
                 f"SepCE {concept!r}", checkpoint=run.checkpoints / f"training_{k}.pt" if run else None,
                 log=(lambda row: log({**row, "step": row["step"] + first})) if log else None,
             )  # fmt: skip
-        tell(concept, trainer, shift)
-        tell_leak(concept, shift)
         edit = shift.finished()
+        edit.info = replace(edit.info, found=told(concept, trainer, shift))
+        tell_leak(concept, shift)
         if run and several:
             edit.save(self._kept(run)[k])
         return edit
 
 
-def tell(concept: str, trainer: SeparableConceptErasureTrainer, shift: SeparableShift | DenseShift) -> None:
+def told(concept: str, trainer: SeparableConceptErasureTrainer, shift: SeparableShift | DenseShift) -> dict[str, Any]:
+    """What the search came to, for the edit's file and the log: whether it stopped by itself can be seen from it later."""
     m = trainer.momentum.value
+    found = {
+        "updates": trainer.done, "updates_at_most": trainer.config.train.iterations,
+        "correlation": None if m is None else float(m), "norm": float(shift.norm().detach()),
+    }  # fmt: skip
     log.info(
         "%r: %d updates, correlation %.3g (momentum statistic), mean L1 norm of the shifts %.3g",
-        concept, trainer.done, float("nan") if m is None else float(m), float(shift.norm().detach()),
+        concept, found["updates"], found["correlation"] or float("nan"), found["norm"],
     )  # fmt: skip
+    if isinstance(shift, SeparableShift):
+        capacity = shift.room.capacity
+        found |= {name: getattr(capacity, name) for name in ("width", "free", "used", "erasability", "leak")}
+    return found
 
 
 def tell_leak(concept: str, shift: SeparableShift) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, ProtectConfig
 from mu.data.pairs import open_pairs
 from mu.diffusion.noised_pictures import ConceptPictures
@@ -33,18 +35,16 @@ class SeparableConceptErasureDataHandler:
     def exact(self, concept: str, protect: ProtectConfig) -> list[str]:
         """Prompts that ``concept``'s shift must leave exactly as they are: the anchor, those given, the other concepts."""
         anchor = [] if self.config.prompt.template_anchor else [self.config.prompt.anchor]
-        others = [
-            template.replace("{}", other)
-            for other in self.config.concepts
-            if other != concept
-            for template in protect.templates
-        ]
+        erased = self.config.concepts if protect.erased == "exactly" else []
+        others = [template.replace("{}", other) for other in erased if other != concept for template in protect.templates]
         return list(dict.fromkeys(["", *anchor, *protect.prompts, *others]))
 
     def others(self, concept: str, protect: ProtectConfig) -> dict[str, list[str]]:
         """Prompts of each word that is protected as far as capacity goes."""
-        own = [set(each.lower().split()) for each in self.config.concepts]
-        words = [w for w in protect.others if not any(set(w.lower().split()) <= c or c <= set(w.lower().split()) for c in own)]
+        exactly = protect.erased == "exactly"
+        own = [words_of(each) for each in (self.config.concepts if exactly else [concept])]
+        named = protect.others if exactly else dict.fromkeys([*self.config.concepts, *protect.others])
+        words = [word for word in named if not any(words_of(word) <= each or each <= words_of(word) for each in own)]
         return {word: [template.replace("{}", word) for template in protect.templates] for word in words}
 
     def pictures(self, concept: str) -> ConceptPictures:
@@ -57,6 +57,10 @@ class SeparableConceptErasureDataHandler:
                 own=open_pairs(folder.replace("{}", concept), caption=concept)[: data.images] if folder else (),
             )  # fmt: skip
         return self._pictures[concept]
+
+
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def picture_seed(seed: int, k: int) -> int:

@@ -67,12 +67,14 @@ class NullSpace:
     """Directions (n, d), orthonormal, that no protected row has; ``span`` (r, d) is their orthogonal complement.
 
     ``leak`` is the largest singular value of the protected rows on ``directions``: a shift D moves no protected key or value by
-    more than ``leak * ||D||_2``. It is 0 up to rounding where everything is protected exactly.
+    more than ``leak * ||D||_2``. It is 0 up to rounding where everything is protected exactly. ``weakest`` is the smallest
+    singular value of the rows that are protected exactly, as a share of their largest.
     """
 
     directions: Tensor
     span: Tensor
     leak: float
+    weakest: float = 1.0
 
     @classmethod
     def of(cls, rows: Tensor) -> NullSpace:
@@ -82,7 +84,7 @@ class NullSpace:
         """
         _, s, directions = torch.linalg.svd(rows.double(), full_matrices=True)
         rank = int((s > _ROUNDING * rows.shape[1] * s[0]).sum())
-        return cls(directions[rank:], directions[:rank], 0.0)
+        return cls(directions[rank:], directions[:rank], 0.0, float(s[rank - 1] / s[0]))
 
     def without(self, rows: Tensor, tol: float = 0.0) -> NullSpace:
         """What is left of it where ``rows`` (l, d) are protected too, but for singular values below ``tol`` times their largest."""
@@ -90,7 +92,8 @@ class NullSpace:
         _, s, turned = torch.linalg.svd(rows.double() @ self.directions.T, full_matrices=True)
         rank = int((s > max(tol, _ROUNDING * rows.shape[1]) * largest).sum())
         leak = float(s[rank]) if rank < len(s) else 0.0
-        return NullSpace(turned[rank:] @ self.directions, torch.cat([self.span, turned[:rank] @ self.directions]), leak)
+        span = torch.cat([self.span, turned[:rank] @ self.directions])
+        return NullSpace(turned[rank:] @ self.directions, span, leak, self.weakest)
 
     def project(self, rows: Tensor) -> Tensor:
         return rows @ self.directions.T @ self.directions
@@ -143,6 +146,9 @@ class Capacity:
 
     concept: str
     protected: tuple[str, ...]
+    """Exactly."""
+    spared: tuple[str, ...]
+    """Up to the leak."""
     left_out: tuple[str, ...]
     rows: int
     """Distinct token rows of the protected prompts."""
@@ -160,7 +166,7 @@ class Capacity:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.concept!r}: {len(self.protected)} protected prompts with {self.rows} token rows leave {self.free} of "
+            f"{self.concept!r}: {len(self.protected)} prompts protected exactly and {len(self.spared)} nearly, with {self.rows} token rows, leave {self.free} of "
             f"{self.width} directions, {self.used} are used",
             f"{self.concept!r}: erasability {self.erasability:.2f}; singular values "
             + (f"{self.singular[0]:.3g} to {self.singular[-1]:.3g}" if self.singular else "none"),
@@ -200,7 +206,8 @@ def room_for(
         cost = ", ".join(f"{prompt!r} {len(token_rows(model, [prompt]))}" for prompt in exact)
         raise ConfigError(
             f"protecting {len(exact)} prompts ({len(fixed)} token rows) leaves {len(space.directions)} of {fixed.shape[1]} "
-            f"directions to erase {concept!r}, fewer than {SMALLEST}: protect fewer of {cost}, or name them in protect.others"
+            f"directions to erase {concept!r}, fewer than {SMALLEST}: protect fewer of {cost}; name them in protect.others, or where they are "
+            f"erased concepts set protect.erased=nearly, with a protect.null_tol"
         )
     kept = space
     taken: list[str] = []
@@ -219,8 +226,16 @@ def room_for(
         raise ConfigError(f"{concept!r} lies inside what is protected: nothing of it can be erased; protect fewer prompts")
     basis, singular = basis_of(space, E, config), torch.linalg.svdvals(bound)
     rows = len(token_rows(model, [*exact, *taken]))
+    if space.weakest < 1e-6:
+        log.warning(
+            "%r: the weakest direction of what is protected is %.1g of the strongest: rounding of the text encoder may decide it",
+            concept,
+            space.weakest,
+        )
+    spared = tuple(taken) if tol else ()
+    protected = tuple(exact) if tol else (*exact, *taken)
     capacity = Capacity(
-        concept, (*exact, *taken), tuple(left_out), rows, E.shape[1], len(space.directions), len(basis), erasability,
+        concept, protected, spared, tuple(left_out), rows, E.shape[1], len(space.directions), len(basis), erasability,
         tuple(singular[singular > 1e-6 * singular[0]].tolist()), space.leak,
     )  # fmt: skip
     return Room(space, basis, capacity)
@@ -269,7 +284,10 @@ class SeparableShift:
             self.weights.append(nn.Parameter(torch.zeros(layer.weight.shape[0], len(down), device=model.device)))
             factors[name] = Factors(down, self.weights[-1], float(len(down)))
         self.model, self.room = model, room
-        self.edit = LowRankEdit(factors, replace(_described(model, list(factors), info), protects=room.capacity.protected))
+        self.edit = LowRankEdit(
+            factors,
+            replace(_described(model, list(factors), info), protects=room.capacity.protected, spares=room.capacity.spared),
+        )
         self.membrane = Membrane([self.edit])
 
     @contextmanager
@@ -299,7 +317,7 @@ class SeparableShift:
     def leak(self) -> tuple[float, float]:
         """How far protected keys and values can move at most, and how far they do, as a share of the largest of them."""
         # The embeddings as the model gives them, every row, also those that `token_rows` takes as equal to another.
-        E = self.model.encode(self.room.capacity.protected).sequence.flatten(0, 1).double().cpu()
+        E = self.model.encode([*self.room.capacity.protected, *self.room.capacity.spared]).sequence.flatten(0, 1).double().cpu()
         bound, moved = 0.0, 0.0
         for name, shift in self.edit.deltas():
             D, W = (t.detach().double().cpu() for t in (shift, find_parameter(self.model, name)))
@@ -341,16 +359,23 @@ class DenseShift:
 
 
 def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:
-    """Their shifts added up: factors side by side. It protects what all of them do."""
+    """Their shifts added up: factors side by side. It protects what all of them do, and spares what all spare or protect."""
     factors = {}
     for name in edits[0].factors:
         parts = [edit.factors[name] for edit in edits]
         down, up = torch.cat([part.down for part in parts]), torch.cat([part.up * part.scale for part in parts], dim=1)
         factors[name] = Factors(down, up, float(len(down)))
     protects = tuple(prompt for prompt in edits[0].info.protects if all(prompt in edit.info.protects for edit in edits))
+    left_alone = [{*edit.info.protects, *edit.info.spares} for edit in edits]
+    spares = tuple(p for p in edits[0].info.spares if p not in protects and all(p in each for each in left_alone))
     return LowRankEdit(
         factors,
-        replace(info, protects=protects, **{name: getattr(edits[0].info, name) for name in ("base", "fingerprint", "loading")}),
+        replace(
+            info,
+            protects=protects,
+            spares=spares,
+            **{name: getattr(edits[0].info, name) for name in ("base", "fingerprint", "loading")},
+        ),
     )
 
 
@@ -368,14 +393,14 @@ def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[
     pictures. D (I - B B^T), with B the row space of the new rows inside the old null space, mends that exactly; what the edit
     did along B is lost, so look again how well it erases. Raises `EditError` for an edit that is none of separable erasure.
     """
-    known = list(edit.info.protects)
     if not is_separable(edit, model):
         raise EditError(f"the edit of {edit.concept()!r} protects no prompts: it is none of separable erasure")
     downs = [factors.down.double().cpu() for factors in edit.factors.values()]
     distinct = [downs[0], *(down for down in downs[1:] if not torch.equal(down, downs[0]))]
-    # The old null space again, with the edit's own rows: those of a `null_tol` lie in it up to the leak only.
-    tol = float(edit.info.config.get("protect", {}).get("null_tol", 0.0))
-    space = NullSpace.of(token_rows(model, [""])).without(token_rows(model, known), tol)
+    # The old null space again, with the edit's own rows: where prompts are spared, other rows may have bounded it.
+    space = NullSpace.of(token_rows(model, edit.info.protects))
+    if edit.info.spares:
+        space = space.without(token_rows(model, edit.info.spares), float(edit.info.config["protect"]["null_tol"]))
     _, s, own = torch.linalg.svd(torch.cat(distinct), full_matrices=False)
     _, s, inside = torch.linalg.svd(torch.cat([space.directions, own[s > 1e-6 * s[0]]]), full_matrices=False)
     inside = inside[s > 1e-6 * s[0]]
@@ -385,4 +410,7 @@ def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[
     for (name, old), down in zip(edit.factors.items(), downs, strict=True):
         kept = (down - down @ B.T @ B).to(old.down)
         factors[name] = Factors(kept, old.up, old.alpha)
-    return LowRankEdit(factors, replace(edit.info, protects=tuple(dict.fromkeys([*edit.info.protects, *prompts]))))
+    spares = tuple(prompt for prompt in edit.info.spares if prompt not in prompts)
+    return LowRankEdit(
+        factors, replace(edit.info, protects=tuple(dict.fromkeys([*edit.info.protects, *prompts])), spares=spares)
+    )

@@ -117,6 +117,8 @@ class ConceptIrrelevantErasureConfig(BaseConfig):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
+        if self.data.folder and "{}" not in self.data.folder and len(self.concepts) > 1:
+            raise ValueError("data.folder is one folder for several concepts: put {} in place of the concept")
         if self.train.stop == "held_out" and not self.prompt.held_out:
             raise ValueError("train.stop is held_out, but prompt.held_out names no template")
         return self
@@ -130,6 +132,9 @@ class ProtectConfig(BaseConfig):
     are left out."""
     templates: list[str] = ["{}"]
     """Prompts in which ``others`` and the other erased concepts are protected; each costs its tokens in capacity."""
+    erased: Literal["exactly", "nearly"] = "exactly"
+    """How the other erased concepts, and those of a bank, are protected. ``nearly``: as ``others``, before those, up to ``null_tol``: room
+    for many more, and restoring one then changes another by up to the leak."""
     leave: int = Field(64, ge=16)
     """``others`` must leave the shift so many directions."""
     null_tol: float = Field(0.0, ge=0, lt=1)
