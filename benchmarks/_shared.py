@@ -95,6 +95,26 @@ def other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int, 
         return {"base": before["gone"], "edited": gone()}
 
 
+def kept_in_other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int, noted: Path) -> dict[str, float]:
+    """Share of right styles and objects, base and edited, in 32 pictures of `OTHER_PHRASINGS` that do not name the concept. The base's
+    is kept in the folder ``noted``."""
+    styles, objects = ([name for name in KINDS[kind] if name != concept] for kind in ("style", "object"))
+    pairs = [(styles[k % len(styles)], objects[(3 * k + k // 8) % len(objects)]) for k in range(32)]
+    prompts = [OTHER_PHRASINGS[k // 8].format(style=style, object=name) for k, (style, name) in enumerate(pairs)]
+    reader = judge()
+
+    def right() -> float:
+        seen, _ = reader.look(drawn(model, prompts, [seed]))
+        return (
+            sum((s == style) + (o == name) for s, o, (style, name) in zip(seen["style"], seen["object"], pairs, strict=True))
+            / 64
+        )
+
+    before = made_once(noted / f"kept-{slug(concept)}-{seed}.json", lambda: {"right": right()})
+    with edit.applied(model):
+        return {"base": before["right"], "edited": right()}
+
+
 def shares(reader: Judge, pictures: Tensor, scenes: Sequence[world.Scene], erased: Collection[str]) -> dict[str, float | None]:
     """What the judge reads in ``pictures`` of ``scenes``; each the mean over concepts, None where there are none.
 

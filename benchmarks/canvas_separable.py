@@ -2,10 +2,11 @@
 
     python benchmarks/canvas_separable.py --out outputs/canvas_separable --json docs/results/canvas_separable.json
 
-Every method with its preset ``canvas``, on every style and object; the judge reads the pictures. Four parts (``--parts``):
+Every method with its preset ``canvas``, on every style and object; the judge reads the pictures. Five parts (``--parts``):
 
 - ``single``: each concept alone, by suite canvas: UA, IRA, CRA and the Fréchet distance; LPIPS-like distance, in the judge's maps,
   of the pictures from the base's of the same prompt and seed; UA in `_shared.OTHER_PHRASINGS`; seconds, peak memory, size.
+- ``phrasings``: what is left of all else where the words are put otherwise than anybody trained on or protected.
 - ``multi``: eight concepts, found ``together`` (one call) and ``added`` (the eight single edits); then one of them given
   back: how far its pictures, and those of the other seven, are from what they are to be.
 - ``capacity``: SepCE with 8, 16 and all 28 concepts (``--capacity``), each found alone with the others in ``protect.others``,
@@ -40,6 +41,7 @@ from _shared import (
     grid,
     judge,
     keep_recipe,
+    kept_in_other_phrasings,
     kind_of,
     made_once,
     markdown,
@@ -67,7 +69,7 @@ from mu.evaluation.canvas import answers
 from mu.evaluation.suites import evaluate
 
 METHODS = ("sepce", "cie", "spm", "esd", "ca", "fmn", "uce")
-PARTS = ("single", "multi", "capacity", "scenes")
+PARTS = ("single", "phrasings", "multi", "capacity", "scenes")
 SECONDS = {"sepce": 20, "cie": 45, "spm": 62, "esd": 22, "ca": 17, "fmn": 8, "uce": 1}
 """Of one search on two cores, for the estimate; what a finished search took counts instead."""
 OTHER = {"photo": "sketch", "house": "star"}
@@ -151,6 +153,10 @@ class Bench:
             "LPIPS, retained": closeness(self.judge, before[~named], after[~named]),
             **{column: {score.name: score.value for score in scores} for column, scores in table.items()},
         }  # fmt: skip
+
+    def phrased(self, method: str, concept: str) -> dict[str, float]:
+        edit = open_edit(self.alone(method, concept)[0].edit)
+        return kept_in_other_phrasings(self.model, edit, concept, self.seeds[0], self.out / "phrasings")
 
     # -- several --------------------------------------------------------------------------------------------------------
 
@@ -287,6 +293,12 @@ class Bench:
                     path, lambda m=method, c=concept: {"method": m, "concept": c, **self.single(m, c)}, method, searches, cells
                 )
             )
+            found["phrasings"].append(
+                Unit(
+                    self.out / method / f"phrasings-{slug(concept)}.json",
+                    lambda m=method, c=concept: {"method": m, "concept": c, "kind": kind_of(c), **self.phrased(m, c)}, method, 0, 32,
+                )
+            )  # fmt: skip
         for method in options.methods:
             for way in ("together", "added"):
                 if way == "together" and method == "spm":
@@ -349,14 +361,26 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="settings on top of a preset")
     options = parser.parse_args()
     options.set = dict(pair.split("=", 1) for pair in options.set)
-    keep_recipe(parser, options.out, {"seeds": options.seeds, "set": options.set, "steps": STEPS, "guidance": GUIDANCE})
+    presets = {
+        method: {name: p.model_dump(mode="json") for name, p in algorithm(method).presets.items() if name.startswith("canvas")}
+        for method in METHODS
+    }
+    recipe = {
+        "seeds": options.seeds,
+        "set": options.set,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "eight": options.eight,
+        "presets": presets,
+    }
+    keep_recipe(parser, options.out, recipe)
     bench = Bench(options)
     parts = bench.units()
     print(bench.estimate([unit for units in parts.values() for unit in units]), flush=True)
     rows: dict[str, list[dict[str, Any]]] = {}
     for part, units in parts.items():
         for unit in units:
-            rows.setdefault(part, []).append(made_once(unit.path, lambda unit=unit: tried(unit)))
+            rows.setdefault(part, []).append(tried(unit))
             print(unit.path, {key: value for key, value in rows[part][-1].items() if key in ("edited", "failed")}, flush=True)
     result = {
         **rows, "seeds": options.seeds, "settings": options.set, "made": time.strftime("%Y-%m-%d"), "versions": versions(),
@@ -370,8 +394,9 @@ def main() -> None:
 
 
 def tried(unit: Unit) -> dict[str, Any]:
+    """What failed is not kept: it is tried again by the next run."""
     try:
-        return unit.make()
+        return made_once(unit.path, unit.make)
     except MuError as error:
         return {"method": unit.method, "concept": unit.path.stem, "failed": str(error)}
 
@@ -402,7 +427,13 @@ def pictured(bench: Bench, path: Path) -> None:
 
 
 def tables(result: dict[str, Any]) -> str:
-    made = {"single": single_table, "multi": multi_table, "capacity": capacity_table, "scenes": scene_tables}
+    made = {
+        "single": single_table,
+        "phrasings": phrasings_table,
+        "multi": multi_table,
+        "capacity": capacity_table,
+        "scenes": scene_tables,
+    }
     parts = [f"## {part}\n\n{table(result[part])}" for part, table in made.items() if result.get(part)]
     failed = [row for part in PARTS for row in result.get(part, []) if "failed" in row]
     if failed:
@@ -443,6 +474,18 @@ def single_table(rows: list[dict[str, Any]]) -> str:
         + "\nUA / IRA / CRA of each:\n\n"
         + markdown(["erased", *methods], each)
     )
+
+
+def phrasings_table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows if "edited" in row):
+        for kind in ("style", "object"):
+            of = [row for row in rows if (row["method"], row.get("kind")) == (method, kind) and "edited" in row]
+            if of:
+                lines.append(
+                    [method, f"{len(of)} {kind}s", *(percent(mean([row[name] for row in of])) for name in ("edited", "base"))]
+                )
+    return markdown(["method", "concepts", "kept in phrasings that nobody trained on or protected", "base"], lines)
 
 
 def multi_table(rows: list[dict[str, Any]]) -> str:

@@ -95,6 +95,16 @@ def family_member(
 
 
 @pytest.fixture(scope="session")
+def wide_text() -> DiffusionModel:
+    """What a Stable Diffusion 1.x reads of a text, 77 positions of width 768, on a narrow UNet."""
+    unet = {"block_out_channels": [8, 16], "attention_head_dim": 2, "norm_num_groups": 4, "cross_attention_dim": 768}
+    text = {"hidden_size": 768, "intermediate_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 77}
+    model = family_member(architectures.stable_diffusion_1(), "wide-text", unet=unet, text=text)
+    model.towers[0][0].model_max_length = 77
+    return model
+
+
+@pytest.fixture(scope="session")
 def tiny_v() -> DiffusionModel:
     """SD 2.x in small: linear projections, and the UNet predicts v."""
     unet = {"block_out_channels": [32, 64], "attention_head_dim": [2, 4], "norm_num_groups": 8, "cross_attention_dim": 32}

@@ -220,6 +220,19 @@ def test_what_cannot_be_erased_is_refused(tiny: DiffusionModel) -> None:
         room_for(tiny, "star", ["star"], ["star"], {}, BasisConfig())
 
 
+def test_eight_prompts_fit_beside_the_empty_one_at_the_size_of_stable_diffusion(wide_text: DiffusionModel) -> None:
+    """77 + 76 p rows for p prompts with different first words leave 691 - 76 p of 768 directions (section 2.3)."""
+    words = ["heart", "moon", "ring", "tree", "cross", "fish", "house", "photo", "neon", "sketch"]
+    for p in (0, 1, 4, 8):
+        capacity = room_for(wide_text, "star", ["star"], words[:p], {}, BasisConfig()).capacity
+        assert (capacity.rows, capacity.free, capacity.width) == (77 + 76 * p, 691 - 76 * p, 768)
+        assert 0 < capacity.used <= min(76, capacity.free)
+    with pytest.raises(
+        ConfigError, match=r"protecting 10 prompts \(761 token rows\) leaves 7 of 768 directions.*'photo' 77.*erased=nearly"
+    ):
+        room_for(wide_text, "star", ["star"], words[:9], {}, BasisConfig())
+
+
 def test_text_layers_are_the_cross_attentions_keys_and_values(tiny: DiffusionModel, tiny_xl: DiffusionModel) -> None:
     for model in (tiny, tiny_xl):
         names = set(text_layers(model))
