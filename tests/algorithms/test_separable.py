@@ -343,6 +343,29 @@ def test_together_is_one_by_one(tiny: DiffusionModel, three: list[LowRankEdit]) 
     assert max(g.abs().max() for g in gradients[0][len(gradients[1]) :]) < 1e-4 * max(g.abs().max() for g in gradients[1])
 
 
+def test_trained_at_the_same_time_shifts_become_what_they_become_one_after_another(tiny: DiffusionModel) -> None:
+    """The loop of section 2.6, all shifts on in every forward pass, each with its own loss, gradient and optimiser."""
+    train = {"iterations": 3, "lr": 1e-2, "adam_eps": 1e-4}
+    alone = find(tiny, settings(concepts=THREE[:2], train=train))
+    benches = [
+        Bench(tiny, settings(concepts=[c, *(o for o in THREE[:2] if o != c)], train=train), scale=0.0) for c in THREE[:2]
+    ]
+    for bench in benches:
+        bench.trainer.pictures = bench.trainer.pictures[:1]  # its own concept's; the other is there to be protected
+    optimizers = [torch.optim.Adam(bench.shift.weights, lr=1e-2, eps=1e-4) for bench in benches]
+    with benches[0].installed(), benches[1].installed():
+        for i in range(3):
+            for bench, optimizer in zip(benches, optimizers, strict=True):
+                optimizer.zero_grad()
+                bench.trainer.step(i)["loss"].backward(inputs=bench.shift.weights)
+                optimizer.step()
+    for bench, edit in zip(benches, alone, strict=True):
+        together = bench.shift.finished()
+        assert isinstance(together, LowRankEdit)
+        for (name, D), (_, wanted) in zip(together.deltas(), edit.deltas(), strict=True):
+            assert (D - wanted).abs().max() < 1e-2 * wanted.abs().max(), name
+
+
 def test_a_new_shift_spares_old_concepts_and_the_old_one_is_mended(tiny: DiffusionModel) -> None:
     (old,) = find(tiny, settings(concepts=["star"], protect={"prompts": ["a house"]}))
     (new,) = find(tiny, settings(concepts=["heart"], protect={"prompts": ["star"]}))
