@@ -99,22 +99,30 @@ def imagenet_task(folder: Path | str) -> ZeroShot:
 
 
 def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequence[str] = ()) -> list[ZeroShot]:
-    """Tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``; with pictures of the ``concepts`` among their classes."""
-    tasks: list[ZeroShot] = []
+    """Tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``; with pictures of the ``concepts`` among their classes.
+
+    Raises `ConfigError` for an unknown name and for two that give the same task: what is seen of tasks is kept by their names.
+    """
+    tasks: dict[str, ZeroShot] = {}
+    given: dict[str, str] = {}
     for name in names:
         kind, _, folder = name.partition(":")
         match kind, bool(folder):
             case "canvas", False:
-                tasks += canvas_tasks(per_class, seed)
+                found = canvas_tasks(per_class, seed)
             case "celeba", True:
-                tasks.append(celeba_task(folder, concepts))
+                found = [celeba_task(folder, concepts)]
             case "imagenet", True:
-                tasks.append(imagenet_task(folder))
+                found = [imagenet_task(folder)]
             case _:
                 raise ConfigError(f"unknown task {name!r}: write canvas, celeba:FOLDER or imagenet:FOLDER")
+        for task in found:
+            if task.name in tasks:
+                raise ConfigError(f"{given[task.name]!r} and {name!r} both give the task {task.name!r}: name one of them")
+            tasks[task.name], given[task.name] = task, name
     if not tasks:
         raise DataError("no task is named: the search could not see what is forgotten")
-    return tasks
+    return list(tasks.values())
 
 
 REPORT_SEED = 9

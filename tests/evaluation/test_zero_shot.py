@@ -17,7 +17,7 @@ from mu.data.folders import folder_name, write_celeba
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation.suites import evaluate
-from mu.evaluation.zero_shot import celeba_task, target_of
+from mu.evaluation.zero_shot import celeba_task, open_tasks, target_of
 
 RARE, *FREQUENT = IDENTITIES
 
@@ -76,3 +76,14 @@ def test_fa_is_over_the_concepts_pictures_and_the_mean_over_the_frequent_people(
     assert (found["FA@1"].n, found["FA@1"].per_item) == (3, {RARE: found["FA@1"].value})
     for name in ("identity@1", "identity@1 retained", "identity@5"):
         assert found[name].n == 3 * len(FREQUENT) and set(found[name].per_item) == set(FREQUENT)
+
+
+def test_two_tasks_of_one_name_are_refused(celeba: Path) -> None:
+    """What is seen of a task is kept by its name: the second would stand in for the first."""
+    people = f"celeba:{celeba}"
+    for names in (["canvas", people], [people, people], ["canvas", "canvas"]):
+        with pytest.raises(ConfigError, match=r"both give the task '(identity|style)': name one of them") as refused:
+            open_tasks(names, 1, 0)
+        assert "\n" not in str(refused.value)
+    assert [task.name for task in open_tasks([people], 1, 0)] == ["identity"], "control"
+    assert len(open_tasks(["canvas"], 1, 0)) == 3, "control"
