@@ -23,6 +23,6 @@ for name in $NAMES; do
     NAME=$name FORGET=${FORGET:-canvas} bash "$HERE/run_clip_name.sh"
   fi
   "$MU" erase slug --model "$MODEL" --concept "${name//_/ }" --out "$OUT/${MODEL//[:\/]/_}/$name" --resume \
-    --set data.forget="$folder/{concept}.safetensors" --set data.retain="$folder/retain.safetensors" \
+    --set data.forget="$folder/$name.safetensors" --set data.retain="$folder/retain.safetensors" \
     --set gradients.precondition=null "$@"
 done

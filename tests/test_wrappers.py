@@ -75,6 +75,14 @@ def test_run_makes_missing_gradients_only_and_erases_every_name(called) -> None:
     assert verbs == [("erase", "Ada Stone"), ("gradients", "Boris_Vale"), ("erase", "Boris Vale")]
 
 
+@pytest.mark.parametrize("name", ["Conan_O'Brien", "Robert_Downey_Jr."])
+def test_the_search_takes_the_gradients_that_were_written_whatever_is_in_the_name(called, name: str) -> None:
+    retain, forget, erase = called("run.sh", NAMES=name)
+    settings = [word for word in erase if word.startswith("data.")]
+    written = [words[words.index("--out") + 1] for words in (forget, retain)]
+    assert settings == [f"data.forget={written[0]}", f"data.retain={written[1]}"]
+
+
 def test_a_failing_command_stops_the_script(called, tmp_path: Path) -> None:
     (tmp_path / "bin" / "mu").write_text("#!/bin/sh\nexit 2\n")
     with pytest.raises(AssertionError):

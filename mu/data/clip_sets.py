@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from PIL.Image import Image
@@ -13,18 +12,20 @@ from pydantic import Field
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, DataError
 from mu.data import canvas as world
+from mu.data.concepts import file_stem
 from mu.data.pairs import open_pairs, spaced
 
 if TYPE_CHECKING:
     from mu.models.contrastive import Captioned
 
 FORGET_SEED, RETAIN_SEED = 1, 2
+PLACEHOLDER = "{concept}"
 
 
 class ForgetSet(BaseConfig):
     forget: str = "data/tar_files/{concept}.tar"
     """Pictures with captions of the concept: web shards, a folder (see `mu.data.pairs.open_pairs`), or ``canvas``. ``{concept}``
-    stands for the concept with underscores. Where captions name the concept only those pairs are taken."""
+    stands for the concept as `mu data forget-set` names its file, ``Elon_Musk``. Where captions name the concept only those pairs are taken."""
     n_forget: int = Field(500, ge=1)
     """At most so many forget pairs of each concept."""
     caption: Literal["own", "concept"] = "own"
@@ -73,7 +74,8 @@ def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned
 
 
 def forget_source(data: ForgetSet, concept: str) -> str:
-    return data.forget.replace("{concept}", Path(concept.replace(" ", "_")).name)
+    """``data.forget`` with the placeholder filled in."""
+    return data.forget.replace(PLACEHOLDER, file_stem(concept)) if PLACEHOLDER in data.forget else data.forget
 
 
 def retain_pairs(data: RetainSet, seed: int) -> Sequence[Captioned]:

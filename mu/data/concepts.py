@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,18 @@ def check_concept(text: object) -> str:
     if "," in concept:
         raise DataError(f"the concept {concept!r} has a comma: give several concepts each on its own, and one without commas")
     return concept
+
+
+def file_stem(name: str) -> str:
+    """What a concept's file is called, with spaces or underscores in ``name``: "Robert Downey Jr." is ``Robert_Downey_Jr``.
+
+    Letters of any script, digits, points and hyphens stay; whatever else stands between them is one underscore. Raises
+    `DataError` for a name without letters, and as `check_concept` does.
+    """
+    stem = re.sub(r"[^\w.-]+", "_", concept_of(name)).strip("_.-")
+    if not stem:
+        raise DataError(f"{name!r} has no letters to name a file by")
+    return stem
 
 
 def concepts_in(folder: Path | str) -> Concepts:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import logging
-import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import atomic_path
-from mu.data.concepts import concept_of
+from mu.data.concepts import file_stem
 from mu.data.pairs import Pair, can_decode, spaced
 from mu.data.shards import add_member, find_shards, picture_in, read_shard
 
@@ -52,11 +51,8 @@ class ForgetSet:
 
 
 def forget_set_path(name: str, folder: Path | str) -> Path:
-    """``Elon Musk`` and ``Elon_Musk`` are both ``folder/Elon_Musk.tar``. Raises `DataError` for a name without letters."""
-    stem = re.sub(r"[^\w.-]+", "_", concept_of(name)).strip("_.-")
-    if not stem:
-        raise DataError(f"{name!r} has no letters to name a file by")
-    return Path(folder) / f"{stem}.tar"
+    """``Elon Musk`` and ``Elon_Musk`` are both ``folder/Elon_Musk.tar`` (see `mu.data.concepts.file_stem`)."""
+    return Path(folder) / f"{file_stem(name)}.tar"
 
 
 def make_forget_set(

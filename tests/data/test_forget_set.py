@@ -12,9 +12,10 @@ import pytest
 
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.data import forget_set
+from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source
 from mu.data.folders import write_shards
 from mu.data.forget_set import forget_set_path, make_forget_set, pack_forget_set
-from mu.data.pairs import open_pairs
+from mu.data.pairs import open_pairs, spaced
 
 CAPTIONS = ["Elon Musk on stage", "a dog", "ELON_MUSK.jpg", "elon  musk\nsmiles", "Elon and Musk", "portrait: Elon Musk"]
 MATCHES = [0, 2, 3, 5]
@@ -46,6 +47,19 @@ def test_matches_in_any_case_with_underscores_or_blanks(tmp_path: Path, shards: 
         wanted |= {f"{stem}_{row:05d}.jpg": encoded(k), f"{stem}_{row:05d}.txt": CAPTIONS[k].encode()}
     assert members(made.path) == wanted and list(members(made.path)) == list(wanted)
     assert (made.pairs, made.seen, made.matched, made.repeated, made.skipped, made.shards) == (4, 6, 4, 0, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("Conan O'Brien", "Conan_O_Brien"), ("Robert Downey Jr.", "Robert_Downey_Jr"), ("Beyoncé", "Beyoncé"), ("AC/DC", "AC_DC"), ("elon_musk", "elon_musk")],
+)  # fmt: skip
+def test_the_settings_placeholder_finds_the_file_that_was_made(tmp_path: Path, tar, encoded, name: str, stem: str) -> None:
+    files = {f"{k}.{end}": encoded(k) if end == "jpg" else f"{spaced(name)} smiles" for k in (0, 1) for end in ("jpg", "txt")}
+    made = make_forget_set(name, tar(tmp_path / "shards" / "0.tar", files), tmp_path)
+    settings = ForgetSet(forget=str(tmp_path / "{concept}.tar"))
+    assert made.path == Path(forget_source(settings, name)) == tmp_path / f"{stem}.tar"
+    assert [pair.caption for pair in forget_pairs(settings, name, 0)] == [f"{spaced(name)} smiles"] * 2
+    assert forget_source(ForgetSet(forget="own.tar"), "???") == "own.tar", "control: without a placeholder no name is needed"
 
 
 def test_reads_back_as_pairs(tmp_path: Path, shards: Path) -> None:

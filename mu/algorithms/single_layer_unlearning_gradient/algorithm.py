@@ -34,6 +34,7 @@ from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.core.files import write_json
 from mu.core.loop import Log, progress_bar
 from mu.core.run import RunDirectory
+from mu.data.concepts import file_stem
 from mu.data.pairs import spaced
 from mu.edits.edit import shifted
 from mu.edits.erasure import Erasure
@@ -218,7 +219,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
     def _record(self, run: RunDirectory, target: Target, scores, curves: list[Curve], base, chosen: Curve) -> None:
         """``slug_<concept>.json``: every tensor's importance and alignment, every curve, what was chosen."""
         front = {score.name for each in fronts(scores).values() for score in each}
-        write_json(run.folder / f"slug_{target.concept.replace(' ', '_')}.json", {
+        write_json(run.folder / f"slug_{file_stem(target.concept)}.json", {
             "concept": target.concept, "sign": "+grad L_f", "precondition": self.config.gradients.precondition, "chosen": chosen.score.name, "rho": chosen.chosen,
             "lambda": chosen.score.step(chosen.chosen or 0.0), "base": asdict(base),
             "layers": [{**asdict(score), "tower": tower_of(score.name), "front": score.name in front} for score in scores.values()],
