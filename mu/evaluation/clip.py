@@ -2,8 +2,8 @@
 
 - FA@1, FA@5: accuracy on the forgotten class's pictures among all classes of its task (lower is better).
 - ``identity@1 retained``: macro accuracy over the *other* classes of that task, every class counting once; ``identity@1``: over all
-  of them, as published, where the forgotten one's loss is part of the number (on CelebA the classes are the frequent people; of
-  a person who is not among them only FA is told). Other tasks likewise; on ImageNet's 2,500 pictures each picture counts
+  of them, as published, where the forgotten one's loss is part of the number (on CelebA the classes are the frequent people,
+  or without their list the hundred with the most pictures; of a person who is not among them only FA is told). Other tasks likewise; on ImageNet's 2,500 pictures each picture counts
   once. @5 where a task has more than five classes.
 - MIA: `mu.evaluation.metrics.membership` on the cosine of picture and caption; members are the forget pairs that the edit was
   found with, the others are pairs that it never saw and that do not show the concept.

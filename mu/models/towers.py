@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -22,10 +24,17 @@ COMPONENTS: dict[Which, tuple[str, str]] = {
 }
 
 
+PREPROCESSED_AT_ONCE = 128
+
+
 def tower_of(parameter: str) -> Which | None:
     """Which tower a full parameter name belongs to; None for the temperature."""
     component = parameter.partition(".")[0]
     return next((which for which, names in COMPONENTS.items() if component in names), None)
+
+
+def _few(pictures: Iterator[Image]) -> list[Image]:
+    return list(itertools.islice(pictures, PREPROCESSED_AT_ONCE))
 
 
 @dataclass
@@ -55,8 +64,10 @@ class Tower:
         tokens = self.clip.tokens(texts)
         return Hidden(tokens, (tokens == self.clip.tokenizer.eos_token_id).int().argmax(dim=1))
 
-    def pictures(self, pictures: Tensor | Sequence[Image]) -> Hidden:
-        pixels = self.clip.preprocess(pictures).to(self.clip.device, self.clip.model.dtype)
+    def pictures(self, pictures: Tensor | Iterable[Image]) -> Hidden:
+        """Pictures (n, 3, H, W) in 0..1, or PIL pictures; those that are made one at a time are never all in memory."""
+        parts = [pictures] if isinstance(pictures, Tensor) else iter(partial(_few, iter(pictures)), [])
+        pixels = torch.cat([self.clip.preprocess(part).to(self.clip.device, self.clip.model.dtype) for part in parts])
         return Hidden(pixels, torch.zeros(len(pixels), dtype=torch.long, device=pixels.device))
 
     def stage_of(self, parameter: str) -> int:

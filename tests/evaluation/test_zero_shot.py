@@ -62,6 +62,15 @@ def test_without_a_frequent_list_everybody_counts(tmp_path: Path) -> None:
     assert (counts(task), task.beyond) == (dict.fromkeys(IDENTITIES, 1), frozenset())
 
 
+def test_without_a_frequent_list_few_pictures_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_celeba(tmp_path, per_identity=1)
+    monkeypatch.setattr("mu.data.celeba.TESTED", 3)
+    first, last = sorted(IDENTITIES)[:3], sorted(IDENTITIES)[-1]
+    task = celeba_task(tmp_path, [last])
+    assert {name for name, n in counts(task).items() if n} == {*first, last} and len(task.classes) == len(IDENTITIES)
+    assert task.beyond == {task.label_of(last)}, "who is forgotten is looked at, and does not count"
+
+
 def test_methods_search_where_the_concept_can_be_seen(celeba: Path) -> None:
     config = SlugConfig(concepts=[RARE]).merged({"data": {"tasks": [f"celeba:{celeba}"]}})
     tasks = SingleLayerUnlearningGradientDataHandler(config).tasks()

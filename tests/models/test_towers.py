@@ -33,6 +33,23 @@ def test_all_stages_together_are_the_models_own_features(clip: ClipModel) -> Non
         assert torch.allclose(language.features(language.texts(TEXTS)), clip.encode_text(TEXTS), atol=1e-5)
 
 
+def test_pictures_are_preprocessed_a_few_at_a_time(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are made: with each part as many have been made as it holds."""
+    made, seen = [], []
+    preprocess = clip.preprocess
+
+    def noted(part):
+        seen.append((len(part), len(made)))
+        return preprocess(part)
+
+    whole = Tower(clip, "vision").pictures(pictures())
+    monkeypatch.setattr(clip, "preprocess", noted)
+    monkeypatch.setattr("mu.models.towers.PREPROCESSED_AT_ONCE", 3)
+    parts = Tower(clip, "vision").pictures(made.append(k) or picture for k, picture in enumerate(pictures()))
+    assert seen == [(3, 3), (1, 4)]
+    assert torch.equal(parts.x, whole.x) and torch.equal(parts.ends, whole.ends)
+
+
 @pytest.mark.parametrize(
     "name",
     [
