@@ -16,6 +16,7 @@ from torch import Tensor
 import mu
 from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
 from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, SearchConfig, SlugConfig
+from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Outcome
@@ -30,7 +31,7 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     summed,
 )
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
-from mu.data.canvas import rendered_pairs
+from mu.data.canvas import RenderedPair, rendered_pairs
 from mu.evaluation.zero_shot import Target, canvas_tasks, target_of
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
@@ -315,9 +316,14 @@ def test_the_concept_goes_from_clip_and_the_rest_stays_on_other_pictures(concept
     assert after.utility >= before.utility - 0.1
 
 
-def test_several_concepts_take_one_tensor_each_and_go_together(clip: ClipModel) -> None:
+def test_several_concepts_take_one_tensor_each_and_go_together(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     found = method(["Ada Stone", "neon"])
+    rendered: list[RenderedPair] = []
+    picture = RenderedPair.picture
+    monkeypatch.setattr(RenderedPair, "picture", lambda pair: rendered.append(pair) or picture(pair))
     edit = found.find_edit()
+    searched = [p for task in SingleLayerUnlearningGradientDataHandler(found.config).tasks() for p in task.pictures]
+    assert [rendered.count(each) for each in searched] == [1] * len(searched), "once, for both concepts and for both together"
     tasks = canvas_tasks(2, 3)
     with edit.applied(clip):
         assert all(ClipProbe(clip, target_of(concept, tasks), tasks).now().fa1 <= 0.5 for concept in ("Ada Stone", "neon"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -77,17 +78,18 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         tasks = data.tasks()
         targets = [target_of(concept, tasks) for concept in self.config.concepts]
         parameters = self._candidates()
-        retain, found = None, []
+        retain, found, probes = None, [], list[Probe]()
         for target in targets:
             g_f, carried = self._gradients("forget", data, target.concept, parameters)
             if retain is None or self.config.gradients.compat:
                 retain, _ = self._gradients("retain", data, target.concept, parameters, carried)
             directions = self._directions(data, target.concept, g_f)
-            found.append(self._search(target, tasks, g_f, retain, directions, parameters, run, log))
+            probes.append(self._probe(target, tasks, probes[0] if probes else None))
+            found.append(self._search(probes[-1], target, g_f, retain, directions, parameters, run))
         self.parts = [self._edit([part], {name: shift}) for part, name, shift in found]
         shifts = summed([(name, shift) for _, name, shift in found])
         if len(found) > 1:
-            factor = self._joint(targets, tasks, shifts)
+            factor = self._joint(probes, shifts)
             shifts = {name: factor * shift for name, shift in shifts.items()}
         return self._edit(self.config.concepts, shifts)
 
@@ -174,9 +176,12 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             raise DataError(f"every retain caption names {concept!r}: gradients.precondition needs pairs of something else")
         return preconditioned(g_f, second_moments(self.clip, others, list(g_f), settings.chunk), settings.precondition)
 
-    def _probe(self, target: Target, tasks: list[ZeroShot]) -> Probe:
+    def _probe(self, target: Target, tasks: list[ZeroShot], first: Probe | None = None) -> Probe:
+        """``first``: another concept's probe of the same tasks, of which what the untouched CLIP sees is taken over."""
         if self.config.search.on == "clip" or self.model is self.clip:
-            return ClipProbe(self.clip, target, tasks)
+            probe = copy(first) if isinstance(first, ClipProbe) else ClipProbe(self.clip, target, tasks)
+            probe.target = target
+            return probe
         settings = self.config.search.pictures
         judge = Judge.open(EMBEDDED.get(settings.judge, Path(settings.judge)), self.model.device) if settings.judge else None
         if self.config.search.criterion == "fa5" and (judge or isinstance(self.model, VisionLanguageModel)):
@@ -190,11 +195,8 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         assert isinstance(self.model, VisionLanguageModel)
         return AnswerProbe(self.model, target, tasks)
 
-    def _search(
-        self, target: Target, tasks, g_f: Gradients, g_r: Gradients, directions: Gradients, parameters, run, rows: Log | None
-    ):  # fmt: skip
-        scores = layer_scores(parameters, g_f, g_r)
-        probe, curves = self._probe(target, tasks), list[Curve]()
+    def _search(self, probe: Probe, target: Target, g_f: Gradients, g_r: Gradients, directions: Gradients, parameters, run):
+        scores, curves = layer_scores(parameters, g_f, g_r), list[Curve]()
         base = probe.base()
         if getattr(base, self.config.search.criterion) <= self.config.search.target:
             raise EditError(
@@ -229,8 +231,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             ],
         })  # fmt: skip
 
-    def _joint(self, targets: list[Target], tasks: list[ZeroShot], shifts: dict[str, Tensor]) -> float:
-        probes = [self._probe(target, tasks) for target in targets]
+    def _joint(self, probes: Sequence[Probe], shifts: dict[str, Tensor]) -> float:
         on = self.clip if isinstance(probes[0], ClipProbe) else self.model
 
         def look(tried: dict[str, Tensor]) -> list[float]:
@@ -238,7 +239,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
                 return [getattr(probe.now(forget_only=True), self.config.search.criterion) for probe in probes]
 
         factor = joint_factor(shifts, look, self.config.search.target)
-        log.info("%d concepts together: steps times %g", len(targets), factor)
+        log.info("%d concepts together: steps times %g", len(probes), factor)
         return factor
 
     def _edit(self, concepts: Sequence[str], shifts: dict[str, Tensor]) -> WeightEdit:
