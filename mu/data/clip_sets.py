@@ -61,11 +61,10 @@ def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned
         pairs = world.rendered_pairs(data.n_forget, seed * 10 + FORGET_SEED, _canvas_class(concept))
     else:
         source = forget_source(data, concept)
-        found = open_pairs(source)
-        naming = [pair for pair in found if spaced(concept) in spaced(pair.caption)]
-        if not naming and data.caption == "own":
+        pairs = open_pairs(source, naming=concept, limit=data.n_forget)
+        if not pairs and data.caption == "own":
             raise DataError(f"no caption of {source} names {concept!r}: set data.caption=concept to give all of them that name")
-        pairs = (naming or found)[: data.n_forget]
+        pairs = pairs or open_pairs(source, limit=data.n_forget)
     if len(pairs) < 2:
         raise DataError(
             f"the forget set of {concept!r} has {len(pairs)} pair: its gradient would be that of one picture, give more"
@@ -82,7 +81,7 @@ def retain_pairs(data: RetainSet, seed: int) -> Sequence[Captioned]:
     """The same for every concept."""
     if data.retain == "canvas":
         return world.rendered_pairs(data.n_retain, seed * 10 + RETAIN_SEED)
-    return open_pairs(data.retain)[: data.n_retain]
+    return open_pairs(data.retain, limit=data.n_retain)
 
 
 def class_of(concept: str, classes: Sequence[str]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import logging
 import os
@@ -39,11 +40,13 @@ class Pair:
 
 
 class Pairs(list[Pair]):
-    """Pairs in an order that depends on the names alone. ``skipped`` counts what was left out: why, and how often."""
+    """Pairs in an order that depends on the names alone. ``skipped`` counts what was left out: why, and how often. ``others``
+    counts what was passed over, as its caption names something else."""
 
     def __init__(self, pairs: Iterable[Pair] = (), skipped: Mapping[str, int] | None = None):
         super().__init__(pairs)
         self.reasons = Counter(skipped or {})
+        self.others = 0
 
     @property
     def skipped(self) -> int:
@@ -59,7 +62,8 @@ class _Found(NamedTuple):
 
 
 def open_pairs(
-    source: str | Path | Sequence[str | Path], *, caption: str | None = None, style: str | None = None, object: str | None = None
+    source: str | Path | Sequence[str | Path], *, caption: str | None = None, style: str | None = None, object: str | None = None,
+    limit: int | None = None, naming: str = "",
 ) -> Pairs:  # fmt: skip
     """The pairs of ``source``, in sorted order; never empty. Every picture is decoded once, to know that it can be.
 
@@ -72,20 +76,25 @@ def open_pairs(
         a folder of pictures                                 with ``caption``
 
     ``caption`` stands in for all captions. ``style`` and ``object`` choose from an UnlearnCanvas folder, underscores or spaces,
-    in any case of letters. What has no caption, cannot be decoded or was cut short is left out, counted and told in the log. Raises
+    in any case of letters. Nothing is opened behind the first ``limit`` pairs. With ``naming`` only pairs count whose caption
+    contains it, in any case, underscores as blanks: the pictures of others stay closed, and where all are others there is no pair.
+    What has no caption, cannot be decoded or was cut short is left out, counted and told in the log. Raises
     `DataError` for a source that is missing, empty or of none of these kinds, and `ConfigError` for a choice that cannot be made.
     """
     pairs = Pairs()
     for path in find_paths(source):
+        if len(pairs) == limit:
+            break
         if path.is_dir():
             found = _folder(path, pairs.reasons, caption, style, object)
         elif style or object:
             raise ConfigError(f"style and object choose from an UnlearnCanvas folder, and {path} is a file")
         else:
             found = _shard(path, pairs.reasons)
-        pairs.extend(_readable(found, caption, pairs.reasons))
+        readable = _readable(found, caption, spaced(naming), pairs)
+        pairs.extend(itertools.islice(readable, None if limit is None else limit - len(pairs)))
     told = "; ".join(f"{count} {reason}" for reason, count in sorted(pairs.reasons.items()))
-    if not pairs:
+    if not pairs and not pairs.others:
         raise DataError(f"{source} holds no pair of picture and caption" + (f": {told}" if told else ""))
     if told:
         log.warning("%s: %d pairs, left out: %s", source, len(pairs), told)
@@ -117,15 +126,18 @@ def spaced(text: str) -> str:
     return " ".join(text.replace("_", " ").casefold().split())
 
 
-def _readable(found: Iterable[_Found], caption: str | None, reasons: Counter[str]) -> Iterator[Pair]:
+def _readable(found: Iterable[_Found], caption: str | None, naming: str, pairs: Pairs) -> Iterator[Pair]:
+    """Those that can be used, one at a time; what cannot, and what names something else, is counted in ``pairs``."""
     for each in found:
         text = caption if caption is not None else _text(each.caption)
         if not text:
-            reasons["without a caption"] += 1
+            pairs.reasons["without a caption"] += 1
+        elif naming not in spaced(text):
+            pairs.others += 1
         elif each.picture is None:
-            reasons["without a picture"] += 1
+            pairs.reasons["without a picture"] += 1
         elif not can_decode(each.picture[1].read()):
-            reasons["pictures that cannot be read"] += 1
+            pairs.reasons["pictures that cannot be read"] += 1
         else:
             ending, place = each.picture
             yield Pair(each.key, text, place, ending)

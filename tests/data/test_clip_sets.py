@@ -22,7 +22,7 @@ def test_rendered_pairs_follow_concept_and_seed() -> None:
         forget_pairs(CANVAS, "Elon Musk", 0)
 
 
-def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(tmp_path: Path) -> None:
+def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "Ada_Stone"
     folder.mkdir()
     for k, caption in enumerate(("a portrait of ada stone", "a tree", "Ada  Stone smiles")):
@@ -35,7 +35,11 @@ def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(tmp_path: P
         forget_pairs(data.merged({"n_forget": 1}), "Ada Stone", 0)
     named = forget_pairs(data.merged({"caption": "concept"}), "Ada Stone", 0)
     assert {pair.caption for pair in named} == {"Ada Stone"} and named[0].picture().size == (8, 8)
-    assert len(retain_pairs(data, 0)) == 2
+    opened: list[bytes] = []
+    monkeypatch.setattr("mu.data.pairs.can_decode", lambda content: opened.append(content) or True)
+    assert len(retain_pairs(data, 0)) == 2 == len(opened), "what is cut off is not opened"
+    opened.clear()
+    assert len(forget_pairs(data.merged({"n_forget": 2}), "Ada Stone", 0)) == 2 == len(opened)
     (tmp_path / "Kim").symlink_to(folder, target_is_directory=True)
     with pytest.raises(DataError, match=r"no caption of .*Kim names 'Kim': set data.caption=concept"):
         forget_pairs(data, "Kim", 0)

@@ -39,6 +39,37 @@ def test_shards_in_sorted_order_with_their_own_pictures(tmp_path: Path, tar, enc
     assert np.array_equal(np.asarray(pairs[0].picture()), lossless)
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The pictures that were opened to see whether they can be."""
+    seen: list[bytes] = []
+    monkeypatch.setattr("mu.data.pairs.can_decode", lambda content: seen.append(content) or can_decode(content))
+    return seen
+
+
+def test_no_more_is_decoded_than_is_asked_for(tmp_path: Path, tar, encoded, decoded: list[bytes]) -> None:
+    captions = ["a dog", "Ada Stone", "ada_stone smiles", "a cat", "Ada Stone again"]
+    for shard in (0, 1):
+        files = {
+            f"{k}.{end}": encoded(k) if end == "jpg" else text for k, text in enumerate(captions) for end in ("jpg", "txt")
+        }
+        tar(tmp_path / f"{shard}.tar", files | {"0.jpg": b"broken"})
+
+    def taken(n: int | None, naming: str = "") -> list[str]:
+        decoded.clear()
+        return [pair.caption for pair in open_pairs(tmp_path, limit=n, naming=naming)]
+
+    whole = taken(None)
+    assert whole == captions[1:] * 2 and len(decoded) == 10, "control"
+    for n in (1, 3, 4, 6, 8, 9):
+        assert taken(n) == whole[:n]
+    assert taken(3) and decoded == [b"broken", *map(encoded, (1, 2, 3))]
+    named = [captions[k] for k in (1, 2, 4)] * 2
+    assert taken(None, "ADA STONE") == named and len(decoded) == 6
+    assert taken(4, "Ada_Stone") == named[:4] and decoded == list(map(encoded, (1, 2, 4, 1)))
+    assert taken(None, "Nobody Here") == [] and decoded == [], "all are others"
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
 def test_pictures_of_other_modes_become_rgb(tmp_path: Path, tar, encoded, mode: str) -> None:
     tar(tmp_path / "s.tar", {"a.png": encoded(1, "PNG", mode), "a.txt": "one"})
