@@ -15,11 +15,11 @@ from torch import Tensor
 
 import mu
 from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
-from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, SearchConfig, SlugConfig
+from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, PicturesConfig, SearchConfig, SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
-from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Outcome
+from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Outcome, _drawn, outcome
 from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     Curve,
     best,
@@ -32,7 +32,7 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
 )
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.data.canvas import RenderedPair, rendered_pairs
-from mu.evaluation.zero_shot import Target, canvas_tasks, target_of
+from mu.evaluation.zero_shot import Target, ZeroShot, canvas_tasks, target_of
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
 from mu.models.parameters import find_module, find_parameter, select
@@ -339,6 +339,55 @@ def test_shifts_of_one_tensor_add_up_and_the_joint_factor_is_the_smallest_that_d
     assert joint_factor(total, lambda tried: [0.0 if float(tried["w"][0]) >= 3.7 else 1.0], 0.0) == 1.25
     with pytest.raises(EditError, match="together the concepts do not go"):
         joint_factor(total, lambda tried: [0.0, 0.5], 0.0)
+
+
+def test_what_is_erased_together_does_not_count_as_retained() -> None:
+    """Of four people two go. The third is seen in one of two pictures, the fourth in both; the second in none."""
+    config = method(["Ada Stone", "ada rivers", "neon"]).config
+    targets, tasks = SingleLayerUnlearningGradientDataHandler(config).targets()
+    gone = {name: {task.classes[label] for label in task.beyond} for task in tasks for name in [task.name]}
+    assert gone == {"style": {"neon"}, "object": set(), "identity": {"Ada Stone", "Ada Rivers"}}
+    assert [any(target.task is task for task in tasks) for target in targets] == [True] * 3
+
+    labels = (0, 0, 1, 1, 2, 2, 3, 3)
+    people = ZeroShot("identity", ("a", "b", "c", "d"), ("{}",), [], labels, beyond=frozenset({0, 1}))
+    alone = replace(people, beyond=frozenset({0}))
+    unmarked = replace(people, beyond=frozenset())
+    seen, rows = torch.eye(4)[torch.tensor([1, 1, 0, 0, 2, 3, 3, 3])], torch.arange(8)
+
+    def retained(task: ZeroShot) -> float:
+        return outcome({"identity": seen}, Target("a", task, 0), [task], {"identity": rows}).retained["identity"]
+
+    assert retained(people) == pytest.approx((0.5 + 1) / 2)
+    assert retained(alone) == retained(unmarked) == pytest.approx((0 + 0.5 + 1) / 3), "one concept on its own: as ever"
+
+
+def test_what_is_drawn_leaves_out_the_other_concepts() -> None:
+    settings = PicturesConfig(forget=3, retained=2)
+    plain = ZeroShot("identity", ("a", "b", "c"), ("{}",), [], (0, 1, 2))
+    for task, labels in ((plain, (0, 0, 1, 1, 1, 2, 2)), (replace(plain, beyond=frozenset({0, 1})), (1, 1, 1, 2, 2))):
+        assert _drawn(task, Target("b", task, 1), settings).labels == labels
+    assert _drawn(replace(plain, beyond=frozenset({0})), Target("other", plain, 0), settings).labels == (1, 1, 2, 2)
+
+
+def test_together_the_concepts_must_leave_as_much_as_one_alone(clip: ClipModel, caplog) -> None:
+    class Together(Seen):
+        def now(self, *, forget_only: bool = False) -> Outcome:
+            return Outcome(0.0, 0.0, {"rest": 0.4})
+
+        def base(self) -> Outcome:
+            return Outcome(1.0, 1.0, {"rest": 0.8})
+
+    def joint(retained: float) -> float:
+        work = method(["Ada Stone", "neon"], search={"retained": retained})
+        work.model = work.clip = clip
+        return work._joint([Together(0, 0), Together(0, 0)], {})
+
+    with caplog.at_level("INFO", "mu"):
+        assert joint(0.5) == 1.0
+    assert "retained 0.800 -> 0.400" in caplog.text
+    with pytest.raises(EditError, match=r"less than 60% of the rest stays \(at best 50\.0%\): lower search\.retained"):
+        joint(0.6)
 
 
 @pytest.mark.parametrize("model", ["canvas", "canvas-vlm"])

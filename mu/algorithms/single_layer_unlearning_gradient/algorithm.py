@@ -26,6 +26,7 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     Curve,
     Gradients,
     best,
+    check_kept,
     gradients,
     joint_factor,
     search,
@@ -41,7 +42,7 @@ from mu.edits.edit import shifted
 from mu.edits.erasure import Erasure
 from mu.edits.gradient_files import GradientInfo, Kind, Sign, described_model, read_gradients, write_gradients
 from mu.edits.weights import WeightEdit
-from mu.evaluation.zero_shot import Target, ZeroShot, target_of
+from mu.evaluation.zero_shot import Target, ZeroShot
 from mu.models import EMBEDDED, load
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -75,8 +76,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         """All concepts at once. The single edits, each found on the untouched model, are in ``self.parts``."""
         self._load()
         data = SingleLayerUnlearningGradientDataHandler(self.config)
-        tasks = data.tasks()
-        targets = [target_of(concept, tasks) for concept in self.config.concepts]
+        targets, tasks = data.targets()
         parameters = self._candidates()
         retain, found, probes = None, [], list[Probe]()
         for target in targets:
@@ -232,6 +232,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         })  # fmt: skip
 
     def _joint(self, probes: Sequence[Probe], shifts: dict[str, Tensor]) -> float:
+        """What all shifts are multiplied by. `EditError` where too little of the rest stays with all of them on."""
         on = self.clip if isinstance(probes[0], ClipProbe) else self.model
 
         def look(tried: dict[str, Tensor]) -> list[float]:
@@ -239,7 +240,11 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
                 return [getattr(probe.now(forget_only=True), self.config.search.criterion) for probe in probes]
 
         factor = joint_factor(shifts, look, self.config.search.target)
-        log.info("%d concepts together: steps times %g", len(probes), factor)
+        base = probes[0].base()
+        with shifted(on, {name: factor * shift for name, shift in shifts.items()}):
+            seen = probes[0].now()  # any will do: none of the concepts counts as retained for any of them
+        check_kept(seen.kept(base), self.config.search)
+        log.info("%d concepts together: steps times %g, retained %.3f -> %.3f", len(probes), factor, base.utility, seen.utility)
         return factor
 
     def _edit(self, concepts: Sequence[str], shifts: dict[str, Tensor]) -> WeightEdit:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
 from mu.data.clip_sets import Recaptioned, forget_pairs, forget_source, retain_pairs
 from mu.edits.gradient_files import Kind
-from mu.evaluation.zero_shot import ZeroShot, open_tasks
+from mu.evaluation.zero_shot import Target, ZeroShot, open_tasks, target_of
 from mu.models.contrastive import Captioned
 
 SEARCH_SEED = 3
@@ -39,3 +40,10 @@ class SingleLayerUnlearningGradientDataHandler:
         """On other pictures than the gradients', and than any report's."""
         data = self.config.data
         return open_tasks(data.tasks, data.per_class, self.config.seed * 10 + SEARCH_SEED, self.config.concepts)
+
+    def targets(self) -> tuple[list[Target], list[ZeroShot]]:
+        """The concepts and all tasks, in which none of the concepts counts as retained. `ConfigError` for one that no task has."""
+        concepts, tasks = self.config.concepts, self.tasks()
+        gone = [target_of(concept, tasks) for concept in concepts]
+        tasks = [replace(task, beyond=task.beyond | {each.label for each in gone if each.task is task}) for task in tasks]
+        return [target_of(concept, tasks) for concept in concepts], tasks

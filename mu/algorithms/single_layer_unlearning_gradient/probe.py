@@ -25,7 +25,8 @@ from mu.models.vision_language import VisionLanguageModel
 @dataclass(frozen=True)
 class Outcome:
     """``fa1``, ``fa5``: accuracy on the forgotten class. ``retained``: macro accuracy at 1 over the other classes of its task,
-    and over all classes of each other task, by task; empty where only forgetting was looked at."""
+    and over all classes of each other task, by task, without those that are `ZeroShot.beyond`; empty where only forgetting was
+    looked at."""
 
     fa1: float
     fa5: float
@@ -64,9 +65,10 @@ def outcome(scores: Mapping[str, Tensor], target: Target, tasks: Sequence[ZeroSh
         gone = labels == target.label if task is target.task else torch.zeros_like(labels, dtype=torch.bool)
         if gone.any():
             forgotten = {k: float(each[gone].mean()) for k, each in right.items()}
-        if not gone.all():
-            kept = labels[~gone]
-            retained[task.name] = sum(float(right[1][~gone][kept == label].mean()) for label in kept.unique()) / len(
+        counted = ~gone & ~torch.isin(labels, labels.new_tensor(sorted(task.beyond)))
+        if counted.any():
+            kept = labels[counted]
+            retained[task.name] = sum(float(right[1][counted][kept == label].mean()) for label in kept.unique()) / len(
                 kept.unique()
             )
     return Outcome(forgotten[1], forgotten[5], retained)
@@ -233,10 +235,10 @@ class PictureProbe(_Outputs):
 
 
 def _drawn(task: ZeroShot, target: Target, settings: PicturesConfig) -> ZeroShot:
-    """The task on pictures to be drawn: its labels say what, each class that has pictures so often as the settings say."""
-    counts = {label: settings.retained for label in sorted(set(task.labels))}
-    if task is target.task:
-        counts[target.label] = settings.forget
+    """The task on pictures to be drawn: its labels say what, each class that has pictures and counts so often as the settings say."""
+    own = {target.label} if task is target.task else set()
+    counts = {label: settings.retained for label in sorted(set(task.labels) - (task.beyond - own))}
+    counts |= dict.fromkeys(own, settings.forget)
     return replace(task, pictures=(), labels=tuple(label for label, n in counts.items() for _ in range(n)))
 
 

@@ -141,11 +141,16 @@ def best(curves: Sequence[Curve], base: Outcome, settings: SearchConfig) -> Curv
             f"search.target, or allow more tensors with layers.max_front"
         )
     chosen, most, _ = max(forgot, key=lambda each: each[1:])
-    if most < settings.retained:
-        raise EditError(
-            f"the concept goes only where less than {settings.retained:.0%} of the rest stays (at best {most:.1%}): lower search.retained"
-        )
+    check_kept(most, settings)
     return chosen
+
+
+def check_kept(share: float, settings: SearchConfig) -> None:
+    """`EditError` for a ``share`` of the retained accuracies that is too small."""
+    if share < settings.retained:
+        raise EditError(
+            f"what is forgotten goes only where less than {settings.retained:.0%} of the rest stays (at best {share:.1%}): lower search.retained"
+        )
 
 
 def joint_factor(shifts: dict[str, Tensor], look: Callable[[dict[str, Tensor]], list[float]], target: float) -> float:

@@ -88,7 +88,8 @@ class SearchConfig(BaseConfig):
     pictures: PicturesConfig = PicturesConfig()
     """What is drawn where the search looks at a diffusion model's pictures."""
     retained: float = Field(0.0, ge=0, le=1)
-    """A step that keeps less than this mean share of the untouched model's retained accuracies is never chosen."""
+    """A step that keeps less than this mean share of the untouched model's retained accuracies is never chosen; nor are the steps of
+    several concepts that keep less together. Concepts that are erased together are no part of it."""
 
     @model_validator(mode="after")
     def _grid_goes_up(self) -> Self:
