@@ -1,4 +1,8 @@
-"""Gradients of a CLIP's losses as files: one ``.safetensors`` that says of what it is the gradient, and with which sign."""
+"""Gradients of a CLIP's losses as files: one ``.safetensors`` that says of what it is the gradient, and with which sign.
+
+The pickles of SLUG's released programs (``forget_grads.pt``, name -> tensor) say neither; they are read, never run, where the
+settings tell their sign.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,8 @@ from mu.core.run import versions
 from mu.data.pairs import spaced
 from mu.edits.edit import described, is_base
 from mu.edits.files import write_tensors
-from mu.models.names import from_open_clip
+from mu.models.checkpoint import PICKLES, SUFFIXES, read_state_dict
+from mu.models.names import from_clip
 from mu.models.parameters import EditableModel, find_parameter
 
 FORMAT = 1
@@ -47,6 +52,11 @@ class GradientInfo:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def is_gradient_file(source: str) -> bool:
+    """Whether a source of pairs is named as a file of gradients is."""
+    return Path(source).suffix.lower() in SUFFIXES
 
 
 def described_model(model: EditableModel, names: Iterable[str]) -> dict[str, Any]:
@@ -83,11 +93,13 @@ def check_finite(name: str, gradient: Tensor) -> None:
 def open_gradients(path: Path | str) -> tuple[GradientInfo | None, dict[str, Tensor]]:
     """The tensors of a file and what it says of them: None where it says nothing, as files made elsewhere.
 
-    Raises `DataError` for a file that is missing, truncated or holds something else.
+    Raises `DataError` for a file that is missing, truncated or holds something else, and as `read_state_dict` does for a pickle.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"the gradient file {path} does not exist: make it with mu gradients")
+    if path.suffix.lower() in PICKLES:
+        return None, read_state_dict(path)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -116,17 +128,17 @@ def read_gradients(
     """+grad of the loss with regard to each of ``names``, on ``model``'s device.
 
     ``wanted`` are facts of `GradientInfo` that must be so (``kind="forget"``). A file that says nothing of itself is read only
-    with ``sign``: ``-`` for the negated loss, as of the released open_clip programs; its names may be open_clip's. Raises
+    with ``sign``: ``-`` for the negated loss, as of the released open_clip programs; its names may be open_clip's or transformers'. Raises
     `DataError` for another loss, concept or model than wanted, and for a file without one of ``names``.
     """
     info, tensors = open_gradients(path)
     if info is None:
         if sign is None:
             raise DataError(
-                f"{path} does not say whether it holds the gradient or its negative: set gradients.grad_sign to + or -"
+                f"{path} does not say whether it holds the gradient or its negative: set gradients.grad_sign to + or - "
+                "(- for a file of SLUG's open_clip programs), or make one with mu gradients"
             )
-        if not all(name in tensors for name in names):
-            tensors = from_open_clip(tensors)
+        tensors = from_clip(tensors)
     else:
         _agree(path, info, sign, wanted)
     found = {}

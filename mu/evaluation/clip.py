@@ -33,6 +33,7 @@ from mu.data.canvas import RenderedPair, rendered_pairs
 from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source
 from mu.data.pairs import open_pairs
 from mu.edits.edit import Edit
+from mu.edits.gradient_files import is_gradient_file
 from mu.evaluation.metrics.accuracy import accuracy, class_accuracy
 from mu.evaluation.metrics.membership import SMALLEST, membership_inference
 from mu.evaluation.similarity import Similarity
@@ -120,7 +121,7 @@ def leak_of(edit: Edit, target: Target, sources: Mapping[str, str], seeds: Seque
     settings: Mapping = edit.info.config.get("data") or {}
     told = {"forget": "canvas", "n_forget": 256} | {k: v for k, v in settings.items() if k in ForgetSet.model_fields}
     chosen = ForgetSet.parse(told | ({"forget": sources["forget"]} if "forget" in sources else {}))
-    if forget_source(chosen, target.concept).endswith(".safetensors"):  # a gradient's file: the pairs are not known
+    if is_gradient_file(forget_source(chosen, target.concept)):  # the pairs are not known
         return Leak((), ())
     forgotten = forget_pairs(chosen, target.concept, edit.info.seed or 0)
     if "val" in sources:

@@ -216,6 +216,16 @@ def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
+def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights or shifts in the names of a `CLIPModel`, of open_clip or of edits, or a part of them, in the names of edits.
+
+    Raises as `from_open_clip` does.
+    """
+    own = {_component_name(name): tensor for name, tensor in tensors.items()}
+    known = any(name.startswith(tuple(_OPEN_CLIP_TOWER)) or name.endswith("projection.weight") for name in own)
+    return own if known else from_open_clip(tensors)
+
+
 def _parts(tensor: Tensor, count: int, key: str) -> list[Tensor]:
     if count == 1:
         return [tensor]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 import mu
 from mu.algorithms import algorithm
+from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
-from mu.core.errors import ConfigError, DataError, EditError, OutputError
+from mu.core.errors import ConfigError, DataError, EditError, ModelError, OutputError
 from mu.edits.edit import EditInfo, shifted
 from mu.edits.files import open_edit
 from mu.edits.gradient_files import GradientInfo, described_model, open_gradients, read_gradients, write_gradients
@@ -23,7 +24,7 @@ from mu.edits.weights import WeightEdit
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs
 from mu.models.names import to_open_clip
-from mu.models.parameters import find_parameter
+from mu.models.parameters import find_parameter, select
 
 NAMES = ["text_projection.weight", "vision_model.encoder.layers.0.mlp.fc1.weight"]
 WANTED: dict[str, Any] = {"kind": "forget", "loss": "cosine", "concept": "Ada Stone"}
@@ -100,6 +101,42 @@ def test_without_metadata_the_sign_must_be_told_and_names_may_be_open_clips(writ
     assert NAMES[0] not in to_open_clip(gradients), "control: the names are others"
     renamed = read_gradients(tmp_path / "open.safetensors", clip, NAMES, "+")
     assert all(torch.equal(renamed[name], gradients[name]) for name in NAMES)
+
+
+class Hostile:
+    """A pickle is a program: this one leaves a file behind where it is run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("layout", ["open_clip", "transformers"])
+def test_the_released_programs_pickles_are_read_where_their_sign_is_told(clip: ClipModel, tmp_path: Path, layout: str) -> None:
+    """They hold every parameter, and 0 for one that the loss does not see."""
+    gradients = {name: torch.randn_like(p) for name, p in select(clip, "*").items()}
+    if layout == "open_clip":
+        named, sign = {name: -g for name, g in to_open_clip(gradients).items()}, "-"
+    else:
+        named, sign = {name.replace("text_encoder.", "text_model."): g for name, g in gradients.items()}, "+"
+    assert not set(named) >= set(gradients), "control: the names are others"
+    path = tmp_path / "forget_grads.pt"
+    torch.save({**named, "logit_scale": 0, "history": Hostile(tmp_path / "was run")}, path)
+    with pytest.raises(DataError, match=r"set gradients.grad_sign to \+ or - \(.*make one with mu gradients") as refused:
+        read_gradients(path, clip, NAMES)
+    assert "\n" not in str(refused.value)
+    found = read_gradients(path, clip, list(gradients), sign)  # type: ignore[arg-type]
+    assert all(torch.equal(found[name], g) for name, g in gradients.items())
+    assert not (tmp_path / "was run").exists()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="truncated"):
+        read_gradients(path, clip, NAMES, "+")
+    source = str(tmp_path / "{concept}_grads.pt")
+    data = SingleLayerUnlearningGradientDataHandler(SlugConfig().merged({"data": {"forget": source, "retain": "a.tar"}}))
+    assert data.gradient_file("forget", "Elon Musk") == str(tmp_path / "Elon_Musk_grads.pt")
+    assert data.gradient_file("retain", "") is None
 
 
 def test_damaged_and_foreign_files_are_one_clear_line(written, clip: ClipModel, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
 from mu.data.clip_sets import Recaptioned, forget_pairs, forget_source, retain_pairs
-from mu.edits.gradient_files import Kind
+from mu.edits.gradient_files import Kind, is_gradient_file
 from mu.evaluation.zero_shot import Target, ZeroShot, open_tasks, target_of
 from mu.models.contrastive import Captioned
 
@@ -31,7 +31,7 @@ class SingleLayerUnlearningGradientDataHandler:
     def gradient_file(self, kind: Kind, concept: str) -> str | None:
         """The file that the settings name in place of pictures; None where they name pictures."""
         source = forget_source(self.config.data, concept) if kind == "forget" else self.config.data.retain
-        return source if source.endswith(".safetensors") else None
+        return source if is_gradient_file(source) else None
 
     def pairs(self, kind: Kind, concept: str) -> Sequence[Captioned]:
         return self.forget_pairs(concept) if kind == "forget" else self.retain_pairs(concept)

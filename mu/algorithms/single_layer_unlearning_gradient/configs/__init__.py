@@ -38,7 +38,7 @@ class GradientConfig(BaseConfig):
     `preconditioner`): less of the rest goes with it. The value damps: 1 is gentle, 0.1 strong. Needs retain pairs, not a file."""
     grad_sign: str | None = Field(None, pattern=r"^[+-]$")
     """Of a gradient file in data.forget or data.retain that does not say it: ``+`` for the gradient of the loss, ``-`` for its negative.
-    Files of `mu gradients` say it. (Both sources take such a file, NAME.safetensors, in place of pictures.)"""
+    Files of `mu gradients` say it; the released programs' ``.pt`` do not. (Both sources take such a file in place of pictures.)"""
 
 
 class LayersConfig(BaseConfig):
