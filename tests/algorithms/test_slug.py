@@ -19,7 +19,7 @@ from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfi
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
-from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Outcome, _drawn, outcome
+from mu.algorithms.single_layer_unlearning_gradient.probe import AnswerProbe, ClipProbe, Outcome, _drawn, outcome
 from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     Curve,
     best,
@@ -31,7 +31,7 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     summed,
 )
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
-from mu.data.canvas import RenderedPair, rendered_pairs
+from mu.data.canvas import QUESTIONS, RenderedPair, rendered_pairs
 from mu.evaluation.zero_shot import Target, ZeroShot, canvas_tasks, target_of
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
@@ -388,6 +388,35 @@ def test_together_the_concepts_must_leave_as_much_as_one_alone(clip: ClipModel, 
     assert "retained 0.800 -> 0.400" in caplog.text
     with pytest.raises(EditError, match=r"less than 60% of the rest stays \(at best 50\.0%\): lower search\.retained"):
         joint(0.6)
+
+
+@pytest.mark.parametrize(("task", "attribute"), [("identity", "identity"), ("style", "style"), ("imagenet", "object")])
+def test_a_vision_language_model_is_asked_a_few_at_a_time_what_it_is_asked_elsewhere(
+    task: str, attribute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, opened, asked = mu.load("canvas-vlm", device="cpu"), [], []
+
+    class Shown:
+        def __init__(self, k: int):
+            self.k = k
+
+        def picture(self) -> Any:
+            opened.append(self.k)
+            return self
+
+    def answer(pictures: list, questions: list[str], batch_size: int) -> list[str]:
+        asked.append((len(pictures), len(opened), batch_size))
+        assert set(questions) == {QUESTIONS[attribute][0]} and len(questions) == len(pictures)
+        return [f"it is {'AB'[each.k % 2]}." for each in pictures]
+
+    monkeypatch.setattr(model, "answer", answer)
+    shown: Any = [Shown(k) for k in range(5)]
+    people = ZeroShot(task, ("a", "b"), ("{}",), shown, (0, 1, 0, 0, 0))
+    probe = AnswerProbe(model, Target("a", people, 0), [people])  # type: ignore[arg-type]
+    monkeypatch.setattr(AnswerProbe, "rows_at_once", 2)
+    assert probe.scores(people, torch.arange(5)).argmax(dim=1).tolist() == [0, 1, 0, 1, 0]
+    assert asked == [(2, 2, 2), (2, 4, 2), (1, 5, 1)], "each batch is opened when its turn comes"
+    assert (probe.base().fa1, probe.base().retained) == (0.75, {task: 1.0})
 
 
 @pytest.mark.parametrize("model", ["canvas", "canvas-vlm"])

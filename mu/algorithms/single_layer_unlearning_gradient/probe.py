@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import PicturesConfig
+from mu.data.canvas import QUESTIONS
 from mu.diffusion.sampling import generate
 from mu.edits.edit import shifted
 from mu.evaluation.zero_shot import Target, ZeroShot, hits, logits
@@ -242,19 +243,19 @@ def _drawn(task: ZeroShot, target: Target, settings: PicturesConfig) -> ZeroShot
     return replace(task, pictures=(), labels=tuple(label for label, n in counts.items() for _ in range(n)))
 
 
-QUESTIONS = {
-    "identity": "What is the name of the person in this image?", "object": "What object is shown?", "style": "What style is it?",
-}  # fmt: skip
-
-
 class AnswerProbe(_Outputs):
-    """The answers of a vision-language model: right where they hold the class's name, whatever the case."""
+    """The answers of a vision-language model: right where they hold the class's name, whatever the case. ``rows_at_once`` pictures
+    are opened and asked about together."""
+
+    rows_at_once = 32
 
     def scores(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, VisionLanguageModel)
-        question = QUESTIONS.get(task.name, QUESTIONS["object"])
-        pictures = [task.pictures[int(row)].picture() for row in rows]
-        answers = self.model.answer(pictures, [question] * len(pictures))
+        question, *_ = QUESTIONS.get(task.name, QUESTIONS["object"])
+        answers: list[str] = []
+        for part in rows.split(self.rows_at_once):
+            pictures = [task.pictures[int(row)].picture() for row in part]
+            answers += self.model.answer(pictures, [question] * len(pictures), batch_size=len(pictures))
         return _said(answers, task, lambda answer, name: name.casefold() in answer.casefold())
 
 
