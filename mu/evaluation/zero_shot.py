@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -166,12 +165,3 @@ def target_of(concept: str, tasks: Sequence[ZeroShot]) -> Target:
 def logits(features: Tensor, weights: Tensor) -> Tensor:
     """Similarities (..., n, c) of pictures (..., n, d) and classes (..., c, d)."""
     return features @ weights.transpose(-1, -2)
-
-
-@torch.no_grad()
-def hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """(n,) whether the label is among the ``k`` largest of ``scores`` (n, c). Where there are no more than k classes, k is 1.
-    What is not a number hits nothing."""
-    k = k if k < scores.shape[1] else 1
-    own = scores.gather(1, labels[:, None])
-    return (((scores > own).sum(dim=1) < k) & own[:, 0].isfinite()).float()

@@ -355,11 +355,12 @@ def test_what_is_erased_together_does_not_count_as_retained() -> None:
     unmarked = replace(people, beyond=frozenset())
     seen, rows = torch.eye(4)[torch.tensor([1, 1, 0, 0, 2, 3, 3, 3])], torch.arange(8)
 
-    def retained(task: ZeroShot) -> float:
+    def retained(task: ZeroShot, seen: Tensor = seen) -> float:
         return outcome({"identity": seen}, Target("a", task, 0), [task], {"identity": rows}).retained["identity"]
 
     assert retained(people) == pytest.approx((0.5 + 1) / 2)
     assert retained(alone) == retained(unmarked) == pytest.approx((0 + 0.5 + 1) / 3), "one concept on its own: as ever"
+    assert retained(people, torch.ones(8, 4)) == 0.25, "who says the same of all people knows none of them"
 
 
 def test_what_is_drawn_leaves_out_the_other_concepts() -> None:
@@ -417,6 +418,8 @@ def test_a_vision_language_model_is_asked_a_few_at_a_time_what_it_is_asked_elsew
     assert probe.scores(people, torch.arange(5)).argmax(dim=1).tolist() == [0, 1, 0, 1, 0]
     assert asked == [(2, 2, 2), (2, 4, 2), (1, 5, 1)], "each batch is opened when its turn comes"
     assert (probe.base().fa1, probe.base().retained) == (0.75, {task: 1.0})
+    monkeypatch.setattr(model, "answer", lambda pictures, *_, **__: ["a, or B"] * len(pictures))
+    assert probe.base().fa1 == 1.0, "the right name is there, as the suite counts it"
 
 
 @pytest.mark.parametrize("model", ["canvas", "canvas-vlm"])

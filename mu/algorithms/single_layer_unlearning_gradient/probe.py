@@ -14,7 +14,8 @@ from mu.algorithms.single_layer_unlearning_gradient.configs import PicturesConfi
 from mu.data.canvas import QUESTIONS
 from mu.diffusion.sampling import generate
 from mu.edits.edit import shifted
-from mu.evaluation.zero_shot import Target, ZeroShot, hits, logits
+from mu.evaluation.metrics.accuracy import hits
+from mu.evaluation.zero_shot import Target, ZeroShot, logits
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.judge import Judge
@@ -62,7 +63,8 @@ def outcome(scores: Mapping[str, Tensor], target: Target, tasks: Sequence[ZeroSh
         if task.name not in scores:
             continue
         labels = torch.tensor(task.labels, device=scores[task.name].device)[rows[task.name]]
-        right = {k: hits(scores[task.name], labels, k) for k in (1, 5)}
+        classes = scores[task.name].shape[1]
+        right = {k: hits(scores[task.name], labels, k if k < classes else 1) for k in (1, 5)}
         gone = labels == target.label if task is target.task else torch.zeros_like(labels, dtype=torch.bool)
         if gone.any():
             forgotten = {k: float(each[gone].mean()) for k, each in right.items()}
@@ -256,7 +258,9 @@ class AnswerProbe(_Outputs):
         for part in rows.split(self.rows_at_once):
             pictures = [task.pictures[int(row)].picture() for row in part]
             answers += self.model.answer(pictures, [question] * len(pictures), batch_size=len(pictures))
-        return _said(answers, task, lambda answer, name: name.casefold() in answer.casefold())
+        told = _said(answers, task, lambda answer, name: name.casefold() in answer.casefold())
+        told[torch.arange(len(rows)), torch.tensor(task.labels)[rows]] *= 2  # right also where other names are said beside it
+        return told
 
 
 def _said(answers: Sequence[str], task: ZeroShot, names: Callable[[str, str], bool]) -> Tensor:

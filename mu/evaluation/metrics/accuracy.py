@@ -19,7 +19,7 @@ def accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> float:
     >>> accuracy(logits, torch.tensor([0, 2])), accuracy(logits, torch.tensor([0, 2]), k=2)
     (0.5, 1.0)
     """
-    return float(_hits(logits, targets, k).mean())
+    return float(_checked(logits, targets, k).mean())
 
 
 def class_accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> dict[int, float]:
@@ -31,12 +31,26 @@ def class_accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> dict[int, flo
     >>> class_accuracy(torch.tensor([[3.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
     {0: 1.0, 1: 0.5}
     """
-    hits = _hits(logits, targets, k)
-    return {int(label): float(hits[targets == label].mean()) for label in targets.unique()}
+    found = _checked(logits, targets, k)
+    return {int(label): float(found[targets == label].mean()) for label in targets.unique()}
 
 
-def _hits(logits: Tensor, targets: Tensor, k: int) -> Tensor:
-    """(n,) float64: the chance that the target is among the first k when ties are broken at random."""
+def hits(logits: Tensor, targets: Tensor, k: int = 1) -> Tensor:
+    """(n,) float32 in 0..1: the chance that the target is among the first ``k`` of ``logits`` (n, c), ties broken at random.
+
+    1 or 0 where the target's logit is no other's. A target whose logit is NaN is not hit.
+
+    >>> import torch
+    >>> hits(torch.tensor([[3.0, 1.0], [1.0, 1.0], [torch.nan, 1.0]]), torch.tensor([0, 0, 0]))
+    tensor([1.0000, 0.5000, 0.0000])
+    """
+    own = logits.gather(1, targets[:, None].long())
+    above, level = (logits > own).sum(dim=1), (logits == own).sum(dim=1)
+    return ((k - above).float() / level).clamp(0, 1).where(~own[:, 0].isnan(), 0)
+
+
+def _checked(logits: Tensor, targets: Tensor, k: int) -> Tensor:
+    """`hits` in float64."""
     if logits.ndim != 2 or targets.shape != logits.shape[:1] or not len(targets):
         raise DataError(f"logits (n, c) and targets (n,) are needed, not {tuple(logits.shape)} and {tuple(targets.shape)}")
     if targets.is_floating_point() or targets.min() < 0 or targets.max() >= logits.shape[1]:
@@ -45,6 +59,4 @@ def _hits(logits: Tensor, targets: Tensor, k: int) -> Tensor:
         raise DataError(f"k must lie in 1 .. {logits.shape[1]}, the number of classes, not {k}")
     if logits.isnan().any():
         raise DataError("logits hold NaN: the model or its input is broken")
-    own = logits.gather(1, targets[:, None].long())
-    above, level = (logits > own).sum(dim=1), (logits == own).sum(dim=1)
-    return ((k - above).double() / level).clamp(0, 1)
+    return hits(logits, targets, k).double()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mu.core.errors import DataError
-from mu.evaluation.metrics.accuracy import accuracy, class_accuracy
+from mu.evaluation.metrics.accuracy import accuracy, class_accuracy, hits
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(200, 7, generator=GENERATOR)
@@ -36,6 +36,16 @@ def test_ties_are_the_mean_over_random_orders():
     sampled = sum(accuracy(coarse + n, TARGETS, 2) for n in noise) / len(noise)
     assert accuracy(coarse, TARGETS, 2) == pytest.approx(sampled, abs=0.01)
     assert abs(accuracy(coarse, TARGETS, 2) - accuracy(LOGITS, TARGETS, 2)) > 1e-3
+
+
+def test_hits_are_what_accuracy_is_the_mean_of_and_a_broken_row_is_none():
+    coarse = LOGITS.round()
+    for k in (1, 3):
+        assert float(hits(coarse, TARGETS, k).double().mean()) == pytest.approx(accuracy(coarse, TARGETS, k))
+    assert int(((hits(coarse, TARGETS) % 1) > 0).sum()) > 0, "control: some are level"
+    broken = torch.eye(7)[TARGETS]
+    broken[:3] = torch.nan
+    assert hits(broken, TARGETS).tolist() == [0.0] * 3 + [1.0] * 197, "accuracy refuses these, a search goes on"
 
 
 def test_each_class_and_their_mean():
