@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import mu
+from mu.algorithms.single_layer_unlearning_gradient import probe as probes
 from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
 from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, PicturesConfig, SearchConfig, SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
@@ -423,23 +424,47 @@ def test_a_vision_language_model_is_asked_a_few_at_a_time_what_it_is_asked_elsew
 
 
 @pytest.mark.parametrize("model", ["canvas", "canvas-vlm"])
-def test_the_search_looks_at_what_the_model_gives_out(model: str) -> None:
-    """Pictures of the diffusion model, answers of the vision-language model; the base is left bit for bit."""
-    loaded = mu.load(model, device="cpu")
+def test_the_search_looks_at_what_the_model_gives_out(model: str, monkeypatch: pytest.MonkeyPatch, snapshot: Any) -> None:
+    """Pictures of the diffusion model, answers of the vision-language model: of the base, of steps, of the one that is taken. They
+    decide, the CLIP does not; the base is left bit for bit."""
+    loaded: Any = mu.load(model, device="cpu")
     chosen = SingleLayerUnlearningGradientAlgorithm
-    config = chosen.for_concepts(["Ada Stone"], model).merged(
-        SMALL,
-        {
-            "search": {"on": "model", "steps": 4, "target": 0.5, "pictures": {"forget": 2, "retained": 1}},
-            "data": {"per_class": 1},
-            "layers": {"names": ["*layers.0.self_attn.out_proj.weight"]},
-        },
-    )
-    before = {n: p.clone() for part in ("text_encoder", "vision_model") if part in loaded.components for n, p in loaded.components[part].named_parameters()}  # type: ignore[union-attr]  # fmt: skip
-    edit = chosen(config, model=loaded).find_edit()
+    settings: dict[str, Any] = {
+        "search": {"on": "model", "steps": 4, "target": 0.5, "pictures": {"forget": 2, "retained": 1}},
+        "data": {"per_class": 1},
+        "layers": {"names": ["*layers.0.self_attn.out_proj.weight"]},
+    }
+    work = chosen(chosen.for_concepts(["Ada Stone"], model).merged(SMALL, settings), model=loaded)
+    tower = "text_encoder" if model == "canvas" else "vision_model"
+    theta = find_parameter(loaded, f"{tower}.encoder.layers.0.self_attn.out_proj.weight")
+    base, kept, given = snapshot(loaded), theta.detach().clone(), list[Tensor]()
+
+    def noting(give: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *words, **more: given.append(theta.detach().clone()) or give(*words, **more)
+
+    if model == "canvas":
+        monkeypatch.setattr(probes, "generate", noting(probes.generate))
+    else:
+        monkeypatch.setattr(loaded, "answer", noting(loaded.answer))
+    edit = work.find_edit()
+    assert snapshot(loaded) == base
     assert edit.info.base == model
-    after = {n: p for part in ("text_encoder", "vision_model") if part in loaded.components for n, p in loaded.components[part].named_parameters()}  # type: ignore[union-attr]  # fmt: skip
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    (shift,) = edit.shifts.values()
+    assert torch.equal(given[0], kept), "first the base"
+    assert any(torch.equal(each, kept + shift) for each in given), "what is taken was looked at"
+    assert len({float((each - kept).norm()) for each in given}) >= 3, "and other steps"
+
+    (target,), tasks = SingleLayerUnlearningGradientDataHandler(work.config).targets()
+    probe = work._probe(target, tasks)
+    before = probe.now(forget_only=True)
+    with edit.applied(loaded):
+        after = probe.now(forget_only=True)
+    assert (before.fa1, after.fa1 <= 0.5) == (1.0, True)
+
+    given.clear()
+    on_clip = chosen(work.config.merged({"search": {"on": "clip"}}), model=loaded).find_edit()
+    assert not given, "control: where the CLIP decides nothing is drawn or asked"
+    assert not torch.equal(next(iter(on_clip.shifts.values())), shift), "and it decides otherwise"
 
 
 @pytest.mark.parametrize(
