@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
 from mu.data.clip_sets import BothSets
 from mu.data.concepts import check_concept
@@ -180,13 +178,3 @@ PRESETS: dict[str, SlugConfig] = {
     }),
 }  # fmt: skip
 """The paper's three experiments, and the same on the embedded models."""
-
-
-def for_concepts(concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None) -> SlugConfig:
-    """``preset`` (settings or their name; default the one whose model is ``model``, or ``clip``) with ``concepts`` put in."""
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}.{nearest(preset, PRESETS)}")
-    if preset is None:
-        preset = next((name for name, p in PRESETS.items() if p.model == model), "clip")
-    base = preset if isinstance(preset, SlugConfig) else PRESETS[str(preset)]
-    return base.merged({"concepts": list(concepts)}, {"model": model} if model else {})
