@@ -12,12 +12,13 @@ from mu.cli.options import Device, Model, Overwrite, PredictionType
 
 def merge(
     edits: Annotated[list[str], typer.Argument(metavar="EDIT|RUN...", help="Edit files or run folders.")],
-    out: Annotated[Path, typer.Option(help="The file, or the folder for diffusers.")],
+    out: Annotated[Path, typer.Option(help="The file, or the folder for diffusers and transformers.")],
     form: Annotated[
         str,
         typer.Option(
             "--format",
-            help="kohya, peft: one LoRA file. diffusers: a folder with the merged model. unet, compvis: merged weights in one file.",
+            help="kohya, peft: one LoRA file. diffusers: a folder with the merged model; of a CLIP or a LLaVA: transformers. "
+            "unet, compvis: merged weights in one file.",
         ),
     ],
     model: Model = "canvas",
@@ -35,7 +36,7 @@ def merge(
     from mu.edits.bank import Bank
     from mu.edits.export import export
     from mu.edits.files import open_edit
-    from mu.models import load_diffusion
+    from mu.models import load
     from mu.models.loading import loading
 
     show_log()
@@ -43,5 +44,5 @@ def merge(
         raise ConfigError("--prediction-type belongs to --format diffusers: other formats do not say what the UNet predicts")
     opened = [open_edit(each) for each in edits]
     how = loading(model, [edit.info for edit in opened], prediction_type=prediction_type) if form == "diffusers" else {}
-    base = load_diffusion(model, device=device, **how)
+    base = load(model, device=device, **how)
     print(export(Bank(base, opened), out, form, strengths=strength, overwrite=overwrite))

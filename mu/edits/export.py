@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +18,10 @@ from mu.edits.bank import Bank
 from mu.edits.edit import shifted
 from mu.edits.files import edit_metadata, write_tensors
 from mu.edits.low_rank import Factors, LowRankEdit
-from mu.models import quiet_libraries
+from mu.models import PIPELINE, TRANSFORMERS_CONFIG, quiet_libraries
+from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
+from mu.models.vision_language import VisionLanguageModel
 
 _KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
 
@@ -86,11 +90,24 @@ def _peft(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
 
 
 def _diffusers(model: DiffusionModel, path: Path) -> None:
+    with _new_folder(path) as partial:
+        model.pipeline.save_pretrained(partial)
+
+
+def _transformers(model: ClipModel | VisionLanguageModel, path: Path) -> None:
+    with _new_folder(path) as partial:
+        for part in (model.model, model.tokenizer, model.processor):
+            part.save_pretrained(partial)
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of ``path`` when all of it is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
         with quiet_libraries():
-            model.pipeline.save_pretrained(partial)
+            yield partial
         partial.chmod(0o755)
         if path.is_dir():
             shutil.rmtree(path)
@@ -120,9 +137,13 @@ def _state(content: Mapping, path: Path) -> None:
         raise OutputError(f"{path}: the file's ending must be .safetensors, .pt, .pth, .bin or .ckpt")
 
 
-_LORA: dict[str, Callable[[LowRankEdit, DiffusionModel, Path], None]] = {"kohya": _kohya, "peft": _peft}
-_MERGED: dict[str, Callable[[DiffusionModel, Path], None]] = {"diffusers": _diffusers, "unet": _unet, "compvis": _compvis}
+_LORA: dict[str, Callable[[LowRankEdit, Any, Path], None]] = {"kohya": _kohya, "peft": _peft}
+_MERGED: dict[str, Callable[[Any, Path], None]] = {
+    "diffusers": _diffusers, "unet": _unet, "compvis": _compvis, "transformers": _transformers,
+}  # fmt: skip
 FORMATS = (*_LORA, *_MERGED)
+_FOLDERS = {"diffusers": PIPELINE, "transformers": TRANSFORMERS_CONFIG}
+"""Formats that are folders, and the file by which such a folder is known."""
 
 
 def export(
@@ -132,18 +153,20 @@ def export(
 
     ``kohya``, ``peft``: one LoRA ``.safetensors``. ``diffusers``: a folder with the merged model, loaded by
     ``DiffusionPipeline.from_pretrained`` alone. ``unet``: the merged UNet's state dict. ``compvis``: one merged file.
-    A merged model is written from the base itself with the edits on, which come off again; no copy of it is made.
-    Raises `OutputError` for an existing ``path`` without ``overwrite``.
+    ``transformers``, for a CLIP or a LLaVA: a folder with the merged model, loaded by transformers alone. A merged model is
+    written from the base itself with the edits on, which come off again; no copy of it is made.
+    Raises `OutputError` for an existing ``path`` without ``overwrite``, and `EditError` for a format of another kind of model.
     """
     path, model = Path(path), bank.model
-    if not isinstance(model, DiffusionModel):
-        raise EditError(f"{model.name!r} is no diffusion model: save the edit itself instead")
     if form not in FORMATS:
         raise OutputError(f"unknown format {form!r}; choose {', '.join(FORMATS)}")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already: choose another path or pass --overwrite")
-    if path.is_dir() and not (form == "diffusers" and (path / "model_index.json").exists()):
-        raise OutputError(f"{path} is a folder that holds no diffusers model: it is not replaced, choose another path")
+    if path.is_dir() and not (form in _FOLDERS and (path / _FOLDERS[form]).exists()):
+        raise OutputError(f"{path} is a folder that holds no {form} model: it is not replaced, choose another path")
+    if isinstance(model, DiffusionModel) == (form == "transformers"):
+        what = "a diffusion model: choose diffusers" if form == "transformers" else "no diffusion model: choose transformers"
+        raise EditError(f"format {form} cannot hold {model.name!r}, which is {what}")
     with writing(path):
         if form in _LORA:
             _LORA[form](joined(bank, strengths), model, path)

@@ -17,7 +17,9 @@ import mu
 from mu.data.canvas import rendered_pairs
 from mu.data.folders import write_celeba
 from mu.data.shards import add_member
+from mu.edits.edit import EditInfo
 from mu.edits.gradient_files import open_gradients
+from mu.edits.weights import WeightEdit
 from mu.models.clip import ClipModel
 from mu.models.parameters import find_parameter
 
@@ -148,3 +150,18 @@ def test_what_is_in_order_passes(places: dict[str, Path], tmp_path: Path, cli: A
         assert ended.exit_code == 0, ended.output
         assert ("3 pairs, left out: 1 damaged tar" in caplog.text) == (forget is half)
         assert (tmp_path / str(k) / "new" / "edit.safetensors").exists()
+
+
+def test_a_merged_clip_has_forgotten_without_its_edit(tmp_path: Path, cli: Any) -> None:
+    """And is asked for in the format that its kind has."""
+    clip = mu.load("canvas-clip", device="cpu")
+    WeightEdit({"visual_projection.weight": torch.full((128, 128), 0.1)}, EditInfo("slug", (CONCEPT,))).save(
+        tmp_path / "e.safetensors"
+    )
+    common = ("merge", tmp_path / "e.safetensors", "--model", "canvas-clip", "--device", "cpu", "--out", tmp_path / "merged")
+    refused = cli(*common, "--format", "diffusers")
+    assert refused.exit_code == 2 and "choose transformers" in refused.stderr and not (tmp_path / "merged").exists()
+    assert cli(*common, "--format", "transformers").exit_code == 0
+    merged = mu.load(tmp_path / "merged", device="cpu")
+    difference = find_parameter(merged, "visual_projection.weight") - find_parameter(clip, "visual_projection.weight")
+    assert torch.allclose(difference, torch.tensor(0.1), atol=1e-6)

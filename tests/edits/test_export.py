@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPModel, LlavaForConditionalGeneration
 
 from mu.core.errors import EditError, OutputError
+from mu.data.canvas import rendered_pairs
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.export import FORMATS, export, kohya_tensors
@@ -53,6 +57,45 @@ def pictures(pipe: StableDiffusionPipeline, **options: object) -> Tensor:
 def own_pipeline(folder: Path) -> StableDiffusionPipeline:
     with quiet_libraries():
         return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+
+
+@pytest.mark.parametrize("name", ["canvas-clip", "canvas-vlm"])
+def test_transformers_itself_loads_the_merged_clip_or_llava(name: str, tmp_path: Path, snapshot: Callable) -> None:
+    model: Any = load(name, device="cpu")
+    tensor = "vision_model.encoder.layers.0.mlp.fc2.weight"
+    shift = torch.randn(find_parameter(model, tensor).shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    edit, base = WeightEdit({tensor: shift}, EditInfo("test", ("Ada Stone",))), snapshot(model)
+    out = export(Bank(model, [edit]), tmp_path / "merged", "transformers", strengths=[0.5])
+    assert snapshot(model) == base
+
+    kind = CLIPModel if name == "canvas-clip" else LlavaForConditionalGeneration
+    with quiet_libraries():
+        own = kind.from_pretrained(out, local_files_only=True).state_dict()
+    before = model.model.state_dict()
+    changed = {key for key, value in own.items() if not torch.equal(value, before[key])}
+    assert len(changed) == 1, "control: the edit is in it"
+    assert torch.equal(own[next(iter(changed))], before[next(iter(changed))] + 0.5 * shift)
+    assert own.keys() == before.keys()
+
+    again: Any = load(out, device="cpu")
+    pictures = [pair.picture() for pair in rendered_pairs(2, 1)]
+    with edit.applied(model, 0.5):
+        if name == "canvas-clip":
+            assert torch.allclose(again.zero_shot(pictures, ["a star"]), model.zero_shot(pictures, ["a star"]), atol=1e-4)
+        else:
+            assert again.answer(pictures, ["Who is this?"] * 2) == model.answer(pictures, ["Who is this?"] * 2)
+
+
+def test_each_kind_of_model_has_its_formats(tiny: DiffusionModel, tmp_path: Path) -> None:
+    clip = load("canvas-clip", device="cpu")
+    for model, forms, other in ((tiny, {"transformers"}, "diffusers"), (clip, set(FORMATS) - {"transformers"}, "transformers")):
+        for form in forms:
+            with pytest.raises(EditError, match=f"format {form} cannot hold .*: choose {other}$"):
+                export(Bank(model), tmp_path / "x", form)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OutputError, match="holds no transformers model"):
+        export(Bank(clip), tmp_path / "x", "transformers", overwrite=True)
 
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
