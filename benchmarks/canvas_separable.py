@@ -193,6 +193,8 @@ class Bench:
         groups = {"bare": [back], "sentences": naming, "others": others}
         found = {}
         for name, prompts in groups.items():
+            if not prompts:
+                continue  # every sentence with it names something erased as well
             bank.erase(back)
             with bank.applied():
                 erased = drawn(self.model, prompts, self.seeds)
@@ -508,7 +510,7 @@ BACK = ["its bare word", "while erased", "in sentences", "while erased", "the ot
 def back_cells(found: dict[str, dict[str, float]]) -> list[str]:
     """Largest and mean difference in units of 1/255."""
     names = ("bare", "bare, while erased", "sentences", "sentences, while erased", "others")
-    return [f"{found[name]['max']} / {found[name]['mean']:.2f}" for name in names]
+    return [f"{found[name]['max']} / {found[name]['mean']:.2f}" if name in found else "" for name in names]
 
 
 def capacity_table(rows: list[dict[str, Any]]) -> str:
