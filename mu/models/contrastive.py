@@ -71,7 +71,8 @@ def batch_gradients(
     clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective, *,
     block: int = 16, chunk: int = 128, progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], int]]:  # fmt: skip
-    """Gradients of the *sum* of losses over each chunk of pairs, with how many losses it has.
+    """Gradients of the *sum* of losses over each chunk of pairs, with how many losses it has; in float32 whatever the model is in:
+    the sum of many in half precision stops growing.
 
     Pairs that fill no whole block are left out of the contrastive loss: it depends on the block's size. `DataError` where
     nothing is left.
@@ -86,7 +87,8 @@ def batch_gradients(
             each = losses(clip, pairs[start : min(start + chunk, usable)], objective, block)
             found = torch.autograd.grad(each.sum(), tensors, allow_unused=True)
             gradients = {
-                name: torch.zeros_like(p) if g is None else g for name, p, g in zip(names, tensors, found, strict=True)
+                name: torch.zeros_like(p, dtype=torch.float32) if g is None else g.float()
+                for name, p, g in zip(names, tensors, found, strict=True)
             }
             del found  # held by nobody else, so that who empties the mapping frees them before the next chunk
             if progress:
@@ -101,7 +103,7 @@ def mean_gradients(
 
     Beside the sum no more than one chunk's gradients are in memory.
     """
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
     count = 0
     for found, n in batch_gradients(clip, pairs, parameters, objective, **options):
         for name in list(found):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import mu
 from mu.core.errors import DataError
-from mu.data.canvas import rendered_pairs
+from mu.data.canvas import RenderedPair, rendered_pairs
+from mu.models import contrastive
 from mu.models.clip import ClipModel
-from mu.models.contrastive import contrastive_loss, cosine_loss, encode_pairs, mean_gradients
+from mu.models.contrastive import batch_gradients, contrastive_loss, cosine_loss, encode_pairs, mean_gradients
 from mu.models.parameters import select
 
 NAMES = [
@@ -64,6 +67,23 @@ def test_the_gradient_is_that_of_the_mean_over_all_pairs_whatever_the_chunks(obj
         for name, g in direct.items():
             assert torch.allclose(found[name], g, rtol=1e-3, atol=1e-6), name
     assert not any(p.requires_grad or p.grad is not None for p in clip.model.parameters())
+
+
+def test_gradients_of_a_model_in_half_precision_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many pairs with one gradient: their mean is that gradient, and a sum in half precision loses it."""
+    theta = torch.nn.Parameter(torch.zeros(50, dtype=torch.bfloat16), requires_grad=False)
+    g, times = torch.randn(50, generator=torch.Generator().manual_seed(0)).bfloat16(), 1000
+    monkeypatch.setattr(contrastive, "losses", lambda _clip, pairs, *_: (theta * g).sum().expand(len(pairs)))
+    model, pairs = cast(ClipModel, None), cast("list[RenderedPair]", [None] * times)
+    found = mean_gradients(model, pairs, {"w": theta}, "cosine", block=1, chunk=1)["w"]
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, g.float(), rtol=1e-4)
+    each = [grad["w"].dtype for grad, _ in batch_gradients(model, pairs[:2], {"w": theta}, "cosine")]
+    assert each == [torch.float32], "also for those who sum on their own"
+    running = torch.zeros_like(g)
+    for _ in range(times):
+        running += g
+    assert (running.float() / times - g.float()).norm() > 0.1 * g.norm(), "control"
 
 
 def test_too_few_pairs_for_a_block_are_refused(clip: ClipModel) -> None:
