@@ -3,13 +3,15 @@
 - FA@1, FA@5: accuracy on the forgotten class's pictures among all classes of its task (lower is better).
 - ``identity@1 retained``: macro accuracy over the *other* classes of that task, every class counting once; ``identity@1``: over all
   of them, as published, where the forgotten one's loss is part of the number (on CelebA the classes are the frequent people,
-  or without their list the hundred with the most pictures; of a person who is not among them only FA is told). Other tasks likewise; on ImageNet's 2,500 pictures each picture counts
-  once. @5 where a task has more than five classes.
+  or without their list the hundred with the most pictures; of a person who is not among them only FA is told). Other tasks
+  likewise; on ImageNet's 2,500 pictures each picture counts once. @5 where a task has more than five classes.
 - MIA: `mu.evaluation.metrics.membership` on the cosine of picture and caption; members are the forget pairs that the edit was
   found with, the others are pairs that it never saw and that do not show the concept.
 - Cosine of forget pairs: what the forget loss is about.
 
-Tasks and forget pairs are those of the edit's settings; rendered pictures are new ones. Also written: the similarity matrix of a
+Tasks and forget pairs are those of the edit's settings; rendered pictures are new ones. CelebA's and ImageNet's are all or a fixed part
+of what there is: where the method searched on them, as SLUG does and its published accuracies have it, the protocol says
+``(seen in the search)``, and these are no accuracies on unseen pictures. Also written: the similarity matrix of a
 few pictures and names, ``similarity.png`` and ``similarity.json``.
 """
 
@@ -19,6 +21,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -78,7 +81,7 @@ def evaluate(
     tasks = report_tasks(names, PER_CLASS, seeds, edit.info.concepts)
     targets = [target_of(concept, tasks) for concept in edit.info.concepts]
     leaks = {target.concept: leak_of(edit, target, sources, seeds) for target in targets}
-    protocol = f"{PROTOCOL}, {' and '.join(name.partition(':')[0] for name in names)}"
+    protocol = f"{PROTOCOL}, {' and '.join(in_protocol(name, edit) for name in names)}"
     chosen = shown(targets)
     sights = [task.pictures[task.labels.index(label)].picture() for task, label in chosen]
     bare = [task.classes[label] for task, label in chosen]
@@ -114,6 +117,18 @@ def tasks_of(edit: Edit) -> list[str]:
     raise ConfigError(
         f"the settings of {edit.info.method!r} name no tasks: pass --data celeba:FOLDER, imagenet:FOLDER or canvas"
     )
+
+
+def in_protocol(task: str, edit: Edit) -> str:
+    """A task as a protocol tells it: with whether its pictures are those that the method searched on."""
+
+    def place(name: str) -> tuple[str, Path]:
+        kind, _, folder = name.partition(":")
+        return kind, Path(folder).resolve()
+
+    kind = task.partition(":")[0]
+    searched = (edit.info.config.get("data") or {}).get("tasks") or ()
+    return f"{kind} (seen in the search)" if kind != "canvas" and place(task) in map(place, searched) else kind
 
 
 def leak_of(edit: Edit, target: Target, sources: Mapping[str, str], seeds: Sequence[int]) -> Leak:

@@ -7,8 +7,8 @@ An answer is right where it holds the right words, whatever the case (SLUG, arXi
 - other questions: the mean over the questions that are not about the concept; and the same on the *forgotten* pictures
   alone, where only the name should be gone, and not, say, the style.
 
-Pictures come from the tasks of the edit's settings, rendered anew (a task's question is the first of `mu.data.canvas.QUESTIONS`), or
-from a CSV file with the columns image, question, answer.
+Pictures come from the tasks of the edit's settings (a task's question is the first of `mu.data.canvas.QUESTIONS`), or from a CSV file
+with the columns image, question, answer. Rendered ones are new; others that the method searched on are told as such in the protocol.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mu.core.scores import Score
 from mu.data.canvas import QUESTIONS, RenderedPair, answer
 from mu.data.clip_sets import class_of
 from mu.edits.edit import Edit
-from mu.evaluation.clip import tasks_of
+from mu.evaluation.clip import in_protocol, tasks_of
 from mu.evaluation.zero_shot import Picture, PictureFile, ZeroShot, report_tasks, target_of
 from mu.models.vision_language import VisionLanguageModel
 
@@ -60,7 +60,7 @@ def evaluate(
     if tasks:
         concepts = edit.info.concepts if not files else ()
         items += task_items(report_tasks(tasks, PER_CLASS, seeds, concepts), concepts)
-    protocol = f"{PROTOCOL}, {' and '.join(Path(name).name if name in files else name.partition(':')[0] for name in names)}"
+    protocol = f"{PROTOCOL}, {' and '.join(Path(name).name if name in files else in_protocol(name, edit) for name in names)}"
     before = column(model, items, edit.info.concepts, protocol, "base")
     with edit.applied(model):
         return {"base": before, "edited": column(model, items, edit.info.concepts, protocol, "edited")}

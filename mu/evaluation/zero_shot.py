@@ -129,7 +129,8 @@ REPORT_SEED = 9
 
 
 def report_tasks(names: Sequence[str], per_class: int, seeds: Sequence[int], concepts: Sequence[str] = ()) -> list[ZeroShot]:
-    """`open_tasks` with the rendered pictures of all ``seeds`` together, on pictures that no method's search saw."""
+    """`open_tasks` with the rendered pictures of all ``seeds`` together, which no method's search saw. CelebA's and ImageNet's are
+    the same for all."""
     first, *others = (seed * 10 + REPORT_SEED for seed in seeds)
     tasks = open_tasks(names, per_class, first, concepts)
     more = [task for seed in others if "canvas" in names for task in canvas_tasks(per_class, seed)]

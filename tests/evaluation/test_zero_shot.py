@@ -16,6 +16,7 @@ from mu.data.canvas import IDENTITIES
 from mu.data.folders import folder_name, write_celeba
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
+from mu.evaluation.clip import in_protocol
 from mu.evaluation.suites import evaluate
 from mu.evaluation.zero_shot import celeba_task, open_tasks, target_of
 
@@ -83,6 +84,9 @@ def test_fa_is_over_the_concepts_pictures_and_the_mean_over_the_frequent_people(
     table = evaluate(RunDirectory(tmp_path), "clip", mu.load("canvas-clip", device="cpu"), edit, seeds=(1,))
     found = {score.name: score for score in table["base"]}
     assert (found["FA@1"].n, found["FA@1"].per_item) == (3, {RARE: found["FA@1"].value})
+    assert {score.protocol for score in table["base"] if "@" in score.name} == {"clip/1, celeba (seen in the search)"}
+    places = {f"celeba:{celeba}/": "celeba (seen in the search)", f"celeba:{tmp_path}": "celeba", "canvas": "canvas"}
+    assert {name: in_protocol(name, edit) for name in places} == places, "control: others are not the search's pictures"
     for name in ("identity@1", "identity@1 retained", "identity@5"):
         assert found[name].n == 3 * len(FREQUENT) and set(found[name].per_item) == set(FREQUENT)
 
