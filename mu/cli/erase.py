@@ -73,11 +73,10 @@ def erase(
     }
     where = "precision" if "precision" in chosen.config_class.model_fields else "train.precision"
     placed = {name: value for name, value in (("devices", device), (where, precision)) if value}
-    if bank:
-        BankFolder(bank).refuse([*concepts, ", ".join(concepts)])
     options = parsed(chosen.config_class, pairs(settings or [], "--set"))
     work = chosen(base.merged(places, placed, options))
     if bank:
+        BankFolder(bank).refuse([*work.concepts(), ", ".join(work.concepts())])
         work.join(BankFolder(bank))
     run = work.run(resume=resume, overwrite=overwrite)
     edited: Any = work.model

@@ -58,6 +58,10 @@ class Algorithm(ABC):
         With ``run``, checkpoints go to ``run.checkpoints``, and one that is there is resumed. ``log`` takes one row a step.
         """
 
+    def concepts(self) -> tuple[str, ...]:
+        """What the settings erase, as the edit will name it."""
+        return tuple(getattr(self.config, "concepts", ()))
+
     def separate(self, edit: Saveable) -> Sequence[Saveable]:
         """``edit`` as one for each concept, where the method finds them so that each acts and is taken off on its own."""
         return [edit]

@@ -67,6 +67,7 @@ def test_the_base_is_left_bit_for_bit_and_the_edit_comes_off(name: str, tiny: Di
     weights, before = snapshot(tiny), output(tiny)
     flags = [p.requires_grad for p in tiny.unet.parameters()]
     edit = find(name, tiny)
+    assert edit.info.concepts == method(name, tiny).concepts() == ("neon style",)
     assert snapshot(tiny) == weights
     assert [p.requires_grad for p in tiny.unet.parameters()] == flags
     assert not tiny.unet.training

@@ -323,7 +323,6 @@ def test_templates_are_put_around_target_and_positive(tiny: DiffusionModel) -> N
     assert torch.equal(task.target.sequence, tiny.encode(["a photo of neon style"]).sequence)
     assert torch.equal(task.positive.sequence, tiny.encode(["a photo of neon"]).sequence)
     assert torch.equal(task.neutral.sequence, tiny.encode([""]).sequence)
-    assert data.concepts == ("neon style",)
     both = settings(prompt={"use_template": True, "templates": ["a {} fish"], "neutral": "photo", "template_neutral": True})
     drawn = SemipermeableMembraneDataHandler(both, tiny).draw(torch.Generator().manual_seed(0))
     assert torch.equal(drawn.neutral.sequence, tiny.encode(["a photo fish"]).sequence)

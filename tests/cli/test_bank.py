@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mu.algorithms import algorithm
 from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
 from mu.edits.bank_folder import BankFolder, sha256
 from mu.edits.edit import EditInfo, described
@@ -148,6 +149,36 @@ def test_erase_adds_what_it_finds(tmp_path: Path, tiny_folder: Path, monkeypatch
     assert erase("c", "--concept", "star", "--concept", "fish").exit_code == 0
     assert [entry.concept for entry in BankFolder(bank).read().edits] == ["neon", "star", "fish"]
     assert (bank / "fish.safetensors").exists()
+
+
+CONCEPTS = {
+    "uce": "model: {model}\nconcepts: [{concept}]\n",
+    "sepce": "model: {model}\nconcepts: [{concept}]\ndata: {{images: 2, steps: 1}}\ntrain: {{iterations: 1}}\n",
+    "spm": "pretrained_model: {{ckpt_path: {model}}}\nprompt: {{target: {concept}}}\n",
+}
+
+
+@pytest.mark.parametrize("method", CONCEPTS)
+def test_a_file_s_concepts_are_looked_for_in_the_bank_before_the_search(
+    method: str, bank: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    class Searched(Exception): ...
+
+    def search(*_: Any) -> None:
+        raise Searched
+
+    monkeypatch.setattr(algorithm(method), "find_edit", search)
+
+    def erase(concept: str, *more: str) -> Any:
+        config = tmp_path / "config.yaml"
+        config.write_text(CONCEPTS[method].format(model=tiny_folder, concept=concept), encoding="utf-8")
+        return cli("erase", method, "--config", config, "--bank", bank, "--no-pictures", "--out", tmp_path / "run", *more)
+
+    refused = erase("neon")
+    assert refused.exit_code == 2 and "'neon' is in the bank" in refused.stderr and not (tmp_path / "run").exists()
+    if method != "spm":  # whose entries are not a list of words
+        assert "'neon' is in the bank" in erase("moon", "--set", "concepts=[moon, neon]").stderr
+    assert isinstance(erase("moon", "--overwrite").exception, Searched)  # control
 
 
 def test_a_method_that_does_not_separate_gives_its_edit_as_it_is() -> None:

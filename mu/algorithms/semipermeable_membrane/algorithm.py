@@ -61,10 +61,13 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         """The SPM file as the original tools name it, beside the run's folder."""
         return self.config.folder / f"{self.config.file_stem}_last.safetensors"
 
+    def concepts(self) -> tuple[str, ...]:
+        """The targets without their templates."""
+        return tuple(dict.fromkeys(str(entry.target) for entry in self.config.entries()))
+
     def describe(self) -> dict[str, Any]:
-        targets = [str(entry.target) for entry in self.config.entries()]
         name = self.config.pretrained_model.name if self.model is None else self.model.name
-        return {**super().describe(), "model": name, "concepts": targets}
+        return {**super().describe(), "model": name, "concepts": list(self.concepts())}
 
     def load_model(self) -> DiffusionModel:
         """The model that the settings name, or the one given; settings that contradict it are refused."""
@@ -111,7 +114,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         self.model = model = self.load_model()
         data = SemipermeableMembraneDataHandler(config, model)
         info = EditInfo(
-            method=self.name, concepts=data.concepts, gate=config.gate.to_json(), config=settings,
+            method=self.name, concepts=self.concepts(), gate=config.gate.to_json(), config=settings,
             seed=config.seed, citation=citation(type(self)),
         )  # fmt: skip
         generator = seeds.generator(config.seed)

@@ -36,11 +36,6 @@ class SemipermeableMembraneDataHandler:
         self._kept: dict[str, Conditioning] = {}
         self._anchors: dict[int, Anchors] = {}
 
-    @property
-    def concepts(self) -> tuple[str, ...]:
-        """The untemplated targets, as they go into the edit's file."""
-        return tuple(dict.fromkeys(str(entry.target) for entry in self.entries))
-
     def encoded(self, text: str) -> Conditioning:
         if text not in self._kept:
             self._kept[text] = self.model.encode([text])
