@@ -22,6 +22,9 @@ app = typer.Typer(
 Folder = Annotated[Path, typer.Option("--bank", metavar="DIR", help="The bank's folder.")]
 Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="As `mu bank list` names them.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; kept in the bank's log.")]
+Transfer = Annotated[
+    bool, typer.Option("--transfer", help="Take other weights than the edits were found on, as a sibling checkpoint's.")
+]
 BaseModel = Annotated[str | None, typer.Option("--model", help="In place of the bank's own base.")]
 
 
@@ -40,6 +43,7 @@ def add(
     bank: Folder,
     model: Annotated[str | None, typer.Option(help="Default: the bank's base; of a new bank, the edit's.")] = None,
     strength: Annotated[float, typer.Option(help="How much of them acts.")] = 1.0,
+    transfer: Transfer = False,
     reason: Reason = "",
     device: Device = None,
     json: Json = False,
@@ -57,7 +61,8 @@ def add(
     opened = [open_edit(each) for each in edits]
     folder.refuse(edit.concept() for edit in opened)
     known: Any = [folder.read()] if folder.json.exists() else [edit.info for edit in opened]
-    folder.add(_loaded(model or known[0].base or "canvas", known, device), *opened, strength=strength, reason=reason)
+    base = _loaded(model or known[0].base or "canvas", known, device)
+    folder.add(base, *opened, strength=strength, reason=reason, transfer=transfer)
     _show(bank, json)
 
 
@@ -146,6 +151,7 @@ def merge(
         typer.Option(metavar="CONCEPT", help="Merge this, on or not; repeat for several. Default: what is on."),
     ] = None,
     model: BaseModel = None,
+    transfer: Transfer = False,
     overwrite: Overwrite = False,
     reason: Reason = "",
     device: Device = None,
@@ -161,7 +167,9 @@ def merge(
 
     show_log()
     folder = BankFolder(bank)
-    done = folder.merge(_base(folder, model, device), out, form, only=only or None, overwrite=overwrite, reason=reason)
+    done = folder.merge(
+        _base(folder, model, device), out, form, only=only or None, overwrite=overwrite, reason=reason, transfer=transfer
+    )
     if json:
         print_json(done)
     else:

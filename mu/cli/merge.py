@@ -36,6 +36,7 @@ def merge(
     from mu.edits.bank import Bank
     from mu.edits.export import export
     from mu.edits.files import open_edit
+    from mu.edits.protection import tell_leaks
     from mu.models import load
     from mu.models.loading import loading
 
@@ -44,5 +45,6 @@ def merge(
         raise ConfigError("--prediction-type belongs to --format diffusers: other formats do not say what the UNet predicts")
     opened = [open_edit(each) for each in edits]
     how = loading(model, [edit.info for edit in opened], prediction_type=prediction_type) if form == "diffusers" else {}
-    base = load(model, device=device, **how)
-    print(export(Bank(base, opened), out, form, strengths=strength, overwrite=overwrite))
+    bank = Bank(load(model, device=device, **how), opened)
+    tell_leaks(bank)
+    print(export(bank, out, form, strengths=strength, overwrite=overwrite))

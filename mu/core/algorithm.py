@@ -52,6 +52,10 @@ class Algorithm(ABC):
         self.model = model
 
     @abstractmethod
+    def load_model(self) -> Any:
+        """The model that the settings name, or the one given; settings that contradict that one are refused, or told."""
+
+    @abstractmethod
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> Saveable:
         """Search for the edit. The model is left as it was found, bit for bit.
 
@@ -66,8 +70,14 @@ class Algorithm(ABC):
         """``edit`` as one for each concept, where the method finds them so that each acts and is taken off on its own."""
         return [edit]
 
-    def join(self, bank: Any) -> None:  # noqa: B027 - most methods need not know
-        """Before a search whose edit goes into ``bank`` (a `BankFolder`, which need not exist yet): take its concepts into account."""
+    def join(self, bank: Any) -> None:
+        """Before a search whose edit goes into ``bank`` (a `BankFolder`, which need not exist yet): take its concepts into account.
+
+        Raises `EditError` where the bank was made on other weights than those of the model.
+        """
+        if bank.json.exists():
+            self.model = self.load_model()
+            bank.require(self.model)
 
     def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> Sequence[Saveable]:
         """After it: those of the bank's ``older`` edits that are to be others from now on, because ``added`` join them."""

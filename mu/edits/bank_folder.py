@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -152,32 +152,51 @@ class BankFolder:
                 "name its model with --model, or begin a new bank"
             )
 
+    @staticmethod
+    def _require_found_on(model: EditableModel, edits: Iterable[Edit]) -> None:
+        from mu.edits.edit import is_found_on
+
+        for edit in edits:
+            if not is_found_on(edit, model):
+                raise EditError(
+                    f"the edit of {edit.concept()!r} was found on other weights ({edit.info.base!r}) than those of {model.name!r}: "
+                    "find it anew on that model, or take it as it is with --transfer"
+                )
+
     def add(
-        self, model: EditableModel, *edits: Edit, strength: float = 1.0, instead: Sequence[Edit] = (), reason: str = ""
-    ) -> list[BankEntry]:
+        self, model: EditableModel, *edits: Edit, strength: float = 1.0, instead: Sequence[Edit] = (), reason: str = "",
+        transfer: bool = False,
+    ) -> list[BankEntry]:  # fmt: skip
         """Keep ``edits``, found on ``model``, on. The first ones make the folder, and ``model`` its base.
 
         ``instead`` are edits that take the places of those of the same concepts, at their strengths, on or restored as those were.
         Where an edit promises to protect prompts, and one of the bank acts on another's concept, that is told.
         Raises `EditError` for an edit that does not fit the model, for a concept that the bank has, or has not though it is
-        to be exchanged, and for a folder that holds something else.
+        to be exchanged, for a folder that holds something else, and for a ``model`` of other weights than those that the bank
+        was made on, or ``edits`` were found on: with ``transfer`` that is only told.
         """
         from mu.edits.bank import Bank
+        from mu.edits.protection import tell_leaks
 
         if not math.isfinite(strength):
             raise EditError(f"an edit's strength must be a number, not {strength}")
-        self.refuse(Bank(model, edits).edits)
+        self.refuse(edit.concept() for edit in edits)
+        if not transfer:
+            if self.json.exists():
+                self.require(model)
+            self._require_found_on(model, edits)
+        Bank(model, edits)  # each must fit, and stand there once
         state = self.read() if self.json.exists() else BankState(**_base(model))
         old = [state.entry(concept) for concept in Bank(model, instead).edits]
         self._compare(state, model)
-        with self._writing():
+        with self._writing(), self._undone() as keep:
             if not self.json.exists():
                 write_json(self.json, state.model_dump(mode="json"))
             new = {
-                entry.concept: self._keep(edit, entry.strength).model_copy(update={"on": entry.on})
+                entry.concept: keep(edit, entry.strength).model_copy(update={"on": entry.on})
                 for entry, edit in zip(old, instead, strict=True)
             }
-            added = [self._keep(edit, strength) for edit in edits]
+            added = [keep(edit, strength) for edit in edits]
             if new:
                 self._note(_told(state), "replace", list(new.values()), reason)
             places = [new.get(entry.concept, entry) for entry in state.edits]
@@ -185,7 +204,7 @@ class BankFolder:
             for entry in old:
                 (self.folder / entry.file).unlink(missing_ok=True)
         if any(edit.info.protects for edit in edits):
-            self._tell_leaks(model, {edit.concept() for edit in edits})
+            tell_leaks(self.open(model), {edit.concept() for edit in edits})
         return added
 
     def check(self, model: EditableModel, tolerance: float | None = None) -> list[Leak]:
@@ -196,19 +215,25 @@ class BankFolder:
 
     def merge(
         self, model: EditableModel, out: Path | str, form: str, *, only: Sequence[str] | None = None, overwrite: bool = False,
-        reason: str = "",
+        reason: str = "", transfer: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
         """`mu.edits.export.export` of what is on, or of ``only``; returns the line of the log, which tells the result's hash.
 
-        The same base, bank and subset give the same bytes, in whatever order ``only`` names it.
+        The same base, bank and subset give the same bytes, in whatever order ``only`` names it. Which of the edits does not
+        spare another's concept, though it promises to protect prompts, is told. Raises `EditError` for a ``model`` of other
+        weights than those that the bank was made on: with ``transfer`` that is only told.
         """
         from mu.edits.export import export
+        from mu.edits.protection import tell_leaks
 
         state, out = self.read(), Path(out)
         if out.resolve().is_relative_to(self.folder.resolve()):
             raise OutputError(f"{out} lies inside the bank, which holds edits only: choose another path")
+        if not transfer:
+            self.require(model)
         bank = self.open(model, only)
         merged = [state.entry(edit.concept()) for edit in bank.on]
+        tell_leaks(bank)
         export(bank, out, form, overwrite=overwrite)
         with self._writing():
             return self._note(_base(model), "merge", merged, reason, format=form, out=str(out), sha256=sha256(out))
@@ -315,17 +340,6 @@ class BankFolder:
             raise EditError(f"{path} holds the edit of {edit.concept()!r}, and bank.json says {entry.concept!r}: {instead}")
         return edit
 
-    def _tell_leaks(self, model: EditableModel, new: set[str]) -> None:
-        """Which edits that protect prompts act on another's concept, where one of the two is ``new``."""
-        from mu.edits.protection import leaks
-        from mu.models.diffusion import DiffusionModel
-
-        if isinstance(model, DiffusionModel):
-            bank = self.open(model)
-            for leak in leaks(bank):
-                if leak.leaking and bank.edits[leak.edit].info.protects and new & {leak.edit, leak.on}:
-                    log.warning("%s", leak)
-
     @staticmethod
     def _is_base(state: BankState, model: EditableModel) -> bool:
         from mu.edits.edit import is_base
@@ -336,6 +350,26 @@ class BankFolder:
     def _compare(self, state: BankState, model: EditableModel) -> None:
         if not self._is_base(state, model):
             log.warning("the bank %s was made on other weights (%r) than those of %r", self.folder, state.base, model.name)
+
+    @contextmanager
+    def _undone(self) -> Iterator[Callable[[Edit, float], BankEntry]]:
+        """`_keep`, whose files are deleted where the block fails before ``bank.json`` tells of them."""
+        begun, files = self.json.exists(), list[str]()
+
+        def keep(edit: Edit, strength: float) -> BankEntry:
+            entry = self._keep(edit, strength)
+            files.append(entry.file)
+            return entry
+
+        try:
+            yield keep
+        except BaseException:
+            listed = {entry.file for entry in self.read().edits} if self.json.exists() else set()
+            for name in set(files) - listed:
+                (self.folder / name).unlink(missing_ok=True)
+            if not (begun or self.log.exists()):
+                self.json.unlink(missing_ok=True)
+            raise
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -114,7 +114,10 @@ def shifted(model: EditableModel, shifts: Mapping[str, Tensor]) -> Iterator[None
 
 
 def described(model: EditableModel, parameters: list[str]) -> dict[str, Any]:
-    """``base``, ``fingerprint`` and ``loading`` for an `EditInfo` of an edit found on ``model``."""
+    """``base``, ``fingerprint`` and ``loading`` for an `EditInfo` of an edit found on ``model``.
+
+    The fingerprint is of about 4096 values of each tensor: it tells checkpoints apart, and is no proof that two are equal.
+    """
     prints = " ".join(_fingerprints(model, parameters))
     return {"base": model.name, "fingerprint": prints, "loading": getattr(model, "loading", {})}
 
@@ -124,7 +127,7 @@ def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
 
     Inside other edits the base is the model with them, where the edit was found so, or without.
     """
-    if edit.info.fingerprint and not is_base(model, edit.parameters, edit.info.fingerprint):
+    if not is_found_on(edit, model):
         half = any(find_parameter(model, name).dtype != torch.float32 for name in edit.parameters)
         log.warning(
             "the edit of %r was found on other weights (%r) than those of %r%s", edit.concept(), edit.info.base, model.name,
@@ -136,6 +139,11 @@ def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
                 "the edit of %r was found with %s %s, and %r is loaded with %s", edit.concept(), option, edit.info.loading[option],
                 model.name, found,
             )  # fmt: skip
+
+
+def is_found_on(edit: Edit, model: EditableModel) -> bool:
+    """Whether ``edit`` is of the weights of ``model``, as far as it tells: one made elsewhere does not."""
+    return not edit.info.fingerprint or is_base(model, edit.parameters, edit.info.fingerprint)
 
 
 def is_base(model: EditableModel, parameters: list[str], known: str) -> bool:

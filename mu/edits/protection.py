@@ -7,8 +7,9 @@ another this often holds in one direction only: the new one was kept off the old
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from mu.models.diffusion import DiffusionModel
 
 TOLERANCE = 1e-2
 _TEXT_ONLY = re.compile(r"unet\..+\.attn2\.to_[kv]\.weight")
+
+log = logging.getLogger("mu")
 
 Verdict = Literal["spared", "one-sided", "both ways", "other way unknown", "not measurable"]
 
@@ -83,6 +86,20 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
         Leak(a, b, share, set(edits[b].info.concepts) <= set(edits[a].info.protects), verdict(share, shares[b, a]))
         for (a, b), share in shares.items()
     ]
+
+
+def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
+    """Warn of each edit that promises to protect prompts and acts on another's concept, where both are on.
+
+    With ``new`` of those pairs, on or restored, of which one is ``new``. Nothing is told of a model that makes no pictures.
+    """
+    if not isinstance(bank.model, DiffusionModel) or len(bank.edits) < 2:
+        return
+    on = {edit.concept() for edit in bank.on}
+    for leak in leaks(bank):
+        pair = {leak.edit, leak.on}
+        if leak.leaking and bank.edits[leak.edit].info.protects and (pair <= on if new is None else pair & set(new)):
+            log.warning("%s", leak)
 
 
 @torch.no_grad()

@@ -67,6 +67,7 @@ def fingerprint(
     """Hash of the named tensors in a half ``precision``: that of a model loaded in float32 and of the same loaded in it.
 
     With ``before_edits``, of the weights under the edits that are on (`mu.edits.edit.shifted` notes them). ``values`` hashes about so many evenly spaced numbers of each tensor only: milliseconds where all of them take seconds.
+    A change between those, or one that half precision rounds away, is then not noticed; a training of all values is.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(parameters):

@@ -589,7 +589,7 @@ def test_a_judge_must_know_the_concepts_task() -> None:
     chosen = SingleLayerUnlearningGradientAlgorithm
     config = chosen.for_concepts(["Ada Stone"], "canvas").merged(SMALL, {"search": {"pictures": {"judge": "canvas-judge"}}})
     algorithm = chosen(config, model=model)
-    algorithm._load()
+    algorithm.load_model()
     task = next(task for task in canvas_tasks(1, 3) if task.name == "identity")
     other = Target("Nobody", replace(task, name="breed"), 0)
     with pytest.raises(ConfigError, match="has no head 'breed'"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from mu.algorithms import algorithm
+from mu.algorithms import ALGORITHMS, algorithm
 from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
 from mu.edits.bank_folder import BankFolder, sha256
 from mu.edits.edit import EditInfo, described
@@ -149,6 +151,70 @@ def test_erase_adds_what_it_finds(tmp_path: Path, tiny_folder: Path, monkeypatch
     assert erase("c", "--concept", "star", "--concept", "fish").exit_code == 0
     assert [entry.concept for entry in BankFolder(bank).read().edits] == ["neon", "star", "fish"]
     assert (bank / "fish.safetensors").exists()
+
+
+@pytest.fixture
+def other_folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """`tiny_folder` with one bias moved, which no edit here shifts."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    weights = other / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    return other
+
+
+@pytest.mark.parametrize("method", [name for name in ALGORITHMS if not name.startswith("clip-")])
+def test_no_method_searches_for_a_bank_of_other_weights(
+    method: str, bank: Path, tiny_folder: Path, other_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    class Searched(Exception): ...
+
+    def search(*_: Any) -> None:
+        raise Searched
+
+    monkeypatch.setattr(algorithm(method), "find_edit", search)
+
+    def erase(model: Path) -> Any:
+        more = ("--set", "clip=canvas-clip") if method == "slug" else ()
+        common = ("--concept", "moon", "--device", "cpu", "--no-pictures", "--bank", bank, "--out", tmp_path / "run")
+        return cli("erase", method, "--model", model, *common, *more)
+
+    refused = erase(other_folder)
+    assert refused.exit_code == 2 and "was made on other weights" in refused.stderr and not (tmp_path / "run").exists()
+    assert isinstance(erase(tiny_folder).exception, Searched)  # control
+
+
+def test_a_sibling_s_weights_must_be_asked_for(
+    bank: Path, edit_files: Path, other_folder: Path, tmp_path: Path, cli: Any
+) -> None:
+    for words in (
+        ("add", edit_files / "else.safetensors"),
+        ("merge", "--format", "unet", "--out", tmp_path / "unet.safetensors"),
+    ):
+        asked = ("bank", *words, "--bank", bank, "--model", other_folder, "--device", "cpu")
+        refused, taken = cli(*asked), cli(*asked, "--transfer")
+        assert refused.exit_code == 2 and "was made on other weights" in " ".join(refused.stderr.split())
+        assert taken.exit_code == 0 and "was made on other weights" in " ".join(taken.stderr.split())
+
+
+def test_merging_files_tells_what_does_not_spare_what(edit_files: Path, tiny_folder: Path, tmp_path: Path, cli: Any) -> None:
+    """Two edits that promise to keep something, and not each other; without a promise nothing is told."""
+    promising = []
+    for name in ("neon", "star"):
+        edit: Any = open_edit(edit_files / f"{name}.safetensors")
+        promising.append(tmp_path / f"{name}.safetensors")
+        WeightEdit(edit.shifts, replace(edit.info, protects=("",))).save(promising[-1])
+
+    def merge(out: str, *edits: Path) -> str:
+        done = cli("merge", *edits, "--model", tiny_folder, "--device", "cpu", "--format", "unet", "--out", tmp_path / out)
+        assert done.exit_code == 0, done.output
+        return " ".join(done.stderr.split())
+
+    assert "acts on" not in merge("a.safetensors", *(edit_files / path.name for path in promising))  # control
+    told = merge("b.safetensors", *promising)
+    assert "the edit of 'neon' acts on 'star'" in told and "the edit of 'star' acts on 'neon'" in told
 
 
 CONCEPTS = {

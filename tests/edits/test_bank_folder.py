@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -301,17 +302,95 @@ def test_what_a_promise_does_not_hold_is_told_when_it_is_added(
     assert not [line for line in told if "the edit of 'neon star'" in line]
 
 
-def test_other_weights_can_be_refused(bank: BankFolder, tiny: DiffusionModel) -> None:
-    bank.require(tiny)
-    bias = find_parameter(tiny, "unet.conv_out.bias")
+@contextmanager
+def other_weights(model: DiffusionModel, name: str = "unet.conv_out.bias") -> Iterator[None]:
+    """Another base inside the block; no edit here shifts the bias."""
     with torch.no_grad():
-        kept = bias.clone()
-        bias.add_(1)
+        parameter = find_parameter(model, name)
+        kept = parameter.clone()
+        parameter.add_(1)
         try:
-            with pytest.raises(EditError, match="was made on other weights"):
-                bank.require(tiny)
+            yield
         finally:
-            bias.copy_(kept)
+            parameter.copy_(kept)
+
+
+def test_other_weights_are_refused_unless_they_are_asked_for(
+    bank: BankFolder, tiny: DiffusionModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, star = tmp_path / "unet.safetensors", shift_of(tiny, "star")
+    bank.require(tiny)
+    kept = files(bank.folder)
+    with other_weights(tiny):
+        for refused in (lambda: bank.require(tiny), lambda: bank.add(tiny, star), lambda: bank.merge(tiny, out, "unet")):
+            with pytest.raises(EditError, match="was made on other weights"):
+                refused()
+        assert files(bank.folder) == kept and not out.exists() and not caplog.records
+        bank.add(tiny, star, transfer=True)
+        bank.merge(tiny, out, "unet", transfer=True)
+    assert "was made on other weights" in caplog.text and out.exists()
+    assert list(bank.open(tiny).edits) == ["neon", "pop art", "star"]
+
+
+def test_an_edit_of_other_weights_is_refused_unless_it_is_asked_for(
+    bank: BankFolder, tiny: DiffusionModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model is the bank's own; the edit tells that it was found on another, one made elsewhere tells nothing."""
+    with other_weights(tiny, next(iter(select(tiny, KEYS)))):
+        foreign = shift_of(tiny, "star")
+    kept = files(bank.folder)
+    for folder in (bank, BankFolder(tmp_path / "new")):
+        with pytest.raises(EditError, match="the edit of 'star' was found on other weights"):
+            folder.add(tiny, foreign)
+    assert files(bank.folder) == kept and not (tmp_path / "new").exists()
+    bank.add(tiny, foreign, transfer=True)
+    assert "was found on other weights" in caplog.text
+    bank.add(tiny, WeightEdit(foreign.shifts, EditInfo("kohya", ("moon",))))
+    assert list(bank.open(tiny).edits) == ["neon", "pop art", "star", "moon"]
+
+
+def test_a_file_that_cannot_be_written_leaves_all_as_it_was(
+    bank: BankFolder, tiny: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of several edits is added where the last one fails, also where they were to make the bank."""
+    edits, keep = [shift_of(tiny, name, seed=7) for name in ("star", "moon", "neon")], BankFolder._keep
+
+    def full(self: BankFolder, edit: Any, strength: float) -> Any:
+        if edit.concept() == "moon":
+            raise OSError(28, "No space left on device")
+        return keep(self, edit, strength)
+
+    kept, new = files(tmp_path), BankFolder(tmp_path / "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(BankFolder, "_keep", full)
+        with pytest.raises(OutputError):
+            bank.add(tiny, *edits[:2], instead=edits[2:])
+        with pytest.raises(OutputError):
+            new.add(tiny, *edits[:2])
+    assert files(tmp_path) == kept
+    new.add(tiny, *edits[:2])  # control, and the folder is free
+    assert sorted(files(new.folder)) == ["bank.json", "log.jsonl", "moon.safetensors", "star.safetensors"]
+
+
+def test_a_merge_tells_what_does_not_spare_what(
+    tiny: DiffusionModel, scene: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of what goes in. ``red house`` spares ``neon star``; ``moon`` and ``red house`` promise something, and not each other."""
+    folder = BankFolder(tmp_path / "bank")
+    folder.add(tiny, scene[1], shift_of(tiny, "moon", ("", "neon star"), seed=4))
+    folder.add(tiny, shift_of(tiny, "neon star", ("", "red house"), seed=3))
+
+    def told(*only: str) -> set[str]:
+        caplog.clear()
+        folder.merge(tiny, tmp_path / "unet.safetensors", "unet", only=only or None, overwrite=True)
+        lines = [record.getMessage() for record in caplog.records]
+        return {" on ".join(re.findall(r"of '(.+?)' acts on '(.+?)'", line)[0]) for line in lines}
+
+    assert told("red house", "neon star") == set()  # control
+    assert told("red house", "moon") == {"red house on moon", "moon on red house"}
+    assert told("neon star", "moon") == {"neon star on moon"}
+    folder.restore("moon")
+    assert told() == set()
 
 
 @pytest.mark.parametrize("verb", ["add", "remove", "restore", "erase"])

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from mu.core.errors import EditError, OutputError, SelectionError
 from mu.diffusion.sampling import generate
 from mu.edits.bank import Bank
-from mu.edits.edit import Edit, EditInfo, described
+from mu.edits.edit import Edit, EditInfo, described, is_base
 from mu.edits.files import open_edit
 from mu.edits.low_rank import Factors, LowRankEdit, Membrane
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import find_module, find_parameter
+from mu.models.parameters import find_module, find_parameter, select
 
 LINEAR = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 CONV = "unet.mid_block.attentions.0.proj_in.weight"
@@ -416,6 +416,29 @@ def test_the_fingerprint_sees_finetuning_and_not_the_precision(tiny: DiffusionMo
         assert described(tiny, names)["fingerprint"] != base
         parameter.copy_(kept)
     assert described(tiny, names)["fingerprint"] == base
+
+
+def test_what_the_fingerprint_notices(tiny: DiffusionModel) -> None:
+    """A training, of all tensors or of one, a little; not what lies between the values that it looks at."""
+    names, parameter = list(select(tiny, "*")), max(select(tiny, "unet.*").values(), key=Tensor.numel)
+    base, kept = described(tiny, names)["fingerprint"], parameter.detach().clone()
+    step = parameter.numel() // 4096
+    assert step > 1, "this tensor is small enough to be hashed whole"
+    g = torch.Generator().manual_seed(0)
+
+    def same(change: Callable[[Tensor], object]) -> bool:
+        with torch.no_grad():
+            change(parameter.view(-1))
+            try:
+                return is_base(tiny, names, base)
+            finally:
+                parameter.copy_(kept)
+
+    assert same(lambda values: None)  # control
+    scale = float(kept.abs().mean())
+    assert not same(lambda values: values.add_(torch.randn(len(values), generator=g), alpha=1e-3 * scale))
+    assert not same(lambda values: values[step].add_(scale))
+    assert same(lambda values: values[step + 1].add_(scale)), "not one of the values that are looked at"
 
 
 # -- files ------------------------------------------------------------------------------------------------------------------

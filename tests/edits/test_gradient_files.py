@@ -174,7 +174,7 @@ def test_a_step_along_a_file_written_by_slug_lowers_the_cosine_of_its_pairs(clip
     read = work.config.merged({"data.forget": str(tmp_path / "{concept}.safetensors")})
     (tmp_path / "f.safetensors").rename(tmp_path / "Ada_Stone.safetensors")
     again: Any = slug(read, model=clip)
-    again._load()
+    again.load_model()
     found, _ = again._gradients("forget", SingleLayerUnlearningGradientDataHandler(read), "Ada Stone", again._candidates())
     assert found.keys() == computed.keys() and all(torch.allclose(found[n], computed[n], atol=1e-7) for n in found)
 

@@ -74,7 +74,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         """All concepts at once. The single edits, each found on the untouched model, are in ``self.parts``."""
-        self._load()
+        self.load_model()
         data = SingleLayerUnlearningGradientDataHandler(self.config)
         targets, tasks = data.targets()
         parameters = self._candidates()
@@ -93,8 +93,8 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             shifts = {name: factor * shift for name, shift in shifts.items()}
         return self._edit(self.config.concepts, shifts)
 
-    def _load(self) -> None:
-        """``self.model`` is what is edited, ``self.clip`` gives the gradients."""
+    def load_model(self) -> ClipModel | DiffusionModel | VisionLanguageModel:
+        """The model that the settings name, or the one given: ``self.model`` is what is edited, ``self.clip`` gives the gradients."""
         name, device, precision = self.config.clip, self.config.devices, self.config.precision
         if self.model is None:
             self.model = load(self.config.model, device=device, precision=precision, **self.config.loading.model_dump())
@@ -106,6 +106,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         if not isinstance(clip, ClipModel):
             raise ModelError(f"{name!r} is no CLIP: SLUG needs both towers for its gradients")
         self.clip = clip
+        return self.model
 
     def _candidates(self) -> dict[str, Any]:
         layers = self.config.layers
@@ -127,7 +128,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         or ``data.retain``."""
         if self.config.gradients.compat:
             raise ConfigError(_NO_COMPAT)
-        self._load()
+        self.load_model()
         parameters, facts = self._candidates(), self._facts(kind, concept)
         pairs = SingleLayerUnlearningGradientDataHandler(self.config).pairs(kind, concept)
         found, _ = self._computed(facts, pairs, parameters)
