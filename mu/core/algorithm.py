@@ -99,13 +99,19 @@ class Algorithm(ABC):
         return {"method": self.name, "citation": citation(type(self))}
 
     def run(self, *, resume: bool = False, overwrite: bool = False) -> RunDirectory:
-        """Find the edit, save it, and leave a run directory behind. ``resume`` goes on with an interrupted run, if there is one."""
+        """Find the edit, save it, and leave a run directory behind. ``resume`` goes on with an interrupted run, if there is one.
+
+        ``seconds`` of its ``environment.json`` counts all parts of a run that was interrupted, but those that were killed outright.
+        """
         run = RunDirectory(self.run_folder())
         settings = self.config.to_yaml(comments=False)
         if resume and run.edit.exists():
             run.require(settings)
             return run
-        run.begin(settings, self.describe(), resume=resume, overwrite=overwrite)
+        earlier = run.read_environment().get("seconds", 0.0) if resume and run.environment.exists() else 0.0
+        run.begin(
+            settings, {**self.describe(), **({"seconds": earlier} if earlier else {})}, resume=resume, overwrite=overwrite
+        )
         began = time.monotonic()
         try:
             with run.recording() as log:
@@ -113,8 +119,10 @@ class Algorithm(ABC):
         except MuError:
             run.withdraw()
             raise
+        finally:
+            if run.environment.exists():
+                run.describe({"seconds": round(earlier + time.monotonic() - began, 1)})
         edit.save(run.edit)
-        run.describe({"seconds": round(time.monotonic() - began, 1)})
         return run
 
 

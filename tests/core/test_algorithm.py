@@ -1,0 +1,71 @@
+"""What `Algorithm.run` leaves, by a method that takes time and finds nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mu.core import algorithm
+from mu.core.algorithm import Algorithm
+from mu.core.config import BaseConfig
+from mu.core.errors import DataError
+
+
+class Config(BaseConfig):
+    output_dir: str = ""
+
+
+class Found:
+    def save(self, path: Path | str) -> None:
+        Path(path).write_text("edit")
+
+
+class Method(Algorithm):
+    """Works for ``takes`` seconds of a clock of its own, leaves a checkpoint, and may be stopped there."""
+
+    name = "method"
+    config_class = Config
+    clock = 100.0
+    takes, stop = 10.0, None
+
+    def load_model(self) -> Any:
+        return None
+
+    def find_edit(self, run: Any = None, log: Any = None) -> Found:
+        type(self).clock += self.takes
+        if not isinstance(self.stop, DataError):
+            run.checkpoints.mkdir(exist_ok=True)
+            (run.checkpoints / "training.pt").write_text("state")
+        if self.stop:
+            raise self.stop
+        return Found()
+
+
+@pytest.fixture
+def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(algorithm.time, "monotonic", lambda: Method.clock)
+
+    def made(takes: float, stop: BaseException | None = None) -> Method:
+        work = Method({"output_dir": str(tmp_path / "run")})
+        work.takes, work.stop = takes, stop  # type: ignore[assignment]
+        return work
+
+    return made
+
+
+def test_seconds_count_all_parts_of_an_interrupted_run(method: Any) -> None:
+    for takes in (10.0, 5.0):
+        with pytest.raises(KeyboardInterrupt):
+            method(takes, KeyboardInterrupt()).run(resume=True)
+    run = method(2.0).run(resume=True)
+    assert run.read_environment()["seconds"] == 17.0
+    assert method(2.0).run(resume=True).read_environment()["seconds"] == 17.0  # it was finished
+    assert method(2.0).run(overwrite=True).read_environment()["seconds"] == 2.0  # control: a new run begins anew
+
+
+def test_a_run_that_made_nothing_leaves_nothing(method: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        method(1.0, DataError("no pictures")).run()
+    assert not any(path.is_file() for path in (tmp_path / "run").rglob("*"))
