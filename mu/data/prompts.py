@@ -3,7 +3,8 @@
 The columns of ESD, I2P, UnlearnDiffAtk, MACE and the COCO lists::
 
     prompt                             required
-    case_number                        names the pictures; without it, the number of the row from 0
+    case_number                        names the pictures; without it image_id, where that is another number in each row (the
+                                       COCO lists have no other), or else the number of the row from 0
     evaluation_seed, sd_seed           the seed of the prompt's picture
     evaluation_guidance, sd_guidance_scale
     sd_image_width, sd_image_height
@@ -16,7 +17,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,23 @@ def read_prompts(path: Path | str) -> list[PromptRow]:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    rows = [
-        _row(path, where, number, fields) for number, (where, fields) in enumerate(readers[path.suffix.lower()](path, text))
-    ]
+    places, read = [], []
+    for where, fields in readers[path.suffix.lower()](path, text):
+        places.append(where)
+        read.append(fields)
+    rows = [_row(path, where, k, fields) for k, (where, fields) in enumerate(zip(places, _numbered(read), strict=True))]
     if not rows:
         raise DataError(f"{path} holds no prompts")
     _numbered_once(path, rows)
     return rows
+
+
+def _numbered(fields: Sequence[Fields]) -> list[Fields]:
+    """``image_id`` as the case number, where there is no other and it can be one."""
+    images = {each.get("image_id", "").strip() for each in fields}
+    if len(images) < len(fields) or not all(map(str.isdecimal, images)) or any("case_number" in each for each in fields):
+        return list(fields)
+    return [{**each, "case_number": each["image_id"]} for each in fields]
 
 
 Fields = Mapping[str, str]

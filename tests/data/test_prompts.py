@@ -110,6 +110,20 @@ def test_a_missing_file_and_a_folder(tmp_path: Path):
         read_prompts(tmp_path / "folder.csv")
 
 
+@pytest.mark.parametrize(
+    ("content", "numbers"),
+    [
+        ("image_id,prompt\n398,a\n12,b\n", [398, 12]),
+        ("image_id,prompt,case_number\n398,a,1\n12,b,2\n", [1, 2]),
+        ("image_id,prompt\n398,a\n398,b\n", [0, 1]),  # two captions of one picture
+        ("image_id,prompt\nval_398,a\n12,b\n", [0, 1]),
+    ],
+)
+def test_pictures_are_named_by_image_id_where_nothing_else_can(content: str, numbers: list[int], tmp_path: Path):
+    rows = read_prompts(write(tmp_path, content))
+    assert [row.case_number for row in rows] == numbers and "image_id" in rows[0].other
+
+
 @wild
 @pytest.mark.parametrize("path", sorted(WILD.glob("*.*")), ids=lambda path: path.name)
 def test_files_of_other_projects(path: Path):
@@ -122,7 +136,9 @@ def test_files_of_other_projects(path: Path):
         plain = list(csv.DictReader(file))
     assert [row.prompt for row in rows] == [fields["prompt"] for fields in plain]
     assert [row.evaluation_seed for row in rows] == [int(fields["evaluation_seed"]) for fields in plain]
-    assert [row.case_number for row in rows] == [int(fields.get("case_number", k)) for k, fields in enumerate(plain)]
+    assert [row.case_number for row in rows] == [
+        int(fields.get("case_number", fields.get("image_id", k))) for k, fields in enumerate(plain)
+    ]
     assert [row.artist for row in rows] == [fields.get("artist") for fields in plain]
     assert not any(name == "" or name.startswith("Unnamed") for row in rows for name in row.other)
 
