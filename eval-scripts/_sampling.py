@@ -10,6 +10,7 @@ from typing import Any
 
 from mu.core.errors import ModelError, nearest
 from mu.core.loop import progress_bar
+from mu.core.seeds import there
 
 BASES = {
     "SD-v1-4": "CompVis/stable-diffusion-v1-4",
@@ -25,13 +26,11 @@ def flags(help_: str, example: str, *, samples: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
     parser.add_argument("--save_path", type=Path, required=True, help="pictures go into a folder in it, <model_name>/")
     parser.add_argument("--base", help="the model in place of Stable Diffusion 1.4: canvas, a folder, a file, a hub id")
-    parser.add_argument("--device", default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
     parser.add_argument("--guidance_scale", type=float, default=7.5)
     parser.add_argument("--image_size", type=int, help="default: what the model was trained for, 512 of Stable Diffusion 1.4")
     parser.add_argument("--from_case", type=int, default=0, help="leave out cases with smaller numbers")
-    parser.add_argument(
-        "--num_samples", type=int, default=samples, help=f"pictures of each case, with seeds one apart (default: {samples})"
-    )
+    parser.add_argument("--num_samples", type=int, default=samples, help=f"pictures of each case (default: {samples})")
     parser.add_argument("--ddim_steps", type=int, default=100, help="denoising steps, of the LMS sampler (default: 100)")
     parser.add_argument("--resume", action="store_true", help="make what is missing")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
@@ -41,24 +40,28 @@ def flags(help_: str, example: str, *, samples: int) -> argparse.ArgumentParser:
 def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
     """The base model and the edits of ``name``: of a base none, of ``models/<name>/`` those of its run or bank.
 
-    ``models/<name>/<name with "diffusers" for "compvis">.pt`` is a UNet's state dict and takes the base's place. Raises
+    It is loaded as they were found: clip skip, prediction type. ``models/<name>/<name with "diffusers" for "compvis">.pt`` is a UNet's state dict and takes the base's place. Raises
     `ModelError` for a name that is none of these: no picture of an unchanged model passes for one of an edited model.
     """
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.models import load_diffusion
     from mu.models.checkpoint import read_state_dict
+    from mu.models.loading import loading
+
+    def loaded(name: str, found: Any) -> Any:
+        return load_diffusion(name, device=device, **loading(name, [found], clip_skip=None, prediction_type=None))
 
     if name in BASES:
         return load_diffusion(base or BASES[name], device=device), []
     for folder in (root / name for root in ROOTS):
         if (folder / "bank.json").exists():
             bank = BankFolder(folder)
-            model = load_diffusion(base or bank.read().base, device=device)
+            model = loaded(base or bank.read().base, bank.read())
             return model, bank.open(model).on
         if (folder / "edit.safetensors").exists():
             edit = open_edit(folder)
-            return load_diffusion(base or edit.info.base or BASES["SD-v1-4"], device=device), [edit]
+            return loaded(base or edit.info.base or BASES["SD-v1-4"], edit.info), [edit]
         weights = folder / f"{name.replace('compvis', 'diffusers')}.pt"
         if weights.exists():
             model = load_diffusion(base or BASES["SD-v1-4"], device=device)
@@ -71,6 +74,15 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
     there = [path.name for root in ROOTS[:2] if root.is_dir() for path in root.iterdir() if path.is_dir()]
     places = ", ".join(f"{root}/" for root in ROOTS[:2])
     raise ModelError(f"no model {name!r} in {places} and none of {', '.join(BASES)}.{nearest(name, [*BASES, *there])}")
+
+
+def sample_seed(seed: int, k: int) -> int:
+    """The seed of the ``k``-th picture of a case; of the first the case's own.
+
+    Multiples of 2^32 / phi lie apart on the circle of 32-bit numbers, the most that a seed holds: the first 1000 pictures of cases whose
+    seeds are less than a million apart are all different.
+    """
+    return (seed + k * 2654435769) % 2**32 if k else seed
 
 
 def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, options: argparse.Namespace) -> None:

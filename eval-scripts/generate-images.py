@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from _sampling import flags, opened, paint
+from _sampling import flags, opened, paint, sample_seed
 
 from mu.core.errors import ConfigError
 from mu.core.script import guarded, show_log
@@ -34,7 +34,7 @@ def main() -> None:
     if not cases or options.num_samples < 1:
         raise ConfigError(f"nothing to make: no case of {options.prompts_path} from {options.from_case} on, or no samples")
     rows = [
-        PictureRow(f"{case.case_number}_{k}.png", case.prompt, (case.evaluation_seed or 0) + k)
+        PictureRow(f"{case.case_number}_{k}.png", case.prompt, sample_seed(case.evaluation_seed or 0, k))
         for case in cases
         for k in range(options.num_samples)
     ]

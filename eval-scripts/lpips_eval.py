@@ -6,8 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from _measuring import judge, of_cases
+
 from mu.core.errors import DataError
 from mu.core.script import guarded, show_log
+from mu.core.seeds import there
 
 HELP = "The mean LPIPS (AlexNet) of pictures with equal names in two folders, at the size they have."
 EXAMPLE = (
@@ -23,28 +26,24 @@ def main() -> None:
     parser.add_argument(
         "--network", choices=("alex", "canvas-judge"), default="alex", help="canvas-judge: an LPIPS-like distance, offline"
     )
-    parser.add_argument("--device", default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
     options = parser.parse_args()
     show_log()
     from mu.core.seeds import pick_device
-    from mu.data.prompts import read_prompts
     from mu.evaluation.backbones import lpips_network
     from mu.evaluation.metrics.lpips import lpips
     from mu.evaluation.pictures import read_pictures
-    from mu.models import EMBEDDED
-    from mu.models.judge import Judge
 
-    names = sorted({path.name for path in options.original_path.glob("*.png")} & {path.name for path in options.edited_path.glob("*.png")})  # fmt: skip
-    if options.prompts_path:
-        cases = {str(case.case_number) for case in read_prompts(options.prompts_path)}
-        names = [name for name in names if name.partition("_")[0] in cases]
+    there_too = {path.name for path in options.original_path.glob("*.png")}
+    edited = of_cases(sorted(options.edited_path.glob("*.png")), options.prompts_path)
+    names = [path.name for path in edited if path.name in there_too]
     if not names:
         raise DataError(f"{options.original_path} and {options.edited_path} have no PNG pictures with equal names")
     device = pick_device(options.device)
     if options.network == "alex":
         features, weights = lpips_network("alex", device)
     else:
-        features, weights = Judge.open(EMBEDDED["canvas-judge"], device).feature_maps, None
+        features, weights = judge(device).feature_maps, None
     total = 0.0
     for name in names:
         a, b = (read_pictures([folder / name]) for folder in (options.original_path, options.edited_path))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import runpy
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,11 @@ from PIL import Image
 
 import mu
 from mu.edits.bank_folder import BankFolder
+from mu.edits.edit import EditInfo, described
 from mu.edits.files import open_edit
+from mu.edits.weights import WeightEdit
+from mu.models import EMBEDDED
+from mu.models.parameters import find_parameter
 
 ROOT = Path(__file__).resolve().parent.parent
 CSV = "case_number,,prompt,artist,evaluation_seed\n3,0,neon,Somebody,188\n7,1,a star image,Somebody,288\n"
@@ -129,6 +135,12 @@ def test_a_state_dict_of_a_unet_takes_its_place(call: Call, tmp_path: Path) -> N
         ("train-scripts/SRSME_Solution.py --erase_cat style --erased_index 0 --em_indexes 'one' --scenei 1 --timei 0", "takes numbers"),
         ("train-scripts/SRS_ME.py --erase_cat style --erased_index 0 --scenei 1 --timei 0 --max_base 691", "SRSME_Solution.py"),
         ("train-scripts/Esd.py --prompt neon --train_method everything", "invalid choice"),
+        ("train-scripts/FMN.py --prompt neon --erased_index 1", "not allowed with"),
+        ("train-scripts/FMN.py --erase_cat style --erased_index 11", "none of 0..10"),
+        ("eval-scripts/FID_eval.py --path1 a --path2 b --network canvas-judge", "holds no PNG pictures"),
+        ("eval-scripts/styleloss.py --original_path a --edited_path b --network canvas-judge", "holds no PNG pictures"),
+        ("eval-scripts/nudenet-classes.py --folder a", "holds no PNG pictures"),
+        ("eval-scripts/nudenet-classes.py --folder a --threshold 60", "must lie in 0..1"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line(
@@ -215,3 +227,162 @@ def test_the_classifier_and_lpips(call: Call, tmp_path: Path, capsys: pytest.Cap
     assert "0.0000 of 4 pictures" in capsys.readouterr().out
     assert call(f"eval-scripts/lpips_eval.py {folders} data/eval/sketch --network canvas-judge") == 0
     assert "0.0000" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """``neon`` and ``sketch``: four objects each, as ``<case>_0.png``."""
+    from mu.data import canvas as world
+
+    for style in ("neon", "sketch"):
+        (tmp_path / style).mkdir()
+        for k, picture in enumerate(world.pictures([world.Scene(style, object=name) for name in world.OBJECTS[:4]], 1)):
+            Image.fromarray(picture).save(tmp_path / style / f"{k}_0.png")
+    return tmp_path
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_fid_of_two_folders(call: Call, folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fid = "eval-scripts/FID_eval.py --network canvas-judge --batch-size 15 -c 7 --save_path fid.csv --overwrite"
+    assert call(f"{fid} --path1 neon --path2 sketch") == 0
+    (far,) = table(folders / "fid.csv")
+    assert (far["name"], far["network"], far["n1"], far["n2"]) == ("sketch", "canvas-judge", "4", "4")
+    assert call(f"{fid} --path1 neon --path2 neon") == 0  # control
+    assert float(table(folders / "fid.csv")[0]["FID"]) < 1e-6 < float(far["FID"])
+    for side, style in (("a", "neon"), ("b", "sketch")):
+        for name in ("0", "1"):
+            shutil.copytree(folders / style, folders / side / name)
+    assert call(f"{fid} --path1 a --path2 b") == 0
+    assert {row["name"]: row["FID"] for row in table(folders / "fid.csv")} == {"0": far["FID"], "1": far["FID"]}
+    assert call(f"{fid.removesuffix('--overwrite')} --path1 neon --path2 neon") == 2
+    (folders / "one").mkdir()
+    shutil.copy(folders / "neon" / "0_0.png", folders / "one")
+    assert call(f"{fid} --path1 neon --path2 one") == 2 and "a single picture" in capsys.readouterr().err
+
+
+def test_style_loss_of_pictures_with_equal_names(call: Call, folders: Path) -> None:
+    loss = "eval-scripts/styleloss.py --network canvas-judge --original_path neon"
+    (folders / "p.csv").write_text("prompt,case_number\na,1\nb,3\nc,7\n")
+    assert call(f"{loss} --edited_path sketch --promtps_path p.csv") == 0
+    rows = table(folders / "sketch" / "sketch_styleloss.csv")
+    assert [row["name"] for row in rows] == ["1_0.png", "3_0.png"]
+    for row in rows:
+        assert float(row["total"]) == pytest.approx(1e6 * float(row["style"]) + float(row["content"]), rel=1e-4)
+        assert float(row["style"]) > 0
+    assert call(f"{loss} --edited_path sketch") == 2  # the table is there
+    assert call(f"{loss} --edited_path neon --save_path same.csv") == 0  # control
+    assert [float(row["total"]) for row in table(folders / "same.csv")] == [0.0] * 4
+    pair = "eval-scripts/styleloss.py --network canvas-judge --image --original_path neon/0_0.png --edited_path sketch/0_0.png"
+    assert call(pair) == 0
+
+
+def test_what_nudenet_finds(
+    call: Call, folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every picture has its row, by a stand-in for the detector; names of both versions are told as those of the newer."""
+    findings = {
+        "0_0.png": [{"class": "BELLY_EXPOSED", "score": 0.9}, {"class": "FACE_MALE", "score": 0.4}],
+        "1_0.png": [{"label": "EXPOSED_BELLY", "score": 0.3}],
+    }
+    monkeypatch.setattr("mu.evaluation.backbones.nudity_detector", lambda: lambda path: findings.get(path.name, []))
+    assert call("eval-scripts/nudenet-classes.py --folder neon") == 0
+    labels = [(row["case_number"], row["NudeNet_label"]) for row in table(folders / "neon" / "neon_NudeClasses_0.csv")]
+    assert labels == [("0", "BELLY_EXPOSED-FACE_MALE"), ("1", "BELLY_EXPOSED"), ("2", ""), ("3", "")]
+    assert "exposed  2 on 2 of 4 pictures" in capsys.readouterr().out
+    assert call("eval-scripts/nudenet-classes.py --folder neon --threshold 0.6") == 0
+    assert [row["NudeNet_label"] for row in table(folders / "neon" / "neon_NudeClasses_60.csv")] == [
+        "BELLY_EXPOSED",
+        "",
+        "",
+        "",
+    ]
+    assert call("eval-scripts/nudenet-classes.py --folder neon --threshold 0.6") == 2  # it is there
+
+
+@pytest.mark.parametrize(
+    ("script", "modules", "said"),
+    [
+        ("FID_eval.py --path1 neon --path2 sketch", ["torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"], "torch-fidelity"),
+        ("styleloss.py --original_path neon --edited_path sketch", ["timm"], "timm"),
+        ("nudenet-classes.py --folder neon", ["nudenet"], "nudenet"),
+    ],
+)  # fmt: skip
+def test_a_missing_package_is_named(
+    script: str, modules: list[str], said: str, call: Call, folders: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HOME", str(folders))
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+    before = {path.name for path in folders.rglob("*")}
+    assert call(f"eval-scripts/{script}") == 2
+    error = capsys.readouterr().err
+    assert f"needs the package {said!r}: pip install" in error and {path.name for path in folders.rglob("*")} == before
+
+
+def test_a_gpu_of_another_machine_is_told_and_not_missed(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mu.core.seeds import there
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [there(wanted) for wanted in ("cuda:5", "7,0", "2", "cuda:1", "1,0", "cpu", "cuda", "auto")] == [
+        "cuda:0", "cuda:0", "cuda:0", "cuda:1", "1,0", "cpu", "cuda", "auto",
+    ]  # fmt: skip
+    assert caplog.text.count("not available here") == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # there is none to compute on
+    data = f"eval-scripts/generate-data.py --model_name=neon --save_path './data/' --num_samples 1 --cases 1 {QUICK}"
+    assert call(f"{data} --device 'cuda:5'") == 0 and "device 'cuda:5' is not available" in caplog.text
+
+
+def test_flags_of_the_released_programs_are_taken(call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A list's index and a separator are acted on; what changes nothing is told."""
+    place = "--model_name canvas --devices cpu"
+    assert call(f"eval-scripts/generate-data.py --model_name=Cezanne --save_path ./data/ {QUICK} --cases 2") == 0
+    caplog.clear()
+    assert call(f"train-scripts/FMN.py --erase_cat style --erased_index 0 --iter_break 1 {place}") == 0
+    assert "no effect" not in caplog.text  # control: nothing without effect was given
+    assert call(f"train-scripts/Abconcept.py --erase_cat style --erased_index 0 --ddim_steps 50 --iter_break 1 {place}") == 0
+    assert caplog.text.count("--ddim_steps has no effect") == 1
+    train = "train-scripts/Esd.py --prompt 'neon;sketch' --seperator ';' --image_size 512 --train_method xattn --iterations 1 --ddim_steps 2"
+    assert call(f"{train} {place}") == 0 and caplog.text.count("--image_size has no effect") == 1
+    cie = "train-scripts/CiE.py --prompt Cezanne --iterations 1 --seperator , --image_size 512 --ddim_steps 50"
+    assert call(f"{cie} {place}") == 0 and caplog.text.count("has no effect") == 5
+    found = {path.name: open_edit(path).info.concepts for path in (tmp_path / "models").iterdir()}
+    assert found.pop("FMN-style-erased_index_0-iter_1") == found.pop("abconcept-style-erased_index_0-iter_1") == ("Cezanne",)
+    assert sorted(found.values()) == [("Cezanne",), ("neon", "sketch")]
+
+
+def test_pictures_of_one_prompt_differ_where_seeds_are_near(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "near.csv").write_text("case_number,prompt,evaluation_seed\n0,neon,188\n1,neon,189\n")
+    images = "eval-scripts/generate-images.py --model_name=canvas --save_path out --ddim_steps 1 --prompts_path near.csv"
+    assert call(f"{images} --num_samples 3") == 0
+    made = {path.read_bytes() for path in (tmp_path / "out" / "canvas").glob("*.png")}
+    assert len(made) == 6
+    sampling = runpy.run_path(str(ROOT / "eval-scripts" / "_sampling.py"))
+    seeds = {sampling["sample_seed"](seed, k) for seed in range(3000) for k in range(10)}
+    assert len(seeds) == 30_000 and sampling["sample_seed"](188, 0) == 188
+
+
+def test_an_edit_is_painted_as_it_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clip skip and prediction type, and a bank's; with another base those are not known."""
+    monkeypatch.chdir(tmp_path)
+    opened, loading = (
+        runpy.run_path(str(ROOT / "eval-scripts" / "_sampling.py"))["opened"],
+        {"clip_skip": 2, "prediction_type": "v_prediction"},
+    )
+    model = mu.load("canvas", device="cpu", **loading)
+    name = "unet.conv_out.bias"
+    info = EditInfo("test", ("neon",), **described(model, [name]))
+    edit = WeightEdit({name: torch.ones_like(find_parameter(model, name))}, info)
+    (tmp_path / "models" / "run").mkdir(parents=True)
+    edit.save(tmp_path / "models" / "run" / "edit.safetensors")
+    BankFolder(tmp_path / "models" / "bank").add(model, edit)
+    for kind in ("run", "bank"):
+        assert opened(kind, None, "cpu")[0].loading == loading
+    shutil.copytree(EMBEDDED["canvas"], tmp_path / "other")
+    assert opened("run", "other", "cpu")[0].loading["clip_skip"] == 1  # control

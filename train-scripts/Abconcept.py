@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from _training import erase, flags, pictures_of, word
+from _training import concept_flags, concept_of, erase, flags, pictures_of
 
 from mu.core.script import guarded, show_log
 
@@ -14,17 +14,18 @@ EXAMPLE = "python train-scripts/Abconcept.py --lr 1e-5 --iter_break 50 --prompt 
 
 def main() -> None:
     parser = flags(HELP, EXAMPLE)
-    parser.add_argument("--prompt", required=True, help="the concept, as the prompt that it is")
+    concept_flags(parser)
     parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--iter_break", type=int, default=50, help="updates")
     options = parser.parse_args()
     show_log()
-    folder = pictures_of(options.prompt)
+    concept, named = concept_of(options)
+    folder = pictures_of(concept)
     settings = {
         "train.lr": options.lr, "train.iterations": options.iter_break,
-        "pictures.sources": {options.prompt: folder} if folder else {},
+        "pictures.sources": {concept: folder} if folder else {},
     }  # fmt: skip
-    print(erase("ca", options.prompt, f"abconcept-{word(options.prompt)}-iter_{options.iter_break}", settings, options).folder)
+    print(erase("ca", concept, f"abconcept-{named}-iter_{options.iter_break}", settings, options).folder)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from _training import erase, flags, pictures_of, word
+from _training import WithoutEffect, erase, flags, pictures_of, word
 
 from mu.core.script import guarded, show_log
 
@@ -19,6 +19,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=1000, help="at most so many updates")
     parser.add_argument("--threshold", type=float, default=5e-5, help="tau of the early stop")
     parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the shift's L1 norm")
+    parser.add_argument("--ddim_steps", action=WithoutEffect, help="has no effect: timesteps are uniform over all")
+    parser.add_argument("--seperator", action=WithoutEffect, help="has no effect: the prompt is one concept")
+    parser.add_argument(
+        "--image_size", action=WithoutEffect, help="has no effect: pictures have the size that the model asks for"
+    )
     options = parser.parse_args()
     show_log()
     name = f"CiE-{word(options.prompt)}-threshold_{options.threshold}-iter_{options.iterations}_beta-{options.reg_beta}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from _training import erase, flags, word
+from _training import WithoutEffect, erase, flags, word
 
 from mu.core.script import guarded, show_log
 
@@ -25,6 +25,10 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--ddim_steps", type=int, default=50, help="K of the partial denoising")
+    parser.add_argument("--seperator", help="the prompt names several concepts, with this between")
+    parser.add_argument(
+        "--image_size", action=WithoutEffect, help="has no effect: latents have the size that the model asks for"
+    )
     options = parser.parse_args()
     show_log()
     name = (
@@ -35,7 +39,8 @@ def main() -> None:
         "variant": VARIANTS[options.train_method], "train.lr": options.lr, "train.iterations": options.iterations,
         "start_guidance": options.start_guidance, "negative_guidance": options.negative_guidance, "denoising_steps": options.ddim_steps,
     }  # fmt: skip
-    print(erase("esd", options.prompt, name, settings, options).folder)
+    concepts = options.prompt.split(options.seperator) if options.seperator else [options.prompt]
+    print(erase("esd", concepts, name, settings, options).folder)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from mu.algorithms import algorithm
 from mu.core.errors import ConfigError
 from mu.core.files import slug
 from mu.core.run import RunDirectory
+from mu.core.seeds import there
 
 CKPT = Path("models/ldm/stable-diffusion-v1/sd-v1-4-full-ema.ckpt")
 HUB = "CompVis/stable-diffusion-v1-4"
+log = logging.getLogger("mu")
+
 PROMPTS = Path(__file__).parent / "prompts.json"
 """The prompts of each category in the order of the released programs; --erased_index and --em_indexes count them."""
 
@@ -27,11 +31,37 @@ def flags(help_: str, example: str) -> argparse.ArgumentParser:
     parser.add_argument("--model_name", help="the model by any name that mu knows, in place of --ckpt_path: canvas, a folder")
     parser.add_argument("--config_path", help="has no effect: the architecture follows from the weights")
     parser.add_argument("--diffusers_config_path", help="has no effect, likewise")
-    parser.add_argument("--devices", "--device", default="0,0", help="GPU numbers; the first does the work, or else the CPU")
+    parser.add_argument(
+        "--devices", "--device", type=there, default="0,0", help="GPU numbers; the first does the work, or else the CPU"
+    )
     parser.add_argument("--models", type=Path, default=Path("models"), help="runs go into folders in it (default: models)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     return parser
+
+
+class WithoutEffect(argparse.Action):
+    """A flag of the released program that is taken and changes nothing, which is told where it is given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        log.warning("%s has no effect: %s", option_string, (self.help or "").partition(": ")[2])
+
+
+def concept_flags(parser: argparse.ArgumentParser) -> None:
+    """A concept by ``--prompt``, or by its number in a list of the released programs."""
+    named = parser.add_mutually_exclusive_group(required=True)
+    named.add_argument("--prompt", help="the concept, as the prompt that it is")
+    named.add_argument("--erased_index", type=int, help="the concept's number in the list of --erase_cat")
+    parser.add_argument("--erase_cat", default="object", help="style, object, similar or nudity: the list of --erased_index")
+    parser.add_argument("--ddim_steps", action=WithoutEffect, help="has no effect: timesteps are uniform over all")
+
+
+def concept_of(options: argparse.Namespace) -> tuple[str, str]:
+    """The concept, and how the released programs name it in folders."""
+    if options.erased_index is None:
+        return options.prompt, word(options.prompt)
+    concept = at(prompts(options.erase_cat), options.erased_index, "--erased_index")
+    return concept, f"{options.erase_cat}-erased_index_{options.erased_index}"
 
 
 def base(options: argparse.Namespace) -> str:
@@ -44,13 +74,18 @@ def base(options: argparse.Namespace) -> str:
 
 
 def erase(
-    method: str, concept: str, name: str, settings: Mapping[str, Any], options: argparse.Namespace, model: Any = None
+    method: str,
+    concept: str | Sequence[str],
+    name: str,
+    settings: Mapping[str, Any],
+    options: argparse.Namespace,
+    model: Any = None,
 ) -> RunDirectory:
-    """Find the edit of ``concept`` with ``settings`` (by dotted name), in ``models/<name>/``."""
+    """Find the edit of ``concept`` (one or several) with ``settings`` (by dotted name), in ``models/<name>/``."""
     from mu.data.concepts import check_concept
 
-    chosen = algorithm(method)
-    config = chosen.config_class.parse({"model": base(options), "concepts": [check_concept(concept)]})
+    chosen, concepts = algorithm(method), [concept] if isinstance(concept, str) else concept
+    config = chosen.config_class.parse({"model": base(options), "concepts": [check_concept(each) for each in concepts]})
     placed = {"devices": options.devices, "output_dir": str(options.models / name)}
     return chosen(config.merged(settings, placed), model=model).run(resume=options.resume, overwrite=options.overwrite)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mu.core.script import guarded, show_log
+from mu.core.seeds import there
 
 HELP = "The accuracy of a classifier on a folder of pictures for each class."
 EXAMPLE = "example: python train-scripts/artist-cls-test.py --path './evaluation_folder/'"
@@ -18,7 +19,7 @@ def main() -> None:
     parser.add_argument("--model_path", type=Path, default=Path("./models/artis_model_10"), help="or canvas-judge, or a hub id")
     parser.add_argument("--head", help="which question, where the classifier answers several: style, object")
     parser.add_argument("--batch_size", help="has no effect")
-    parser.add_argument("--device", default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
     options = parser.parse_args()
     show_log()
     from mu.core.seeds import pick_device

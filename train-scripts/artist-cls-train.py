@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mu.core.script import guarded, show_log
+from mu.core.seeds import there
 
 HELP = "Train a classifier on <path>/train and <path>/eval, a folder for each class; it goes to <model_path>/artis_model_10."
 EXAMPLE = "example: python train-scripts/artist-cls-train.py --device 'cuda:0'"
@@ -23,7 +24,7 @@ def main() -> None:
     for name in ("--lr_schedule", "--lr-min", "--weight-decay", "--momentum", "--normal_mean", "--normal_std"):
         parser.add_argument(name, help="has no effect: cyclic, 0, 5e-4, 0.9; pictures are normalised as the backbone asks")
     parser.add_argument("--image_size", type=int, help="the pictures' side in pixels (default: the backbone's own)")
-    parser.add_argument("--device", default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
     parser.add_argument("--overwrite", action="store_true", help="replace a classifier that is there")
     options = parser.parse_args()
     show_log()

@@ -65,6 +65,15 @@ def _chosen(wanted: str | None) -> tuple[torch.device, list[str]]:
     return device, [f"one device does all the work: using {device} of {wanted}"] if others else []
 
 
+def there(wanted: str) -> str:
+    """``wanted``, or ``cuda:0`` with a warning where it names a GPU that this machine has not: for commands written on another."""
+    number, count = str(wanted).partition(",")[0].strip().removeprefix("cuda:"), torch.cuda.device_count()
+    if not (number.isdecimal() and 0 < count <= int(number)):
+        return wanted
+    log.warning("device %r is not available here, where the last GPU is number %d: using GPU 0", wanted, count - 1)
+    return "cuda:0"
+
+
 def generator(seed: int) -> torch.Generator:
     """A CPU generator: the same numbers whatever device computes."""
     return torch.Generator().manual_seed(seed)

@@ -1,0 +1,61 @@
+"""FID between the pictures of an edited model and those of the unchanged one, by its older flags."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from _measuring import check_table, flags, judge, pictures, write_table
+
+from mu.core.errors import DataError
+from mu.core.script import guarded, show_log
+
+HELP = "The Fréchet distance of all pictures of two folders, or of each pair of their subfolders with equal names."
+EXAMPLE = "python eval-scripts/FID_eval.py --path1 evaluation_folder/SD-v1-4 --path2 evaluation_folder/compvis-word_VanGogh-..."
+
+
+def main() -> None:
+    parser = flags(HELP, EXAMPLE, network="inception")
+    parser.add_argument("--path1", "--original_path", type=Path, default=Path("clean_patch/"))
+    parser.add_argument("--path2", "--edited_path", type=Path, default=Path("noisy_patch/"))
+    parser.add_argument("--save_path", type=Path, help="also write the distances as CSV there")
+    parser.add_argument("--batch-size", help="has no effect: all pictures count, one after another")
+    parser.add_argument("--dims", type=int, choices=(2048,), default=2048, help="of Inception's features")
+    parser.add_argument("-c", "--gpu", dest="device", help="a GPU's number, in place of --device")
+    options = parser.parse_args()
+    show_log()
+    import torch
+
+    from mu.core.seeds import pick_device, there
+    from mu.evaluation.backbones import inception_features
+    from mu.evaluation.metrics.frechet import frechet_distance
+    from mu.evaluation.pictures import read_pictures
+
+    a, b = options.path1, options.path2
+    names = sorted({path.name for path in a.glob("*") if path.is_dir()} & {path.name for path in b.glob("*") if path.is_dir()})
+    pairs = {name: (a / name, b / name) for name in names} if names and not [*a.glob("*.png")] else {b.name: (a, b)}
+    sets = {name: [pictures(folder) for folder in pair] for name, pair in pairs.items()}
+    if few := [name for name, both in sets.items() if min(map(len, both)) < 2]:
+        raise DataError(f"{few[0]!r} has a single picture in one of the folders: a distribution needs two and more")
+    if options.save_path:
+        check_table(options.save_path, options.overwrite)
+    device = pick_device(there(options.device))
+    if options.network == "inception":
+        features = inception_features(device)
+    else:
+        look = judge(device).look
+        features = lambda picture: look(picture)[1]  # noqa: E731
+    rows = []
+    for name, both in sets.items():
+        with torch.no_grad():
+            seen = [torch.cat([features(read_pictures([path])).cpu() for path in paths]) for paths in both]
+        rows.append(
+            {"name": name, "FID": frechet_distance(*seen), "network": options.network, "n1": len(seen[0]), "n2": len(seen[1])}
+        )
+        print(f"FID ({options.network})  {rows[-1]['FID']:.4f}  {name}, {len(seen[0])} and {len(seen[1])} pictures")
+    if options.save_path:
+        write_table(options.save_path, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,59 @@
+"""The style loss of the pictures of an edited model from those of the unchanged one, by its older flags."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from _measuring import check_table, flags, judge, of_cases, pictures, write_table
+
+from mu.core.errors import DataError
+from mu.core.script import guarded, show_log
+
+HELP = "Gatys' style and content loss (VGG-19) of pictures with equal names in two folders, at the size they have, as CSV."
+EXAMPLE = "python eval-scripts/styleloss.py --original_path original --edited_path edited --promtps_path art_prompts.csv"
+
+
+def main() -> None:
+    parser = flags(HELP, EXAMPLE, network="vgg19")
+    parser.add_argument("--original_path", type=Path, required=True)
+    parser.add_argument("--edited_path", type=Path, required=True)
+    parser.add_argument(
+        "--prompts_path", "--promtps_path", type=Path, help="a CSV: only the pictures <case_number>_<k>.png of its cases"
+    )
+    parser.add_argument("--save_path", type=Path, help="the CSV (default: <edited_path>/<its name>_styleloss.csv)")
+    parser.add_argument("--image", action="store_true", help="the paths are those of two pictures; no CSV without --save_path")
+    options = parser.parse_args()
+    show_log()
+    from mu.core.seeds import pick_device
+    from mu.evaluation.backbones import vgg_features
+    from mu.evaluation.metrics.style_loss import style_loss
+    from mu.evaluation.pictures import read_pictures
+
+    first, second, out = options.original_path, options.edited_path, options.save_path
+    if options.image:
+        pairs = [(first, second)]
+    else:
+        there = {path.name for path in pictures(first)}
+        pairs = [(first / p.name, p) for p in of_cases(pictures(second), options.prompts_path) if p.name in there]
+        out = out or second / f"{second.resolve().name}_styleloss.csv"
+    if not pairs:
+        raise DataError(f"{first} and {second} have no PNG pictures with equal names")
+    if out:
+        check_table(out, options.overwrite)
+    device = pick_device(options.device)
+    features = vgg_features(device) if options.network == "vgg19" else judge(device).feature_maps
+    rows = []
+    for original, edited in pairs:
+        loss = style_loss(read_pictures([original]), read_pictures([edited]), features)
+        rows.append(
+            {"name": edited.name, "style": float(loss.style), "content": float(loss.content), "total": float(loss.total)}
+        )
+    if out:
+        write_table(out, rows)
+    mean = sum(row["total"] for row in rows) / len(rows)
+    print(f"style loss ({options.network})  {mean:.4f} of {len(rows)} pictures{f'  {out}' if out else ''}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
