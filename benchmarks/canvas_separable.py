@@ -360,6 +360,7 @@ def main() -> None:
     parser.add_argument("--capacity", nargs="*", type=int, default=[8, 16, len(ALL)])
     parser.add_argument("--scenes", nargs="*", type=int, choices=SCENES, default=list(SCENES))
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[188, 288])
+    parser.add_argument("--made", action="store_true", help="search nothing: the tables of what has been made so far")
     parser.add_argument("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="settings on top of a preset")
     options = parser.parse_args()
     options.set = dict(pair.split("=", 1) for pair in options.set)
@@ -378,6 +379,8 @@ def main() -> None:
     keep_recipe(parser, options.out, recipe)
     bench = Bench(options)
     parts = bench.units()
+    if options.made:
+        parts = {part: [unit for unit in units if unit.path.exists()] for part, units in parts.items()}
     print(bench.estimate([unit for units in parts.values() for unit in units]), flush=True)
     rows: dict[str, list[dict[str, Any]]] = {}
     for part, units in parts.items():
