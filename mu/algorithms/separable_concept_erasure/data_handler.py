@@ -54,7 +54,7 @@ class SeparableConceptErasureDataHandler:
             self._pictures[concept] = ConceptPictures(
                 self.model, [prompt for prompt, _ in self.prompts(concept)], [picture_seed(self.config.seed, k) for k in range(data.images)],
                 steps=data.steps, guidance=data.guidance,
-                own=open_pairs(folder.replace("{}", concept), caption=concept)[: data.images] if folder else (),
+                own=open_pairs(folder.replace("{}", concept), caption=concept, limit=data.images) if folder else (),
             )  # fmt: skip
         return self._pictures[concept]
 

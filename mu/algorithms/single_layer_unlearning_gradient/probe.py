@@ -93,7 +93,7 @@ class ClipProbe:
     def _inputs(self) -> dict[str, dict[str, Hidden]]:
         """Of both towers, each task's."""
         return {
-            "vision": {t.name: self.towers["vision"].pictures([p.picture() for p in t.pictures]) for t in self.tasks},
+            "vision": {t.name: self.towers["vision"].pictures(p.picture() for p in t.pictures) for t in self.tasks},
             "language": {t.name: self.towers["language"].texts(t.prompts) for t in self.tasks},
         }
 
