@@ -522,7 +522,8 @@ def capacity_table(rows: list[dict[str, Any]]) -> str:
     for row in [row for row in rows if "edited" in row]:
         edited, base = row["edited"], row["base"]
         lines.append([
-            str(row["concepts"]), percent(edited["UA"]), *(f"{percent(edited[n])} ({percent(base[n])})" for n in ("kept", "beside")),
+            str(row["concepts"]), percent(edited["UA"]),
+            *("" if edited[n] is None else f"{percent(edited[n])} ({percent(base[n])})" for n in ("kept", "beside")),
             str(row["free"]), str(row["left out"]), number(row["erasability"], 2), number(row["seconds"], 0), *back_cells(row["restored"]),
         ])  # fmt: skip
     return markdown(header, lines)
