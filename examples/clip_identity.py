@@ -31,8 +31,7 @@ figure = Figure(figsize=(9, 4.5), layout="constrained")
 for axis, strength, when in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("before", "after"), strict=True):
     with edit.applied(clip, strength):
         pictures, names = clip.encode_pictures([p.picture() for p in people.pictures]), clip.encode_text(people.prompts)
-    right = hits(logits(pictures, people.weights(names)), labels, 1)
-    gone = labels == shown[0]
+    right, gone = hits(logits(pictures, people.weights(names)), labels, 1), labels == shown[0]
     print(f"{when:6}  {concept}: {right[gone].mean():.0%} recognised, the others: {right[~gone].mean():.0%}")
     means = torch.stack([pictures[labels == label].mean(dim=0) for label in shown])
     axis.imshow(logits(means, people.weights(names))[:, shown].T.cpu())
