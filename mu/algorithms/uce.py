@@ -102,7 +102,7 @@ class UCE(WeightErasure):
             )
         with torch.no_grad():
             shifts = {name: (W.cpu().double() @ X).float().to(model.device) for name, W in weights.items()}
-        return self.edit(shifts, protects=tuple(kept))
+        return self.edit(shifts, spares=tuple(kept))
 
     def _aligned(self, model: DiffusionModel, concept: str, anchor: str) -> tuple[Tensor, Tensor]:
         """Rows c and a (n, width): from the last token of each text on, or it alone."""

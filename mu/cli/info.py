@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -38,9 +39,16 @@ def info(
         "loaded with": ", ".join(f"{name} {value}" for name, value in about.loading.items()) or "not noted",
         "fingerprint": about.fingerprint or "not noted",
         "gate": ", ".join(f"{name} {value}" for name, value in about.gate.items()) or "none",
-        "protects": ", ".join(about.protects) or "none",
+        "protects": _few(about.protects),
+        "spares up to a leak": _few(about.spares),
+        "found": ", ".join(f"{name} {value}" for name, value in about.found.items()) or "nothing noted",
         "seed": "not noted" if about.seed is None else str(about.seed),
         "made with": ", ".join(f"{name} {version}" for name, version in about.versions.items()),
         **{name: f"{count:,}" for name, count in sizes.items()},
     }
     print_table(["", str(edit)], facts.items())
+
+
+def _few(prompts: Sequence[str], shown: int = 6) -> str:
+    more = [f"and {len(prompts) - shown} more (--json lists all)"] if len(prompts) > shown else []
+    return ", ".join([*map(repr, prompts[:shown]), *more]) or "none"

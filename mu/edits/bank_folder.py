@@ -170,7 +170,7 @@ class BankFolder:
         """Keep ``edits``, found on ``model``, on. The first ones make the folder, and ``model`` its base.
 
         ``instead`` are edits that take the places of those of the same concepts, at their strengths, on or restored as those were.
-        Where an edit promises to protect prompts, and one of the bank acts on another's concept, that is told.
+        Where an edit promises to leave prompts alone, and one of the bank acts on another's concept, that is told.
         Raises `EditError` for an edit that does not fit the model, for a concept that the bank has, or has not though it is
         to be exchanged, for a folder that holds something else, and for a ``model`` of other weights than those that the bank
         was made on, or ``edits`` were found on: with ``transfer`` that is only told.
@@ -203,7 +203,7 @@ class BankFolder:
             self._commit(state.model_copy(update={"edits": [*places, *added]}), "add", added, reason)
             for entry in old:
                 (self.folder / entry.file).unlink(missing_ok=True)
-        if any(edit.info.protects for edit in edits):
+        if any(edit.info.promises for edit in edits):
             tell_leaks(self.open(model), {edit.concept() for edit in edits})
         return added
 
@@ -220,7 +220,7 @@ class BankFolder:
         """`mu.edits.export.export` of what is on, or of ``only``; returns the line of the log, which tells the result's hash.
 
         The same base, bank and subset give the same bytes, in whatever order ``only`` names it. Which of the edits does not
-        spare another's concept, though it promises to protect prompts, is told. Raises `EditError` for a ``model`` of other
+        spare another's concept, though it promises to leave prompts alone, is told. Raises `EditError` for a ``model`` of other
         weights than those that the bank was made on: with ``transfer`` that is only told.
         """
         from mu.edits.export import export

@@ -44,6 +44,11 @@ class EditInfo:
     citation: str = ""
     format: int = FORMAT
 
+    @property
+    def promises(self) -> tuple[str, ...]:
+        """All prompts that it leaves alone, exactly or up to a leak."""
+        return (*self.protects, *self.spares)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -89,7 +89,7 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
 
 
 def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
-    """Warn of each edit that promises to protect prompts and acts on another's concept, where both are on.
+    """Warn of each edit that promises to leave prompts alone and acts on another's concept, where both are on.
 
     With ``new`` of those pairs, on or restored, of which one is ``new``. Nothing is told of a model that makes no pictures.
     """
@@ -98,7 +98,7 @@ def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
     on = {edit.concept() for edit in bank.on}
     for leak in leaks(bank):
         pair = {leak.edit, leak.on}
-        if leak.leaking and bank.edits[leak.edit].info.protects and (pair <= on if new is None else pair & set(new)):
+        if leak.leaking and bank.edits[leak.edit].info.promises and (pair <= on if new is None else pair & set(new)):
             log.warning("%s", leak)
 
 
