@@ -76,8 +76,7 @@ class Algorithm(ABC):
         Raises `EditError` where the bank was made on other weights than those of the model.
         """
         if bank.json.exists():
-            self.model = self.load_model()
-            bank.require(self.model)
+            bank.require(self.load_model())
 
     def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> Sequence[Saveable]:
         """After it: those of the bank's ``older`` edits that are to be others from now on, because ``added`` join them."""
@@ -109,9 +108,7 @@ class Algorithm(ABC):
             run.require(settings)
             return run
         earlier = run.read_environment().get("seconds", 0.0) if resume and run.environment.exists() else 0.0
-        run.begin(
-            settings, {**self.describe(), **({"seconds": earlier} if earlier else {})}, resume=resume, overwrite=overwrite
-        )
+        run.begin(settings, {**self.describe(), "seconds": earlier}, resume=resume, overwrite=overwrite)
         began = time.monotonic()
         try:
             with run.recording() as log:

@@ -23,17 +23,15 @@ from mu.algorithms.separable_concept_erasure.model import (
 )
 from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
 from mu.core import seeds
-from mu.core.algorithm import Algorithm, Saveable, citation
+from mu.core.algorithm import Saveable
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, MuError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
-from mu.diffusion.erasure import check_placed
-from mu.edits.edit import Edit, EditInfo
+from mu.diffusion.erasure import WeightErasure
+from mu.edits.edit import Edit
 from mu.edits.files import open_edit
 from mu.edits.low_rank import LowRankEdit
-from mu.models import load_diffusion
-from mu.models.diffusion import DiffusionModel
 
 log = logging.getLogger("mu")
 
@@ -42,7 +40,7 @@ ENOUGH = 0.9
 """The share of its effect that an older shift must have after it was made null on new concepts."""
 
 
-class ConceptIrrelevantErasureAlgorithm(Algorithm):
+class ConceptIrrelevantErasureAlgorithm(WeightErasure):
     """CiE: all cross-attention weights turn predictions for a concept away from its direction, until they have nothing of it.
 
     @article{zhao2024separable,
@@ -56,43 +54,11 @@ class ConceptIrrelevantErasureAlgorithm(Algorithm):
     name = "cie"
     config_class = ConceptIrrelevantErasureConfig
     presets: ClassVar[Mapping[str, BaseConfig]] = configs.CIE_PRESETS
+    default_preset = "style"
     config: ConceptIrrelevantErasureConfig
 
-    @classmethod
-    def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
-    ) -> ConceptIrrelevantErasureConfig:
-        return configs.for_concepts(configs.CIE_PRESETS, concepts, model, preset)
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "model": getattr(self.model, "name", self.config.model), "concepts": self.config.concepts}
-
-    def load_model(self) -> DiffusionModel:
-        """The model that the settings name, or the one given; settings that contradict that one are refused, or told."""
-        config, model = self.config, self.model
-        if model is None:
-            return load_diffusion(
-                config.model, device=config.devices, precision=config.train.precision, **config.loading.model_dump()
-            )
-        if not isinstance(model, DiffusionModel):
-            raise ConfigError(f"{self.name} edits diffusion models, and {model.name!r} is none")
-        config.loading.check(model)
-        check_placed(
-            model,
-            config.devices if "devices" in config.model_fields_set else None,
-            config.train.precision if "precision" in config.train.model_fields_set else None,
-        )
-        return model
-
-    def info(self, concepts: Sequence[str]) -> EditInfo:
-        """Of an edit that removes ``concepts``; base and fingerprint come with the shift."""
-        settings = self.config.model_dump(mode="json")
-        return EditInfo(
-            method=self.name, concepts=tuple(concepts), config=settings, seed=self.config.seed, citation=citation(type(self)),
-        )  # fmt: skip
-
     def _begin(self) -> SeparableConceptErasureDataHandler:
-        self.model = model = self.load_model()
+        model = self.load_model()
         if seeds.precision("bfloat16") == model.precision:
             log.warning(
                 "bfloat16 rounds predictions by about as much as a concept changes them: float32 or float16 erase better"
@@ -107,7 +73,7 @@ class ConceptIrrelevantErasureAlgorithm(Algorithm):
         with shift.installed():
             trainer.train("CiE", checkpoint=run.checkpoints / "training.pt" if run else None, log=log)
             edit = shift.finished()
-            edit.info = replace(edit.info, found=told(", ".join(concepts), trainer, shift))
+            edit.info = replace(edit.info, found=findings(", ".join(concepts), trainer, shift))
             return edit
 
 
@@ -127,12 +93,6 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
     presets: ClassVar[Mapping[str, BaseConfig]] = configs.SEPCE_PRESETS
     config: SeparableConceptErasureConfig
     parts: Sequence[LowRankEdit] = ()
-
-    @classmethod
-    def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
-    ) -> SeparableConceptErasureConfig:
-        return configs.for_concepts(configs.SEPCE_PRESETS, concepts, model, preset)
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         """The sum of `find_edits`, which are also left in ``self.parts``."""
@@ -162,9 +122,8 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
 
         Raises `EditError` for a bank of other weights, in whose null spaces nothing that is found here would lie.
         """
+        super().join(bank)
         if bank.json.exists():
-            self.model = self.load_model()
-            bank.require(self.model)
             known = [concept for edit in bank.open(self.model).edits.values() for concept in edit.info.concepts]
             protect = self.config.protect
             if protect.erased == "exactly":
@@ -175,7 +134,7 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
 
     def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> list[LowRankEdit]:
         """The shifts among ``older`` that knew nothing of this run's concepts, made null on them too; see `mended`."""
-        self.model = model = self.load_model()
+        model = self.load_model()
         prompts, found = self._protecting(self.config.concepts), []
         for edit in older:
             if not isinstance(edit, Edit) or self.config.protect.mend is None or set(prompts) <= set(edit.info.protects):
@@ -280,23 +239,23 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
                 log=(lambda row: log({**row, "step": row["step"] + first})) if log else None,
             )  # fmt: skip
         edit = shift.finished()
-        edit.info = replace(edit.info, found=told(concept, trainer, shift))
+        edit.info = replace(edit.info, found=findings(concept, trainer, shift))
         tell_leak(concept, shift)
         if run and several:
             edit.save(self._kept(run)[k])
         return edit
 
 
-def told(concept: str, trainer: SeparableConceptErasureTrainer, shift: SeparableShift | DenseShift) -> dict[str, Any]:
+def findings(concept: str, trainer: SeparableConceptErasureTrainer, shift: SeparableShift | DenseShift) -> dict[str, Any]:
     """What the search came to, for the edit's file and the log: whether it stopped by itself can be seen from it later."""
-    m = trainer.momentum.value
+    m, norm = trainer.momentum.value, float(shift.norm().detach())
     found = {
-        "updates": trainer.done, "updates_at_most": trainer.config.train.iterations,
-        "correlation": None if m is None else float(m), "norm": float(shift.norm().detach()),
+        "updates": trainer.done, "updates_at_most": trainer.config.train.iterations, "correlation": None if m is None else float(m),
+        "norm": norm,
     }  # fmt: skip
     log.info(
-        "%r: %d updates, correlation %.3g (momentum statistic), mean L1 norm of the shifts %.3g",
-        concept, found["updates"], found["correlation"] or float("nan"), found["norm"],
+        "%r: %d updates, correlation %s (momentum statistic), mean L1 norm of the shifts %.3g",
+        concept, trainer.done, "unknown" if m is None else f"{float(m):.3g}", norm,
     )  # fmt: skip
     if isinstance(shift, SeparableShift):
         capacity = shift.room.capacity

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
 from mu.models.loading import LoadingConfig
 
@@ -200,7 +198,7 @@ CIE_PRESETS: dict[str, ConceptIrrelevantErasureConfig] = {
     # In CiE anchors move with the concept: templates that name other styles would take those along.
     "canvas": ConceptIrrelevantErasureConfig.parse(_CANVAS).merged({"train": {"lr": 3e-5}, "prompt": {"templates": _PHRASES}}),
 }
-"""The paper's settings, and first values for the embedded model."""
+"""The paper's settings, and those for the embedded model, tuned on pictures of seeds that no figure reports."""
 
 # Published for styles and objects; the paper's nudity is CiE's alone, so that preset takes only its threshold over.
 _SEPCE = SeparableConceptErasureConfig.parse({
@@ -217,17 +215,4 @@ SEPCE_PRESETS: dict[str, SeparableConceptErasureConfig] = {
         "protect": {"others": [*world.STYLES, *world.OBJECTS, *_SENTENCES], "null_tol": 1e-2, "leave": 24},
     }),
 }  # fmt: skip
-"""The paper's settings for styles and objects, and first values for the embedded model."""
-
-_Config = TypeVar("_Config", bound=ConceptIrrelevantErasureConfig)
-
-
-def for_concepts(
-    presets: dict[str, _Config], concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
-) -> _Config:
-    """``preset`` (settings or their name; default the one whose model is ``model``, or ``style``) with ``concepts`` put in."""
-    if isinstance(preset, str) and preset not in presets:
-        raise ConfigError(f"unknown preset {preset!r}.{nearest(preset, presets)}")
-    fitting = next((name for name, p in presets.items() if p.model == model), "style")
-    base = preset if isinstance(preset, type(presets[fitting])) else presets[str(preset or fitting)]
-    return base.merged({"concepts": list(concepts)}, {"model": model} if model else {})
+"""The paper's settings for styles and objects, and those for the embedded model, tuned on pictures of seeds that no figure reports."""
