@@ -73,16 +73,9 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         """The model that the settings name, or the one given; settings that contradict it are refused."""
         wanted, model = self.config.pretrained_model, self.model
         if model is None:
-            predicts = (
-                "v_prediction"
-                if wanted.v_pred
-                else "epsilon"
-                if wanted.v_pred is False and is_single_file(wanted.name)
-                else None
-            )
             model = load(
                 wanted.name, device=self.config.devices, precision=self.config.train.precision, clip_skip=wanted.clip_skip or 1,
-                prediction_type=predicts,  # that it is false is what old files say of every model: a folder's own word counts
+                prediction_type=self._prediction_type(),
             )  # fmt: skip
         if not isinstance(model, DiffusionModel):
             raise ConfigError(f"SPM edits diffusion models, and {model.name!r} is none")
@@ -98,6 +91,13 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         elif wanted.v_pred is False and model.prediction_type == "v_prediction":
             log.warning("pretrained_model.v_pred is false, but %s says that it predicts v: its own word counts", model.name)
         return model
+
+    def _prediction_type(self) -> str | None:
+        """To load with. Old settings say ``v_pred: false`` of every model: there a folder's own word counts."""
+        wanted = self.config.pretrained_model
+        if wanted.v_pred:
+            return "v_prediction"
+        return "epsilon" if wanted.v_pred is False and is_single_file(wanted.name) else None
 
     def _check_loaded(self, model: DiffusionModel) -> None:
         """What was set of loading, against a model that was loaded already: refused, or where it changes no number told."""

@@ -40,7 +40,8 @@ class SeparableConceptErasureDataHandler:
         return list(dict.fromkeys(["", *anchor, *protect.prompts, *others]))
 
     def others(self, concept: str, protect: ProtectConfig) -> dict[str, list[str]]:
-        """Prompts of each word that is protected as far as capacity goes."""
+        """Prompts of each word that is protected as far as capacity goes: of ``protect.others`` and, where ``protect.erased`` is ``nearly``,
+        of the other erased concepts, which come first. Words that lie in what is erased, or hold it, are left out."""
         exactly = protect.erased == "exactly"
         own = [words_of(each) for each in (self.config.concepts if exactly else [concept])]
         named = protect.others if exactly else dict.fromkeys([*self.config.concepts, *protect.others])

@@ -63,8 +63,8 @@ class NoisedPictures:
         self.model, self.seed, self.stored = model, config.seed, config.data.stored_targets
         self.prompts = [(data.encoded(c), data.encoded(a)) for c, a in data.prompts(concept, held_out)]
         self.pictures = data.pictures(concept)
-        self.made = len(self.prompts) if config.data.folder else config.data.images
-        """Pictures after which they come again, and with them their prompts; those of a folder are of no prompt."""
+        self.period = len(self.prompts) if config.data.folder else config.data.images
+        """Pictures after which the same prompts come again; a picture of a folder is of no prompt."""
         self._kept: dict[int, States] = {}
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ class NoisedPictures:
     def predicted(self, ks: Sequence[int]) -> States:
         x, t = (torch.stack(column) for column in zip(*map(self._noised, ks), strict=True))
         T = len(self.prompts)
-        c, anchor = (Conditioning.cat([self.prompts[k % self.made % T][side] for k in ks]) for side in (0, 1))
+        c, anchor = (Conditioning.cat([self.prompts[k % self.period % T][side] for k in ks]) for side in (0, 1))
         e_a, e_c = self.model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), Conditioning.cat([anchor, c])).chunk(2)
         return States(x, t, c, anchor, e_a, e_c - e_a)  # Eq. 27 at theta0
 

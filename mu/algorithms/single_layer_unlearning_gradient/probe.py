@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -173,7 +174,7 @@ class ClipProbe:
         return outcome(scores, self.target, tasks, rows)
 
 
-class _Outputs:
+class _Outputs(ABC):
     """A probe of a model that uses one of CLIP's towers, by what it gives out: each step is one batch of outputs."""
 
     at_once = 4
@@ -181,9 +182,9 @@ class _Outputs:
     def __init__(self, model: DiffusionModel | VisionLanguageModel, target: Target, tasks: Sequence[ZeroShot]):
         self.model, self.target, self.tasks = model, target, tasks
 
+    @abstractmethod
     def scores(self, task: ZeroShot, rows: Tensor) -> Tensor:
         """(n, c) for the outputs ``rows`` of the task: a picture of each, or an answer about each."""
-        raise NotImplementedError
 
     def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
         outcomes = []
