@@ -38,8 +38,8 @@ import mu
 from mu.algorithms import algorithm
 from mu.algorithms.single_layer_unlearning_gradient.configs import PRESETS, SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.model import candidates, layer_scores, to_search
-from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, outcome
-from mu.algorithms.single_layer_unlearning_gradient.trainer import gradients, search
+from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Rows, Tally
+from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, gradients, search
 from mu.core.files import write_json, write_text
 from mu.core.run import versions
 from mu.data.canvas import rendered_pairs
@@ -77,7 +77,7 @@ class Naive:
             t = torch.nn.functional.normalize(self.clip.model.text_projection(torch.cat(pooled)).float(), dim=-1)
             scores[task.name] = logits(v, task.weights(t))
             rows[task.name] = torch.arange(len(task.labels))
-        return outcome(scores, self.target, self.tasks, rows)
+        return Tally(self.target, self.tasks).add(scores, rows).outcome()
 
     def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False):
         found = []
@@ -142,7 +142,7 @@ class Bill:
     flops: float = 0.0
     passes: dict[str, float] = field(default_factory=lambda: {"vision": 0.0, "language": 0.0})
 
-    def add(self, prices: Prices, which: str, task: str, rows: int, start: int = 0, stop: int | None = None) -> None:
+    def add(self, prices: Prices, which: str, task: str, rows: float, start: int = 0, stop: int | None = None) -> None:
         stages = prices.stages[which, task]
         part = sum(stages[start:stop])
         self.flops += rows * part
@@ -177,33 +177,66 @@ class Sizes:
         return bill
 
 
+@dataclass
+class Look:
+    """What a probe was asked: of each task the share of its pictures, or the forgotten class alone."""
+
+    name: str
+    steps: int
+    forget_only: bool
+    shares: dict[str, float]
+
+
 class Noted(ClipProbe):
-    """A `ClipProbe` that notes what it was asked: (tensor, number of steps, whether forgetting alone was looked at)."""
+    """A `ClipProbe` that notes what it was asked."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.looks: list[tuple[str, int, bool]] = []
+        self.looks: list[Look] = []
 
-    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False):
-        self.looks.append((name, len(steps), forget_only))
-        return super().look(name, shift, steps, forget_only=forget_only)
+    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+        own, shares = (
+            self.target.task,
+            {task.name: len(rows[task.name]) / len(task.labels) for task in self.tasks if task.name in rows},
+        )
+        gone = list(rows) == [own.name] and all(own.labels[k] == self.target.label for k in rows[own.name].tolist())
+        self.looks.append(Look(name, len(steps), gone, shares))
+        return super().scores_along(name, shift, steps, rows)
 
 
-def bill_of(looks: Sequence[tuple[str, int, bool]], clip: ClipModel, prices: Prices, sizes: Sizes) -> Bill:
-    """The untouched model once; then ``looks`` as `ClipProbe.look` works: the untouched tower on from the stage that it had
-    come to, up to the changed tensor's; from there on once for each step."""
-    bill, reached = sizes.everything(prices, "language"), dict[tuple[str, str], int]()
-    for name, steps, forget_only in looks:
-        which = tower_of(name)
+def kept_stages(
+    clip: ClipModel, tasks: Sequence[ZeroShot], sizes: Sizes, names: Sequence[str]
+) -> dict[tuple[str, str], list[int]]:
+    """By tower and task, the stages whose inputs `ClipProbe` keeps of the untouched model."""
+    found, left = {}, ClipProbe(clip, target_of(tasks[0].classes[0], tasks), tasks).keep_bytes
+    for which, rows in (("language", sizes.prompts), ("vision", sizes.pictures)):
+        tower = Tower(clip, which)
+        last, wanted = tower.stages - 1, sorted({tower.stage_of(name) for name in names if tower_of(name) == which} - {0})
+        for task in tasks:
+            row = tower.texts(task.prompts[:1]) if which == "language" else tower.pictures([task.pictures[0].picture()])
+            size = rows[task.name] * tower.run(row, 0, 1).x.nbytes
+            fit = [stage for stage in wanted if stage != last][: left // size]
+            left -= len(fit) * size
+            found[which, task.name] = [0, *fit, last]
+    return found
+
+
+def bill_of(
+    looks: Sequence[Look], clip: ClipModel, prices: Prices, sizes: Sizes, kept: dict[tuple[str, str], list[int]]
+) -> Bill:
+    """The untouched model once; then ``looks`` as `ClipProbe` works: from the last kept stage to the changed tensor's once,
+    from there on once for each step. A share of the pictures is the same share at other ``sizes``, though there a tensor that
+    loses is known sooner."""
+    bill = sizes.everything(prices, "language")
+    for look in looks:
+        which = tower_of(look.name)
         assert which is not None
-        stage = Tower(clip, which).stage_of(name)
-        for task in [sizes.own] if forget_only else sizes.pictures:
-            everything = (sizes.prompts if which == "language" else sizes.pictures)[task]
-            start = reached.get((which, task), 0)
-            bill.add(prices, which, task, everything, start if start <= stage else 0, stage)
-            reached[which, task] = stage
-            rows = sizes.forget if which == "vision" and forget_only else everything
-            bill.add(prices, which, task, rows * steps, stage)
+        stage = Tower(clip, which).stage_of(look.name)
+        for task, share in look.shares.items():
+            pictures = sizes.forget if look.forget_only else share * sizes.pictures[task]
+            rows = sizes.prompts[task] if which == "language" else pictures
+            bill.add(prices, which, task, rows, max(s for s in kept[which, task] if s <= stage), stage)
+            bill.add(prices, which, task, rows * look.steps, stage)
     return bill
 
 
@@ -310,38 +343,51 @@ def measured(
         "search": {"naive": {"evaluations": STEPS * len(front), **naive.to_json()}},
     }  # fmt: skip
 
-    def run(probe: Any, method: str) -> list:
+    names = [score.name for score in front]
+    kept = kept_stages(clip, tasks, sizes, names)
+
+    def run(probe: Any, method: str) -> list[Curve]:
         asked = config.search.merged({"method": method})
         assert probe.base().fa1 == 1.0, "control: the model knows the concept"
         return [search(probe, score, g_f[score.name], asked) for score in front]
+
+    def chosen(probe: ClipProbe, method: str) -> tuple[list[Curve], Curve]:
+        probe.prepare(names)
+        found = run(probe, method)
+        return found, best(probe, found, g_f, probe.base(), config.search)
 
     curves, looks = {}, {}
     for method in ("reference", "grid"):
         peak_memory(reset=True)
         probe = Noted(clip, target, tasks)
-        spent, curves[method] = seconds(lambda m=method, p=probe: run(p, m))
+        spent, curves[method] = seconds(lambda m=method, p=probe: chosen(p, m))
         looks[method] = list(probe.looks)
-        bill = bill_of(looks[method], clip, prices, sizes)
+        bill = bill_of(looks[method], clip, prices, sizes, kept)
         result["search"][method] = {
             **bill.to_json(), "times fewer FLOPs": naive.flops / bill.flops, "seconds": spent, "MiB at most": peak_memory(),
-            "forgotten on": sum(curve.chosen is not None for curve in curves[method]),
+            "forgotten on": sum(curve.chosen is not None for curve in curves[method][0]),
+            "share of the pictures looked at": [curve.seen for curve in curves[method][0]],
         }  # fmt: skip
 
-    assert any(curve.chosen for curve in curves["grid"]), "control: some tensor forgets"
     rival = Naive(clip, target, tasks)
     result["step"] = stepped(clip, front, g_f, rival, probe)
     once = max(each["naive seconds"] for each in result["step"].values())
     result["search"]["naive"]["seconds, one evaluation times their number"] = once * STEPS * len(front)
     if in_full:
         result["search"]["naive"]["seconds"], other = seconds(lambda: run(rival, "reference"))
-        assert other == curves["reference"], "the two searches saw other outcomes"
-        full = counted(lambda: run(Noted(clip, target, tasks), "grid"))
+        ours, first = curves["reference"]
+        assert all((a.rho, a.forget, a.chosen) == (b.rho, b.forget, b.chosen) for a, b in zip(ours, other, strict=True))
+        base = rival.now()
+        theirs = max((c for c in other if c.outcome), key=lambda c: (c.outcome.kept(base), -c.chosen))
+        assert (first.score, first.outcome) == (theirs.score, theirs.outcome), "the two searches saw other outcomes"
+        full = counted(lambda: chosen(Noted(clip, target, tasks), "grid"))
         assert abs(full / (result["search"]["grid"]["TFLOP"] * 1e12) - 1) < 0.02, (
             "the count stage by stage is not the counter's"
         )
     else:
         paper = Sizes(PAPER["pictures"], PAPER["prompts"], PAPER["forget"], "identity")
-        there = {method: bill_of(each, clip, prices, paper).flops for method, each in looks.items()}
+        kept = kept_stages(clip, tasks, paper, names)
+        there = {method: bill_of(each, clip, prices, paper, kept).flops for method, each in looks.items()}
         there["naive"] = paper.everything(prices, "padded").times(STEPS * len(front)).flops
         result["TFLOP at the paper's sizes"] = {**vars(paper), **{name: flops / 1e12 for name, flops in there.items()}}
     return result

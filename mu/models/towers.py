@@ -48,6 +48,15 @@ class Hidden:
     def __getitem__(self, rows: Tensor) -> Hidden:
         return Hidden(self.x[rows], self.ends[rows])
 
+    def leaving(self) -> Hidden:
+        """With each row's last token alone, which is all that the last stage reads."""
+        x = self.x[torch.arange(len(self.x), device=self.x.device), self.ends]
+        return Hidden(x[:, None], torch.zeros_like(self.ends))
+
+    @staticmethod
+    def cat(parts: Sequence[Hidden]) -> Hidden:
+        return Hidden(torch.cat([part.x for part in parts]), torch.cat([part.ends for part in parts]))
+
 
 class Tower:
     """Stage 0 embeds, stages 1 .. L are the blocks, stage L + 1 normalises and projects to unit vectors (n, d).
@@ -93,8 +102,7 @@ class Tower:
     def leave(self, hidden: Hidden) -> Tensor:
         """The last stage: unit vectors (n, d) in float32."""
         norm = self.trunk.final_layer_norm if self.which == "language" else self.trunk.post_layernorm
-        pooled = hidden.x[torch.arange(len(hidden.x), device=hidden.x.device), hidden.ends]
-        return F.normalize(self.projection(norm(pooled)).float(), dim=-1)
+        return F.normalize(self.projection(norm(hidden.leaving().x[:, 0])).float(), dim=-1)
 
     def features(self, hidden: Hidden, start: int = 0) -> Tensor:
         """From stage ``start`` to the end: (n, d)."""

@@ -20,7 +20,7 @@ from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfi
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
-from mu.algorithms.single_layer_unlearning_gradient.probe import AnswerProbe, ClipProbe, Outcome, _drawn, outcome
+from mu.algorithms.single_layer_unlearning_gradient.probe import AnswerProbe, ClipProbe, Outcome, Probe, Rows, Tally, _drawn
 from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     Curve,
     best,
@@ -37,6 +37,7 @@ from mu.evaluation.zero_shot import Target, ZeroShot, canvas_tasks, target_of
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
 from mu.models.parameters import find_module, find_parameter, select
+from mu.models.towers import Tower
 
 EXCLUDE = SlugConfig().layers.exclude
 SMALL = {"data": {"n_forget": 48, "n_retain": 64, "per_class": 6}, "search": {"steps": 8}, "layers": {"max_front": 2}}
@@ -242,19 +243,66 @@ def test_nothing_forgets_is_a_loud_error(clip: ClipModel) -> None:
     with pytest.raises(EditError, match=r"no step made fa1 fall to 0; tried .*raise search.rho_max"):
         method(["star"], search={"rho_max": 0.005, "steps": 2}).find_edit()
     with pytest.raises(EditError, match=r"lower search\.retained"):
-        best([at(0.5)], at(1.0).outcome, SearchConfig(retained=0.9))
+        Told(w=(0.5, 0.5)).best(retained=0.9)
 
 
-def at(*retained: float, rho: float = 1.0) -> Any:
-    """A curve that ends with these retained accuracies."""
-    outcome = Outcome(0.0, 0.0, dict(enumerate(map(float, retained))))  # type: ignore[arg-type]
-    return Curve(LayerScore("name", 1.0, 0.0, 1.0, 1.0), [rho], [0.0], rho, outcome)
+class Told(Probe):
+    """Of each tensor, the share of two tasks' hundred pictures that it keeps. ``looked`` tells how many were asked about."""
+
+    def __init__(self, base: tuple[float, float] = (1.0, 1.0), rho: Sequence[float] = (), **kept: tuple[float, float]):
+        tasks = [ZeroShot(name, ("gone", "stays"), ("{}",), [], (0,) * 4 + (1,) * 100) for name in ("one", "two")]
+        super().__init__(Target("gone", tasks[0], 0), [tasks[0], replace(tasks[1], beyond=frozenset({0}))])
+        self.kept, self.looked = kept, dict.fromkeys(kept, 0)
+        self.untouched = Outcome(1.0, 1.0, dict(zip(("one", "two"), base, strict=True)))
+        self.curves = [
+            Curve(LayerScore(name, 1.0, 0.0, 1.0, 1.0), [step], [0.0], step, Outcome(0.0, 0.0, {}))
+            for name, step in zip(kept, rho or [1.0] * len(kept), strict=True)
+        ]
+
+    def scores(self, rows: Rows) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+        self.looked[name] += sum(map(len, rows.values()))
+        found = {}
+        for task, share in zip(("one", "two"), self.kept[name], strict=True):
+            if task in rows:
+                assert rows[task].min() >= 4, "what is forgotten is no part of what stays"
+                right = (torch.arange(104) * 37 % 100 < round(100 * share)).float()[rows[task] - 4]
+                found[task] = torch.stack([0.5 - right, right - 0.5], dim=1)
+        return [found]
+
+    def best(self, **settings: Any) -> Curve:
+        directions = dict.fromkeys(self.kept, torch.ones(1))
+        return best(self, self.curves, directions, self.untouched, SearchConfig(**settings))
 
 
 def test_what_one_task_gains_does_not_make_up_for_what_another_loses() -> None:
-    base = at(0.90, 1.0).outcome
-    assert best([at(1.00, 0.95), at(0.90, 0.97)], base, SearchConfig()).outcome == at(0.90, 0.97).outcome
-    assert best([at(0.90, 1.0, rho=2.0), at(0.90, 1.0)], base, SearchConfig()).chosen == 1.0, "among equals the smaller step"
+    chosen = Told((0.90, 1.0), a=(1.00, 0.95), b=(0.90, 0.97)).best()
+    assert chosen.score.name == "b"
+    assert chosen.outcome is not None
+    assert chosen.outcome.retained == pytest.approx({"one": 0.90, "two": 0.97})
+    assert Told(rho=(2.0, 1.0), a=(0.9, 1.0), b=(0.9, 1.0)).best().chosen == 1.0, "among equals the smaller step"
+
+
+def test_the_best_tensor_is_found_without_looking_at_all_that_the_others_keep() -> None:
+    """Against all shares of all tensors: the same choice, and what lost early was hardly looked at."""
+    rng = random.Random(3)
+    for _ in range(30):
+        shares = {name: (rng.randint(60, 100) / 100, rng.randint(60, 100) / 100) for name in "abcd"}
+        probe = Told(**shares)
+        chosen = probe.best()
+        assert sum(shares[chosen.score.name]) == max(map(sum, shares.values()))
+        assert probe.looked[chosen.score.name] == 200, "what is told of it is told of all pictures"
+        assert chosen.seen == 1.0
+        assert chosen.outcome is not None
+        assert list(chosen.outcome.retained.values()) == pytest.approx(shares[chosen.score.name])
+    clear = Told(a=(0.5, 0.6), b=(0.7, 0.5), c=(1.0, 1.0))
+    assert clear.best().score.name == "c"
+    assert (clear.looked["c"], clear.looked["a"] <= 35, clear.looked["b"] <= 35) == (200, True, True)
+    level = Told(a=(0.9, 0.9), b=(0.9, 0.9))
+    level.best()
+    assert min(level.looked.values()) > 150, "control: where nothing parts them all must be seen"
 
 
 def test_the_grid_looks_no_further_than_it_must() -> None:
@@ -271,10 +319,12 @@ def test_the_grid_looks_no_further_than_it_must() -> None:
     assert len(seen) < 16
 
 
-def test_a_probes_outcomes_are_those_of_the_changed_model(clip: ClipModel) -> None:
+@pytest.mark.parametrize("keep_bytes", [2**30, 0])
+def test_a_probes_outcomes_are_those_of_the_changed_model(keep_bytes: int, clip: ClipModel, monkeypatch) -> None:
     """The cached path against classifying anew with the tensor changed."""
     tasks = canvas_tasks(2, 7)
-    probe = ClipProbe(clip, target_of("star", tasks), tasks)
+    probe = ClipProbe(clip, target_of("star", tasks), tasks, keep_bytes=keep_bytes)
+    probe.prepare(["vision_model.encoder.layers.2.mlp.fc1.weight", "text_encoder.encoder.layers.0.mlp.fc2.weight"])
     base = probe.base()
     assert base == probe.now()
     assert base.fa1 == 1.0
@@ -296,7 +346,18 @@ def test_a_probes_outcomes_are_those_of_the_changed_model(clip: ClipModel) -> No
             with torch.no_grad():
                 parameter.copy_(kept)
         assert probe.look(name, shift, [2.0], forget_only=True)[0].fa1 == found[1].fa1
+        tally = Tally(probe.target, tasks)
+        for rows in probe.portions(name):
+            tally.add(probe.scores_along(name, shift, [2.0], rows)[0], rows)
+        assert tally.outcome().retained == tally.outcome(at_best=True).retained == found[1].retained
         assert found[1] != base, "control: the step matters"
+
+    begun: list[int] = []
+    run = Tower.run
+    monkeypatch.setattr(Tower, "run", lambda tower, hidden, start, stop: begun.append(start) or run(tower, hidden, start, stop))
+    parameter = find_parameter(clip, "vision_model.encoder.layers.2.mlp.fc1.weight")
+    probe.look("vision_model.encoder.layers.2.mlp.fc1.weight", torch.zeros_like(parameter), [1.0])
+    assert min(begun) == (3 if keep_bytes else 0), "what it was told of goes on from where the untouched model was"
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
@@ -357,7 +418,7 @@ def test_what_is_erased_together_does_not_count_as_retained() -> None:
     seen, rows = torch.eye(4)[torch.tensor([1, 1, 0, 0, 2, 3, 3, 3])], torch.arange(8)
 
     def retained(task: ZeroShot, seen: Tensor = seen) -> float:
-        return outcome({"identity": seen}, Target("a", task, 0), [task], {"identity": rows}).retained["identity"]
+        return Tally(Target("a", task, 0), [task]).add({"identity": seen}, {"identity": rows}).outcome().retained["identity"]
 
     assert retained(people) == pytest.approx((0.5 + 1) / 2)
     assert retained(alone) == retained(unmarked) == pytest.approx((0 + 0.5 + 1) / 3), "one concept on its own: as ever"
@@ -416,7 +477,7 @@ def test_a_vision_language_model_is_asked_a_few_at_a_time_what_it_is_asked_elsew
     people = ZeroShot(task, ("a", "b"), ("{}",), shown, (0, 1, 0, 0, 0))
     probe = AnswerProbe(model, Target("a", people, 0), [people])  # type: ignore[arg-type]
     monkeypatch.setattr(AnswerProbe, "rows_at_once", 2)
-    assert probe.scores(people, torch.arange(5)).argmax(dim=1).tolist() == [0, 1, 0, 1, 0]
+    assert probe.scores_of(people, torch.arange(5)).argmax(dim=1).tolist() == [0, 1, 0, 1, 0]
     assert asked == [(2, 2, 2), (2, 4, 2), (1, 5, 1)], "each batch is opened when its turn comes"
     assert (probe.base().fa1, probe.base().retained) == (0.75, {task: 1.0})
     monkeypatch.setattr(model, "answer", lambda pictures, *_, **__: ["a, or B"] * len(pictures))
@@ -542,13 +603,19 @@ def test_preconditioning_needs_pairs_and_a_linear_layer(clip: ClipModel, tmp_pat
 # -- what a search must not get wrong ----------------------------------------------------------------------------------------
 
 
-class Seen:
+class Seen(Probe):
     """A probe of a made-up curve: the concept is gone between two steps alone."""
 
     at_once = 16
 
     def __init__(self, low: float, high: float):
         self.low, self.high = low, high
+
+    def scores(self, rows: Rows) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+        raise NotImplementedError
 
     def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
         return [Outcome(0.0 if self.low <= step <= self.high else 1.0, 1.0, {"rest": 1.0}) for step in steps]

@@ -198,17 +198,18 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
 
     def _search(self, probe: Probe, target: Target, g_f: Gradients, g_r: Gradients, directions: Gradients, parameters, run):
         scores, curves = layer_scores(parameters, g_f, g_r), list[Curve]()
+        chosen = to_search(self.clip, scores, None if self.config.layers.names else self.config.layers.max_front)
+        probe.prepare([score.name for score in chosen])
         base = probe.base()
         if getattr(base, self.config.search.criterion) <= self.config.search.target:
             raise EditError(
                 f"{self.model.name!r} does not know {target.concept!r} (forget accuracy {base.fa1:.2f}): it was erased before, or never there"
             )
-        chosen = to_search(self.clip, scores, None if self.config.layers.names else self.config.layers.max_front)
         with progress_bar(f"search {target.concept}", len(chosen)) as advance:
             for score in chosen:
                 curves.append(search(probe, score, directions[score.name], self.config.search))
                 advance(len(curves), score.name)
-        curve = best(curves, base, self.config.search)
+        curve = best(probe, curves, directions, base, self.config.search)
         assert curve.chosen is not None and curve.outcome is not None
         shift = curve.score.step(curve.chosen) * directions[curve.score.name]
         log.info(
@@ -228,7 +229,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             "layers": [{**asdict(score), "tower": tower_of(score.name), "front": score.name in front} for score in scores.values()],
             "curves": [
                 {"name": c.score.name, "rho": c.rho, self.config.search.criterion: c.forget, "chosen": c.chosen,
-                 "outcome": asdict(c.outcome) if c.outcome else None} for c in curves
+                 "outcome": asdict(c.outcome) if c.outcome else None, "seen": c.seen} for c in curves
             ],
         })  # fmt: skip
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,15 +20,17 @@ from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.judge import Judge
 from mu.models.parameters import find_parameter
-from mu.models.towers import Hidden, Tower, tower_of
+from mu.models.towers import COMPONENTS, Hidden, Tower, Which, tower_of
 from mu.models.vision_language import VisionLanguageModel
+
+Rows = Mapping[str, Tensor]
+"""Of each task, by name: the numbers (n,) of the pictures that are looked at."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """``fa1``, ``fa5``: accuracy on the forgotten class. ``retained``: macro accuracy at 1 over the other classes of its task,
-    and over all classes of each other task, by task, without those that are `ZeroShot.beyond`; empty where only forgetting was
-    looked at."""
+    and over all classes of each other task, by task, without those that are `ZeroShot.beyond`; tasks not looked at are missing."""
 
     fa1: float
     fa5: float
@@ -45,168 +46,227 @@ class Outcome:
         return sum(shares) / max(len(shares), 1)
 
 
-class Probe(Protocol):
-    """``look(name, shift, steps)``: one outcome for each ``parameter + step * shift``. ``forget_only`` looks at less.
-    ``base()``: of the model untouched, and to be asked while it is; ``now()``: of the model with whatever is on it.
-    ``at_once`` is how many steps are worth a look before it is known whether one of them forgets."""
-
-    at_once: int
-
-    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]: ...
-    def base(self) -> Outcome: ...
-    def now(self, *, forget_only: bool = False) -> Outcome: ...
+def stays(task: ZeroShot, target: Target) -> Tensor:
+    """(n,) bool: the task's pictures of classes that are to stay."""
+    labels, gone = torch.tensor(task.labels), set(task.beyond) | ({target.label} if task is target.task else set())
+    return ~torch.isin(labels, labels.new_tensor(sorted(gone)))
 
 
-def outcome(scores: Mapping[str, Tensor], target: Target, tasks: Sequence[ZeroShot], rows: Mapping[str, Tensor]) -> Outcome:
-    """From logits (n, c) of each task's pictures ``rows`` (indices)."""
-    forgotten, retained = {}, {}
-    for task in tasks:
-        if task.name not in scores:
-            continue
-        labels = torch.tensor(task.labels, device=scores[task.name].device)[rows[task.name]]
-        classes = scores[task.name].shape[1]
-        right = {k: hits(scores[task.name], labels, k if k < classes else 1) for k in (1, 5)}
-        gone = labels == target.label if task is target.task else torch.zeros_like(labels, dtype=torch.bool)
-        if gone.any():
-            forgotten = {k: float(each[gone].mean()) for k, each in right.items()}
-        counted = ~gone & ~torch.isin(labels, labels.new_tensor(sorted(task.beyond)))
-        if counted.any():
-            kept = labels[counted]
-            retained[task.name] = sum(float(right[1][counted][kept == label].mean()) for label in kept.unique()) / len(
-                kept.unique()
-            )
-    return Outcome(forgotten[1], forgotten[5], retained)
+class Tally:
+    """Which pictures of each task were classified right so far; of the others nothing is known yet."""
+
+    def __init__(self, target: Target, tasks: Sequence[ZeroShot]):
+        self.target, self.tasks = target, tasks
+        self.right = {task.name: torch.full((2, len(task.labels)), torch.nan) for task in tasks}
+
+    def add(self, scores: Mapping[str, Tensor], rows: Rows) -> Tally:
+        """Logits (n, c) of the pictures ``rows`` of each task, at 1 and at 5 (at 1 twice where there are fewer classes)."""
+        for task in self.tasks:
+            if task.name in scores:
+                found, seen = scores[task.name], rows[task.name]
+                labels, classes = torch.tensor(task.labels, device=found.device)[seen], found.shape[1]
+                right = torch.stack([hits(found, labels, k if k < classes else 1) for k in (1, 5)])
+                self.right[task.name][:, seen.cpu()] = right.cpu()
+        return self
+
+    def outcome(self, *, at_best: bool = False) -> Outcome:
+        """Of what was looked at; ``at_best``: retained accuracies as if all other pictures were classified right."""
+        forgotten, retained = torch.full((2,), torch.nan), {}
+        for task in self.tasks:
+            labels, right, counted = torch.tensor(task.labels), self.right[task.name], stays(task, self.target)
+            if task is self.target.task:
+                forgotten = right[:, labels == self.target.label].nanmean(dim=1)
+            if not at_best:
+                counted &= ~right[0].isnan()
+            if counted.any():
+                pictures = labels[counted].bincount()
+                known = labels[counted].bincount(weights=right[0, counted].nan_to_num(1.0).double())
+                retained[task.name] = float((known / pictures)[pictures > 0].mean())
+        return Outcome(float(forgotten[0]), float(forgotten[1]), retained)
 
 
-class ClipProbe:
-    """CLIP's zero-shot classification. The tower that does not change is encoded once; of the other, the input of the
-    changed stage is kept, so that K steps cost K times one stage and what follows it, and tensors in the order of
-    their stages cost one pass of the untouched tower between them."""
+class Probe(ABC):
+    """Looks at a model with one tensor changed. ``at_once`` is how many steps are worth a look before it is known whether one of
+    them forgets, ``PORTION`` how many retained pictures before it is asked whether a step can still be the best."""
 
     at_once = 4
+    PORTION = 32
 
-    def __init__(self, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], rows_at_once: int = 256):
-        self.clip, self.target, self.tasks, self.rows_at_once = clip, target, tasks, rows_at_once
-        self.towers = {which: Tower(clip, which) for which in ("vision", "language")}
-        self._reached: dict[tuple[str, str], tuple[int, Hidden]] = {}
+    def __init__(self, target: Target, tasks: Sequence[ZeroShot]):
+        self.target, self.tasks = target, tasks
+
+    @abstractmethod
+    def scores(self, rows: Rows) -> dict[str, Tensor]:
+        """Logits (n, c) of the pictures ``rows`` of each task, from the model as it is."""
+
+    @abstractmethod
+    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+        """The same for each ``parameter + step * shift``."""
+
+    def prepare(self, names: Collection[str]) -> None:  # noqa: B027  # most have nothing to prepare
+        """Told before `base` which parameters will be looked at."""
+
+    def base(self) -> Outcome:
+        """Of the model untouched, and to be asked while it is."""
+        return self.now()
+
+    def now(self, *, forget_only: bool = False) -> Outcome:
+        """Of the model with whatever is on it."""
+        rows = self._rows(forget_only)
+        return Tally(self.target, self.tasks).add(self.scores(rows), rows).outcome()
+
+    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
+        """One for each step; ``forget_only``: of the forgotten class alone."""
+        rows = self._rows(forget_only)
+        found = self.scores_along(name, shift, steps, rows)
+        return [Tally(self.target, self.tasks).add(each, rows).outcome() for each in found]
+
+    def portions(self, name: str) -> list[Rows]:
+        """The pictures that are to stay, in portions that hold their share of every task; ``name`` is the changed parameter."""
+        rows = self._staying()
+        n = -(-sum(map(len, rows.values())) // self.PORTION)
+        return [{task: each[k::n] for task, each in rows.items() if len(each[k::n])} for k in range(n)]
+
+    def _staying(self) -> Rows:
+        rows = {task.name: stays(task, self.target).nonzero()[:, 0] for task in self.tasks}
+        return {task: each for task, each in rows.items() if len(each)}
+
+    def _rows(self, forget_only: bool) -> Rows:
+        if not forget_only:
+            return {task.name: torch.arange(len(task.labels)) for task in self.tasks}
+        task = self.target.task
+        return {task.name: (torch.tensor(task.labels) == self.target.label).nonzero()[:, 0]}
+
+
+class ClipProbe(Probe):
+    """CLIP's zero-shot classification. The untouched model is encoded once; of the tower that changes, the input of the
+    changed stage is kept, so that K steps cost K times that stage and what follows it.
+
+    Kept are the inputs of the stages that `prepare` was told of, of all pictures and prompts, up to ``keep_bytes``: beyond it the
+    untouched tower runs again from the last stage kept. The last stage needs one token of each row and is always kept.
+    """
+
+    def __init__(
+        self, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], rows_at_once: int = 256, keep_bytes: int = 2**30
+    ):
+        super().__init__(target, tasks)
+        self.clip, self.rows_at_once, self.keep_bytes = clip, rows_at_once, keep_bytes
+        self.towers = {which: Tower(clip, which) for which in COMPONENTS}
+        self._stages: set[tuple[Which, int]] = set()
+        self._kept: dict[tuple[Which, str, int], Hidden] = {}
+
+    def prepare(self, names: Collection[str]) -> None:
+        for name in names:
+            which = tower_of(name)
+            assert which is not None, "candidates are in towers"
+            self._stages.add((which, self.towers[which].stage_of(name)))
 
     @cached_property
-    def _inputs(self) -> dict[str, dict[str, Hidden]]:
+    def _inputs(self) -> dict[Which, dict[str, Hidden]]:
         """Of both towers, each task's."""
         return {
-            "vision": {t.name: self.towers["vision"].pictures(p.picture() for p in t.pictures) for t in self.tasks},
             "language": {t.name: self.towers["language"].texts(t.prompts) for t in self.tasks},
+            "vision": {t.name: self.towers["vision"].pictures(p.picture() for p in t.pictures) for t in self.tasks},
         }
 
     @cached_property
-    def _features(self) -> dict[str, dict[str, Tensor]]:
+    def _features(self) -> dict[Which, dict[str, Tensor]]:
+        """Unit vectors (n, d) of the untouched model's towers; on the way the states that are kept."""
         with torch.no_grad():
-            return {which: {name: self._encoded(which, h) for name, h in each.items()} for which, each in self._inputs.items()}
+            return {which: {task: self._untouched(which, task) for task in each} for which, each in self._inputs.items()}
 
-    def _encoded(self, which: str, hidden: Hidden) -> Tensor:
-        rows = torch.arange(len(hidden.x), device=hidden.x.device).split(self.rows_at_once)
-        return torch.cat([self.towers[which].features(hidden[part]) for part in rows])
+    def _untouched(self, which: Which, task: str) -> Tensor:
+        tower, inputs, features = self.towers[which], self._inputs[which][task], list[Tensor]()
+        last, size = tower.stages - 1, len(inputs.x) * tower.run(inputs[torch.arange(1)], 0, 1).x.nbytes
+        stages = sorted({stage for of, stage in self._stages if of == which} - {0, last})[: self.keep_bytes // size]
+        self.keep_bytes -= len(stages) * size
+        states: dict[int, list[Hidden]] = {stage: [] for stage in (*stages, last)}
+        for part in self._parts(inputs):
+            hidden, at = inputs[part], 0
+            for stage, kept in states.items():
+                hidden, at = tower.run(hidden, at, stage), stage
+                kept.append(hidden.leaving() if stage == last else hidden)
+            features.append(tower.leave(hidden))
+        self._kept |= {(which, task, stage): Hidden.cat(kept) for stage, kept in states.items()}
+        return torch.cat(features)
+
+    def base(self) -> Outcome:
+        seen, rows = self._features, self._rows(forget_only=False)
+        scores = {t.name: logits(seen["vision"][t.name], t.weights(seen["language"][t.name])) for t in self.tasks}
+        return Tally(self.target, self.tasks).add(scores, rows).outcome()
 
     @torch.no_grad()
-    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
+    def scores(self, rows: Rows) -> dict[str, Tensor]:
+        found = {}
+        for task in (task for task in self.tasks if task.name in rows):
+            pictures, texts = self._inputs["vision"][task.name][rows[task.name]], self._inputs["language"][task.name]
+            found[task.name] = logits(self._encoded("vision", pictures), task.weights(self._encoded("language", texts)))
+        return found
+
+    @torch.no_grad()
+    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+        which = tower_of(name)
+        assert which is not None, "candidates are in towers"
+        found: list[dict[str, Tensor]] = [{} for _ in steps]
+        untouched = self._features
+        for task in (task for task in self.tasks if task.name in rows):
+            chosen = rows[task.name]
+            changed = self._changed(name, shift, steps, task.name, chosen if which == "vision" else None)
+            if which == "vision":
+                each = logits(changed, task.weights(untouched["language"][task.name]))
+            else:
+                each = logits(untouched["vision"][task.name][chosen], task.weights(changed))
+            for scores, values in zip(found, each, strict=True):
+                scores[task.name] = values
+        return found
+
+    def portions(self, name: str) -> list[Rows]:
+        """Of a text tensor one for each task: every picture needs all of its prompts."""
+        if tower_of(name) == "vision":
+            return super().portions(name)
+        return [{task: rows} for task, rows in self._staying().items()]
+
+    def _changed(self, name: str, shift: Tensor, steps: Sequence[float], task: str, rows: Tensor | None) -> Tensor:
+        """Unit vectors (K, n, d) of ``rows`` (None: all) for each of K ``steps``."""
         which = tower_of(name)
         assert which is not None, "candidates are in towers"
         tower, parameter = self.towers[which], find_parameter(self.clip, name)
-        stage = tower.stage_of(name)
-        scores: list[dict[str, Tensor]] = [{} for _ in steps]
-        rows = {task.name: self._rows(task, forget_only) for task in self.tasks}
-        for task in self.tasks:
-            if forget_only and task is not self.target.task:
-                continue
-            hidden = self._entering(tower, task, stage)
-            kept = self._features["language" if which == "vision" else "vision"][task.name]
-            if which == "vision":
-                hidden = hidden[rows[task.name]]
-            changed = torch.cat(list(self._along(tower, hidden, parameter, stage, shift, steps)), dim=1)
-            if which == "vision":
-                found = logits(changed, task.weights(kept))
-            else:
-                found = logits(kept[rows[task.name]], task.weights(changed))
-            for each, values in zip(scores, found, strict=True):
-                each[task.name] = values
-        return [outcome(each, self.target, self.tasks, rows) for each in scores]
+        stage, outputs = tower.stage_of(name), list[Tensor]()
+        start = max((s for of, t, s in self._kept if (of, t) == (which, task) and s <= stage), default=0)
+        hidden = self._kept[which, task, start] if start else self._inputs[which][task]
+        hidden = hidden if rows is None else hidden[rows]
+        for part in self._parts(hidden, len(steps)):
+            outputs.append(tower.along(tower.run(hidden[part], start, stage), parameter, stage, shift, steps))
+        return torch.cat(outputs, dim=1)
 
-    def _along(
-        self, tower: Tower, hidden: Hidden, parameter, stage: int, shift: Tensor, steps: Sequence[float]
-    ) -> Iterator[Tensor]:
-        few = max(1, self.rows_at_once // len(steps))
-        for part in torch.arange(len(hidden.x), device=hidden.x.device).split(few):
-            yield tower.along(hidden[part], parameter, stage, shift, steps)
+    def _encoded(self, which: Which, hidden: Hidden) -> Tensor:
+        return torch.cat([self.towers[which].features(hidden[part]) for part in self._parts(hidden)])
 
-    def _entering(self, tower: Tower, task: ZeroShot, stage: int) -> Hidden:
-        """What enters ``stage`` for all rows of ``task``, from the last stage asked for where that was not a later one."""
-        start, hidden = self._reached.get((tower.which, task.name), (0, self._inputs[tower.which][task.name]))
-        if start > stage:
-            start, hidden = 0, self._inputs[tower.which][task.name]
-        if start < stage:
-            parts = torch.arange(len(hidden.x), device=hidden.x.device).split(self.rows_at_once)
-            hidden = Hidden(torch.cat([tower.run(hidden[part], start, stage).x for part in parts]), hidden.ends)
-        self._reached[tower.which, task.name] = stage, hidden
-        return hidden
-
-    def _rows(self, task: ZeroShot, forget_only: bool) -> Tensor:
-        labels = torch.tensor(task.labels, device=self.clip.device)
-        if forget_only and task is self.target.task:
-            return (labels == self.target.label).nonzero()[:, 0]
-        return torch.arange(len(labels), device=self.clip.device)
-
-    def base(self) -> Outcome:
-        seen, rows = self._features, {task.name: self._rows(task, False) for task in self.tasks}
-        scores = {t.name: logits(seen["vision"][t.name], t.weights(seen["language"][t.name])) for t in self.tasks}
-        return outcome(scores, self.target, self.tasks, rows)
-
-    @torch.no_grad()
-    def now(self, *, forget_only: bool = False) -> Outcome:
-        tasks = [self.target.task] if forget_only else self.tasks
-        scores, rows = {}, {task.name: self._rows(task, forget_only) for task in tasks}
-        for task in tasks:
-            inputs = {
-                "vision": self._inputs["vision"][task.name][rows[task.name]],
-                "language": self._inputs["language"][task.name],
-            }
-            seen = {which: self._encoded(which, hidden) for which, hidden in inputs.items()}
-            scores[task.name] = logits(seen["vision"], task.weights(seen["language"]))
-        return outcome(scores, self.target, tasks, rows)
+    def _parts(self, hidden: Hidden, copies: int = 1) -> Sequence[Tensor]:
+        return torch.arange(len(hidden.x), device=hidden.x.device).split(max(1, self.rows_at_once // copies))
 
 
-class _Outputs(ABC):
+class _Outputs(Probe):
     """A probe of a model that uses one of CLIP's towers, by what it gives out: each step is one batch of outputs."""
 
-    at_once = 4
-
     def __init__(self, model: DiffusionModel | VisionLanguageModel, target: Target, tasks: Sequence[ZeroShot]):
-        self.model, self.target, self.tasks = model, target, tasks
+        super().__init__(target, tasks)
+        self.model = model
 
     @abstractmethod
-    def scores(self, task: ZeroShot, rows: Tensor) -> Tensor:
+    def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         """(n, c) for the outputs ``rows`` of the task: a picture of each, or an answer about each."""
 
-    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
-        outcomes = []
+    @torch.no_grad()
+    def scores(self, rows: Rows) -> dict[str, Tensor]:
+        return {task.name: self.scores_of(task, rows[task.name]) for task in self.tasks if task.name in rows}
+
+    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+        found = []
         for step in steps:
             with shifted(self.model, {name: step * shift}):
-                outcomes.append(self._outcome(forget_only))
-        return outcomes
-
-    def base(self) -> Outcome:
-        return self._outcome(forget_only=False)
-
-    def now(self, *, forget_only: bool = False) -> Outcome:
-        return self._outcome(forget_only)
-
-    @torch.no_grad()
-    def _outcome(self, forget_only: bool) -> Outcome:
-        tasks = [self.target.task] if forget_only else self.tasks
-        rows = {task.name: torch.arange(len(task.labels)) for task in tasks}
-        if forget_only:
-            rows[self.target.task.name] = (torch.tensor(self.target.task.labels) == self.target.label).nonzero()[:, 0]
-        scores = {task.name: self.scores(task, rows[task.name]) for task in tasks}
-        return outcome(scores, self.target, tasks, rows)
+                found.append(self.scores(rows))
+        return found
 
 
 class PictureProbe(_Outputs):
@@ -222,7 +282,7 @@ class PictureProbe(_Outputs):
         super().__init__(model, replace(target, task=own), drawn)
         self.clip, self.settings, self.seed, self.judge = clip, settings, seed, judge
 
-    def scores(self, task: ZeroShot, rows: Tensor) -> Tensor:
+    def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, DiffusionModel)
         templates = self.settings.templates.get(task.name) or task.templates[:1]
         chosen = rows.tolist()
@@ -252,7 +312,7 @@ class AnswerProbe(_Outputs):
 
     rows_at_once = 32
 
-    def scores(self, task: ZeroShot, rows: Tensor) -> Tensor:
+    def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, VisionLanguageModel)
         question, *_ = QUESTIONS.get(task.name, QUESTIONS["object"])
         answers: list[str] = []

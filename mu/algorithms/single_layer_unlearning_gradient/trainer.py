@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, SearchConfig
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore
-from mu.algorithms.single_layer_unlearning_gradient.probe import Outcome, Probe
+from mu.algorithms.single_layer_unlearning_gradient.probe import Outcome, Probe, Tally
 from mu.core.errors import EditError
 from mu.models.clip import ClipModel
 from mu.models.contrastive import Captioned, Objective, batch_gradients, mean_gradients
@@ -57,39 +57,43 @@ def gradients(
 
 @dataclass
 class Curve:
-    """What was seen along one tensor: steps (rho) and forget accuracies; the step that was chosen, and what stays there."""
+    """What was seen along one tensor: steps (rho) and forget accuracies; the step that was chosen, and what stays there.
+
+    ``seen``: share of the retained pictures that were looked at there; of those that were not, ``outcome`` has none as lost.
+    """
 
     score: LayerScore
     rho: list[float] = field(default_factory=list)
     forget: list[float] = field(default_factory=list)
     chosen: float | None = None
     outcome: Outcome | None = None
+    seen: float = 0.0
 
     def note(self, rho: float, forget: float) -> None:
         self.rho.append(rho)
         self.forget.append(forget)
 
 
-def search(probe: Probe, score: LayerScore, g_f: Tensor, settings: SearchConfig) -> Curve:
+def search(probe: Probe, score: LayerScore, direction: Tensor, settings: SearchConfig) -> Curve:
     """The smallest step seen at which the concept is gone, times ``margin``; ``chosen`` is None where there is none.
 
-    A curve can come back: where the concept is not gone at the enlarged step, the step itself is chosen.
+    A curve can come back: where the concept is not gone at the enlarged step, the step itself is chosen. What stays there is
+    not looked at yet: see `best`.
     """
-    curve = Curve(score)
+    curve, found = Curve(score), dict[float, Outcome]()
 
     def gone(rhos: Sequence[float]) -> list[bool]:
-        found = probe.look(score.name, g_f, [score.step(rho) for rho in rhos], forget_only=True)
-        for rho, seen in zip(rhos, found, strict=True):
-            curve.note(rho, getattr(seen, settings.criterion))
-        return [getattr(seen, settings.criterion) <= settings.target for seen in found]
+        seen = probe.look(score.name, direction, [score.step(rho) for rho in rhos], forget_only=True)
+        found.update(zip(rhos, seen, strict=True))
+        return [getattr(each, settings.criterion) <= settings.target for each in seen]
 
     smallest = bisect(gone) if settings.method == "reference" else grid(gone, settings, probe.at_once)
-    if smallest is None:
-        return curve
-    for rho in dict.fromkeys((smallest * settings.margin, smallest)):
-        curve.chosen, curve.outcome = rho, probe.look(score.name, g_f, [score.step(rho)])[0]
-        if getattr(curve.outcome, settings.criterion) <= settings.target:
-            break
+    for rho, seen in found.items():
+        curve.note(rho, getattr(seen, settings.criterion))
+    if smallest is not None:
+        enlarged = smallest * settings.margin
+        curve.chosen = enlarged if enlarged == smallest or gone([enlarged])[0] else smallest
+        curve.outcome = found[curve.chosen]
     return curve
 
 
@@ -130,19 +134,50 @@ def bisect(gone: Callable[[Sequence[float]], list[bool]], start: float = 0.1, ev
     return None if math.isinf(hi) else hi
 
 
-def best(curves: Sequence[Curve], base: Outcome, settings: SearchConfig) -> Curve:
+def best(
+    probe: Probe, curves: Sequence[Curve], directions: Mapping[str, Tensor], base: Outcome, settings: SearchConfig
+) -> Curve:
     """Of the tensors at which the concept is gone, the one that keeps most (our rule; the released code leaves the choice to
-    the reader). `EditError` where there is none."""
-    forgot = [(curve, curve.outcome.kept(base), -(curve.chosen or 0.0)) for curve in curves if curve.outcome]
+    the reader), of equals that with the smaller step. `EditError` where there is none.
+
+    Best first: a portion of the retained pictures is looked at where most can still be kept, until that tensor has
+    seen all of them. No other can keep more then, and most of theirs were never looked at.
+    """
+    forgot = [curve for curve in curves if curve.outcome]
     if not forgot:
         tried = ", ".join(f"{curve.score.name} (to {min(curve.forget, default=1):.2f})" for curve in curves)
         raise EditError(
             f"no step made {settings.criterion} fall to {settings.target:g}; tried {tried}: raise search.rho_max or "
             f"search.target, or allow more tensors with layers.max_front"
         )
-    chosen, most, _ = max(forgot, key=lambda each: each[1:])
-    check_kept(most, settings)
-    return chosen
+    races = [_Race(probe, curve, directions[curve.score.name], base) for curve in forgot]
+    while (first := max(races, key=lambda race: (race.kept, -race.rho))).left:
+        first.advance()
+    check_kept(first.kept, settings)
+    return first.curve
+
+
+class _Race:
+    """What a curve's step keeps, at best, by the pictures seen so far."""
+
+    def __init__(self, probe: Probe, curve: Curve, direction: Tensor, base: Outcome):
+        assert curve.chosen is not None and curve.outcome is not None
+        self.probe, self.curve, self.direction, self.base, self.rho = probe, curve, direction, base, curve.chosen
+        self.left = probe.portions(curve.score.name)
+        self.portions, self.tally = len(self.left), Tally(probe.target, probe.tasks)
+        self._note()
+
+    def advance(self) -> None:
+        rows, *self.left = self.left
+        (scores,) = self.probe.scores_along(self.curve.score.name, self.direction, [self.curve.score.step(self.rho)], rows)
+        self.tally.add(scores, rows)
+        self._note()
+
+    def _note(self) -> None:
+        assert self.curve.outcome is not None
+        self.curve.outcome = replace(self.curve.outcome, retained=self.tally.outcome(at_best=True).retained)
+        self.curve.seen = 1 - len(self.left) / max(self.portions, 1)
+        self.kept = self.curve.outcome.kept(self.base)
 
 
 def check_kept(share: float, settings: SearchConfig) -> None:
