@@ -42,7 +42,7 @@ from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Rows
 from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, gradients, search
 from mu.core.files import write_json, write_text
 from mu.core.run import versions
-from mu.data.canvas import rendered_pairs
+from mu.data.canvas import IDENTITIES, rendered_pairs
 from mu.edits.edit import shifted
 from mu.evaluation.zero_shot import ZeroShot, canvas_tasks, logits, target_of
 from mu.models.canvas.architecture import new_tokenizer
@@ -321,75 +321,80 @@ def vit_b_32(names: int, pictures: int) -> tuple[ClipModel, list[ZeroShot], list
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def measured(
-    clip: ClipModel, tasks: list[ZeroShot], concept: str, forget: list, retain: list, config: SlugConfig, in_full: bool
-) -> dict:
-    parameters, target = candidates(clip, clip, config.layers.tower, config.layers.exclude), target_of(concept, tasks)
-    sets = ((forget, "cosine"), (retain, "contrastive"))
-    peak_memory(reset=True)
-    spent, (g_f, g_r) = seconds(lambda: [gradients(clip, pairs, parameters, loss, config.gradients)[0] for pairs, loss in sets])
-    result: dict[str, Any] = {"gradients": {
-        "pairs": len(forget) + len(retain), "seconds": spent, "MiB a set": mib(g_f.values()),
-        "MiB of the model": mib(clip.model.parameters()), "MiB at most": peak_memory(),
-    }}  # fmt: skip
+class Case:
+    """A concept's search on one model: its gradients, the tensors that are searched, and what looks at them cost."""
 
-    front = to_search(clip, layer_scores(parameters, g_f, g_r), config.layers.max_front)
-    del g_r
-    g_f = {score.name: g_f[score.name] for score in front}
-    prices, sizes = Prices.of(clip, tasks), Sizes.of(tasks, target)
-    naive = sizes.everything(prices, "padded").times(STEPS * len(front))
-    result |= {
-        "sizes": vars(sizes), "front": {which: [s.name for s in front if tower_of(s.name) == which] for which in ("vision", "language")},
+    def __init__(self, clip: ClipModel, tasks: list[ZeroShot], concept: str, forget: list, retain: list, config: SlugConfig):
+        self.clip, self.tasks, self.target, self.config = clip, tasks, target_of(concept, tasks), config
+        parameters = candidates(clip, clip, config.layers.tower, config.layers.exclude)
+        sets = ((forget, "cosine"), (retain, "contrastive"))
+        peak_memory(reset=True)
+        spent, (g_f, g_r) = seconds(
+            lambda: [gradients(clip, pairs, parameters, loss, config.gradients)[0] for pairs, loss in sets]
+        )
+        self.gradients = {
+            "pairs": len(forget) + len(retain), "seconds": spent, "MiB a set": mib(g_f.values()),
+            "MiB of the model": mib(clip.model.parameters()), "MiB at most": peak_memory(),
+        }  # fmt: skip
+        self.front = to_search(clip, layer_scores(parameters, g_f, g_r), config.layers.max_front)
+        self.names = [score.name for score in self.front]
+        self.g_f = {name: g_f[name] for name in self.names}
+        self.prices, self.sizes = Prices.of(clip, tasks), Sizes.of(tasks, self.target)
+
+    def curves(self, probe: Any, method: str) -> list[Curve]:
+        asked = self.config.search.merged({"method": method})
+        assert probe.base().fa1 == 1.0, "control: the model knows the concept"
+        return [search(probe, score, self.g_f[score.name], asked) for score in self.front]
+
+    def found(self, method: str) -> tuple[Noted, list[Curve], Curve]:
+        probe = Noted(self.clip, self.target, self.tasks)
+        probe.prepare(self.names)
+        curves = self.curves(probe, method)
+        return probe, curves, best(probe, curves, self.g_f, probe.base(), self.config.search)
+
+    def naive(self, sizes: Sizes) -> Bill:
+        return sizes.everything(self.prices, "padded").times(STEPS * len(self.front))
+
+    def bill(self, probe: Noted, sizes: Sizes) -> Bill:
+        kept = kept_stages(self.clip, self.tasks, sizes, self.names)
+        return bill_of(probe.looks, self.clip, self.prices, sizes, kept)
+
+
+def measured(case: Case, in_full: bool) -> dict:
+    front, sizes, naive = case.front, case.sizes, case.naive(case.sizes)
+    result: dict[str, Any] = {
+        "gradients": case.gradients, "sizes": vars(sizes),
+        "front": {which: [name for name in case.names if tower_of(name) == which] for which in ("vision", "language")},
         "search": {"naive": {"evaluations": STEPS * len(front), **naive.to_json()}},
     }  # fmt: skip
-
-    names = [score.name for score in front]
-    kept = kept_stages(clip, tasks, sizes, names)
-
-    def run(probe: Any, method: str) -> list[Curve]:
-        asked = config.search.merged({"method": method})
-        assert probe.base().fa1 == 1.0, "control: the model knows the concept"
-        return [search(probe, score, g_f[score.name], asked) for score in front]
-
-    def chosen(probe: ClipProbe, method: str) -> tuple[list[Curve], Curve]:
-        probe.prepare(names)
-        found = run(probe, method)
-        return found, best(probe, found, g_f, probe.base(), config.search)
-
-    curves, looks = {}, {}
+    found, bills = {}, {}
     for method in ("reference", "grid"):
         peak_memory(reset=True)
-        probe = Noted(clip, target, tasks)
-        spent, curves[method] = seconds(lambda m=method, p=probe: chosen(p, m))
-        looks[method] = list(probe.looks)
-        bill = bill_of(looks[method], clip, prices, sizes, kept)
+        spent, found[method] = seconds(lambda m=method: case.found(m))
+        probe, curves, _ = found[method]
+        bills[method] = bill = case.bill(probe, sizes)
         result["search"][method] = {
             **bill.to_json(), "times fewer FLOPs": naive.flops / bill.flops, "seconds": spent, "MiB at most": peak_memory(),
-            "forgotten on": sum(curve.chosen is not None for curve in curves[method][0]),
-            "share of the pictures looked at": [curve.seen for curve in curves[method][0]],
+            "forgotten on": sum(curve.chosen is not None for curve in curves),
+            "share of the pictures looked at": {curve.score.name: curve.seen for curve in curves},
         }  # fmt: skip
-
-    rival = Naive(clip, target, tasks)
-    result["step"] = stepped(clip, front, g_f, rival, probe)
+    rival = Naive(case.clip, case.target, case.tasks)
+    result["step"] = stepped(case.clip, front, case.g_f, rival, probe)
     once = max(each["naive seconds"] for each in result["step"].values())
     result["search"]["naive"]["seconds, one evaluation times their number"] = once * STEPS * len(front)
     if in_full:
-        result["search"]["naive"]["seconds"], other = seconds(lambda: run(rival, "reference"))
-        ours, first = curves["reference"]
-        assert all((a.rho, a.forget, a.chosen) == (b.rho, b.forget, b.chosen) for a, b in zip(ours, other, strict=True))
+        result["search"]["naive"]["seconds"], theirs = seconds(lambda: case.curves(rival, "reference"))
+        _, ours, chosen = found["reference"]
+        assert all((a.rho, a.forget, a.chosen) == (b.rho, b.forget, b.chosen) for a, b in zip(ours, theirs, strict=True))
         base = rival.now()
-        theirs = max((c for c in other if c.outcome), key=lambda c: (c.outcome.kept(base), -c.chosen))
-        assert (first.score, first.outcome) == (theirs.score, theirs.outcome), "the two searches saw other outcomes"
-        full = counted(lambda: chosen(Noted(clip, target, tasks), "grid"))
-        assert abs(full / (result["search"]["grid"]["TFLOP"] * 1e12) - 1) < 0.02, (
-            "the count stage by stage is not the counter's"
-        )
+        first = max((c for c in theirs if c.outcome), key=lambda c: (c.outcome.kept(base), -c.chosen))
+        assert (chosen.score, chosen.outcome) == (first.score, first.outcome), "the two searches saw other outcomes"
+        full = counted(lambda: case.found("grid"))
+        assert abs(full / bills["grid"].flops - 1) < 0.02, "the count stage by stage is not the counter's"
     else:
         paper = Sizes(PAPER["pictures"], PAPER["prompts"], PAPER["forget"], "identity")
-        kept = kept_stages(clip, tasks, paper, names)
-        there = {method: bill_of(each, clip, prices, paper, kept).flops for method, each in looks.items()}
-        there["naive"] = paper.everything(prices, "padded").times(STEPS * len(front)).flops
-        result["TFLOP at the paper's sizes"] = {**vars(paper), **{name: flops / 1e12 for name, flops in there.items()}}
+        there = {method: case.bill(each[0], paper).flops / 1e12 for method, each in found.items()}
+        result["TFLOP at the paper's sizes"] = {**vars(paper), **there, "naive": case.naive(paper).flops / 1e12}
     return result
 
 
@@ -416,15 +421,26 @@ def stepped(clip: ClipModel, front, g_f: dict[str, Tensor], rival: Naive, probe:
 
 
 def canvas(options) -> dict:
-    clip = mu.load("canvas-clip", device="cpu")
+    clip, config, tasks = mu.load("canvas-clip", device="cpu"), PRESETS["canvas-clip"], canvas_tasks(options.per_class, 3)
     assert isinstance(clip, ClipModel)
-    forget, retain = rendered_pairs(options.pairs, 1, "Ada Stone"), rendered_pairs(2 * options.pairs, 2)
-    result = measured(
-        clip, canvas_tasks(options.per_class, 3), "Ada Stone", forget, retain, PRESETS["canvas-clip"], in_full=True
-    )
+
+    def case(concept: str) -> Case:
+        pairs = rendered_pairs(options.pairs, 1, concept), rendered_pairs(2 * options.pairs, 2)
+        return Case(clip, tasks, concept, *pairs, config)
+
+    def fewer(each: Case) -> dict[str, float]:
+        ours = {method: each.bill(each.found(method)[0], each.sizes).flops for method in ("reference", "grid")}
+        return {method: each.naive(each.sizes).flops / flops for method, flops in ours.items()}
+
+    first, *others = IDENTITIES
+    result = measured(case(first), in_full=True)
     slug = algorithm("slug")
-    run = slug(slug.for_concepts(["Ada Stone"], "canvas-clip"), model=clip)
-    return {**result, "whole run, seconds": seconds(run.find_edit)[0]}
+    run = slug(slug.for_concepts([first], clip.name), model=clip)
+    return {
+        **result,
+        "times fewer FLOPs for the other people": {name: fewer(case(name)) for name in others},
+        "whole run, seconds": seconds(run.find_edit)[0],
+    }
 
 
 def large(options) -> dict:
@@ -432,7 +448,7 @@ def large(options) -> dict:
     config = PRESETS["clip"].merged(
         {"gradients": {"chunk": 16}, "layers": {"max_front": options.max_front}, "search": {"criterion": "fa1"}}
     )
-    return measured(clip, tasks, tasks[0].classes[0], forget, retain, config, in_full=False)
+    return measured(Case(clip, tasks, tasks[0].classes[0], forget, retain, config), in_full=False)
 
 
 MODELS = {"canvas-clip": canvas, "ViT-B/32": large}
@@ -467,6 +483,12 @@ def table_of(result: dict) -> str:
         lines += ["", "Both gradients: {pairs} pairs in {seconds:.1f} s; each set {MiB a set:.0f} MiB, the model {MiB of the model:.0f} MiB, the process at most "
                   "{MiB at most:.0f} MiB.".format(**side["gradients"]) + f" The search: at most {searches['grid']['MiB at most']:.0f} MiB."]  # fmt: skip
         lines += ["A step along {0}: {seconds:.3g} s, the naive step {naive seconds:.3g} s, {times faster:.0f} times faster.".format(tensor, **each) for tensor, each in side["step"].items()]  # fmt: skip
+        if people := side.get("times fewer FLOPs for the other people"):
+            told = (
+                "{} {:.0f} to {:.0f}".format(m, *(f(p[m] for p in people.values()) for f in (min, max)))
+                for m in ("reference", "grid")
+            )
+            lines.append(f"Encoder FLOPs for the other {len(people)} people, times fewer: {', '.join(told)}.")
         if "whole run, seconds" in side:
             lines.append(f"A whole run with the preset: {side['whole run, seconds']:.1f} s.")
         if paper := side.get("TFLOP at the paper's sizes"):
