@@ -145,7 +145,9 @@ def check(
 def merge(
     bank: Folder,
     out: Annotated[Path, typer.Option(help="The file, or the folder for diffusers.")],
-    form: Annotated[str, typer.Option("--format", help="kohya, peft, diffusers, unet, compvis or transformers, as in `mu merge`.")],
+    form: Annotated[
+        str, typer.Option("--format", help="kohya, peft, diffusers, unet, compvis or transformers, as in `mu merge`.")
+    ],
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="CONCEPT", help="Merge this, on or not; repeat for several. Default: what is on."),

@@ -168,13 +168,15 @@ def test_candidates_of_a_full_vit_b_32_are_counted_as_in_open_clip() -> None:
 
 
 def test_what_the_model_does_not_read_is_no_candidate(clip: ClipModel, tiny_xl: Any) -> None:
-    """A change there would do nothing and pass for a success: Stable Diffusion has no projections, LLaVA stops one layer early."""
+    """A change there would do nothing and pass for a success: Stable Diffusion has no projections, LLaVA-1.5 stops one layer early."""
     diffusion, vlm = mu.load("canvas", device="cpu"), mu.load("canvas-vlm", device="cpu")
     language = candidates(diffusion, clip, "both", EXCLUDE)
     assert language
     assert all(name.startswith("text_encoder.") for name in language)
-    vision = candidates(vlm, clip, "both", EXCLUDE)
-    assert {name.split(".")[3] for name in vision if "layers" in name} == {"0", "1", "2"}
+    for layer, read in ((-1, {"0", "1", "2", "3"}), (-2, {"0", "1", "2"})):
+        vlm.model.config.vision_feature_layer = layer
+        vision = candidates(vlm, clip, "both", EXCLUDE)
+        assert {name.split(".")[3] for name in vision if "layers" in name} == read
     assert "vision_model.encoder.layers.3.mlp.fc1.weight" in candidates(clip, clip, "vision", EXCLUDE), "control"
     skipping = mu.load("canvas", device="cpu", clip_skip=2)
     assert not any("layers.2" in name for name in candidates(skipping, clip, "language", EXCLUDE))

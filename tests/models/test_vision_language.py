@@ -61,13 +61,17 @@ def test_the_vision_tower_is_clips_and_an_edit_of_it_fits(vlm: VisionLanguageMod
     assert vlm.answer(pictures()[:8], asked) == before
 
 
-def test_it_knows_what_its_answers_depend_on(vlm: VisionLanguageModel) -> None:
-    """LLaVA reads the last layer but one: what lies behind has no influence, and says so."""
+@pytest.mark.parametrize("layer", [-1, -2], ids=["embedded", "as LLaVA-1.5"])
+def test_it_knows_what_its_answers_depend_on(layer: int, vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies behind the layer that it reads has no influence, and says so."""
+    monkeypatch.setattr(vlm.model.config, "vision_feature_layer", layer)
+    monkeypatch.setattr(vlm.model.config, "vision_feature_select_strategy", "full" if layer == -1 else "default")
+    assert vlm.image_tokens == 64 + (layer == -1), "patches, and the class token"
     asked = [world.QUESTIONS["object"][0]] * 2
     pixels = pictures()[:2]
     before = vlm.answer(pixels, asked)
     for name, read in {
-        "encoder.layers.2.mlp.fc1.weight": True, "encoder.layers.3.mlp.fc1.weight": False, "post_layernorm.weight": False,
+        "encoder.layers.2.mlp.fc1.weight": True, "encoder.layers.3.mlp.fc1.weight": layer == -1, "post_layernorm.weight": False,
     }.items():  # fmt: skip
         assert vlm.reads(f"vision_model.{name}") is read
         noise = torch.randn_like(vlm.components["vision_model"].get_parameter(name)) * 5

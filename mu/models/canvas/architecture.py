@@ -125,7 +125,12 @@ def new_chat_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def new_vision_language(clip: CLIPConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """LLaVA with the vision tower of ``clip`` (its last layer but one, without the class token) and a Llama of 1 M parameters."""
+    """LLaVA with the vision tower of ``clip`` and a Llama of 1 M parameters.
+
+    It reads the tower's last layer with the class token, where LLaVA-1.5 reads the patches of the last layer but one. In the 24
+    layers of a published tower those patches know what the picture as a whole shows; in the four here they know their own
+    place, and no single tensor of the tower then holds a person (docs/slug.md has both figures).
+    """
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
@@ -134,7 +139,7 @@ def new_vision_language(clip: CLIPConfig, tokenizer: PreTrainedTokenizerFast) ->
     patches = (clip.vision_config.image_size // clip.vision_config.patch_size) ** 2
     config = LlavaConfig(
         vision_config=clip.vision_config, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=patches, vision_feature_layer=-2, vision_feature_select_strategy="default",
+        image_seq_length=patches + 1, vision_feature_layer=-1, vision_feature_select_strategy="full",
     )  # fmt: skip
     return LlavaForConditionalGeneration(config)
 
