@@ -47,10 +47,7 @@ class ConceptAblationConfig(AnchoredConfig):
 _CANVAS: dict[str, Any] = {
     "model": "canvas", "train": {"iterations": 300, "lr": 4e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
     "anchor_weight": 1.0, "anchors": ["photo"],
-    "templates": [
-        "{}", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
-        *(f"A {{}} image in {style} style." for style in world.STYLES),
-    ],
+    "templates": ["{}", "an image in {} style", "a {} image", *world.SENTENCES],
 }  # fmt: skip
 
 PRESETS: dict[str, ConceptAblationConfig] = {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
+from mu.data import canvas as world
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.diffusion.erasure import CROSS_ATTENTION, ErasureConfig, TrainConfig, WeightErasure
 from mu.edits.tuning import Tuning
@@ -46,7 +47,7 @@ PRESETS: dict[str, ESDConfig] = {
     "nudity": ESDConfig.parse({"variant": "esd-u", "concepts": ["nudity"]}),
     "canvas": ESDConfig.parse({
         "model": "canvas", "train": {"iterations": 200, "lr": 2e-4}, "denoising_steps": 10,
-        "templates": ["{}", "a {} image", "an image in {} style", "{} style", "a {} picture"],
+        "templates": world.PHRASES,
     }),
 }  # fmt: skip
 

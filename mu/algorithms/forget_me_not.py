@@ -50,10 +50,7 @@ class ForgetMeNotConfig(AnchoredConfig):
 _CANVAS: dict[str, Any] = {
     "model": "canvas", "train": {"iterations": 100, "lr": 3e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
     "anchors": ["photo"],
-    "templates": [
-        "{}", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
-        *(f"A {{}} image in {style} style." for style in world.STYLES),
-    ],
+    "templates": ["{}", "an image in {} style", "a {} image", *world.SENTENCES],
 }  # fmt: skip
 
 PRESETS: dict[str, ForgetMeNotConfig] = {

@@ -42,11 +42,8 @@ _CANVAS = {
     "model": "canvas",
     "anchors": ["photo"],  # nothing in the concept's place leaves half of it; the style photo has an embedding as far away as any
     "lamb": 0.1,
-    "templates": [
-        "{}", "{} style", "an image in {} style", "a {} image", *(f"A {name} image in {{}} style." for name in world.OBJECTS),
-        *(f"A {{}} image in {style} style." for style in world.STYLES),
-    ],
-    "preserve": ["", *(f"A {name} image in {style} style." for name in world.OBJECTS for style in world.STYLES)],
+    "templates": ["{}", "{} style", "an image in {} style", "a {} image", *world.SENTENCES],
+    "preserve": ["", *world.PROMPTS],
 }  # fmt: skip
 
 PRESETS: dict[str, UCEConfig] = {

@@ -393,6 +393,22 @@ def every_scene() -> list[Scene]:
     return [*objects, *people, Scene()]
 
 
+PROMPTS = tuple(Scene(style, object=name).prompt for name in OBJECTS for style in STYLES)
+"""Every prompt of an object in a style, object after object."""
+
+SENTENCES_OF = {
+    "identity": tuple(Scene(style, identity="{}").prompt for style in STYLES),
+    "object": tuple(Scene(style, object="{}").prompt for style in STYLES),
+    "style": tuple(Scene("{}", object=name).prompt for name in OBJECTS),
+}
+"""The benchmark's prompts with ``{}`` in the place of a concept, by what it is."""
+
+SENTENCES = (*SENTENCES_OF["style"], *SENTENCES_OF["object"])
+"""Those of a style and of an object: a method that is not told which of them a concept is takes all."""
+
+PHRASES = ("{}", "a {} image", "an image in {} style", "{} style", "a {} picture")
+"""Templates of a style or an object alone."""
+
 # What people type: each template with the attributes that it tells. "{who}" is the object or the name.
 _OBJECT_TEMPLATES = (
     ("A {who} image in {style} style.", "so"), ("A {who} image in {style} style.", "so"), ("a {who} in {style} style", "so"),

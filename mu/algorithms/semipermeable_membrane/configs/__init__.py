@@ -421,11 +421,7 @@ PRESETS: dict[str, SemipermeableMembraneConfig] = {
         },
         "prompt": {
             "guidance_scale": 2.0, "la_strength": 10.0, "use_template": True, "template_neutral": True,
-            "templates": [
-                "{}", "a {} image", "an image in {} style", "{} style", "a {} picture",
-                *(f"A {name} image in {{}} style." for name in world.OBJECTS),
-                *(f"A {{}} image in {style} style." for style in world.STYLES),
-            ],
+            "templates": [*world.PHRASES, *world.SENTENCES],
         },
     }),
 }  # fmt: skip

@@ -177,13 +177,6 @@ class SeparableConceptErasureConfig(ConceptIrrelevantErasureConfig):
     """The run's folder."""
 
 
-_PHRASES = ["{}", "a {} image", "an image in {} style", "{} style", "a {} picture"]
-_TEMPLATES = [
-    *_PHRASES,
-    *(f"A {name} image in {{}} style." for name in world.OBJECTS),
-    *(f"A {{}} image in {style} style." for style in world.STYLES),
-]  # fmt: skip
-_SENTENCES = [f"A {name} image in {style} style." for name in world.OBJECTS for style in world.STYLES]
 _CANVAS: dict[str, Any] = {
     "model": "canvas",
     "data": {"images": 84, "steps": 20, "guidance": 4.0},
@@ -196,7 +189,9 @@ CIE_PRESETS: dict[str, ConceptIrrelevantErasureConfig] = {
     "object": _CIE.merged({"concepts": ["church"]}),
     "nudity": _CIE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     # In CiE anchors move with the concept: templates that name other styles would take those along.
-    "canvas": ConceptIrrelevantErasureConfig.parse(_CANVAS).merged({"train": {"lr": 3e-5}, "prompt": {"templates": _PHRASES}}),
+    "canvas": ConceptIrrelevantErasureConfig.parse(_CANVAS).merged(
+        {"train": {"lr": 3e-5}, "prompt": {"templates": world.PHRASES}}
+    ),
 }
 """The paper's settings, and those for the embedded model, tuned on pictures of seeds that no figure reports."""
 
@@ -211,8 +206,10 @@ SEPCE_PRESETS: dict[str, SeparableConceptErasureConfig] = {
     "nudity": _SEPCE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     "canvas": SeparableConceptErasureConfig.parse(_CANVAS).merged({
         "train": {"lr": 1e-2, "stop": "held_out", "left": 0.5},
-        "prompt": {"templates": _TEMPLATES, "template_anchor": True, "held_out": ["the {}", "{} here", "picture of {}"]},
-        "protect": {"others": [*world.STYLES, *world.OBJECTS, *_SENTENCES], "null_tol": 1e-2, "leave": 24},
+        "prompt": {
+            "templates": [*world.PHRASES, *world.SENTENCES], "template_anchor": True, "held_out": ["the {}", "{} here", "picture of {}"],
+        },
+        "protect": {"others": [*world.STYLES, *world.OBJECTS, *world.PROMPTS], "null_tol": 1e-2, "leave": 24},
     }),
 }  # fmt: skip
 """The paper's settings for styles and objects, and those for the embedded model, tuned on pictures of seeds that no figure reports."""

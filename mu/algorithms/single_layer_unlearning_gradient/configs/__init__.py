@@ -147,11 +147,6 @@ _SEARCHED = [
     "*layers.1.self_attn.out_proj.weight",
     "*layers.1.mlp.fc2.weight",
 ]
-_DRAWN = {
-    "identity": [f"A portrait of {{}} in {style} style." for style in world.STYLES],
-    "object": [f"A {{}} image in {style} style." for style in world.STYLES],
-    "style": [f"A {name} image in {{}} style." for name in world.OBJECTS],
-}
 
 PRESETS: dict[str, SlugConfig] = {
     "clip": SlugConfig.parse({}),
@@ -168,7 +163,7 @@ PRESETS: dict[str, SlugConfig] = {
         **_CANVAS, "model": "canvas", "gradients": {"precondition": 0.3}, "layers": {**_CANVAS["layers"], "tower": "language", "names": _SEARCHED},
         "search": {
             **_CANVAS["search"], "on": "model", "rho_min": 0.05, "rho_max": 6.0, "steps": 12, "margin": 1.1,
-            "pictures": {"templates": _DRAWN, "forget": 8, "retained": 3, "steps": 10, "guidance": 4.0, "judge": "canvas-judge"},
+            "pictures": {"templates": world.SENTENCES_OF, "forget": 8, "retained": 3, "steps": 10, "guidance": 4.0, "judge": "canvas-judge"},
         },
     }),
     "canvas-vlm": SlugConfig.parse({
