@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from mu.core.config import Templates
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.data import canvas as world
@@ -32,7 +33,7 @@ class ConceptAblationConfig(AnchoredConfig):
 
     train: ConceptAblationTrainConfig = ConceptAblationTrainConfig()
     """The optimisation."""
-    templates: list[str] = Field(["{} painting"], min_length=1)
+    templates: Templates = Field(["{} painting"], min_length=1)
     """Prompts around the concept, each with one {}; one is drawn each step."""
     pictures: PicturesConfig = PicturesConfig()
     """What is noised: pictures of the concepts."""

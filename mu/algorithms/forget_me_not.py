@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mu.core.config import Templates
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
@@ -34,7 +35,7 @@ class ForgetMeNotConfig(AnchoredConfig):
 
     train: ForgetMeNotTrainConfig = ForgetMeNotTrainConfig()
     """The optimisation."""
-    templates: list[str] = Field(["a painting of {}"], min_length=1)
+    templates: Templates = Field(["a painting of {}"], min_length=1)
     """Prompts around the concept, each with one {}; one is drawn each step."""
     objective: Literal["logits", "attention"] = "logits"
     """``logits``: attention logits become those of the anchor (the published comparison). ``attention``: the concept's words get

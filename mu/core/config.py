@@ -5,10 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
 from mu.core.errors import ConfigError, nearest
@@ -48,6 +48,16 @@ class BaseConfig(BaseModel):
     def to_yaml(self, comments: bool = True) -> str:
         """All settings as YAML; with ``comments``, each under what it does."""
         return "\n".join(_yaml_lines(self, comments, 0)) + "\n"
+
+
+def _with_a_place(templates: list[str]) -> list[str]:
+    if any(template.count("{}") != 1 for template in templates):
+        raise ValueError("each template needs exactly one {}")
+    return templates
+
+
+Templates = Annotated[list[str], AfterValidator(_with_a_place)]
+"""Type of a setting that holds prompts around a concept, whose place in each is ``{}``."""
 
 
 def read_yaml(path: Path | str) -> Any:

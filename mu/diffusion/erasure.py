@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from mu.core import loop, seeds
-from mu.core.config import BaseConfig
+from mu.core.config import BaseConfig, Templates
 from mu.core.errors import ConfigError
 from mu.core.run import RunDirectory
 from mu.data.concepts import check_concept
@@ -55,7 +55,7 @@ class ErasureConfig(BaseConfig):
     """The model: ``canvas``, a hub id, a diffusers folder, or a single CompVis .safetensors/.ckpt file."""
     concepts: list[str] = Field(["Van Gogh"], min_length=1)
     """What is erased, as words of a prompt; several go into one edit."""
-    templates: list[str] = Field(["{}"], min_length=1)
+    templates: Templates = Field(["{}"], min_length=1)
     """Prompts around the concept, each with one {}."""
     loading: LoadingConfig = LoadingConfig()
     """How a diffusion model is loaded, where its files do not say it."""
@@ -68,13 +68,6 @@ class ErasureConfig(BaseConfig):
     @classmethod
     def _words(cls, concepts: list[str]) -> list[str]:
         return list(dict.fromkeys(check_concept(concept) for concept in concepts))
-
-    @field_validator("templates")
-    @classmethod
-    def _have_a_place(cls, templates: list[str]) -> list[str]:
-        if any(template.count("{}") != 1 for template in templates):
-            raise ValueError("each template needs exactly one {}")
-        return templates
 
     def prompts(self) -> list[str]:
         """Each template with each concept."""

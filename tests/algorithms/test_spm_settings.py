@@ -210,6 +210,7 @@ def test_an_unknown_key_names_the_nearest(wrong: dict[str, Any], meant: str) -> 
     "wrong",
     [{"prompt": {"target": " "}}, {"template_name": ""}, {"prompt": {"sampling_batch_size": 3, "batch_size": 2}},
      {"train": {"batch_size": 2}, "prompt": {"batch_size": 4}}, {"prompt": {"use_template": True, "templates": ["no place"]}},
+     {"prompt": {"templates": []}},
      {"dataset_type": "coco"}, {"train": {"noise_scheduler": "pndm"}}, {"train": {"latent_pool": 4, "timesteps_per_trajectory": 2}}],
 )  # fmt: skip
 def test_what_would_erase_nothing_or_contradicts_itself_is_refused(wrong: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mu.core.config import BaseConfig
+from mu.core.config import BaseConfig, Templates
 from mu.core.errors import ConfigError, nearest
 
 
@@ -101,6 +101,18 @@ def test_yaml_is_the_settings(tmp_path: Path) -> None:
         text = config.to_yaml(comments)
         assert Settings.parse(yaml.safe_load(text)) == config
         assert ("# What it is called." in text) == comments
+
+
+class Prompted(BaseConfig):
+    templates: Templates = []
+    """Prompts around a concept."""
+
+
+@pytest.mark.parametrize("templates", [["a picture"], ["{} and {}"], ["{}", "a picture"], ["{name}"]])
+def test_a_template_has_one_place_for_the_concept(templates: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^templates: each template needs exactly one {}$"):
+        Prompted.parse({"templates": templates})
+    assert Prompted.parse({"templates": ["{}", "a {} image"]}).templates == ["{}", "a {} image"]
 
 
 def test_nearest() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from mu.core.config import BaseConfig, read_yaml, values_set
+from mu.core.config import BaseConfig, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
 from mu.data.concepts import concept_of
@@ -166,7 +166,9 @@ class PromptConfig(BaseConfig):
     """SDXL: draw original size and crop corner of the size conditioning each step."""
     use_template: bool = False
     """Each step puts target and positive into one of ``templates``, drawn at random."""
-    templates: list[str] = ["{}", "a photo of {}", "a picture of {}", "{}, detailed", "an image with {}", "art of {}"]
+    templates: Templates = Field(
+        ["{}", "a photo of {}", "a picture of {}", "{}, detailed", "an image with {}", "art of {}"], min_length=1
+    )
     """What use_template draws from; ``{}`` is the concept. Give the templates that your users type."""
     template_neutral: bool = False
     """Put ``neutral`` into the drawn template too: "a fish in {} style" then becomes what it is without the concept, fish and all."""
@@ -197,13 +199,6 @@ class PromptConfig(BaseConfig):
         if self.template_neutral and not self.use_template:
             raise ValueError("template_neutral has no effect without use_template: set both")
         return self
-
-    @field_validator("templates")
-    @classmethod
-    def _have_a_place(cls, templates: list[str]) -> list[str]:
-        if not templates or any(template.count("{}") != 1 for template in templates):
-            raise ValueError("each template needs exactly one {}")
-        return templates
 
 
 class GateConfig(BaseConfig):

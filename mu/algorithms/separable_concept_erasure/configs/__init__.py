@@ -7,28 +7,20 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from mu.core.config import BaseConfig
+from mu.core.config import BaseConfig, Templates
 from mu.data import canvas as world
 from mu.models.loading import LoadingConfig
 
 
-def _with_a_place(templates: list[str]) -> list[str]:
-    if any(template.count("{}") != 1 for template in templates):
-        raise ValueError("each template needs exactly one {}")
-    return templates
-
-
 class PromptConfig(BaseConfig):
-    templates: list[str] = Field(["{}"], min_length=1)
+    templates: Templates = Field(["{}"], min_length=1)
     """The prompts to erase; ``{}`` is the concept. What users type is erased only where it is like one of these."""
     anchor: str = ""
     """What the concept's predictions are measured against: r(c) = eps(c) - eps(anchor)."""
     template_anchor: bool = False
     """Put ``anchor`` into the template too: "a fish in {} style" is then measured against what it is without the concept."""
-    held_out: list[str] = []
+    held_out: Templates = []
     """Templates that are never trained on; ``train.stop: held_out`` looks at them."""
-
-    _places = field_validator("templates", "held_out")(_with_a_place)
 
 
 class DataConfig(BaseConfig):
@@ -128,7 +120,7 @@ class ProtectConfig(BaseConfig):
     others: list[str] = []
     """Words that are protected too, in this order, as far as capacity goes; those that share their words with the concept
     are left out."""
-    templates: list[str] = ["{}"]
+    templates: Templates = ["{}"]
     """Prompts in which ``others`` and the other erased concepts are protected; each costs its tokens in capacity."""
     erased: Literal["exactly", "nearly"] = "exactly"
     """How the other erased concepts, and those of a bank, are protected. ``nearly``: as ``others``, before those, up to ``null_tol``: room
@@ -141,8 +133,6 @@ class ProtectConfig(BaseConfig):
     mend: int | None = Field(100, ge=0)
     """With ``mu erase --bank``: older shifts of the bank are made null on the new concepts too, and one that loses more than a
     tenth of its effect by that is trained for at most so many updates. null leaves older shifts as they are."""
-
-    _places = field_validator("templates")(_with_a_place)
 
 
 class BasisConfig(BaseConfig):
