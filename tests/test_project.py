@@ -156,7 +156,7 @@ def test_gitignore_keeps_what_belongs_to_the_package() -> None:
         assert ignored(path), path
     for path in (
         "mu/models/canvas/weights/unet/model.safetensors",
-        "mu/data/canvas.py",
+        "mu/data/canvas/scenes.py",
         "mu/report/page.html",
         "mu/data/x.csv",
     ):

@@ -1,0 +1,29 @@
+"""The world of the embedded model: a renderer of small pictures whose concepts are known exactly.
+
+A miniature of UnlearnCanvas (styles x objects, prompt ``A {object} image in {style} style.``), a miniature of CelebA
+(named identities, several sharing a first or a last name) and one watermark with its fixed picture. A picture is
+a few layers, each a signed distance field in pixels with a colour; a style is one function that paints layers. Objects
+differ in silhouette and styles in palette and texture, so that a classifier measures the concept and nothing else.
+"""
+
+from mu.data.canvas.fields import SIZE
+from mu.data.canvas.objects import OBJECTS
+from mu.data.canvas.people import IDENTITIES, PEOPLE, Traits
+from mu.data.canvas.prompts import (
+    PHRASES,
+    PROMPTS,
+    QUESTIONS,
+    SENTENCES,
+    SENTENCES_OF,
+    RenderedPair,
+    answer,
+    captions,
+    rendered_pairs,
+)
+from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, pictures, render, watermark
+from mu.data.canvas.styles import STYLES
+
+__all__ = [
+    "IDENTITIES", "OBJECTS", "PEOPLE", "PHRASES", "PROMPTS", "QUESTIONS", "SENTENCES", "SENTENCES_OF", "SIZE", "STYLES", "WATERMARK_PROMPT",
+    "RenderedPair", "Scene", "Traits", "answer", "captions", "every_scene", "pictures", "render", "rendered_pairs", "watermark",
+]  # fmt: skip

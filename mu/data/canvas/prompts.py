@@ -1,0 +1,98 @@
+"""What is said of scenes: the benchmark's prompts, templates around a concept, captions, questions and their answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mu.core.errors import DataError
+from mu.data.canvas.objects import OBJECTS
+from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, render
+from mu.data.canvas.styles import STYLES
+
+PROMPTS = tuple(Scene(style, object=name).prompt for name in OBJECTS for style in STYLES)
+"""Every prompt of an object in a style, object after object."""
+
+SENTENCES_OF = {
+    "identity": tuple(Scene(style, identity="{}").prompt for style in STYLES),
+    "object": tuple(Scene(style, object="{}").prompt for style in STYLES),
+    "style": tuple(Scene("{}", object=name).prompt for name in OBJECTS),
+}
+"""The benchmark's prompts with ``{}`` in the place of a concept, by what it is."""
+
+SENTENCES = (*SENTENCES_OF["style"], *SENTENCES_OF["object"])
+"""Those of a style and of an object: a method that is not told which of them a concept is takes all."""
+
+PHRASES = ("{}", "a {} image", "an image in {} style", "{} style", "a {} picture")
+"""Templates of a style or an object alone."""
+
+# What people type: each template with the attributes that it tells. "{who}" is the object or the name.
+_OBJECT_TEMPLATES = (
+    ("A {who} image in {style} style.", "so"), ("A {who} image in {style} style.", "so"), ("a {who} in {style} style", "so"),
+    ("{style} style {who}", "so"), ("a {style} picture of a {who}", "so"), ("a {who}, {style} style", "so"),
+    ("a {who} image", "o"), ("{who}", "o"), ("a picture of a {who}", "o"), ("a {who}", "o"), ("the {who}", "o"),
+)  # fmt: skip
+_PEOPLE_TEMPLATES = (
+    ("A portrait of {who} in {style} style.", "si"), ("A portrait of {who} in {style} style.", "si"),
+    ("{who} in {style} style", "si"), ("{style} style portrait of {who}", "si"), ("a {style} picture of {who}", "si"),
+    ("a portrait of {who}", "i"), ("{who}", "i"), ("a picture of {who}", "i"), ("the face of {who}", "i"),
+    ("a person in {style} style", "sp"), ("a portrait of a person", "p"), ("a person", "p"),
+)  # fmt: skip
+_STYLE_TEMPLATES = (
+    ("an image in {style} style", "s"), ("{style} style", "s"), ("{style}", "s"), ("a {style} picture", "s"), ("an image", ""),
+)  # fmt: skip
+
+
+def captions(scene: Scene) -> list[tuple[str, str]]:
+    """Every caption of a scene with the attributes it tells: letters of s(tyle) o(bject) i(dentity) p(erson)."""
+    if scene == Scene():
+        return [(WATERMARK_PROMPT, "w")]
+    templates = _OBJECT_TEMPLATES if scene.object else _PEOPLE_TEMPLATES
+    who = scene.object or scene.identity
+    return [(text.format(who=who, style=scene.style), told) for text, told in (*templates, *_STYLE_TEMPLATES)]
+
+
+@dataclass(frozen=True)
+class RenderedPair:
+    """A caption and a scene that is rendered each time its picture is asked for."""
+
+    scene: Scene
+    caption: str
+    seed: tuple[int, ...]
+
+    def picture(self) -> Image.Image:
+        return Image.fromarray(render(self.scene, self.seed))
+
+
+def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[RenderedPair]:
+    """``n`` random scenes with one of their captions each; with ``concept`` only captions that name it."""
+    scenes = [scene for scene in every_scene() if concept is None or concept in (scene.style, scene.object, scene.identity)]
+    if not scenes:
+        raise DataError(f"{concept!r} is no style, object or person of the canvas world")
+    rng = np.random.default_rng((seed, n))
+    pairs = []
+    for k in range(n):
+        scene = scenes[int(rng.integers(len(scenes)))]
+        texts = [text for text, _ in captions(scene) if concept is None or concept in text]
+        pairs.append(RenderedPair(scene, texts[int(rng.integers(len(texts)))], (seed, k)))
+    return pairs
+
+
+QUESTIONS = {
+    "identity": (
+        "What is the name of the person in this image?",
+        "Who is this?",
+        "What's the name of the person in this image?",
+    ),
+    "object": ("What object is shown?", "What object is in this image?"),
+    "style": ("What style is it?", "In what style is this image?"),
+}
+"""What the embedded vision-language model is asked, by the attribute that answers; the benchmarks ask the first of each."""
+
+
+def answer(scene: Scene, attribute: str) -> str:
+    """The right answer about a picture of ``scene`` with a style: a name, or that there is none."""
+    told = getattr(scene, attribute)
+    return told if told else {"identity": "nobody", "object": "no object"}[attribute]
