@@ -76,7 +76,8 @@ class Algorithm(ABC):
         Raises `EditError` where the bank was made on other weights than those of the model.
         """
         if bank.json.exists():
-            bank.require(self.load_model())
+            self.model = self.load_model()
+            bank.require(self.model)
 
     def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> Sequence[Saveable]:
         """After it: those of the bank's ``older`` edits that are to be others from now on, because ``added`` join them."""
@@ -108,7 +109,10 @@ class Algorithm(ABC):
             run.require(settings)
             return run
         earlier = run.read_environment().get("seconds", 0.0) if resume and run.environment.exists() else 0.0
-        run.begin(settings, {**self.describe(), "seconds": earlier}, resume=resume, overwrite=overwrite)
+        facts = self.describe()
+        if earlier:
+            facts["seconds"] = earlier
+        run.begin(settings, facts, resume=resume, overwrite=overwrite)
         began = time.monotonic()
         try:
             with run.recording() as log:

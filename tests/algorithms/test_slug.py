@@ -256,15 +256,22 @@ class Told(Probe):
         super().__init__(Target("gone", tasks[0], 0), [tasks[0], replace(tasks[1], beyond=frozenset({0}))])
         self.kept, self.looked = kept, dict.fromkeys(kept, 0)
         self.untouched = Outcome(1.0, 1.0, dict(zip(("one", "two"), base, strict=True)))
+        rhos = dict(zip(kept, rho or [1.0] * len(kept), strict=True))
         self.curves = [
-            Curve(LayerScore(name, 1.0, 0.0, 1.0, 1.0), [step], [0.0], step, Outcome(0.0, 0.0, {}))
-            for name, step in zip(kept, rho or [1.0] * len(kept), strict=True)
+            Curve(LayerScore(name, 1.0, 0.0, 3.0, 1.0), [each], [0.0], each, Outcome(0.0, 0.0, {}))
+            for name, each in rhos.items()
         ]
+        self.steps = {
+            name: 3.0 * each for name, each in rhos.items()
+        }  # lambda: rho times the tensor's norm over the gradient's
+        self.directions = {name: torch.full((1,), float(k)) for k, name in enumerate(kept)}
 
     def scores(self, rows: Rows) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+        assert steps == [self.steps[name]]
+        assert torch.equal(shift, self.directions[name])
         self.looked[name] += sum(map(len, rows.values()))
         found = {}
         for task, share in zip(("one", "two"), self.kept[name], strict=True):
@@ -275,8 +282,7 @@ class Told(Probe):
         return [found]
 
     def best(self, **settings: Any) -> Curve:
-        directions = dict.fromkeys(self.kept, torch.ones(1))
-        return best(self, self.curves, directions, self.untouched, SearchConfig(**settings))
+        return best(self, self.curves, self.directions, self.untouched, SearchConfig(**settings))
 
 
 def test_what_one_task_gains_does_not_make_up_for_what_another_loses() -> None:

@@ -209,7 +209,9 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             for score in chosen:
                 curves.append(search(probe, score, directions[score.name], self.config.search))
                 advance(len(curves), score.name)
-        curve = best(probe, curves, directions, base, self.config.search)
+        portions = sum(len(probe.portions(curve.score.name)) for curve in curves if curve.outcome)
+        with progress_bar(f"what stays without {target.concept}", portions) as advance:
+            curve = best(probe, curves, directions, base, self.config.search, lambda done: advance(done, ""))
         assert curve.chosen is not None and curve.outcome is not None
         shift = curve.score.step(curve.chosen) * directions[curve.score.name]
         log.info(

@@ -147,13 +147,14 @@ class ClipProbe(Probe):
     """
 
     def __init__(
-        self, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], rows_at_once: int = 256, keep_bytes: int = 2**30
+        self, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], rows_at_once: int = 256, keep_bytes: int = 2**32
     ):
         super().__init__(target, tasks)
         self.clip, self.rows_at_once, self.keep_bytes = clip, rows_at_once, keep_bytes
         self.towers = {which: Tower(clip, which) for which in COMPONENTS}
         self._stages: set[tuple[Which, int]] = set()
         self._kept: dict[tuple[Which, str, int], Hidden] = {}
+        self._entered: tuple[tuple[Which, str, int, bytes], Hidden] | None = None
 
     def prepare(self, names: Collection[str]) -> None:
         for name in names:
@@ -230,14 +231,25 @@ class ClipProbe(Probe):
         """Unit vectors (K, n, d) of ``rows`` (None: all) for each of K ``steps``."""
         which = tower_of(name)
         assert which is not None, "candidates are in towers"
-        tower, parameter = self.towers[which], find_parameter(self.clip, name)
-        stage, outputs = tower.stage_of(name), list[Tensor]()
-        start = max((s for of, t, s in self._kept if (of, t) == (which, task) and s <= stage), default=0)
-        hidden = self._kept[which, task, start] if start else self._inputs[which][task]
-        hidden = hidden if rows is None else hidden[rows]
-        for part in self._parts(hidden, len(steps)):
-            outputs.append(tower.along(tower.run(hidden[part], start, stage), parameter, stage, shift, steps))
-        return torch.cat(outputs, dim=1)
+        tower, parameter, stage = self.towers[which], find_parameter(self.clip, name), self.towers[which].stage_of(name)
+        hidden = self._entering(which, task, stage, rows)
+        parts = self._parts(hidden, len(steps))
+        return torch.cat([tower.along(hidden[part], parameter, stage, shift, steps) for part in parts], dim=1)
+
+    def _entering(self, which: Which, task: str, stage: int, rows: Tensor | None) -> Hidden:
+        """What enters ``stage`` of the untouched tower; of the same rows as last time it is still there."""
+        asked = (which, task, stage, b"" if rows is None else rows.cpu().numpy().tobytes())
+        if self._entered is None or self._entered[0] != asked:
+            tower, start = (
+                self.towers[which],
+                max((s for of, t, s in self._kept if (of, t) == (which, task) and s <= stage), default=0),
+            )
+            hidden = self._kept[which, task, start] if start else self._inputs[which][task]
+            hidden = hidden if rows is None else hidden[rows]
+            if start < stage:
+                hidden = Hidden.cat([tower.run(hidden[part], start, stage) for part in self._parts(hidden)])
+            self._entered = asked, hidden
+        return self._entered[1]
 
     def _encoded(self, which: Which, hidden: Hidden) -> Tensor:
         return torch.cat([self.towers[which].features(hidden[part]) for part in self._parts(hidden)])
@@ -311,6 +323,7 @@ class AnswerProbe(_Outputs):
     are opened and asked about together."""
 
     rows_at_once = 32
+    PORTION = 96
 
     def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, VisionLanguageModel)

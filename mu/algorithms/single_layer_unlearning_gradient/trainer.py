@@ -135,13 +135,15 @@ def bisect(gone: Callable[[Sequence[float]], list[bool]], start: float = 0.1, ev
 
 
 def best(
-    probe: Probe, curves: Sequence[Curve], directions: Mapping[str, Tensor], base: Outcome, settings: SearchConfig
-) -> Curve:
+    probe: Probe, curves: Sequence[Curve], directions: Mapping[str, Tensor], base: Outcome, settings: SearchConfig,
+    progress: Callable[[int], None] | None = None,
+) -> Curve:  # fmt: skip
     """Of the tensors at which the concept is gone, the one that keeps most (our rule; the released code leaves the choice to
     the reader), of equals that with the smaller step. `EditError` where there is none.
 
     Best first: a portion of the retained pictures is looked at where most can still be kept, until that tensor has
-    seen all of them. No other can keep more then, and most of theirs were never looked at.
+    seen all of them. No other can keep more then, and most of theirs were never looked at. ``progress`` is told after each portion how many
+    it has been.
     """
     forgot = [curve for curve in curves if curve.outcome]
     if not forgot:
@@ -151,8 +153,12 @@ def best(
             f"search.target, or allow more tensors with layers.max_front"
         )
     races = [_Race(probe, curve, directions[curve.score.name], base) for curve in forgot]
+    done = 0
     while (first := max(races, key=lambda race: (race.kept, -race.rho))).left:
         first.advance()
+        done += 1
+        if progress:
+            progress(done)
     check_kept(first.kept, settings)
     return first.curve
 
@@ -163,8 +169,8 @@ class _Race:
     def __init__(self, probe: Probe, curve: Curve, direction: Tensor, base: Outcome):
         assert curve.chosen is not None and curve.outcome is not None
         self.probe, self.curve, self.direction, self.base, self.rho = probe, curve, direction, base, curve.chosen
-        self.left = probe.portions(curve.score.name)
-        self.portions, self.tally = len(self.left), Tally(probe.target, probe.tasks)
+        self.left, self.tally = probe.portions(curve.score.name), Tally(probe.target, probe.tasks)
+        self.pictures = self._unseen()
         self._note()
 
     def advance(self) -> None:
@@ -176,8 +182,11 @@ class _Race:
     def _note(self) -> None:
         assert self.curve.outcome is not None
         self.curve.outcome = replace(self.curve.outcome, retained=self.tally.outcome(at_best=True).retained)
-        self.curve.seen = 1 - len(self.left) / max(self.portions, 1)
+        self.curve.seen = 1 - self._unseen() / max(self.pictures, 1)
         self.kept = self.curve.outcome.kept(self.base)
+
+    def _unseen(self) -> int:
+        return sum(len(rows) for portion in self.left for rows in portion.values())
 
 
 def check_kept(share: float, settings: SearchConfig) -> None:
