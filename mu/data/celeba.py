@@ -2,7 +2,7 @@
 
 img_align_celeba/000001.jpg ...
 list_identity_celeba.txt        two header lines, then ``000001.jpg First_Last``; its authors give it on request
-frequent_celebs.txt             one ``First_Last`` a line, the most frequent first; without it see `CelebA.tested`
+frequent_celebs.txt             one ``First_Last`` a line, the most frequent first; without it see `CelebA.classified`
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from mu.core.errors import DataError
 
 LIST = "list_identity_celeba.txt"
-TESTED = 100
+CLASSIFIED = 100
 """As many people as the frequent list of SLUG's experiments has. All 10,177 have 202,599 pictures."""
 
 log = logging.getLogger("mu")
@@ -38,9 +38,9 @@ class CelebA:
         return tuple(self.pictures)
 
     @property
-    def tested(self) -> tuple[str, ...]:
-        """Those whose pictures are classified: the frequent ones, and without their list the `TESTED` with the most pictures."""
-        most = sorted(self.identities, key=lambda name: (-len(self.pictures[name]), name))[:TESTED]
+    def classified(self) -> tuple[str, ...]:
+        """Those whose pictures are classified: the frequent ones, and without their list the `CLASSIFIED` with the most pictures."""
+        most = sorted(self.identities, key=lambda name: (-len(self.pictures[name]), name))[:CLASSIFIED]
         if not self.frequent and len(most) < len(self.identities):
             log.warning(
                 "%s: of %d people the %d with the most pictures are tested; published numbers are over those of a frequent_celebs.txt",

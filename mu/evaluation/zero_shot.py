@@ -77,12 +77,12 @@ def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:
 
 
 def celeba_task(folder: Path | str, concepts: Sequence[str] = ()) -> ZeroShot:
-    """All pictures of the people who are tested (`mu.data.celeba.CelebA.tested`), and of those whom ``concepts`` name, among all
-    names of CelebA; the template is the bare name. Who is named and not tested is `ZeroShot.beyond`."""
+    """All pictures of `mu.data.celeba.CelebA.classified`, and of the people whom ``concepts`` name, among all names of CelebA; the
+    template is the bare name. Who is named and is not one of the classified is `ZeroShot.beyond`."""
     celeba = read_celeba(folder)
     names = tuple(name.replace("_", " ") for name in celeba.identities)
-    tested = set(celeba.tested)
-    counted = {label for label, name in enumerate(celeba.identities) if name in tested}
+    classified = set(celeba.classified)
+    counted = {label for label, name in enumerate(celeba.identities) if name in classified}
     named = {label for concept in concepts if (label := class_of(concept, names)) is not None}
     rows = [
         (PictureFile(path), label) for label in sorted(counted | named) for path in celeba.pictures[celeba.identities[label]]

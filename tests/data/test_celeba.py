@@ -44,13 +44,13 @@ def test_without_the_frequent_list_those_with_the_most_pictures_are_tested(
 ) -> None:
     """CelebA has 202,599 pictures of 10,177 people: all of them are never meant."""
     with caplog.at_level(logging.WARNING, "mu"):
-        assert read_celeba(celeba).tested == ("Elon_Musk", "Ada_Stone", "Kim_Far")
+        assert read_celeba(celeba).classified == ("Elon_Musk", "Ada_Stone", "Kim_Far")
         assert "are tested" not in caplog.text, "control: few people are all tested"
-        monkeypatch.setattr("mu.data.celeba.TESTED", 2)
-        assert read_celeba(celeba).tested == ("Elon_Musk", "Ada_Stone")
+        monkeypatch.setattr("mu.data.celeba.CLASSIFIED", 2)
+        assert read_celeba(celeba).classified == ("Elon_Musk", "Ada_Stone")
     assert "of 3 people the 2 with the most pictures are tested" in caplog.text
     (celeba / "frequent_celebs.txt").write_text("Kim_Far\nAda_Stone\nElon_Musk")
-    assert read_celeba(celeba).tested == ("Kim_Far", "Ada_Stone", "Elon_Musk"), "the list is the list"
+    assert read_celeba(celeba).classified == ("Kim_Far", "Ada_Stone", "Elon_Musk"), "the list is the list"
 
 
 @pytest.mark.parametrize("place", [".", ".."])

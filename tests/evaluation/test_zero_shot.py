@@ -65,7 +65,7 @@ def test_without_a_frequent_list_everybody_counts(tmp_path: Path) -> None:
 
 def test_without_a_frequent_list_few_pictures_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_celeba(tmp_path, per_identity=1)
-    monkeypatch.setattr("mu.data.celeba.TESTED", 3)
+    monkeypatch.setattr("mu.data.celeba.CLASSIFIED", 3)
     first, last = sorted(IDENTITIES)[:3], sorted(IDENTITIES)[-1]
     task = celeba_task(tmp_path, [last])
     assert {name for name, n in counts(task).items() if n} == {*first, last} and len(task.classes) == len(IDENTITIES)
