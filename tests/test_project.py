@@ -577,7 +577,7 @@ def test_download_stopped_by_ctrl_c_goes_on(shell: Shell, host: Host) -> None:
         ({"body": GOOD[: len(GOOD) // 2]}, "damaged"),
         ({"body": archive(("good.txt", b"1"), ("../evil.txt", b"2"))}, "outside its folder: ../evil.txt"),
         ({"body": archive(("a/../../evil.txt", b"2"))}, "outside its folder"),
-        ({"body": archive(("/tmp/evil.txt", b"2"))}, "outside its folder: /tmp/evil.txt"),
+        ({"body": archive(("/evil.txt", b"2"))}, "outside its folder: /evil.txt"),
         ({"body": archive(("good.txt", b"1"), link="/etc")}, "a link"),
     ],
     ids=["404", "401", "503", "page", "page-as-zip", "truncated", "dotdot", "dotdot-inside", "absolute", "link"],
