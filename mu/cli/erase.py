@@ -13,6 +13,9 @@ from mu.core.errors import ConfigError
 from mu.core.files import slug
 
 if TYPE_CHECKING:
+    from mu.core.algorithm import Algorithm
+    from mu.core.config import BaseConfig
+    from mu.core.run import RunDirectory
     from mu.edits.edit import Edit
 
 
@@ -46,11 +49,6 @@ def erase(
     from mu.algorithms import algorithm
     from mu.core.script import parsed, show_log
     from mu.data.concepts import check_concept
-    from mu.edits.bank import Bank
-    from mu.edits.bank_folder import BankFolder
-    from mu.edits.files import open_edit
-    from mu.models import load
-    from mu.models.loading import loading
     from mu.report import write_report
 
     show_log()
@@ -62,39 +60,73 @@ def erase(
         raise ConfigError("--config FILE already says model and device: change them in it or with --set KEY=VALUE")
     if not (config or concepts):
         raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
-    if config:
-        base = chosen.config_class.load(config)
-        base = chosen.for_concepts(concepts, preset=base) if concepts else base
-    else:
-        base = chosen.for_concepts(concepts, model or "canvas", preset)
-        out = out or Path("outputs") / method / _folder(concepts)
-    places: dict[str, Any] = {
-        name: str(out) for name in ("output_dir", "run_dir") if out and name in chosen.config_class.model_fields
-    }
-    where = "precision" if "precision" in chosen.config_class.model_fields else "train.precision"
-    placed = {name: value for name, value in (("devices", device), (where, precision)) if value}
-    options = parsed(chosen.config_class, pairs(settings or [], "--set"))
-    work = chosen(base.merged(places, placed, options))
+    base = _from_file(chosen, config, concepts) if config else chosen.for_concepts(concepts, model or "canvas", preset)
+    out = out or (None if config else Path("outputs") / method / _folder(concepts))
+    flags = _flags(chosen.config_class, out, device, precision)
+    work = chosen(base.merged(flags, parsed(chosen.config_class, pairs(settings or [], "--set"))))
     if bank:
-        BankFolder(bank).refuse([*work.concepts(), ", ".join(work.concepts())])
-        work.join(BankFolder(bank))
+        _expect(work, bank)
     run = work.run(resume=resume, overwrite=overwrite)
-    edited: Any = work.model
-    if edited is None and (bank or pictures):
-        name = run.read_environment().get("model") or "canvas"
-        edited = load(name, device=device, **loading(name, [open_edit(run.edit).info], clip_skip=None, prediction_type=None))
+    edited = _model(work, run, device) if bank or pictures else None
     if bank:
-        folder, added = BankFolder(bank), cast("Sequence[Edit]", work.separate(open_edit(run.edit)))
-        older = [*folder.open(edited).edits.values()] if folder.json.exists() else []
-        instead = cast("Sequence[Edit]", work.reconciled(older, added, run))
-        folder.add(edited, *added, instead=instead, reason=reason)
+        _add(work, run, edited, bank, reason)
     if pictures:
-        from mu.evaluation.pictures import before_after
-        from mu.models.diffusion import DiffusionModel
-
-        if isinstance(edited, DiffusionModel):  # CLIP and LLaVA make no pictures
-            before_after(run, edited, Bank(edited, [open_edit(run.edit)]), target_prompts=prompt)
+        _draw(run, edited, prompt)
     print(f"edit    {run.edit}\nreport  {write_report(run)}")
+
+
+def _from_file(method: type[Algorithm], file: Path, concepts: Sequence[str]) -> BaseConfig:
+    settings = method.config_class.load(file)
+    return method.for_concepts(concepts, preset=settings) if concepts else settings
+
+
+def _flags(config: type[BaseConfig], out: Path | None, device: str | None, precision: str | None) -> dict[str, str]:
+    """What --out, --device and --precision say, by the names that the method's settings have for it."""
+    names = config.model_fields
+    given = {name: str(out) for name in ("output_dir", "run_dir") if out and name in names}
+    where = "precision" if "precision" in names else "train.precision"
+    return given | {name: value for name, value in (("devices", device), (where, precision)) if value}
+
+
+def _expect(work: Algorithm, bank: Path) -> None:
+    """Before the search: what the bank would not take is refused now, and the search takes account of what is in it."""
+    from mu.edits.bank_folder import BankFolder
+
+    BankFolder(bank).refuse([*work.concepts(), ", ".join(work.concepts())])
+    work.join(BankFolder(bank))
+
+
+def _model(work: Algorithm, run: RunDirectory, device: str | None) -> Any:
+    """What the edit was found on; loaded anew, in the same way, where a resumed run had nothing left to search."""
+    from mu.edits.files import open_edit
+    from mu.models import load
+    from mu.models.loading import loading
+
+    if work.model is not None:
+        return work.model
+    name = run.read_environment().get("model") or "canvas"
+    return load(name, device=device, **loading(name, [open_edit(run.edit).info], clip_skip=None, prediction_type=None))
+
+
+def _add(work: Algorithm, run: RunDirectory, model: Any, bank: Path, reason: str) -> None:
+    """The run's edits go into the bank, one for each concept where the method finds them apart."""
+    from mu.edits.bank_folder import BankFolder
+    from mu.edits.files import open_edit
+
+    folder, added = BankFolder(bank), cast("Sequence[Edit]", work.separate(open_edit(run.edit)))
+    older = [*folder.open(model).edits.values()] if folder.json.exists() else []
+    instead = cast("Sequence[Edit]", work.reconciled(older, added, run))
+    folder.add(model, *added, instead=instead, reason=reason)
+
+
+def _draw(run: RunDirectory, model: Any, prompts: list[str] | None) -> None:
+    from mu.edits.bank import Bank
+    from mu.edits.files import open_edit
+    from mu.evaluation.pictures import before_after
+    from mu.models.diffusion import DiffusionModel
+
+    if isinstance(model, DiffusionModel):  # CLIP and LLaVA make no pictures
+        before_after(run, model, Bank(model, [open_edit(run.edit)]), target_prompts=prompts)
 
 
 def _folder(concepts: Sequence[str]) -> str:
