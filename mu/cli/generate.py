@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from mu.cli.options import ClipSkip, Device, Overwrite, Precision, PredictionType, Resume
 from mu.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mu.data.prompts import PromptRow
+    from mu.edits.bank import Bank
+    from mu.edits.gates import FacilitatedTransport, FixedStrength
+    from mu.evaluation.pictures import PictureRow
+    from mu.models.diffusion import DiffusionModel
 
 
 class GateChoice(str, Enum):
@@ -61,14 +70,7 @@ def generate(
     from mu.core.files import write_json
     from mu.core.loop import progress_bar
     from mu.core.script import show_log
-    from mu.data.prompts import PromptRow, read_prompts
-    from mu.edits.bank import Bank
-    from mu.edits.bank_folder import BankFolder
-    from mu.edits.files import open_edit
-    from mu.edits.gates import FacilitatedTransport, FixedStrength
-    from mu.evaluation.pictures import PictureRow, recipe_of, write_pictures
-    from mu.models import load_diffusion
-    from mu.models.loading import loading
+    from mu.evaluation.pictures import recipe_of, write_pictures
 
     show_log()
     if bool(prompt) == bool(prompts):
@@ -79,36 +81,74 @@ def generate(
         raise ConfigError("--factor belongs to --gate facilitated_transport")
     if edit and bank:
         raise ConfigError("pass --edit or --bank, not both: `mu bank add` puts an edit into the bank")
-    cases = read_prompts(prompts) if prompts else [PromptRow(text, k) for k, text in enumerate(prompt or ())]
-    first = {case.case_number: seed if case.evaluation_seed is None else case.evaluation_seed for case in cases}
-    rows = [
-        PictureRow(f"{case.case_number}_{k}.png", case.prompt, first[case.case_number] + k, case.evaluation_guidance if guidance is None else None)
-        for case in cases for k in range(n)
-    ]  # fmt: skip
+    cases = _cases(prompt, prompts, seed)
+    rows = _rows(cases, n, guidance)
     pixels = _size(size) if size else None
-    edits = [open_edit(each) for each in edit or ()]
-    kept = BankFolder(bank) if bank else None
-    found = [kept.read()] if kept else [each.info for each in edits]
-    name = model or (found[0].base if kept else "canvas")
-    how = loading(name, found, clip_skip=clip_skip, prediction_type=prediction_type)
-    painter = load_diffusion(name, device=device, precision=precision, **how)
-    put_on = kept.open(painter) if kept else Bank(painter, edits)
-    passes = {
-        GateChoice.file: None,
-        GateChoice.none: FixedStrength(),
-        GateChoice.facilitated_transport: FacilitatedTransport(1.0 if factor is None else factor),
-    }
-    recipe = recipe_of(put_on, strength or None, passes[gate])
-    with put_on.applied(strength or None, passes[gate]), progress_bar("pictures", len(rows)) as advance:
+    loaded: dict[str, Any] = {"device": device, "precision": precision}
+    painter, put_on = _opened(edit or [], bank, model, loaded, clip_skip=clip_skip, prediction_type=prediction_type)
+    passes = _gate(gate, factor)
+    recipe = recipe_of(put_on, strength or None, passes)
+    with put_on.applied(strength or None, passes), progress_bar("pictures", len(rows)) as advance:
         write_pictures(
             painter, rows, out, steps=steps, guidance=7.5 if guidance is None else guidance, negative=negative, size=pixels,
             resume=resume, overwrite=overwrite, recipe=recipe, progress=lambda done, _: advance(done, ""),
         )  # fmt: skip
     write_json(
         out / "prompts.json",
-        [{"case_number": c.case_number, "prompt": c.prompt, "seed": first[c.case_number]} for c in cases],
+        [{"case_number": c.case_number, "prompt": c.prompt, "seed": c.evaluation_seed} for c in cases],
     )
     print(out)
+
+
+def _cases(prompt: list[str] | None, file: Path | None, seed: int) -> list[PromptRow]:
+    """The prompts, each with the seed of its first picture."""
+    from mu.data.prompts import PromptRow, read_prompts
+
+    cases = read_prompts(file) if file else [PromptRow(text, k) for k, text in enumerate(prompt or ())]
+    return [case if case.evaluation_seed is not None else replace(case, evaluation_seed=seed) for case in cases]
+
+
+def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None) -> list[PictureRow]:
+    """``n`` pictures of each case, with seeds one apart; a case's own guidance holds where none is given."""
+    from mu.evaluation.pictures import PictureRow
+
+    return [
+        PictureRow(
+            f"{case.case_number}_{k}.png", case.prompt, cast("int", case.evaluation_seed) + k,
+            case.evaluation_guidance if guidance is None else None,
+        ) for case in cases for k in range(n)
+    ]  # fmt: skip
+
+
+def _opened(
+    edits: Sequence[str], bank: Path | None, model: str | None, loaded: Mapping[str, Any], **noted: Any
+) -> tuple[DiffusionModel, Bank]:
+    """The model and what is to be put on it: the edits, or the bank. Options in ``noted`` that are None are as the edits note them."""
+    from mu.edits.bank import Bank
+    from mu.edits.bank_folder import BankFolder
+    from mu.edits.files import open_edit
+    from mu.models import load_diffusion
+    from mu.models.loading import loading
+
+    opened = [open_edit(each) for each in edits]
+    kept = BankFolder(bank) if bank else None
+    found = [kept.read()] if kept else [each.info for each in opened]
+    name = model or (found[0].base if kept else "canvas")
+    painter = load_diffusion(name, **loaded, **loading(name, found, **noted))
+    return painter, kept.open(painter) if kept else Bank(painter, opened)
+
+
+def _gate(choice: GateChoice, factor: float | None) -> FacilitatedTransport | FixedStrength | None:
+    """In place of the edits' own gates; None leaves them theirs."""
+    from mu.edits.gates import FacilitatedTransport, FixedStrength
+
+    match choice:
+        case GateChoice.file:
+            return None
+        case GateChoice.none:
+            return FixedStrength()
+        case GateChoice.facilitated_transport:
+            return FacilitatedTransport(1.0 if factor is None else factor)
 
 
 def _size(text: str) -> tuple[int, int]:
