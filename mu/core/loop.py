@@ -55,32 +55,20 @@ def train(
     the loop before its last step.
     """
     scaler = scaler or torch.amp.GradScaler(enabled=False)
-    parts: dict[str, Stateful] = {**(state or {}), "optimizer": optimizer}
-    if schedule is not None:
-        parts["schedule"] = schedule
-    if scaler.is_enabled():
-        parts["scaler"] = scaler
-    kept = _Checkpoint(checkpoint, parts, generator)
+    kept = _Checkpoint(checkpoint, _parts(optimizer, schedule, scaler, state), generator)
     lines = _Lines(log)
     start = kept.resume()
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
     with progress_bar(title, iterations, start) as advance:
         try:
             for i in range(start, iterations):
                 optimizer.zero_grad(set_to_none=True)
                 losses = step(i)
-                scaler.scale(losses["loss"]).backward()
-                if max_grad_norm > 0:
-                    scaler.unscale_(optimizer)
-                    torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
+                _backward(losses["loss"], optimizer, scaler, max_grad_norm)
                 rate = optimizer.param_groups[0]["lr"]
                 done = i + 1
                 with _interrupted_afterwards():
                     kept.forget()
-                    scaler.step(optimizer)
-                    scaler.update()
-                    if schedule is not None:
-                        schedule.step()
+                    _update(optimizer, scaler, schedule)
                     if after_step is not None:
                         after_step(i)
                     kept.note(done)
@@ -88,12 +76,7 @@ def train(
                 stopped = stop is not None and stop(i)
                 if done % log_every == 0 or done == iterations or stopped:
                     lines.flush()
-                    loss = float(losses["loss"].detach())
-                    if not math.isfinite(loss):
-                        raise ConfigError(
-                            f"{title}: the loss is {loss} after {done} steps; lower the learning rate or raise the precision"
-                        )
-                    advance(done, f"loss {loss:.4g}")
+                    advance(done, f"loss {_finite(losses['loss'], title, done):.4g}")
                 if stopped:
                     break
                 if done % checkpoint_every == 0 and done < iterations:
@@ -103,6 +86,49 @@ def train(
             kept.write()
             raise
     kept.remove()
+
+
+def _parts(
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None,
+    scaler: torch.amp.GradScaler,
+    state: Mapping[str, Stateful] | None,
+) -> dict[str, Stateful]:
+    """What a checkpoint holds, by name."""
+    parts: dict[str, Stateful] = {**(state or {}), "optimizer": optimizer}
+    if schedule is not None:
+        parts["schedule"] = schedule
+    if scaler.is_enabled():
+        parts["scaler"] = scaler
+    return parts
+
+
+def _backward(loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float) -> None:
+    """Gradients of ``loss`` into the optimiser's parameters; their norm at most ``max_grad_norm``, where that is not 0."""
+    scaler.scale(loss).backward()
+    if max_grad_norm > 0:
+        scaler.unscale_(optimizer)
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
+
+
+def _update(
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None,
+) -> None:
+    scaler.step(optimizer)
+    scaler.update()
+    if schedule is not None:
+        schedule.step()
+
+
+def _finite(loss: Tensor, title: str, done: int) -> float:
+    """``loss`` as a number; `ConfigError` where it is none."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise ConfigError(f"{title}: the loss is {value} after {done} steps; lower the learning rate or raise the precision")
+    return value
 
 
 @contextmanager
