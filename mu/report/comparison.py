@@ -1,0 +1,53 @@
+"""Several runs side by side."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from mu.core.scores import Score
+from mu.report.measures import Cell
+from mu.report.page import Page
+from mu.report.pictures import PAIRS_SHOWN, Grid, spread
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row per run; a column holds scores of one name and one protocol only."""
+
+    keys: list[tuple[str, str]]
+    directions: dict[tuple[str, str], str]
+    rows: list[tuple[Page, dict[tuple[str, str], Cell]]]
+    best: dict[tuple[str, str], float]
+    grid: Grid | None
+
+    @property
+    def ambiguous(self) -> set[str]:
+        """Names that stand over more than one column, so that the protocol must tell them apart."""
+        names = [name for name, _ in self.keys]
+        return {name for name in names if names.count(name) > 1}
+
+
+def compare(pages: list[Page]) -> Comparison:
+    """Put the edited columns of several runs side by side, and the pictures that all runs made of the same start."""
+    rows = [(page, {m.key: m.cells[page.edited] for m in page.measures if page.edited in m.cells}) for page in pages]
+    found: dict[tuple[str, str], list[Score]] = defaultdict(list)
+    for _, cells in rows:
+        for key, cell in cells.items():
+            if cell.score:
+                found[key].append(cell.score)
+    best = {
+        key: (max if scores[0].direction == "higher" else min)(s.value for s in scores)
+        for key, scores in found.items()
+        if len({s.value for s in scores}) > 1
+    }
+    directions: dict[tuple[str, str], str] = {key: scores[0].direction for key, scores in found.items()}
+    return Comparison(list(found), directions, rows, best, _shared_pictures(pages))
+
+
+def _shared_pictures(pages: list[Page]) -> Grid | None:
+    first, *others = ({(p.prompt, p.name, p.before.uri): p for group in page.groups for p in group.pairs} for page in pages)
+    shared = [key for key, pair in first.items() if pair.before.uri and all(key in other for other in others)]
+    shown = spread(shared, 2 * PAIRS_SHOWN)
+    rows = [(key[0], [first[key].before, *(pairs[key].after for pairs in (first, *others))]) for key in shown]
+    return Grid("The same prompts and seeds", ["before", *(page.name for page in pages)], rows) if rows else None

@@ -1,0 +1,140 @@
+"""Everything of one run, ready to be shown. A part that is not there is left out, or the page says how to get it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from mu.core.errors import DataError
+from mu.core.run import RunDirectory
+from mu.report.curves import Curve, logged
+from mu.report.figures import embedded, short
+from mu.report.files import Origin, Prompt, parsed
+from mu.report.layer_figures import LayerSearch, layer_figures
+from mu.report.measures import VERDICT, Measure, measured
+from mu.report.pictures import Grid, Group, grids, paired
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure that is also a file of its own."""
+
+    file: str
+    alt: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        return embedded(self.png, "png")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A run folder, read."""
+
+    name: str
+    origin: Origin
+    concepts: list[str]
+    facts: list[str]
+    groups: list[Group]
+    grids: list[Grid]
+    columns: list[str]
+    edited: str
+    measures: list[Measure]
+    prompts: list[Prompt]
+    gates: list[str]
+    curves: list[Curve]
+    constants: list[str]
+    plots: list[Plot]
+    config: str
+    evaluate: str
+
+    @property
+    def verdict(self) -> list[Measure]:
+        """The measures that stand at the head of the page."""
+        told = [m for m in self.measures if self.edited in m.cells and m.cells[self.edited].score]
+        names = {m.name for m in told}
+        whole = {name.removesuffix(" retained") for name in names if name.endswith("@1 retained")}
+        return [
+            m for m in told if m.name in VERDICT or (m.name.endswith(("@1", "@1 retained")) and m.name not in whole)
+        ] or told[:3]
+
+    def mean_gate(self, role: str, edit: int) -> float | None:
+        values = [p.gate[edit] for p in self.prompts if p.role == role and p.gate and edit < len(p.gate)]
+        return sum(values) / len(values) if values else None
+
+
+def read_page(run: RunDirectory) -> Page:
+    """Read a run folder; only a folder that holds nothing of a run, or a file that is damaged, is an error."""
+    parts = (run.config, run.environment, run.metrics, run.scores, run.before, run.after, run.folder / "panels.json")
+    if not any(part.exists() for part in parts):
+        raise DataError(f"{run.folder} holds nothing to report: is it a run's folder?")
+    origin = parsed(run.environment, TypeAdapter(Origin), Origin())
+    prompts = parsed(run.folder / "prompts.json", TypeAdapter(list[Prompt]), [])
+    concepts = [origin.concepts] if isinstance(origin.concepts, str) else origin.concepts
+    columns, measures = measured(run)
+    curves, constants = logged(run)
+    return Page(
+        name=run.folder.resolve().name,
+        origin=origin,
+        concepts=concepts,
+        facts=_facts(run, origin),
+        groups=paired(run, prompts),
+        grids=grids(run),
+        columns=columns,
+        edited="edited" if "edited" in columns else next((c for c in reversed(columns) if c != "base"), ""),
+        measures=measures,
+        prompts=prompts,
+        gates=_gate_names(prompts, concepts),
+        curves=curves,
+        constants=constants,
+        plots=_plots(run),
+        config=run.config.read_text(encoding="utf-8", errors="replace") if run.config.exists() else "",
+        evaluate=f"mu evaluate {shlex.quote(str(run.folder))}",
+    )
+
+
+def _gate_names(prompts: list[Prompt], concepts: list[str]) -> list[str]:
+    """One name for each edit that has a gate."""
+    edits = max((len(p.gate) for p in prompts if p.gate), default=0)
+    if edits <= 1:
+        return ["gate"] * edits
+    if edits == len(concepts):
+        return [f"gate: {concept}" for concept in concepts]
+    return [f"gate {k + 1}" for k in range(edits)]
+
+
+def _facts(run: RunDirectory, origin: Origin) -> list[str]:
+    facts = [f"method {origin.method}"] if origin.method else []
+    if origin.seconds is not None:
+        facts.append(f"found in {_duration(origin.seconds)}")
+    if run.edit.exists():
+        facts.append(f"edit file of {_size(run.edit.stat().st_size)}")
+    return facts
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if seconds < 60:
+        return f"{short(seconds, 2)} s"
+    if seconds < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{short(count, 3)} {unit}"
+        count /= 1000
+    return f"{short(count, 3)} GB"
+
+
+def _plots(run: RunDirectory) -> list[Plot]:
+    plots = []
+    for path in sorted(run.folder.glob("slug_*.json")):
+        search = parsed(path, TypeAdapter(LayerSearch | None), None)
+        plots += [Plot(*figure) for figure in layer_figures(search, path.stem.removeprefix("slug_"))] if search else []
+    return plots

@@ -1,0 +1,102 @@
+"""A run's pictures: pairs of before and after by role, and grids."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from mu.core.errors import DataError
+from mu.core.run import RunDirectory
+from mu.report.figures import Picture, picture
+from mu.report.files import Panel, Prompt, parsed
+
+T = TypeVar("T")
+
+PAIRS_SHOWN = 6
+"""Pairs of pictures of what was removed that are seen at once, and twice as many of what was kept; the others are folded."""
+PAIRS_KEPT = 60
+"""Pairs of pictures per role that the page holds, spread evenly over all."""
+
+ROLES = {"target": "What was removed", "retain": "What was kept", "": "Other prompts"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt and seed without and with the edit."""
+
+    name: str
+    prompt: str
+    note: str
+    before: Picture
+    after: Picture
+
+
+@dataclass(frozen=True)
+class Group:
+    role: str
+    pairs: list[Pair]
+    total: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[Picture]]]
+
+
+def paired(run: RunDirectory, prompts: list[Prompt]) -> list[Group]:
+    """The pictures before and after, what was removed first; at most `PAIRS_KEPT` pairs of each role."""
+    cases = {str(p.case_number): (place, p) for place, p in enumerate(prompts)}
+    names = {path.name for folder in (run.before, run.after) if folder.is_dir() for path in folder.glob("*.png")}
+    by_role: dict[str, list[tuple[Any, str, Prompt | None, str]]] = defaultdict(list)
+    for name in names:
+        case, _, k = Path(name).stem.rpartition("_")
+        place, prompt = cases.get(case, (len(prompts), None))
+        role = prompt.role if prompt and prompt.role in ROLES else ""
+        by_role[role].append(((place, len(k), k, name), name, prompt, k))
+    groups = []
+    for role in ROLES:
+        if found := sorted(by_role[role], key=lambda item: item[0]):
+            pairs = [_pair(run, name, prompt, k) for _, name, prompt, k in spread(found, PAIRS_KEPT)]
+            groups.append(Group(role, pairs, len(found)))
+    return groups
+
+
+def _pair(run: RunDirectory, name: str, prompt: Prompt | None, k: str) -> Pair:
+    text = prompt.prompt if prompt else name
+    notes = []
+    if prompt and prompt.seed is not None:
+        notes.append(f"seed {prompt.seed}" + (f", picture {k}" if k != "0" else ""))
+    if prompt and prompt.gate:
+        notes.append("gate " + ", ".join(f"{g:.2f}" for g in prompt.gate))
+    before, after = (picture(run.folder, f"{side}/{name}", f"{side} the edit: {text}") for side in ("before", "after"))
+    return Pair(name, text, " · ".join(notes), before, after)
+
+
+def spread(items: list[T], count: int) -> list[T]:
+    """At most ``count`` of ``items``, evenly over all."""
+    return items if len(items) <= count else [items[k * len(items) // count] for k in range(count)]
+
+
+def grids(run: RunDirectory) -> list[Grid]:
+    """Those of ``panels.json``; `DataError` for a row that has not one picture, or null, for each column."""
+    found = []
+    for panel in parsed(run.folder / "panels.json", TypeAdapter(list[Panel]), []):
+        rows = []
+        for row in panel.rows:
+            if len(row.images) != len(panel.columns):
+                raise DataError(
+                    f"panels.json: row {row.label!r} of {panel.title!r} has {len(row.images)} pictures for {len(panel.columns)} columns"
+                )  # fmt: skip
+            shots = []
+            for column, name in zip(panel.columns, row.images, strict=True):
+                alt = f"{column}: {row.label}"
+                shots.append(picture(run.folder, name, alt) if name else Picture(alt))
+            rows.append((row.label, shots))
+        found.append(Grid(panel.title, panel.columns, rows))
+    return found

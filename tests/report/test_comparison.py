@@ -1,0 +1,47 @@
+"""Several runs in one table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mu.core.run import RunDirectory
+
+
+def test_runs_are_compared_row_by_row(
+    run: RunDirectory,
+    tmp_path: Path,
+    read: Callable[[str], Any],
+    loads: Callable[[str], list[str]],
+    page_of: Callable[..., str],
+    make_run: Callable[[Path], RunDirectory],
+    table: Callable[..., dict],
+):
+    other = make_run(tmp_path / "other-run")
+    other.write_scores(table(ua=0.5, frechet=12.625))
+    page = page_of([run, other])
+    assert (tmp_path / "comparison.html").exists() and loads(page) == []
+    rows = re.findall(r"<tr>(.*?)</tr>", page.split("<tbody>")[1].split("</tbody>")[0], re.DOTALL)
+    first, second = (read(row).text for row in rows)
+    assert "neon-run" in first and "93.8%" in first and "13.88" in first and "50.0%" not in first
+    assert "other-run" in second and "50.0%" in second and "12.62" in second
+    best = [read(cell).text for cell in re.findall(r'<td class="best">(.*?)</td>', page, re.DOTALL)]
+    assert [cell.split("%")[0].split("+")[0] for cell in best] == ["93.8", "12.62"]
+    assert len(read(page).pictures()) == 9
+
+
+def test_scores_of_two_protocols_share_no_column(
+    run: RunDirectory,
+    tmp_path: Path,
+    page_of: Callable[..., str],
+    make_run: Callable[[Path], RunDirectory],
+    table: Callable[..., dict],
+):
+    other = make_run(tmp_path / "other-run")
+    columns = [page_of([run, other]).split("</thead>")[0].count('<th scope="col">')]
+    other.write_scores(table(protocol="mini/2"))
+    page = page_of([run, other])
+    columns.append(page.split("</thead>")[0].count('<th scope="col">'))
+    assert columns == [4, 6] and "mini/2" in page.split("</thead>")[0]

@@ -1,0 +1,51 @@
+"""Scores in the page: what each means, and which way is better."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+from mu.report.page import read_page
+
+
+def test_better_and_worse_follow_the_direction(
+    run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str], table: Callable[..., dict]
+):
+    text = read(page_of(run)).text
+    assert re.search(r"\+90\.6 points\s*better", text) and re.search(r"\+1\.38\s*worse", text)
+    run.write_scores(table(ua=0.0, frechet=10.0))
+    text = read(page_of(run)).text
+    assert re.search(r"−3\.1 points\s*worse", text) and re.search(r"−2\.50?\s*better", text)
+
+
+CLIP_SCORES = {"FA@1": 0.0, "identity@1 retained": 0.97, "identity@1": 0.89, "style@1": 0.96, "FA@5": 0.125, "MIA": 0.52,
+               "cosine of forget pairs": 0.18}  # fmt: skip
+VLM_SCORES = {"FA": 0.05, "retained": 0.9, "other questions": 0.95, "other questions, forgotten pictures": 0.85}
+
+
+@pytest.mark.parametrize(
+    ("scores", "head"),
+    [
+        (CLIP_SCORES, ["FA@1", "identity@1 retained", "style@1"]),
+        (VLM_SCORES, ["FA", "retained", "other questions"]),
+        ({"UA": 1.0, "IRA": 0.9, "CRA": 0.8, "identity": 0.7}, ["UA", "IRA", "CRA"]),
+        ({"fresh": 0.7}, ["fresh"]),
+    ],
+)
+def test_the_scores_of_every_suite_are_explained(
+    scores: dict[str, float], head: list[str], run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]
+):
+    """What counts stands at the head; shares are percents, what is none keeps its number and its own name."""
+    run.write_scores({"edited": [Score(name, value, 9, "lower", "x/1") for name, value in scores.items()]})
+    page = read_page(run)
+    assert [measure.name for measure in page.verdict] == head
+    for measure in page.measures:
+        explained = measure.name not in ("cosine of forget pairs", "identity", "fresh")
+        assert bool(measure.meaning) == explained == measure.cells["edited"].text.endswith("%"), measure.name
+        assert (measure.tone == "removed") == (measure.name[:2] in ("UA", "FA"))
+    assert all(measure.meaning in read(page_of(run)).text for measure in page.verdict)
