@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import mu
-from mu.core.files import atomic_path, slug, write_json
+from mu.core.files import atomic_path, slug, write_json, write_text
+from mu.core.run import versions
 from mu.data import canvas as world
 from mu.edits.edit import Edit
 from mu.evaluation.metrics.image_distance import max_difference, mean_difference
@@ -52,6 +54,17 @@ def made_once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if not path.exists():
         write_json(path, make())
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def keep_result(path: Path | None, result: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> None:
+    """Print the ``table`` of ``result``; with a ``path`` write ``result`` there, with its day and versions, and its table beside it as
+    Markdown."""
+    result = {**result, "made": time.strftime("%Y-%m-%d"), "versions": versions()}
+    told = table(result)
+    print(told)
+    if path:
+        write_json(path, result)
+        write_text(path.with_suffix(".md"), told)
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from _shared import keep_result, made_once
+
 import mu
 from mu.algorithms import algorithm
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe
 from mu.core.errors import MuError
-from mu.core.files import write_json, write_text
-from mu.core.run import versions
 from mu.data import canvas as world
 from mu.evaluation.zero_shot import canvas_tasks, target_of
 
@@ -100,9 +100,7 @@ def main() -> None:
     found: dict[str, Any] = {}
 
     def kept(path: Path, meter: Meter, *what: Any) -> dict:
-        if not path.exists():
-            write_json(path, meter.row(*what))
-        return json.loads(path.read_text(encoding="utf-8"))
+        return made_once(path, lambda: meter.row(*what))
 
     for name in options.methods:
         tuning, report = meters.values()
@@ -118,9 +116,7 @@ def main() -> None:
         }
         found[name] = {"chosen": settings, "tuning": [merit(each) for each in tried], "mean": mean(rows), "concepts": rows}
         print(name, settings, found[name]["mean"], flush=True)
-    if options.json:
-        write_json(options.json, {"methods": found, "seed": options.seed, "made": time.strftime("%Y-%m-%d"), "versions": versions()})  # fmt: skip
-        write_text(options.json.with_suffix(".md"), table_of(found))
+    keep_result(options.json, {"methods": found, "seed": options.seed}, table_of)
 
 
 def mean(rows: dict[str, dict]) -> dict[str, float]:
@@ -133,10 +129,10 @@ def mean(rows: dict[str, dict]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def table_of(found: dict[str, Any]) -> str:
+def table_of(result: dict[str, Any]) -> str:
     columns = ("FA@1", "FA@5", "identity kept", "object kept", "style kept")
     lines = ["| method | " + " | ".join(columns) + " | numbers changed | seconds | settings |", "| --- " * 9 + "|"]
-    for name, each in found.items():
+    for name, each in result["methods"].items():
         row = each["mean"]
         if "FA@1" not in row:
             lines.append(f"| {name} | found no edit for any concept |" + " |" * 7)

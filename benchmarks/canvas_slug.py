@@ -12,19 +12,18 @@ reads one picture of each style x object and style x person; UA = 1 - accuracy o
 from __future__ import annotations
 
 import argparse
-import json
-import time
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+from _shared import keep_result, made_once
 from matplotlib.figure import Figure
 
 import mu
 from mu.algorithms import algorithm
 from mu.algorithms.single_layer_unlearning_gradient.probe import AnswerProbe, ClipProbe
 from mu.core.errors import MuError
-from mu.core.files import write_json, write_text
-from mu.core.run import RunDirectory, versions
+from mu.core.run import RunDirectory
 from mu.data import canvas as world
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
@@ -104,21 +103,9 @@ def main() -> None:
         ]:
             folder = options.out / name / concept.replace(" ", "_")
             file = folder / f"measured-{options.seed}.json"
-            if not file.exists():
-                write_json(file, row_of(slug, meter, name, kind, concept, folder))
-            rows.append(json.loads(file.read_text(encoding="utf-8")))
+            rows.append(made_once(file, partial(row_of, slug, meter, name, kind, concept, folder)))
             print(name, concept, rows[-1].get("edited", rows[-1].get("failed")), flush=True)
-    result = {
-        "mean": means(rows),
-        "rows": rows,
-        "seed": options.seed,
-        "made": time.strftime("%Y-%m-%d"),
-        "versions": versions(),
-    }
-    print(json.dumps(result["mean"], indent=2))
-    if options.json:
-        write_json(options.json, result)
-        write_text(options.json.with_suffix(".md"), table_of(result))
+    keep_result(options.json, {"mean": means(rows), "rows": rows, "seed": options.seed}, table_of)
     if options.picture:
         chart(rows).savefig(options.picture, dpi=110)
 

@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import time
 from pathlib import Path
 
-from _shared import keep_recipe, kind_of, other_phrasings
+from _shared import keep_recipe, keep_result, kind_of, other_phrasings
 
 import mu
 from mu.algorithms import algorithm
-from mu.core.files import write_json, write_text
-from mu.core.run import RunDirectory, versions
+from mu.core.run import RunDirectory
 from mu.core.script import parsed
 from mu.data import canvas as world
 from mu.edits.files import open_edit
@@ -55,11 +53,7 @@ def main() -> None:
             **{column: {score.name: score.value for score in scores} for column, scores in table.items()},
         }  # fmt: skip
         print(concept, {name: round(value, 3) for name, value in rows[concept]["edited"].items()}, flush=True)
-    result = summary(rows, options)
-    print(json.dumps(result["mean"], indent=2))
-    if options.json:
-        write_json(options.json, result)
-        write_text(options.json.with_suffix(".md"), table_of(result))
+    keep_result(options.json, summary(rows, options), table_of)
 
 
 def summary(rows: dict, options: argparse.Namespace) -> dict:
@@ -80,7 +74,6 @@ def summary(rows: dict, options: argparse.Namespace) -> dict:
         peak = max(peak, json.loads(options.json.read_text(encoding="utf-8"))["peak_memory_MiB"])
     return {
         "mean": means, "concepts": rows, "peak_memory_MiB": round(peak), "seeds": options.seeds, "settings": options.set,
-        "made": time.strftime("%Y-%m-%d"), "versions": versions(),
     }  # fmt: skip
 
 

@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import markdown
+from _shared import keep_result, markdown
 from torch import Tensor
 
 import mu
 from mu.algorithms import algorithm
 from mu.algorithms.separable_concept_erasure.model import NullSpace, eliminated
-from mu.core.files import write_json, write_text
-from mu.core.run import versions
 from mu.edits.edit import EditInfo
 from mu.edits.low_rank import Factors, LowRankEdit
 from mu.models.architectures import new_component, stable_diffusion_1
@@ -224,11 +222,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result = {"bytes": sizes(), "evaluations": evaluations(), "null spaces": null_spaces(), "made": time.strftime("%Y-%m-%d"), "versions": versions()}  # fmt: skip
-    print(tables(result))
-    if options.json:
-        write_json(options.json, result)
-        write_text(options.json.with_suffix(".md"), tables(result))
+    keep_result(options.json, {"bytes": sizes(), "evaluations": evaluations(), "null spaces": null_spaces()}, tables)
 
 
 if __name__ == "__main__":

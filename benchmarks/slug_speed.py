@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _shared import keep_result
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -40,8 +41,6 @@ from mu.algorithms.single_layer_unlearning_gradient.configs import PRESETS, Slug
 from mu.algorithms.single_layer_unlearning_gradient.model import candidates, layer_scores, to_search
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Rows, Tally
 from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, gradients, search
-from mu.core.files import write_json, write_text
-from mu.core.run import versions
 from mu.data.canvas import IDENTITIES, rendered_pairs
 from mu.edits.edit import shifted
 from mu.evaluation.zero_shot import ZeroShot, canvas_tasks, logits, target_of
@@ -519,16 +518,8 @@ def main() -> None:
     for name in options.models:
         result[name] = MODELS[name](options)
         print(json.dumps({name: result[name]}, indent=2), flush=True)
-    result |= {
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "made": time.strftime("%Y-%m-%d"),
-        "versions": versions(),
-    }
-    print(table_of(result))
-    if options.json:
-        write_json(options.json, result)
-        write_text(options.json.with_suffix(".md"), table_of(result))
+    result |= {"threads": torch.get_num_threads(), "machine": platform.machine()}
+    keep_result(options.json, result, table_of)
 
 
 if __name__ == "__main__":
