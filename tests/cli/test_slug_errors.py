@@ -25,7 +25,7 @@ from mu.models.parameters import find_parameter
 
 CONCEPT = "Ada Stone"
 FEW = "--set data.n_forget=8 --set data.n_retain=16 --set data.per_class=2 --set layers.max_front=1 --set search.steps=8"
-ERASE = f'erase slug --concept "{CONCEPT}" --device cpu --preset canvas-clip --out {{tmp}}/new {FEW}'
+ERASE = f'erase slug --concept "{CONCEPT}" --device cpu --preset canvas-clip --no-pictures --out {{tmp}}/new {FEW}'
 GRADIENTS = f'gradients --device cpu --out {{tmp}}/new.safetensors {FEW} --model {{clip}} --concept "{CONCEPT}" --forget'
 
 # What is typed (`{...}` are the fixture's places), and what the line must say.
