@@ -58,7 +58,8 @@ def values(scores) -> dict[str, float]:
 
 def test_the_suite_tells_nothing_from_forgetting_from_breaking(model, direction, tmp_path, snapshot):
     before = snapshot(model)
-    runs = {name: RunDirectory(tmp_path / name) for name in ("still", "forgets", "breaks")}
+    measured_twice = RunDirectory(tmp_path / "forgets")
+    runs = {"still": measured_twice, "forgets": measured_twice, "breaks": RunDirectory(tmp_path / "breaks")}
     theta = find_parameter(model, TENSOR).detach()
     shifts = {"still": 0 * direction, "forgets": 0.1 * direction, "breaks": theta.flip(0) - theta}
     tables = {name: evaluate(run, "clip", model, edit_of(shifts[name]), seeds=(1,)) for name, run in runs.items()}
@@ -84,7 +85,6 @@ def test_the_suite_tells_nothing_from_forgetting_from_breaking(model, direction,
         assert figure.size == (1600, 600)
     page = write_report(runs["forgets"]).read_text(encoding="utf-8")
     assert all(text in page for text in ("identity@1 retained", "MIA", suite.PANEL, "data:image/jpeg"))
-    evaluate(runs["forgets"], "clip", model, edit_of(shifts["still"]), seeds=(1,))
     assert len(json.loads((runs["forgets"].folder / "panels.json").read_text(encoding="utf-8"))) == 1, (
         "its own panel is replaced"
     )
