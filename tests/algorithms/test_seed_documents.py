@@ -5,10 +5,14 @@ The model that they name is looked up as a folder first, so that a folder of tha
 
 from __future__ import annotations
 
-import os
+import io
+import logging
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from runpy import run_module
 
 import pytest
 from safetensors import safe_open
@@ -34,9 +38,10 @@ algorithm = SemipermeableMembraneAlgorithm(
 algorithm.run()
 """
 I2P = ',\n    dataset_type = "i2p",\n    template_name = "self-harm",'  # with the comma that the document forgot
-TRAIN = [sys.executable, "-m", "mu.algorithms.semipermeable_membrane.scripts.train"]
+TRAIN = "mu.algorithms.semipermeable_membrane.scripts.train"
 QUICK = "--train.iterations 2 --train.max_denoising_steps 3 --prompt.resolution 64 --prompt.dynamic_resolution false".split()
 ROOT = Path(__file__).parents[2]
+Run = Callable[[list[str]], tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -55,9 +60,23 @@ def erases(path: Path, concept: str) -> bool:
         return file.metadata()["prompts"] == concept and bool(ups) and max(float(up.abs().max()) for up in ups) > 0
 
 
-def shell(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+def in_a_process(words: list[str]) -> tuple[int, str, str]:
+    """As typed: the exit code, what was printed, and what was told."""
+    done = subprocess.run([sys.executable, "-m", TRAIN, *words], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def in_this_one(words: list[str]) -> tuple[int, str, str]:
+    """What ``python -m`` does, without its seconds of imports."""
+    logger, out, err = logging.getLogger("mu"), io.StringIO(), io.StringIO()
+    handlers, level, arguments = list(logger.handlers), logger.level, sys.argv
+    sys.argv = [TRAIN, *words]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            run_module(TRAIN, run_name="__main__")
+    finally:
+        sys.argv, logger.handlers, logger.level = arguments, handlers, level
+    return int(ended.value.code or 0), out.getvalue(), err.getvalue()
 
 
 @pytest.mark.parametrize(("kind", "more", "name"), [("mu", "", "Abstractionism"), ("i2p", I2P, "self-harm")])
@@ -84,10 +103,11 @@ def test_a_file_of_zeros_would_be_caught(tmp_path: Path, tiny) -> None:  # type:
 
 
 @pytest.mark.parametrize(
-    ("folder", "flags", "out", "name"),
+    ("run", "folder", "flags", "out", "name"),
     [
-        ("config", "", "outputs/semipermeable_membrane/finetuned_models", "Abstractionism"),
+        (in_a_process, "config", "", "outputs/semipermeable_membrane/finetuned_models", "Abstractionism"),
         (
+            in_this_one,
             "configs",
             "--dataset_type unlearncanvas --template object --template_name self-harm --devices 0,1 --output_dir outputs/experiment_1 --use_sample",
             "outputs/experiment_1",
@@ -95,12 +115,18 @@ def test_a_file_of_zeros_would_be_caught(tmp_path: Path, tiny) -> None:  # type:
         ),
     ],
 )
-def test_the_command_line(folder: str, flags: str, out: str, name: str, place: Path) -> None:
+def test_the_command_line(
+    run: Run, folder: str, flags: str, out: str, name: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delitem(sys.modules, TRAIN, raising=False)  # another test may have imported it
     path = f"mu/algorithms/semipermeable_membrane/{folder}/train_config.yaml"
-    done = shell([*TRAIN, "--config_path", path, *flags.split(), *QUICK], place)
-    assert done.returncode == 0, done.stderr
+    code, printed, told = run(["--config_path", path, *flags.split(), *QUICK])
+    assert code == 0, told
     final = f"{out}/semipermeable_membrane_{name}_last.safetensors"
-    assert done.stdout.strip() == final
+    assert printed.strip() == final
     assert erases(place / final, name)
 
 
