@@ -80,8 +80,10 @@ def test_version(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (shown.exit_code, shown.stdout) == (0, "mu 1.2.3\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["cite", "spm"]])
-def test_a_reader_that_leaves_early_sees_no_traceback(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "{run}"]])
+def test_a_reader_that_leaves_early_sees_no_traceback(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    arguments = [word.format(run=tmp_path) for word in arguments]
     running = subprocess.Popen(
         [sys.executable, "-m", "mu", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
