@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +15,19 @@ from mu.core.errors import OutputError
 from mu.core.scores import Score
 
 
+def in_two_steps(make: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *what, **how: make(*what, **{**how, "steps": 2})
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three training steps, and scores that nothing measured: the demo's own work stays."""
+    """Three training steps, pictures of two, and scores that nothing measured: the demo's own work stays."""
     spm = algorithm("spm")
     complete = spm.for_concepts
     settings = {"train": {"iterations": 3, "max_denoising_steps": 4}}
     monkeypatch.setattr(spm, "for_concepts", lambda *words: complete(*words).merged(settings))
+    for name in ("before_after", "write_pictures"):
+        monkeypatch.setattr(demo, name, in_two_steps(getattr(demo, name)))
     told = [Score(name, 1.0, n=1, direction="higher", protocol="canvas/1") for name in ("UA", "IRA", "CRA")]
     monkeypatch.setattr(demo, "evaluate", lambda *_, **__: {"base": told, "edited": told})
 
