@@ -23,7 +23,10 @@ def erase(
     method: Annotated[str, typer.Argument(help="The method: see `mu methods`.")],
     concept: Annotated[list[str] | None, typer.Option(help="What to erase; repeat for several.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="canvas (default), a hub id, a diffusers folder, or a .safetensors/.ckpt file.")
+        str | None,
+        typer.Option(
+            help="canvas, a hub id, a folder, or a .safetensors/.ckpt file. Default: what an embedded --preset is for, or canvas."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as YAML (see `mu config`); --concept goes on top.")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings by name. Default: those that fit the model.")] = None,
@@ -60,7 +63,8 @@ def erase(
         raise ConfigError("--config FILE already says model and device: change them in it or with --set KEY=VALUE")
     if not (config or concepts):
         raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
-    base = _from_file(chosen, config, concepts) if config else chosen.for_concepts(concepts, model or "canvas", preset)
+    name = model or _embedded(chosen, preset)
+    base = _from_file(chosen, config, concepts) if config else chosen.for_concepts(concepts, name, preset)
     out = out or (None if config else Path("outputs") / method / _folder(concepts))
     flags = _flags(chosen.config_class, out, device, precision)
     work = chosen(base.merged(flags, parsed(chosen.config_class, pairs(settings or [], "--set"))))
@@ -78,6 +82,14 @@ def erase(
 def _from_file(method: type[Algorithm], file: Path, concepts: Sequence[str]) -> BaseConfig:
     settings = method.config_class.load(file)
     return method.for_concepts(concepts, preset=settings) if concepts else settings
+
+
+def _embedded(method: type[Algorithm], preset: str | None) -> str:
+    """The embedded model that ``preset`` is for; canvas where it is for none."""
+    from mu.models import EMBEDDED
+
+    name = getattr(method.presets.get(preset or ""), "model", "")
+    return name if name in EMBEDDED else "canvas"
 
 
 def _flags(config: type[BaseConfig], out: Path | None, device: str | None, precision: str | None) -> dict[str, str]:

@@ -18,6 +18,7 @@ from mu.data.canvas import rendered_pairs
 from mu.data.folders import write_celeba
 from mu.data.shards import add_member
 from mu.edits.edit import EditInfo
+from mu.edits.files import open_edit
 from mu.edits.gradient_files import open_gradients
 from mu.edits.weights import WeightEdit
 from mu.models.clip import ClipModel
@@ -149,7 +150,7 @@ def test_what_is_in_order_passes(places: dict[str, Path], tmp_path: Path, cli: A
         ended = cli(*words)
         assert ended.exit_code == 0, ended.output
         assert ("3 pairs, left out: 1 damaged tar" in caplog.text) == (forget is half)
-        assert (tmp_path / str(k) / "new" / "edit.safetensors").exists()
+        assert open_edit(tmp_path / str(k) / "new").info.base == "canvas-clip", "the preset's model, as no other is named"
 
 
 def test_a_merged_clip_has_forgotten_without_its_edit(tmp_path: Path, cli: Any) -> None:
