@@ -172,7 +172,7 @@ PRESETS: dict[str, SlugConfig] = {
         },
     }),
     "canvas-vlm": _LLAVA,
-    # One retained picture in eight shows the style and does not say so: preconditioning would hold on to it.
+    # Preconditioning keeps far less there: one retained picture in eight shows the style without saying so.
     "canvas-vlm-style": _LLAVA.merged({"gradients": {"precondition": None}, "search": {"margin": 1.1}}),
 }  # fmt: skip
 """The paper's three experiments, and the same on the embedded models."""
