@@ -2,6 +2,7 @@
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -15,8 +16,8 @@ help: ## list the targets
 demo: $(INSTALLED) ## erase a concept from the embedded model, put it back, write a report
 	$(BIN)/mu demo --overwrite
 
-test: $(INSTALLED) ## run the tests: offline, on the CPU
-	$(BIN)/pytest
+test: $(INSTALLED) ## run the tests: offline, on the CPU; WORKERS=8 on a larger machine
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/ruff format --check .
