@@ -88,7 +88,8 @@ A small but real Stable Diffusion and what belongs to it, trained from nothing o
 {parts}
 
 All weights are stored in half precision, {megabytes:.1f} MB together. The text encoder of `diffusion/` is the text tower of
-`clip/`, the vision tower of `vlm/` is that of `clip/`. The judge was trained on rendered pictures only, never on generated ones.
+`clip/`, the vision tower of `vlm/` is that of `clip/`, and `vlm/` reads its last layer with the class token. The judge was trained on
+rendered pictures only, never on generated ones.
 
 ## How it was made
 

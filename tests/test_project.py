@@ -217,6 +217,7 @@ def clone(tmp_path: Path) -> Clone:
     return Clone(folder)
 
 
+TEST = "pytest -n 2 --dist worksteal"
 INSTALL = ["python3 -m venv .venv", "python -m pip install -c constraints.txt -e .[dev]"]
 
 
@@ -224,7 +225,7 @@ INSTALL = ["python3 -m venv .venv", "python -m pip install -c constraints.txt -e
     ("target", "work"),
     [
         ("demo", ["mu demo --overwrite"]),
-        ("test", ["pytest "]),
+        ("test", [TEST]),
         ("check", ["ruff format --check .", "ruff check .", "mypy "]),
         ("docs", ["python docs/generate.py"]),
     ],
@@ -238,7 +239,7 @@ def test_make_installs_again_when_requirements_change(clone: Clone) -> None:
     clone.make("test")
     later = time.time() + 5
     os.utime(clone.folder / "constraints.txt", (later, later))
-    assert clone.make("test") == (0, [INSTALL[1], "pytest "])
+    assert clone.make("test") == (0, [INSTALL[1], TEST])
 
 
 def test_make_does_not_take_a_failed_installation_for_one(clone: Clone) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import mu
+from mu.algorithms.single_layer_unlearning_gradient import algorithm as slug_algorithm
 from mu.algorithms.single_layer_unlearning_gradient import probe as probes
 from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
 from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, PicturesConfig, SearchConfig, SlugConfig
@@ -650,6 +651,21 @@ def test_a_concept_counts_once_however_it_is_spelt() -> None:
         SlugConfig.parse({"concepts": [" "]})
     with pytest.raises(ConfigError, match="rho_min"):
         SlugConfig.parse({"search": {"rho_min": 5, "rho_max": 0.05}})
+
+
+def test_only_what_is_searched_is_kept_and_preconditioned(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    moments = slug_algorithm.second_moments
+    monkeypatch.setattr(slug_algorithm, "second_moments", lambda *words: asked.extend(words[2]) or moments(*words))
+    work = method(["star"], data={"n_forget": 16, "n_retain": 16})
+    work.model = clip
+    work.load_model()
+    data = SingleLayerUnlearningGradientDataHandler(work.config)
+    targets, _ = data.targets()
+    parameters = work._candidates()
+    ((scores, directions),) = work._scored(data, targets, parameters)
+    assert list(directions) == asked
+    assert len(scores) > 20 > len(directions) == 4, "two of each tower's front, of all that were scored"
 
 
 def test_preconditioning_changes_the_edit(clip: ClipModel) -> None:

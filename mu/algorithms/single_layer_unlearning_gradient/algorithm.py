@@ -14,7 +14,7 @@ from torch import Tensor
 from mu.algorithms.single_layer_unlearning_gradient import configs
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
-from mu.algorithms.single_layer_unlearning_gradient.model import candidates, fronts, layer_scores, to_search
+from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, fronts, layer_scores, to_search
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
 from mu.algorithms.single_layer_unlearning_gradient.probe import (
     AnswerProbe,
@@ -78,14 +78,10 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         data = SingleLayerUnlearningGradientDataHandler(self.config)
         targets, tasks = data.targets()
         parameters = self._candidates()
-        retain, found, probes = None, [], list[Probe]()
-        for target in targets:
-            g_f, carried = self._gradients("forget", data, target.concept, parameters)
-            if retain is None or self.config.gradients.compat:
-                retain, _ = self._gradients("retain", data, target.concept, parameters, carried)
-            directions = self._directions(data, target.concept, g_f)
+        found, probes = [], list[Probe]()
+        for target, (scores, directions) in zip(targets, self._scored(data, targets, parameters), strict=True):
             probes.append(self._probe(target, tasks, probes[0] if probes else None))
-            found.append(self._search(probes[-1], target, g_f, retain, directions, parameters, run))
+            found.append(self._search(probes[-1], target, scores, directions, run))
         self.parts = [self._edit([part], {name: shift}) for part, name, shift in found]
         shifts = summed([(name, shift) for _, name, shift in found])
         if len(found) > 1:
@@ -162,6 +158,22 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         with progress_bar(f"{facts['kind']} gradient", len(pairs)) as advance:
             return gradients(self.clip, pairs, parameters, loss, settings, carried, lambda done, _: advance(done, ""))
 
+    def _scored(
+        self, data: SingleLayerUnlearningGradientDataHandler, targets: Sequence[Target], parameters: dict[str, Any]
+    ) -> list[tuple[dict[str, LayerScore], Gradients]]:
+        """For each target the scores of all tensors, and what those that are searched move along, in that order: the other gradients
+        are let go here."""
+        most = None if self.config.layers.names else self.config.layers.max_front
+        retain, found = None, []
+        for target in targets:
+            g_f, carried = self._gradients("forget", data, target.concept, parameters)
+            if retain is None or self.config.gradients.compat:
+                retain, _ = self._gradients("retain", data, target.concept, parameters, carried)
+            scores = layer_scores(parameters, g_f, retain)
+            front = {score.name: g_f[score.name] for score in to_search(self.clip, scores, most)}
+            found.append((scores, self._directions(data, target.concept, front)))
+        return found
+
     def _directions(self, data: SingleLayerUnlearningGradientDataHandler, concept: str, g_f: Gradients) -> Gradients:
         """What each tensor moves along: the forget gradient, or the preconditioned one."""
         settings = self.config.gradients
@@ -196,19 +208,18 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         assert isinstance(self.model, VisionLanguageModel)
         return AnswerProbe(self.model, target, tasks)
 
-    def _search(self, probe: Probe, target: Target, g_f: Gradients, g_r: Gradients, directions: Gradients, parameters, run):
-        scores, curves = layer_scores(parameters, g_f, g_r), list[Curve]()
-        chosen = to_search(self.clip, scores, None if self.config.layers.names else self.config.layers.max_front)
-        probe.prepare([score.name for score in chosen])
+    def _search(self, probe: Probe, target: Target, scores: dict[str, LayerScore], directions: Gradients, run):
+        curves = list[Curve]()
+        probe.prepare(list(directions))
         base = probe.base()
         if getattr(base, self.config.search.criterion) <= self.config.search.target:
             raise EditError(
                 f"{self.model.name!r} does not know {target.concept!r} (forget accuracy {base.fa1:.2f}): it was erased before, or never there"
             )
-        with progress_bar(f"search {target.concept}", len(chosen)) as advance:
-            for score in chosen:
-                curves.append(search(probe, score, directions[score.name], self.config.search))
-                advance(len(curves), score.name)
+        with progress_bar(f"search {target.concept}", len(directions)) as advance:
+            for name, direction in directions.items():
+                curves.append(search(probe, scores[name], direction, self.config.search))
+                advance(len(curves), name)
         portions = sum(len(probe.portions(curve.score.name)) for curve in curves if curve.outcome)
         with progress_bar(f"what stays without {target.concept}", portions) as advance:
             curve = best(probe, curves, directions, base, self.config.search, lambda done: advance(done, ""))
