@@ -179,8 +179,10 @@ def test_an_unknown_method_names_the_nearest() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not EMBEDDED["canvas"].exists(), reason="the embedded model's weights are not in this checkout")
 @pytest.mark.parametrize("name", DIFFUSION)
-def test_the_target_moves_more_than_what_is_kept(name: str) -> None:
+def test_the_target_moves_more_than_what_is_kept(name: str, request: pytest.FixtureRequest) -> None:
     """On the trained model with the method's own settings. Control: before the edit the prompts' predictions differ."""
+    if name == "fmn":
+        request.applymarker(pytest.mark.xfail(strict=True, reason="no setting tried erases on canvas: docs/separable.md"))
     model = load("canvas", device="cpu")
     assert isinstance(model, DiffusionModel)
     chosen = algorithm(name)
