@@ -129,7 +129,7 @@ def new_vision_language(clip: CLIPConfig, tokenizer: PreTrainedTokenizerFast) ->
 
     It reads the tower's last layer with the class token, where LLaVA-1.5 reads the patches of the last layer but one. In the 24
     layers of a published tower those patches know what the picture as a whole shows; in the four here they know their own
-    place, and no single tensor of the tower then holds a person (docs/slug.md has both figures).
+    place, and no tensor that was tried then held a person by itself (docs/slug.md has both figures).
     """
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
