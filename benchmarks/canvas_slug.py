@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from _shared import keep_result, made_once
+from _shared import keep_recipe, keep_result, made_once
 from matplotlib.figure import Figure
 
 import mu
@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=188)
     options = parser.parse_args()
     slug, rows = algorithm("slug"), []
+    settings = {name: preset.model_dump(mode="json") for name, preset in slug.presets.items() if name.startswith("canvas")}
+    keep_recipe(parser, options.out, settings)
     for name in options.models:
         model = mu.load(name)
         meter = (Drawn if name == "canvas" else Probed)(model, options.seed)

@@ -20,33 +20,28 @@ import argparse
 import json
 import os
 import platform
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from _shared import keep_result
-from PIL import Image
+from _shared import keep_result, peak_memory
+from _slug_flops import Bill, Noted, Prices, Sizes, bill_of, counted, kept_stages, padded
+from _synthetic_clip import vit_b_32
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 import mu
 from mu.algorithms import algorithm
 from mu.algorithms.single_layer_unlearning_gradient.configs import PRESETS, SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.model import candidates, layer_scores, to_search
-from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Rows, Tally
+from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Tally
 from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, gradients, search
 from mu.data.canvas import IDENTITIES, rendered_pairs
 from mu.edits.edit import shifted
 from mu.evaluation.zero_shot import ZeroShot, canvas_tasks, logits, target_of
-from mu.models.canvas.architecture import new_tokenizer
 from mu.models.clip import ClipModel
-from mu.models.towers import Hidden, Tower, tower_of
+from mu.models.towers import Tower, tower_of
 
 STEPS = 10
 """Evaluations of the naive search along one tensor."""
@@ -88,170 +83,6 @@ class Naive:
     base = now
 
 
-def padded(clip: ClipModel, texts: Sequence[str]) -> Tensor:
-    context = clip.model.config.text_config.max_position_embeddings
-    options = {"padding": "max_length", "max_length": context, "truncation": True, "return_tensors": "pt"}
-    return clip.tokenizer(list(texts), **options).input_ids
-
-
-# -- counting ----------------------------------------------------------------------------------------------------------
-
-
-def counted(work: Callable[[], Any]) -> int:
-    """FLOPs of matrix products, attention and convolutions in ``work``; torch leaves the CPU's attention kernel out by itself."""
-
-    def attention(query, key, value, *_, **__) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={kernel: attention}) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-@dataclass
-class Prices:
-    """FLOPs of each stage of a tower for one row: a picture, or a prompt of a task at its own and at its full length."""
-
-    stages: dict[tuple[str, str], list[int]]
-
-    @classmethod
-    def of(cls, clip: ClipModel, tasks: Sequence[ZeroShot]) -> Prices:
-        found, vision, language = {}, Tower(clip, "vision"), Tower(clip, "language")
-        for task in tasks:
-            text = language.texts(task.prompts)[torch.arange(1)]
-            found["vision", task.name] = cls._along(vision, vision.pictures([task.pictures[0].picture()]))
-            found["language", task.name] = cls._along(language, text)
-            found["padded", task.name] = cls._along(language, Hidden(padded(clip, task.prompts[:1]), text.ends))
-        return cls(found)
-
-    @staticmethod
-    def _along(tower: Tower, row: Hidden) -> list[int]:
-        stages = []
-        for stage in range(tower.stages - 1):
-            stages.append(counted(lambda s=stage, h=row: tower.run(h, s, s + 1)))
-            row = tower.run(row, stage, stage + 1)
-        return [*stages, counted(lambda: tower.leave(row))]
-
-
-@dataclass
-class Bill:
-    """What passes through the towers: FLOPs, and rows in whole passes (half of the stages is half a pass)."""
-
-    flops: float = 0.0
-    passes: dict[str, float] = field(default_factory=lambda: {"vision": 0.0, "language": 0.0})
-
-    def add(self, prices: Prices, which: str, task: str, rows: float, start: int = 0, stop: int | None = None) -> None:
-        stages = prices.stages[which, task]
-        part = sum(stages[start:stop])
-        self.flops += rows * part
-        self.passes["vision" if which == "vision" else "language"] += rows * part / sum(stages)
-
-    def times(self, n: int) -> Bill:
-        return Bill(self.flops * n, {which: n * rows for which, rows in self.passes.items()})
-
-    def to_json(self) -> dict[str, float]:
-        return {"TFLOP": self.flops / 1e12, **{f"{which} passes": round(n, 1) for which, n in self.passes.items()}}
-
-
-@dataclass
-class Sizes:
-    """Of each task, and of the forgotten class alone."""
-
-    pictures: dict[str, int]
-    prompts: dict[str, int]
-    forget: int
-
-    @classmethod
-    def of(cls, tasks: Sequence[ZeroShot], target) -> Sizes:
-        pictures, prompts = ({t.name: len(each(t)) for t in tasks} for each in (lambda t: t.pictures, lambda t: t.prompts))
-        return cls(pictures, prompts, target.task.labels.count(target.label))
-
-    def everything(self, prices: Prices, texts: str) -> Bill:
-        bill = Bill()
-        for task in self.pictures:
-            bill.add(prices, "vision", task, self.pictures[task])
-            bill.add(prices, texts, task, self.prompts[task])
-        return bill
-
-
-@dataclass
-class Look:
-    """What a probe was asked: of each task the share of its pictures, or the forgotten class alone."""
-
-    name: str
-    steps: int
-    forget_only: bool
-    shares: dict[str, float]
-
-
-class Noted(ClipProbe):
-    """A `ClipProbe` that notes what it was asked."""
-
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.looks: list[Look] = []
-
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
-        own, shares = (
-            self.target.task,
-            {task.name: len(rows[task.name]) / len(task.labels) for task in self.tasks if task.name in rows},
-        )
-        gone = list(rows) == [own.name] and all(own.labels[k] == self.target.label for k in rows[own.name].tolist())
-        self.looks.append(Look(name, len(steps), gone, shares))
-        return super().scores_along(name, shift, steps, rows)
-
-
-def kept_stages(
-    clip: ClipModel, tasks: Sequence[ZeroShot], sizes: Sizes, names: Sequence[str]
-) -> dict[tuple[str, str], list[int]]:
-    """By tower and task, the stages whose inputs `ClipProbe` keeps of the untouched model."""
-    found, left = {}, ClipProbe(clip, target_of(tasks[0].classes[0], tasks), tasks).keep_bytes
-    for which, rows in (("language", sizes.prompts), ("vision", sizes.pictures)):
-        tower = Tower(clip, which)
-        last, wanted = tower.stages - 1, sorted({tower.stage_of(name) for name in names if tower_of(name) == which} - {0})
-        for task in tasks:
-            row = (
-                tower.texts(task.prompts)[torch.arange(1)]
-                if which == "language"
-                else tower.pictures([task.pictures[0].picture()])
-            )
-            size = rows[task.name] * tower.run(row, 0, 1).x.nbytes
-            fit = [stage for stage in wanted if stage != last][: left // size]
-            left -= len(fit) * size
-            found[which, task.name] = [0, *fit, last]
-    return found
-
-
-def bill_of(
-    looks: Sequence[Look], clip: ClipModel, prices: Prices, sizes: Sizes, kept: dict[tuple[str, str], list[int]]
-) -> Bill:
-    """The untouched model once; then ``looks`` as `ClipProbe` works: from the last kept stage to the changed tensor's once,
-    from there on once for each step. A share of the pictures is the same share at other ``sizes``, though there a tensor that
-    loses is known sooner."""
-    bill = sizes.everything(prices, "language")
-    for look in looks:
-        which = tower_of(look.name)
-        assert which is not None
-        stage = Tower(clip, which).stage_of(look.name)
-        for task, share in look.shares.items():
-            pictures = sizes.forget if look.forget_only else share * sizes.pictures[task]
-            rows = sizes.prompts[task] if which == "language" else pictures
-            bill.add(prices, which, task, rows, max(s for s in kept[which, task] if s <= stage), stage)
-            bill.add(prices, which, task, rows * look.steps, stage)
-    return bill
-
-
-def peak_memory(reset: bool = False) -> float:
-    """MiB that the process held at most since the last reset; nan where the system does not tell."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
-    except (OSError, IndexError):
-        return float("nan")
-
-
 def mib(tensors) -> float:
     return sum(t.numel() * t.element_size() for t in tensors) / 2**20
 
@@ -260,64 +91,6 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
     made = work()
     return time.perf_counter() - began, made
-
-
-# -- a CLIP of ViT-B/32's shapes ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Smooth noise: one pattern for each class, and a little of its own for each picture."""
-
-    caption: str
-    label: int
-    number: int
-
-    def picture(self) -> Image.Image:
-        own, each = (np.random.default_rng(seed).random((8, 8, 3)) for seed in ((1, self.label), (2, self.label, self.number)))
-        return Image.fromarray((255 * (0.8 * own + 0.2 * each)).astype(np.uint8)).resize((224, 224), Image.Resampling.BICUBIC)
-
-
-def vit_b_32(names: int, pictures: int) -> tuple[ClipModel, list[ZeroShot], list[Drawn], list[Drawn]]:
-    """The model, its tasks, forget pairs of the first name, retain pairs of the others.
-
-    Half of the pictures show the people, half a third as many objects; names are four words, as many tokens as names have in CLIP.
-    """
-    tokenizer = new_tokenizer()
-    tokenizer.model_max_length = 77
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=special))
-    clip = ClipModel(model, tokenizer, CLIPImageProcessorPil(), "ViT-B/32, random")
-    words = sorted(word.removesuffix("</w>") for word in tokenizer.get_vocab() if re.fullmatch(r"[a-z]{4,}</w>", word))
-    rng = np.random.default_rng(0)
-    called = [" ".join(rng.choice(words, 4, replace=False)) for _ in range(names + max(2, names // 3))]
-    templates = (
-        "a {} image",
-        "photo of a {}",
-        "a painting of a {}",
-        "a drawing of the {}",
-        "a big {}",
-        "a small {}",
-        "a picture of the {}",
-    )
-    tasks, first = [], 0
-    for name, classes, prompts in (("identity", called[:names], ("{}.",)), ("imagenet", called[names:], templates)):
-        labels = tuple(k % len(classes) for k in range(pictures // 2))
-        shown = [Drawn(classes[label], first + label, k) for k, label in enumerate(labels)]
-        tasks.append(ZeroShot(name, tuple(classes), prompts, shown, labels))
-        first += len(classes)
-    with torch.no_grad():
-        seen = [picture for task in tasks for picture in task.pictures]
-        pixels = clip.preprocess([picture.picture() for picture in seen])
-        pooled = torch.cat([model.vision_model(pixel_values=part).pooler_output for part in pixels.split(32)])
-        wanted = torch.cat([task.weights(clip.encode_text(task.prompts))[list(task.labels)] for task in tasks])
-        wanted = wanted - 0.9 * wanted.mean(dim=0)  # what all names share tells none of them apart
-        fitted = torch.linalg.lstsq(pooled.double(), wanted.double(), driver="gelsd").solution
-        model.visual_projection.weight.copy_(fitted.T)
-    forget = [Drawn(f"{called[0]}.", 0, 1000 + k) for k in range(16)]
-    retain = [Drawn(f"{called[k % names]}.", k % names, 2000 + k) for k in range(1, 33)]
-    return clip, tasks, forget, retain
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -330,13 +103,13 @@ class Case:
         self.clip, self.tasks, self.target, self.config = clip, tasks, target_of(concept, tasks), config
         parameters = candidates(clip, clip, config.layers.tower, config.layers.exclude)
         sets = ((forget, "cosine"), (retain, "contrastive"))
-        peak_memory(reset=True)
-        spent, (g_f, g_r) = seconds(
-            lambda: [gradients(clip, pairs, parameters, loss, config.gradients)[0] for pairs, loss in sets]
-        )
+        with peak_memory() as held:
+            spent, (g_f, g_r) = seconds(
+                lambda: [gradients(clip, pairs, parameters, loss, config.gradients)[0] for pairs, loss in sets]
+            )
         self.gradients = {
             "pairs": len(forget) + len(retain), "seconds": spent, "MiB a set": mib(g_f.values()),
-            "MiB of the model": mib(clip.model.parameters()), "MiB at most": peak_memory(),
+            "MiB of the model": mib(clip.model.parameters()), "MiB at most": held.MiB,
         }  # fmt: skip
         self.front = to_search(clip, layer_scores(parameters, g_f, g_r), config.layers.max_front)
         self.names = [score.name for score in self.front]
@@ -372,12 +145,12 @@ def measured(case: Case, in_full: bool) -> dict:
     }  # fmt: skip
     found, bills = {}, {}
     for method in ("reference", "grid"):
-        peak_memory(reset=True)
-        spent, found[method] = seconds(lambda m=method: case.found(m))
+        with peak_memory() as held:
+            spent, found[method] = seconds(lambda m=method: case.found(m))
         probe, curves, _ = found[method]
         bills[method] = bill = case.bill(probe, sizes)
         result["search"][method] = {
-            **bill.to_json(), "times fewer FLOPs": naive.flops / bill.flops, "seconds": spent, "MiB at most": peak_memory(),
+            **bill.to_json(), "times fewer FLOPs": naive.flops / bill.flops, "seconds": spent, "MiB at most": held.MiB,
             "forgotten on": sum(curve.chosen is not None for curve in curves),
             "share of the pictures looked at": {curve.score.name: curve.seen for curve in curves},
         }  # fmt: skip

@@ -262,13 +262,12 @@ class Told(Probe):
             Curve(LayerScore(name, 1.0, 0.0, 3.0, 1.0), [each], [0.0], each, Outcome(0.0, 0.0, {}))
             for name, each in rhos.items()
         ]
-        self.steps = {
-            name: 3.0 * each for name, each in rhos.items()
-        }  # lambda: rho times the tensor's norm over the gradient's
+        # lambda: rho times the tensor's norm over the gradient's
+        self.steps = {name: 3.0 * each for name, each in rhos.items()}
         self.directions = {name: torch.full((1,), float(k)) for k, name in enumerate(kept)}
 
     def scores(self, rows: Rows) -> dict[str, Tensor]:
-        raise NotImplementedError
+        raise AssertionError("the race asks about changed tensors alone")
 
     def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
         assert steps == [self.steps[name]]
@@ -618,19 +617,17 @@ class Seen(Probe):
     at_once = 16
 
     def __init__(self, low: float, high: float):
+        task = ZeroShot("rest", ("gone", "stays"), ("{}",), [], (0, 1))
+        super().__init__(Target("gone", task, 0), [task])
         self.low, self.high = low, high
 
     def scores(self, rows: Rows) -> dict[str, Tensor]:
-        raise NotImplementedError
+        return self.scores_along("", torch.zeros(1), [0.0], rows)[0]
 
     def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
-        raise NotImplementedError
-
-    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
-        return [Outcome(0.0 if self.low <= step <= self.high else 1.0, 1.0, {"rest": 1.0}) for step in steps]
-
-    def now(self, *, forget_only: bool = False) -> Outcome:
-        return self.look("", torch.zeros(1), [0.0])[0]
+        """Rows 0 and 1: the forgotten picture and the one that stays, which is always right."""
+        gone = [float(self.low <= step <= self.high) for step in steps]
+        return [{"rest": torch.tensor([[0.5 - each, 0.0], [0.0, 1.0]])[rows["rest"]]} for each in gone]
 
 
 def test_the_margin_does_not_bring_the_concept_back() -> None:
