@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Rows
-from mu.evaluation.zero_shot import ZeroShot, target_of
 from mu.models.clip import ClipModel
 from mu.models.towers import Hidden, Tower, tower_of
+from mu.models.zero_shot import ZeroShot, target_of
 
 
 def padded(clip: ClipModel, texts: Sequence[str]) -> Tensor:

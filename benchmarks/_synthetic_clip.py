@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from mu.evaluation.zero_shot import ZeroShot
 from mu.models.canvas.architecture import new_tokenizer
 from mu.models.clip import ClipModel
+from mu.models.zero_shot import ZeroShot
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from mu.algorithms import algorithm
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe
 from mu.core.errors import MuError
 from mu.data import canvas as world
-from mu.evaluation.zero_shot import canvas_tasks, target_of
+from mu.models.zero_shot import canvas_tasks, target_of
 
 TUNED_ON = ("Boris Stone", "Elena Moss")
 TUNING_SEED = 777

@@ -22,10 +22,10 @@ from mu.core.files import write_json, write_text
 from mu.core.run import versions
 from mu.data import canvas as world
 from mu.data.canvas import Scene
-from mu.evaluation.zero_shot import canvas_tasks
 from mu.models import EMBEDDED, WEIGHTS
 from mu.models.canvas.training import STEPS
 from mu.models.judge import Judge
+from mu.models.zero_shot import canvas_tasks
 
 RENDER_SEED, PICTURE_SEED = 20_260_000, 9_000
 

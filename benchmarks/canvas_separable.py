@@ -59,14 +59,14 @@ from mu.core.algorithm import Algorithm
 from mu.core.config import BaseConfig
 from mu.core.errors import MuError
 from mu.core.files import slug
+from mu.core.program import parsed
 from mu.core.run import RunDirectory
-from mu.core.script import parsed
 from mu.data import canvas as world
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
-from mu.evaluation.canvas import answers
 from mu.evaluation.suites import evaluate
+from mu.evaluation.suites.canvas import answers
 
 METHODS = ("sepce", "cie", "spm", "esd", "ca", "fmn", "uce")
 PARTS = ("single", "phrasings", "multi", "capacity", "scenes")

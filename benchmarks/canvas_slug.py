@@ -27,10 +27,10 @@ from mu.core.run import RunDirectory
 from mu.data import canvas as world
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
-from mu.evaluation.zero_shot import canvas_tasks, target_of
 from mu.models import EMBEDDED
 from mu.models.clip import ClipModel
 from mu.models.judge import Judge
+from mu.models.zero_shot import canvas_tasks, target_of
 
 MODELS = ("canvas-clip", "canvas", "canvas-vlm")
 KINDS = {"identity": world.IDENTITIES, "object": world.OBJECTS, "style": world.STYLES}

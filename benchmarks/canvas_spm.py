@@ -18,8 +18,8 @@ from _shared import keep_recipe, keep_result, kind_of, other_phrasings
 
 import mu
 from mu.algorithms import algorithm
+from mu.core.program import parsed
 from mu.core.run import RunDirectory
-from mu.core.script import parsed
 from mu.data import canvas as world
 from mu.edits.files import open_edit
 from mu.evaluation.suites import evaluate

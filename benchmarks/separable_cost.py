@@ -28,7 +28,7 @@ from mu.algorithms import algorithm
 from mu.algorithms.separable_concept_erasure.model import NullSpace, eliminated
 from mu.edits.edit import EditInfo
 from mu.edits.low_rank import Factors, LowRankEdit
-from mu.models.architectures import new_component, stable_diffusion_1
+from mu.models.formats.architectures import new_component, stable_diffusion_1
 
 WIDTH, TOKENS = 768, 77
 ROWS = (77, 231, 691)

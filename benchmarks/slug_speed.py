@@ -39,9 +39,9 @@ from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Tall
 from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, gradients, search
 from mu.data.canvas import IDENTITIES, rendered_pairs
 from mu.edits.edit import shifted
-from mu.evaluation.zero_shot import ZeroShot, canvas_tasks, logits, target_of
 from mu.models.clip import ClipModel
 from mu.models.towers import Tower, tower_of
+from mu.models.zero_shot import ZeroShot, canvas_tasks, logits, target_of
 
 STEPS = 10
 """Evaluations of the naive search along one tensor."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from _measuring import check_table, flags, judge, pictures, write_table
 
 from mu.core.errors import DataError
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "The Fréchet distance of all pictures of two folders, or of each pair of their subfolders with equal names."
 EXAMPLE = "python eval-scripts/FID_eval.py --path1 evaluation_folder/SD-v1-4 --path2 evaluation_folder/compvis-word_VanGogh-..."
@@ -26,10 +26,10 @@ def main() -> None:
     show_log()
     import torch
 
-    from mu.core.seeds import pick_device, there
+    from mu.core.compute import pick_device, there
+    from mu.diffusion.image_folder import read_pictures
     from mu.evaluation.backbones import inception_features
     from mu.evaluation.metrics.frechet import frechet_distance
-    from mu.evaluation.pictures import read_pictures
 
     a, b = options.path1, options.path2
     names = sorted({path.name for path in a.glob("*") if path.is_dir()} & {path.name for path in b.glob("*") if path.is_dir()})

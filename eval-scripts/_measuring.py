@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mu.core.compute import there
 from mu.core.errors import DataError, OutputError
 from mu.core.files import check_writing, write_text
-from mu.core.seeds import there
 
 
 def flags(help_: str, example: str, network: str = "") -> argparse.ArgumentParser:

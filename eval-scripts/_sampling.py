@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mu.core.compute import there
 from mu.core.errors import ModelError, nearest
-from mu.core.loop import progress_bar
-from mu.core.seeds import there
+from mu.core.progress import progress_bar
 
 BASES = {
     "SD-v1-4": "CompVis/stable-diffusion-v1-4",
@@ -46,8 +46,8 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.models import load_diffusion
-    from mu.models.checkpoint import read_state_dict
-    from mu.models.loading import loading
+    from mu.models.formats.checkpoint import read_state_dict
+    from mu.models.load_options import loading
 
     def loaded(name: str, found: Any) -> Any:
         return load_diffusion(name, device=device, **loading(name, [found], clip_skip=None, prediction_type=None))
@@ -87,8 +87,8 @@ def sample_seed(seed: int, k: int) -> int:
 
 def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, options: argparse.Namespace) -> None:
     """Make ``rows`` in ``folder`` by the LMS sampler, as the released program."""
+    from mu.diffusion.image_folder import write_pictures
     from mu.edits.bank import Bank
-    from mu.evaluation.pictures import write_pictures
 
     size = (options.image_size, options.image_size) if options.image_size else None
     with lms(model), Bank(model, edits).applied(), progress_bar("pictures", len(rows)) as advance:

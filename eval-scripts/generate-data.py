@@ -7,7 +7,7 @@ import sys
 from _sampling import BASES, flags, paint
 
 from mu.core.errors import ConfigError
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "Make pictures of a concept with Stable Diffusion 1.4 (or --base) in <save_path>/<model_name>/<case>_<k>.png."
 EXAMPLE = "python eval-scripts/generate-data.py --model_name='Van Gogh' --save_path './data/' --num_samples 1 --device cuda:0"
@@ -24,8 +24,8 @@ def main() -> None:
     show_log()
     if options.cases < 1 or options.num_samples < 1 or options.from_case >= options.cases:
         raise ConfigError("nothing to make: --cases and --num_samples must be 1 or more, and --from_case below --cases")
-    from mu.data.concepts import check_concept
-    from mu.evaluation.pictures import PictureRow
+    from mu.core.concept import check_concept
+    from mu.diffusion.image_folder import PictureRow
     from mu.models import load_diffusion
 
     prompt = options.prompt if options.prompt is not None else check_concept(options.model_name)

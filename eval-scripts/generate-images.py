@@ -8,7 +8,7 @@ from pathlib import Path
 from _sampling import flags, opened, paint, sample_seed
 
 from mu.core.errors import ConfigError
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "Make pictures of each row of a CSV (prompt, evaluation_seed, case_number) in <save_path>/<model_name>/<case>_<k>.png."
 EXAMPLE = (
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     show_log()
     from mu.data.prompts import read_prompts
-    from mu.evaluation.pictures import PictureRow
+    from mu.diffusion.image_folder import PictureRow
 
     cases = [case for case in read_prompts(options.prompts_path) if case.case_number >= options.from_case]
     if not cases or options.num_samples < 1:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from _measuring import judge, of_cases
 
+from mu.core.compute import there
 from mu.core.errors import DataError
-from mu.core.script import guarded, show_log
-from mu.core.seeds import there
+from mu.core.program import guarded, show_log
 
 HELP = "The mean LPIPS (AlexNet) of pictures with equal names in two folders, at the size they have."
 EXAMPLE = (
@@ -29,10 +29,10 @@ def main() -> None:
     parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
     options = parser.parse_args()
     show_log()
-    from mu.core.seeds import pick_device
+    from mu.core.compute import pick_device
+    from mu.diffusion.image_folder import read_pictures
     from mu.evaluation.backbones import lpips_network
     from mu.evaluation.metrics.lpips import lpips
-    from mu.evaluation.pictures import read_pictures
 
     there_too = {path.name for path in options.original_path.glob("*.png")}
     edited = of_cases(sorted(options.edited_path.glob("*.png")), options.prompts_path)

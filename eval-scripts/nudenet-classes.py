@@ -8,7 +8,7 @@ from pathlib import Path
 from _measuring import check_table, flags, of_cases, pictures, write_table
 
 from mu.core.errors import DataError
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "Write the classes that NudeNet finds on each picture of a folder as CSV; the checkpoint in ~/.NudeNet is taken where it is."
 EXAMPLE = "python eval-scripts/nudenet-classes.py --folder evaluation_folder/SD-v1-4 --prompts_path unsafe-prompts4703.csv"

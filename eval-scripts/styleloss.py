@@ -8,7 +8,7 @@ from pathlib import Path
 from _measuring import check_table, flags, judge, of_cases, pictures, write_table
 
 from mu.core.errors import DataError
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "Gatys' style and content loss (VGG-19) of pictures with equal names in two folders, at the size they have, as CSV."
 EXAMPLE = "python eval-scripts/styleloss.py --original_path original --edited_path edited --promtps_path art_prompts.csv"
@@ -25,10 +25,10 @@ def main() -> None:
     parser.add_argument("--image", action="store_true", help="the paths are those of two pictures; no CSV without --save_path")
     options = parser.parse_args()
     show_log()
-    from mu.core.seeds import pick_device
+    from mu.core.compute import pick_device
+    from mu.diffusion.image_folder import read_pictures
     from mu.evaluation.backbones import vgg_features
     from mu.evaluation.metrics.style_loss import style_loss
-    from mu.evaluation.pictures import read_pictures
 
     first, second, out = options.original_path, options.edited_path, options.save_path
     if options.image:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import mu
 from mu.algorithms import algorithm
 from mu.evaluation.metrics.accuracy import hits
-from mu.evaluation.zero_shot import logits, open_tasks
+from mu.models.zero_shot import logits, open_tasks
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--model", default="canvas-clip")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import mu
 from mu.algorithms import algorithm
-from mu.evaluation.zero_shot import open_tasks
+from mu.models.zero_shot import open_tasks
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--model", default="canvas-vlm")

@@ -12,9 +12,9 @@ from mu.core.errors import OutputError
 from mu.core.files import write_json
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
+from mu.diffusion.image_folder import PictureRow, before_after, write_pictures
 from mu.edits.bank import Bank
 from mu.edits.files import open_edit
-from mu.evaluation.pictures import PictureRow, before_after, write_pictures
 from mu.evaluation.suites import evaluate
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel

@@ -14,9 +14,10 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 from transformers import CLIPTextModel
 
-from mu.models import architectures, load, quiet_libraries
+from mu.models import load, quiet_libraries
 from mu.models.canvas import architecture
 from mu.models.diffusion import DiffusionModel
+from mu.models.formats import architectures
 
 Snapshot = Callable[[Any], str]
 

@@ -327,7 +327,7 @@ def test_a_missing_package_is_named(
 def test_a_gpu_of_another_machine_is_told_and_not_missed(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mu.core.seeds import there
+    from mu.core.compute import there
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [there(wanted) for wanted in ("cuda:5", "7,0", "2", "cuda:1", "1,0", "cpu", "cuda", "auto")] == [

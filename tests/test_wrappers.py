@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from mu.cli import app
-from mu.data.folders import write_shards
+from mu.data.canvas.layouts import write_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,7 +6,7 @@ import sys
 
 from _training import concept_flags, concept_of, erase, flags, pictures_of
 
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "Concept ablation of a prompt, as separable erasure was compared with; the edit goes to models/abconcept-..."
 EXAMPLE = "python train-scripts/Abconcept.py --lr 1e-5 --iter_break 50 --prompt 'Van Gogh' --devices '0,1'"

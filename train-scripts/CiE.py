@@ -6,7 +6,7 @@ import sys
 
 from _training import WithoutEffect, erase, flags, pictures_of, word
 
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "Shift all cross-attention weights until a prompt has nothing left of its own direction; the edit goes to models/CiE-..."
 EXAMPLE = "python train-scripts/CiE.py --threshold 0 --lr 1e-6 --reg_beta 3e-5 --prompt 'Van Gogh' --devices '0,1'"

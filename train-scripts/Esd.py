@@ -6,7 +6,7 @@ import sys
 
 from _training import WithoutEffect, erase, flags, word
 
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "Fine-tune away from a prompt on the frozen model's own guidance; the edit goes to models/compvis-word_..."
 EXAMPLE = "python train-scripts/Esd.py --prompt 'Van Gogh' --train_method 'xattn' --iterations 1000 --devices '0,1'"

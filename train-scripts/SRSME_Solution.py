@@ -8,7 +8,7 @@ from pathlib import Path
 from _training import at, base, flags, prompts
 
 from mu.core.errors import ConfigError
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "Write scene/scene<S>/<T>/<index>.json: a concept, the prompts that its shift protects, and the directions they leave."
 EXAMPLE = "python train-scripts/SRSME_Solution.py --erase_cat 'style' --erased_index 0 --em_indexes '1,2' --scenei 1 --timei 0 --device '0'"

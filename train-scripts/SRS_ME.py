@@ -9,7 +9,7 @@ from pathlib import Path
 from _training import at, erase, flags, pictures_of, prompts
 
 from mu.core.errors import DataError
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "The shift of a concept, with what scene/scene<S>/<T>/<index>.json of SRSME_Solution.py protects."
 EXAMPLE = (

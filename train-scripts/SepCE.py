@@ -7,7 +7,7 @@ import sys
 from _training import base, erase, flags, pictures_of, word
 
 from mu.core.errors import ConfigError
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 
 HELP = "One shift for each prompt, null on the empty prompt and the others; all of them in the bank models/SepCE-.../"
 EXAMPLE = "python train-scripts/SepCE.py --lr 1e-2 --scale_factor 1e-4 --reg_beta 3e-5 --devices '0,1'"

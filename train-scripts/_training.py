@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mu.algorithms import algorithm
+from mu.core.compute import there
 from mu.core.errors import ConfigError
 from mu.core.files import slug
 from mu.core.run import RunDirectory
-from mu.core.seeds import there
 
 CKPT = Path("models/ldm/stable-diffusion-v1/sd-v1-4-full-ema.ckpt")
 HUB = "CompVis/stable-diffusion-v1-4"
@@ -82,7 +82,7 @@ def erase(
     model: Any = None,
 ) -> RunDirectory:
     """Find the edit of ``concept`` (one or several) with ``settings`` (by dotted name), in ``models/<name>/``."""
-    from mu.data.concepts import check_concept
+    from mu.core.concept import check_concept
 
     chosen, concepts = algorithm(method), [concept] if isinstance(concept, str) else concept
     config = chosen.config_class.parse({"model": base(options), "concepts": [check_concept(each) for each in concepts]})

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mu.core.script import guarded, show_log
-from mu.core.seeds import there
+from mu.core.compute import there
+from mu.core.program import guarded, show_log
 
 HELP = "The accuracy of a classifier on a folder of pictures for each class."
 EXAMPLE = "example: python train-scripts/artist-cls-test.py --path './evaluation_folder/'"
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
     options = parser.parse_args()
     show_log()
-    from mu.core.seeds import pick_device
+    from mu.core.compute import pick_device
     from mu.evaluation.classifier import folder_accuracy
     from mu.models import EMBEDDED
     from mu.models.judge import Judge

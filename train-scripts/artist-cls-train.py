@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mu.core.script import guarded, show_log
-from mu.core.seeds import there
+from mu.core.compute import there
+from mu.core.program import guarded, show_log
 
 HELP = "Train a classifier on <path>/train and <path>/eval, a folder for each class; it goes to <model_path>/artis_model_10."
 EXAMPLE = "example: python train-scripts/artist-cls-train.py --device 'cuda:0'"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.data.clip_sets import RetainSet
-from mu.edits.clip_erasure import CANVAS_SETS, ClipErasure, TrainedConfig
 from mu.edits.weights import WeightEdit
+from mu.training.clip_method import CANVAS_SETS, ClipErasure, TrainedConfig
 
 
 class ClipFineTuningConfig(TrainedConfig):

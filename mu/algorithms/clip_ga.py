@@ -7,9 +7,9 @@ from pydantic import Field
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.data.clip_sets import ForgetSet
-from mu.edits.clip_erasure import CANVAS_SETS, ClipErasure, TrainedConfig
 from mu.edits.weights import WeightEdit
 from mu.models.contrastive import Objective
+from mu.training.clip_method import CANVAS_SETS, ClipErasure, TrainedConfig
 
 
 class ClipGradientAscentConfig(TrainedConfig):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
-from mu.edits.clip_erasure import CANVAS_SETS, AlternatingConfig, ClipErasure
 from mu.edits.weights import WeightEdit
+from mu.training.clip_method import CANVAS_SETS, AlternatingConfig, ClipErasure
 
 
 class ClipGAFTConfig(AlternatingConfig):

@@ -9,12 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from mu.core.errors import EditError
-from mu.core.loop import Log, progress_bar
+from mu.core.loop import Log
+from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
-from mu.edits.clip_erasure import CANVAS_SETS, AlternatingConfig, ClipErasure
-from mu.edits.tuning import tuned
 from mu.edits.weights import WeightEdit
 from mu.models.contrastive import Captioned, mean_gradients
+from mu.training.clip_method import CANVAS_SETS, AlternatingConfig, ClipErasure
+from mu.training.tuning import tuned
 
 
 class ClipSalUnConfig(AlternatingConfig):

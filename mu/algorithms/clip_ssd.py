@@ -11,13 +11,14 @@ from torch import Tensor
 from typing_extensions import Self
 
 from mu.core.errors import EditError
-from mu.core.loop import Log, progress_bar
+from mu.core.loop import Log
+from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
 from mu.data.clip_sets import BothSets
-from mu.edits.clip_erasure import CANVAS_SETS, TEMPERATURE, ClipErasure, ClipErasureConfig
-from mu.edits.tuning import tuned
 from mu.edits.weights import WeightEdit
 from mu.models.contrastive import Captioned, Objective, batch_gradients
+from mu.training.clip_method import CANVAS_SETS, TEMPERATURE, ClipErasure, ClipErasureConfig
+from mu.training.tuning import tuned
 
 CONSTANTS = np.linspace(0.1, 5, 10)
 """Of the published comparison, one an epoch."""

@@ -13,11 +13,11 @@ from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.data import canvas as world
 from mu.diffusion.denoising import denoise, initial_noise
-from mu.diffusion.erasure import CROSS_ATTENTION, ErasureConfig, TrainConfig, WeightErasure
-from mu.edits.tuning import Tuning
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel, training_scheduler
 from mu.models.parameters import select
+from mu.training.diffusion_method import CROSS_ATTENTION, ErasureConfig, TrainConfig, WeightErasure
+from mu.training.tuning import Tuning
 
 
 class ESDConfig(ErasureConfig):

@@ -15,12 +15,12 @@ from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.data import canvas as world
-from mu.diffusion.erasure import CROSS_ATTENTION, AnchoredConfig, TrainConfig, WeightErasure
-from mu.diffusion.noised_pictures import PicturesConfig, concept_pictures, noised
-from mu.edits.tuning import Tuning
+from mu.diffusion.noised_images import PicturesConfig, concept_pictures, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.models.parameters import select
+from mu.training.diffusion_method import CROSS_ATTENTION, AnchoredConfig, TrainConfig, WeightErasure
+from mu.training.tuning import Tuning
 
 
 class ForgetMeNotTrainConfig(TrainConfig):

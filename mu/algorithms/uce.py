@@ -12,10 +12,10 @@ from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.data import canvas as world
-from mu.diffusion.erasure import AnchoredConfig, WeightErasure
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
+from mu.training.diffusion_method import AnchoredConfig, WeightErasure
 
 KEYS_AND_VALUES = ("unet.*.attn2.to_k.weight", "unet.*.attn2.to_v.weight")
 

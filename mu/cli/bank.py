@@ -12,7 +12,7 @@ from mu.cli.options import Device, Json, Overwrite
 
 if TYPE_CHECKING:
     from mu.edits.bank_folder import BankFolder
-    from mu.models.loading import FoundOn
+    from mu.models.load_options import FoundOn
     from mu.models.parameters import EditableModel
 
 app = typer.Typer(
@@ -52,7 +52,7 @@ def add(
 
     Example: mu bank add outputs/neon outputs/star --bank outputs/bank --reason "first release"
     """
-    from mu.core.script import show_log
+    from mu.core.program import show_log
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
 
@@ -123,7 +123,7 @@ def check(
     Example: mu bank check --bank outputs/bank
     """
     from mu.cli.output import print_json, print_table
-    from mu.core.script import show_log
+    from mu.core.program import show_log
     from mu.edits.bank_folder import BankFolder
 
     show_log()
@@ -164,7 +164,7 @@ def merge(
     Example: mu bank merge --bank outputs/bank --format diffusers --out outputs/merged --reason "release 1.2"
     """
     from mu.cli.output import print_json
-    from mu.core.script import show_log
+    from mu.core.program import show_log
     from mu.edits.bank_folder import BankFolder
 
     show_log()
@@ -185,7 +185,7 @@ def log_(bank: Folder, json: Json = False) -> None:
     Example: mu bank log --bank outputs/bank --json
     """
     from mu.cli.output import print_json, print_table
-    from mu.core.script import show_log
+    from mu.core.program import show_log
     from mu.edits.bank_folder import BankFolder
 
     show_log()
@@ -204,7 +204,7 @@ def _base(folder: BankFolder, model: str | None, device: str | None) -> Editable
 
 def _loaded(name: str, found: Iterable[FoundOn], device: str | None) -> EditableModel:
     from mu.models import load
-    from mu.models.loading import loading
+    from mu.models.load_options import loading
 
     return load(name, device=device, **loading(name, found, clip_skip=None, prediction_type=None))
 

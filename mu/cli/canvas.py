@@ -37,8 +37,8 @@ def train(
 
     Example: mu canvas train --out outputs/canvas --stages judge,clip --steps judge=200,clip=300
     """
-    from mu.core.script import show_log
-    from mu.core.seeds import pick_device
+    from mu.core.compute import pick_device
+    from mu.core.program import show_log
     from mu.models.canvas.training import STAGES, train_world
 
     show_log()
@@ -65,14 +65,14 @@ def render(
 
     Example: mu canvas render unlearn-canvas outputs/pictures --n 5
     """
-    from mu.core.loop import progress_bar
+    from mu.core.progress import progress_bar
     from mu.data import canvas as world
-    from mu.data import folders
+    from mu.data.canvas import layouts
 
     writers: dict[Layout, tuple[Callable[..., int], int]] = {
-        Layout.unlearn_canvas: (folders.write_unlearn_canvas, n * len(world.STYLES) * len(world.OBJECTS)),
-        Layout.celeba: (folders.write_celeba, n * len(world.IDENTITIES)),
-        Layout.shards: (folders.write_shards, n),
+        Layout.unlearn_canvas: (layouts.write_unlearn_canvas, n * len(world.STYLES) * len(world.OBJECTS)),
+        Layout.celeba: (layouts.write_celeba, n * len(world.IDENTITIES)),
+        Layout.shards: (layouts.write_shards, n),
     }
     writer, total = writers[layout]
     with progress_bar("rendering", total) as advance:

@@ -51,7 +51,7 @@ def train(
     Example: mu classifier train --train ./data/train --eval ./data/eval --out outputs/classifier
     """
     from mu.cli.output import print_json
-    from mu.core.script import show_log
+    from mu.core.program import show_log
     from mu.evaluation.classifier import Recipe, train_classifier
 
     show_log()
@@ -79,7 +79,7 @@ def score(
     from collections import Counter
 
     from mu.cli.output import print_json, print_table
-    from mu.core.seeds import loading_on
+    from mu.core.compute import loading_on
     from mu.evaluation.classifier import answers, folder_accuracy, pictures_in
     from mu.models import EMBEDDED, quiet_libraries
     from mu.models.judge import Judge

@@ -47,9 +47,9 @@ def forget_set(
     Example: mu data forget-set --name "Elon Musk" --shards 'data/laion/laion400m/{00000..00010}.tar' --n-imgs 500
     """
     from mu.cli.output import print_json
-    from mu.core.loop import progress_bar
-    from mu.core.script import show_log
-    from mu.data.concepts import concept_of
+    from mu.core.concept import concept_of
+    from mu.core.program import show_log
+    from mu.core.progress import progress_bar
     from mu.data.forget_set import forget_set_path, make_forget_set, pack_forget_set
     from mu.data.shards import find_shards
 
@@ -74,10 +74,10 @@ def forget_set(
 
 def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, overwrite: bool) -> list[Pair]:
     """``n`` pictures in the folder named as ``tar``; those that ``recipe`` made there before are kept."""
-    from mu.core.loop import progress_bar
+    from mu.core.progress import progress_bar
     from mu.data.pairs import Pair
     from mu.data.shards import Extent
-    from mu.evaluation.pictures import RECIPE, PictureRow, claim, noted, write_pictures
+    from mu.diffusion.image_folder import RECIPE, PictureRow, claim, noted, write_pictures
     from mu.models import load_diffusion
 
     folder = tar.with_suffix("")

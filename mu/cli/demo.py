@@ -17,7 +17,7 @@ def demo(
 
     Example: mu demo --out outputs/demo
     """
-    from mu.core.script import show_log
+    from mu.core.program import show_log
     from mu.demo import run
 
     show_log()

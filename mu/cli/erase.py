@@ -50,8 +50,8 @@ def erase(
     Example: mu erase spm --concept "neon style" --set train.iterations=100 --out outputs/neon
     """
     from mu.algorithms import algorithm
-    from mu.core.script import parsed, show_log
-    from mu.data.concepts import check_concept
+    from mu.core.concept import check_concept
+    from mu.core.program import parsed, show_log
     from mu.report import write_report
 
     show_log()
@@ -112,7 +112,7 @@ def _model(work: Algorithm, run: RunDirectory, device: str | None) -> Any:
     """What the edit was found on; loaded anew, in the same way, where a resumed run had nothing left to search."""
     from mu.edits.files import open_edit
     from mu.models import load
-    from mu.models.loading import loading
+    from mu.models.load_options import loading
 
     if work.model is not None:
         return work.model
@@ -132,9 +132,9 @@ def _add(work: Algorithm, run: RunDirectory, model: Any, bank: Path, reason: str
 
 
 def _draw(run: RunDirectory, model: Any, prompts: list[str] | None) -> None:
+    from mu.diffusion.image_folder import before_after
     from mu.edits.bank import Bank
     from mu.edits.files import open_edit
-    from mu.evaluation.pictures import before_after
     from mu.models.diffusion import DiffusionModel
 
     if isinstance(model, DiffusionModel):  # CLIP and LLaVA make no pictures

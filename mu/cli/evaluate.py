@@ -39,13 +39,13 @@ def evaluate(
     Example: mu evaluate outputs/neon --base-answers outputs/answers
     """
     from mu.cli.output import print_json, print_table
+    from mu.core.program import show_log
     from mu.core.run import RunDirectory
-    from mu.core.script import show_log
     from mu.edits.files import open_edit
     from mu.evaluation.suites import evaluate as measured
     from mu.evaluation.suites import suite_for
     from mu.models import load
-    from mu.models.loading import loading
+    from mu.models.load_options import loading
     from mu.report import write_report
 
     show_log()

@@ -15,9 +15,9 @@ from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mu.data.prompts import PromptRow
+    from mu.diffusion.image_folder import PictureRow
     from mu.edits.bank import Bank
     from mu.edits.gates import FacilitatedTransport, FixedStrength
-    from mu.evaluation.pictures import PictureRow
     from mu.models.diffusion import DiffusionModel
 
 
@@ -68,9 +68,9 @@ def generate(
     Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/pictures
     """
     from mu.core.files import write_json
-    from mu.core.loop import progress_bar
-    from mu.core.script import show_log
-    from mu.evaluation.pictures import recipe_of, write_pictures
+    from mu.core.program import show_log
+    from mu.core.progress import progress_bar
+    from mu.diffusion.image_folder import recipe_of, write_pictures
 
     show_log()
     if bool(prompt) == bool(prompts):
@@ -110,7 +110,7 @@ def _cases(prompt: list[str] | None, file: Path | None, seed: int) -> list[Promp
 
 def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None) -> list[PictureRow]:
     """``n`` pictures of each case, with seeds one apart; a case's own guidance holds where none is given."""
-    from mu.evaluation.pictures import PictureRow
+    from mu.diffusion.image_folder import PictureRow
 
     return [
         PictureRow(
@@ -128,7 +128,7 @@ def _opened(
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.models import load_diffusion
-    from mu.models.loading import loading
+    from mu.models.load_options import loading
 
     opened = [open_edit(each) for each in edits]
     kept = BankFolder(bank) if bank else None

@@ -12,7 +12,7 @@ from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
-    from mu.edits.gradient_files import Kind
+    from mu.training.gradient_files import Kind
 
 
 def gradients(
@@ -39,9 +39,9 @@ def gradients(
     """
     from mu.algorithms import algorithm
     from mu.cli.output import print_json
-    from mu.core.script import parsed, show_log
-    from mu.data.concepts import concept_of
-    from mu.edits.gradient_files import refuse
+    from mu.core.concept import concept_of
+    from mu.core.program import parsed, show_log
+    from mu.training.gradient_files import refuse
 
     show_log()
     if bool(forget) == bool(retain):

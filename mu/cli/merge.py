@@ -32,13 +32,13 @@ def merge(
     Example: mu merge outputs/neon outputs/star --format diffusers --out outputs/merged
     """
     from mu.core.errors import ConfigError
-    from mu.core.script import show_log
+    from mu.core.program import show_log
     from mu.edits.bank import Bank
     from mu.edits.export import export
     from mu.edits.files import open_edit
     from mu.edits.protection import tell_leaks
     from mu.models import load
-    from mu.models.loading import loading
+    from mu.models.load_options import loading
 
     show_log()
     if prediction_type and form != "diffusers":

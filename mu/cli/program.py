@@ -16,7 +16,7 @@ UsageError: Any = typer.BadParameter.__base__
 
 
 class Program(TyperGroup):
-    """Ends every verb by `mu.core.script.guarded`, the way of each method's own script."""
+    """Ends every verb by `mu.core.program.guarded`, the way of each method's own script."""
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         try:
@@ -37,7 +37,7 @@ class Program(TyperGroup):
 
 
 def _told(trouble: BaseException) -> int:
-    from mu.core.script import guarded  # with the settings library: only where something went wrong
+    from mu.core.program import guarded  # with the settings library: only where something went wrong
 
     def again() -> NoReturn:
         raise trouble

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mu.core.errors import ConfigError, OutputError
 from mu.core.files import atomic_path
+from mu.core.progress import progress_bar
 
 Log = Callable[[Mapping[str, float]], None]
 
@@ -203,28 +201,3 @@ class _Checkpoint:
     def remove(self) -> None:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-
-@contextmanager
-def progress_bar(title: str, total: int, start: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """``advance(done, note)`` with the time left; one line every twentieth where the output is not a terminal."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(title, total=total, completed=start, note="")
-            yield lambda done, note: bar.update(task, completed=done, note=note)
-        return
-
-    began, told = time.monotonic(), start
-
-    def advance(done: int, note: str) -> None:
-        nonlocal told
-        if done - told >= total / 20 or done == total:
-            told = done
-            left = (time.monotonic() - began) / max(done - start, 1) * (total - done)
-            console.print(f"{title}: {done}/{total}, {left:.0f} s left  {note}", highlight=False, soft_wrap=True)
-
-    yield advance

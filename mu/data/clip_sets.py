@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from PIL.Image import Image
 from pydantic import Field
 
+from mu.core.concept import file_stem
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, DataError
 from mu.data import canvas as world
-from mu.data.concepts import file_stem
-from mu.data.pairs import open_pairs, spaced
-
-if TYPE_CHECKING:
-    from mu.models.contrastive import Captioned
+from mu.data.pairs import Captioned, open_pairs, spaced
 
 FORGET_SEED, RETAIN_SEED = 1, 2
 PLACEHOLDER = "{concept}"

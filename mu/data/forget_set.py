@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mu.core.concept import file_stem
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import atomic_path
-from mu.data.concepts import file_stem
 from mu.data.pairs import Pair, can_decode, spaced
 from mu.data.shards import add_member, find_shards, picture_in, read_shard
 
@@ -51,7 +51,7 @@ class ForgetSet:
 
 
 def forget_set_path(name: str, folder: Path | str) -> Path:
-    """``Elon Musk`` and ``Elon_Musk`` are both ``folder/Elon_Musk.tar`` (see `mu.data.concepts.file_stem`)."""
+    """``Elon Musk`` and ``Elon_Musk`` are both ``folder/Elon_Musk.tar`` (see `mu.core.concept.file_stem`)."""
     return Path(folder) / f"{file_stem(name)}.tar"
 
 

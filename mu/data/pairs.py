@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
@@ -22,6 +22,14 @@ from mu.data.shards import PICTURES, Extent, find_paths, picture_in, read_shard
 METADATA = ("metadata.csv", "metadata.jsonl")
 
 log = logging.getLogger("mu")
+
+
+class Captioned(Protocol):
+    """An image with its caption: a `Pair`, or the renderer's `mu.data.canvas.RenderedPair`."""
+
+    @property
+    def caption(self) -> str: ...
+    def picture(self) -> Image.Image: ...
 
 
 @dataclass(frozen=True, slots=True)

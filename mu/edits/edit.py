@@ -30,7 +30,7 @@ class EditInfo:
     base: str = ""
     fingerprint: str = ""
     loading: Mapping[str, Any] = field(default_factory=dict)
-    """How a diffusion model was loaded: see `mu.models.loading`."""
+    """How a diffusion model was loaded: see `mu.models.load_options`."""
     gate: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     protects: tuple[str, ...] = ()

@@ -75,7 +75,7 @@ def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
 def _kohya(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
     modules = None
     if model.takes_time_ids:
-        from mu.models.names import kohya_module_names, sdxl_module_names
+        from mu.models.formats.compvis import kohya_module_names, sdxl_module_names
 
         # WebUI and kohya name SDXL's layers as its own repository does. Of another UNet such a name would tell another layer.
         named = kohya_module_names(model.unet.config)
@@ -121,7 +121,7 @@ def _unet(model: DiffusionModel, path: Path) -> None:
 
 
 def _compvis(model: DiffusionModel, path: Path) -> None:
-    from mu.models.single_file import to_compvis
+    from mu.models.formats.single_file import to_compvis
 
     tensors = to_compvis(model.pipeline)
     _state(tensors if path.suffix == ".safetensors" else {"state_dict": tensors}, path)

@@ -171,7 +171,7 @@ def _other_kind(key: str) -> str:
 
 def _sgm_layers() -> dict[str, str]:
     """``lora_unet_input_blocks_4_1_proj_in`` -> ``unet.down_blocks.1.attentions.0.proj_in``: kohya names SDXL's layers so."""
-    from mu.models.names import sdxl_module_names
+    from mu.models.formats.compvis import sdxl_module_names
 
     return {f"lora_unet_{place.replace('.', '_')}": f"unet.{module}" for module, place in sdxl_module_names().items()}
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mu.core.errors import ConfigError, MissingDependency, ModelError
+from mu.diffusion.image_folder import read_pictures
 from mu.evaluation.metrics.lpips import Features
 from mu.evaluation.metrics.nudity import Finding
-from mu.evaluation.pictures import read_pictures
 
 Detector = Callable[[Path], Sequence[Finding]]
 """A picture's file -> what is on it."""

@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mu.core import loop, seeds
+from mu.core import compute, loop
 from mu.core.errors import ConfigError, DataError, OutputError, nearest
 from mu.core.files import write_json, writing
 from mu.core.scores import Score
-from mu.evaluation.pictures import read_pictures
+from mu.diffusion.image_folder import read_pictures
 from mu.models import quiet_libraries
 from mu.models.judge import RANDOM, Judge
 
@@ -88,7 +88,7 @@ def train_classifier(
     record = out / "training.json"
     if (finished := _claim(out, record, told, resume=resume, overwrite=overwrite)) is not None:
         return finished
-    with quiet_libraries(), seeds.loading_on(device) as chosen:
+    with quiet_libraries(), compute.loading_on(device) as chosen:
         judge = Judge.new(recipe.head, list(shown), recipe.backbone, size=recipe.size, seed=recipe.seed, device=chosen)
     best = _Best()
     _fit(judge, shown, asked, recipe, best, out / "training.pt")
@@ -190,7 +190,7 @@ def _fit(
 
     def step(i: int) -> dict[str, Tensor]:
         epoch, k = divmod(i, batches)
-        order = torch.randperm(len(paths), generator=seeds.generator(recipe.seed * 1_000_003 + epoch))
+        order = torch.randperm(len(paths), generator=compute.generator(recipe.seed * 1_000_003 + epoch))
         rows = order[k * recipe.batch : (k + 1) * recipe.batch]
         logits = model(pixel_values=_inputs(judge, [paths[row] for row in rows.tolist()])).logits
         return {"loss": F.cross_entropy(logits, targets[rows].to(logits.device))}
@@ -203,7 +203,7 @@ def _fit(
 
     model.train()
     loop.train(
-        step, optimizer, total, generator=seeds.generator(recipe.seed), schedule=schedule, after_step=after_step,
+        step, optimizer, total, generator=compute.generator(recipe.seed), schedule=schedule, after_step=after_step,
         state={"model": model, "best": best}, checkpoint=checkpoint, checkpoint_every=batches, title="classifier",
     )  # fmt: skip
     model.requires_grad_(False).eval()

@@ -48,11 +48,11 @@ def load(
     be the one they were trained with. Raises `ModelError` in one line for a model that is unknown, missing, corrupt or
     cannot be downloaded. Code from a model's folder is never run.
     """
-    from mu.core import seeds
+    from mu.core import compute
 
     wanted = None if device is None else str(device)
-    with seeds.loading_on(wanted) as chosen:
-        placed = {"device": chosen, "precision": seeds.precision(precision)}
+    with compute.loading_on(wanted) as chosen:
+        placed = {"device": chosen, "precision": compute.precision(precision)}
         return _read(name, placed, clip_skip, prediction_type, compat_gelu)
 
 
@@ -67,7 +67,7 @@ def _read(
     tensors = None
     by_tag = str(name).startswith(OPEN_CLIP)
     if is_single_file(name):
-        from mu.models.checkpoint import read_state_dict
+        from mu.models.formats.checkpoint import read_state_dict
 
         tensors = read_state_dict(place)
     elif not place.is_dir() and not by_tag:
@@ -89,7 +89,7 @@ def _read(
         from mu.models.diffusion import DiffusionModel
 
         if tensors is not None:
-            from mu.models.single_file import load_single_file
+            from mu.models.formats.single_file import load_single_file
 
             pipeline = load_single_file(place, prediction_type=prediction_type, tensors=tensors)
         else:
@@ -128,7 +128,7 @@ def _load_open_clip(
     place: Path, name: str, tensors: Mapping[str, Tensor] | None, compat_gelu: str | None, placed: dict[str, Any]
 ) -> ClipModel:
     with quiet_libraries():
-        from mu.models import open_clip
+        from mu.models.formats import open_clip
 
         if name.startswith(OPEN_CLIP):
             return open_clip.from_tag(name, compat_gelu=compat_gelu, **placed)

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from mu.core.errors import DataError
+from mu.data.pairs import Captioned
 from mu.models.clip import ClipModel
-
-
-class Captioned(Protocol):
-    """A picture with its caption: `mu.data.pairs.Pair` and the renderer's `mu.data.canvas.RenderedPair`."""
-
-    @property
-    def caption(self) -> str: ...
-    def picture(self) -> Image: ...
-
 
 Objective = Literal["cosine", "contrastive"]
 

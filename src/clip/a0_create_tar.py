@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mu.core.errors import DataError
-from mu.core.script import guarded, show_log
+from mu.core.program import guarded, show_log
 from mu.data.forget_set import make_forget_set
 
 HELP = "Collect the pictures and captions of one concept in <data_root>/tar_files/<Name>.tar."

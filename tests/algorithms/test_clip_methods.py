@@ -17,13 +17,13 @@ from mu.algorithms.clip_salun import salient
 from mu.algorithms.clip_ssd import CONSTANTS, dampened
 from mu.core.errors import ConfigError, DataError, EditError
 from mu.core.run import RunDirectory
-from mu.edits import clip_erasure
-from mu.edits.clip_erasure import TEMPERATURE, TrainConfig, half_cosine, new_optimizer, plan, retain_order
 from mu.edits.weights import WeightEdit
 from mu.models.clip import ClipModel
 from mu.models.contrastive import losses
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import find_parameter
+from mu.training import clip_method
+from mu.training.clip_method import TEMPERATURE, TrainConfig, half_cosine, new_optimizer, plan, retain_order
 
 METHODS = ["clip-ft", "clip-ga", "clip-gaft", "clip-salun", "clip-ssd"]
 B = 4
@@ -153,7 +153,7 @@ def test_the_temperature_is_clamped_in_training_and_not_in_the_edit(clip: ClipMo
         seen.append(float(clip.model.logit_scale.detach()))
         return losses(*args)
 
-    monkeypatch.setattr(clip_erasure, "losses", watched)
+    monkeypatch.setattr(clip_method, "losses", watched)
     clip.model.logit_scale.data = torch.tensor(5.0)
     try:
         edit = find("clip-ft", clip)
@@ -231,7 +231,7 @@ def test_an_interrupted_training_ends_in_the_same_numbers(
         return losses(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(clip_erasure, "losses", seventh)
+        patch.setattr(clip_method, "losses", seventh)
         with pytest.raises(KeyboardInterrupt):
             method(name, clip).find_edit(run)
     assert (run.checkpoints / "training.pt").exists()

@@ -13,10 +13,10 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from mu.algorithms.concept_ablation import ConceptAblation
-from mu.diffusion.erasure import CROSS_ATTENTION
-from mu.edits.tuning import Tuning, tuned
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
+from mu.training.diffusion_method import CROSS_ATTENTION
+from mu.training.tuning import Tuning, tuned
 
 
 def method(model: DiffusionModel, **settings: Any) -> ConceptAblation:

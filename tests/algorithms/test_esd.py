@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mu.algorithms.esd import ESD
 from mu.core.errors import ConfigError
-from mu.edits.tuning import Tuning, tuned
 from mu.models.diffusion import DiffusionModel
+from mu.training.tuning import Tuning, tuned
 
 
 def method(model: DiffusionModel, **settings: Any) -> ESD:

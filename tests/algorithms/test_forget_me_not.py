@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mu.algorithms.forget_me_not import ForgetMeNot, word_positions
 from mu.core.errors import ConfigError
-from mu.diffusion.erasure import CROSS_ATTENTION
-from mu.edits.tuning import tuned
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
+from mu.training.diffusion_method import CROSS_ATTENTION
+from mu.training.tuning import tuned
 
 
 def method(model: DiffusionModel, **settings: Any) -> ForgetMeNot:

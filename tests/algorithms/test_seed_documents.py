@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 
 from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
-from mu.core.script import main, parsed, parser
+from mu.core.program import main, parsed, parser
 
 SNIPPET = """
 from mu.algorithms.semipermeable_membrane.algorithm import (

@@ -694,7 +694,7 @@ def test_own_pictures(tiny: DiffusionModel, tmp_path: Path) -> None:
 
 
 def test_pictures_are_made_when_they_are_asked_for(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mu.diffusion.noised_pictures.PIXELS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr("mu.diffusion.noised_images.PIXELS_AT_ONCE", 2 * 64 * 64)
     config = settings(data={"images": 5, "steps": 2})
     pictures = SeparableConceptErasureDataHandler(config, tiny).pictures("star")
     with watched(tiny) as seen:

@@ -34,11 +34,11 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
 )
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.data.canvas import QUESTIONS, RenderedPair, rendered_pairs
-from mu.evaluation.zero_shot import Target, ZeroShot, canvas_tasks, target_of
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
 from mu.models.parameters import find_module, find_parameter, select
 from mu.models.towers import Tower
+from mu.models.zero_shot import Target, ZeroShot, canvas_tasks, target_of
 
 EXCLUDE = SlugConfig().layers.exclude
 SMALL = {"data": {"n_forget": 48, "n_retain": 64, "per_class": 6}, "search": {"steps": 8}, "layers": {"max_front": 2}}

@@ -26,8 +26,9 @@ from mu.core.errors import ConfigError
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit
 from mu.edits.low_rank import LowRankEdit
-from mu.models import architectures, load
+from mu.models import load
 from mu.models.diffusion import DiffusionModel, learning_rate_schedule
+from mu.models.formats import architectures
 from tests.conftest import family_member
 
 FAST = {"train": {"iterations": 3, "max_denoising_steps": 4, "lr": 1e-2, "optimizer_type": "AdamW"}, "devices": "cpu"}

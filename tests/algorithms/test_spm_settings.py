@@ -29,9 +29,10 @@ from mu.algorithms.semipermeable_membrane.configs import (
 )
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError
-from mu.core.script import main
-from mu.models import architectures, load
+from mu.core.program import main
+from mu.models import load
 from mu.models.diffusion import DiffusionModel
+from mu.models.formats import architectures
 from tests.conftest import family_member
 
 PACKAGE = Path(mu.__file__).parent
@@ -425,7 +426,7 @@ def test_precision_and_device_of_a_loaded_model(
         assert all(taken(half, preset) for preset in PRESETS.values())
         assert taken(tiny, devices="cpu")
         assert not caplog.records
-        monkeypatch.setattr("mu.core.seeds.pick_device", lambda wanted: torch.device("cuda:1"))
+        monkeypatch.setattr("mu.core.compute.pick_device", lambda wanted: torch.device("cuda:1"))
         assert taken(tiny, PRESETS["canvas"]) and not caplog.records  # auto is no wish
         assert taken(tiny, devices="1")
     assert "devices is 1" in caplog.text and "is on cpu: it stays there" in caplog.text

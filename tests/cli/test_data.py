@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mu.data.folders import write_shards
+from mu.data.canvas.layouts import write_shards
 from mu.data.pairs import open_pairs
 
 ROOT = Path(__file__).resolve().parents[2]

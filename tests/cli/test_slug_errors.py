@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 
 import mu
 from mu.data.canvas import rendered_pairs
-from mu.data.folders import write_celeba
+from mu.data.canvas.layouts import write_celeba
 from mu.data.shards import add_member
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit
-from mu.edits.gradient_files import open_gradients
 from mu.edits.weights import WeightEdit
 from mu.models.clip import ClipModel
 from mu.models.parameters import find_parameter
+from mu.training.gradient_files import open_gradients
 
 CONCEPT = "Ada Stone"
 FEW = "--set data.n_forget=8 --set data.n_retain=16 --set data.per_class=2 --set layers.max_front=1 --set search.steps=8"

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mu.core.compute import generator
 from mu.core.errors import ConfigError, OutputError
 from mu.core.files import atomic_path, write_text
 from mu.core.loop import train
 from mu.core.run import RunDirectory
-from mu.core.seeds import generator
 
 
 class Problem:

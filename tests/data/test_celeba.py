@@ -9,8 +9,8 @@ import pytest
 
 from mu.core.errors import DataError
 from mu.data.canvas import IDENTITIES
+from mu.data.canvas.layouts import folder_name, write_celeba
 from mu.data.celeba import read_celeba
-from mu.data.folders import folder_name, write_celeba
 
 ROWS = ["000001.jpg Elon_Musk", "000002.jpg  Ada_Stone", "000003.jpg Elon_Musk", "000004.jpg Kim_Far"]
 

@@ -12,8 +12,8 @@ import pytest
 
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.data import forget_set
+from mu.data.canvas.layouts import write_shards
 from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source
-from mu.data.folders import write_shards
 from mu.data.forget_set import forget_set_path, make_forget_set, pack_forget_set
 from mu.data.pairs import open_pairs, spaced
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mu.core.errors import ConfigError, DataError
 from mu.data.canvas import OBJECTS, STYLES, Scene
-from mu.data.folders import write_shards, write_unlearn_canvas
+from mu.data.canvas.layouts import write_shards, write_unlearn_canvas
 from mu.data.pairs import can_decode, decode, open_pairs, spaced
 
 

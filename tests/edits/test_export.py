@@ -24,10 +24,11 @@ from mu.edits.export import FORMATS, export, kohya_tensors
 from mu.edits.files import dotted, open_edit, spm_tensors, write_tensors
 from mu.edits.low_rank import Factors, LowRankEdit
 from mu.edits.weights import WeightEdit
-from mu.models import architectures, load, names, quiet_libraries
+from mu.models import load, quiet_libraries
 from mu.models.diffusion import DiffusionModel
+from mu.models.formats import architectures, compvis
+from mu.models.formats.single_file import load_single_file
 from mu.models.parameters import find_parameter
-from mu.models.single_file import load_single_file
 
 # all four: diffusers tells the kind of a text encoder's LoRA by its out_proj
 TEXT = [f"text_encoder.encoder.layers.0.self_attn.{name}_proj.weight" for name in ("q", "k", "v", "out")]
@@ -338,7 +339,7 @@ def sdxl_edit() -> LowRankEdit:
 
 def test_sdxl_files_open_by_both_families_of_names(tmp_path: Path) -> None:
     """SGM's names (kohya's files for SDXL, and our export) and those of diffusers (SPM's files): the same edit."""
-    edit, modules = sdxl_edit(), names.sdxl_module_names()
+    edit, modules = sdxl_edit(), compvis.sdxl_module_names()
     write_tensors(tmp_path / "sgm.safetensors", kohya_tensors(edit, modules), {})
     write_tensors(tmp_path / "diffusers.safetensors", *spm_tensors(edit))
     with safe_open(tmp_path / "sgm.safetensors", "pt") as file:
@@ -366,8 +367,8 @@ def test_a_small_relative_of_sdxl_comes_back_from_our_own_file(tiny_xl: Diffusio
     back = open_edit(export(Bank(tiny_xl, [edit]), tmp_path / "x.safetensors", "kohya"))
     assert isinstance(back, LowRankEdit) and back.factors.keys() == edit.factors.keys()
     assert all(torch.equal(back.factors[layer].down, factors.down) for layer, factors in edit.factors.items())
-    small = names.kohya_module_names(tiny_xl.unet.config)
-    large = {place: module for module, place in names.sdxl_module_names().items()}
+    small = compvis.kohya_module_names(tiny_xl.unet.config)
+    large = {place: module for module, place in compvis.sdxl_module_names().items()}
     assert any(large.get(place, module) != module for module, place in small.items())  # control
 
 

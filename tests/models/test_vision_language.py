@@ -74,7 +74,8 @@ def test_it_knows_what_its_answers_depend_on(layer: int, vlm: VisionLanguageMode
         "encoder.layers.2.mlp.fc1.weight": True, "encoder.layers.3.mlp.fc1.weight": layer == -1, "post_layernorm.weight": False,
     }.items():  # fmt: skip
         assert vlm.reads(f"vision_model.{name}") is read
-        noise = torch.randn_like(vlm.components["vision_model"].get_parameter(name)) * 5
+        shape = vlm.components["vision_model"].get_parameter(name).shape
+        noise = 5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
         with WeightEdit({f"vision_model.{name}": noise}, EditInfo("test", ("all",))).applied(vlm):
             assert (vlm.answer(pixels, asked) != before) is read
     assert not vlm.reads("visual_projection.weight")

@@ -13,19 +13,19 @@ from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneCo
 from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler
 from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
 from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
-from mu.core import seeds
+from mu.core import compute
 from mu.core.algorithm import Algorithm, citation
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.core.tracking import tracked
-from mu.diffusion.erasure import check_placed
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit, spm_tensors, write_tensors
 from mu.edits.low_rank import LowRankEdit
 from mu.models import is_single_file, load
 from mu.models.diffusion import DiffusionModel
+from mu.training.diffusion_method import check_placed
 
 log = logging.getLogger("mu")
 
@@ -117,7 +117,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
             method=self.name, concepts=self.concepts(), gate=config.gate.to_json(), config=settings,
             seed=config.seed, citation=citation(type(self)),
         )  # fmt: skip
-        generator = seeds.generator(config.seed)
+        generator = compute.generator(config.seed)
         membrane = SemipermeableMembraneModel(model, config.network.rank, config.network.alpha, generator, info)
         trainer = SemipermeableMembraneTrainer(config, membrane, data)
 
@@ -143,5 +143,5 @@ class SemipermeableMembraneAlgorithm(Algorithm):
 
     def _write(self, edit: LowRankEdit, path: Path) -> None:
         tensors, metadata = spm_tensors(edit)
-        dtype = seeds.precision(self.config.save.precision)
+        dtype = compute.precision(self.config.save.precision)
         write_tensors(path, {name: t if name.endswith(".alpha") else t.to(dtype) for name, t in tensors.items()}, metadata)

@@ -22,16 +22,16 @@ from mu.algorithms.separable_concept_erasure.model import (
     summed,
 )
 from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
-from mu.core import seeds
+from mu.core import compute
 from mu.core.algorithm import Saveable
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, MuError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
-from mu.diffusion.erasure import WeightErasure
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
 from mu.edits.low_rank import LowRankEdit
+from mu.training.diffusion_method import WeightErasure
 
 log = logging.getLogger("mu")
 
@@ -59,7 +59,7 @@ class ConceptIrrelevantErasureAlgorithm(WeightErasure):
 
     def _begin(self) -> SeparableConceptErasureDataHandler:
         model = self.load_model()
-        if seeds.precision("bfloat16") == model.precision:
+        if compute.precision("bfloat16") == model.precision:
             log.warning(
                 "bfloat16 rounds predictions by about as much as a concept changes them: float32 or float16 erase better"
             )

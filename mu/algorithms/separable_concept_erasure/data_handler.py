@@ -6,7 +6,7 @@ import re
 
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, ProtectConfig
 from mu.data.pairs import open_pairs
-from mu.diffusion.noised_pictures import ConceptPictures
+from mu.diffusion.noised_images import ConceptPictures
 from mu.models.diffusion import Conditioning, DiffusionModel
 
 

@@ -20,10 +20,10 @@ from mu.algorithms.separable_concept_erasure.configs import BasisConfig
 from mu.core.errors import ConfigError, EditError, ModelError
 from mu.edits.edit import Edit, EditInfo, described
 from mu.edits.low_rank import Factors, LowRankEdit, Membrane
-from mu.edits.tuning import Tuning, tuned
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import find_parameter, select
+from mu.training.tuning import Tuning, tuned
 
 SMALLEST = 16
 """A null space with fewer directions is refused."""

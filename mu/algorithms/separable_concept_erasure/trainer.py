@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler, picture_seed
 from mu.algorithms.separable_concept_erasure.model import Shift
-from mu.core import seeds
+from mu.core import compute
 from mu.core.loop import Log, train
 from mu.edits.edit import Edit
-from mu.edits.tuning import RunningGradients
 from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.training.tuning import RunningGradients
 
 FIRST_STOP = 11
 """Index of the first step after which training may stop: at least 12 updates (section 1.4)."""
@@ -90,7 +90,7 @@ class NoisedPictures:
 
     def _noised(self, k: int) -> tuple[Tensor, Tensor]:
         """x_t (c, h, w) and t: the forward process from the k-th picture, t uniform over all timesteps."""
-        generator, alphas = seeds.generator(picture_seed(self.seed + 1, k)), self.model.alphas_cumprod
+        generator, alphas = compute.generator(picture_seed(self.seed + 1, k)), self.model.alphas_cumprod
         (x_0,) = self.pictures[k]
         t = torch.randint(len(alphas), (), generator=generator).to(self.model.device)
         noise = torch.randn(x_0.shape, generator=generator).to(self.model.device)
@@ -171,7 +171,7 @@ class SeparableConceptErasureTrainer:
             state["gradients"] = RunningGradients(optimizer)
         scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.precision == torch.float16)
         train(
-            self.step, optimizer, settings.iterations, generator=seeds.generator(self.config.seed), state=state, scaler=scaler,
+            self.step, optimizer, settings.iterations, generator=compute.generator(self.config.seed), state=state, scaler=scaler,
             stop=stop or self.stop, checkpoint=checkpoint, checkpoint_every=settings.checkpoint_every, title=title, log=log,
         )  # fmt: skip
 

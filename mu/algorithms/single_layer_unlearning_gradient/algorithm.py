@@ -32,17 +32,15 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     search,
     summed,
 )  # fmt: skip
+from mu.core.concept import file_stem
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.core.files import write_json
-from mu.core.loop import Log, progress_bar
+from mu.core.loop import Log
+from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
-from mu.data.concepts import file_stem
 from mu.data.pairs import spaced
 from mu.edits.edit import shifted
-from mu.edits.erasure import Erasure
-from mu.edits.gradient_files import GradientInfo, Kind, Sign, described_model, read_gradients, write_gradients
 from mu.edits.weights import WeightEdit
-from mu.evaluation.zero_shot import Target, ZeroShot
 from mu.models import EMBEDDED, load
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -50,6 +48,9 @@ from mu.models.judge import Judge
 from mu.models.parameters import select
 from mu.models.towers import tower_of
 from mu.models.vision_language import VisionLanguageModel
+from mu.models.zero_shot import Target, ZeroShot
+from mu.training.gradient_files import GradientInfo, Kind, Sign, described_model, read_gradients, write_gradients
+from mu.training.weight_method import Erasure
 
 log = logging.getLogger("mu")
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
 from mu.data.clip_sets import Recaptioned, forget_pairs, forget_source, retain_pairs
-from mu.edits.gradient_files import Kind, is_gradient_file
-from mu.evaluation.zero_shot import Target, ZeroShot, open_tasks, target_of
 from mu.models.contrastive import Captioned
+from mu.models.zero_shot import Target, ZeroShot, open_tasks, target_of
+from mu.training.gradient_files import Kind, is_gradient_file
 
 SEARCH_SEED = 3
 """Beside the seeds of `mu.data.clip_sets`."""

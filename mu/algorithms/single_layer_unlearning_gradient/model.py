@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mu.core.errors import ModelError
-from mu.edits.gradient_files import check_finite
 from mu.models.clip import ClipModel
 from mu.models.parameters import EditableModel, find_parameter, select
 from mu.models.towers import COMPONENTS, Tower, Which, tower_of
+from mu.training.gradient_files import check_finite
 
 
 @dataclass(frozen=True)

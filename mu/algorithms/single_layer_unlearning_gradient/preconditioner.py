@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from mu.core.errors import ConfigError
+from mu.data.pairs import Captioned
 from mu.models.clip import ClipModel
-from mu.models.contrastive import Captioned, encode_pairs
+from mu.models.contrastive import encode_pairs
 from mu.models.parameters import find_module
 
 

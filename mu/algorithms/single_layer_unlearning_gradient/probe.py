@@ -15,13 +15,13 @@ from mu.data.canvas import QUESTIONS
 from mu.diffusion.sampling import generate
 from mu.edits.edit import shifted
 from mu.evaluation.metrics.accuracy import hits
-from mu.evaluation.zero_shot import Target, ZeroShot, logits
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.judge import Judge
 from mu.models.parameters import find_parameter
 from mu.models.towers import COMPONENTS, Hidden, Tower, Which, tower_of
 from mu.models.vision_language import VisionLanguageModel
+from mu.models.zero_shot import Target, ZeroShot, logits
 
 Rows = Mapping[str, Tensor]
 """Of each task, by name: the numbers (n,) of the pictures that are looked at."""

@@ -25,7 +25,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from mu.core.files import atomic_path
-from mu.core.loop import progress_bar, train
+from mu.core.loop import train
+from mu.core.progress import progress_bar
 from mu.data import canvas as world
 from mu.data.canvas import Scene
 from mu.models.canvas import architecture

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from mu.core.concept import concept_of
 from mu.core.config import BaseConfig, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
-from mu.data.concepts import concept_of
 
 
 class PretrainedModelConfig(BaseConfig):

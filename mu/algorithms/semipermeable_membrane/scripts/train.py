@@ -1,5 +1,5 @@
 from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
-from mu.core.script import main
+from mu.core.program import main
 
 if __name__ == "__main__":
     main(SemipermeableMembraneAlgorithm)

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from mu.core.config import BaseConfig, Templates
 from mu.data import canvas as world
-from mu.models.loading import LoadingConfig
+from mu.models.load_options import LoadingConfig
 
 
 class PromptConfig(BaseConfig):

@@ -1,5 +1,5 @@
 from mu.algorithms.separable_concept_erasure.algorithm import SeparableConceptErasureAlgorithm
-from mu.core.script import main
+from mu.core.program import main
 
 if __name__ == "__main__":
     main(SeparableConceptErasureAlgorithm)

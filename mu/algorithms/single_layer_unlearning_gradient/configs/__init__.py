@@ -7,12 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from mu.core.concept import check_concept
 from mu.core.config import BaseConfig
 from mu.data import canvas as world
 from mu.data.clip_sets import BothSets
-from mu.data.concepts import check_concept
 from mu.data.pairs import spaced
-from mu.models.loading import LoadingConfig
+from mu.models.load_options import LoadingConfig
 
 
 class DataConfig(BothSets):

@@ -1,5 +1,5 @@
 from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
-from mu.core.script import main
+from mu.core.program import main
 
 if __name__ == "__main__":
     main(SingleLayerUnlearningGradientAlgorithm)

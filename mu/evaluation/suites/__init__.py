@@ -1,0 +1,66 @@
+"""The suites: each measures a run's edit against its base model by one stated protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mu.core.errors import ConfigError, ModelError, nearest
+from mu.core.files import check_writing
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+from mu.edits.edit import Edit
+from mu.models.clip import ClipModel
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import EditableModel
+from mu.models.vision_language import VisionLanguageModel
+
+
+class Suite(NamedTuple):
+    """Where it is, the kind of model that it measures, and which option it takes."""
+
+    place: str
+    kind: type
+    what: str
+    option: str
+
+
+SUITES = {
+    "canvas": Suite("mu.evaluation.suites.canvas:evaluate", DiffusionModel, "a diffusion model", "base_answers"),
+    "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", "data"),
+    "vlm": Suite("mu.evaluation.suites.vlm:evaluate", VisionLanguageModel, "a vision-language model", "data"),
+}
+
+
+def suite_for(model: EditableModel) -> str:
+    """The suite for this kind of model."""
+    return next(name for name, suite in SUITES.items() if isinstance(model, suite.kind))
+
+
+def evaluate(
+    run: RunDirectory, suite: str, model: EditableModel, edit: Edit, *, seeds: Sequence[int] = (188, 288, 588, 688),
+    base_answers: Path | None = None, data: Sequence[str] = (),
+) -> dict[str, list[Score]]:  # fmt: skip
+    """Scores of the base and of the edited model, in one table; written to ``scores.json``.
+
+    ``base_answers`` is where suite canvas keeps the base model's pictures, so that several runs share them. ``data`` is what the
+    others measure on, where it is not what the edit's settings say. Raises `ConfigError` for an unknown suite or an option that
+    it does not take, and `ModelError` for a model of another kind.
+    """
+    if suite not in SUITES:
+        raise ConfigError(f"unknown suite {suite!r}.{nearest(suite, SUITES)}")
+    chosen = SUITES[suite]
+    if not isinstance(model, chosen.kind):
+        raise ModelError(f"suite {suite} measures {chosen.what}, and {model.name!r} is none: choose suite {suite_for(model)}")
+    given: dict[str, Any] = {name: value for name, value in (("base_answers", base_answers), ("data", data)) if value}
+    for name in given:
+        if name != chosen.option:
+            raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    edit.check(model)
+    check_writing(run.scores)
+    module, _, function = chosen.place.partition(":")
+    table = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
+    run.write_scores(table)
+    return table

@@ -1,0 +1,115 @@
+"""Suite ``canvas``: UnlearnCanvas in small, on the styles and objects of the embedded world.
+
+Answer set: every style x object x seed, prompt ``A {object} image in {style} style.``, 20 steps, guidance 4. The judge, a
+classifier trained on rendered pictures only, reads style and object off each picture. Protocol ``canvas/1``:
+
+- UA, IRA, CRA as in `mu.evaluation.metrics.unlearning`: for a style request UA = 1 - style accuracy on its pictures, IRA =
+  mean style accuracy over the other styles, CRA = mean object accuracy over all pictures; for an object request the other
+  way round. The base model's row has the same three numbers without the edit.
+- CLIP score of the retained pictures with their prompts, by the world's own CLIP.
+- Fréchet distance between the judge's features of the retained pictures and of the base model's pictures of the same
+  prompts at other seeds; the base's own row is the floor that sampling alone gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mu.core.errors import DataError
+from mu.core.progress import progress_bar
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+from mu.data.canvas import Scene
+from mu.data.canvas.layouts import folder_name
+from mu.diffusion.image_folder import PictureRow, claim, content_hash, read_pictures, scheduler_hash, write_pictures
+from mu.edits.bank import Bank
+from mu.edits.edit import Edit
+from mu.evaluation.metrics.clip_score import clip_score
+from mu.evaluation.metrics.frechet import frechet_distance
+from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
+from mu.models import EMBEDDED, quiet_libraries
+from mu.models.clip import ClipModel
+from mu.models.diffusion import DiffusionModel
+from mu.models.judge import Judge
+from mu.models.parameters import fingerprint, select
+
+PROTOCOL, STEPS, GUIDANCE = "canvas/1", 20, 4.0
+Kind = Literal["style", "object"]
+OTHER_SEEDS = 1_000_000  # added to the seeds for the reference pictures of the Fréchet distance
+
+
+def evaluate(
+    run: RunDirectory, model: DiffusionModel, edit: Edit, *, seeds: Sequence[int], base_answers: Path | None = None
+) -> dict[str, list[Score]]:
+    """Make what is missing of the answer sets and score them."""
+    with quiet_libraries():
+        judge = Judge.open(EMBEDDED["canvas-judge"], model.device)
+        clip = ClipModel.open(EMBEDDED["canvas-clip"], "canvas-clip", device=model.device)
+    kind, erased = request(edit.info.concepts, judge)
+    cells = [
+        Scene(style, object=name) for style, name in product(judge.classes["style"], judge.classes["object"]) if name != "none"
+    ]
+    base = base_answers or run.folder / "answers" / "base"
+    asked = [(scene, seed) for scene in cells for seed in seeds]
+    reference = [(scene, seed + OTHER_SEEDS) for scene in cells for seed in seeds]
+    recipe = answers_recipe(model)
+    claim(base, recipe)
+    edited = run.folder / "answers" / "edited"
+    claim(edited, {**recipe, "edit": content_hash(edit)})
+    before = answers(model, base, [*asked, *reference], "base answers")
+    with Bank(model, [edit]).applied():
+        after = answers(model, edited, asked, "edited answers")
+    kept = [k for k, (scene, _) in enumerate(asked) if getattr(scene, kind) != erased]
+    floor = judge.look(before[len(asked) :][kept])[1]
+    texts = clip.encode_text([asked[k][0].prompt for k in kept])
+
+    def column(pictures: Tensor) -> list[Score]:
+        seen, features = judge.look(pictures)
+        told = zip(asked, seen["style"], seen["object"], strict=True)
+        predictions = [Prediction(str(scene.style), str(scene.object), style, name) for (scene, _), style, name in told]
+        closeness = clip_score(clip.encode_pictures(pictures[kept]), texts)
+        distance = frechet_distance(features[kept].double(), floor.double())
+        return [
+            *unlearning_scores(predictions, erased, kind, protocol=PROTOCOL),
+            Score("CLIP score", closeness, len(kept), "higher", PROTOCOL),
+            Score("Fréchet distance", distance, len(kept), "lower", PROTOCOL),
+        ]
+
+    return {"base": column(before[: len(asked)]), "edited": column(after)}
+
+
+def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
+    """Which style or object an edit of ``concepts`` is to remove: ``("style", "neon")`` for "neon style"."""
+    kinds: tuple[Kind, ...] = ("style", "object")
+    for kind in kinds:
+        for name in judge.classes[kind]:
+            if any(f" {name} " in f" {concept.lower()} " for concept in concepts):
+                return kind, name
+    known = ", ".join((*judge.classes["style"], *judge.classes["object"][:-1]))
+    raise DataError(f"suite canvas measures its own styles and objects, and {', '.join(concepts)!r} names none of: {known}")
+
+
+def answers_recipe(model: DiffusionModel) -> dict[str, Any]:
+    """All that the base's answers follow from, beside prompts and seeds: every weight of every component, and how they are used."""
+    return {
+        "model": fingerprint(model, select(model, "*")), "scheduler": scheduler_hash(model), **model.loading,
+        "precision": str(model.precision).removeprefix("torch."), "steps": STEPS, "guidance": GUIDANCE,
+    }  # fmt: skip
+
+
+def answers(model: DiffusionModel, folder: Path, asked: Sequence[tuple[Scene, int]], title: str) -> Tensor:
+    """The pictures of ``asked``, (n, 3, H, W) in 0..1; those that are in ``folder`` are not made again."""
+    rows = [
+        PictureRow(f"{folder_name(str(scene.style))}_{folder_name(str(scene.object))}_seed{seed}.png", scene.prompt, seed)
+        for scene, seed in asked
+    ]
+    with progress_bar(title, len(rows)) as advance:
+        write_pictures(
+            model, rows, folder, steps=STEPS, guidance=GUIDANCE, resume=True, progress=lambda done, _: advance(done, "")
+        )  # fmt: skip
+    return read_pictures([folder / row.name for row in rows])

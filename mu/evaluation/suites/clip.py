@@ -1,0 +1,255 @@
+"""Suite ``clip``: what a CLIP still knows of a concept, and what it knows of the rest (SLUG, arXiv 2407.11867). Protocol ``clip/1``:
+
+- FA@1, FA@5: accuracy on the forgotten class's pictures among all classes of its task (lower is better).
+- ``identity@1 retained``: macro accuracy over the *other* classes of that task, every class counting once; ``identity@1``: over all
+  of them, as published, where the forgotten one's loss is part of the number (on CelebA the classes are the frequent people,
+  or without their list the hundred with the most pictures; of a person who is not among them only FA is told). Other tasks
+  likewise; on ImageNet's 2,500 pictures each picture counts once. @5 where a task has more than five classes.
+- MIA: `mu.evaluation.metrics.membership` on the cosine of picture and caption; members are the forget pairs that the edit was
+  found with, the others are pairs that it never saw and that do not show the concept.
+- Cosine of forget pairs: what the forget loss is about.
+
+Tasks and forget pairs are those of the edit's settings; rendered pictures are new ones. CelebA's and ImageNet's are all or a fixed part
+of what there is: where the method searched on them, as SLUG does and its published accuracies have it, the protocol says
+``(seen in the search)``, and these are no accuracies on unseen pictures. Also written: the similarity matrix of a
+few pictures and names, ``similarity.png`` and ``similarity.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from mu.core.errors import ConfigError, MissingDependency
+from mu.core.files import write_json
+from mu.core.progress import progress_bar
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+from mu.data.canvas import RenderedPair, rendered_pairs
+from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source
+from mu.data.pairs import Captioned, open_pairs
+from mu.edits.edit import Edit
+from mu.evaluation.metrics.accuracy import accuracy, class_accuracy
+from mu.evaluation.metrics.membership import SMALLEST, membership_inference
+from mu.evaluation.similarity import Similarity
+from mu.models.clip import ClipModel
+from mu.models.contrastive import encode_pairs
+from mu.models.zero_shot import REPORT_SEED, Picture, Target, ZeroShot, logits, report_tasks, target_of
+from mu.training.gradient_files import is_gradient_file
+
+PROTOCOL = "clip/1"
+PER_CLASS = 6
+"""Rendered pictures of each class and seed."""
+BATCH = 128
+SHOWN = 5
+"""Classes of the similarity matrix; the forgotten ones are always among them."""
+PANEL, PANEL_SIZE = "Pictures and names", (5.12, 4.4)
+"""The matrices in the report, in inches: as large as it takes pictures."""
+POOLED = ("imagenet",)
+"""Tasks where each picture counts once."""
+
+Tick = Callable[[int], None]
+
+log = logging.getLogger("mu")
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Of one concept: the pairs that it was forgotten with, and pairs that took no part."""
+
+    forgotten: Sequence[Captioned]
+    others: Sequence[Captioned]
+
+
+def evaluate(
+    run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()
+) -> dict[str, list[Score]]:
+    """Score both columns; write the similarity matrix.
+
+    ``data`` stands in for what the edit's settings say: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), ``forget:SOURCE``
+    and ``val:SOURCE``, pairs for the membership inference (see `mu.data.pairs.open_pairs`).
+    """
+    sources = {kind: rest for kind, _, rest in (each.partition(":") for each in data) if kind in ("forget", "val")}
+    names = [each for each in data if each.partition(":")[0] not in sources] or tasks_of(edit)
+    tasks = report_tasks(names, PER_CLASS, seeds, edit.info.concepts)
+    targets = [target_of(concept, tasks) for concept in edit.info.concepts]
+    leaks = {target.concept: leak_of(edit, target, sources, seeds) for target in targets}
+    protocol = f"{PROTOCOL}, {' and '.join(in_protocol(name, edit) for name in names)}"
+    chosen = shown(targets)
+    sights = [task.pictures[task.labels.index(label)].picture() for task, label in chosen]
+    bare = [task.classes[label] for task, label in chosen]
+    total = sum(len(task.pictures) for task in tasks) + sum(len(leak.forgotten) + len(leak.others) for leak in leaks.values())
+
+    def column(title: str) -> tuple[list[Score], Tensor]:
+        with torch.no_grad(), progress_bar(title, total) as advance:
+            done = 0
+
+            def tick(n: int) -> None:
+                nonlocal done
+                done += n
+                advance(done, "")
+
+            seen = {task.name: classified(model, task, tick) for task in tasks}
+            scores = [*accuracies(seen, tasks, targets, protocol), *fits(model, leaks, protocol, tick)]
+            return scores, model.encode_text(bare) @ model.encode_pictures(sights).T
+
+    before, base = column("base")
+    with edit.applied(model):
+        after, edited = column("edited")
+    write_similarity(run, Similarity(bare, bare, sights, {"base": base, "edited": edited}))
+    return {"base": before, "edited": after}
+
+
+def tasks_of(edit: Edit) -> list[str]:
+    """The tasks that the edit's settings name; those of the embedded world where its forget set comes from there."""
+    settings: Mapping = edit.info.config.get("data") or {}
+    if settings.get("tasks"):
+        return list(settings["tasks"])
+    if settings.get("forget", "canvas") == "canvas":
+        return ["canvas"]
+    raise ConfigError(
+        f"the settings of {edit.info.method!r} name no tasks: pass --data celeba:FOLDER, imagenet:FOLDER or canvas"
+    )
+
+
+def in_protocol(task: str, edit: Edit) -> str:
+    """A task as a protocol tells it: with whether its pictures are those that the method searched on."""
+
+    def place(name: str) -> tuple[str, Path]:
+        kind, _, folder = name.partition(":")
+        return kind, Path(folder).resolve()
+
+    kind = task.partition(":")[0]
+    searched = (edit.info.config.get("data") or {}).get("tasks") or ()
+    return f"{kind} (seen in the search)" if kind != "canvas" and place(task) in map(place, searched) else kind
+
+
+def leak_of(edit: Edit, target: Target, sources: Mapping[str, str], seeds: Sequence[int]) -> Leak:
+    """What the settings or ``sources`` say; empty where they do not say it."""
+    settings: Mapping = edit.info.config.get("data") or {}
+    told = {"forget": "canvas", "n_forget": 256} | {k: v for k, v in settings.items() if k in ForgetSet.model_fields}
+    chosen = ForgetSet.parse(told | ({"forget": sources["forget"]} if "forget" in sources else {}))
+    if is_gradient_file(forget_source(chosen, target.concept)):  # the pairs are not known
+        return Leak((), ())
+    forgotten = forget_pairs(chosen, target.concept, edit.info.seed or 0)
+    if "val" in sources:
+        return Leak(forgotten, open_pairs(sources["val"]))
+    return Leak(forgotten, unseen(target, len(forgotten), seeds) if chosen.forget == "canvas" else ())
+
+
+def unseen(target: Target, n: int, seeds: Sequence[int]) -> list[RenderedPair]:
+    """About ``n`` rendered pairs of anything but the concept."""
+    pairs = [pair for seed in seeds for pair in rendered_pairs(-(-n // len(seeds)), seed * 10 + REPORT_SEED)]
+    gone = target.task.classes[target.label]
+    return [pair for pair in pairs if gone not in (pair.scene.style, pair.scene.object, pair.scene.identity)]
+
+
+def shown(targets: Sequence[Target]) -> list[tuple[ZeroShot, int]]:
+    """The forgotten classes, then others of the first one's task that have pictures, up to `SHOWN` in all."""
+    task = targets[0].task
+    forgotten = [(target.task, target.label) for target in targets]
+    own = {label for each, label in forgotten if each is task}
+    kept = [(task, label) for label in dict.fromkeys(task.labels) if label not in own]
+    return [*forgotten, *kept[: max(SHOWN - len(forgotten), 1)]]
+
+
+def classified(model: ClipModel, task: ZeroShot, tick: Tick) -> Tensor:
+    """Similarities (n, c) of the task's pictures and classes."""
+    prompts, found = task.prompts, []
+    texts = torch.cat([model.encode_text(prompts[k : k + BATCH]) for k in range(0, len(prompts), BATCH)])
+    for part in parts(task.pictures):
+        found.append(model.encode_pictures([each.picture() for each in part]))
+        tick(len(part))
+    return logits(torch.cat(found), task.weights(texts)).cpu()
+
+
+def parts(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
+    return [pictures[k : k + BATCH] for k in range(0, len(pictures), BATCH)]
+
+
+def accuracies(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: Sequence[Target], protocol: str) -> list[Score]:
+    """At 1, then at 5: of what is forgotten, of the rest of its task, of every task."""
+    scores = []
+    for k in (1, 5):
+        told = [task for task in tasks if len(task.classes) > max(k, 1)]
+        labels = {task.name: torch.tensor(task.labels) for task in told}
+        right = {task.name: class_accuracy(seen[task.name], labels[task.name], k) for task in told}
+        gone = [target for target in targets if target.task in told]
+        if gone:
+            each = {target.concept: right[target.task.name][target.label] for target in gone}
+            pictures = sum(target.task.labels.count(target.label) for target in gone)
+            scores.append(Score(f"FA@{k}", fmean(each.values()), pictures, "lower", protocol, each))
+        forgotten = {task.name: {target.label for target in gone if target.task is task} for task in told}
+        for task in sorted(told, key=lambda task: not forgotten[task.name]):  # the concept's own first
+            counted = {label: value for label, value in right[task.name].items() if label not in task.beyond}
+            kept = {label: value for label, value in counted.items() if label not in forgotten[task.name]}
+            if forgotten[task.name] and kept:
+                scores.append(_macro(f"{task.name}@{k} retained", kept, task, protocol))
+            if task.name in POOLED:
+                value = accuracy(seen[task.name], labels[task.name], k)
+                scores.append(Score(f"{task.name}@{k}", value, len(task.labels), "higher", protocol))
+            else:
+                scores.append(_macro(f"{task.name}@{k}", counted, task, protocol))
+    return scores
+
+
+def _macro(name: str, by_label: Mapping[int, float], task: ZeroShot, protocol: str) -> Score:
+    n = sum(label in by_label for label in task.labels)
+    by_class = {task.classes[label]: value for label, value in by_label.items()}
+    return Score(name, fmean(by_label.values()), n, "higher", protocol, by_class)
+
+
+def fits(model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick) -> list[Score]:
+    """MIA and the mean cosine of the forget pairs; what cannot be measured is left out, and said once."""
+    forgotten = {concept: cosines(model, leak.forgotten, tick) for concept, leak in leaks.items() if leak.forgotten}
+    others = {concept: cosines(model, leaks[concept].others, tick) for concept in forgotten}
+    if not forgotten:
+        log.warning("the edit came from a gradient's file: pass forget:SOURCE for MIA and the cosine of forget pairs")
+        return []
+    scores, found = [], {}
+    try:
+        for concept in forgotten:
+            if min(len(forgotten[concept]), len(others[concept])) >= SMALLEST:
+                found[concept] = membership_inference(forgotten[concept], others[concept])
+            else:
+                log.warning("MIA of %s is left out: too few pairs that took no part, pass val:SOURCE", concept)
+    except MissingDependency as error:
+        log.warning("MIA is left out: %s", error)
+    if found:
+        told = {concept: each.mean for concept, each in found.items()}
+        spread = {f"{concept}, std over seeds": each.std for concept, each in found.items()}
+        pairs = sum(each.n for each in found.values())
+        scores.append(Score("MIA", fmean(told.values()), pairs, "lower", protocol, told | spread))
+    each = {concept: fmean(values) for concept, values in forgotten.items()}
+    pairs = sum(map(len, forgotten.values()))
+    return [*scores, Score("cosine of forget pairs", fmean(each.values()), pairs, "lower", protocol, each)]
+
+
+def cosines(model: ClipModel, pairs: Sequence[Captioned], tick: Tick) -> list[float]:
+    """Of each picture with its caption."""
+    found: list[float] = []
+    for start in range(0, len(pairs), BATCH):
+        v, t = encode_pairs(model, pairs[start : start + BATCH])
+        found += (v * t).sum(dim=-1).tolist()
+        tick(len(v))
+    return found
+
+
+def write_similarity(run: RunDirectory, found: Similarity) -> None:
+    """The figure, its numbers, and a panel of the report."""
+    found.write(run.folder / "similarity.json")
+    found.draw(run.folder / "similarity.png")
+    images = [f"panels/similarity-{state}.png" for state in found.states]
+    for state, image in zip(found.states, images, strict=True):
+        found.draw(run.folder / image, [state], PANEL_SIZE)
+    path = run.folder / "panels.json"
+    panels = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    own = {"title": PANEL, "columns": list(found.states), "rows": [{"label": "Cosine", "images": images}]}
+    write_json(path, [panel for panel in panels if panel["title"] != PANEL] + [own])

@@ -1,0 +1,159 @@
+"""Suite ``vlm``: what a vision-language model still answers about a concept, and about the rest. Protocol ``vlm/1``:
+
+An answer is right where it holds the right words, whatever the case (SLUG, arXiv 2407.11867); greedy, up to 16 new tokens.
+
+- FA: accuracy on pictures whose right answer is the forgotten concept (lower is better).
+- retained: the same questions about other pictures; the mean over right answers, each counting once.
+- other questions: the mean over the questions that are not about the concept; and the same on the *forgotten* pictures
+  alone, where only the name should be gone, and not, say, the style.
+
+Pictures come from the tasks of the edit's settings (a task's question is the first of `mu.data.canvas.QUESTIONS`), or from a CSV file
+with the columns image, question, answer. Rendered ones are new; others that the method searched on are told as such in the protocol.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+from mu.core.errors import ConfigError, DataError
+from mu.core.progress import progress_bar
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+from mu.data.canvas import QUESTIONS, RenderedPair, answer
+from mu.data.clip_sets import class_of
+from mu.edits.edit import Edit
+from mu.evaluation.suites.clip import in_protocol, tasks_of
+from mu.models.vision_language import VisionLanguageModel
+from mu.models.zero_shot import Picture, PictureFile, ZeroShot, report_tasks, target_of
+
+PROTOCOL = "vlm/1"
+PER_CLASS = 2
+"""Rendered pictures of each class and seed."""
+BATCH = 32
+Direction = Literal["higher", "lower"]
+COLUMNS = ("image", "question", "answer")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question about a picture. Items with the same ``shows`` ask about the same picture."""
+
+    shows: Hashable
+    picture: Picture
+    question: str
+    answer: str
+
+
+def evaluate(
+    run: RunDirectory, model: VisionLanguageModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()
+) -> dict[str, list[Score]]:
+    """Score both columns. ``data``: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), or CSV files; default the edit's tasks."""
+    names = list(data) or tasks_of(edit)
+    files = [name for name in names if name.endswith(".csv")]
+    tasks = [name for name in names if name not in files]
+    items = [item for file in files for item in read_questions(file)]
+    if tasks:
+        concepts = edit.info.concepts if not files else ()
+        items += task_items(report_tasks(tasks, PER_CLASS, seeds, concepts), concepts)
+    protocol = f"{PROTOCOL}, {' and '.join(Path(name).name if name in files else in_protocol(name, edit) for name in names)}"
+    before = column(model, items, edit.info.concepts, protocol, "base")
+    with edit.applied(model):
+        return {"base": before, "edited": column(model, items, edit.info.concepts, protocol, "edited")}
+
+
+def task_items(tasks: Sequence[ZeroShot], concepts: Sequence[str]) -> list[Item]:
+    """The task's question about each picture; about a forgotten class's rendered pictures also what else they show."""
+    targets = [target_of(concept, tasks) for concept in concepts]
+    items = []
+    for task in tasks:
+        attribute = task.name if task.name in QUESTIONS else "object"
+        gone = {target.label for target in targets if target.task is task}
+        for k, (picture, label) in enumerate(zip(task.pictures, task.labels, strict=True)):
+            shows = (task.name, k)
+            items.append(Item(shows, picture, QUESTIONS[attribute][0], task.classes[label]))
+            if label in gone and isinstance(picture, RenderedPair):
+                others = [each for each in QUESTIONS if each != attribute and getattr(picture.scene, each)]
+                items += [Item(shows, picture, QUESTIONS[each][0], answer(picture.scene, each)) for each in others]
+    return items
+
+
+def read_questions(path: Path | str) -> list[Item]:
+    """A CSV file with the columns image (a path that stays in the file's folder), question and answer.
+
+    Raises `DataError` for a file that is missing, has other columns or no rows, and for a row that is not complete.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            missing = set(COLUMNS) - set(table.fieldnames or ())
+            rows = list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+    if missing or not rows:
+        raise DataError(
+            f"{path} has no {'rows' if not missing else f'column {sorted(missing)[0]!r}'}: its columns are {', '.join(COLUMNS)}"
+        )
+    home, items = path.parent.resolve(), []
+    for number, row in enumerate(rows, start=2):
+        image, question, told = ((row[name] or "").strip() for name in COLUMNS)
+        place = home / image
+        if not (image and question and told):
+            raise DataError(f"{path}, line {number}: image, question and answer must all be there")
+        if not (place.resolve().is_relative_to(home) and place.is_file()):
+            raise DataError(f"{path}, line {number}: {image!r} is no file in {path.parent}")
+        items.append(Item(place, PictureFile(place), question, told))
+    return items
+
+
+def column(
+    model: VisionLanguageModel, items: Sequence[Item], concepts: Sequence[str], protocol: str, title: str
+) -> list[Score]:
+    told: list[str] = []
+    with progress_bar(title, len(items)) as advance:
+        for start in range(0, len(items), BATCH):
+            part = items[start : start + BATCH]
+            told += model.answer([item.picture.picture() for item in part], [item.question for item in part], batch_size=BATCH)
+            advance(len(told), "")
+    return answer_scores(items, told, concepts, protocol)
+
+
+def answer_scores(items: Sequence[Item], told: Sequence[str], concepts: Sequence[str], protocol: str) -> list[Score]:
+    """The scores of the answers ``told``. `ConfigError` for a concept that is no item's right answer; a group without items is left out."""
+    named = [next((c for c in concepts if class_of(c, [item.answer]) is not None), None) for item in items]
+    for concept in concepts:
+        if concept not in named:
+            raise ConfigError(
+                f"{concept!r} is the answer to none of the {len(items)} questions: nothing could tell whether it went"
+            )
+    asked = {item.question for item, concept in zip(items, named, strict=True) if concept}
+    forgotten = {item.shows for item, concept in zip(items, named, strict=True) if concept}
+    right = [float(item.answer.casefold() in each.casefold()) for item, each in zip(items, told, strict=True)]
+
+    def score(name: str, direction: Direction, group: Callable[[Item, str | None], str | None]) -> list[Score]:
+        """The mean over the groups of items; those whose group is None take no part."""
+        found: dict[str, list[float]] = {}
+        for item, concept, value in zip(items, named, right, strict=True):
+            if (key := group(item, concept)) is not None:
+                found.setdefault(key, []).append(value)
+        each = {key: fmean(values) for key, values in found.items()}
+        n = sum(map(len, found.values()))
+        return [Score(name, fmean(each.values()), n, direction, protocol, each)] if found else []
+
+    def other(item: Item, _: str | None) -> str | None:
+        return item.question if item.question not in asked else None
+
+    return [
+        *score("FA", "lower", lambda _, concept: concept),
+        *score("retained", "higher", lambda item, concept: item.answer if item.question in asked and not concept else None),
+        *score("other questions", "higher", other),
+        *score(
+            "other questions, forgotten pictures", "higher",
+            lambda item, _: other(item, _) if item.shows in forgotten else None,
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,242 @@
+"""Models of open_clip as a `ClipModel`: by tag, from a folder in open_clip's hub layout, or from a state dict.
+
+The weights are converted to transformers' CLIP, whatever wrote them; open_clip itself is needed only for the list of tags
+and the download. The architecture follows from the shapes, except what shapes do not tell: how many heads an attention has,
+and whether the activation is GELU or QuickGELU. Those come from the config, the tag or the published file's name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPImageProcessorPil
+
+from mu.core.errors import MissingDependency, ModelError, nearest
+from mu.models import GELUS, OPEN_CLIP, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from mu.models.clip import ClipModel
+from mu.models.formats import compvis
+from mu.models.formats.checkpoint import read_state_dict
+from mu.models.formats.single_file import END, find_tokenizer
+
+Config = Mapping[str, Any]
+
+# Attention heads are 64 wide, but for the image towers of ViT-H, g, bigG and e.
+_HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+_READS = "mu reads open_clip models with a ViT and CLIP's own text tower"
+_OTHER_KINDS = {
+    "visual.trunk.": "an image tower of timm (ConvNeXt, EVA, SigLIP)",
+    "visual.layer1.": "a ResNet as image tower",
+    "visual.attn_pool.": "an image tower with attentional pooling (CoCa)",
+    "text.": "a text tower of another kind (SigLIP, CLIPA, CoCa, Hugging Face)",
+    "logit_bias": "SigLIP's loss with a bias",
+}
+# Settings of a tower's config: those whose effect is in the shapes or in training only, and the only other ones known.
+_IN_SHAPES = {
+    "image_size", "patch_size", "width", "layers", "mlp_ratio", "context_length", "vocab_size", "heads", "head_width",
+    "patch_dropout", "output_tokens", "attn_pooler_heads", "attn_pooler_queries", "pad_id", "eos_id",
+}  # fmt: skip
+_KNOWN = {
+    "pool_type": ("tok", "argmax"),
+    "pos_embed_type": ("learnable",),
+    "proj_type": ("linear",),
+    "block_type": ("default",),
+}
+_LOOK = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
+
+log = logging.getLogger("mu")
+
+
+# -- where a model comes from ---------------------------------------------------------------------------------------------
+
+
+def from_tag(
+    name: str, *, compat_gelu: str | None = None, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
+) -> ClipModel:
+    """``open_clip:ARCH/TAG``, from open_clip's cache or the network.
+
+    The activation is the one that the weights were trained with. open_clip itself runs ``ViT-B-32/laion400m_e32`` and its
+    like with GELU although they were trained with QuickGELU, and warns; ``compat_gelu="gelu"`` does the same.
+    """
+    try:
+        import open_clip
+    except ImportError as error:  # open_clip cannot be imported without torchvision either
+        raise MissingDependency(error.name or "open_clip", "clip", f"the model {name!r}") from None
+
+    architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
+    model = open_clip.get_model_config(architecture)
+    if model is None:
+        raise ModelError(f"open_clip has no model {architecture!r}.{nearest(architecture, open_clip.list_models())}")
+    known = open_clip.get_pretrained_cfg(architecture, tag)
+    if not known:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        raise ModelError(f"open_clip has no weights {tag!r} of {architecture}.{nearest(tag, tags)}")
+    # Versions of open_clip that do not say it of a tag list the tag under this name too.
+    quick = tag in open_clip.list_pretrained_tags_by_model(f"{architecture}-quickgelu")
+    trained = {"quick_gelu": any((quick, model.get("quick_gelu"), known.get("quick_gelu")))}
+    config = {"model_cfg": {**model, **trained}, "preprocess_cfg": known}
+    _check_config(config, name)
+    try:
+        path = Path(open_clip.download_pretrained(known))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        hint = f"download it on a machine with network and name its file ({reason})"
+        raise ModelError(f"{name!r} is not in the local cache and cannot be downloaded: {hint}") from None
+    return _opened(read_state_dict(path), [], config, name, compat_gelu, device, precision)
+
+
+def from_folder(
+    folder: Path, name: str, *, compat_gelu: str | None = None, device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
+) -> ClipModel:  # fmt: skip
+    """A folder with ``open_clip_config.json`` and weights, as open_clip writes it for the hub."""
+    config = _read_config(folder)
+    weights = next((folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).exists()), None)
+    if weights is None:
+        raise ModelError(
+            f"{folder} holds an {OPEN_CLIP_CONFIG} without weights ({' or '.join(OPEN_CLIP_WEIGHTS)}): copy them too"
+        )
+    return _opened(read_state_dict(weights), [folder], config, name, compat_gelu, device, precision)
+
+
+def from_file(
+    path: Path, tensors: Mapping[str, Tensor], name: str, *, compat_gelu: str | None = None,
+    device: torch.device | str = "cpu", precision: torch.dtype = torch.float32,
+) -> ClipModel:  # fmt: skip
+    """A state dict, ``tensors`` of the file at ``path``, as open_clip publishes and its training writes it.
+
+    Such a file does not tell the activation. One warning says so where neither ``compat_gelu`` nor the file's name does.
+    """
+    if path.name in OPEN_CLIP_WEIGHTS and (path.parent / OPEN_CLIP_CONFIG).exists():
+        return _opened(tensors, [path.parent], _read_config(path.parent), name, compat_gelu, device, precision)
+    quick = any(word in path.stem.lower() for word in ("quickgelu", "quick_gelu", "openai"))
+    if not quick and compat_gelu is None:
+        log.warning(
+            "%s does not say how it was trained: GELU is assumed; OpenAI's models and '-quickgelu' ones need "
+            "compat_gelu='quick_gelu'", path,
+        )  # fmt: skip
+    return _opened(tensors, [path.parent], {"model_cfg": {"quick_gelu": quick}}, name, compat_gelu, device, precision)
+
+
+# -- config ---------------------------------------------------------------------------------------------------------------
+
+
+def _read_config(folder: Path) -> Config:
+    file = folder / OPEN_CLIP_CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}): copy the folder again") from None
+    _check_config(config, str(file))
+    return config
+
+
+def _check_config(config: Any, where: str) -> None:
+    """Refuse what a CLIP of transformers would compute otherwise without a word."""
+
+    def part(of: Any, key: str) -> dict[str, Any]:
+        found = of.get(key, {}) if isinstance(of, dict) else None
+        if not isinstance(found, dict):
+            raise ModelError(f"{where} is no config of open_clip: {key} is missing or no mapping")
+        return found
+
+    model, look = part(config, "model_cfg"), part(config, "preprocess_cfg")
+    vision, text = part(model, "vision_cfg"), part(model, "text_cfg")
+    kind = None
+    if vision.get("timm_model_name"):
+        kind = f"an image tower of timm ({vision['timm_model_name']})"
+    elif isinstance(vision.get("layers"), list):
+        kind = "a ResNet as image tower"
+    elif text.get("hf_model_name"):
+        kind = f"a text tower of Hugging Face ({text['hf_model_name']})"
+    elif model.get("multimodal_cfg"):
+        kind = "a text decoder (CoCa)"
+    if kind:
+        raise ModelError(f"{where} has {kind}: {_READS}")
+    for key, value in (*vision.items(), *text.items()):
+        if value and key not in _IN_SHAPES and value not in _KNOWN.get(key, ()):
+            raise ModelError(f"{where} has the setting {key} = {value!r}, which CLIP in transformers has not: {_READS}")
+    for key, value in look.items():
+        if value != _LOOK.get(key, value):
+            raise ModelError(f"{where} prepares pictures with {key} = {value!r}: mu knows {_LOOK[key]!r} only")
+        numbers = [part for part in value if isinstance(part, (int, float))] if isinstance(value, (list, tuple)) else []
+        if key in ("mean", "std") and len(numbers) != 3:
+            raise ModelError(f"{where} has {key} = {value!r}, which are not three numbers")
+
+
+def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_act: str) -> dict[str, Any]:
+    """What a transformers folder with these weights has in its config.json, without the tokenizer's numbers."""
+    vision, text = (config["model_cfg"].get(part) for part in ("vision_cfg", "text_cfg"))
+
+    def shape(key: str, dimensions: int) -> tuple[int, ...]:
+        if key not in tensors or tensors[key].dim() != dimensions or not tensors[key].numel():
+            raise ModelError(f"there is no tensor {key} of {dimensions} dimensions: this is no whole CLIP with a ViT")
+        return tuple(tensors[key].shape)
+
+    def tower(prefix: str, width: int, heads: Any) -> dict[str, Any]:
+        if not isinstance(heads, int) or heads < 1 or width % heads:
+            raise ModelError(f"{heads!r} heads cannot share the width {width}: check {OPEN_CLIP_CONFIG}")
+        blocks = f"{prefix}transformer.resblocks."
+        return {
+            "hidden_size": width,
+            "intermediate_size": shape(f"{blocks}0.mlp.c_fc.weight", 2)[0],
+            "num_hidden_layers": len({key.removeprefix(blocks).split(".")[0] for key in tensors if key.startswith(blocks)}),
+            "num_attention_heads": heads,
+            "hidden_act": hidden_act,
+            "projection_dim": embedding,
+        }
+
+    vision_width, embedding = shape("visual.proj", 2)
+    vocabulary, text_width = shape("token_embedding.weight", 2)
+    patch = shape("visual.conv1.weight", 4)[-1]
+    side = math.isqrt(shape("visual.positional_embedding", 2)[0] - 1)
+    head_width = _HEAD_WIDTH.get(vision_width, 64) if vision is None else vision.get("head_width", 64)
+    vision_heads = vision_width // head_width if isinstance(head_width, int) and head_width else head_width
+    text_heads = text_width // 64 if text is None else text.get("heads", 8)
+    sizes = {"image_size": side * patch, "patch_size": patch}
+    tokens = {"vocab_size": vocabulary, "max_position_embeddings": shape("positional_embedding", 2)[0]}
+    return {
+        "architectures": ["CLIPModel"],
+        "projection_dim": embedding,
+        "vision_config": tower("visual.", vision_width, vision_heads) | sizes,
+        "text_config": tower("", text_width, text_heads) | tokens,
+    }
+
+
+# -- conversion -----------------------------------------------------------------------------------------------------------
+
+
+def _opened(
+    tensors: Mapping[str, Tensor], places: Sequence[Path], config: Config, name: str, compat_gelu: str | None,
+    device: torch.device | str, precision: torch.dtype,
+) -> ClipModel:  # fmt: skip
+    tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    for part, kind in _OTHER_KINDS.items():
+        if any(key.startswith(part) for key in tensors):
+            raise ModelError(f"{name!r} has {kind}: {_READS}")
+    try:
+        described = _transformers_config(tensors, config, compat_gelu or GELUS[bool(config["model_cfg"].get("quick_gelu"))])
+        # Not "!", open_clip's own: as a special token it would be cut out of texts. What follows the end is not read.
+        tokenizer = find_tokenizer(places, ".", described["text_config"], pad=END)
+        if len(tokenizer) != described["text_config"]["vocab_size"]:
+            what = f"its vocabulary has {described['text_config']['vocab_size']} tokens, the tokenizer {len(tokenizer)}"
+            raise ModelError(f"{what}: put the model's own tokenizer.json beside the weights")
+        described["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        model = compvis.blueprint(described)
+        mapped = compvis.open_clip_map(model.state_dict())
+        if surplus := sorted(tensors.keys() - mapped.values()):
+            raise ModelError(f"{len(surplus)} tensors have no place in a CLIP with a ViT, as {surplus[0]}")
+        weights = compvis.unpack(tensors, mapped, {key: parameter.shape for key, parameter in model.state_dict().items()})
+    except ModelError as error:
+        raise ModelError(f"{name!r}: {error}") from None
+    model.load_state_dict({key: weights.pop(key).to(precision, copy=True) for key in list(weights)}, assign=True)
+    size, look = described["vision_config"]["image_size"], config.get("preprocess_cfg", {})
+    own = {f"image_{key}": look[key] for key in ("mean", "std") if look.get(key)}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **own)
+    return ClipModel(model, tokenizer, processor, name, device)

@@ -1,0 +1,246 @@
+"""A Stable Diffusion pipeline from one weight file, and back: SD 1.x, SD 2.x and SDXL in the layout of CompVis.
+
+The file holds weights only. The architecture follows from its names, the tokenizer is looked for offline.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from huggingface_hub import try_to_load_from_cache
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from mu.core.errors import ConfigError, ModelError, nearest
+from mu.models import PREDICTIONS, quiet_libraries
+from mu.models.formats import architectures, compvis
+from mu.models.formats.checkpoint import read_state_dict
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+Configs = Mapping[str, Mapping[str, Any]]
+
+# open_clip's towers were trained with zeros after the text. As in the published diffusers folders, "!" is token 0.
+_PAD = {("sd1", "tokenizer"): END, ("sd2", "tokenizer"): "!", ("sdxl", "tokenizer"): END, ("sdxl", "tokenizer_2"): "!"}
+_CLIP = "openai/clip-vit-large-patch14"
+_MERGES = 49152 - 256 - 2  # of the larger list that open_clip ships, those that CLIP was trained with
+
+
+def load_single_file(
+    path: Path | str,
+    *,
+    prediction_type: str | None = None,
+    configs: Configs | Path | str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    tensors: dict[str, Tensor] | None = None,
+) -> DiffusionPipeline:
+    """The stock diffusers pipeline in the file at ``path``, without safety checker.
+
+    ``prediction_type`` is what the UNet predicts: ``epsilon``, ``v_prediction`` or ``sample``. The weights do not tell;
+    by default SD 2.x is taken for the 768 x 768 model (``v_prediction``), SDXL for ``v_prediction`` where the file has the
+    marker ``v_pred``, all others for ``epsilon``. ``configs`` replaces the published config of the components it lists
+    (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers folder that has them,
+    and its tokenizer. ``dtype=None`` keeps the precision of the file. EMA copies in the file are passed over.
+    ``tensors`` is the file's content where it was read already; it is used up.
+
+    Raises `ModelError` for a file that cannot be read, is no Stable Diffusion checkpoint or of another size than its
+    config says, and where no tokenizer can be found.
+    """
+    if prediction_type not in (None, *PREDICTIONS):
+        raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
+    path = Path(path)
+    tensors = _with_text_model(read_state_dict(path) if tensors is None else tensors)
+    family = _family(tensors, path)
+    if prediction_type is None and family == "sdxl" and "v_pred" in tensors:
+        prediction_type = "v_prediction"
+    places = [path.parent]
+    if isinstance(configs, (str, Path)):
+        places.insert(0, Path(configs))
+        configs = _folder_configs(Path(configs))
+    described = _published(family, prediction_type) | dict(configs or {})
+    if prediction_type is not None:
+        described["scheduler"] = {**described["scheduler"], "prediction_type": prediction_type}
+    with quiet_libraries():
+        parts: dict[str, Any] = {"scheduler": architectures.new_component(described["scheduler"])}
+        for component in _text_encoders(family):
+            tokenizer = component.replace("text_encoder", "tokenizer")
+            parts[tokenizer] = find_tokenizer(places, tokenizer, described[component], pad=_PAD[family, tokenizer])
+        for component in ("unet", "vae", *_text_encoders(family)):
+            try:
+                parts[component] = _take(tensors, family, component, described[component], dtype)
+            except ModelError as error:
+                raise ModelError(f"{component} in {path}: {error}; if this is a variant, pass its `configs`") from None
+        if surplus := [name for name in tensors if name.startswith(compvis.UNET)]:
+            what = f"{len(surplus)} tensors that {family} does not know, as {surplus[0]}"
+            raise ModelError(f"unet in {path}: {what}; if this is a variant, pass its `configs`")
+        return _assembled(family, parts)
+
+
+def to_compvis(pipeline: Any) -> dict[str, Tensor]:
+    """All weights of ``pipeline`` as a single file in CompVis layout has them; bit for bit the same numbers.
+
+    The family is told from the text encoders: two are SDXL; one with GELU is SD 2.x (open_clip), with QuickGELU SD 1.x.
+    Left out is what no pipeline has: the noise schedule, EMA copies, and the last layer of SD 2.x's text encoder, which
+    is never evaluated. Raises `ModelError` while adapters (LoRA) are in the model.
+    """
+    if getattr(pipeline, "text_encoder_2", None) is not None:
+        family = "sdxl"
+    else:
+        family = "sd2" if pipeline.text_encoder.config.hidden_act == "gelu" else "sd1"
+    checkpoint: dict[str, Tensor] = {}
+    for component in ("unet", "vae", *_text_encoders(family)):
+        module = getattr(pipeline, component)
+        config = module.config if component in ("unet", "vae") else module.config.to_dict()
+        checkpoint |= compvis.pack(module.state_dict(), compvis.component_names(family, component, config))
+    return checkpoint
+
+
+def find_tokenizer(places: Sequence[Path], folder: str, text_config: Mapping[str, Any], pad: str) -> CLIPTokenizer:
+    """A CLIP tokenizer without network: ``folder`` (or ``tokenizer``) in one of ``places``, else CLIP's own.
+
+    CLIP's own is taken from the local Hugging Face cache or made from the vocabulary that open_clip ships, and fills
+    up with ``pad``. Raises `ModelError` where there is none, or where it has more tokens than the text encoder.
+    """
+    limit = text_config.get("max_position_embeddings", 77)
+    tokenizer = _beside(places, folder, pad) or _cached(pad, limit) or _from_open_clip(pad, limit)
+    if tokenizer is None:
+        where = "its tokenizer.json" if folder == "." else f"the folder {folder}/ of a diffusers model"
+        ways = f"pip install 'mu-unlearning[clip]', or put {where} beside the file"
+        raise ModelError(f"a single file holds no tokenizer and none is on this machine: {ways}")
+    known = text_config.get("vocab_size", 49408)
+    if len(tokenizer) > known:
+        what = f"the tokenizer has {len(tokenizer)} tokens, the text encoder {known}"
+        raise ModelError(f"{what}: put the model's own folder {folder}/ beside the file")
+    return tokenizer
+
+
+# -- architecture ---------------------------------------------------------------------------------------------------------
+
+
+def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
+    def has(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in tensors)
+
+    if not has(compvis.UNET):
+        hint = "a LoRA, an autoencoder or a UNet alone is no model; name a full checkpoint or a diffusers folder"
+        raise ModelError(f"{path} is no Stable Diffusion checkpoint (it holds e.g. {next(iter(tensors))!r}): {hint}")
+    if "edm_mean" in tensors:
+        raise ModelError(f"{path} is an SDXL model in the EDM formulation, which mu does not know: use another checkpoint")
+    for family, prefix in (("sdxl", compvis.OPEN_CLIP_XL), ("sd2", compvis.OPEN_CLIP), ("sd1", compvis.CLIP)):
+        if has(prefix):
+            return family
+    if has("conditioner.embedders.0.model."):
+        raise ModelError(f"{path} is the SDXL refiner, which cannot draw from text alone: name the SDXL base model")
+    raise ModelError(f"{path} holds a UNet and no text encoder that mu knows: name a full SD 1.x, SD 2.x or SDXL checkpoint")
+
+
+def _text_encoders(family: str) -> tuple[str, ...]:
+    return ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
+
+
+def _published(family: str, prediction_type: str | None) -> dict[str, Mapping[str, Any]]:
+    if family == "sd2":
+        return dict(architectures.stable_diffusion_2(prediction_type or "v_prediction"))
+    return dict(architectures.stable_diffusion_1() if family == "sd1" else architectures.stable_diffusion_xl())
+
+
+def _folder_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The configs of a diffusers folder, as far as it has them."""
+    files = {part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
+    try:
+        found = {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items() if file.exists()}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"a config in {folder} cannot be read ({error}): copy the folder again") from None
+    if not found:
+        raise ModelError(f"{folder} holds no configs: name a folder in the diffusers layout (unet/config.json, ...)")
+    return found
+
+
+def _with_text_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Some merging tools leave out the level ``text_model`` of SD 1.x's text encoder: put it in."""
+    outer = compvis.CLIP.removesuffix("text_model.")
+
+    for name in [name for name in tensors if name.startswith(outer) and not name.startswith(compvis.CLIP)]:
+        tensors[compvis.CLIP + name.removeprefix(outer)] = tensors.pop(name)
+    return tensors
+
+
+def _take(
+    tensors: dict[str, Tensor], family: str, component: str, config: Mapping[str, Any], dtype: torch.dtype | None
+) -> nn.Module:
+    """The component with its weights, which leave ``tensors`` one by one, so that few are in memory twice.
+
+    They are copied, because in the file they lie at odd addresses, where kernels round otherwise: from a diffusers folder
+    and from a file the same weights shall give the same picture.
+    """
+    module = compvis.blueprint(config)
+    mapped = compvis.component_names(family, component, config)
+    weights = compvis.unpack(tensors, mapped, {name: parameter.shape for name, parameter in module.state_dict().items()})
+    for key in set(mapped.values()):
+        del tensors[key]
+    module.load_state_dict({name: weights.pop(name).to(dtype, copy=True) for name in list(weights)}, assign=True)
+    return module.eval()
+
+
+def _assembled(family: str, parts: dict[str, Any]) -> DiffusionPipeline:
+    if family == "sdxl":
+        return StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+# -- tokenizers -----------------------------------------------------------------------------------------------------------
+
+
+def _beside(places: Sequence[Path], folder: str, pad: str) -> CLIPTokenizer | None:
+    for place in places:
+        if _holds_tokenizer(place / folder):
+            return _opened(place / folder)
+        if _holds_tokenizer(place / "tokenizer"):
+            return _opened(place / "tokenizer", pad_token=pad)
+    return None
+
+
+def _cached(pad: str, model_max_length: int) -> CLIPTokenizer | None:
+    for name in ("tokenizer.json", "vocab.json"):
+        file = try_to_load_from_cache(_CLIP, name)
+        if isinstance(file, str) and _holds_tokenizer(Path(file).parent):
+            return _opened(Path(file).parent, pad_token=pad, model_max_length=model_max_length)
+    return None
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    """Asked first, because transformers makes an empty tokenizer of a folder without vocabulary, and says nothing."""
+    return (folder / "tokenizer.json").exists() or ((folder / "vocab.json").exists() and (folder / "merges.txt").exists())
+
+
+def _opened(folder: Path, **options: Any) -> CLIPTokenizer:
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ModelError(f"the tokenizer in {folder} cannot be read ({reason}): copy it again") from None
+
+
+def _from_open_clip(pad: str, model_max_length: int) -> CLIPTokenizer | None:
+    """CLIP's tokenizer from open_clip's list of merges; the package is looked up and not imported."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        return None
+    file = Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+    if not file.exists():
+        return None
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        next(lines)
+        merges = [tuple(line.split()) for line, _ in zip(lines, range(_MERGES), strict=False)]
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocabulary = {token: k for k, token in enumerate([*tokens, START, END])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=model_max_length)

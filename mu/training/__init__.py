@@ -1,0 +1,1 @@
+"""What methods share while they search for an edit."""

@@ -1,0 +1,207 @@
+"""What methods have in common that erase concepts by shifting all weights of a CLIP: settings, loading, training.
+
+They are the methods that SLUG (arXiv 2407.11867) is compared with, and train as its released code does: AdamW, a cosine
+schedule without warmup, in each epoch one whole pass over each set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from mu.core import compute, loop
+from mu.core.concept import check_concept
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError, DataError
+from mu.core.run import RunDirectory
+from mu.data.clip_sets import BothSets, forget_pairs, retain_pairs
+from mu.data.pairs import Captioned
+from mu.edits.weights import WeightEdit
+from mu.models import load
+from mu.models.clip import ClipModel
+from mu.models.contrastive import Objective, losses
+from mu.models.parameters import select
+from mu.training.tuning import tuned
+from mu.training.weight_method import Erasure
+
+SetName = Literal["forget", "retain"]
+
+TEMPERATURE = "logit_scale"
+"""Trained with the towers, whose gradients depend on it, and not in the edit: no feature and no ranking depends on it."""
+LARGEST_TEMPERATURE = math.log(100)
+
+CANVAS_SETS: dict[str, Any] = {"forget": "canvas", "n_forget": 256, "retain": "canvas", "n_retain": 512}
+
+
+class ClipErasureConfig(BaseConfig):
+    """Settings that every such method has. Without a preset they are those of the published comparison."""
+
+    model: str = "open_clip:ViT-B-32/laion400m_e32"
+    """The CLIP: ``canvas-clip``, ``open_clip:ARCH/TAG``, a hub id, a folder or a file."""
+    concepts: list[str] = Field(["Elon Musk"], min_length=1)
+    """What is forgotten; several go into one edit."""
+    batch_size: int = Field(32, ge=2)
+    """Pairs of one step, which stand against each other in the contrastive loss: its value is part of that loss."""
+    devices: str = "auto"
+    """GPU number, cpu, mps or auto."""
+    seed: int = Field(0, ge=0)
+    """Decides the order of the retain pairs, and rendered pictures."""
+
+    @field_validator("concepts")
+    @classmethod
+    def _words(cls, concepts: list[str]) -> list[str]:
+        return list(dict.fromkeys(check_concept(concept) for concept in concepts))
+
+
+class TrainConfig(BaseConfig):
+    epochs: int = Field(10, ge=1)
+    """Passes over the sets. More forget more, and more of what is near."""
+    lr: float = Field(1e-7, gt=0)
+    """Learning rate of AdamW at the start; it falls as half a cosine."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Of tensors with two dimensions and more; biases, norms and the temperature have none."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints; also the most that a killed run loses."""
+
+
+class TrainedConfig(ClipErasureConfig):
+    train: TrainConfig = TrainConfig()
+    """The optimisation."""
+
+
+class AlternatingConfig(TrainedConfig):
+    """Settings of methods that forget and repair in turns."""
+
+    data: BothSets = BothSets()
+    """Where pairs come from."""
+    forget_loss: Objective = "cosine"
+    """What is maximised on the forget pairs: the mean of 1 - cos, or (the ``_o`` variants) CLIP's contrastive loss."""
+
+
+class Step(NamedTuple):
+    """The ``batch``-th step on one set in an epoch."""
+
+    of: SetName
+    epoch: int
+    batch: int
+
+
+def plan(batches: Mapping[SetName, int], epochs: int) -> list[Step]:
+    """Every step of a training: in each epoch one whole pass over each set, in the given order."""
+    return [Step(name, epoch, k) for epoch in range(epochs) for name, n in batches.items() for k in range(n)]
+
+
+def forget_batches(pairs: Sequence[Captioned], size: int) -> int:
+    """All pairs, in the order of the set; the last batch may be small."""
+    return -(-len(pairs) // size)
+
+
+def retain_order(n: int, size: int, seed: int, epoch: int) -> np.ndarray:
+    """Indices (batches, size) of one epoch: n pairs shuffled, the last batch filled up from the start. `DataError` for n < size."""
+    if n < size:
+        raise DataError(f"{n} retain pairs fill no batch of {size}: give more pairs or a smaller batch_size")
+    order = np.random.default_rng((seed, epoch)).permutation(n)
+    return np.resize(order, (-(-n // size), size))
+
+
+def half_cosine(done: int, total: int) -> float:
+    """1 at the start, 0 from ``total`` on."""
+    return 0.5 * (1 + math.cos(math.pi * min(done / total, 1)))
+
+
+def new_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainConfig) -> torch.optim.AdamW:
+    """AdamW as CLIP was trained with. What the released code exempts from decay by name has less than two dimensions too."""
+    groups = [
+        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": settings.weight_decay},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), eps=1e-6)
+
+
+class ClipErasure(Erasure):
+    """A method with a `ClipErasureConfig` whose edit is a `WeightEdit` of both towers and projections of a CLIP."""
+
+    def load_model(self) -> ClipModel:
+        """The model that the settings name, or the one given. `ConfigError` where it is no CLIP."""
+        if self.model is None:
+            self.model = load(self.config.model, device=self.config.devices)
+        if not isinstance(self.model, ClipModel):
+            raise ConfigError(f"{self.name} trains both towers of a CLIP, and {self.model.name!r} is none")
+        return self.model
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All that the model has, the temperature too."""
+        return {TEMPERATURE: self.model.model.logit_scale, **select(self.model, "*")}
+
+    def forget_pairs(self) -> list[Captioned]:
+        return [pair for c in self.config.concepts for pair in forget_pairs(self.config.data, c, self.config.seed)]
+
+    def retain_pairs(self) -> Sequence[Captioned]:
+        return retain_pairs(self.config.data, self.config.seed)
+
+    def train(
+        self, sets: Mapping[SetName, Sequence[Captioned]], run: RunDirectory | None, log: loop.Log | None, *,
+        schedule_pairs: int | None = None, mask: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """How far the parameters move in epochs over ``sets``: up on L_f ("forget"), down on the contrastive loss ("retain").
+
+        The rate falls over as many steps as the retain pairs take in all epochs (``schedule_pairs`` where there are none), and
+        each set counts its own: so the released code has it, and a forget set that is smaller than the retain set ends
+        with a rate above 0. ``mask`` (0 or 1) multiplies gradients alone: weight decay moves all weights.
+        """
+        config, settings, B = self.config, self.config.train, self.config.batch_size
+        orders = (
+            [retain_order(len(sets["retain"]), B, config.seed, e) for e in range(settings.epochs)] if "retain" in sets else []
+        )
+        batches = {name: len(orders[0]) if name == "retain" else forget_batches(pairs, B) for name, pairs in sets.items()}
+        steps = plan(batches, settings.epochs)
+        total = settings.epochs * (len(orders[0]) if orders else -(-(schedule_pairs or len(sets["forget"])) // B))
+        parameters = self.parameters()
+
+        def rate(i: int) -> float:
+            of, epoch, k = steps[min(i, len(steps) - 1)]
+            return half_cosine(batches[of] * epoch + k, total)
+
+        def step(i: int) -> dict[str, Tensor]:
+            of, epoch, k = steps[i]
+            if of == "retain":
+                loss = losses(self.model, [sets[of][int(j)] for j in orders[epoch][k]], "contrastive", B).mean()
+                return {"loss": loss, of: loss}
+            batch = sets[of][k * B : (k + 1) * B]
+            loss = losses(self.model, batch, config.forget_loss, len(batch)).mean()
+            return {"loss": -loss, of: loss}
+
+        def clamp(_: int) -> None:
+            parameters[TEMPERATURE].data.clamp_(0, LARGEST_TEMPERATURE)
+
+        with tuned(parameters) as tuning:
+            optimizer = new_optimizer(parameters, settings)
+            if mask is not None:
+                optimizer.register_step_pre_hook(_masking(parameters, mask))
+            loop.train(
+                step, optimizer, len(steps), generator=compute.generator(config.seed), state={"weights": tuning},
+                schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, rate), after_step=clamp,
+                checkpoint=run.checkpoints / "training.pt" if run else None, checkpoint_every=settings.checkpoint_every,
+                title=self.name, log=log,
+            )  # fmt: skip
+            return tuning.shifts()
+
+    def edit(self, shifts: Mapping[str, Tensor], concepts: Sequence[str] | None = None, **facts: Any) -> WeightEdit:
+        """Without the temperature's shift."""
+        kept = {name: shift.cpu() for name, shift in shifts.items() if name != TEMPERATURE}
+        return super().edit(kept, concepts, **facts)
+
+
+def _masking(parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]) -> Callable[..., None]:
+    def apply(*_: Any) -> None:
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask[name])
+
+    return apply

@@ -1,0 +1,152 @@
+"""Pictures on disk: never made twice, never half a file, the same whatever else is in the batch."""
+
+import json
+
+import pytest
+import torch
+
+from mu.core.errors import ConfigError, DataError, OutputError
+from mu.core.run import RunDirectory
+from mu.diffusion.image_folder import (
+    PictureRow,
+    before_after,
+    claim,
+    read_pictures,
+    recipe_of,
+    save_picture,
+    write_pictures,
+)
+from mu.edits.bank import Bank
+from mu.edits.edit import EditInfo
+from mu.edits.gates import FixedStrength
+from mu.edits.weights import WeightEdit
+from mu.models import load
+from mu.models.parameters import select
+
+ROWS = [PictureRow(f"{k}.png", f"a star {k}", k) for k in range(3)]
+
+
+def test_what_exists_is_not_made_again(tiny, tmp_path):
+    assert write_pictures(tiny, ROWS, tmp_path, steps=1, guidance=2.0) == 3
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    (tmp_path / "1.png").unlink()
+    assert write_pictures(tiny, ROWS, tmp_path, steps=1, guidance=2.0, resume=True) == 1
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    assert after["0.png"] == before["0.png"] and after["1.png"] != before["1.png"]
+
+
+def test_an_existing_picture_is_never_overwritten_silently(tiny, tmp_path):
+    write_pictures(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
+    with pytest.raises(OutputError, match="resume"):
+        write_pictures(tiny, ROWS, tmp_path, steps=1, guidance=2.0)
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_a_row_may_have_its_own_guidance(tiny, tmp_path):
+    rows = [PictureRow("a.png", "a star", 1), PictureRow("b.png", "a star", 1, guidance=30.0), PictureRow("c.png", "a star", 1)]
+    write_pictures(tiny, rows, tmp_path, steps=2, guidance=2.0)
+    a, b, c = read_pictures([tmp_path / row.name for row in rows])
+    assert torch.equal(a, c) and not torch.equal(a, b)
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"x\.png"):
+        read_pictures([tmp_path / "x.png"])
+
+
+def test_pictures_of_another_recipe_are_dropped(tiny, tmp_path):
+    claim(tmp_path, {"edit": "one"})
+    write_pictures(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
+    claim(tmp_path, {"edit": "one"})
+    assert (tmp_path / "0.png").exists()
+    claim(tmp_path, {"edit": "another"})
+    assert not (tmp_path / "0.png").exists()
+
+
+def make(tiny, folder, rows=ROWS, *, recipe=None, **how):
+    return write_pictures(tiny, rows, folder, **{"steps": 1, "guidance": 2.0, **how}, recipe=recipe or {"edits": {"a": "1"}})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"steps": 2}, "steps 1, now 2"), ({"guidance": 3.0}, "guidance 2.0, now 3.0"), ({"negative": "bad"}, 'negative "", now "bad"'),
+        ({"size": (32, 64)}, r"size default, now \[32, 64\]"), ({"recipe": {"edits": {"a": "2"}}}, "another edits"),
+        ({"rows": [PictureRow("1.png", "a dog", 1)]}, 'prompt "a star 1", now "a dog"'),
+        ({"rows": [PictureRow("1.png", "a star 1", 9)]}, "seed 1, now 9"),
+        ({"rows": [PictureRow("1.png", "a star 1", 1, guidance=5.0)]}, "guidance 2.0, now 5.0"),
+    ],
+)  # fmt: skip
+def test_pictures_of_another_recipe_are_not_resumed(change, told, tiny, tmp_path):
+    make(tiny, tmp_path, ROWS[:2])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(OutputError, match=f"made otherwise .*{told}"):
+        make(tiny, tmp_path, resume=True, **change)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert make(tiny, tmp_path, resume=True) == 1  # control: of the same recipe, and more of them
+
+
+def test_pictures_that_tell_no_recipe_are_not_resumed(tiny, tmp_path):
+    write_pictures(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
+    for content in (None, "{", "[]"):
+        if content:
+            (tmp_path / "recipe.json").write_text(content)
+        with pytest.raises(OutputError, match=r"nothing tells how .*0\.png was made"):
+            make(tiny, tmp_path, resume=True)
+    assert make(tiny, tmp_path, overwrite=True) == 3
+    assert make(tiny, tmp_path, resume=True) == 0
+
+
+def test_an_interrupted_overwriting_leaves_no_picture_of_the_old_recipe_beside_the_new_note(tiny, tmp_path, monkeypatch):
+    make(tiny, tmp_path)
+    old = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    with pytest.raises(ConfigError):  # what cannot be made at all leaves everything as it was
+        make(tiny, tmp_path, overwrite=True, size=(63, 64))
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == old and make(tiny, tmp_path, resume=True) == 0
+
+    def interrupted(picture, path):
+        if path.name == "1.png":
+            raise KeyboardInterrupt
+        save_picture(picture, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mu.diffusion.image_folder.save_picture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(tiny, tmp_path, overwrite=True, steps=3)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["0.png"]
+    assert make(tiny, tmp_path, resume=True, steps=3) == 2
+    make(tiny, tmp_path / "whole", steps=3)
+    for name in old:
+        ours, whole = (read_pictures([folder / name]) for folder in (tmp_path, tmp_path / "whole"))
+        assert (ours - whole).abs().max() <= 1.01 / 255  # a picture made alone may differ in a last bit
+
+
+def test_the_recipe_tells_model_edits_and_how_they_pass(tiny, tiny_folder):
+    def edit(size):
+        return WeightEdit({"unet.conv_out.bias": torch.full((4,), size)}, EditInfo("test", ("star",)))
+
+    bank = Bank(tiny, [edit(0.5)])
+    base = recipe_of(bank)
+    assert recipe_of(Bank(tiny, [edit(0.5)])) == base == json.loads(json.dumps(base))
+    others = {
+        "model": recipe_of(Bank(load(tiny_folder, device="cpu", clip_skip=2), [edit(0.5)])),
+        "edits": recipe_of(Bank(tiny, [edit(0.6)])), "strength": recipe_of(bank, [0.5]),
+        "gate": recipe_of(bank, gate=FixedStrength()),
+    }  # fmt: skip
+    for what, other in others.items():
+        assert {key for key in base if base[key] != other[key]} == {what}
+
+
+def test_before_and_after_differ_by_the_edit_alone(tiny, tmp_path):
+    shifts = {name: torch.full_like(p, 0.5) for name, p in select(tiny, "unet.conv_out.bias").items()}
+    bank = Bank(tiny, [WeightEdit(shifts, EditInfo("test", ("star",)))])
+    run = RunDirectory(tmp_path)
+    before_after(run, tiny, bank, ["a star"], ["a house"], seeds=(1,), steps=2)
+    names = sorted(path.name for path in run.before.glob("*.png"))
+    assert names == sorted(path.name for path in run.after.glob("*.png")) == ["0_0.png", "1_0.png"]
+    assert not torch.equal(*(read_pictures([folder / "0_0.png"]) for folder in (run.before, run.after)))
+    bank.restore("star")
+    again = RunDirectory(tmp_path / "again")
+    before_after(again, tiny, bank, ["a star"], ["a house"], seeds=(1,), steps=2)
+    assert torch.equal(*(read_pictures([folder / "0_0.png"]) for folder in (again.before, again.after)))

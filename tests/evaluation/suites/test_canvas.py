@@ -1,0 +1,83 @@
+"""The canvas suite on the shipped model: an edit that does nothing scores as the base, one that breaks the model does not."""
+
+import pytest
+import torch
+
+import mu
+from mu.core.errors import ConfigError, DataError
+from mu.core.run import RunDirectory
+from mu.edits.edit import EditInfo
+from mu.edits.weights import WeightEdit
+from mu.evaluation.suites import evaluate
+from mu.evaluation.suites.canvas import answers_recipe, request
+from mu.models import EMBEDDED
+from mu.models.judge import Judge
+from mu.models.parameters import select
+
+
+def shift(model, size: float) -> WeightEdit:
+    chosen = select(model, "unet.conv_out.bias")
+    return WeightEdit({name: torch.full_like(p, size) for name, p in chosen.items()}, EditInfo("test", ("neon style",)))
+
+
+def values(table, column: str) -> dict[str, float]:
+    return {score.name: score.value for score in table[column]}
+
+
+def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
+    """On pictures of six steps, which tell as much of that as the protocol's twenty."""
+    monkeypatch.setattr("mu.evaluation.suites.canvas.STEPS", 6)
+    model = mu.load("canvas", device="cpu")
+    still = evaluate(
+        RunDirectory(tmp_path / "still"), "canvas", model, shift(model, 0.0), seeds=(1,), base_answers=tmp_path / "base"
+    )
+    assert values(still, "base") == pytest.approx(values(still, "edited"))
+    assert values(still, "base")["UA"] <= 0.2 and values(still, "base")["CRA"] >= 0.8
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}
+    broken = evaluate(
+        RunDirectory(tmp_path / "broken"), "canvas", model, shift(model, 3.0), seeds=(1,), base_answers=tmp_path / "base"
+    )
+    assert values(broken, "edited")["IRA"] < 0.5 and values(broken, "edited")["CRA"] < 0.5
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}, (
+        "the base's pictures were made once"
+    )
+    assert RunDirectory(tmp_path / "broken").read_scores() == broken
+
+
+@pytest.mark.parametrize(
+    ("concept", "found"), [("neon style", ("style", "neon")), ("Pop Art", ("style", "pop art")), ("a star", ("object", "star"))]
+)
+def test_a_request_is_read_off_the_concept(concept, found):
+    assert request([concept], Judge.open(EMBEDDED["canvas-judge"])) == found
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "vae"])
+def test_answers_of_another_base_are_not_reused(component, tiny):
+    """One number of any component is enough: of the last, where a sample of them would end."""
+    before = answers_recipe(tiny)
+    assert answers_recipe(tiny) == before  # control
+    *_, name = (name for name, p in tiny.components[component].named_parameters() if p.numel() > 5000)
+    flat = tiny.components[component].get_parameter(name).data.view(-1)
+    kept = flat[-1].clone()
+    flat[-1] += 1
+    after = answers_recipe(tiny)
+    flat[-1] = kept
+    assert {key for key in before if before[key] != after[key]} == {"model"}
+    assert answers_recipe(tiny) == before
+
+
+def test_answers_of_the_same_weights_used_otherwise_are_not_reused(tiny, tiny_folder):
+    before = answers_recipe(tiny)
+    for how in ({"clip_skip": 2}, {"prediction_type": "v_prediction"}, {"precision": "bfloat16"}):
+        assert answers_recipe(mu.load(tiny_folder, device="cpu", **how)) != before
+    other = mu.load(tiny_folder, device="cpu")
+    assert answers_recipe(other) == before
+    other.pipeline.scheduler.register_to_config(steps_offset=7)
+    assert {key for key in before if before[key] != answers_recipe(other)[key]} == {"scheduler"}
+
+
+def test_what_the_suite_cannot_measure_is_said():
+    with pytest.raises(DataError, match="Elon Musk"):
+        request(["Elon Musk"], Judge.open(EMBEDDED["canvas-judge"]))
+    with pytest.raises(ConfigError, match="canvas"):
+        evaluate(RunDirectory("nowhere"), "canvsa", None, None)

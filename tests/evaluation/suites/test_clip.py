@@ -1,0 +1,191 @@
+"""The suite ``clip`` on the shipped CLIP: what does nothing scores as the base, what forgets one style is told from what breaks all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import mu
+from mu.algorithms.single_layer_unlearning_gradient.configs import PRESETS
+from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
+from mu.core.errors import ConfigError, ModelError
+from mu.core.run import RunDirectory
+from mu.data.canvas import IDENTITIES, rendered_pairs
+from mu.edits.edit import EditInfo
+from mu.edits.weights import WeightEdit
+from mu.evaluation.suites import SUITES, evaluate, suite_for
+from mu.evaluation.suites import clip as suite
+from mu.models.contrastive import mean_gradients
+from mu.models.parameters import find_parameter
+from mu.models.zero_shot import Target, ZeroShot, report_tasks, target_of
+from mu.report import write_report
+
+CONCEPT = "Ada Stone"
+TENSOR = "visual_projection.weight"
+CONFIG = {"data": {"forget": "canvas", "n_forget": 24, "tasks": ["canvas"]}}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mu.load("canvas-clip", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def direction(model):
+    """The forget gradient of one tensor, as long as the tensor."""
+    theta = find_parameter(model, TENSOR)
+    g = mean_gradients(model, rendered_pairs(24, 1, CONCEPT), {TENSOR: theta}, "cosine")[TENSOR]
+    return g * theta.detach().norm() / g.norm()
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(suite, "PER_CLASS", 3)
+
+
+def edit_of(shift, concepts=(CONCEPT,), config=CONFIG) -> WeightEdit:
+    return WeightEdit({TENSOR: shift}, EditInfo("test", concepts, config=config, seed=0))
+
+
+def values(scores) -> dict[str, float]:
+    return {score.name: score.value for score in scores}
+
+
+def test_the_suite_tells_nothing_from_forgetting_from_breaking(model, direction, tmp_path, snapshot):
+    before = snapshot(model)
+    measured_twice = RunDirectory(tmp_path / "forgets")
+    runs = {"still": measured_twice, "forgets": measured_twice, "breaks": RunDirectory(tmp_path / "breaks")}
+    theta = find_parameter(model, TENSOR).detach()
+    shifts = {"still": 0 * direction, "forgets": 0.1 * direction, "breaks": theta.flip(0) - theta}
+    tables = {name: evaluate(run, "clip", model, edit_of(shifts[name]), seeds=(1,)) for name, run in runs.items()}
+    still, forgets, breaks = (values(tables[name]["edited"]) for name in runs)
+    assert values(tables["still"]["base"]) == still == values(tables["breaks"]["base"])
+    assert (
+        still["FA@1"] == 1
+        and still["identity@1 retained"] >= 0.9
+        and still["style@1"] >= 0.9
+        and still["cosine of forget pairs"] > 0.4
+    )
+    assert forgets["FA@1"] <= 0.4 and forgets["identity@1 retained"] >= 0.9 and forgets["style@1"] >= 0.9
+    assert forgets["cosine of forget pairs"] < still["cosine of forget pairs"] - 0.1
+    assert breaks["identity@1 retained"] < 0.5 and breaks["style@1"] < 0.5
+    assert forgets["MIA"] > still["MIA"] + 0.1, "what was over-forgotten stands out"
+    assert runs["forgets"].read_scores() == tables["forgets"]
+    assert snapshot(model) == before
+
+    told = json.loads((runs["forgets"].folder / "similarity.json").read_text(encoding="utf-8"))
+    assert told["names"][0] == CONCEPT and len(told["names"]) == 5 and [len(row) for row in told["base"]] == [5] * 5
+    assert told["edited"][0][0] < told["base"][0][0] - 0.1 and told["edited"][1][1] > told["edited"][1][0]
+    with Image.open(runs["forgets"].folder / "similarity.png") as figure:
+        assert figure.size == (1600, 600)
+    page = write_report(runs["forgets"]).read_text(encoding="utf-8")
+    assert all(text in page for text in ("identity@1 retained", "MIA", suite.PANEL, "data:image/jpeg"))
+    assert len(json.loads((runs["forgets"].folder / "panels.json").read_text(encoding="utf-8"))) == 1, (
+        "its own panel is replaced"
+    )
+
+
+def test_the_macro_means_are_those_of_their_classes(model):
+    """From made-up similarities: two people of three, four and one picture; one of the first's four is wrong."""
+    task = ZeroShot("identity", ("A", "B", "C", "D", "E", "F"), ("{}",), [], (0, 0, 0, 0, 1, 2))
+    seen = torch.eye(6)[torch.tensor([0, 0, 0, 5, 1, 3])]
+    found = {s.name: s for s in suite.accuracies({"identity": seen}, [task], [Target("b", task, 1)], "p")}
+    assert found["FA@1"].value == 1 and found["FA@1"].per_item == {"b": 1.0} and found["FA@1"].n == 1
+    assert found["identity@1"].value == pytest.approx((0.75 + 1 + 0) / 3) and found["identity@1"].n == 6
+    assert found["identity@1 retained"].value == pytest.approx((0.75 + 0) / 2) and found["identity@1 retained"].n == 5
+    assert set(found) == {"FA@1", "FA@5", "identity@1", "identity@1 retained", "identity@5", "identity@5 retained"}
+    pooled = ZeroShot("imagenet", task.classes, ("{}",), [], task.labels)
+    other = {
+        s.name: s.value
+        for s in suite.accuracies({"identity": seen, "imagenet": seen}, [task, pooled], [Target("b", task, 1)], "p")
+    }
+    assert other["imagenet@1"] == pytest.approx(4 / 6), "each picture counts once"
+    few = ZeroShot("identity", task.classes[:3], ("{}",), [], (0, 1, 2))
+    assert {s.name for s in suite.accuracies({"identity": torch.eye(3)}, [few], [], "p")} == {"identity@1"}
+
+
+def test_members_are_the_pairs_that_the_method_learned_from_and_the_others_are_not():
+    config = PRESETS["canvas-clip"].merged({"seed": 4})
+    edit = WeightEdit(
+        {TENSOR: torch.zeros(1)}, EditInfo("slug", ("neon style",), config=config.model_dump(mode="json"), seed=4)
+    )
+    tasks = report_tasks(["canvas"], 2, (188,))
+    leak = suite.leak_of(edit, target_of("neon style", tasks), {}, (188,))
+    data = SingleLayerUnlearningGradientDataHandler(config)
+    assert list(leak.forgotten) == list(data.forget_pairs("neon style")) and len(leak.forgotten) == config.data.n_forget
+    used = {(pair.seed, pair.scene) for pair in [*data.forget_pairs("neon style"), *data.retain_pairs("neon style")]}
+    assert len(leak.others) > 150 and not used & {(pair.seed, pair.scene) for pair in leak.others}
+    assert all(pair.scene.style != "neon" for pair in leak.others)
+
+
+@pytest.mark.parametrize("seed", [0, 18, 188])
+def test_report_pictures_are_none_of_the_searches(seed):
+    """Whatever the method's own seed: also the report's."""
+    searched = {
+        (picture.seed, picture.scene)
+        for task in SingleLayerUnlearningGradientDataHandler(PRESETS["canvas-clip"].merged({"seed": seed})).tasks()
+        for picture in task.pictures
+    }
+    tasks = report_tasks(["canvas"], 2, (0, 18, 188))
+    assert not searched & {(picture.seed, picture.scene) for task in tasks for picture in task.pictures}
+    assert [len(task.pictures) for task in tasks] == [6 * len(task.classes) for task in tasks] and len(tasks) == 3
+    assert len({(picture.seed, picture.scene) for task in tasks for picture in task.pictures}) == 6 * 28
+    for task in tasks:
+        for picture, label in zip(task.pictures, task.labels, strict=True):
+            assert getattr(picture.scene, task.name) == task.classes[label]
+
+
+def test_several_concepts_are_told_apart(model, direction, tmp_path):
+    edit = edit_of(0.1 * direction, (CONCEPT, "neon style"), {"data": {"forget": "canvas", "n_forget": 8}})
+    table = evaluate(RunDirectory(tmp_path), "clip", model, edit, seeds=(1, 2))
+    (fa,) = (score for score in table["edited"] if score.name == "FA@1")
+    assert fa.per_item.keys() == {CONCEPT, "neon style"} and fa.per_item["neon style"] > fa.per_item[CONCEPT]
+    assert fa.value == pytest.approx(sum(fa.per_item.values()) / 2) and fa.n == 12
+    assert {"identity@1 retained", "style@1 retained"} <= values(table["edited"]).keys()
+    assert json.loads((tmp_path / "similarity.json").read_text())["names"][:2] == [CONCEPT, "neon"]
+
+
+def test_without_scikit_learn_or_pairs_the_rest_is_measured_and_one_line_says_so(
+    model, direction, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with caplog.at_level(logging.WARNING, "mu"):
+        table = evaluate(RunDirectory(tmp_path), "clip", model, edit_of(0 * direction), seeds=(1,))
+    assert "MIA" not in values(table["base"]) and "cosine of forget pairs" in values(table["base"])
+    assert "scikit-learn" in caplog.text
+    told = {"data": {"forget": "grads/{concept}.safetensors", "tasks": ["canvas"]}}
+    table = evaluate(RunDirectory(tmp_path), "clip", model, edit_of(0 * direction, config=told), seeds=(1,))
+    assert "cosine of forget pairs" not in values(table["base"]) and "FA@1" in values(table["base"])
+
+
+def test_forget_and_other_pairs_from_folders(model, direction, tmp_path):
+    for name, seed in (("forget", 5), ("val", 6)):
+        (tmp_path / name).mkdir()
+        for k, pair in enumerate(rendered_pairs(8, seed, CONCEPT if name == "forget" else IDENTITIES[3])):
+            pair.picture().save(tmp_path / name / f"{k}.png")
+            (tmp_path / name / f"{k}.txt").write_text(pair.caption)
+    data = [f"forget:{tmp_path / 'forget'}", f"val:{tmp_path / 'val'}"]
+    table = evaluate(RunDirectory(tmp_path / "run"), "clip", model, edit_of(0 * direction), seeds=(1,), data=data)
+    (mia,) = (score for score in table["base"] if score.name == "MIA")
+    assert mia.n == 16 and mia.protocol == "clip/1, canvas"
+
+
+def test_what_cannot_be_measured_is_said(model, direction, tiny, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(ConfigError, match="Elon Musk"):
+        evaluate(run, "clip", model, edit_of(direction, ("Elon Musk",)))
+    with pytest.raises(ModelError, match="suite canvas"):
+        evaluate(run, "clip", tiny, edit_of(direction))
+    with pytest.raises(ModelError, match="suite clip"):
+        evaluate(run, "canvas", model, edit_of(direction))
+    with pytest.raises(ConfigError, match="base_answers"):
+        evaluate(run, "clip", model, edit_of(direction), base_answers=tmp_path)
+    with pytest.raises(ConfigError, match="--data"):
+        evaluate(run, "clip", model, edit_of(direction, config={"data": {"forget": "x.tar"}}))
+    assert (suite_for(model), suite_for(tiny)) == ("clip", "canvas") and set(SUITES) == {"canvas", "clip", "vlm"}
+    assert not run.folder.exists()

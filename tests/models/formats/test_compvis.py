@@ -1,0 +1,311 @@
+"""The maps to CompVis names: one to one, as the published files have them, and as diffusers itself converts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.loaders import single_file_utils
+from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.models.clip.modeling_clip import CLIPAttention
+
+from mu.core.errors import ModelError
+from mu.models.canvas.architecture import new_autoencoder, new_unet
+from mu.models.formats import architectures, compvis
+
+PUBLISHED = {
+    "sd1": architectures.stable_diffusion_1(),
+    "sd2": architectures.stable_diffusion_2(),
+    "sdxl": architectures.stable_diffusion_xl(),
+}
+UNETS = {family: configs["unet"] for family, configs in PUBLISHED.items()} | {"canvas": dict(new_unet().config)}
+
+
+# -- architectures --------------------------------------------------------------------------------------------------------
+
+
+def adapted(config: dict[str, Any]) -> tuple[int, int]:
+    """Linear and convolutional layers inside transformers, and the numbers in rank-1 factors of them."""
+    transformers = [m for m in compvis.blueprint(config).modules() if type(m).__name__ == "Transformer2DModel"]
+    layers = [m for t in transformers for m in t.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+    return len(layers), sum(sum(layer.weight.shape[:2]) for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "numbers"), [("sd1", 192, 423_936), ("sd2", 192, 432_128), ("sdxl", 722, 2_659_840)]
+)
+def test_published_unets_have_the_layers_that_papers_count(family: str, layers: int, numbers: int):
+    assert adapted(UNETS[family]) == (layers, numbers)
+
+
+def test_the_count_sees_another_width():
+    assert adapted({**UNETS["sd1"], "cross_attention_dim": 1024}) != (192, 423_936)
+
+
+SIZES = {
+    "sd1": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+    "sd2": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "sdxl": {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
+}
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_published_models_have_the_published_sizes(family: str):
+    blueprints = {part: compvis.blueprint(config) for part, config in PUBLISHED[family].items() if part != "scheduler"}
+    assert {part: sum(p.numel() for p in model.parameters()) for part, model in blueprints.items()} == SIZES[family]
+
+
+def test_the_schedulers_of_a_family_share_the_schedule_and_differ_in_the_target():
+    base, large = (architectures.stable_diffusion_2(kind)["scheduler"] for kind in ("epsilon", "v_prediction"))
+    base, large = architectures.new_component(base), architectures.new_component(large)
+    assert torch.equal(base.alphas_cumprod, large.alphas_cumprod)
+    assert (base.config.prediction_type, large.config.prediction_type) == ("epsilon", "v_prediction")
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"_class_name": "NoSuchModel"}, {"_class_name": "UNet2DConditionModel", "layers_per_block": "x"}]
+)
+def test_a_config_of_nothing_is_refused(config: dict[str, Any]):
+    with pytest.raises(ModelError, match="no model can be built"):
+        architectures.new_component(config)
+
+
+# -- UNet -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "count"), [("sd1", 686), ("sd2", 686), ("sdxl", 1680), ("canvas", 286)])
+def test_unet_map_is_one_to_one(family: str, count: int):
+    found = compvis.unet_names(UNETS[family])
+    assert len(found) == len(set(found.values())) == count
+    assert list(found) == list(compvis.blueprint({**UNETS[family], "_class_name": "UNet2DConditionModel"}).state_dict())
+    assert next(iter(found.values())) == "model.diffusion_model.input_blocks.0.0.weight"
+    assert list(found.values())[-1] == "model.diffusion_model.out.2.bias"
+    assert not [key for key in found.values() if re.search("resnets|attentions|samplers|conv_|blocks_", key)]
+
+
+PAIRS = {
+    "sd1": {
+        "time_embedding.linear_2.bias": "time_embed.2.bias",
+        "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+        "down_blocks.0.downsamplers.0.conv.weight": "input_blocks.3.0.op.weight",
+        "down_blocks.1.resnets.0.conv_shortcut.weight": "input_blocks.4.0.skip_connection.weight",
+        "down_blocks.3.resnets.1.time_emb_proj.bias": "input_blocks.11.0.emb_layers.1.bias",
+        "mid_block.attentions.0.proj_in.weight": "middle_block.1.proj_in.weight",
+        "mid_block.resnets.1.norm2.weight": "middle_block.2.out_layers.0.weight",
+        "up_blocks.0.upsamplers.0.conv.weight": "output_blocks.2.1.conv.weight",
+        "up_blocks.1.upsamplers.0.conv.weight": "output_blocks.5.2.conv.weight",
+        "up_blocks.3.attentions.2.transformer_blocks.0.ff.net.0.proj.weight": "output_blocks.11.1.transformer_blocks.0.ff.net.0.proj.weight",
+        "up_blocks.3.resnets.2.conv2.weight": "output_blocks.11.0.out_layers.3.weight",
+        "conv_norm_out.weight": "out.0.weight",
+    },
+    "sdxl": {
+        "add_embedding.linear_1.weight": "label_emb.0.0.weight",
+        "add_embedding.linear_2.weight": "label_emb.0.2.weight",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight": "input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight",
+        "down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_v.weight": "input_blocks.8.1.transformer_blocks.9.attn2.to_v.weight",
+        "mid_block.attentions.0.transformer_blocks.9.norm3.weight": "middle_block.1.transformer_blocks.9.norm3.weight",
+        "up_blocks.0.upsamplers.0.conv.weight": "output_blocks.2.2.conv.weight",
+        "up_blocks.1.attentions.2.proj_out.weight": "output_blocks.5.1.proj_out.weight",
+        "up_blocks.2.resnets.2.conv1.weight": "output_blocks.8.0.in_layers.2.weight",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PAIRS)
+def test_unet_names_that_are_known(family: str):
+    found = compvis.unet_names(UNETS[family])
+    assert {name: found[name].removeprefix(compvis.UNET) for name in PAIRS[family]} == PAIRS[family]
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_unet_map_agrees_with_the_conversion_in_diffusers(family: str):
+    """Each tensor holds its own number; their converter brings each where our map says it comes from."""
+    found = compvis.unet_names(UNETS[family])
+    marks = {key: torch.tensor(k) for k, key in enumerate(found.values())}
+    settings = {"class_embed_type": None, "addition_embed_type": None, "layers_per_block": 2} | UNETS[family]
+    theirs = single_file_utils.convert_ldm_unet_checkpoint(dict(marks), settings)
+    assert {name: int(mark) for name, mark in theirs.items()} == {name: int(marks[key]) for name, key in found.items()}
+
+
+def test_a_unet_that_compvis_has_no_place_for_is_refused():
+    with pytest.raises(ModelError, match=r"no place for 'class_embedding"):
+        compvis.unet_names({**new_unet().config, "num_class_embeds": 7})
+
+
+# -- kohya ----------------------------------------------------------------------------------------------------------------
+
+
+def test_kohya_module_names_are_the_sgm_paths():
+    found = compvis.kohya_module_names(UNETS["sdxl"])
+    layer = "transformer_blocks.0.attn1.to_q"
+    assert found[f"down_blocks.1.attentions.0.{layer}"] == f"input_blocks.4.1.{layer}"
+    assert found["down_blocks.1.resnets.0.conv1"] == "input_blocks.4.0.in_layers.2"
+    assert len(found) == len(set(found.values())) == 794
+    parameters = compvis.unet_names(UNETS["sdxl"])
+    assert all(parameters[f"{module}.weight"] == f"{compvis.UNET}{place}.weight" for module, place in found.items())
+    assert not [module for module in found if re.search(r"norm\d*$", module)]
+
+
+def loaded_by_diffusers(places: list[str]) -> dict[str, float]:
+    """Module -> mark, of a kohya file in which the module at ``places[k]`` has factors filled with k."""
+    file: dict[str, torch.Tensor] = {}
+    for k, place in enumerate(places):
+        layer = f"lora_unet_{place.replace('.', '_')}"
+        file |= {f"{layer}.lora_{side}.weight": torch.full((1, 1), float(k)) for side in ("down", "up")}
+        file[f"{layer}.alpha"] = torch.tensor(1.0)
+    unet = compvis.blueprint(UNETS["sdxl"])
+    found, _ = StableDiffusionXLPipeline.lora_state_dict(file, unet_config=unet.config)
+    modules = {
+        re.sub(r"[._]lora\.down\.weight$", "", name): float(mark) for name, mark in found.items() if "down.weight" in name
+    }
+    return {
+        re.sub(r"to_out$", "to_out.0", m.removeprefix("unet.").replace(".processor", "")): mark for m, mark in modules.items()
+    }
+
+
+def test_kohya_module_names_agree_with_the_lora_loader_of_diffusers():
+    found = compvis.kohya_module_names(UNETS["sdxl"])
+    assert loaded_by_diffusers(list(found.values())) == {module: float(k) for k, module in enumerate(found)}
+    places = [place for place in found.values() if place.startswith("output_blocks.0.1.")]
+    shifted = [place.replace("output_blocks.0.", "output_blocks.1.") for place in places]
+    assert loaded_by_diffusers(shifted).keys() != {module for module, place in found.items() if place in places}
+
+
+# -- autoencoder ----------------------------------------------------------------------------------------------------------
+
+VAE_PAIRS = {
+    "encoder.conv_norm_out.weight": "encoder.norm_out.weight",
+    "encoder.down_blocks.1.resnets.0.conv_shortcut.weight": "encoder.down.1.block.0.nin_shortcut.weight",
+    "encoder.down_blocks.0.downsamplers.0.conv.bias": "encoder.down.0.downsample.conv.bias",
+    "encoder.mid_block.attentions.0.to_out.0.weight": "encoder.mid.attn_1.proj_out.weight",
+    "decoder.mid_block.attentions.0.group_norm.weight": "decoder.mid.attn_1.norm.weight",
+    "decoder.mid_block.resnets.1.conv2.weight": "decoder.mid.block_2.conv2.weight",
+    "decoder.up_blocks.0.resnets.2.norm1.weight": "decoder.up.3.block.2.norm1.weight",
+    "decoder.up_blocks.0.upsamplers.0.conv.weight": "decoder.up.3.upsample.conv.weight",
+    "post_quant_conv.weight": "post_quant_conv.weight",
+}
+
+
+def test_vae_map_is_one_to_one_with_known_names():
+    found = compvis.vae_names(PUBLISHED["sd1"]["vae"])
+    assert len(found) == len(set(found.values())) == 248
+    assert {name: found[name] for name in VAE_PAIRS} == {name: compvis.VAE + place for name, place in VAE_PAIRS.items()}
+    assert len(compvis.vae_names(new_autoencoder().config)) == 164
+
+
+def test_vae_map_agrees_with_the_conversion_in_diffusers():
+    config = PUBLISHED["sd1"]["vae"]
+    found = compvis.vae_names(config)
+    marks = {key: torch.full((1,), k) for k, key in enumerate(found.values())}
+    for key in marks:
+        if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", key):
+            marks[key] = marks[key].reshape(1, 1, 1, 1)
+    theirs = single_file_utils.convert_ldm_vae_checkpoint(dict(marks), config)
+    assert {name: int(mark) for name, mark in theirs.items()} == {name: int(marks[key]) for name, key in found.items()}
+
+
+def test_vae_attention_is_a_convolution_in_compvis():
+    found = compvis.vae_names(PUBLISHED["sd1"]["vae"])
+    name = "decoder.mid_block.attentions.0.to_q.weight"
+    weight = torch.randn(6, 6)
+    packed = compvis.pack({name: weight}, {name: found[name]})
+    assert packed[found[name]].shape == (6, 6, 1, 1)
+    for form in (packed, {found[name]: weight}):
+        assert torch.equal(compvis.unpack(form, {name: found[name]}, {name: weight.shape})[name], weight)
+
+
+# -- text encoders --------------------------------------------------------------------------------------------------------
+
+
+def test_clip_names_are_those_of_every_published_file():
+    found = compvis.clip_names(PUBLISHED["sd1"]["text_encoder"])
+    assert len(found) == len(set(found.values())) == 196
+    inner = {name.removeprefix("text_model."): key for name, key in found.items()}
+    assert inner["final_layer_norm.bias"] == "cond_stage_model.transformer.text_model.final_layer_norm.bias"
+    key = "conditioner.embedders.0.transformer.text_model.encoder.layers.11.mlp.fc2.weight"
+    assert key in compvis.component_names("sdxl", "text_encoder", PUBLISHED["sdxl"]["text_encoder"]).values()
+
+
+def test_open_clip_names_are_those_of_every_published_file():
+    two = compvis.component_names("sd2", "text_encoder", PUBLISHED["sd2"]["text_encoder"])
+    xl = compvis.component_names("sdxl", "text_encoder_2", PUBLISHED["sdxl"]["text_encoder_2"])
+    layer = 8 + 2 + 2  # weights and biases of four layers and two norms, and the two fused tensors
+    assert len(set(two.values())) == 23 * layer + 4
+    assert len(set(xl.values())) == 32 * layer + 5
+    for key in [
+        "positional_embedding", "token_embedding.weight", "ln_final.weight", "transformer.resblocks.22.attn.in_proj_weight",
+        "transformer.resblocks.0.attn.in_proj_bias", "transformer.resblocks.5.attn.out_proj.weight",
+        "transformer.resblocks.5.ln_2.bias", "transformer.resblocks.5.mlp.c_fc.weight", "transformer.resblocks.5.mlp.c_proj.bias",
+    ]:  # fmt: skip
+        assert f"cond_stage_model.model.{key}" in two.values()
+        assert f"conditioner.embedders.1.model.{key}" in xl.values()
+    assert xl["text_projection.weight"] == "conditioner.embedders.1.model.text_projection"
+
+
+def small_text() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20, max_position_embeddings=6,
+        bos_token_id=18, eos_token_id=19, projection_dim=8, hidden_act="gelu",
+    )  # fmt: skip
+
+
+def test_fused_attention_computes_what_the_separate_layers_do():
+    """open_clip evaluates the fused tensors by torch's own MultiheadAttention."""
+    torch.manual_seed(0)
+    config = small_text()
+    text = CLIPTextModel(config).eval()
+    packed = compvis.pack(text.state_dict(), compvis.open_clip_names(config.to_dict()))
+    theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    layer = f"{compvis.OPEN_CLIP}transformer.resblocks.0.attn."
+    theirs.load_state_dict({key.removeprefix(layer): tensor for key, tensor in packed.items() if key.startswith(layer)})
+    ours = next(module for module in text.modules() if isinstance(module, CLIPAttention))
+    states = torch.randn(2, 6, 8)
+    expected = ours(states)[0]
+    assert torch.allclose(theirs(states, states, states)[0], expected, atol=1e-6)
+    theirs.in_proj_weight.data = theirs.in_proj_weight.roll(8, 0)  # v, q, k
+    assert not torch.allclose(theirs(states, states, states)[0], expected, atol=1e-6)
+
+
+def test_text_projection_is_transposed_also_where_it_is_square():
+    name, key = "text_projection.weight", compvis.OPEN_CLIP_XL + "text_projection"
+    weight = torch.randn(5, 5)
+    packed = compvis.pack({name: weight}, {name: key})
+    assert torch.equal(packed[key], weight.T) and not torch.equal(packed[key], weight)
+    assert torch.equal(compvis.unpack(packed, {name: key}, {name: weight.shape})[name], weight)
+
+
+def test_old_text_encoder_folders_still_load(tmp_path):
+    """Folders of transformers 4 have the level ``text_model`` in their names, the module tree of 5 has not."""
+    from safetensors.torch import load_file, save_file
+
+    text = CLIPTextModel(small_text())
+    text.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    again = CLIPTextModel.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in text.state_dict().items())
+    assert not torch.equal(
+        CLIPTextModel(small_text()).state_dict()[name := next(iter(text.state_dict()))], text.state_dict()[name]
+    )
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_misshapen_and_foreign_tensors_are_refused():
+    known, shapes = {"a.weight": "x", "b.weight": "y"}, {"a.weight": torch.Size([2, 3]), "b.weight": torch.Size([2])}
+    good = {"x": torch.ones(2, 3), "y": torch.ones(2), "z": torch.ones(1)}
+    assert compvis.unpack(good, known, shapes).keys() == known.keys()
+    with pytest.raises(ModelError, match=r"1 tensors of the model are missing \(y\)"):
+        compvis.unpack({"x": good["x"]}, known, shapes)
+    with pytest.raises(ModelError, match="x has the shape 3x2 where the model needs 2x3"):
+        compvis.unpack(good | {"x": torch.ones(3, 2)}, known, shapes)
+    fused = {"q": "x", "k": "x", "v": "x"}
+    with pytest.raises(ModelError, match="3 equal parts"):
+        compvis.unpack(good, fused, dict.fromkeys(fused, torch.Size([1, 3])))
+    with pytest.raises(ModelError, match=r"not those of its config \(a.lora_A, a.weight\)"):
+        compvis.pack({"a.lora_A": torch.ones(1), "b.weight": torch.ones(1)}, known)

@@ -1,0 +1,542 @@
+"""One weight file is a whole pipeline: there and back bit for bit, for small random models of every family."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTokenizer
+
+from mu.core.errors import ConfigError, ModelError
+from mu.edits.files import open_edit
+from mu.models import quiet_libraries
+from mu.models.formats import architectures, compvis, single_file
+from mu.models.formats.single_file import load_single_file, to_compvis
+
+FAMILIES = ("sd1", "sd2", "sdxl")
+Tensors = dict[str, torch.Tensor]
+
+
+# -- small models of each family --------------------------------------------------------------------------------------------
+
+
+def small_tokenizer(pad: str = "!") -> CLIPTokenizer:
+    letters = sorted(ByteLevel.alphabet())
+    merges = [("c", "a"), ("ca", "t</w>")]
+    tokens = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *("".join(pair) for pair in merges),
+        single_file.START,
+        single_file.END,
+    ]
+    return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=merges, model_max_length=8, pad_token=pad)
+
+
+VOCABULARY = 2 * 256 + 2 + 2
+TEXT = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16,
+    "vocab_size": VOCABULARY, "max_position_embeddings": 8, "bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1,
+}  # fmt: skip
+
+
+def small_configs(family: str) -> dict[str, dict[str, Any]]:
+    """The published configs of ``family``, narrow and shallow, with all their kinds of blocks."""
+    published = {
+        "sd1": architectures.stable_diffusion_1,
+        "sd2": architectures.stable_diffusion_2,
+        "sdxl": architectures.stable_diffusion_xl,
+    }
+    configs = published[family]()
+    blocks = len(configs["unet"]["block_out_channels"])
+    narrow = {
+        "block_out_channels": [8, 16, 16, 16][:blocks],
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+        "sample_size": 8,
+        "layers_per_block": 1,
+    }
+    configs["unet"] |= narrow | {"cross_attention_dim": 16 + 24 if family == "sdxl" else 16}
+    configs["vae"] |= {"block_out_channels": [4, 8, 8, 8], "norm_num_groups": 4, "sample_size": 64, "layers_per_block": 1}
+    configs["text_encoder"] |= TEXT
+    if family == "sdxl":
+        sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 24 + 6 * 4}
+        configs["unet"] |= sizes | {"transformer_layers_per_block": [1, 2, 3]}
+        configs["text_encoder_2"] |= TEXT | {"hidden_size": 24, "projection_dim": 24}
+    return configs
+
+
+def pipeline_of(configs: dict[str, dict[str, Any]]) -> DiffusionPipeline:
+    torch.manual_seed(0)
+    with quiet_libraries():
+        parts = {part: architectures.new_component(config) for part, config in configs.items()}
+        for module in parts.values():
+            for parameter in module.parameters() if isinstance(module, torch.nn.Module) else ():
+                parameter.data.normal_()  # norms and biases too: no two tensors are alike
+        if "text_encoder_2" in parts:
+            tokenizers = {"tokenizer": small_tokenizer(single_file.END), "tokenizer_2": small_tokenizer()}
+            return StableDiffusionXLPipeline(**parts, **tokenizers, add_watermarker=False)
+        return StableDiffusionPipeline(
+            **parts, tokenizer=small_tokenizer(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """family -> a diffusers folder with a small random model of it."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            with quiet_libraries():
+                pipeline_of(small_configs(family)).save_pretrained(made[family])
+        return made[family]
+
+    return folder
+
+
+def opened(folder: Path) -> DiffusionPipeline:
+    with quiet_libraries():
+        return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+
+def written(checkpoint: Tensors, path: Path, **extra: torch.Tensor) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(checkpoint | extra, path)
+    else:
+        torch.save({"state_dict": checkpoint | extra, "global_step": 1}, path)
+    return path
+
+
+def weights(pipeline: Any) -> Tensors:
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    return {f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()}
+
+
+def same(some: Tensors, other: Tensors) -> bool:
+    return some.keys() == other.keys() and all(some[k].dtype == other[k].dtype and torch.equal(some[k], other[k]) for k in some)
+
+
+def picture(pipeline: Any) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {
+        "num_inference_steps": 2,
+        "height": 16,
+        "width": 16,
+        "output_type": "np",
+        "generator": torch.Generator().manual_seed(0),
+    }
+    return torch.from_numpy(pipeline("a cat!", **settings).images)
+
+
+# -- there and back -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folder_to_file_to_folder_is_exact(family: str, suffix: str, folders: Callable[[str], Path], tmp_path: Path):
+    pipeline = opened(folders(family))
+    path = written(to_compvis(pipeline), tmp_path / f"model{suffix}")
+    again = load_single_file(path, configs=folders(family))
+    assert type(again) is type(pipeline)
+    assert same(weights(again), weights(pipeline))
+    again.save_pretrained(tmp_path / "folder")
+    last = opened(tmp_path / "folder")
+    assert same(weights(last), weights(pipeline))
+    assert same(to_compvis(last), to_compvis(pipeline))
+    last.unet.conv_out.bias.data[0] += 1e-6
+    assert not same(weights(last), weights(pipeline))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loaded_pipeline_draws_the_same_picture(family: str, folders: Callable[[str], Path], tmp_path: Path):
+    pipeline = opened(folders(family))
+    again = load_single_file(written(to_compvis(pipeline), tmp_path / "model.safetensors"), configs=folders(family))
+    assert not again.unet.training and not again.text_encoder.training
+    for parameter in (*pipeline.unet.parameters(), *pipeline.vae.parameters(), *pipeline.text_encoder.parameters()):
+        parameter.data = parameter.data.clone()  # where a tensor starts in memory decides how a kernel rounds
+    expected = picture(pipeline)
+    assert torch.equal(picture(again), expected)
+    again.text_encoder.get_input_embeddings().weight.data.mul_(1.1)
+    assert not torch.equal(picture(again), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusers_reads_the_same_weights_from_the_file(family: str, folders: Callable[[str], Path], tmp_path: Path):
+    """An independent converter, which is given the architecture."""
+    pipeline = opened(folders(family))
+    path = written(to_compvis(pipeline), tmp_path / "model.safetensors")
+    with quiet_libraries():
+        theirs = type(pipeline).from_single_file(str(path), config=str(folders(family)), local_files_only=True)
+    assert same(weights(theirs), weights(pipeline))
+    file = load_file(path)
+    key = next(key for key in file if key.endswith(("attn.in_proj_weight", "layers.0.self_attn.q_proj.weight")))
+    save_file(file | {key: file[key].roll(1, 0)}, path)
+    with quiet_libraries():
+        theirs = type(pipeline).from_single_file(str(path), config=str(folders(family)), local_files_only=True)
+    assert not same(weights(theirs), weights(pipeline))
+
+
+def test_the_embedded_model_has_a_single_file_too(tmp_path: Path):
+    from mu.models.canvas import architecture as world
+
+    torch.manual_seed(0)
+    tokenizer = small_tokenizer()
+    text = architectures.new_component(
+        TEXT | {"hidden_size": world.TEXT_WIDTH, "num_attention_heads": 6, "architectures": ["CLIPTextModel"]}
+    )
+    parts = {"unet": world.new_unet(), "vae": world.new_autoencoder(), "text_encoder": text, "scheduler": world.new_scheduler()}
+    safety = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    with quiet_libraries():
+        pipeline = StableDiffusionPipeline(**parts, tokenizer=tokenizer, **safety)
+        pipeline.save_pretrained(tmp_path)
+    again = load_single_file(written(to_compvis(pipeline), tmp_path / "model.safetensors"), configs=tmp_path)
+    assert same(weights(again), weights(pipeline))
+    assert again.scheduler.betas.equal(pipeline.scheduler.betas) and type(again.scheduler) is type(pipeline.scheduler)
+
+
+@pytest.mark.parametrize(
+    ("family", "count"), [("sd1", 686 + 248 + 196), ("sd2", 686 + 248 + 23 * 12 + 4), ("sdxl", 1680 + 248 + 196 + 32 * 12 + 5)]
+)
+def test_the_keys_of_full_size_checkpoints(family: str, count: int):
+    configs = {
+        "sd1": architectures.stable_diffusion_1,
+        "sd2": architectures.stable_diffusion_2,
+        "sdxl": architectures.stable_diffusion_xl,
+    }[family]()
+    checkpoint: Tensors = {}
+    for part, config in configs.items():
+        if part != "scheduler":
+            checkpoint |= compvis.pack(compvis.blueprint(config).state_dict(), compvis.component_names(family, part, config))
+    assert len(checkpoint) == count
+    shape = {key: tuple(tensor.shape) for key, tensor in checkpoint.items()}
+    assert shape["first_stage_model.decoder.mid.attn_1.q.weight"] == (512, 512, 1, 1)
+    assert shape["model.diffusion_model.input_blocks.0.0.weight"] == (320, 4, 3, 3)
+    if family == "sd1":
+        assert shape["model.diffusion_model.input_blocks.1.1.proj_in.weight"] == (320, 320, 1, 1)
+        assert shape["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"] == (49408, 768)
+    if family == "sd2":
+        assert shape["model.diffusion_model.input_blocks.1.1.proj_in.weight"] == (320, 320)
+        assert shape["cond_stage_model.model.transformer.resblocks.22.attn.in_proj_weight"] == (3072, 1024)
+    if family == "sdxl":
+        assert shape["conditioner.embedders.1.model.transformer.resblocks.31.mlp.c_fc.weight"] == (5120, 1280)
+        assert shape["conditioner.embedders.1.model.text_projection"] == (1280, 1280)
+        assert shape["model.diffusion_model.label_emb.0.0.weight"] == (1280, 2816)
+
+
+# -- what published files hold besides ------------------------------------------------------------------------------------
+
+
+def test_remains_of_training_and_unused_layers_are_passed_over(folders: Callable[[str], Path], tmp_path: Path):
+    folder = folders("sd2")
+    pipeline = opened(folder)
+    checkpoint = to_compvis(pipeline)
+    layer = "cond_stage_model.model.transformer.resblocks."
+    last = {
+        key.replace(f"{layer}1.", f"{layer}2."): tensor + 1
+        for key, tensor in checkpoint.items()
+        if key.startswith(f"{layer}1.")
+    }
+    assert len(last) == 12
+    remains = {
+        "cond_stage_model.model.text_projection": torch.randn(16, 16), "cond_stage_model.model.logit_scale": torch.tensor(1.0),
+        "betas": torch.ones(1000), "model_ema.decay": torch.tensor(1.0), "model_ema.diffusion_modelout2bias": torch.ones(4),
+    }  # fmt: skip
+    again = load_single_file(written(checkpoint | last | remains, tmp_path / "model.ckpt"), configs=folder)
+    assert same(weights(again), weights(pipeline))
+
+
+def test_text_encoders_without_the_level_text_model_are_read(folders: Callable[[str], Path], tmp_path: Path):
+    pipeline = opened(folders("sd1"))
+    bare = {key.replace("transformer.text_model.", "transformer."): tensor for key, tensor in to_compvis(pipeline).items()}
+    bare["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(8)[None]
+    assert not any("text_model" in key for key in bare)
+    assert same(weights(load_single_file(written(bare, tmp_path / "m.ckpt"), configs=folders("sd1"))), weights(pipeline))
+
+
+def test_precision_is_single_unless_the_files_is_asked_for(folders: Callable[[str], Path], tmp_path: Path):
+    halves = {key: tensor.half() for key, tensor in to_compvis(opened(folders("sd1"))).items()}
+    path = written(halves, tmp_path / "model.safetensors")
+    assert {t.dtype for t in weights(load_single_file(path, configs=folders("sd1"))).values()} == {torch.float32}
+    kept = load_single_file(path, configs=folders("sd1"), dtype=None)
+    assert same(to_compvis(kept), halves)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_checkpoint_folder_and_edits_are_one_by_name(
+    half: bool,
+    folders: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A CompVis checkpoint as published (EMA copies, schedule, perhaps in half precision), its diffusers folder and a SepCE-like
+    edit: the edit found on one fits the other, a merge touches the keys and values of the cross-attentions and no other
+    tensor of UNet, VAE or text encoder, and what it adds is the edit's shift, by the names that each layout has."""
+    from mu.edits.bank import Bank
+    from mu.edits.edit import EditInfo, described
+    from mu.edits.export import export
+    from mu.edits.low_rank import Factors, LowRankEdit
+    from mu.models.diffusion import DiffusionModel
+
+    monkeypatch.setattr(single_file, "_published", lambda family, prediction_type: small_configs(family))
+    plain = to_compvis(opened(folders("sd1")))
+    stored = {key: tensor.half() if half else tensor for key, tensor in plain.items()}
+    training = {
+        "model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(1000), "betas": torch.ones(1000),
+        **{f"model_ema.{key.replace('.', '')}": tensor + 1 for key, tensor in plain.items() if key.startswith("model.diffusion_model")},
+    }  # fmt: skip
+    file = written(stored | training, tmp_path / "full-ema.ckpt")
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    model = DiffusionModel(load_single_file(file), str(file))
+    assert same(to_compvis(model.pipeline), {key: tensor.float() for key, tensor in stored.items()}), (
+        "every tensor, no EMA copy"
+    )
+
+    g = torch.Generator().manual_seed(0)
+    layers = {n: p for n, p in model.transformer_layers().items() if n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))}
+    down = torch.randn(3, 16, generator=g)
+    factors = {n: Factors(down, torch.randn(len(p.weight), 3, generator=g), 3.0) for n, p in layers.items()}
+    edit = LowRankEdit(factors, EditInfo("sepce", ("cat",), protects=("",), **described(model, list(factors))))
+    edit.save(tmp_path / "edit.safetensors")
+
+    with quiet_libraries():
+        model.pipeline.save_pretrained(tmp_path / "folder")
+        other = DiffusionModel(opened(tmp_path / "folder"), "folder")
+    merged = export(Bank(other, [open_edit(tmp_path / "edit.safetensors")]), tmp_path / "merged.ckpt", "compvis")
+    assert not [record for record in caplog.records if record.name == "mu"], "the same weights: nothing to warn of"
+    base, found = to_compvis(model.pipeline), to_compvis(load_single_file(merged))
+    changed = {key for key in base if not torch.equal(base[key], found[key])}
+    blocks = {key.removesuffix(".to_k.weight") for key in base if key.endswith("attn2.to_k.weight")}
+    assert changed == {f"{block}.{part}.weight" for block in blocks for part in ("to_k", "to_v")} and len(changed) == len(
+        layers
+    )
+    by_name = compvis.component_names("sd1", "unet", other.unet.config)
+    for name, shift in edit.deltas():
+        key = by_name[name.removeprefix("unet.")]
+        assert torch.equal(found[key], base[key] + shift.reshape(base[key].shape)), key
+    control = dict(zip(layers, sorted(changed), strict=True))  # by position: diffusers lists the middle last
+    assert any(by_name[name.removeprefix("unet.")] != key for name, key in control.items())
+    assert same(to_compvis(other.pipeline), base), "the base of the merge is untouched"
+
+
+# -- what the UNet predicts -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the small models were the published ones, so that files load without ``configs``."""
+    monkeypatch.setattr(
+        single_file,
+        "_published",
+        lambda family, prediction_type, real=single_file._published: shrunk(real(family, prediction_type), family),
+    )
+
+
+def shrunk(published: dict[str, Any], family: str) -> dict[str, Any]:
+    return small_configs(family) | {"scheduler": published["scheduler"]}
+
+
+@pytest.mark.usefixtures("small_published")
+@pytest.mark.parametrize(
+    ("family", "given", "marker", "expected"),
+    [
+        ("sd1", None, False, "epsilon"), ("sd1", "v_prediction", False, "v_prediction"),
+        ("sd2", None, False, "v_prediction"), ("sd2", "epsilon", False, "epsilon"),
+        ("sdxl", None, False, "epsilon"), ("sdxl", None, True, "v_prediction"), ("sdxl", "epsilon", True, "epsilon"),
+    ],
+)  # fmt: skip
+def test_prediction_type(
+    family: str, given: str | None, marker: bool, expected: str, folders: Callable[[str], Path], tmp_path: Path
+):
+    extra = {"v_pred": torch.empty(0)} if marker else {}
+    path = written(to_compvis(opened(folders(family))), tmp_path / "model.safetensors", **extra)
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    assert load_single_file(path, prediction_type=given).scheduler.config.prediction_type == expected
+
+
+def test_the_prediction_type_is_set_in_a_given_scheduler(folders: Callable[[str], Path], tmp_path: Path):
+    pipeline = opened(folders("sd1"))
+    path = written(to_compvis(pipeline), tmp_path / "model.safetensors")
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    scheduler = architectures.new_component({"_class_name": "DDIMScheduler"}).config  # lists prediction_type among its defaults
+    configs = small_configs("sd1") | {"scheduler": scheduler}
+    found = [load_single_file(path, configs=configs, prediction_type=kind).scheduler for kind in (None, "v_prediction")]
+    assert [type(one).__name__ for one in found] == ["DDIMScheduler"] * 2
+    assert [one.config.prediction_type for one in found] == ["epsilon", "v_prediction"]
+    with pytest.raises(ConfigError, match="Did you mean 'v_prediction'"):
+        load_single_file(path, prediction_type="vprediction")
+
+
+# -- tokenizers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without Hugging Face cache and without open_clip."""
+    monkeypatch.setattr(single_file, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(single_file, "_from_open_clip", lambda *_: None)
+
+
+def found_in(places: list[Path], folder: str = "tokenizer", pad: str = single_file.END) -> CLIPTokenizer:
+    return single_file.find_tokenizer(places, folder, {}, pad)
+
+
+def fake_open_clip(place: Path) -> None:
+    """A package with the list of merges only; importing it fails."""
+    package = place / "open_clip"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('not to be imported')")
+    letters = sorted(ByteLevel.alphabet())
+    pairs = dict.fromkeys(["c a", "ca t</w>", *(f"{one} {other}" for one in letters for other in letters)])
+    lines = ["#version: 0.2", *pairs]
+    assert len(pairs) > 49_152
+    with gzip.open(package / "bpe_simple_vocab_16e6.txt.gz", "wt", encoding="utf-8", compresslevel=1) as file:
+        file.write("\n".join(lines))
+
+
+def test_the_folder_beside_comes_first_then_the_cache_then_open_clip(
+    tmp_path: Path, no_tokenizer: None, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(ModelError, match=r"no tokenizer .* pip install 'mu-unlearning\[clip\]', or put the folder tokenizer/"):
+        found_in([tmp_path])
+    monkeypatch.undo()
+
+    monkeypatch.setattr(single_file, "try_to_load_from_cache", lambda *_: None)
+    fake_open_clip(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert len(found_in([tmp_path])) == 49_408
+
+    cached = tmp_path / "snapshot"
+    small_tokenizer().save_pretrained(cached)
+    monkeypatch.setattr(single_file, "try_to_load_from_cache", lambda repo, name: str(cached / name))
+    assert len(found_in([tmp_path])) == VOCABULARY
+    assert found_in([tmp_path], pad="!").pad_token_id == 0
+
+    (tmp_path / "tokenizer").mkdir()
+    assert found_in([tmp_path]).model_max_length == 77, "an empty folder is none"
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    assert found_in([tmp_path]).model_max_length == 8
+
+
+def test_the_vocabulary_from_open_clip_is_clips(tmp_path: Path, no_tokenizer: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(single_file, "try_to_load_from_cache", lambda *_: None)
+    fake_open_clip(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    tokenizer = found_in([tmp_path], "tokenizer_2", "!")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (49_406, 49_407, 0)
+    assert tokenizer("a cat").input_ids == [49_406, 320, 512 + 1, 49_407], (
+        "'a</w>' is token 320 in CLIP; 'cat' is the second merge here"
+    )
+    assert tokenizer("a", padding="max_length").input_ids == [49_406, 320, 49_407] + [0] * 74
+    assert "open_clip" not in sys.modules
+
+
+def test_clips_own_tokens_where_open_clip_is_installed(monkeypatch: pytest.MonkeyPatch):
+    if importlib.util.find_spec("open_clip") is None:
+        pytest.skip("open_clip is not installed")
+    monkeypatch.setattr(single_file, "try_to_load_from_cache", lambda *_: None)
+    tokenizer = found_in([])
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+def test_folders_of_published_models_have_two_text_files(tmp_path: Path, no_tokenizer: None):
+    """vocab.json and merges.txt, as transformers wrote them before there was tokenizer.json."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    tokenizer = small_tokenizer()
+    (folder / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 8, "pad_token": "!"})
+    )
+    found = found_in([tmp_path])
+    assert found("a cat", padding="max_length").input_ids == tokenizer("a cat", padding="max_length").input_ids
+    assert found_in([tmp_path], "tokenizer_2", "!").pad_token == "!"
+    (folder / "vocab.json").write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be read"):
+        found_in([tmp_path])
+
+
+def test_a_tokenizer_with_more_tokens_than_the_text_encoder_is_refused(tmp_path: Path, no_tokenizer: None):
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    assert single_file.find_tokenizer([tmp_path], "tokenizer", {"vocab_size": VOCABULARY}, "!")
+    with pytest.raises(ModelError, match=f"{VOCABULARY} tokens, the text encoder {VOCABULARY - 1}"):
+        single_file.find_tokenizer([tmp_path], "tokenizer", {"vocab_size": VOCABULARY - 1}, "!")
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------------
+
+
+def changed(checkpoint: Tensors, change: str) -> Tensors:
+    unet = {key: tensor for key, tensor in checkpoint.items() if key.startswith(compvis.UNET)}
+    conv_in, conv_out = f"{compvis.UNET}input_blocks.0.0.weight", f"{compvis.UNET}out.2.bias"
+    return {
+        "nothing": checkpoint,
+        "no unet": {"lora_unet_down.lora_down.weight": torch.ones(1)},
+        "no text encoder": unet,
+        "refiner": unet | {"conditioner.embedders.0.model.ln_final.weight": torch.ones(1)},
+        "edm": checkpoint | {"edm_mean": torch.ones(1)},
+        "inpainting": checkpoint | {conv_in: torch.ones(8, 9, 3, 3)},
+        "missing": {key: tensor for key, tensor in checkpoint.items() if key != conv_out},
+        "more": checkpoint | {f"{compvis.UNET}input_blocks.12.0.weight": torch.ones(1)},
+    }[change]
+
+
+REFUSED = {
+    "no unet": "is no Stable Diffusion checkpoint .*lora_unet_down",
+    "no text encoder": "no text encoder that mu knows",
+    "refiner": "refiner, .* name the SDXL base model",
+    "edm": "EDM formulation",
+    "inpainting": r"unet in .*input_blocks.0.0.weight has the shape 8x9x3x3 where the model needs 8x4x3x3.*pass its `configs`",
+    "missing": r"unet in .*: 1 tensors of the model are missing \(model.diffusion_model.out.2.bias\)",
+    "more": "1 tensors that sd1 does not know, as model.diffusion_model.input_blocks.12.0.weight",
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_other_files_are_refused_in_one_line(change: str, folders: Callable[[str], Path], tmp_path: Path):
+    checkpoint = to_compvis(opened(folders("sd1")))
+    assert load_single_file(written(changed(checkpoint, "nothing"), tmp_path / "good.ckpt"), configs=folders("sd1"))
+    with pytest.raises(ModelError, match=REFUSED[change]) as caught:
+        load_single_file(written(changed(checkpoint, change), tmp_path / "model.ckpt"), configs=folders("sd1"))
+    assert "\n" not in str(caught.value)
+
+
+def test_configs_that_cannot_be_used_are_refused(folders: Callable[[str], Path], tmp_path: Path):
+    path = written(to_compvis(opened(folders("sd1"))), tmp_path / "model.ckpt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="holds no configs"):
+        load_single_file(path, configs=tmp_path / "empty")
+    (tmp_path / "bad" / "unet").mkdir(parents=True)
+    (tmp_path / "bad" / "unet" / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_single_file(path, configs=tmp_path / "bad")
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ModelError, match="no model can be built"):
+        load_single_file(path, configs=small_configs("sd1") | {"unet": {"_class_name": "NoSuchModel"}})
+
+
+def test_adapters_are_merged_or_removed_before_export(folders: Callable[[str], Path]):
+    pipeline = opened(folders("sd1"))
+    clean = to_compvis(pipeline)
+    pipeline.unet.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
+    with pytest.raises(ModelError, match="merge or remove adapters"):
+        to_compvis(pipeline)
+    pipeline.unload_lora_weights()
+    assert same(to_compvis(pipeline), clean)
