@@ -27,7 +27,8 @@ import mu
 from mu.algorithms import algorithm
 from mu.algorithms.separable_concept_erasure.model import NullSpace, eliminated
 from mu.edits.edit import EditInfo
-from mu.edits.low_rank import Factors, LowRankEdit
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors
 from mu.models.formats.architectures import new_component, stable_diffusion_1
 
 WIDTH, TOKENS = 768, 77

@@ -101,7 +101,7 @@ def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, o
 @contextmanager
 def lms(model: Any):
     """``model`` samples by LMS inside the block, with its own noise schedule."""
-    from mu.models.diffusion import training_scheduler
+    from mu.models.diffusion.schedulers import training_scheduler
 
     own = model.pipeline.scheduler
     model.pipeline.scheduler = type(training_scheduler("lms")).from_config(own.config)

@@ -14,10 +14,11 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 from transformers import CLIPTextModel
 
-from mu.models import load, quiet_libraries
+from mu.models import load
 from mu.models.canvas import architecture
-from mu.models.diffusion import DiffusionModel
+from mu.models.diffusion import DiffusionModel, face
 from mu.models.formats import architectures
+from mu.models.quiet import quiet_libraries
 
 Snapshot = Callable[[Any], str]
 
@@ -92,7 +93,7 @@ def family_member(
     with torch.random.fork_rng(), quiet_libraries():
         torch.manual_seed(0)
         parts = {part: architectures.new_component(config) for part, config in configs.items()}
-        return DiffusionModel(kind(tokenizer=tokenizer, **parts, **extra), name)
+        return face(kind(tokenizer=tokenizer, **parts, **extra), name)
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +102,7 @@ def wide_text() -> DiffusionModel:
     unet = {"block_out_channels": [8, 16], "attention_head_dim": 2, "norm_num_groups": 4, "cross_attention_dim": 768}
     text = {"hidden_size": 768, "intermediate_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 77}
     model = family_member(architectures.stable_diffusion_1(), "wide-text", unet=unet, text=text)
-    model.towers[0][0].model_max_length = 77
+    model.text[0].tokenizer.model_max_length = 77
     return model
 
 

@@ -92,7 +92,7 @@ def test_pictures_of_a_list_by_an_edited_model(call: Call, tmp_path: Path) -> No
     assert call(f"{images} --model_name=canvas --from_case 7") == 0
     assert names(tmp_path / "evaluation_folder" / "canvas") == {"7_0.png", "7_1.png"}
     # The first sample has the row's own seed, by the sampler of the released program.
-    from mu.models.diffusion import training_scheduler
+    from mu.models.diffusion.schedulers import training_scheduler
 
     model = mu.load("canvas")
     model.pipeline.scheduler = training_scheduler("lms").from_config(model.pipeline.scheduler.config)  # type: ignore[union-attr]

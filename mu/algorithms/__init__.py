@@ -47,7 +47,7 @@ def erase(
     """
     from mu.models import load
 
-    model = load(model) if isinstance(model, str) else model
+    model = load(model)
     concepts = [concept] if isinstance(concept, str) else list(concept)
     chosen = algorithm(method)
     found = chosen(chosen.for_concepts(concepts, model.name, preset), model=model, **overrides).find_edit()

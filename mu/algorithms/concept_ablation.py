@@ -16,8 +16,7 @@ from mu.data import canvas as world
 from mu.diffusion.noised_images import PicturesConfig, concept_pictures, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import select
-from mu.training.diffusion_method import CROSS_ATTENTION, AnchoredConfig, TrainConfig, WeightErasure
+from mu.training.diffusion_method import AnchoredConfig, TrainConfig, WeightErasure
 from mu.training.tuning import Tuning
 
 
@@ -93,7 +92,7 @@ class ConceptAblation(WeightErasure):
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
         self.prepare(model)
-        return self.edit(self.train(select(model, CROSS_ATTENTION), self.step, run, log))
+        return self.edit(self.train(model.parameters("cross-attention"), self.step, run, log))
 
     def prepare(self, model: DiffusionModel) -> None:
         """What all steps share: for each concept its pictures, and each template encoded with it and with its anchor."""

@@ -14,9 +14,10 @@ from mu.core.run import RunDirectory
 from mu.data import canvas as world
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.weights import WeightEdit
-from mu.models.diffusion import Conditioning, DiffusionModel, training_scheduler
+from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.models.diffusion.schedulers import training_scheduler
 from mu.models.parameters import select
-from mu.training.diffusion_method import CROSS_ATTENTION, ErasureConfig, TrainConfig, WeightErasure
+from mu.training.diffusion_method import ErasureConfig, TrainConfig, WeightErasure
 from mu.training.tuning import Tuning
 
 
@@ -92,10 +93,10 @@ class ESD(WeightErasure):
         self.encoded = [model.encode([prompt]) for prompt in self.config.prompts()]
 
     def parameters(self, model: DiffusionModel) -> dict[str, nn.Parameter]:
-        cross = select(model, CROSS_ATTENTION)
+        cross = model.parameters("cross-attention")
         if self.config.variant == "esd-x":
             return cross
-        return {name: parameter for name, parameter in select(model, "unet.*").items() if name not in cross}
+        return {name: parameter for name, parameter in select(model, f"{model.backbone_name}.*").items() if name not in cross}
 
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:
         model, eta = self.model, self.config.negative_guidance

@@ -18,8 +18,7 @@ from mu.data import canvas as world
 from mu.diffusion.noised_images import PicturesConfig, concept_pictures, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel
-from mu.models.parameters import select
-from mu.training.diffusion_method import CROSS_ATTENTION, AnchoredConfig, TrainConfig, WeightErasure
+from mu.training.diffusion_method import AnchoredConfig, TrainConfig, WeightErasure
 from mu.training.tuning import Tuning
 
 
@@ -96,7 +95,7 @@ class ForgetMeNot(WeightErasure):
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
         self.prepare(model)
-        return self.edit(self.train(select(model, CROSS_ATTENTION), self.step, run, log))
+        return self.edit(self.train(model.parameters("cross-attention"), self.step, run, log))
 
     def prepare(self, model: DiffusionModel) -> None:
         """What all steps share: for each concept its pictures, and each template with it and with its anchor, and where its words are."""
@@ -141,8 +140,7 @@ def queries(model: DiffusionModel) -> Iterator[list[tuple[nn.Module, Tensor]]]:
     def noting(layer: nn.Module) -> Any:
         return lambda _, __, Q: found.append((layer, Q))
 
-    layers = [layer for name, layer in model.unet.named_modules() if name.endswith("attn2")]
-    handles = [layer.to_q.register_forward_hook(noting(layer)) for layer in layers]
+    handles = [layer.to_q.register_forward_hook(noting(layer)) for layer in model.cross_attentions()]
     try:
         yield found
     finally:
@@ -152,8 +150,8 @@ def queries(model: DiffusionModel) -> Iterator[list[tuple[nn.Module, Tensor]]]:
 
 def word_positions(model: DiffusionModel, prompt: str, concept: str) -> list[int]:
     """Where the tokens of ``concept`` stand among those of ``prompt``."""
-    tokenizer = model.towers[0][0]
-    ids, words = model.tokens([prompt])[0].tolist(), tokenizer(concept, add_special_tokens=False).input_ids
+    encoder = model.text[0]
+    ids, words = encoder.tokens([prompt])[0].tolist(), encoder.words(concept)
     for start in range(len(ids) - len(words) + 1):
         if ids[start : start + len(words)] == words:
             return list(range(start, start + len(words)))

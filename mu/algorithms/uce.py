@@ -14,10 +14,7 @@ from mu.core.run import RunDirectory
 from mu.data import canvas as world
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import select
 from mu.training.diffusion_method import AnchoredConfig, WeightErasure
-
-KEYS_AND_VALUES = ("unet.*.attn2.to_k.weight", "unet.*.attn2.to_v.weight")
 
 
 class UCEConfig(AnchoredConfig):
@@ -87,7 +84,7 @@ class UCE(WeightErasure):
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         config, model = self.config, self.load_model()
-        weights = select(model, KEYS_AND_VALUES)
+        weights = model.parameters("text-keys") | model.parameters("text-values")
         kept = [text for text in config.preserve if not any(_names(text, concept) for concept in config.concepts)]
         rows = [self._aligned(model, *pair) for of_one in config.pairs() for pair in of_one]
         C, A = (torch.cat(side) for side in zip(*rows, strict=True))
@@ -121,8 +118,8 @@ def solve(C: Tensor, A: Tensor, K: Tensor, erase_scale: float, preserve_scale: f
 
 def last_token(model: DiffusionModel, text: str) -> int:
     """The position before the end token; that of the start token for an empty text."""
-    ids = model.tokens([text])[0].tolist()
-    return ids.index(model.towers[0][0].eos_token_id) - 1
+    encoder = model.text[0]
+    return encoder.tokens([text])[0].tolist().index(encoder.end) - 1
 
 
 def _embedding(model: DiffusionModel, text: str) -> Tensor:

@@ -81,8 +81,9 @@ def score(
     from mu.cli.output import print_json, print_table
     from mu.core.compute import loading_on
     from mu.evaluation.classifier import answers, folder_accuracy, pictures_in
-    from mu.models import EMBEDDED, quiet_libraries
+    from mu.models import EMBEDDED
     from mu.models.judge import Judge
+    from mu.models.quiet import quiet_libraries
 
     with quiet_libraries(), loading_on(device) as chosen:
         judge = Judge.open(EMBEDDED.get(model, model), chosen)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mu.data.prompts import PromptRow
     from mu.diffusion.image_folder import PictureRow
     from mu.edits.bank import Bank
-    from mu.edits.gates import FacilitatedTransport, FixedStrength
+    from mu.edits.gates import Gate
     from mu.models.diffusion import DiffusionModel
 
 
@@ -138,7 +138,7 @@ def _opened(
     return painter, kept.open(painter) if kept else Bank(painter, opened)
 
 
-def _gate(choice: GateChoice, factor: float | None) -> FacilitatedTransport | FixedStrength | None:
+def _gate(choice: GateChoice, factor: float | None) -> Gate | None:
     """In place of the edits' own gates; None leaves them theirs."""
     from mu.edits.gates import FacilitatedTransport, FixedStrength
 

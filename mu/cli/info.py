@@ -19,6 +19,7 @@ def info(
     """
     from mu.cli.output import print_json, print_table
     from mu.edits.files import open_edit
+    from mu.edits.gates import gate_to_json
 
     opened = open_edit(edit)
     tensors = opened.tensors().values()
@@ -38,7 +39,7 @@ def info(
         "base": about.base or "not noted",
         "loaded with": ", ".join(f"{name} {value}" for name, value in about.loading.items()) or "not noted",
         "fingerprint": about.fingerprint or "not noted",
-        "gate": ", ".join(f"{name} {value}" for name, value in about.gate.items()) or "none",
+        "gate": ", ".join(f"{name} {value}" for name, value in gate_to_json(about.gate).items()) or "none",
         "protects": _few(about.protects),
         "spares up to a leak": _few(about.spares),
         "found": ", ".join(f"{name} {value}" for name, value in about.found.items()) or "nothing noted",

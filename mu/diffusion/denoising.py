@@ -14,7 +14,7 @@ from mu.models.diffusion import Conditioning, DiffusionModel
 def initial_noise(model: DiffusionModel, height: int, width: int, generators: Sequence[torch.Generator]) -> Tensor:
     """Unit noise (b, c, h/8, w/8), one CPU generator for each sample: the same whatever else is in the batch."""
     scale = model.pixels_per_latent
-    shape = (int(model.unet.config.in_channels), height // scale, width // scale)
+    shape = (model.latent_channels, height // scale, width // scale)
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
 
 
@@ -32,22 +32,26 @@ def guided_noise(model: DiffusionModel, x: Tensor, t: Any, both: Conditioning, g
     return eps
 
 
-@torch.no_grad()
 def denoise(
     model: DiffusionModel, x: Tensor, cond: Conditioning, uncond: Conditioning, scheduler: Any, *, steps: int | None = None,
-    start: int = 0, guidance: float = 7.5, rescale: float = 0.0, generators: Any = None,
+    start: int = 0, guidance: float = 7.5, rescale: float = 0.0, generators: Any = None, gradients: bool = False,
 ) -> Tensor:  # fmt: skip
     """Run the scheduler's timesteps ``start .. steps`` (default: all) from ``x`` (b, c, h, w), which is unit noise at start 0.
 
-    The scheduler must take eps. At guidance 1 only the conditional half is evaluated.
+    The scheduler must take eps. At guidance 1 only the conditional half is evaluated. With ``gradients`` the result can be
+    differentiated; all steps are then kept in memory.
     """
     if start == 0:
         x = x * scheduler.init_noise_sigma
     both = cond if guidance == 1 else Conditioning.cat([uncond, cond])
     takes_generator = "generator" in scheduler.step.__code__.co_varnames
     options = {"generator": generators} if takes_generator and generators is not None else {}
-    for t in scheduler.timesteps[start:steps]:
-        scaled = scheduler.scale_model_input(x, t)
-        eps = model.predict_noise(scaled, t, both) if guidance == 1 else guided_noise(model, scaled, t, both, guidance, rescale)
-        x = scheduler.step(eps, t, x, return_dict=False, **options)[0]
+    with torch.set_grad_enabled(gradients):
+        for t in scheduler.timesteps[start:steps]:
+            scaled = scheduler.scale_model_input(x, t)
+            if guidance == 1:
+                eps = model.predict_noise(scaled, t, both)
+            else:
+                eps = guided_noise(model, scaled, t, both, guidance, rescale)
+            x = scheduler.step(eps, t, x, return_dict=False, **options)[0]
     return x

@@ -21,7 +21,7 @@ from mu.core.run import RunDirectory
 from mu.diffusion.sampling import generate_batches
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described
-from mu.edits.gates import FacilitatedTransport, FixedStrength
+from mu.edits.gates import Gate, gate_to_json
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
 
@@ -190,9 +190,7 @@ def _note(folder: Path, note: dict[str, Any]) -> None:
     write_json(folder / RECIPE, {**note, "pictures": {**known, **note["pictures"]}})
 
 
-def recipe_of(
-    bank: Bank, strengths: Sequence[float] | None = None, gate: FacilitatedTransport | FixedStrength | None = None
-) -> dict[str, Any]:
+def recipe_of(bank: Bank, strengths: Sequence[float] | None = None, gate: Gate | None = None) -> dict[str, Any]:
     """What decides pictures that ``bank.model`` makes with ``bank`` applied so, beside what `write_pictures` is told.
 
     To be asked while no edit is on. The weights are sampled: milliseconds, see `mu.models.parameters.fingerprint`.
@@ -209,7 +207,7 @@ def recipe_of(
 
 def content_hash(edit: Edit) -> str:
     """What an edit does, as a hash: its tensors and its gate."""
-    digest = hashlib.blake2b(repr(sorted(edit.info.gate.items())).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr(sorted(gate_to_json(edit.info.gate).items())).encode(), digest_size=16)
     for name, tensor in sorted(edit.tensors().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -92,6 +92,4 @@ def concept_pictures(
 
 def noised(model: DiffusionModel, x_0: Tensor, t: int, generator: torch.Generator) -> Tensor:
     """x_t (b, c, h, w) of the forward process at ``t``, with noise drawn from ``generator`` (on the CPU)."""
-    alpha_bar = model.alphas_cumprod[t]
-    noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-    return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
+    return model.level(t).noised(x_0, torch.randn(x_0.shape, generator=generator).to(x_0))

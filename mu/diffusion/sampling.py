@@ -64,8 +64,6 @@ def generate_latents(
         uncond = model.encode([negative]).at(ids)
         for start in range(0, len(prompts), batch):
             texts = list(prompts[start : start + batch])
-            for listener in model.prompt_listeners:
-                listener(texts)
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + batch]]
             x = initial_noise(model, height, width, generators)
             cond = model.encode(texts).at(ids)

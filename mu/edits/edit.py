@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from mu.core.errors import EditError
 from mu.core.run import versions
+from mu.edits.gates import OPEN, Gate, gate_from_json, gate_to_json
+from mu.edits.tensor_file import write_tensors
 from mu.models.parameters import BEFORE_EDITS, EditableModel, find_parameter, fingerprint
 
 FORMAT = 1
@@ -31,7 +36,8 @@ class EditInfo:
     fingerprint: str = ""
     loading: Mapping[str, Any] = field(default_factory=dict)
     """How a diffusion model was loaded: see `mu.models.load_options`."""
-    gate: Mapping[str, Any] = field(default_factory=dict)
+    gate: Gate = OPEN
+    """How much of it passes for a prompt."""
     config: Mapping[str, Any] = field(default_factory=dict)
     protects: tuple[str, ...] = ()
     """Prompts that it leaves exactly as they are."""
@@ -50,7 +56,13 @@ class EditInfo:
         return (*self.protects, *self.spares)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "gate": gate_to_json(self.gate)}
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> EditInfo:
+        """The inverse of `to_json`. Raises `TypeError` for names that are unknown and `ConfigError` for such a gate."""
+        several = {name: tuple(facts.get(name, ())) for name in ("concepts", "protects", "spares")}
+        return cls(**{**facts, **several, "gate": gate_from_json(facts.get("gate") or {})})
 
 
 class Edit(ABC):
@@ -61,6 +73,8 @@ class Edit(ABC):
     """
 
     info: EditInfo
+    kind: ClassVar[str]
+    """What its file calls this kind of edit."""
 
     @property
     @abstractmethod
@@ -79,21 +93,43 @@ class Edit(ABC):
     def check(self, model: EditableModel) -> None:
         """Raise `EditError` where ``model`` lacks a parameter or has another shape."""
 
-    def applied(self, model: EditableModel, strength: float = 1.0) -> AbstractContextManager[Any]:
-        """``with edit.applied(model): ...``: the edit is on inside the block."""
-        from mu.edits.bank import Bank
+    @abstractmethod
+    def put_on(self, model: EditableModel, strength: float) -> AbstractContextManager[Any]:
+        """The edit is on inside the block, and nothing is left of it after; ``model`` was checked."""
 
-        return Bank(model, [self]).applied(strengths=[strength])
+    @contextmanager
+    def applied(self, model: EditableModel, strength: float = 1.0) -> Iterator[Any]:
+        """``with edit.applied(model): ...``: the edit is on inside the block, whoever runs the model there.
+
+        A gate belongs to the edit: our sampler, a loop of your own and the stock pipeline meet the same gated edit. Raises
+        `EditError` for an edit that does not fit the model.
+        """
+        self.check(model)
+        check_strength(strength)
+        warn_of_other_base(self, model)
+        with self.put_on(model, strength) if strength else nullcontext() as on:
+            yield on
 
     def save(self, path: Path | str) -> None:
-        """Write one ``.safetensors`` file, atomically."""
-        from mu.edits.files import save_edit
-
-        save_edit(self, path)
+        """Write one ``.safetensors`` file, atomically. Raises `EditError` for values that are not finite."""
+        tensors = self.tensors()
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise EditError(
+                    f"the edit of {self.concept()!r} is not finite in {name}: its search diverged, lower the learning rate"
+                )
+        facts = {"kind": self.kind, **self.info.to_json()}
+        write_tensors(path, tensors, {f"mu.{key}": json.dumps(value) for key, value in facts.items()})
 
     def concept(self) -> str:
         """Its concepts as one line."""
         return ", ".join(self.info.concepts)
+
+
+def check_strength(strength: float) -> None:
+    """Raise `EditError` for a ``strength`` that is no finite number."""
+    if not math.isfinite(strength):
+        raise EditError(f"an edit's strength must be a number, not {strength}")
 
 
 @contextmanager

@@ -16,11 +16,14 @@ from mu.core.errors import EditError, OutputError
 from mu.core.files import atomic_path, writing
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
-from mu.edits.files import edit_metadata, write_tensors
-from mu.edits.low_rank import Factors, LowRankEdit
-from mu.models import PIPELINE, TRANSFORMERS_CONFIG, quiet_libraries
+from mu.edits.files import edit_metadata
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors
+from mu.edits.tensor_file import write_tensors
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
+from mu.models.places import PIPELINE, TRANSFORMERS_CONFIG
+from mu.models.quiet import quiet_libraries
 from mu.models.vision_language import VisionLanguageModel
 
 _KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
@@ -74,11 +77,11 @@ def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
 
 def _kohya(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
     modules = None
-    if model.takes_time_ids:
+    if len(model.text) > 1:
         from mu.models.formats.compvis import kohya_module_names, sdxl_module_names
 
         # WebUI and kohya name SDXL's layers as its own repository does. Of another UNet such a name would tell another layer.
-        named = kohya_module_names(model.unet.config)
+        named = kohya_module_names(model.backbone.config)
         modules = named if named.items() <= sdxl_module_names().items() else None
     rank = max(factors.rank for factors in edit.factors.values())
     header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
@@ -117,7 +120,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 
 def _unet(model: DiffusionModel, path: Path) -> None:
-    _state(model.unet.state_dict(), path)
+    _state(model.backbone.state_dict(), path)
 
 
 def _compvis(model: DiffusionModel, path: Path) -> None:

@@ -8,54 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mu.core.errors import EditError, OutputError
-from mu.core.files import atomic_path, writing
+from mu.core.errors import ConfigError, EditError
 from mu.edits.edit import FORMAT, Edit, EditInfo
-from mu.edits.low_rank import Factors, LowRankEdit
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors
 from mu.edits.weights import WeightEdit
 
-_KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {"low_rank": LowRankEdit, "weights": WeightEdit}
-
-
-def save_edit(edit: Edit, path: Path | str) -> None:
-    """One ``.safetensors`` with everything `EditInfo` knows in its metadata, each value as JSON."""
-    kind = next(name for name, cls in _KINDS.items() if isinstance(edit, cls))
-    for name, tensor in edit.tensors().items():
-        if not tensor.isfinite().all():
-            raise EditError(
-                f"the edit of {edit.concept()!r} is not finite in {name}: its search diverged, lower the learning rate"
-            )
-    facts = {"kind": kind, **edit.info.to_json()}
-    write_tensors(path, edit.tensors(), {f"mu.{key}": json.dumps(value) for key, value in facts.items()})
-
-
-def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """An atomic safetensors file; the same content gives the same bytes."""
-    if Path(path).suffix != ".safetensors":
-        raise OutputError(f"{path}: edits are saved as .safetensors")
-    try:
-        with writing(path), atomic_path(path) as partial:
-            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            safetensors.torch.save_file(contiguous, partial, metadata=dict(metadata))
-            _sort_metadata(partial)
-    except SafetensorError as error:
-        raise OutputError(f"cannot write to {path}: {error}") from None
-
-
-def _sort_metadata(path: Path) -> None:
-    """safetensors writes the metadata's keys in an order that differs between runs: sorted, in the header's own place."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= size:
-            file.seek(8)
-            file.write(text.ljust(size))
+_KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {cls.kind: cls for cls in (LowRankEdit, WeightEdit)}
 
 
 def open_edit(path: Path | str) -> Edit:
@@ -77,10 +39,8 @@ def open_edit(path: Path | str) -> Edit:
         if facts["format"] > FORMAT:
             raise EditError(f"{path} has format {facts['format']}, newer than this version of mu knows ({FORMAT}): upgrade mu")
         kind = _KINDS[facts.pop("kind")]
-        for several in ("concepts", "protects", "spares"):
-            facts[several] = tuple(facts.get(several, ()))
-        info = EditInfo(**facts)
-    except (KeyError, TypeError, ValueError) as error:
+        info = EditInfo.from_json(facts)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise EditError(f"the metadata of {path} is not that of an edit ({error})") from None
     return kind.from_tensors(tensors, info)
 

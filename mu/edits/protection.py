@@ -8,7 +8,6 @@ another this often holds in one direction only: the new one was kept off the old
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -22,7 +21,6 @@ from mu.edits.edit import Edit
 from mu.models.diffusion import DiffusionModel
 
 TOLERANCE = 1e-2
-_TEXT_ONLY = re.compile(r"unet\..+\.attn2\.to_[kv]\.weight")
 
 log = logging.getLogger("mu")
 
@@ -105,7 +103,7 @@ def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
 @torch.no_grad()
 def _norms(model: DiffusionModel, edit: Edit, prompts: Sequence[str]) -> dict[str, float]:
     """||E(p) D^T|| by prompt, in float64; empty for an edit that text alone does not decide."""
-    if not all(_TEXT_ONLY.fullmatch(name) for name in edit.parameters):
+    if not set(edit.parameters) <= (model.layers("text-keys") | model.layers("text-values")).keys():
         return {}
     embeddings = model.encode(prompts).sequence.double().cpu()
     squares = torch.zeros(len(prompts), dtype=torch.float64)

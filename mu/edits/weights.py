@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar
 
 from torch import Tensor
 
 from mu.core.errors import EditError, SelectionError
-from mu.edits.edit import Edit, EditInfo
+from mu.edits.edit import Edit, EditInfo, shifted
 from mu.models.parameters import EditableModel, find_parameter
 
 
 class WeightEdit(Edit):
     """``W + strength * shift`` for each named tensor."""
+
+    kind: ClassVar[str] = "weights"
 
     def __init__(self, shifts: Mapping[str, Tensor], info: EditInfo):
         if not shifts:
@@ -34,6 +38,11 @@ class WeightEdit(Edit):
     def from_tensors(cls, tensors: Mapping[str, Tensor], info: EditInfo) -> WeightEdit:
         """The inverse of `tensors`."""
         return cls({name.removesuffix(".shift"): value for name, value in tensors.items()}, info)
+
+    @contextmanager
+    def put_on(self, model: EditableModel, strength: float) -> Iterator[None]:
+        with shifted(model, {name: shift.float() * strength for name, shift in self.shifts.items()}):
+            yield
 
     def check(self, model: EditableModel) -> None:
         for name, shift in self.shifts.items():

@@ -29,8 +29,8 @@ from mu.core.errors import ConfigError, DataError, OutputError, nearest
 from mu.core.files import write_json, writing
 from mu.core.scores import Score
 from mu.diffusion.image_folder import read_pictures
-from mu.models import quiet_libraries
 from mu.models.judge import RANDOM, Judge
+from mu.models.quiet import quiet_libraries
 
 PROTOCOL = "classifier/1"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from typing_extensions import Self
 
 from mu.core.errors import ModelError
+from mu.models.tokenizers import check_vocabulary
 
 
 def prepare(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -64,6 +65,7 @@ class ClipModel:
             raise ModelError(
                 f"the CLIP in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
             ) from None
+        check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
         return cls(model, tokenizer, processor, name, device)
 
     @property

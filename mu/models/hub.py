@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from mu.core.errors import ModelError, nearest
-from mu.models import EMBEDDED, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, SINGLE_FILES, TRANSFORMERS_CONFIG
+from mu.models.places import EMBEDDED, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, SINGLE_FILES, TRANSFORMERS_CONFIG
 
 
 def hub_folder(name: str) -> Path | None:

@@ -16,8 +16,8 @@ from typing_extensions import Self
 
 from mu.core.errors import ModelError
 from mu.core.files import writing
-from mu.models import EMBEDDED
 from mu.models.clip import prepare
+from mu.models.places import EMBEDDED
 
 RANDOM = "random"
 """The backbone of `Judge.new` that is always there: the small network of the embedded world's judge, untrained."""

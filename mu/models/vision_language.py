@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from mu.core.errors import ModelError
 from mu.models.clip import pixels_of
+from mu.models.tokenizers import check_vocabulary
 
 PROMPT = "USER: <image>\n{} ASSISTANT:"
 """How LLaVA-1.5 was taught to be asked."""
@@ -52,6 +53,7 @@ class VisionLanguageModel:
             raise ModelError(
                 f"the LLaVA in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
             ) from None
+        check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
         return cls(model, tokenizer, processor, name, device)
 
     @property

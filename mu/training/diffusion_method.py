@@ -25,8 +25,6 @@ from mu.training.weight_method import Erasure
 Step = Callable[[Tuning, int, torch.Generator], Mapping[str, Tensor]]
 """``step(tuning, i, generator)``: the losses of step i, ``"loss"`` among them; all its random numbers come from ``generator``."""
 
-CROSS_ATTENTION = "unet.*.attn2.*"
-
 log = logging.getLogger("mu")
 
 

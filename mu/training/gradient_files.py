@@ -20,7 +20,7 @@ from mu.core.files import check_writing
 from mu.core.run import versions
 from mu.data.pairs import spaced
 from mu.edits.edit import described, is_base
-from mu.edits.files import write_tensors
+from mu.edits.tensor_file import write_tensors
 from mu.models.formats.checkpoint import PICKLES, SUFFIXES, read_state_dict
 from mu.models.formats.compvis import from_clip
 from mu.models.parameters import EditableModel, find_parameter

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from mu.algorithms.concept_ablation import ConceptAblation
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import select
-from mu.training.diffusion_method import CROSS_ATTENTION
 from mu.training.tuning import Tuning, tuned
 
 
@@ -30,7 +28,7 @@ def method(model: DiffusionModel, **settings: Any) -> ConceptAblation:
 def moved(model: DiffusionModel) -> Iterator[Tuning]:
     """The model in the midst of training: its trained weights are not those of the frozen one any more."""
     draw = torch.Generator().manual_seed(5)
-    with tuned(select(model, CROSS_ATTENTION)) as tuning:
+    with tuned(model.parameters("cross-attention")) as tuning:
         for parameter in tuning.parameters.values():
             parameter.data += 0.02 * torch.randn(parameter.shape, generator=draw)
         yield tuning
@@ -82,7 +80,7 @@ def test_v_prediction_is_trained_in_its_own_space(tiny_v: DiffusionModel) -> Non
 def test_it_starts_at_the_distance_of_concept_and_anchor(tiny: DiffusionModel) -> None:
     """Before the first step the anchor's term is 0, up to the rounding of a batch of two, and the concept's is not."""
     ca = method(tiny)
-    with tuned(select(tiny, CROSS_ATTENTION)) as tuning:
+    with tuned(tiny.parameters("cross-attention")) as tuning:
         losses = ca.step(tuning, 0, torch.Generator().manual_seed(0))
     concept, anchor = (float(losses[name].detach()) for name in ("concept", "anchor"))
     assert anchor < 1e-10

@@ -12,8 +12,6 @@ from torch import Tensor
 from mu.algorithms.forget_me_not import ForgetMeNot, word_positions
 from mu.core.errors import ConfigError
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import select
-from mu.training.diffusion_method import CROSS_ATTENTION
 from mu.training.tuning import tuned
 
 
@@ -69,7 +67,7 @@ def reference(model: DiffusionModel, fmn: ForgetMeNot, i: int, seed: int, prompt
 def test_a_step_is_the_sum_over_slow_maps(objective: str, tiny: DiffusionModel) -> None:
     fmn = method(tiny, objective=objective)
     cases = [("a painting of neon style", [4, 5]), ("a painting of star", [4])]
-    with tuned(select(tiny, CROSS_ATTENTION)) as tuning:
+    with tuned(tiny.parameters("cross-attention")) as tuning:
         weights = list(tuning.parameters.values())
         for i, (prompt, words) in enumerate(cases):
             found = fmn.step(tuning, i, torch.Generator().manual_seed(i))["loss"]
@@ -86,7 +84,7 @@ def test_a_step_is_the_sum_over_slow_maps(objective: str, tiny: DiffusionModel) 
 
 def test_logits_of_equal_prompts_are_equal(tiny: DiffusionModel) -> None:
     fmn = method(tiny)
-    with tuned(select(tiny, CROSS_ATTENTION)) as tuning:
+    with tuned(tiny.parameters("cross-attention")) as tuning:
         losses = []
         for other in ("star", "moon"):
             fmn.encoded[0] = [tiny.encode(["star", other])]
@@ -106,7 +104,7 @@ def test_model_evaluations_of_a_step(tiny: DiffusionModel) -> None:
     """One sample with gradient; the loss reaches every cross-attention tensor but the last layer's values and output."""
     fmn = method(tiny)
     seen: list[tuple[int, bool]] = []
-    with tuned(select(tiny, CROSS_ATTENTION)) as tuning:
+    with tuned(tiny.parameters("cross-attention")) as tuning:
         fmn.step(tuning, 0, torch.Generator().manual_seed(0))
         handle = tiny.unet.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), torch.is_grad_enabled())))
         loss = fmn.step(tuning, 0, torch.Generator().manual_seed(0))["loss"]

@@ -94,10 +94,11 @@ def test_a_file_of_zeros_would_be_caught(tmp_path: Path, tiny) -> None:  # type:
     import torch
 
     from mu.edits.edit import EditInfo
-    from mu.edits.files import spm_tensors, write_tensors
+    from mu.edits.files import spm_tensors
     from mu.edits.low_rank import LowRankEdit
+    from mu.edits.tensor_file import write_tensors
 
-    edit = LowRankEdit.fresh(tiny.transformer_layers(), 1, 1.0, torch.Generator(), EditInfo("spm", ("Abstractionism",)))
+    edit = LowRankEdit.fresh(tiny.layers("transformer"), 1, 1.0, torch.Generator(), EditInfo("spm", ("Abstractionism",)))
     write_tensors(tmp_path / "zeros.safetensors", *spm_tensors(edit))
     assert not erases(tmp_path / "zeros.safetensors", "Abstractionism")
 

@@ -25,9 +25,11 @@ from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTr
 from mu.core.errors import ConfigError
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit
+from mu.edits.gates import FacilitatedTransport
 from mu.edits.low_rank import LowRankEdit
 from mu.models import load
-from mu.models.diffusion import DiffusionModel, learning_rate_schedule
+from mu.models.diffusion import DiffusionModel
+from mu.models.diffusion.schedulers import learning_rate_schedule
 from mu.models.formats import architectures
 from tests.conftest import family_member
 
@@ -525,12 +527,7 @@ def test_the_run_leaves_an_spm_file_with_its_concept(tiny: DiffusionModel, tmp_p
     assert {t.dtype for key, t in tensors.items() if "lora_" in key and "weight" in key} == {torch.float16}
     edit = open_edit(run.folder)
     assert edit.info.concepts == ("neon style",)
-    assert edit.info.gate == {
-        "kind": "facilitated_transport",
-        "factor": 2.0,
-        "metric": "clipcos_tokenuni",
-        "arithmetic": "paper",
-    }
+    assert edit.info.gate == FacilitatedTransport(2.0, "clipcos_tokenuni", "paper")
     assert edit.info.seed == 0
     assert edit.info.citation.startswith("@inproceedings{lyu2024one")
     assert edit.info.config["train"]["iterations"] == 3

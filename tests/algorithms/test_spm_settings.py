@@ -484,7 +484,7 @@ def test_every_setting_is_read_by_something(tiny: DiffusionModel, outcome: Outco
     assert outcome(several)["code"] == 0
     names = {f"{kind.__name__}.{name}" for kind in sections(ConfigWithMore) - {NetworkConfig} for name in kind.model_fields}
     assert len(names) > 90
-    gate = {f"GateConfig.{name}" for name in GateConfig().to_json()}  # goes into the edit's file as a whole
+    gate = {f"GateConfig.{name}" for name in GateConfig.model_fields}  # goes into the edit's file as a whole
     assert names - read - gate == {"NetworkWithMore.lr", "ConfigWithMore.use_sample"}
     assert ANSWERS["use_sample"][1] == "noted"  # by whether it was set
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mu.algorithms.uce import KEYS_AND_VALUES, UCE, last_token, solve
+from mu.algorithms.uce import UCE, last_token, solve
 from mu.core.errors import ConfigError
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import select
 
 CASES: list[dict[str, Any]] = [
     {"concepts": ["neon style"], "anchors": ["watercolor"]},
@@ -24,7 +23,7 @@ CASES: list[dict[str, Any]] = [
 
 def dense(model: DiffusionModel, W: Tensor, edits: list[tuple[str, str]], preserve: list[str], config: Any) -> Tensor:
     """The minimiser of the sum of squares, one row an equation: sqrt(weight) c^T W'^T = sqrt(weight) (W a)^T."""
-    tokenizer, W = model.towers[0][0], W.double()
+    tokenizer, W = model.text[0].tokenizer, W.double()
     left, right = [], []
 
     def row(c: Tensor, wanted: Tensor, weight: float) -> None:
@@ -50,7 +49,7 @@ def test_the_shift_is_the_least_squares_solution(settings: dict[str, Any], tiny:
     method = UCE(settings, model=tiny)
     edit, config = method.find_edit(), method.config
     edits = [pair for of_one in config.pairs() for pair in of_one]
-    weights = select(tiny, KEYS_AND_VALUES)
+    weights = tiny.parameters("text-keys") | tiny.parameters("text-values")
     assert list(edit.shifts) == list(weights)
     wrong = config.model_copy(update={"lamb": 1.01 * config.lamb})
     for name, W in list(weights.items())[::5]:
@@ -80,7 +79,7 @@ def test_keys_and_values_alone_move_and_meet_their_anchor(tiny: DiffusionModel) 
     edit = UCE({"concepts": ["neon style"], "anchors": ["photo"], "preserve_scale": 0.0, "lamb": 1e-7}, model=tiny).find_edit()
     assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in edit.parameters)
     c, a = (tiny.encode([text]).sequence[0, last_token(tiny, text)] for text in ("neon style", "photo"))
-    for W in select(tiny, KEYS_AND_VALUES).values():
+    for W in (tiny.parameters("text-keys") | tiny.parameters("text-values")).values():
         aim = W @ a
         with edit.applied(tiny):
             assert torch.allclose(W @ c, aim, atol=1e-3 * float(aim.abs().max()))

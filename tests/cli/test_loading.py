@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import mu.models
+import mu.models.loader
 from mu.edits.files import open_edit
 from mu.models import load_diffusion
 
@@ -31,13 +31,14 @@ def skipped(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, cli: An
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, Any]]:
     """Name, clip skip and prediction type of each loading."""
     seen: list[tuple[str, Any, Any]] = []
-    real = mu.models.load
+    real = mu.models.loader.load
 
     def load(name: Any, **how: Any) -> Any:
         seen.append((str(name), how.get("clip_skip"), how.get("prediction_type")))
         return real(name, **how)
 
-    monkeypatch.setattr(mu.models, "load", load)
+    for home in (mu.models, mu.models.loader):
+        monkeypatch.setattr(home, "load", load)
     return seen
 
 

@@ -25,7 +25,8 @@ from mu.edits.bank_folder import BankFolder, sha256
 from mu.edits.edit import EditInfo, described
 from mu.edits.export import export
 from mu.edits.files import open_edit
-from mu.edits.low_rank import Factors, LowRankEdit
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors
 from mu.edits.protection import Leak, leaks
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel

@@ -19,7 +19,9 @@ from mu.diffusion.sampling import generate
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, EditInfo, described, is_base
 from mu.edits.files import open_edit
-from mu.edits.low_rank import Factors, LowRankEdit, Membrane
+from mu.edits.gates import OPEN, FacilitatedTransport
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors, Membrane
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import find_module, find_parameter, select
@@ -190,7 +192,7 @@ def test_factors_of_a_convolution_serve_a_linear_layer(tiny: DiffusionModel) -> 
 
 
 def test_a_fresh_edit_changes_nothing_and_draws_within_the_bounds(tiny: DiffusionModel) -> None:
-    layers = tiny.transformer_layers()
+    layers = tiny.layers("transformer")
     edit = LowRankEdit.fresh(layers, 1, 1.0, torch.Generator().manual_seed(0), EditInfo("test", ("a",)))
     before = output(tiny)
     with edit.applied(tiny):
@@ -447,7 +449,7 @@ def test_what_the_fingerprint_notices(tiny: DiffusionModel) -> None:
 def test_saved_and_opened_it_is_the_same(edit: Edit, tiny: DiffusionModel, tmp_path: Path) -> None:
     edit.info = EditInfo(
         method="test", concepts=("van gogh, the painter", 'quotes " and ünïcode'), base="some/model", fingerprint=edit.info.fingerprint,
-        gate={"kind": "facilitated_transport", "factor": 2.0}, config={"train": {"lr": 1e-4}, "none": None},
+        gate=FacilitatedTransport(2.0), config={"train": {"lr": 1e-4}, "none": None},
         protects=("dog", "cat"), seed=188, versions={"torch": "9"}, citation="@misc{x,\n  title = {é}\n}",
     )  # fmt: skip
     edit.save(tmp_path / "edit.safetensors")
@@ -456,7 +458,7 @@ def test_saved_and_opened_it_is_the_same(edit: Edit, tiny: DiffusionModel, tmp_p
     mine, theirs = dict(edit.deltas()), dict(back.deltas())
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    edit.info = back.info = replace(edit.info, gate={})
+    edit.info = back.info = replace(edit.info, gate=OPEN)
     with edit.applied(tiny):
         wanted = output(tiny)
     with back.applied(tiny):

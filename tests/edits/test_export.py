@@ -21,14 +21,18 @@ from mu.data.canvas import rendered_pairs
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.export import FORMATS, export, kohya_tensors
-from mu.edits.files import dotted, open_edit, spm_tensors, write_tensors
-from mu.edits.low_rank import Factors, LowRankEdit
+from mu.edits.files import dotted, open_edit, spm_tensors
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors
+from mu.edits.tensor_file import write_tensors
 from mu.edits.weights import WeightEdit
-from mu.models import load, quiet_libraries
+from mu.models import load
 from mu.models.diffusion import DiffusionModel
+from mu.models.diffusion.stable_diffusion import StableDiffusion
 from mu.models.formats import architectures, compvis
 from mu.models.formats.single_file import load_single_file
 from mu.models.parameters import find_parameter
+from mu.models.quiet import quiet_libraries
 
 # all four: diffusers tells the kind of a text encoder's LoRA by its out_proj
 TEXT = [f"text_encoder.encoder.layers.0.self_attn.{name}_proj.weight" for name in ("q", "k", "v", "out")]
@@ -39,7 +43,7 @@ def adapters(
 ) -> LowRankEdit:
     """On every transformer layer, as SPM; large enough that a wrong scale shows."""
     g = torch.Generator().manual_seed(seed)
-    names = [*model.transformer_layers(), *(TEXT if text else [])]
+    names = [*model.layers("transformer"), *(TEXT if text else [])]
     factors = {}
     for name in names:
         out, *inner = find_parameter(model, name).shape
@@ -308,6 +312,13 @@ def test_what_a_format_cannot_hold_is_refused(tiny: DiffusionModel, tmp_path: Pa
 # -- names ------------------------------------------------------------------------------------------------------------------
 
 
+def transformer_layers(unet: Any) -> dict[str, Any]:
+    """By the full name of the weight, of a UNet alone."""
+    model = object.__new__(StableDiffusion)
+    model.backbone = unet
+    return model.layers("transformer")
+
+
 @pytest.mark.parametrize(
     ("published", "adapted", "numbers"),
     [("stable_diffusion_1", 192, 423_936), ("stable_diffusion_2", 192, 432_128), ("stable_diffusion_xl", 722, 2_659_840)],
@@ -320,7 +331,7 @@ def test_kohya_names_have_an_inverse_for_every_layer(published: str, adapted: in
     for name in layers:
         assert dotted("lora_unet_" + name.replace(".", "_")) == f"unet.{name}"
         assert dotted(f"unet.{name}") == f"unet.{name}"
-    found = DiffusionModel.transformer_layers(type("Model", (), {"unet": unet})())  # type: ignore[arg-type]
+    found = transformer_layers(unet)
     assert len(found) == adapted
     assert sum(layer.weight[0].numel() + layer.weight.shape[0] for layer in found.values()) == numbers
 
@@ -329,7 +340,7 @@ def sdxl_edit() -> LowRankEdit:
     """On every layer that SPM adapts in SDXL, its own number in each; shapes as published, at rank 1."""
     with torch.device("meta"):
         unet = architectures.new_component(architectures.stable_diffusion_xl()["unet"])
-    layers = DiffusionModel.transformer_layers(type("Model", (), {"unet": unet})())  # type: ignore[arg-type]
+    layers = transformer_layers(unet)
     factors = {
         name: Factors(torch.full((1, layer.weight.shape[1]), float(k)), torch.ones(layer.weight.shape[0], 1), 1.0)
         for k, (name, layer) in enumerate(layers.items())

@@ -1,4 +1,4 @@
-"""Facilitated transport: scores as specified, paper's and reference's arithmetic against a direct computation."""
+"""Gates as an edit's file states them; the paper's and the reference's arithmetic against a direct computation."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from mu.core.errors import ConfigError, DataError, EditError
-from mu.diffusion.sampling import generate
+from mu.core.errors import ConfigError, EditError
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
-from mu.edits.gates import (
-    FacilitatedTransport,
-    FixedStrength,
-    gate_from_json,
-    gate_to_json,
-    global_similarity,
-    local_similarity,
-)
-from mu.edits.low_rank import Factors, LowRankEdit, Membrane
+from mu.edits.gates import OPEN, FacilitatedTransport, FixedStrength, Gate, gate_from_json, gate_to_json
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors, Membrane
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import find_module, find_parameter
 
@@ -35,54 +27,18 @@ def edit(model: DiffusionModel, concepts: tuple[str, ...], seed: int, rank: int 
     return LowRankEdit({name: Factors(torch.randn(rank, *inner, generator=g), up, 1.0)}, EditInfo("test", concepts))
 
 
-# -- scores -----------------------------------------------------------------------------------------------------------------
-
-
-def test_the_local_score_is_the_share_of_the_concepts_tokens(tiny: DiffusionModel) -> None:
-    tokenizer = tiny.towers[0][0]
-    assert len(tokenizer("van gogh").input_ids) == 4  # start, two names, end
-    long = "the night sky in the style of van gogh"
-    scores = local_similarity(tokenizer, [long, "a van", "gogh gogh van", "a dog", ""], ["van gogh", "dog"])
-    assert scores.tolist() == [[1, 0], [0.5, 0], [1, 0], [0, 1], [0, 0]]
-
-
-def test_the_global_score_is_the_cosine_of_all_positions(tiny: DiffusionModel) -> None:
-    prompts, concepts = ["a star", "a dog in neon style"], ["neon", "dog"]
-    scores = global_similarity(tiny, prompts, concepts)
-    for i, prompt in enumerate(prompts):
-        for j, concept in enumerate(concepts):
-            p, c = (tiny.encode([text]).sequence.flatten() for text in (prompt, concept))
-            assert scores[i, j] == pytest.approx(float(F.cosine_similarity(p, c, dim=0)), abs=1e-5)
-    assert float(global_similarity(tiny, ["neon"], ["neon"])) == pytest.approx(1, abs=1e-5)
-
-
-def test_gamma_is_the_largest_score_times_the_factor(tiny: DiffusionModel) -> None:
-    prompts, concepts = ["a van", "a dog"], [["van gogh", "dog"], ["star"]]
-    flat = ["van gogh", "dog", "star"]
-    both = torch.maximum(global_similarity(tiny, prompts, flat), local_similarity(tiny.towers[0][0], prompts, flat))
-    wanted = torch.stack([both[:, :2].amax(1), both[:, 2]], dim=1)
-    assert torch.allclose(FacilitatedTransport()(tiny, prompts, concepts), wanted, atol=1e-6)
-    assert torch.allclose(FacilitatedTransport(factor=2.0)(tiny, prompts, concepts), 2 * wanted, atol=1e-6)
-    local = FacilitatedTransport(metric="tokenuni")(tiny, prompts, concepts)
-    assert local.tolist() == [[0.5, 0], [1, 0]]
-    assert FacilitatedTransport(metric="allone")(tiny, prompts, concepts).tolist() == [[1, 1], [1, 1]]
-    with pytest.raises(DataError, match="concepts"):
-        FacilitatedTransport()(tiny, prompts, [[]])
-    with pytest.raises(DataError, match="tokens"):
-        FacilitatedTransport(metric="tokenuni")(tiny, prompts, [[" "]])
-
-
 @pytest.mark.parametrize(
     "gate", [FacilitatedTransport(2.0, "clipcos", "reference"), FixedStrength(0.5, "reference"), FixedStrength()]
 )
-def test_a_gate_survives_the_file(gate: FacilitatedTransport | FixedStrength) -> None:
+def test_a_gate_survives_the_file(gate: Gate) -> None:
     assert gate_from_json(gate_to_json(gate)) == gate
 
 
-def test_unknown_gates_are_refused() -> None:
-    assert gate_from_json({}) == FixedStrength()
-    with pytest.raises(ConfigError, match="unknown gate"):
-        gate_from_json({"kind": "magic"})
+def test_gates_of_other_kinds_are_refused() -> None:
+    assert gate_from_json({}) == OPEN == FixedStrength()
+    for content, named in (({"kind": "magic"}, "magic"), ({"kind": "fixed", "threshold": 1}, "threshold")):
+        with pytest.raises(ConfigError, match=named):
+            gate_from_json(content)
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------------
@@ -131,38 +87,6 @@ def test_the_references_arithmetic_needs_equal_ranks(tiny: DiffusionModel) -> No
         find_module(tiny, LINEAR)(torch.randn(2, 192))
     mixed = [edit(tiny, ("a",), 0), edit(tiny, ("b",), 1)]
     for one, arithmetic in zip(mixed, ("paper", "reference"), strict=True):
-        one.info = replace(one.info, gate={"kind": "fixed", "arithmetic": arithmetic})
+        one.info = replace(one.info, gate=FixedStrength(arithmetic=arithmetic))
     with pytest.raises(EditError, match="cannot be on together"), Bank(tiny, mixed).applied():
         pass
-
-
-# -- through generate -------------------------------------------------------------------------------------------------------
-
-
-def test_generate_tells_the_gate_its_prompts(tiny: DiffusionModel) -> None:
-    """Facilitated transport by the prompt listeners equals gates set by hand; prompts of one batch have their own."""
-    edits = [edit(tiny, ("van gogh",), 0), edit(tiny, ("dog",), 1, name=CONV)]
-    gate = FacilitatedTransport(factor=1.5)
-    prompts = ["a dog", "a star by van", "night sky by van gogh"]
-    ask = {"prompts": prompts, "seeds": [1, 2, 3], "steps": 2, "batch": 3}
-    bank = Bank(tiny, edits)
-    with bank.applied(gate=FixedStrength()) as membrane:
-        assert membrane is not None
-        full = generate(tiny, **ask)
-        membrane.gates = gate(tiny, prompts, [e.info.concepts for e in edits])
-        by_hand = generate(tiny, **ask)
-    with bank.applied(gate=gate):
-        told = generate(tiny, **ask)
-    assert torch.allclose(told, by_hand, atol=1e-5)
-    assert not torch.allclose(told, full, atol=1e-3)
-    for one in edits:
-        one.info = replace(one.info, gate=gate_to_json(gate))
-    with bank.applied():  # the gate of the edits' own files, one picture a batch
-        assert torch.allclose(generate(tiny, **{**ask, "batch": 1}), by_hand, atol=1e-4)
-    with bank.applied(strengths=[0.5, 0.0]) as membrane:
-        half = generate(tiny, **ask)
-    with bank.applied(gate=FixedStrength()) as membrane:
-        assert membrane is not None
-        membrane.gates = gate(tiny, prompts, [e.info.concepts for e in edits]) * torch.tensor([0.5, 0.0])
-        assert torch.allclose(half, generate(tiny, **ask), atol=1e-4)
-    assert not tiny.prompt_listeners

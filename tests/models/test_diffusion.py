@@ -15,7 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from mu.core.errors import ConfigError, ModelError
 from mu.diffusion.sampling import generate
 from mu.models import load
-from mu.models.diffusion import Conditioning, DiffusionModel, learning_rate_schedule, training_scheduler
+from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.models.diffusion.schedulers import learning_rate_schedule, training_scheduler
 
 PROMPTS = ["a star in neon style", "a dog"]
 FAMILY = ("tiny", "tiny_v", "tiny_xl")
@@ -31,7 +32,7 @@ def model(request: pytest.FixtureRequest) -> DiffusionModel:
 
 def test_embeddings_are_the_pipelines(model: DiffusionModel) -> None:
     found = model.encode(PROMPTS)
-    if model.takes_time_ids:
+    if len(model.text) > 1:
         sequence, _, pooled, _ = model.pipeline.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False)
         assert found.pooled is not None and torch.allclose(found.pooled, pooled, atol=1e-6)
         assert found.time_ids is not None and found.time_ids.tolist() == [[64, 64, 0, 0, 64, 64]] * 2
@@ -51,7 +52,7 @@ def test_clip_skip_2_is_the_text_encoder_without_its_last_layer(tiny_folder: Pat
     lost = shorter.load_state_dict(encoder.state_dict(), strict=False).unexpected_keys
     assert lost and all("layers.2." in name for name in lost)
     with torch.no_grad():
-        wanted = shorter(tiny.tokens(PROMPTS)).last_hidden_state
+        wanted = shorter(tiny.text[0].tokens(PROMPTS)).last_hidden_state
     assert torch.allclose(skipping.encode(PROMPTS).sequence, wanted, atol=1e-6)
     assert not torch.allclose(tiny.encode(PROMPTS).sequence, wanted, atol=1e-3)
     with pytest.raises(ConfigError, match="clip_skip"):

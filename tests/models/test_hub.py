@@ -71,7 +71,7 @@ def test_what_is_cached_loads_without_a_network_as_what_it_is(name: str, cache: 
     assert "\n" not in str(caught.value)
     put(cache, name, published[name])
     found = mu.load(name, device="cpu")
-    assert type(found) is KINDS[name]
+    assert isinstance(found, KINDS[name])
     assert found.name == name, "an edit says by this name what it was found on"
 
 
@@ -91,7 +91,7 @@ def test_from_the_hub_comes_what_transformers_reads_and_no_more(
     files = [SimpleNamespace(rfilename=file) for file in (*others, *own)]
     monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: SimpleNamespace(siblings=files)))
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    assert type(mu.load(name, device="cpu")) is KINDS[name]
+    assert isinstance(mu.load(name, device="cpu"), KINDS[name])
     assert sorted(asked) == sorted(own)
 
 

@@ -16,8 +16,7 @@ from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
 from mu.models import load
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import select
-from mu.training.diffusion_method import CROSS_ATTENTION, AnchoredConfig, ErasureConfig, TrainConfig, WeightErasure
+from mu.training.diffusion_method import AnchoredConfig, ErasureConfig, TrainConfig, WeightErasure
 from mu.training.tuning import Tuning
 
 
@@ -40,7 +39,7 @@ class Pulled(WeightErasure):
 
     def find_edit(self, run: RunDirectory | None = None, log: loop.Log | None = None) -> WeightEdit:
         model = self.load_model()
-        return self.edit(self.train(select(model, CROSS_ATTENTION), self.step, run, log))
+        return self.edit(self.train(model.parameters("cross-attention"), self.step, run, log))
 
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:
         if i == self.stop_at:

@@ -21,8 +21,9 @@ from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.core.tracking import tracked
 from mu.edits.edit import EditInfo
-from mu.edits.files import open_edit, spm_tensors, write_tensors
+from mu.edits.files import open_edit, spm_tensors
 from mu.edits.low_rank import LowRankEdit
+from mu.edits.tensor_file import write_tensors
 from mu.models import is_single_file, load
 from mu.models.diffusion import DiffusionModel
 from mu.training.diffusion_method import check_placed
@@ -81,7 +82,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
             raise ConfigError(f"SPM edits diffusion models, and {model.name!r} is none")
         if model is self.model:
             self._check_loaded(model)
-        width = model.unet.config.cross_attention_dim
+        width = model.text_width
         if wanted.v2 not in (None, width == 1024):
             said = str(wanted.v2).lower()
             raise ConfigError(f"pretrained_model.v2 is {said}, but the text width of {model.name!r} is {width} (SD 2.x: 1024)")
@@ -114,7 +115,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         self.model = model = self.load_model()
         data = SemipermeableMembraneDataHandler(config, model)
         info = EditInfo(
-            method=self.name, concepts=self.concepts(), gate=config.gate.to_json(), config=settings,
+            method=self.name, concepts=self.concepts(), gate=config.gate.typed(), config=settings,
             seed=config.seed, citation=citation(type(self)),
         )  # fmt: skip
         generator = compute.generator(config.seed)

@@ -69,10 +69,11 @@ class SemipermeableMembraneDataHandler:
         height, width = (choices[int(i)] for i in torch.randint(len(choices), (2,), generator=generator))
         return height, width
 
-    def time_ids(self, entry: PromptConfig, height: int, width: int, generator: torch.Generator) -> Tensor:
+    def time_ids(self, entry: PromptConfig, height: int, width: int, generator: torch.Generator) -> Tensor | None:
         """SDXL's size conditioning; with dynamic_crops a random original size and crop corner, one for all passes."""
-        if not (entry.dynamic_crops and self.model.takes_time_ids):
-            return self.model.time_ids(height, width)
+        plain = self.model.time_ids(height, width)
+        if not entry.dynamic_crops or plain is None:
+            return plain
         s, top, left = (1 + 2 * torch.rand(1, generator=generator)).item(), *torch.rand(2, generator=generator).tolist()
         original = (int(height * s), int(width * s))
         crop = (int(top * (original[0] - height + 1)), int(left * (original[1] - width + 1)))
@@ -119,7 +120,7 @@ class Anchors:
 
     def _vocabulary(self, model: DiffusionModel, generator: torch.Generator) -> tuple[Conditioning, Tensor]:
         """Texts of 1 to 6 random words that share none with the target; chosen with (1 - |cos|)^alpha, Eq. 6."""
-        tokenizer = model.towers[0][0]
+        tokenizer = model.text[0].tokenizer
         avoided = set(tokenizer(str(self.entry.target), verbose=False).input_ids)
         words = [
             token.removesuffix("</w>") for token, k in tokenizer.get_vocab().items()

@@ -9,7 +9,8 @@ import torch
 
 from mu.core.errors import ModelError
 from mu.edits.edit import EditInfo, described
-from mu.edits.low_rank import LowRankEdit, Membrane
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Membrane
 from mu.models.diffusion import DiffusionModel
 
 
@@ -21,9 +22,9 @@ class SemipermeableMembraneModel:
     """
 
     def __init__(self, base: DiffusionModel, rank: int, alpha: float | None, generator: torch.Generator, info: EditInfo):
-        layers = base.transformer_layers()
+        layers = base.layers("transformer")
         if not layers:
-            raise ModelError(f"the UNet of {base.name!r} has no transformers: SPM has nothing to adapt")
+            raise ModelError(f"{base.name!r} has no transformer layers: SPM has nothing to adapt")
         self.base = base
         self.edit = LowRankEdit.fresh(layers, rank, alpha or 0.0, generator, info)
 

@@ -20,8 +20,9 @@ from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneMode
 from mu.core.errors import ConfigError, nearest
 from mu.core.loop import Log, train
 from mu.diffusion.denoising import denoise, initial_noise
-from mu.edits.low_rank import Membrane
-from mu.models.diffusion import Conditioning, learning_rate_schedule, training_scheduler
+from mu.edits.membrane import Membrane
+from mu.models.diffusion import Conditioning
+from mu.models.diffusion.schedulers import learning_rate_schedule, training_scheduler
 
 log = logging.getLogger("mu")
 
@@ -95,7 +96,7 @@ class SemipermeableMembraneTrainer:
         return {"loss": L_erase + lambda_ * L_anchor, "erase": L_erase, "anchoring": L_anchor}  # Eq. 8
 
 
-Walked = tuple[Tensor, int, Tensor]
+Walked = tuple[Tensor, int, Tensor | None]
 """x_k, k, and SDXL's size conditioning."""
 
 
@@ -107,7 +108,7 @@ class _Walker:
         self.kept: dict[int, list[Walked]] = {}
         """For each entry of the prompt settings its own: the latents of one target are no latents of another."""
 
-    def latents(self, task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def latents(self, task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
         """x (b, c, h, w) as the UNet takes it, the timestep, and SDXL's size conditioning."""
         many, kept = self.settings.timesteps_per_trajectory, self.kept.get(task.number, [])
         pool = self.settings.latent_pool
@@ -133,7 +134,7 @@ class _Walker:
         scheduler = training_scheduler(self.settings.noise_scheduler)
         scheduler.set_timesteps(K, device=base.device)
         cond, uncond = (c.at(ids).repeat(len(x)) for c in (task.target, task.unconditional))
-        rescale = 0.7 if base.takes_time_ids else 0.0
+        rescale = 0.7 if ids is not None else 0.0
         states: dict[int, Tensor] = {}
         at = 0
         for k in sorted(set(ks.tolist())):

@@ -7,7 +7,6 @@ D e = 0 for every row e of the protected prompts leaves their keys and values, a
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -19,16 +18,18 @@ from torch import Tensor, nn
 from mu.algorithms.separable_concept_erasure.configs import BasisConfig
 from mu.core.errors import ConfigError, EditError, ModelError
 from mu.edits.edit import Edit, EditInfo, described
-from mu.edits.low_rank import Factors, LowRankEdit, Membrane
+from mu.edits.gates import OPEN
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors, Membrane
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import find_parameter, select
+from mu.models.diffusion.text import TextEncoder
+from mu.models.parameters import find_parameter
 from mu.training.tuning import Tuning, tuned
 
 SMALLEST = 16
 """A null space with fewer directions is refused."""
 _ROUNDING = 16 * torch.finfo(torch.float64).eps
-_TEXT_LAYERS = re.compile(r"\.attn2\.to_[kv]\.weight$")
 
 log = logging.getLogger("mu")
 
@@ -42,23 +43,23 @@ def token_rows(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
     The text encoders are causal, so equal prefixes have equal rows and m bounds the rank: 77 + 76 p on SD 1.x for the empty
     prompt and p others with different first words (section 2.3).
     """
-    towers = [model.tokens(prompts, k).tolist() for k in range(len(model.towers))]
+    tokens = [ids.tolist() for ids in model.tokens(prompts)]
     sequence = model.encode(prompts).sequence.cpu().double()
     rows: dict[tuple[tuple[int, ...], ...], Tensor] = {}
     for p, embedded in enumerate(sequence):
         for j, row in enumerate(embedded, start=1):
-            rows.setdefault(tuple(tuple(ids[p][:j]) for ids in towers), row)
+            rows.setdefault(tuple(tuple(ids[p][:j]) for ids in tokens), row)
     return torch.stack(list(rows.values()))
 
 
 def begins(model: DiffusionModel, text: str, start: str) -> bool:
     """Whether the tokens of ``text`` begin with all those of ``start``, which has some: its words' rows are then rows of ``text``."""
 
-    def words(prompt: str, k: int) -> list[int]:
-        ids, end = model.tokens([prompt], k)[0].tolist(), model.towers[k][0].eos_token_id
-        return ids[1 : ids.index(end)] if end in ids else ids[1:]
+    def words(prompt: str, encoder: TextEncoder) -> list[int]:
+        ids = encoder.tokens([prompt])[0].tolist()
+        return ids[1 : ids.index(encoder.end)] if encoder.end in ids else ids[1:]
 
-    heads = [(words(text, k), words(start, k)) for k in range(len(model.towers))]
+    heads = [(words(text, encoder), words(start, encoder)) for encoder in model.text]
     return all(head and whole[: len(head)] == head for whole, head in heads)
 
 
@@ -260,9 +261,10 @@ class Shift(Protocol):
 
 def text_layers(model: DiffusionModel) -> dict[str, nn.Linear | nn.Conv2d]:
     """``to_k`` and ``to_v`` of every cross-attention, by the name of their weight: 32 on SD 1.x, 19,169,280 numbers."""
-    layers = {name: layer for name, layer in model.transformer_layers().items() if _TEXT_LAYERS.search(name)}
+    text = model.layers("text-keys") | model.layers("text-values")
+    layers = {name: layer for name, layer in model.layers("transformer").items() if name in text}
     if not layers:
-        raise ModelError(f"the UNet of {model.name!r} has no cross-attention: separable erasure has nothing to shift")
+        raise ModelError(f"{model.name!r} has no cross-attention: separable erasure has nothing to shift")
     return layers
 
 
@@ -330,7 +332,7 @@ class DenseShift:
     """CiE's shift: every parameter of the cross-attentions, 80 tensors and 43,962,560 numbers on SD 1.x (section 1.2)."""
 
     def __init__(self, model: DiffusionModel, info: EditInfo):
-        self.parameters = select(model, "unet.*.attn2.*")
+        self.parameters = model.parameters("cross-attention")
         self.weights = list(self.parameters.values())
         self.originals = [parameter.data for parameter in self.weights]
         self.info = _described(model, list(self.parameters), info)
@@ -382,7 +384,7 @@ def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:
 def is_separable(edit: Edit, model: DiffusionModel) -> TypeGuard[LowRankEdit]:
     """Whether ``edit`` shifts keys and values of the cross-attentions alone and protects the empty prompt, as `SeparableShift` does."""
     known = isinstance(edit, LowRankEdit) and set(edit.factors) <= set(text_layers(model))
-    return known and "" in edit.info.protects and not edit.info.gate
+    return known and "" in edit.info.protects and edit.info.gate == OPEN
 
 
 @torch.no_grad()

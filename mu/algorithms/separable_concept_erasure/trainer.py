@@ -90,11 +90,11 @@ class NoisedPictures:
 
     def _noised(self, k: int) -> tuple[Tensor, Tensor]:
         """x_t (c, h, w) and t: the forward process from the k-th picture, t uniform over all timesteps."""
-        generator, alphas = compute.generator(picture_seed(self.seed + 1, k)), self.model.alphas_cumprod
+        generator = compute.generator(picture_seed(self.seed + 1, k))
         (x_0,) = self.pictures[k]
-        t = torch.randint(len(alphas), (), generator=generator).to(self.model.device)
+        t = torch.randint(len(self.model.alphas_cumprod), (), generator=generator).to(self.model.device)
         noise = torch.randn(x_0.shape, generator=generator).to(self.model.device)
-        return alphas[t].sqrt() * x_0 + (1 - alphas[t]).sqrt() * noise, t
+        return self.model.level(t).noised(x_0[None], noise[None])[0], t
 
 
 def direction(r: Tensor, r_0: Tensor) -> Tensor:

@@ -32,11 +32,12 @@ from mu.edits.edit import Edit
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
-from mu.models import EMBEDDED, quiet_libraries
+from mu.models import EMBEDDED
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.judge import Judge
 from mu.models.parameters import fingerprint, select
+from mu.models.quiet import quiet_libraries
 
 PROTOCOL, STEPS, GUIDANCE = "canvas/1", 20, 4.0
 Kind = Literal["style", "object"]

@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from mu.core.errors import MissingDependency, ModelError, nearest
-from mu.models import GELUS, OPEN_CLIP, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from mu.models.clip import ClipModel
 from mu.models.formats import compvis
 from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.single_file import END, find_tokenizer
+from mu.models.places import GELUS, OPEN_CLIP, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 
 Config = Mapping[str, Any]
 

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from mu.core.errors import ConfigError, ModelError, nearest
-from mu.models import PREDICTIONS, quiet_libraries
 from mu.models.formats import architectures, compvis
 from mu.models.formats.checkpoint import read_state_dict
+from mu.models.places import PREDICTIONS
+from mu.models.quiet import quiet_libraries
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 Configs = Mapping[str, Mapping[str, Any]]

@@ -22,12 +22,12 @@ import mu
 from mu.core.errors import ConfigError, MissingDependency, ModelError
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
-from mu.models import GELUS
 from mu.models.canvas import architecture
 from mu.models.clip import ClipModel
 from mu.models.formats import open_clip
 from mu.models.formats.compvis import blueprint, from_open_clip, open_clip_map, to_open_clip
 from mu.models.formats.single_file import END
+from mu.models.places import GELUS
 
 TEXTS = ["a star image in neon style.", "Ada Stone", "a moon"]
 Tensors = dict[str, Tensor]

@@ -20,9 +20,9 @@ from transformers import CLIPTokenizer
 
 from mu.core.errors import ConfigError, ModelError
 from mu.edits.files import open_edit
-from mu.models import quiet_libraries
 from mu.models.formats import architectures, compvis, single_file
 from mu.models.formats.single_file import load_single_file, to_compvis
+from mu.models.quiet import quiet_libraries
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 Tensors = dict[str, torch.Tensor]
@@ -288,8 +288,9 @@ def test_checkpoint_folder_and_edits_are_one_by_name(
     from mu.edits.bank import Bank
     from mu.edits.edit import EditInfo, described
     from mu.edits.export import export
-    from mu.edits.low_rank import Factors, LowRankEdit
-    from mu.models.diffusion import DiffusionModel
+    from mu.edits.low_rank import LowRankEdit
+    from mu.edits.membrane import Factors
+    from mu.models.diffusion import face
 
     monkeypatch.setattr(single_file, "_published", lambda family, prediction_type: small_configs(family))
     plain = to_compvis(opened(folders("sd1")))
@@ -300,13 +301,13 @@ def test_checkpoint_folder_and_edits_are_one_by_name(
     }  # fmt: skip
     file = written(stored | training, tmp_path / "full-ema.ckpt")
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    model = DiffusionModel(load_single_file(file), str(file))
+    model = face(load_single_file(file), str(file))
     assert same(to_compvis(model.pipeline), {key: tensor.float() for key, tensor in stored.items()}), (
         "every tensor, no EMA copy"
     )
 
     g = torch.Generator().manual_seed(0)
-    layers = {n: p for n, p in model.transformer_layers().items() if n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))}
+    layers = {n: p for n, p in model.layers("transformer").items() if n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))}
     down = torch.randn(3, 16, generator=g)
     factors = {n: Factors(down, torch.randn(len(p.weight), 3, generator=g), 3.0) for n, p in layers.items()}
     edit = LowRankEdit(factors, EditInfo("sepce", ("cat",), protects=("",), **described(model, list(factors))))
@@ -314,7 +315,7 @@ def test_checkpoint_folder_and_edits_are_one_by_name(
 
     with quiet_libraries():
         model.pipeline.save_pretrained(tmp_path / "folder")
-        other = DiffusionModel(opened(tmp_path / "folder"), "folder")
+        other = face(opened(tmp_path / "folder"), "folder")
     merged = export(Bank(other, [open_edit(tmp_path / "edit.safetensors")]), tmp_path / "merged.ckpt", "compvis")
     assert not [record for record in caplog.records if record.name == "mu"], "the same weights: nothing to warn of"
     base, found = to_compvis(model.pipeline), to_compvis(load_single_file(merged))

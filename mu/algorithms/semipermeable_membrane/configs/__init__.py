@@ -16,6 +16,7 @@ from mu.core.concept import concept_of
 from mu.core.config import BaseConfig, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
+from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 
 
 class PretrainedModelConfig(BaseConfig):
@@ -206,15 +207,16 @@ class GateConfig(BaseConfig):
     """How the saved edit passes: by likeness of prompt and concept, or in full for every prompt."""
     factor: float = 1.0
     """Multiplies the gate; the paper doubles it for styles and nudity."""
-    metric: Literal["clipcos", "tokenuni", "clipcos_tokenuni", "allone"] = "clipcos_tokenuni"
+    metric: Metric = "clipcos_tokenuni"
     """Likeness of embeddings, of tokens, or the larger of both."""
-    arithmetic: Literal["paper", "reference"] = "paper"
+    arithmetic: Arithmetic = "paper"
     """``reference`` reproduces the released code: gamma squared, and cross terms between several SPMs."""
 
-    def to_json(self) -> dict[str, Any]:
+    def typed(self) -> Gate:
+        """The gate of the edit's file."""
         if self.kind == "fixed":
-            return {"kind": "fixed", "strength": self.factor, "arithmetic": self.arithmetic}
-        return self.model_dump()
+            return FixedStrength(self.factor, self.arithmetic)
+        return FacilitatedTransport(self.factor, self.metric, self.arithmetic)
 
 
 class SemipermeableMembraneConfig(BaseConfig):

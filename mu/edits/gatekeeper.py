@@ -1,0 +1,205 @@
+"""Gates of low-rank edits on a model: each row of a batch gets the gate of its own prompt, whoever runs the network.
+
+A hook before the backbone sees the prompt embeddings of every call. Where `DiffusionModel.predict` made the call, the token ids
+are in the conditioning. Where somebody else did, as the stock pipeline does, they are those with which the text encoder gave
+these embeddings while the edits were on. Embeddings that it did not give come from no prompt (soft prompts): ``clipcos`` is then
+computed from the embeddings themselves, and ``tokenuni`` counts as 0.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mu.core.errors import DataError, EditError
+from mu.edits.edit import Edit
+from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
+from mu.edits.membrane import HasFactors, Membrane
+from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.models.diffusion.conditioning import UNEXPLAINED
+from mu.models.parameters import EditableModel
+
+REMEMBERED = 16
+"""Calls of the text encoder whose token ids are kept."""
+SAME = 1e-3
+"""Largest difference, as a share of the largest number, between embeddings that are equal but for their precision."""
+
+
+class GatedEdit(HasFactors, Protocol):
+    @property
+    def info(self) -> Any: ...
+    @property
+    def parameters(self) -> list[str]: ...
+    def concept(self) -> str: ...
+
+
+@contextmanager
+def gated(
+    model: EditableModel, edits: Sequence[GatedEdit], strengths: Sequence[float], gates: Sequence[Gate]
+) -> Iterator[Membrane]:
+    """``edits`` are on inside the block as one membrane, each at its strength times its gate.
+
+    Raises `EditError` for gates of different arithmetic, and for a gate that reads the prompt where the model has none or the
+    edit changes what it reads.
+    """
+    ways = {gate.arithmetic for gate in gates}
+    if len(ways) > 1:
+        raise EditError("edits with the paper's and with the reference's arithmetic cannot be on together: pass one gate")
+    membrane = Membrane(edits, ways.pop())
+    membrane.gates = torch.tensor(
+        [s * gate.strength if isinstance(gate, FixedStrength) else s for s, gate in zip(strengths, gates, strict=True)]
+    )
+    with membrane.installed(model), ExitStack() as stack:
+        if any(isinstance(gate, FacilitatedTransport) for gate in gates):
+            keeper = Gatekeeper(_readable(model, edits, gates), [edit.info.concepts for edit in edits], gates, strengths)
+            stack.enter_context(keeper.watching(membrane))
+        yield membrane
+
+
+def _readable(model: EditableModel, edits: Sequence[GatedEdit], gates: Sequence[Gate]) -> DiffusionModel:
+    """``model``, if prompts can gate ``edits`` on it."""
+    if not isinstance(model, DiffusionModel):
+        raise EditError(
+            f"a gate that reads the prompt is for diffusion models, and {model.name!r} is none: pass a fixed strength"
+        )
+    backbone = f"{model.backbone_name}."
+    for edit, gate in zip(edits, gates, strict=True):
+        others = [name for name in edit.parameters if not name.startswith(backbone)]
+        if others and isinstance(gate, FacilitatedTransport):
+            raise EditError(
+                f"the edit of {edit.concept()!r} changes {others[0]}, on which its own gate depends: pass a fixed strength "
+                "(--gate none)"
+            )
+    return model
+
+
+class Gatekeeper:
+    """The gates of J edits for a conditioning, (b, J), strengths multiplied in. Concepts are encoded once, here.
+
+    Raises `DataError` for an edit that is gated by the prompt and names no concept, or one without tokens.
+    """
+
+    def __init__(
+        self, model: DiffusionModel, concepts: Sequence[Sequence[str]], gates: Sequence[Gate], strengths: Sequence[float]
+    ):
+        self.model, device = model, model.device
+        fixed = [gate.strength if isinstance(gate, FixedStrength) else 0.0 for gate in gates]
+        factor = [gate.factor if isinstance(gate, FacilitatedTransport) else 0.0 for gate in gates]
+        self.fixed, self.factor = (torch.tensor(each, device=device) * torch.tensor(strengths, device=device) for each in (fixed, factor))  # fmt: skip
+        reading = [(j, gate) for j, gate in enumerate(gates) if isinstance(gate, FacilitatedTransport)]
+        if not all(concepts[j] for j, _ in reading):
+            raise DataError("an edit without concepts cannot be gated by the prompt: pass a fixed strength")
+        columns = [(j, gate, concept) for j, gate in reading for concept in concepts[j]]
+        self.edit = torch.tensor([j for j, _, _ in columns], device=device, dtype=torch.long)
+        """Of each of C concepts: whose it is."""
+        self.metrics = {
+            metric: torch.tensor([metric in gate.metric for _, gate, _ in columns], device=device)
+            for metric in ("clipcos", "tokenuni", "allone")
+        }
+        self._encode([concept for _, _, concept in columns])
+        self._last: tuple[Tensor, int, Tensor | None, Tensor] | None = None
+        """The last call's embeddings, their version, the token ids given with them, and the gates."""
+        self._spoken: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
+        """Token ids (m, n) and what the first text encoder made of them (m, n, width), the newest last."""
+
+    @torch.no_grad()
+    def _encode(self, concepts: Sequence[str]) -> None:
+        """Unit vectors (C, n width) and distinct token ids (C, k), filled up with a number that no token has."""
+        if not concepts:
+            return
+        found, special = self.model.encode(concepts), self.model.text[0].special
+        assert found.tokens is not None, "encoded from prompts"
+        self.vectors = F.normalize(found.sequence.flatten(1), dim=1)
+        words = [sorted(set(ids) - special) for ids in found.tokens.tolist()]
+        for concept, ids in zip(concepts, words, strict=True):
+            if not ids:
+                raise DataError(f"the concept {concept!r} has no tokens: an empty concept cannot be gated")
+        self.counts = torch.tensor([len(ids) for ids in words], device=self.model.device)
+        rows = [torch.tensor(ids) for ids in words]
+        self.words = torch.nn.utils.rnn.pad_sequence(rows, True, UNEXPLAINED - 1).to(self.model.device)
+
+    def __call__(self, conditioning: Conditioning) -> Tensor:
+        """(b, J); with gradients to the embeddings, where they are enabled."""
+        b = len(conditioning)
+        if not len(self.edit):
+            return self.fixed.repeat(b, 1)
+        likeness = {
+            "clipcos": lambda: F.normalize(conditioning.sequence.float().flatten(1), dim=1) @ self.vectors.T,
+            "tokenuni": lambda: self._shared(conditioning),
+            "allone": lambda: self.factor.new_ones(b, len(self.edit)),
+        }
+        scores = self.factor.new_full((b, len(self.edit)), -torch.inf)
+        for metric, columns in self.metrics.items():
+            if columns.any():
+                scores = torch.where(columns, torch.maximum(scores, likeness[metric]()), scores)
+        best = scores.new_zeros(b, len(self.fixed)).scatter_reduce(
+            1, self.edit.expand(b, -1), scores, "amax", include_self=False
+        )
+        return self.fixed + self.factor * best
+
+    def _shared(self, conditioning: Conditioning) -> Tensor:
+        """|T(c) & T(p)| / |T(c)| on sets of token ids (b, C); 0 where no prompt explains a row."""
+        if conditioning.tokens is None:
+            return self.factor.new_zeros(len(conditioning), len(self.counts))
+        held = (conditioning.tokens[:, None, None, :] == self.words[None, :, :, None]).any(-1)
+        return held.sum(-1) / self.counts
+
+    @contextmanager
+    def watching(self, membrane: Membrane) -> Iterator[None]:
+        """Before each call of the backbone inside the block ``membrane.gates`` are those of its prompts."""
+
+        def before_backbone(_: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+            states, given = self.model.conditioning_of(args, options), self.model.given
+            tokens = None if given is None else given.tokens
+            if states.requires_grad or states.is_inference():  # to be differentiated again, or changed without a trace
+                self._last, membrane.gates = None, self(given or self._explained(states))
+                return
+            last = self._last
+            if last is None or last[0] is not states or last[1] != states._version or last[2] is not tokens:
+                membrane.gates = gates = self(given or self._explained(states))
+                self._last = states, states._version, tokens, gates
+
+        def after_text(_: Any, args: tuple[Any, ...], options: Mapping[str, Any], output: Any) -> None:
+            ids = options.get("input_ids", args[0] if args else None)
+            try:
+                states = self.model.prompt_embedding(0, output)
+            except (AttributeError, TypeError, IndexError):  # a call for something else, without hidden states
+                return
+            if ids is not None:
+                self._spoken.append((ids, states.detach()))
+
+        handles = [
+            self.model.backbone.register_forward_pre_hook(before_backbone, with_kwargs=True),
+            self.model.text[0].module.register_forward_hook(after_text, with_kwargs=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _explained(self, states: Tensor) -> Conditioning:
+        """``states`` (b, n, width) with the token ids that they come from, as far as the text encoder was seen to read them."""
+        n = states.shape[1]
+        tokens = torch.full((len(states), n), UNEXPLAINED, device=states.device)
+        for row, state in enumerate(states.detach()):
+            for ids, known in reversed(self._spoken):
+                if known.shape[1] != n:
+                    continue
+                difference = (known.float() - state[None, :, : known.shape[2]].float()).abs().amax((1, 2))
+                if float(difference.min()) <= SAME * float(state.abs().max()):
+                    tokens[row] = ids[int(difference.argmin())]
+                    break
+        return Conditioning(states, tokens=tokens)
+
+
+def prompt_gates(model: DiffusionModel, edits: Sequence[Edit], gates: Sequence[Gate], prompts: Sequence[str]) -> Tensor:
+    """(b, J): how much of each of J edits passes for each of b prompts."""
+    keeper = Gatekeeper(model, [edit.info.concepts for edit in edits], gates, [1.0] * len(edits))
+    return keeper(model.encode(prompts)).cpu()

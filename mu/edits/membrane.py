@@ -1,0 +1,175 @@
+"""Low-rank factors on a model: thin factors beside frozen layers, with a gate that may differ for each sample of a batch.
+
+J edits on one layer are one concatenated factor pair and one vector of gates:
+
+    y = f(x) + U (g * (D x)),   D = [D_1; ...; D_J],   U = [U_1, ..., U_J],   g_j = gate_j * alpha_j / r_j
+
+so K edits cost two thin matrix products for each layer, and different prompts share a batch (g is then (b, R)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mu.core.errors import EditError
+from mu.edits.gates import Arithmetic
+from mu.models.parameters import EditableModel, find_module, find_parameter
+
+
+@dataclass
+class Factors:
+    """``down`` (r, in[, kh, kw]) and ``up`` (out, r[, 1, 1]) of one layer; the shift is ``alpha / r * up @ down``."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if min(self.down.dim(), self.up.dim()) < 2 or self.up.shape[1] != len(self.down) or not len(self.down):
+            raise EditError(
+                f"factors {tuple(self.down.shape)} and {tuple(self.up.shape)} do not fit each other: the file is damaged"
+            )
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def dense(self, shape: Sequence[int] | None = None) -> Tensor:
+        """The shift as a dense tensor in float32, in ``shape`` where a 1x1 convolution stands for a linear layer."""
+        down, up = self.down.detach().float(), self.up.detach().float().flatten(1)
+        shift = self.scale * torch.einsum("or,r...->o...", up, down)
+        return shift if shape is None else shift.reshape(tuple(shape))
+
+
+class HasFactors(Protocol):
+    @property
+    def factors(self) -> Mapping[str, Factors]:
+        """By the full name of the weight beside which they run."""
+
+
+class Membrane:
+    """Low-rank edits installed on a model by forward hooks; ``gates`` decides how much of each passes.
+
+    ``gates`` is None (off: the low-rank branch is not computed), (J,) or (b, J). A batch that is k times as long as the
+    gates (the halves of classifier-free guidance) repeats them k times.
+    """
+
+    def __init__(self, edits: Sequence[HasFactors], arithmetic: Arithmetic = "paper"):
+        self.edits, self.arithmetic = list(edits), arithmetic
+        self._gates: Tensor | None = torch.ones(len(edits))
+        self._weights: dict[tuple, Tensor] = {}
+
+    @property
+    def gates(self) -> Tensor | None:
+        return self._gates
+
+    @gates.setter
+    def gates(self, gates: Tensor | None) -> None:
+        if gates is not None and gates.shape[-1] != len(self.edits):
+            raise EditError(f"{len(self.edits)} edits are on, but {gates.shape[-1]} strengths were given")
+        self._gates = gates if gates is not None and bool(gates.any()) else None
+        self._weights.clear()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The frozen model inside the block."""
+        gates, self._gates = self._gates, None
+        try:
+            yield
+        finally:
+            self._gates = gates
+
+    @contextmanager
+    def installed(self, model: EditableModel) -> Iterator[Membrane]:
+        names = dict.fromkeys(name for edit in self.edits for name in edit.factors)
+        handles = []
+        try:
+            for name in names:
+                layer = _Layer(self, name, find_parameter(model, name))
+                handles.append(find_module(model, name).register_forward_hook(layer))
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def weights(self, layout: tuple[tuple[int, int, float], ...], like: Tensor) -> Tensor:
+        """g (R,) or (b, R) for a layer whose rows are ``layout``: (edit, rank, scale) each; shared by equal layers."""
+        key = (layout, like.device, like.dtype)
+        if key not in self._weights:
+            assert self._gates is not None, "a membrane that is off has no weights"
+            gates = self._gates.to(like)
+            parts = [gates[..., j : j + 1].repeat_interleave(rank, -1) * scale for j, rank, scale in layout]
+            self._weights[key] = torch.cat(parts, dim=-1)
+        return self._weights[key]
+
+
+class _Layer:
+    """The hook of one layer: all edits that reach it, as one factor pair."""
+
+    def __init__(self, membrane: Membrane, name: str, weight: Tensor):
+        reach = [(j, edit.factors[name]) for j, edit in enumerate(membrane.edits) if name in edit.factors]
+        self.membrane = membrane
+        self.layout = tuple((j, factors.rank, factors.scale) for j, factors in reach)
+
+        def side(tensors: list[Tensor], dim: int, shape: list[tuple[int, ...]]) -> Tensor:
+            # The very tensor where the shape is right, so that trained factors stay the optimiser's own.
+            pairs = zip(tensors, shape, strict=True)
+            shaped = [(t if t.shape == s else t.reshape(s)).to(weight.device, torch.float32) for t, s in pairs]
+            return shaped[0] if len(shaped) == 1 else torch.cat(shaped, dim)
+
+        self.down = side([f.down for _, f in reach], 0, [(f.rank, *weight.shape[1:]) for _, f in reach])
+        up_tail = (1,) * (weight.dim() - 2)
+        self.up = side([f.up for _, f in reach], 1, [(weight.shape[0], f.rank, *up_tail) for _, f in reach])
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        if self.membrane._gates is None:
+            return None
+        x = args[0]
+        x = x if torch.is_autocast_enabled(x.device.type) else x.to(self.down.dtype)
+        if isinstance(module, nn.Conv2d):
+            h = F.conv2d(x, self.down, None, module.stride, module.padding)
+            shift = F.conv2d(self._gated(h, channel=1), self.up)
+        else:
+            shift = F.linear(self._gated(F.linear(x, self.down), channel=-1), self.up)
+        return out + shift.to(out.dtype)
+
+    def _gated(self, h: Tensor, channel: int) -> Tensor:
+        """``h``, the rows of D x, each times its gate; ``channel`` is the dimension of the rows."""
+        g = self.membrane.weights(self.layout, h)
+        if g.dim() == 2:
+            if len(h) % len(g):
+                raise EditError(f"gates for {len(g)} samples do not fit a batch of {len(h)}")
+            g = g.repeat(len(h) // len(g), 1)
+        if self.membrane.arithmetic == "paper":
+            return h * _along(g, h, channel)
+        return self._as_released(h, _along(g / self._scales(g), h, channel), channel)
+
+    def _scales(self, like: Tensor) -> Tensor:
+        """alpha / r of each row (R,)."""
+        return like.new_tensor([scale for _, rank, scale in self.layout for _ in range(rank)])
+
+    def _as_released(self, h: Tensor, gamma: Tensor, channel: int) -> Tensor:
+        """The released code sums gamma_j * tensor over up and down alike: (sum_i gamma_i U_i)(sum_j gamma_j D_j) x."""
+        ranks = {rank for _, rank, _ in self.layout}
+        if len(ranks) > 1:
+            raise EditError("the reference's arithmetic sums factors, so all edits must have one rank")
+        mixed = sum((h * gamma).split(ranks.pop(), dim=channel))
+        return torch.cat([mixed] * len(self.layout), dim=channel) * gamma * self.layout[0][2]
+
+
+def _along(g: Tensor, h: Tensor, channel: int) -> Tensor:
+    """``g`` (R,) or (b, R) in the shape that multiplies ``h`` (b, ...) along ``channel``."""
+    shape = [len(g) if g.dim() == 2 else 1, *[1] * (h.dim() - 1)]
+    shape[channel] = g.shape[-1]
+    return g.reshape(shape)

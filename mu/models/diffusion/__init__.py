@@ -1,0 +1,8 @@
+"""Diffusion models behind one face: `base` is what others see, a family's file is what differs."""
+
+from mu.models.diffusion.base import DiffusionModel, Role
+from mu.models.diffusion.border import face
+from mu.models.diffusion.conditioning import Conditioning
+from mu.models.diffusion.noise import NoiseLevel
+
+__all__ = ["Conditioning", "DiffusionModel", "NoiseLevel", "Role", "face"]

@@ -1,0 +1,87 @@
+"""What is refused when a pipeline is loaded, so that nothing later has to ask."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mu.core.errors import ModelError
+from mu.models.diffusion.noise import PREDICTIONS
+from mu.models.tokenizers import check_length, check_vocabulary
+
+if TYPE_CHECKING:
+    from mu.models.diffusion.base import DiffusionModel
+
+FAMILIES = {
+    "StableDiffusionPipeline": "mu.models.diffusion.stable_diffusion:StableDiffusion",
+    "StableDiffusionImg2ImgPipeline": "mu.models.diffusion.stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "mu.models.diffusion.stable_diffusion:StableDiffusionXL",
+    "StableDiffusionXLImg2ImgPipeline": "mu.models.diffusion.stable_diffusion:StableDiffusionXL",
+}
+"""The face of each pipeline class of diffusers. A new family is its file and its rows here."""
+
+UNUSUAL_INPUTS = {
+    "class_embed_type": "class labels",
+    "num_class_embeds": "class labels",
+    "encoder_hid_dim_type": "a projection of its own for prompt embeddings",
+    "time_cond_proj_dim": "an embedding of the guidance scale (LCM)",
+}
+"""Settings of a UNet that ask for an input which a prompt does not give."""
+
+
+def check_family(kind: Any, name: str) -> None:
+    """Raise `ModelError` for a pipeline class that no family stands for. ``kind`` is ``_class_name`` of a model_index.json."""
+    if isinstance(kind, list | tuple):
+        raise ModelError(f"{name!r} runs code of its own ({' '.join(map(str, kind))}): mu runs none, name a stock pipeline")
+    if kind not in FAMILIES:
+        raise ModelError(f"{name!r} is a {kind}: mu works with Stable Diffusion 1.x, 2.x and XL, name one of those")
+
+
+def face(
+    pipeline: Any, name: str, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32, clip_skip: int = 1,
+    *, placed: bool = True,
+) -> DiffusionModel:  # fmt: skip
+    """``pipeline`` behind the face of its family; see `DiffusionModel`. Raises `ModelError` for one that mu cannot run rightly."""
+    kind = type(pipeline).__name__
+    check_family(kind, name)
+    module, _, attribute = FAMILIES[kind].partition(":")
+    family: type[DiffusionModel] = getattr(import_module(module), attribute)
+    _check(pipeline, family.backbone_name, name)
+    return family(pipeline, name, device, precision, clip_skip, placed=placed)
+
+
+def _check(pipeline: Any, backbone_name: str, name: str) -> None:
+    encoders = [part for part in pipeline.config if part.startswith("text_encoder")]
+    tokenizers = [part.replace("text_encoder", "tokenizer") for part in encoders]
+    for part in (backbone_name, "vae", "scheduler", *encoders, *tokenizers):
+        if getattr(pipeline, part, None) is None:
+            raise ModelError(f"{name!r} has no {part}: name a whole model, as refiners and parts of one are none")
+    config, vae = getattr(pipeline, backbone_name).config, pipeline.vae.config
+    for setting, need in UNUSUAL_INPUTS.items():
+        if config.get(setting) is not None:
+            raise ModelError(
+                f"the {backbone_name} of {name!r} needs {need} ({setting}), which mu does not give: name another model"
+            )
+    if config.get("addition_embed_type") not in (None, "text_time"):
+        raise ModelError(
+            f"the {backbone_name} of {name!r} needs {config.addition_embed_type} (addition_embed_type): name another model"
+        )
+    if config.in_channels != vae.latent_channels:
+        raise ModelError(
+            f"the {backbone_name} of {name!r} takes {config.in_channels} channels, and latents have {vae.latent_channels}: it wants an "
+            "image or a mask beside the prompt (inpainting, InstructPix2Pix, upscaling); name a text-to-image model"
+        )
+    predicts = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    if predicts not in PREDICTIONS:
+        raise ModelError(f"{name!r} predicts {predicts} (prediction_type of its scheduler): mu knows {', '.join(PREDICTIONS)}")
+    for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
+        text, what = getattr(pipeline, encoder).config, f"the {tokenizer} of {name!r}"
+        check_vocabulary(getattr(pipeline, tokenizer), text.vocab_size, what)
+        check_length(getattr(pipeline, tokenizer), text.max_position_embeddings, what)
+    width = sum(int(getattr(pipeline, encoder).config.hidden_size) for encoder in encoders)
+    if config.cross_attention_dim != width:
+        raise ModelError(
+            f"the {backbone_name} of {name!r} reads text of width {config.cross_attention_dim}, and its text encoders give {width}"
+        )

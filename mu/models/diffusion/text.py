@@ -1,0 +1,78 @@
+"""A text encoder of a diffusion model: its tokenizer, its module, and how it reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+log = logging.getLogger("mu")
+
+
+@dataclass
+class TextEncoder:
+    """``component`` is the name of ``module`` in parameter names. ``causal``: a position depends on those before it alone, so equal
+    beginnings of prompts have equal embeddings."""
+
+    component: str
+    tokenizer: Any
+    module: Any
+    causal: bool = True
+    _cut: set[str] = field(default_factory=set)
+    """Prompts whose cut was logged already."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a prompt, padding included."""
+        return int(self.tokenizer.model_max_length)
+
+    @property
+    def depth(self) -> int:
+        return int(self.module.config.num_hidden_layers)
+
+    @property
+    def end(self) -> int:
+        """Id of the token that ends a prompt."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def special(self) -> set[int]:
+        """Ids of tokens that are no words."""
+        return set(self.tokenizer.all_special_ids)
+
+    def words(self, text: str) -> list[int]:
+        """Token ids of ``text`` alone: no start, end or padding."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (b, n), padded; a prompt that is too long is cut, with one warning that names what was cut."""
+        for prompt in prompts:
+            if prompt not in self._cut:
+                ids = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
+                if len(ids) > self.length:
+                    self._cut.add(prompt)
+                    lost = self.tokenizer.decode(ids[self.length - 1 : -1])
+                    log.warning("the text encoder takes %d tokens; cut from the prompt: %r", self.length - 2, lost)
+        options = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(list(prompts), **options).input_ids.to(self.module.device)
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The table of token embeddings."""
+        return self.module.get_input_embeddings()
+
+    @contextmanager
+    def reading(self, embeddings: Tensor | None) -> Iterator[None]:
+        """Inside the block the module reads ``embeddings`` (b, n, width) in place of those that belong to its token ids."""
+        if embeddings is None:
+            yield
+            return
+        handle = self.embedding.register_forward_hook(lambda *_: embeddings)
+        try:
+            yield
+        finally:
+            handle.remove()

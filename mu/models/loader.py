@@ -1,0 +1,210 @@
+"""Loading models: by name, or from an object that the user already has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mu.core.errors import ConfigError, ModelError, nearest
+from mu.models.places import (
+    EMBEDDED,
+    GELUS,
+    OPEN_CLIP,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    PIPELINE,
+    PREDICTIONS,
+    TRANSFORMERS_CONFIG,
+    is_single_file,
+)
+from mu.models.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mu.models.clip import ClipModel
+    from mu.models.diffusion import DiffusionModel
+    from mu.models.vision_language import VisionLanguageModel
+
+KINDS = "diffusion pipelines (Stable Diffusion 1.x, 2.x, XL), CLIP and LLaVA"
+
+
+def load(
+    source: Any,
+    *,
+    device: Any = None,
+    precision: str | None = None,
+    clip_skip: int = 1,
+    prediction_type: str | None = None,
+    compat_gelu: str | None = None,
+    processor: Any = None,
+) -> DiffusionModel | ClipModel | VisionLanguageModel:
+    """The model ``source``, ready for edits.
+
+    ``source`` is a name (``canvas``, ``canvas-clip``, a hub id, a diffusers, transformers or open_clip folder, a single file,
+    ``open_clip:ARCH/TAG``), or an object: a diffusers pipeline, a transformers ``CLIPModel`` or
+    ``LlavaForConditionalGeneration``. An object is used itself, not copied: its weights are frozen, and it stays on its device
+    and in its precision where ``device`` and ``precision`` are not given. ``processor`` is the one that belongs to a transformers
+    model; without it that of the model's own ``name_or_path`` is looked for on this machine.
+
+    ``precision`` (default float32) is ``float32``, ``float16`` or ``bfloat16``. ``clip_skip`` and ``prediction_type`` (``epsilon``,
+    ``v_prediction``, ``sample``) are for diffusion models: which hidden state of the text encoder is used, from the end, and what
+    the UNet predicts; single SD 2.x files do not say it. ``compat_gelu`` (``gelu``, ``quick_gelu``) is for models of open_clip:
+    the activation to run them with, if it is not the one they were trained with. Raises `ModelError` in one line for a model that
+    is unknown, missing, corrupt, of another kind, or cannot be downloaded. Code from a model's folder is never run.
+    """
+    from mu.core import compute
+
+    if compat_gelu not in (None, *GELUS):
+        raise ConfigError(f"compat_gelu cannot be {compat_gelu!r}: choose {' or '.join(GELUS)}")
+    if prediction_type not in (None, *PREDICTIONS):
+        raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
+    options = _Options(clip_skip, prediction_type, compat_gelu)
+    if not isinstance(source, str | Path):
+        from mu.models.given import given
+
+        options.refuse("compat_gelu", f"{type(source).__name__}")
+        with quiet_libraries():
+            return given(source, device, precision, clip_skip=clip_skip, prediction_type=prediction_type, processor=processor)
+    with compute.loading_on(None if device is None else str(device)) as chosen:
+        placed = {"device": chosen, "precision": compute.precision(precision or "float32")}
+        with quiet_libraries():
+            return _named(source, placed, options)
+
+
+class _Options:
+    """Options that are for one kind of model each."""
+
+    FOR = {
+        "clip_skip": "diffusion models", "prediction_type": "diffusion models", "compat_gelu": "models of open_clip",
+    }  # fmt: skip
+
+    def __init__(self, clip_skip: int, prediction_type: str | None, compat_gelu: str | None):
+        self.clip_skip, self.prediction_type, self.compat_gelu = clip_skip, prediction_type, compat_gelu
+
+    def refuse(self, option: str, name: str) -> None:
+        """`ConfigError` if ``option`` was given."""
+        if getattr(self, option) not in (None, 1):
+            raise ConfigError(f"{option} is for {self.FOR[option]}, and {name!r} is none: leave it out")
+
+
+def _named(source: str | Path, placed: dict[str, Any], options: _Options) -> DiffusionModel | ClipModel | VisionLanguageModel:
+    name, place = str(source), EMBEDDED.get(str(source), Path(source))
+    tensors = None
+    if is_single_file(source):
+        from mu.models.formats.checkpoint import read_state_dict
+
+        tensors = read_state_dict(place)
+    elif not place.is_dir() and not name.startswith(OPEN_CLIP):
+        from mu.models.hub import hub_folder
+
+        place = hub_folder(name) or place
+    if name.startswith(OPEN_CLIP) or _holds_open_clip(place, tensors):
+        options.refuse("clip_skip", name)
+        options.refuse("prediction_type", name)
+        return _open_clip(place, name, tensors, options.compat_gelu, placed)
+    options.refuse("compat_gelu", name)
+    if place.is_dir() and not (place / PIPELINE).exists():
+        options.refuse("clip_skip", name)
+        options.refuse("prediction_type", name)
+        return _transformers(place, name, placed)
+
+    from mu.models.diffusion import face
+
+    return face(_pipeline(place, name, tensors, options), name, clip_skip=options.clip_skip, **placed)
+
+
+def load_diffusion(source: Any, **options: Any) -> DiffusionModel:
+    """`load` for work that makes images; `ModelError` for a model of another kind."""
+    from mu.models.diffusion import DiffusionModel
+
+    model = load(source, **options)
+    if not isinstance(model, DiffusionModel):
+        raise ModelError(f"{model.name!r} makes no images: name a diffusion model, like 'canvas'")
+    return model
+
+
+def _holds_open_clip(place: Path, tensors: Mapping[str, Tensor] | None) -> bool:
+    """Published folders often hold the same model for transformers too."""
+    if tensors is not None:
+        return any(name.removeprefix("module.").startswith("visual.") for name in tensors)
+    if not (place / OPEN_CLIP_CONFIG).exists():
+        return False
+    return not (place / TRANSFORMERS_CONFIG).exists() or any((place / file).exists() for file in OPEN_CLIP_WEIGHTS)
+
+
+def _open_clip(
+    place: Path, name: str, tensors: Mapping[str, Tensor] | None, compat_gelu: str | None, placed: dict[str, Any]
+) -> ClipModel:
+    from mu.models.formats import open_clip
+
+    if name.startswith(OPEN_CLIP):
+        return open_clip.from_tag(name, compat_gelu=compat_gelu, **placed)
+    if tensors is None:
+        return open_clip.from_folder(place, name, compat_gelu=compat_gelu, **placed)
+    return open_clip.from_file(place, tensors, name, compat_gelu=compat_gelu, **placed)
+
+
+def _transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel | VisionLanguageModel:
+    config = _json(folder / TRANSFORMERS_CONFIG)
+    if config is None:
+        raise ModelError(
+            f"{name} holds neither a {PIPELINE} (diffusers) nor a {TRANSFORMERS_CONFIG} (transformers): mu loads {KINDS}"
+        )
+    match config.get("model_type"):
+        case "clip":
+            from mu.models.clip import ClipModel
+
+            return ClipModel.open(folder, name, **placed)
+        case "llava":
+            from mu.models.vision_language import VisionLanguageModel
+
+            return VisionLanguageModel.open(folder, name, **placed)
+    kind = config.get("model_type") or config.get("_class_name") or "an unknown type"
+    part = f", a part of a pipeline: name the folder that holds its {PIPELINE}" if "_class_name" in config else ""
+    raise ModelError(f"{name} holds a model of type {kind!r}{part}; mu loads {KINDS}")
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    """The mapping in ``file``; None if there is none that can be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _pipeline(place: Path, name: str, tensors: dict[str, Tensor] | None, options: _Options) -> Any:
+    """A diffusers pipeline from a file, from a folder, or by its hub id."""
+    if tensors is not None:
+        from mu.models.formats.single_file import load_single_file
+
+        return load_single_file(place, prediction_type=options.prediction_type, tensors=tensors)
+    pipeline = _from_folder_or_hub(place, name)
+    if options.prediction_type is not None:
+        pipeline.scheduler.register_to_config(prediction_type=options.prediction_type)
+    return pipeline
+
+
+def _from_folder_or_hub(place: Path, name: str) -> Any:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from mu.models.diffusion.border import check_family
+    from mu.models.hub import not_there, reason
+
+    local = place.is_dir()
+    where = str(place) if local else name
+    # Every component in one type: transformers keeps the saved one, diffusers does not.
+    loading = {"torch_dtype": torch.float32, "safety_checker": None, "requires_safety_checker": False}
+    try:
+        check_family(DiffusionPipeline.load_config(where, local_files_only=local).get("_class_name"), name)
+        return DiffusionPipeline.from_pretrained(where, local_files_only=local, **loading)
+    except ModelError:
+        raise
+    except Exception as error:
+        if local:
+            raise ModelError(f"the model in {place} cannot be read ({reason(error)}): copy it again") from None
+        raise not_there(name, error) from None

@@ -1,0 +1,283 @@
+"""A gate belongs to its edit: our sampler, an own loop and the stock pipeline meet the same gated edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mu.core.errors import DataError, EditError
+from mu.diffusion.denoising import denoise, initial_noise
+from mu.diffusion.sampling import generate
+from mu.edits.bank import Bank
+from mu.edits.edit import Edit, EditInfo
+from mu.edits.gatekeeper import Gatekeeper, prompt_gates
+from mu.edits.gates import OPEN, FacilitatedTransport, FixedStrength, Gate
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors
+from mu.edits.weights import WeightEdit
+from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.models.parameters import find_parameter
+
+PROMPTS = ["a dog", "a star by van", "night sky by van gogh", ""]
+SEEDS = [1, 2, 3, 4]
+NEGATIVE = "dog"
+FAMILY = ("tiny", "tiny_v", "tiny_xl")
+
+
+@pytest.fixture(params=FAMILY)
+def model(request: pytest.FixtureRequest) -> DiffusionModel:
+    return request.getfixturevalue(request.param)
+
+
+def low_rank(model: DiffusionModel, concepts: tuple[str, ...], seed: int, gate: Gate = OPEN) -> LowRankEdit:
+    """Large enough to change images on every layer of the transformers."""
+    g = torch.Generator().manual_seed(seed)
+    edit = LowRankEdit.fresh(model.layers("transformer"), 1, 1.0, g, EditInfo("test", concepts, gate=gate))
+    for factors in edit.factors.values():
+        factors.up.data = 0.3 * torch.randn(factors.up.shape, generator=g)
+    return LowRankEdit({n: Factors(f.down.detach(), f.up.detach(), f.alpha) for n, f in edit.factors.items()}, edit.info)
+
+
+def dense(model: DiffusionModel) -> WeightEdit:
+    g = torch.Generator().manual_seed(9)
+    weights = model.parameters("text-values")
+    return WeightEdit({n: 0.3 * torch.randn(w.shape, generator=g) for n, w in weights.items()}, EditInfo("test", ("star",)))
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------------
+
+
+def scores(model: DiffusionModel, prompts: list[str], concepts: list[list[str]], gate: FacilitatedTransport) -> Tensor:
+    keeper = Gatekeeper(model, concepts, [gate] * len(concepts), [1.0] * len(concepts))
+    return keeper(model.encode(prompts))
+
+
+def test_the_local_score_is_the_share_of_the_concepts_tokens(tiny: DiffusionModel) -> None:
+    assert len(tiny.text[0].tokenizer("van gogh").input_ids) == 4  # start, two names, end
+    long = "the night sky in the style of van gogh"
+    found = scores(
+        tiny, [long, "a van", "gogh gogh van", "a dog", ""], [["van gogh"], ["dog"]], FacilitatedTransport(metric="tokenuni")
+    )
+    assert found.tolist() == [[1, 0], [0.5, 0], [1, 0], [0, 1], [0, 0]]
+
+
+def cosine(model: DiffusionModel, a: str, b: str) -> float:
+    x, y = (model.encode([text]).sequence.flatten() for text in (a, b))
+    return float(F.cosine_similarity(x, y, dim=0))
+
+
+def test_the_global_score_is_the_cosine_of_all_positions(tiny: DiffusionModel) -> None:
+    prompts, concepts = ["a star", "a dog in neon style"], [["neon"], ["dog"]]
+    found = scores(tiny, prompts, concepts, FacilitatedTransport(metric="clipcos"))
+    for i, prompt in enumerate(prompts):
+        for j, (concept,) in enumerate(concepts):
+            assert float(found[i, j]) == pytest.approx(cosine(tiny, prompt, concept), abs=1e-5)
+    assert float(scores(tiny, ["neon"], [["neon"]], FacilitatedTransport(metric="clipcos"))) == pytest.approx(1, abs=1e-5)
+
+
+def test_gamma_is_the_largest_score_times_the_factor(tiny: DiffusionModel) -> None:
+    """Of several concepts and both likenesses; strengths and fixed gates beside it."""
+    gates = [FacilitatedTransport(1.5), FixedStrength(0.7), FacilitatedTransport(metric="allone")]
+    concepts, strengths = [["van gogh", "star"], ["x"], ["dog"]], [0.5, 2.0, 3.0]
+    found = Gatekeeper(tiny, concepts, gates, strengths)(tiny.encode(["a van", "a dog"]))
+    shared = {"a van": 0.5, "a dog": 0.0}
+    for row, prompt in enumerate(shared):
+        best = max(shared[prompt], cosine(tiny, prompt, "van gogh"), cosine(tiny, prompt, "star"))
+        assert found[row].tolist() == pytest.approx([1.5 * 0.5 * best, 0.7 * 2.0, 3.0], abs=1e-5)
+    with pytest.raises(DataError, match="concepts"):
+        scores(tiny, ["a"], [[]], FacilitatedTransport())
+    with pytest.raises(DataError, match="' '"):
+        scores(tiny, ["a"], [[" "]], FacilitatedTransport())
+
+
+# -- whoever runs the model -------------------------------------------------------------------------------------------------
+
+Runner = Callable[[DiffusionModel], Tensor]
+
+
+def our_sampler(model: DiffusionModel) -> Tensor:
+    return generate(model, PROMPTS, SEEDS, steps=3, guidance=4.0, negative=NEGATIVE, batch=4)
+
+
+def one_by_one(model: DiffusionModel) -> Tensor:
+    return generate(model, PROMPTS, SEEDS, steps=3, guidance=4.0, negative=NEGATIVE, batch=1)
+
+
+def own_loop(model: DiffusionModel) -> Tensor:
+    """Each half of the guidance in a call of its own, with texts encoded inside the block."""
+    cond, uncond = model.encode(PROMPTS), model.encode([NEGATIVE]).repeat(len(PROMPTS))
+    return model.decode(loop_over(model, cond, uncond))
+
+
+def loop_over(model: DiffusionModel, cond: Conditioning, uncond: Conditioning) -> Tensor:
+    size = model.default_size
+    x = initial_noise(model, size, size, [torch.Generator().manual_seed(seed) for seed in SEEDS])
+    scheduler = model.new_scheduler(3)
+    x = x * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(x, t)
+            eps, nothing = (model.predict_noise(scaled, t, half) for half in (cond, uncond))
+            x = scheduler.step(nothing + 4.0 * (eps - nothing), t, x).prev_sample
+    return x
+
+
+def stock_pipeline(model: DiffusionModel, **prompts: Any) -> Tensor:
+    size = model.default_size
+    noise = initial_noise(model, size, size, [torch.Generator().manual_seed(seed) for seed in SEEDS])
+    model.pipeline.set_progress_bar_config(disable=True)
+    asked = prompts or {"prompt": PROMPTS, "negative_prompt": [NEGATIVE] * len(PROMPTS)}
+    return model.pipeline(**asked, latents=noise, num_inference_steps=3, guidance_scale=4.0, height=size, width=size, output_type="pt").images  # fmt: skip
+
+
+KINDS: dict[str, Callable[[DiffusionModel], AbstractContextManager[Any]]] = {
+    "facilitated transport": lambda m: low_rank(m, ("van gogh",), 0, FacilitatedTransport()).applied(m),
+    "cosine alone, twice as strong": lambda m: low_rank(m, ("dog",), 0, FacilitatedTransport(2.0, "clipcos")).applied(m, 0.5),
+    "tokens alone": lambda m: low_rank(m, ("van gogh",), 0, FacilitatedTransport(metric="tokenuni")).applied(m),
+    "the released arithmetic": lambda m: low_rank(
+        m, ("van gogh", "star"), 0, FacilitatedTransport(arithmetic="reference")
+    ).applied(m),
+    "fixed": lambda m: low_rank(m, ("van gogh",), 0, FixedStrength(0.5)).applied(m),
+    "dense": lambda m: dense(m).applied(m),
+    "a bank of all": lambda m: Bank(
+        m, [dense(m), low_rank(m, ("van gogh",), 0, FacilitatedTransport()), low_rank(m, ("dog",), 1, FixedStrength(0.3))]
+    ).applied(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_sampler_an_own_loop_and_the_stock_pipeline_agree(kind: str, model: DiffusionModel) -> None:
+    base = our_sampler(model)
+    with KINDS[kind](model):
+        wanted = our_sampler(model)
+        for run in (one_by_one, own_loop, stock_pipeline):
+            assert torch.allclose(run(model), wanted, atol=2e-4), run.__name__
+    assert not torch.allclose(wanted, base, atol=5e-3), "control: the edit acts"
+    assert torch.equal(our_sampler(model), base), "and comes off"
+
+
+def test_the_prompts_of_the_law_are_gated_in_part_and_unlike(model: DiffusionModel) -> None:
+    """Control of the law: gates strictly between 0 and 1, other ones for other prompts, and images that show it when ungated."""
+    edit = low_rank(model, ("van gogh",), 0, FacilitatedTransport())
+    gates = prompt_gates(model, [edit], [edit.info.gate], [*PROMPTS, NEGATIVE]).flatten()
+    assert ((gates > 0.05) & (gates < 0.95)).sum() >= 3
+    assert len({round(float(g), 3) for g in gates}) >= 4
+    with edit.applied(model):
+        gated = our_sampler(model)
+    with Bank(model, [edit]).applied(gate=OPEN):
+        for run in (our_sampler, own_loop, stock_pipeline):
+            assert not torch.allclose(run(model), gated, atol=5e-3)
+
+
+def test_texts_encoded_before_the_edit_went_on_are_known_in_our_calls(model: DiffusionModel) -> None:
+    cond, uncond = model.encode(PROMPTS), model.encode([NEGATIVE]).repeat(len(PROMPTS))
+    with low_rank(model, ("van gogh",), 0, FacilitatedTransport(metric="tokenuni")).applied(model):
+        assert torch.allclose(model.decode(loop_over(model, cond, uncond)), our_sampler(model), atol=2e-4)
+
+
+def test_embeddings_that_no_prompt_explains_are_gated_by_themselves(model: DiffusionModel) -> None:
+    """A foreign caller's: the cosine is theirs, and no token counts. Also where they are mixed with a prompt's."""
+    found = model.encode(PROMPTS)
+    g = torch.Generator().manual_seed(0)
+    soft = Conditioning(found.sequence + 0.3 * torch.randn(found.sequence.shape, generator=g), found.pooled, found.time_ids)
+    edit = low_rank(model, ("van gogh",), 0, FacilitatedTransport())
+    keeper = Gatekeeper(model, [["van gogh"]], [FacilitatedTransport(metric="clipcos")], [1.0])
+    with edit.applied(model) as membrane:
+        pooled = (
+            {} if soft.pooled is None else {"pooled_prompt_embeds": soft.pooled, "negative_pooled_prompt_embeds": found.pooled}
+        )
+        stock_pipeline(model, prompt_embeds=soft.sequence, negative_prompt_embeds=found.sequence, **pooled)
+        both = torch.cat([found.sequence, soft.sequence])
+        assert torch.allclose(membrane.gates, keeper(Conditioning(both)), atol=1e-6)
+        mixed = Conditioning.cat([soft[:1], model.encode(["van gogh"])])
+        model.predict_noise(torch.zeros(2, 4, 8, 8), 500, mixed)
+        assert membrane.gates[1] == pytest.approx(1, abs=1e-5)
+        assert membrane.gates[0] == pytest.approx(float(keeper(soft)[0]), abs=1e-5)
+
+
+def test_concepts_are_encoded_once_and_prompts_once_a_batch(tiny: DiffusionModel) -> None:
+    calls: list[int] = []
+    handle = tiny.text[0].module.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        edits: list[Edit] = [
+            low_rank(tiny, (name,), k, FacilitatedTransport()) for k, name in enumerate(("van gogh", "dog", "star"))
+        ]
+        with Bank(tiny, edits).applied():
+            assert len(calls) == 1, "all concepts in one call"
+            generate(tiny, PROMPTS, SEEDS, steps=4, batch=2)
+        assert len(calls) == 1 + 1 + 2, "the negative prompt, and two batches"
+    finally:
+        handle.remove()
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_reach_the_prompt_through_text_and_gate(model: DiffusionModel) -> None:
+    """By finite differences of soft prompts; control: the gradient with the gate held fixed is another one."""
+    tokens = model.tokens(["a star by van"])
+    embeddings = [e.detach().clone() for e in model.token_embeddings(tokens)]
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def loss(soft: list[Tensor]) -> Tensor:
+        return model.predict_noise(x, 500, model.encode_embeddings(tokens, soft)).square().sum()
+
+    edit = low_rank(model, ("van gogh",), 0, FacilitatedTransport(metric="clipcos"))
+    with edit.applied(model) as membrane:
+        soft = [e.clone().requires_grad_() for e in embeddings]
+        (grad, *_) = torch.autograd.grad(loss(soft), soft)
+        step = 1e-2 * grad / grad.norm()
+        with torch.no_grad():
+            up, down = (loss([embeddings[0] + sign * step, *embeddings[1:]]) for sign in (1, -1))
+        slope = float(up - down) / 2e-2
+        assert slope == pytest.approx(float(grad.norm()), rel=0.05)
+        held = membrane.gates.detach().clone()
+    with Bank(model, [edit]).applied(gate=FixedStrength(float(held))):
+        soft = [e.clone().requires_grad_() for e in embeddings]
+        (fixed, *_) = torch.autograd.grad(loss(soft), soft)
+    assert not torch.allclose(fixed, grad, rtol=1e-2)
+
+
+def test_soft_prompts_of_a_prompts_own_embeddings_are_the_prompt(model: DiffusionModel) -> None:
+    tokens = model.tokens(PROMPTS)
+    plain, soft = model.encode(PROMPTS), model.encode_embeddings(tokens, model.token_embeddings(tokens))
+    assert torch.allclose(soft.sequence, plain.sequence, atol=1e-6)
+    assert plain.pooled is None or torch.allclose(soft.pooled, plain.pooled, atol=1e-6)  # type: ignore[arg-type]
+    assert plain.tokens is not None and soft.tokens is None
+    assert not plain.sequence.requires_grad
+    other = model.encode_embeddings(tokens, [e.flip(-1) for e in model.token_embeddings(tokens)])
+    assert not torch.allclose(other.sequence, plain.sequence, atol=1e-2)
+
+
+def test_denoising_and_images_can_be_differentiated(tiny: DiffusionModel) -> None:
+    c = tiny.encode(["a star"])
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for gradients in (True, False):
+        x = start.clone().requires_grad_()
+        latents = denoise(tiny, x, c, c, tiny.new_scheduler(2), gradients=gradients)
+        again = tiny.encode_pictures(tiny.decode(latents, gradients=gradients), gradients=gradients)
+        assert again.requires_grad is gradients
+    with pytest.raises(RuntimeError):
+        again.sum().backward()
+
+
+# -- refused ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_gate_that_reads_what_its_edit_changes_is_refused(tiny: DiffusionModel) -> None:
+    name = "text_encoder.encoder.layers.0.mlp.fc1.weight"
+    out, inner = find_parameter(tiny, name).shape
+    edit = LowRankEdit({name: Factors(torch.ones(1, inner), torch.ones(out, 1), 1.0)}, EditInfo("test", ("dog",)))
+    with edit.applied(tiny):
+        pass
+    edit.info = replace(edit.info, gate=FacilitatedTransport())
+    with pytest.raises(EditError, match="dog") as caught, edit.applied(tiny):
+        pass
+    assert name in str(caught.value)

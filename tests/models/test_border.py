@@ -1,0 +1,165 @@
+"""What mu cannot run rightly is refused when it is loaded: one line that names the model and what is the matter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from typer.testing import CliRunner
+
+import mu
+from mu.cli import app
+from mu.core.errors import ModelError
+from mu.models.diffusion import DiffusionModel, face
+from mu.models.diffusion.border import UNUSUAL_INPUTS
+from mu.models.places import EMBEDDED
+
+
+def edited(folder: Path, file: str, **changes: Any) -> None:
+    """``changes`` in the JSON ``file`` of ``folder``; None takes a key out."""
+    content = json.loads((folder / file).read_text()) | changes
+    (folder / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def index(kind: Any) -> Callable[[Path], None]:
+    return lambda folder: edited(folder, "model_index.json", _class_name=kind)
+
+
+def tokenizer(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edited(folder, "tokenizer/tokenizer_config.json", **changes)
+
+
+def scheduler(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edited(folder, "scheduler/scheduler_config.json", **changes)
+
+
+def without_vocabulary(folder: Path) -> None:
+    """As ``--include '*.safetensors' '*config.json'`` downloads it: transformers makes a tokenizer of two tokens."""
+    for file in (folder / "tokenizer").iterdir():
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+
+
+def one_token_more(folder: Path) -> None:
+    """An added token whose embedding was never made."""
+    tokens = StableDiffusionPipeline.from_pretrained(folder).tokenizer
+    tokens.add_tokens(["<my-cat>"])
+    tokens.save_pretrained(folder / "tokenizer")
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "FLUX": (index("FluxPipeline"), "FluxPipeline"),
+    "PixArt": (index("PixArtAlphaPipeline"), "PixArtAlphaPipeline"),
+    "ControlNet": (index("StableDiffusionControlNetPipeline"), "StableDiffusionControlNetPipeline"),
+    "code of its own": (index(["pipeline", "MyPipeline"]), "MyPipeline"),
+    "no class": (index(None), "None"),
+    "stub of a tokenizer": (without_vocabulary, "tokenizer"),
+    "tokenizer without a length": (tokenizer(model_max_length=None), "model_max_length"),
+    "token without embedding": (one_token_more, "tokenizer"),
+    "unknown prediction": (scheduler(prediction_type="flow_prediction"), "flow_prediction"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_are_refused_by_name(case: str, tiny_folder: Path, tmp_path: Path) -> None:
+    change, named = FOLDERS[case]
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    assert isinstance(mu.load(folder, device="cpu"), DiffusionModel), "control: the folder opens"
+    change(folder)
+    asked = ["generate", "--prompt", "a star", "--model", str(folder), "--out", str(tmp_path / "out")]
+    told = CliRunner().invoke(app, asked, prog_name="mu")
+    assert told.exit_code == 2
+    assert told.stdout == "" and len(told.stderr.strip().splitlines()) == 1
+    assert named in told.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def small_unet(**changes: Any) -> UNet2DConditionModel:
+    sizes = {
+        "sample_size": 8,
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+    }
+    blocks = {"down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2}
+    return UNet2DConditionModel(**{"cross_attention_dim": 192, **sizes, **blocks, **changes})
+
+
+UNETS: dict[str, tuple[dict[str, Any], str]] = {
+    "inpainting": ({"in_channels": 9}, "9 channels"),
+    "InstructPix2Pix": ({"in_channels": 8}, "8 channels"),
+    "upscaler": ({"num_class_embeds": 10}, "num_class_embeds"),
+    "unCLIP": ({"class_embed_type": "timestep"}, "class_embed_type"),
+    "LCM": ({"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
+    "Kandinsky": ({"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 16}, "encoder_hid_dim_type"),
+    "image variations": ({"addition_embed_type": "text"}, "addition_embed_type"),
+    "another text encoder": ({"cross_attention_dim": 16}, "16"),
+}
+
+
+@pytest.mark.parametrize("case", UNETS)
+def test_networks_that_need_more_than_a_prompt_are_refused(case: str, tiny: DiffusionModel) -> None:
+    changes, named = UNETS[case]
+
+    def pipeline(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+        parts = {**tiny.pipeline.components, "unet": unet}
+        return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+    assert face(pipeline(small_unet()), "usual").text_width == 192, "control"
+    with pytest.raises(ModelError, match=named) as caught:
+        face(pipeline(small_unet(**changes)), "unusual")
+    assert "'unusual'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_unusual_input_is_tried() -> None:
+    tried = {name for changes, _ in UNETS.values() for name in changes}
+    assert set(UNUSUAL_INPUTS) <= tried
+
+
+def test_a_model_without_its_first_text_encoder_is_refused(tiny_xl: DiffusionModel) -> None:
+    """As SDXL's refiner is."""
+    pipeline = type(tiny_xl.pipeline)(**{**tiny_xl.pipeline.components, "text_encoder": None, "tokenizer": None})
+    with pytest.raises(ModelError, match="text_encoder"):
+        face(pipeline, "refiner")
+
+
+def test_a_part_of_a_pipeline_says_what_it_is(tiny_folder: Path) -> None:
+    with pytest.raises(ModelError, match="UNet2DConditionModel"):
+        mu.load(tiny_folder / "unet")
+    with pytest.raises(ModelError, match="clip_text_model"):
+        mu.load(tiny_folder / "text_encoder")
+
+
+@pytest.mark.parametrize("name", ["canvas-clip", "canvas-vlm"])
+def test_the_tokenizers_of_other_models_are_looked_at_too(name: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED[name], tmp_path / "model"))
+    mu.load(folder, device="cpu")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="tokenizer"):
+        mu.load(folder, device="cpu")
+
+
+def test_statistics_of_the_autoencoder_are_used(tiny: DiffusionModel) -> None:
+    """As the pipeline of SDXL does: latents are normalised by channel where the autoencoder says how."""
+    vae = AutoencoderKL.from_config(
+        {**tiny.vae.config, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 2.0, 1.0, 0.7]}
+    )
+    vae.load_state_dict(tiny.vae.state_dict())
+    model = face(
+        StableDiffusionPipeline(**{**tiny.pipeline.components, "vae": vae}, requires_safety_checker=False), "normalised"
+    )
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(vae.config[part]).reshape(1, 4, 1, 1) for part in ("latents_mean", "latents_std"))
+    wanted = vae.decode(latents * std / vae.config.scaling_factor + mean).sample / 2 + 0.5
+    assert torch.allclose(model.decode(latents), wanted.clamp(0, 1), atol=1e-5)
+    assert not torch.allclose(tiny.decode(latents), wanted.clamp(0, 1), atol=1e-2), "control: without them it is another image"
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    own = vae.encode(pictures * 2 - 1).latent_dist.mean
+    assert torch.allclose(model.encode_pictures(pictures), (own - mean) * vae.config.scaling_factor / std, atol=1e-5)
