@@ -1,35 +1,5 @@
 #!/usr/bin/env bash
-# Downloads the UnlearnCanvas benchmark pictures. Seen from where you are: run it at the top of the repository to find them in
-# ./data.
-
-# shellcheck source=scripts/download.sh
-source "$(dirname "${BASH_SOURCE[0]}")/download.sh"
-
-HUB=${HF_ENDPOINT:-https://huggingface.co} # a mirror of the hub, as its own tools name it
-SAMPLE=${MU_QUICK_CANVAS_SAMPLE_REPOSITORY:-dipeshlav/sample-quick-unlearn-canvas}
-SAMPLE_FILE=${MU_QUICK_CANVAS_SAMPLE_FILE:-sample-quick-unlearn-canvas.zip}
-FULL=${MU_QUICK_CANVAS_FULL_REPOSITORY:-nebulaanish/quick-canvas-benchmark}
-FULL_FILE=${MU_QUICK_CANVAS_FULL_FILE:-full.zip} # where the repository has none, its single files are taken
-FOLDER=${MU_QUICK_CANVAS_FOLDER:-./data/quick-canvas-dataset}
-
-usage() {
-  cat <<EOF
-Usage: scripts/download_quick_canvas_dataset.sh {sample|full}
-
-  sample   a few pictures, enough to try the commands   -> $FOLDER/sample
-  full     everything                                   -> $FOLDER/full
-
-Needs curl and unzip (and hf, which pip install huggingface_hub brings, where the data is kept as single files).
-A broken download goes on where it stopped; what is already there is left alone; the archive is removed once it is
-unpacked. Other places: MU_QUICK_CANVAS_FOLDER, MU_QUICK_CANVAS_{SAMPLE,FULL}_REPOSITORY,
-MU_QUICK_CANVAS_{SAMPLE,FULL}_FILE, HF_ENDPOINT.
-
-Example: scripts/download_quick_canvas_dataset.sh sample && ls -lh ./data/quick-canvas-dataset/sample/
-EOF
-}
-
-read_choice "sample full" "$@"
-case $CHOICE in
-  sample) fetch "$HUB/datasets/$SAMPLE/resolve/main/$SAMPLE_FILE" "$FOLDER/sample" ;;
-  full) fetch "$HUB/datasets/$FULL/resolve/main/$FULL_FILE" "$FOLDER/full" "$FULL" ;;
-esac
+# The UnlearnCanvas benchmark pictures; run at the top of the repository they land in ./data.
+here=$(dirname "${BASH_SOURCE[0]}")
+export PATH=$here/../.venv/bin:$PATH
+exec python3 "$here/download.py" quick_canvas_dataset "$@"
