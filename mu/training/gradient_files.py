@@ -22,7 +22,7 @@ from mu.data.pairs import spaced
 from mu.edits.edit import described, is_base
 from mu.edits.tensor_file import write_tensors
 from mu.models.formats.checkpoint import PICKLES, SUFFIXES, read_state_dict
-from mu.models.formats.compvis import from_clip
+from mu.models.formats.open_clip_names import from_clip
 from mu.models.parameters import EditableModel, find_parameter
 
 FORMAT = 1

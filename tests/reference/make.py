@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mu.edits.gradient_files import GradientInfo, described_model, write_gradients
+from mu.evaluation.pictures import before_after
 from torch import Tensor, nn
 
 import mu
@@ -31,10 +33,8 @@ from mu.edits.bank_folder import BankFolder
 from mu.edits.edit import EditInfo, described
 from mu.edits.files import spm_tensors, write_tensors
 from mu.edits.gates import FacilitatedTransport, gate_to_json
-from mu.edits.gradient_files import GradientInfo, described_model, write_gradients
 from mu.edits.low_rank import Factors, LowRankEdit
 from mu.edits.weights import WeightEdit
-from mu.evaluation.pictures import before_after
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import find_parameter, select

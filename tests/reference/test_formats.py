@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from mu.edits.gradient_files import open_gradients, read_gradients
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,7 +26,6 @@ from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.edits.bank_folder import BankFolder
 from mu.edits.edit import is_found_on
-from mu.edits.gradient_files import open_gradients, read_gradients
 from mu.models.diffusion import DiffusionModel
 from mu.report import write_report
 from mu.report.page import read_page

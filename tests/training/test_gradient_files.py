@@ -22,7 +22,8 @@ from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs
-from mu.models.formats.compvis import to_open_clip
+from mu.models.formats.open_clip_names import open_clip_map
+from mu.models.formats.packing import pack
 from mu.models.parameters import find_parameter, select
 from mu.training.gradient_files import GradientInfo, described_model, open_gradients, read_gradients, write_gradients
 
@@ -97,8 +98,8 @@ def test_without_metadata_the_sign_must_be_told_and_names_may_be_open_clips(writ
         read_gradients(tmp_path / "bare.safetensors", clip, NAMES)
     plus, minus = (read_gradients(tmp_path / "bare.safetensors", clip, NAMES, sign) for sign in ("+", "-"))
     assert all(torch.equal(plus[name], gradients[name]) and torch.equal(minus[name], -gradients[name]) for name in NAMES)
-    save_file(to_open_clip(gradients), tmp_path / "open.safetensors")
-    assert NAMES[0] not in to_open_clip(gradients), "control: the names are others"
+    save_file(pack(gradients, open_clip_map(gradients)), tmp_path / "open.safetensors")
+    assert NAMES[0] not in pack(gradients, open_clip_map(gradients)), "control: the names are others"
     renamed = read_gradients(tmp_path / "open.safetensors", clip, NAMES, "+")
     assert all(torch.equal(renamed[name], gradients[name]) for name in NAMES)
 
@@ -118,7 +119,7 @@ def test_the_released_programs_pickles_are_read_where_their_sign_is_told(clip: C
     """They hold every parameter, and 0 for one that the loss does not see."""
     gradients = {name: torch.randn_like(p) for name, p in select(clip, "*").items()}
     if layout == "open_clip":
-        named, sign = {name: -g for name, g in to_open_clip(gradients).items()}, "-"
+        named, sign = {name: -g for name, g in pack(gradients, open_clip_map(gradients)).items()}, "-"
     else:
         named, sign = {name.replace("text_encoder.", "text_model."): g for name, g in gradients.items()}, "+"
     assert not set(named) >= set(gradients), "control: the names are others"

@@ -2,7 +2,7 @@
 
 A pipeline is described by the configs that its diffusers folder would hold, one mapping for each component:
 ``unet``, ``vae``, ``text_encoder`` (and ``text_encoder_2``), ``scheduler``. `new_component` turns one into the stock model,
-with random weights or, inside ``torch.device("meta")`` or accelerate's ``init_empty_weights``, with none.
+with random weights, `blueprint` into one with none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import transformers
+from accelerate import init_empty_weights
 
 from mu.core.errors import ModelError
 
@@ -100,6 +101,15 @@ def new_component(config: Mapping[str, Any]) -> Any:
         return kind(kind.config_class.from_dict(settings))
     except Exception as error:
         raise ModelError(f"no model can be built from this config ({type(error).__name__}: {error})") from None
+
+
+def blueprint(config: Mapping[str, Any]) -> Any:
+    """The model of ``config`` with parameters on the meta device; its few buffers, which no file holds, are real.
+
+    ``torch.device("meta")`` would leave the buffers, CLIP's numbers of positions, without values.
+    """
+    with init_empty_weights(include_buffers=False):
+        return new_component(config)
 
 
 def _unet(**settings: Any) -> Config:

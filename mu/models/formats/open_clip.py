@@ -20,8 +20,10 @@ from transformers import CLIPImageProcessorPil
 
 from mu.core.errors import MissingDependency, ModelError, nearest
 from mu.models.clip import ClipModel
-from mu.models.formats import compvis
+from mu.models.formats.architectures import blueprint
 from mu.models.formats.checkpoint import read_state_dict
+from mu.models.formats.open_clip_names import open_clip_map
+from mu.models.formats.packing import unpack
 from mu.models.formats.single_file import END, find_tokenizer
 from mu.models.places import GELUS, OPEN_CLIP, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 
@@ -228,11 +230,11 @@ def _opened(
             what = f"its vocabulary has {described['text_config']['vocab_size']} tokens, the tokenizer {len(tokenizer)}"
             raise ModelError(f"{what}: put the model's own tokenizer.json beside the weights")
         described["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        model = compvis.blueprint(described)
-        mapped = compvis.open_clip_map(model.state_dict())
+        model = blueprint(described)
+        mapped = open_clip_map(model.state_dict())
         if surplus := sorted(tensors.keys() - mapped.values()):
             raise ModelError(f"{len(surplus)} tensors have no place in a CLIP with a ViT, as {surplus[0]}")
-        weights = compvis.unpack(tensors, mapped, {key: parameter.shape for key, parameter in model.state_dict().items()})
+        weights = unpack(tensors, mapped, {key: parameter.shape for key, parameter in model.state_dict().items()})
     except ModelError as error:
         raise ModelError(f"{name!r}: {error}") from None
     model.load_state_dict({key: weights.pop(key).to(precision, copy=True) for key in list(weights)}, assign=True)

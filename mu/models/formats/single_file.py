@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,20 @@ from transformers import CLIPTokenizer
 from mu.core.errors import ConfigError, ModelError, nearest
 from mu.models.formats import architectures, compvis
 from mu.models.formats.checkpoint import read_state_dict
+from mu.models.formats.packing import pack, unpack
 from mu.models.places import PREDICTIONS
 from mu.models.quiet import quiet_libraries
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 Configs = Mapping[str, Mapping[str, Any]]
 
+# Of the tensors in each component's place, those that published files hold and no pipeline reads.
+_UNREAD = {
+    compvis.UNET: r"",
+    compvis.VAE: r"(loss|model_ema)\..*",
+    **dict.fromkeys((compvis.CLIP, compvis.CLIP_XL), r"embeddings\.position_ids|text_projection\.weight"),
+    **dict.fromkeys((compvis.OPEN_CLIP, compvis.OPEN_CLIP_XL), r"text_projection|logit_scale|attn_mask|visual\..*"),
+}
 # open_clip's towers were trained with zeros after the text. As in the published diffusers folders, "!" is token 0.
 _PAD = {("sd1", "tokenizer"): END, ("sd2", "tokenizer"): "!", ("sdxl", "tokenizer"): END, ("sdxl", "tokenizer_2"): "!"}
 _CLIP = "openai/clip-vit-large-patch14"
@@ -48,11 +57,11 @@ def load_single_file(
     by default SD 2.x is taken for the 768 x 768 model (``v_prediction``), SDXL for ``v_prediction`` where the file has the
     marker ``v_pred``, all others for ``epsilon``. ``configs`` replaces the published config of the components it lists
     (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers folder that has them,
-    and its tokenizer. ``dtype=None`` keeps the precision of the file. EMA copies in the file are passed over.
-    ``tensors`` is the file's content where it was read already; it is used up.
+    and its tokenizer. ``dtype=None`` keeps the precision of the file. What training left in the file, as EMA copies, is
+    passed over. ``tensors`` is the file's content where it was read already; it is used up.
 
-    Raises `ModelError` for a file that cannot be read, is no Stable Diffusion checkpoint or of another size than its
-    config says, and where no tokenizer can be found.
+    Raises `ModelError` for a file that cannot be read, is no Stable Diffusion checkpoint, lacks a tensor of its config,
+    has one of another shape or one too many in UNet, autoencoder or text encoders, and where no tokenizer can be found.
     """
     if prediction_type not in (None, *PREDICTIONS):
         raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
@@ -78,9 +87,9 @@ def load_single_file(
                 parts[component] = _take(tensors, family, component, described[component], dtype)
             except ModelError as error:
                 raise ModelError(f"{component} in {path}: {error}; if this is a variant, pass its `configs`") from None
-        if surplus := [name for name in tensors if name.startswith(compvis.UNET)]:
+        if surplus := _surplus(tensors, described["text_encoder"]):
             what = f"{len(surplus)} tensors that {family} does not know, as {surplus[0]}"
-            raise ModelError(f"unet in {path}: {what}; if this is a variant, pass its `configs`")
+            raise ModelError(f"{path} holds {what}; if this is a variant, pass its `configs`")
         return _assembled(family, parts)
 
 
@@ -99,7 +108,7 @@ def to_compvis(pipeline: Any) -> dict[str, Tensor]:
     for component in ("unet", "vae", *_text_encoders(family)):
         module = getattr(pipeline, component)
         config = module.config if component in ("unet", "vae") else module.config.to_dict()
-        checkpoint |= compvis.pack(module.state_dict(), compvis.component_names(family, component, config))
+        checkpoint |= pack(module.state_dict(), compvis.component_names(family, component, config))
     return checkpoint
 
 
@@ -182,13 +191,24 @@ def _take(
     They are copied, because in the file they lie at odd addresses, where kernels round otherwise: from a diffusers folder
     and from a file the same weights shall give the same picture.
     """
-    module = compvis.blueprint(config)
+    module = architectures.blueprint(config)
     mapped = compvis.component_names(family, component, config)
-    weights = compvis.unpack(tensors, mapped, {name: parameter.shape for name, parameter in module.state_dict().items()})
+    weights = unpack(tensors, mapped, {name: parameter.shape for name, parameter in module.state_dict().items()})
     for key in set(mapped.values()):
         del tensors[key]
     module.load_state_dict({name: weights.pop(name).to(dtype, copy=True) for name in list(weights)}, assign=True)
     return module.eval()
+
+
+def _surplus(tensors: Mapping[str, Tensor], text_config: Mapping[str, Any]) -> list[str]:
+    """Of the tensors that no component took, those in a component's place that are not known to be read by none."""
+    last = f"{compvis.OPEN_CLIP}transformer.resblocks.{text_config.get('num_hidden_layers')}."  # never evaluated in SD 2.x
+    return [
+        name
+        for name in tensors
+        for place, unread in _UNREAD.items()
+        if name.startswith(place) and not name.startswith(last) and not re.fullmatch(unread, name.removeprefix(place))
+    ]
 
 
 def _assembled(family: str, parts: dict[str, Any]) -> DiffusionPipeline:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.loaders import single_file_utils
-from transformers import CLIPTextConfig, CLIPTextModel
-from transformers.models.clip.modeling_clip import CLIPAttention
 
 from mu.core.errors import ModelError
 from mu.models.canvas.architecture import new_autoencoder, new_unet
@@ -24,63 +21,14 @@ PUBLISHED = {
 UNETS = {family: configs["unet"] for family, configs in PUBLISHED.items()} | {"canvas": dict(new_unet().config)}
 
 
-# -- architectures --------------------------------------------------------------------------------------------------------
-
-
-def adapted(config: dict[str, Any]) -> tuple[int, int]:
-    """Linear and convolutional layers inside transformers, and the numbers in rank-1 factors of them."""
-    transformers = [m for m in compvis.blueprint(config).modules() if type(m).__name__ == "Transformer2DModel"]
-    layers = [m for t in transformers for m in t.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
-    return len(layers), sum(sum(layer.weight.shape[:2]) for layer in layers)
-
-
-@pytest.mark.parametrize(
-    ("family", "layers", "numbers"), [("sd1", 192, 423_936), ("sd2", 192, 432_128), ("sdxl", 722, 2_659_840)]
-)
-def test_published_unets_have_the_layers_that_papers_count(family: str, layers: int, numbers: int):
-    assert adapted(UNETS[family]) == (layers, numbers)
-
-
-def test_the_count_sees_another_width():
-    assert adapted({**UNETS["sd1"], "cross_attention_dim": 1024}) != (192, 423_936)
-
-
-SIZES = {
-    "sd1": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
-    "sd2": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
-    "sdxl": {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
-}
-
-
-@pytest.mark.parametrize("family", PUBLISHED)
-def test_published_models_have_the_published_sizes(family: str):
-    blueprints = {part: compvis.blueprint(config) for part, config in PUBLISHED[family].items() if part != "scheduler"}
-    assert {part: sum(p.numel() for p in model.parameters()) for part, model in blueprints.items()} == SIZES[family]
-
-
-def test_the_schedulers_of_a_family_share_the_schedule_and_differ_in_the_target():
-    base, large = (architectures.stable_diffusion_2(kind)["scheduler"] for kind in ("epsilon", "v_prediction"))
-    base, large = architectures.new_component(base), architectures.new_component(large)
-    assert torch.equal(base.alphas_cumprod, large.alphas_cumprod)
-    assert (base.config.prediction_type, large.config.prediction_type) == ("epsilon", "v_prediction")
-
-
-@pytest.mark.parametrize(
-    "config", [{}, {"_class_name": "NoSuchModel"}, {"_class_name": "UNet2DConditionModel", "layers_per_block": "x"}]
-)
-def test_a_config_of_nothing_is_refused(config: dict[str, Any]):
-    with pytest.raises(ModelError, match="no model can be built"):
-        architectures.new_component(config)
-
-
 # -- UNet -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("family", "count"), [("sd1", 686), ("sd2", 686), ("sdxl", 1680), ("canvas", 286)])
 def test_unet_map_is_one_to_one(family: str, count: int):
-    found = compvis.unet_names(UNETS[family])
+    found = compvis.component_names(family, "unet", UNETS[family])
     assert len(found) == len(set(found.values())) == count
-    assert list(found) == list(compvis.blueprint({**UNETS[family], "_class_name": "UNet2DConditionModel"}).state_dict())
+    assert list(found) == list(architectures.blueprint(UNETS[family] | {"_class_name": "UNet2DConditionModel"}).state_dict())
     assert next(iter(found.values())) == "model.diffusion_model.input_blocks.0.0.weight"
     assert list(found.values())[-1] == "model.diffusion_model.out.2.bias"
     assert not [key for key in found.values() if re.search("resnets|attentions|samplers|conv_|blocks_", key)]
@@ -116,14 +64,14 @@ PAIRS = {
 
 @pytest.mark.parametrize("family", PAIRS)
 def test_unet_names_that_are_known(family: str):
-    found = compvis.unet_names(UNETS[family])
+    found = compvis.component_names(family, "unet", UNETS[family])
     assert {name: found[name].removeprefix(compvis.UNET) for name in PAIRS[family]} == PAIRS[family]
 
 
 @pytest.mark.parametrize("family", UNETS)
 def test_unet_map_agrees_with_the_conversion_in_diffusers(family: str):
     """Each tensor holds its own number; their converter brings each where our map says it comes from."""
-    found = compvis.unet_names(UNETS[family])
+    found = compvis.component_names(family, "unet", UNETS[family])
     marks = {key: torch.tensor(k) for k, key in enumerate(found.values())}
     settings = {"class_embed_type": None, "addition_embed_type": None, "layers_per_block": 2} | UNETS[family]
     theirs = single_file_utils.convert_ldm_unet_checkpoint(dict(marks), settings)
@@ -132,7 +80,7 @@ def test_unet_map_agrees_with_the_conversion_in_diffusers(family: str):
 
 def test_a_unet_that_compvis_has_no_place_for_is_refused():
     with pytest.raises(ModelError, match=r"no place for 'class_embedding"):
-        compvis.unet_names({**new_unet().config, "num_class_embeds": 7})
+        compvis.component_names("sd1", "unet", {**new_unet().config, "num_class_embeds": 7})
 
 
 # -- kohya ----------------------------------------------------------------------------------------------------------------
@@ -144,7 +92,7 @@ def test_kohya_module_names_are_the_sgm_paths():
     assert found[f"down_blocks.1.attentions.0.{layer}"] == f"input_blocks.4.1.{layer}"
     assert found["down_blocks.1.resnets.0.conv1"] == "input_blocks.4.0.in_layers.2"
     assert len(found) == len(set(found.values())) == 794
-    parameters = compvis.unet_names(UNETS["sdxl"])
+    parameters = compvis.component_names("sdxl", "unet", UNETS["sdxl"])
     assert all(parameters[f"{module}.weight"] == f"{compvis.UNET}{place}.weight" for module, place in found.items())
     assert not [module for module in found if re.search(r"norm\d*$", module)]
 
@@ -156,7 +104,7 @@ def loaded_by_diffusers(places: list[str]) -> dict[str, float]:
         layer = f"lora_unet_{place.replace('.', '_')}"
         file |= {f"{layer}.lora_{side}.weight": torch.full((1, 1), float(k)) for side in ("down", "up")}
         file[f"{layer}.alpha"] = torch.tensor(1.0)
-    unet = compvis.blueprint(UNETS["sdxl"])
+    unet = architectures.blueprint(UNETS["sdxl"])
     found, _ = StableDiffusionXLPipeline.lora_state_dict(file, unet_config=unet.config)
     modules = {
         re.sub(r"[._]lora\.down\.weight$", "", name): float(mark) for name, mark in found.items() if "down.weight" in name
@@ -190,15 +138,15 @@ VAE_PAIRS = {
 
 
 def test_vae_map_is_one_to_one_with_known_names():
-    found = compvis.vae_names(PUBLISHED["sd1"]["vae"])
+    found = compvis.component_names("sd1", "vae", PUBLISHED["sd1"]["vae"])
     assert len(found) == len(set(found.values())) == 248
     assert {name: found[name] for name in VAE_PAIRS} == {name: compvis.VAE + place for name, place in VAE_PAIRS.items()}
-    assert len(compvis.vae_names(new_autoencoder().config)) == 164
+    assert len(compvis.component_names("sd1", "vae", new_autoencoder().config)) == 164
 
 
 def test_vae_map_agrees_with_the_conversion_in_diffusers():
     config = PUBLISHED["sd1"]["vae"]
-    found = compvis.vae_names(config)
+    found = compvis.component_names("sd1", "vae", config)
     marks = {key: torch.full((1,), k) for k, key in enumerate(found.values())}
     for key in marks:
         if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", key):
@@ -207,21 +155,11 @@ def test_vae_map_agrees_with_the_conversion_in_diffusers():
     assert {name: int(mark) for name, mark in theirs.items()} == {name: int(marks[key]) for name, key in found.items()}
 
 
-def test_vae_attention_is_a_convolution_in_compvis():
-    found = compvis.vae_names(PUBLISHED["sd1"]["vae"])
-    name = "decoder.mid_block.attentions.0.to_q.weight"
-    weight = torch.randn(6, 6)
-    packed = compvis.pack({name: weight}, {name: found[name]})
-    assert packed[found[name]].shape == (6, 6, 1, 1)
-    for form in (packed, {found[name]: weight}):
-        assert torch.equal(compvis.unpack(form, {name: found[name]}, {name: weight.shape})[name], weight)
-
-
 # -- text encoders --------------------------------------------------------------------------------------------------------
 
 
 def test_clip_names_are_those_of_every_published_file():
-    found = compvis.clip_names(PUBLISHED["sd1"]["text_encoder"])
+    found = compvis.component_names("sd1", "text_encoder", PUBLISHED["sd1"]["text_encoder"])
     assert len(found) == len(set(found.values())) == 196
     inner = {name.removeprefix("text_model."): key for name, key in found.items()}
     assert inner["final_layer_norm.bias"] == "cond_stage_model.transformer.text_model.final_layer_norm.bias"
@@ -243,69 +181,3 @@ def test_open_clip_names_are_those_of_every_published_file():
         assert f"cond_stage_model.model.{key}" in two.values()
         assert f"conditioner.embedders.1.model.{key}" in xl.values()
     assert xl["text_projection.weight"] == "conditioner.embedders.1.model.text_projection"
-
-
-def small_text() -> CLIPTextConfig:
-    return CLIPTextConfig(
-        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20, max_position_embeddings=6,
-        bos_token_id=18, eos_token_id=19, projection_dim=8, hidden_act="gelu",
-    )  # fmt: skip
-
-
-def test_fused_attention_computes_what_the_separate_layers_do():
-    """open_clip evaluates the fused tensors by torch's own MultiheadAttention."""
-    torch.manual_seed(0)
-    config = small_text()
-    text = CLIPTextModel(config).eval()
-    packed = compvis.pack(text.state_dict(), compvis.open_clip_names(config.to_dict()))
-    theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)
-    layer = f"{compvis.OPEN_CLIP}transformer.resblocks.0.attn."
-    theirs.load_state_dict({key.removeprefix(layer): tensor for key, tensor in packed.items() if key.startswith(layer)})
-    ours = next(module for module in text.modules() if isinstance(module, CLIPAttention))
-    states = torch.randn(2, 6, 8)
-    expected = ours(states)[0]
-    assert torch.allclose(theirs(states, states, states)[0], expected, atol=1e-6)
-    theirs.in_proj_weight.data = theirs.in_proj_weight.roll(8, 0)  # v, q, k
-    assert not torch.allclose(theirs(states, states, states)[0], expected, atol=1e-6)
-
-
-def test_text_projection_is_transposed_also_where_it_is_square():
-    name, key = "text_projection.weight", compvis.OPEN_CLIP_XL + "text_projection"
-    weight = torch.randn(5, 5)
-    packed = compvis.pack({name: weight}, {name: key})
-    assert torch.equal(packed[key], weight.T) and not torch.equal(packed[key], weight)
-    assert torch.equal(compvis.unpack(packed, {name: key}, {name: weight.shape})[name], weight)
-
-
-def test_old_text_encoder_folders_still_load(tmp_path):
-    """Folders of transformers 4 have the level ``text_model`` in their names, the module tree of 5 has not."""
-    from safetensors.torch import load_file, save_file
-
-    text = CLIPTextModel(small_text())
-    text.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()}
-    save_file(tensors, file, metadata={"format": "pt"})
-    again = CLIPTextModel.from_pretrained(tmp_path)
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in text.state_dict().items())
-    assert not torch.equal(
-        CLIPTextModel(small_text()).state_dict()[name := next(iter(text.state_dict()))], text.state_dict()[name]
-    )
-
-
-# -- errors ---------------------------------------------------------------------------------------------------------------
-
-
-def test_missing_misshapen_and_foreign_tensors_are_refused():
-    known, shapes = {"a.weight": "x", "b.weight": "y"}, {"a.weight": torch.Size([2, 3]), "b.weight": torch.Size([2])}
-    good = {"x": torch.ones(2, 3), "y": torch.ones(2), "z": torch.ones(1)}
-    assert compvis.unpack(good, known, shapes).keys() == known.keys()
-    with pytest.raises(ModelError, match=r"1 tensors of the model are missing \(y\)"):
-        compvis.unpack({"x": good["x"]}, known, shapes)
-    with pytest.raises(ModelError, match="x has the shape 3x2 where the model needs 2x3"):
-        compvis.unpack(good | {"x": torch.ones(3, 2)}, known, shapes)
-    fused = {"q": "x", "k": "x", "v": "x"}
-    with pytest.raises(ModelError, match="3 equal parts"):
-        compvis.unpack(good, fused, dict.fromkeys(fused, torch.Size([1, 3])))
-    with pytest.raises(ModelError, match=r"not those of its config \(a.lora_A, a.weight\)"):
-        compvis.pack({"a.lora_A": torch.ones(1), "b.weight": torch.ones(1)}, known)

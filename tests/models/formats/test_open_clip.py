@@ -25,7 +25,9 @@ from mu.edits.weights import WeightEdit
 from mu.models.canvas import architecture
 from mu.models.clip import ClipModel
 from mu.models.formats import open_clip
-from mu.models.formats.compvis import blueprint, from_open_clip, open_clip_map, to_open_clip
+from mu.models.formats.architectures import blueprint
+from mu.models.formats.open_clip_names import from_open_clip, open_clip_map
+from mu.models.formats.packing import pack
 from mu.models.formats.single_file import END
 from mu.models.places import GELUS
 
@@ -447,13 +449,18 @@ def same(found: Tensors, wanted: Tensors) -> bool:
     return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def packed(tensors: Tensors) -> Tensors:
+    """In open_clip's names and layout."""
+    return pack(tensors, open_clip_map(tensors))
+
+
 def test_names_and_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
     state = tensors(defined())
     named = from_open_clip(state)
-    assert same(to_open_clip(named), state)
+    assert same(packed(named), state)
     assert same(from_open_clip({f"module.{name}": tensor for name, tensor in state.items()}), named)
     model = loaded(bare(tmp_path, state), compat_gelu="gelu")
-    assert same(to_open_clip(model.model.state_dict()), state)
+    assert same(packed(model.model.state_dict()), state)
     whole = {f"{part}.{name}": p for part, module in model.components.items() for name, p in module.named_parameters()}
     assert same({name: tensor.detach() for name, tensor in whole.items()}, without("logit_scale")(named))
     fused, layer = state["visual.transformer.resblocks.1.attn.in_proj_weight"], "vision_model.encoder.layers.1.self_attn"
@@ -461,53 +468,6 @@ def test_names_and_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(named[f"{layer}.{part}.weight"], fused[192 * k : 192 * (k + 1)])
     assert torch.equal(named["text_projection.weight"], state["text_projection"].T)
     assert torch.equal(named["visual_projection.weight"], state["visual.proj"].T)
-
-
-def test_a_part_of_q_k_and_v_needs_the_rest() -> None:
-    state = tensors(defined())
-    key, layer = "transformer.resblocks.2.attn.in_proj_weight", "text_encoder.encoder.layers.2.self_attn"
-    shift = {f"{layer}.k_proj.weight": torch.ones(128, 128), f"{layer}.out_proj.bias": torch.ones(128)}
-    with pytest.raises(
-        ModelError, match=r"in one tensor: give q_proj, v_proj of this layer too, or the base's transformer\.res"
-    ):
-        to_open_clip(shift)
-    with pytest.raises(ModelError, match="give q_proj, v_proj"):
-        to_open_clip(shift, base={})
-    whole = to_open_clip(shift, base=state)
-    assert whole.keys() == {key, "transformer.resblocks.2.attn.out_proj.bias"}
-    assert torch.equal(whole[key], torch.cat([state[key][:128], torch.ones(128, 128), state[key][256:]]))
-    with pytest.raises(ModelError, match="different shapes"):
-        to_open_clip({**shift, f"{layer}.q_proj.weight": torch.ones(64, 128)}, base=state)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "unet.conv_in.weight",
-        "text_encoder.encoder.layers.0.mlp.fc3.weight",
-        "text_encoder.encoder.layers.x.mlp.fc1.weight",
-        "vision_model.final_layer_norm.weight",
-        "q_proj.weight",
-    ],
-)
-def test_names_without_a_place_are_one_line(name: str) -> None:
-    with pytest.raises(ModelError, match="has no place for"):
-        to_open_clip({name: torch.ones(1)})
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "transformer.resblocks.0.mlp.fc1.weight",
-        "visual.transformer.resblocks.0.attn.out_proj_weight",
-        "transformer.resblocks.0.attn.in_proj.weight",
-        "visual.trunk.stem.0.weight",
-        "text_projection.weight",
-    ],
-)
-def test_tensors_that_clip_does_not_have_are_one_line(name: str) -> None:
-    with pytest.raises(ModelError, match="is no parameter of open_clip's CLIP"):
-        from_open_clip({name: torch.ones(3, 3)})
 
 
 # width, heads, layers, patch, size; width, heads, layers, vocabulary, context; embedding; tensors; numbers in millions
@@ -532,7 +492,7 @@ def test_published_models_are_told_from_shapes_alone(name: str) -> None:
     assert set(open_clip_map(own).values()) == state.keys()
     found = {key.replace("text_encoder.", "text_model.", 1): tensor.shape for key, tensor in from_open_clip(state).items()}
     assert found == own
-    back = to_open_clip(from_open_clip(state))
+    back = packed(from_open_clip(state))
     assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in state.items()}
 
 
@@ -546,8 +506,8 @@ def test_a_shift_in_open_clips_names_is_an_edit_and_goes_back(tmp_path: Path) ->
     shift = {key: torch.randn_like(state[key]) for key in keys}
     WeightEdit(from_open_clip(shift), EditInfo(method="imported", concepts=("x",))).save(tmp_path / "edit.safetensors")
     edit = mu.open_edit(tmp_path / "edit.safetensors")
-    assert same(to_open_clip(dict(edit.deltas())), shift)
+    assert same(packed(dict(edit.deltas())), shift)
     model = loaded(bare(tmp_path, state), compat_gelu="gelu")
     with edit.applied(model):
-        assert same(to_open_clip(model.model.state_dict()), state | {key: state[key] + shift[key] for key in keys})
-    assert same(to_open_clip(model.model.state_dict()), state)
+        assert same(packed(model.model.state_dict()), state | {key: state[key] + shift[key] for key in keys})
+    assert same(packed(model.model.state_dict()), state)

@@ -21,10 +21,16 @@ from transformers import CLIPTokenizer
 from mu.core.errors import ConfigError, ModelError
 from mu.edits.files import open_edit
 from mu.models.formats import architectures, compvis, single_file
+from mu.models.formats.packing import pack
 from mu.models.formats.single_file import load_single_file, to_compvis
 from mu.models.quiet import quiet_libraries
 
-FAMILIES = ("sd1", "sd2", "sdxl")
+PUBLISHED = {
+    "sd1": architectures.stable_diffusion_1,
+    "sd2": architectures.stable_diffusion_2,
+    "sdxl": architectures.stable_diffusion_xl,
+}
+FAMILIES = tuple(PUBLISHED)
 Tensors = dict[str, torch.Tensor]
 
 
@@ -53,12 +59,7 @@ TEXT = {
 
 def small_configs(family: str) -> dict[str, dict[str, Any]]:
     """The published configs of ``family``, narrow and shallow, with all their kinds of blocks."""
-    published = {
-        "sd1": architectures.stable_diffusion_1,
-        "sd2": architectures.stable_diffusion_2,
-        "sdxl": architectures.stable_diffusion_xl,
-    }
-    configs = published[family]()
+    configs = PUBLISHED[family]()
     blocks = len(configs["unet"]["block_out_channels"])
     narrow = {
         "block_out_channels": [8, 16, 16, 16][:blocks],
@@ -211,15 +212,10 @@ def test_the_embedded_model_has_a_single_file_too(tmp_path: Path):
     ("family", "count"), [("sd1", 686 + 248 + 196), ("sd2", 686 + 248 + 23 * 12 + 4), ("sdxl", 1680 + 248 + 196 + 32 * 12 + 5)]
 )
 def test_the_keys_of_full_size_checkpoints(family: str, count: int):
-    configs = {
-        "sd1": architectures.stable_diffusion_1,
-        "sd2": architectures.stable_diffusion_2,
-        "sdxl": architectures.stable_diffusion_xl,
-    }[family]()
     checkpoint: Tensors = {}
-    for part, config in configs.items():
+    for part, config in PUBLISHED[family]().items():
         if part != "scheduler":
-            checkpoint |= compvis.pack(compvis.blueprint(config).state_dict(), compvis.component_names(family, part, config))
+            checkpoint |= pack(architectures.blueprint(config).state_dict(), compvis.component_names(family, part, config))
     assert len(checkpoint) == count
     shape = {key: tuple(tensor.shape) for key, tensor in checkpoint.items()}
     assert shape["first_stage_model.decoder.mid.attn_1.q.weight"] == (512, 512, 1, 1)
@@ -252,10 +248,18 @@ def test_remains_of_training_and_unused_layers_are_passed_over(folders: Callable
     assert len(last) == 12
     remains = {
         "cond_stage_model.model.text_projection": torch.randn(16, 16), "cond_stage_model.model.logit_scale": torch.tensor(1.0),
+        "cond_stage_model.model.visual.proj": torch.ones(1), "first_stage_model.loss.logvar": torch.ones(1),
         "betas": torch.ones(1000), "model_ema.decay": torch.tensor(1.0), "model_ema.diffusion_modelout2bias": torch.ones(4),
     }  # fmt: skip
     again = load_single_file(written(checkpoint | last | remains, tmp_path / "model.ckpt"), configs=folder)
     assert same(weights(again), weights(pipeline))
+
+
+def test_only_the_last_layer_of_the_text_encoder_is_passed_over(folders: Callable[[str], Path], tmp_path: Path):
+    checkpoint = to_compvis(opened(folders("sd2")))
+    checkpoint["cond_stage_model.model.transformer.resblocks.3.ln_1.bias"] = torch.ones(16)  # 0 and 1 are read, 2 is the last
+    with pytest.raises(ModelError, match=r"1 tensors that sd2 does not know, as cond_stage.*resblocks\.3\.ln_1\.bias"):
+        load_single_file(written(checkpoint, tmp_path / "model.ckpt"), configs=folders("sd2"))
 
 
 def test_text_encoders_without_the_level_text_model_are_read(folders: Callable[[str], Path], tmp_path: Path):
@@ -496,6 +500,8 @@ def changed(checkpoint: Tensors, change: str) -> Tensors:
         "inpainting": checkpoint | {conv_in: torch.ones(8, 9, 3, 3)},
         "missing": {key: tensor for key, tensor in checkpoint.items() if key != conv_out},
         "more": checkpoint | {f"{compvis.UNET}input_blocks.12.0.weight": torch.ones(1)},
+        "more of the autoencoder": checkpoint | {f"{compvis.VAE}encoder.down.4.block.0.norm1.weight": torch.ones(1)},
+        "more of the text encoder": checkpoint | {f"{compvis.CLIP}encoder.layers.2.mlp.fc1.bias": torch.ones(1)},
     }[change]
 
 
@@ -506,7 +512,9 @@ REFUSED = {
     "edm": "EDM formulation",
     "inpainting": r"unet in .*input_blocks.0.0.weight has the shape 8x9x3x3 where the model needs 8x4x3x3.*pass its `configs`",
     "missing": r"unet in .*: 1 tensors of the model are missing \(model.diffusion_model.out.2.bias\)",
-    "more": "1 tensors that sd1 does not know, as model.diffusion_model.input_blocks.12.0.weight",
+    "more": "1 tensors that sd1 does not know, as model.diffusion_model.input_blocks.12.0.weight.*pass its `configs`",
+    "more of the autoencoder": "1 tensors that sd1 does not know, as first_stage_model.encoder.down.4",
+    "more of the text encoder": "1 tensors that sd1 does not know, as cond_stage_model.*layers.2.mlp.fc1.bias",
 }
 
 

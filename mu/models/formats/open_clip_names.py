@@ -1,0 +1,113 @@
+"""Names of a CLIP's parameters between open_clip, transformers and edits. No config is needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from mu.core.errors import ModelError
+from mu.models.formats.packing import parts_of
+
+_QKV = ("q_proj", "k_proj", "v_proj")
+_LAYER = {
+    **{f"self_attn.{part}.{kind}": f"attn.in_proj_{kind}" for kind in ("weight", "bias") for part in _QKV},
+    **{
+        f"{own}.{kind}": f"{other}.{kind}"
+        for own, other in {
+            "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
+            "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+        }.items()
+        for kind in ("weight", "bias")
+    },
+}  # fmt: skip
+_LAYERS = {
+    "text_encoder.encoder.layers.": "transformer.resblocks.",
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+}
+_REST = {
+    "logit_scale": "logit_scale",
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+    "text_encoder.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_encoder.embeddings.position_embedding.weight": "positional_embedding",
+    "text_encoder.final_layer_norm.weight": "ln_final.weight",
+    "text_encoder.final_layer_norm.bias": "ln_final.bias",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",  # transformers' own spelling
+    "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
+    "vision_model.post_layernorm.weight": "visual.ln_post.weight",
+    "vision_model.post_layernorm.bias": "visual.ln_post.bias",
+}
+
+
+def open_clip_map(parameters: Iterable[str]) -> dict[str, str]:
+    """Each of a CLIP's parameters -> its name in open_clip, those with q, k or v in their name in this order.
+
+    ``text_encoder.encoder.layers.3.mlp.fc1.weight`` -> ``transformer.resblocks.3.mlp.c_fc.weight``; `CLIPModel` has
+    ``text_model.`` for ``text_encoder.``. Raises `ModelError` for a parameter that open_clip's CLIP does not have.
+    """
+    return {name: _open_clip_name(_edits_name(name)) for name in sorted(parameters, key=_which_of_qkv)}
+
+
+def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights or shifts in open_clip's names, or a part of them, in the names of edits and transformers' layout.
+
+    ``module.``, which training on several devices puts before each name, is taken off. Raises `ModelError` for a tensor
+    that a CLIP with a ViT does not have.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        key = name.removeprefix("module.")
+        together = _of_open_clip(key)
+        weights |= zip(together, parts_of(tensor, len(together), key), strict=True)
+    return weights
+
+
+def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights or shifts, or a part of them, in the names of a `CLIPModel`, of open_clip or of edits, in those of edits.
+
+    Raises as `from_open_clip` does.
+    """
+    own = {_edits_name(name): tensor for name, tensor in tensors.items()}
+    known = any(name.startswith(("text_encoder", "vision_model")) or name.endswith("projection.weight") for name in own)
+    return own if known else from_open_clip(tensors)
+
+
+def _edits_name(name: str) -> str:
+    """As edits name the parameters of the text tower; in a `CLIPModel` it is ``text_model``."""
+    return re.sub(r"^(text_encoder\.)?text_model\.", "text_encoder.", name)
+
+
+def _which_of_qkv(name: str) -> int:
+    return next((k for k, part in enumerate(_QKV) if f".{part}." in name), 0)
+
+
+def _open_clip_name(name: str) -> str:
+    if name in _REST:
+        return _REST[name]
+    for own, other in _LAYERS.items():
+        number, layer = _in_layer(name, own)
+        if layer in _LAYER:
+            return f"{other}{number}.{_LAYER[layer]}"
+    raise ModelError(f"open_clip's CLIP has no place for {name!r}")
+
+
+def _of_open_clip(key: str) -> list[str]:
+    """The inverse of `_open_clip_name`: one name, or those of q, k and v."""
+    names = [own for own, other in _REST.items() if other == key]
+    for own, other in _LAYERS.items():
+        number, layer = _in_layer(key, other)
+        names += [f"{own}{number}.{inside}" for inside, outside in _LAYER.items() if outside == layer]
+    if not names:
+        raise ModelError(f"{key!r} is no parameter of open_clip's CLIP with a ViT")
+    return names
+
+
+def _in_layer(name: str, layers: str) -> tuple[str, str]:
+    """The number and the rest of ``name``, both empty where it does not begin with ``layers`` and a number."""
+    number, _, rest = name.removeprefix(layers).partition(".")
+    return (number, rest) if name.startswith(layers) and number.isdecimal() else ("", "")
