@@ -59,7 +59,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def open_edit(path: Path | str) -> Edit:
-    """Open an edit's file, or the folder of a run, of PEFT or of diffusers; LoRA and SPM files of other tools are read too.
+    """Open an edit's file, or the folder of a run, of PEFT or of diffusers; also LoRA and SPM files of other tools.
 
     Raises `EditError` for a file that is missing, truncated, holds no edit, or holds numbers that are not finite.
     """
@@ -86,7 +86,7 @@ def open_edit(path: Path | str) -> Edit:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; also of a pickle, of which nothing is run and which has no metadata."""
+    """Tensors and metadata of a safetensors file, or of a pickle: it has no metadata, and nothing in it is run."""
     try:
         with path.open("rb") as file:
             head = file.read(64)

@@ -1,9 +1,9 @@
 """LoRA files of other tools, read and written: kohya, LyCORIS' plain LoRA, diffusers (old and new), PEFT and SPM.
 
-Reading accounts for every tensor and every metadata key: it is used, it is known not to matter, or it is an `EditError`.
-A key has a prefix, which names the component; a layer; and an ending, which names the part. Layers are looked up in tables
-that are made from the module names of the published models, with dots and underscores alike and with numbers left open, so
-that one table serves all spellings and all sizes.
+Reading accounts for every tensor and every metadata key: it is used, it is known not to matter, or it is an
+`EditError`. A key has a prefix, which names the component; a layer; and an ending, which names the part. Layers are
+looked up in tables that are made from the module names of the published models, with dots and underscores alike and
+with numbers left open, so that one table serves all spellings and all sizes.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class ImportedLora(LowRankEdit):
 
 
 def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> ImportedLora:
-    """The edit in the ``tensors`` and the ``metadata`` of the file at ``path``; of PEFT's, its adapter_config.json is read.
+    """The edit in the ``tensors`` and ``metadata`` of the file at ``path``; with PEFT's its adapter_config.json.
 
-    Raises `EditError` for a file without LoRA factors, for a tensor or a setting that a LoRA here has no place for, and for
-    a layer that no model here has.
+    Raises `EditError` for a file without LoRA factors, for a tensor or a setting that a LoRA here has no place for,
+    and for a layer that no model here has.
     """
     name = path.parent.absolute().name if path.name in ADAPTER_FILES else path.stem
     layers = _layers(tensors, name)
     scales = _Scales.of(metadata, path, name)
-    if scales.is_guess and any("base_model.model." in key for key in tensors):
-        log.warning("%r is a PEFT adapter without its adapter_config.json, which holds alpha: alpha = rank is taken", name)
+    if not scales.settings and any("base_model.model." in key for key in tensors):
+        log.warning("%r is of PEFT and its adapter_config.json with alpha is missing: alpha = rank is taken", name)
     factors = {parameter: layer.factors(scales, name) for parameter, layer in layers.items()}
     return ImportedLora(factors, EditInfo(IMPORTED, _concepts(metadata, name), config={"file": name, **metadata}))
 
@@ -78,7 +78,7 @@ def _json(text: str, kind: type, what: str) -> Any:
     return content
 
 
-# -- tensors: the ending of a key ------------------------------------------------------------------------------------------
+# -- tensors: the ending of a key --------------------------------------------------------------------------------------
 
 _ENDINGS = {
     "down": r"(?:\.lora_down|\.lora_A(?:\.(?P<adapter>[^.]+))?|\.lora_linear_layer\.down|[._]lora\.down)\.weight",
@@ -89,8 +89,9 @@ _PARTS = {part: re.compile(f"(?P<layer>.+?){ending}") for part, ending in _ENDIN
 
 # What other adapters are told by. Left out, the rest of such a file would be another edit than the one it was made for.
 _OTHER_KINDS = {
-    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon (Tucker factors)", "hada_": "LoHa", "lokr_": "LoKr",
-    "oft_": "OFT", "boft_": "BOFT", "ia3_": "(IA)3", "diff": "full-rank shift", "diff_b": "full-rank shift",
+    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon (Tucker factors)", "hada_": "LoHa",
+    "lokr_": "LoKr", "oft_": "OFT", "boft_": "BOFT", "ia3_": "(IA)3",
+    "diff": "full-rank shift", "diff_b": "full-rank shift",
     "w_norm": "LyCORIS norm", "b_norm": "LyCORIS norm", "scalar": "LyCORIS scalar", "bundle_emb": "LoRA and embedding",
     "emb_params": "embedding", "lora_embedding_": "LoRA of an embedding", "bias": "LoRA with biases",
 }  # fmt: skip
@@ -98,7 +99,7 @@ _OTHER_KINDS = {
 
 @dataclass
 class _Layer:
-    """What a file holds of one layer. ``spelled`` is its name there without the component's prefix, as patterns tell it."""
+    """What a file holds of one layer. ``spelled`` is its name there without the prefix, as PEFT's patterns have it."""
 
     component: str
     spelled: str
@@ -112,7 +113,7 @@ class _Layer:
     def _factor(self, part: str, name: str) -> Tensor:
         if part not in self.parts:
             there = " and ".join(self.parts)
-            raise EditError(f"{self.spelled} has {there} but not both factors: {name!r} is damaged or of an unknown kind")
+            raise EditError(f"{self.spelled} has {there} but not both factors: {name!r} is damaged, copy it again")
         if not self.parts[part].is_floating_point():
             kind = str(self.parts[part].dtype).removeprefix("torch.")
             raise EditError(f"the factors of {self.spelled} in {name!r} are {kind}: save them as float16 or float32")
@@ -122,14 +123,15 @@ class _Layer:
         """0 where the file has none, or has 0, by which kohya and SPM mean the rank."""
         alpha = self.parts.get("alpha", torch.zeros(()))
         if alpha.numel() != 1:
-            raise EditError(f"alpha of {self.spelled} in {name!r} is {tuple(alpha.shape)} and no number: the file is damaged")
+            raise EditError(f"alpha of {self.spelled} in {name!r} is {tuple(alpha.shape)}: the file is damaged")
         return float(alpha)
 
 
 def _layers(tensors: Mapping[str, Tensor], name: str) -> dict[str, _Layer]:
     """By parameter name; `EditError` for the first key that is no part of a LoRA, or of no layer that is known."""
     layers: dict[str, _Layer] = {}
-    strange, adapters = [], set()
+    strange: list[str] = []
+    adapters: set[str] = set()
     for key, tensor in tensors.items():
         part, layer, adapter = _split(key)
         if not part:
@@ -137,15 +139,16 @@ def _layers(tensors: Mapping[str, Tensor], name: str) -> dict[str, _Layer]:
             continue
         component, spelled, parameter = _place(layer)
         if not parameter:
-            what = "which names no layer that mu knows: it was made for another architecture"
-            raise EditError(f"{name!r} holds {key}, {what}")
+            what = "which names no layer that mu knows"
+            raise EditError(f"{name!r} holds {key}, {what}: it was made for another architecture")
         found = layers.setdefault(parameter, _Layer(component, spelled, {}))
         if part in found.parts or found.spelled != spelled:
             raise EditError(f"{name!r} holds {parameter} twice, the second time as {key}: keep one of the two")
         found.parts[part] = tensor
-        adapters |= {adapter} - {None}
+        if adapter:
+            adapters.add(adapter)
     if len(adapters) > 1:
-        raise EditError(f"{name!r} holds several adapters ({', '.join(sorted(adapters))}): save each to a file of its own")
+        raise EditError(f"{name!r} holds several adapters ({', '.join(sorted(adapters))}): save each to its own file")
     for key in strange:
         if kind := _other_kind(key):
             raise EditError(
@@ -162,7 +165,7 @@ def _layers(tensors: Mapping[str, Tensor], name: str) -> dict[str, _Layer]:
 
 
 def _split(key: str) -> tuple[str, str, str | None]:
-    """Part, layer and PEFT's name of the adapter, where the key tells it; the part is empty for what is none of a LoRA."""
+    """Part, layer and PEFT's name of the adapter, if the key has one; the part is empty for what is none of a LoRA."""
     for part, pattern in _PARTS.items():
         if found := pattern.fullmatch(key):
             return part, found["layer"], found.groupdict().get("adapter")
@@ -178,7 +181,7 @@ def _other_kind(key: str) -> str:
     return ""
 
 
-# -- tensors: the layer ----------------------------------------------------------------------------------------------------
+# -- tensors: the layer ------------------------------------------------------------------------------------------------
 
 # Stand before all else, and between the component and the layer.
 _WRAPPERS = ("base_model.model.", "module.", "model.")
@@ -256,7 +259,7 @@ def _modules(component: str) -> dict[str, str]:
 
 
 # Diffusers' first LoRA trainings named a text encoder's layers as the UNet's.
-_OLD_TEXT = {"attn_q_proj": "attn_to_q", "attn_k_proj": "attn_to_k", "attn_v_proj": "attn_to_v", "attn_out_proj": "attn_to_out"}
+_OLD_TEXT = {f"attn_{layer}_proj": f"attn_to_{layer}" for layer in ("q", "k", "v", "out")}
 
 
 def _module_names(component: str) -> Iterator[str]:
@@ -287,7 +290,7 @@ def _layer_names(config: Mapping[str, Any]) -> Iterator[str]:
 
 @cache
 def _sgm_modules() -> dict[str, str]:
-    """``input_blocks_4_1_proj_in`` -> ``down_blocks.1.attentions.0.proj_in``: layers as the repositories of Stability name them.
+    """``input_blocks_4_1_proj_in`` -> ``down_blocks.1.attentions.0.proj_in``: from the names in Stability's code.
 
     SD 1.x, SD 2.x and SDXL number their blocks alike, so that one table holds all: no name means two layers.
     """
@@ -298,20 +301,21 @@ def _sgm_modules() -> dict[str, str]:
     return {place.replace(".", "_"): module for table in tables for module, place in table.items()}
 
 
-# -- metadata --------------------------------------------------------------------------------------------------------------
+# -- metadata ----------------------------------------------------------------------------------------------------------
 
 _DIFFUSERS_CONFIG, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"
 # What trainers and other programs note. None of it changes what the factors mean.
 _NOTES = {
-    "format", "prompts", "rank", "name", "title", "author", "description", "license", "tags", "date", "created", "notes",
-    "software", "version", "training_info", "hash", "prompt", "workflow", "trigger_words", "base_model",
+    "format", "prompts", "rank", "name", "title", "author", "description", "license", "tags", "date", "created",
+    "notes", "software", "version", "training_info", "hash", "prompt", "workflow", "trigger_words", "base_model",
 }  # fmt: skip
 _NOTE_PREFIXES = ("ss_", "sshs_", "modelspec.", "mu_", "ot_", "civitai")
 _PEFT_USED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
 # Where and how it was trained; the tensors tell the first themselves.
 _PEFT_NOTES = {
-    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "target_modules",
-    "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "megatron_core",
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern",
+    "megatron_core",
     "qalora_group_size", "eva_config", "loftq_config", "corda_config", "lora_ga_config", "runtime_config",
 }  # fmt: skip
 _PEFT_NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -323,7 +327,7 @@ _PEFT_NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class _Scales:
-    """What a file's metadata says of its scale: PEFT's settings for each component (or for all, ``""``), or SPM's alpha."""
+    """What metadata say of the scale: PEFT's settings for each component (for all, ``""``), or SPM's alpha."""
 
     settings: Mapping[str, Mapping[str, Any]]
     spm_alpha: float
@@ -349,10 +353,6 @@ class _Scales:
             _check_settings(each, component, name)
         return cls(settings, _number(metadata.get("alpha", 0), "alpha", name), name)
 
-    @property
-    def is_guess(self) -> bool:
-        return not self.settings
-
     def alpha(self, layer: _Layer, rank: int) -> float:
         """What ``scale * rank`` is by the metadata; 0 where it tells nothing."""
         settings = self.settings.get(layer.component, self.settings.get(""))
@@ -363,7 +363,8 @@ class _Scales:
             raise EditError(
                 f"{layer.spelled} has rank {rank} in {self.name!r}, and its settings say {r:g}: the file is damaged"
             )
-        alpha = _number(_for_layer(settings, "alpha_pattern", layer, settings.get("lora_alpha", 8)), "lora_alpha", self.name)
+        told = _for_layer(settings, "alpha_pattern", layer, settings.get("lora_alpha", 8))
+        alpha = _number(told, "lora_alpha", self.name)
         if alpha == 0:
             raise EditError(
                 f"{layer.spelled} has lora_alpha 0 in {self.name!r}, so that it changes nothing: leave the file out"
@@ -385,8 +386,8 @@ def _check_settings(settings: Mapping[str, Any], component: str, name: str) -> N
         first = next(iter(settings))
         raise EditError(f"the metadata of {name!r} holds {component}.{first}: it was made for another architecture")
     for key, value in settings.items():
-        known = key in _PEFT_USED | _PEFT_NOTES or value in (None, False, "", [], {}) or value in _PEFT_NEUTRAL.get(key, ())
-        if not known:
+        off = value in (None, False, "", [], {})
+        if not (off or key in _PEFT_USED | _PEFT_NOTES or value in _PEFT_NEUTRAL.get(key, ())):
             told = f"{key} = {json.dumps(value)[:60]}"
             raise EditError(f"{name!r} was made with {told}, which is no plain LoRA: merge it with PEFT first")
     for key in ("rank_pattern", "alpha_pattern"):
@@ -408,7 +409,7 @@ def _number(value: Any, what: str, name: str) -> float:
     return number
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 _KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
 
@@ -462,5 +463,6 @@ def spm_tensors(edit: LowRankEdit) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def edit_metadata(edit: Edit) -> dict[str, str]:
     """What a foreign format can carry of where an edit comes from."""
-    facts: dict[str, Any] = {"mu_concepts": list(edit.info.concepts), "mu_method": edit.info.method, "mu_base": edit.info.base}
+    info = edit.info
+    facts: dict[str, Any] = {"mu_concepts": list(info.concepts), "mu_method": info.method, "mu_base": info.base}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
