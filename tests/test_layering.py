@@ -119,6 +119,31 @@ def one_direction(tree: Tree) -> Iterator[str]:
                 yield f"{path}:{found.line}: {package or 'mu'} must not import {found.target}"
 
 
+def no_circles(tree: Tree) -> Iterator[str]:
+    """Within a package too, also through imports inside functions: what needs each other is one file, or one of them is misplaced."""
+    by_module = {module_of(path): path for path in tree}
+    needs = {
+        module: {found.target for found in imports(tree, path) if found.target in by_module and found.target != module}
+        for module, path in by_module.items() if not path.endswith("__init__.py")
+    }  # fmt: skip
+
+    def back_to(start: str, module: str, seen: set[str]) -> bool:
+        for target in needs.get(module, ()):
+            if target == start:
+                return True
+            if target not in seen:
+                seen.add(target)
+                if back_to(start, target, seen):
+                    return True
+        return False
+
+    for circle in {
+        frozenset(other for other in needs if back_to(module, other, set()) and back_to(other, module, set()))
+        for module in needs if back_to(module, module, set())
+    }:  # fmt: skip
+        yield f"{', '.join(sorted(circle))} import each other"
+
+
 def algorithms_apart(tree: Tree) -> Iterator[str]:
     def algorithm(module: str) -> str:
         parts = module.split(".")
@@ -193,6 +218,13 @@ LAWS: dict[Callable[[Tree], Iterator[str]], list[Tree]] = {
         {"mu/algorithms/esd.py": "from mu import cli", "mu/cli/__init__.py": ""},
         {"mu/diffusion/sampling.py": "import mu.report.html"},
         {"mu/novelties/__init__.py": ""},
+    ],
+    no_circles: [
+        {"mu/edits/edit.py": "def f():\n    from mu.edits.bank import Bank", "mu/edits/bank.py": "from mu.edits.edit import Edit"},
+        {
+            "mu/edits/a.py": "import mu.edits.b", "mu/edits/b.py": "from mu.edits import c", "mu/edits/c.py": "from . import a",
+            "mu/edits/d.py": "import mu.edits.a", "mu/edits/__init__.py": "",
+        },
     ],
     algorithms_apart: [
         {"mu/algorithms/esd.py": "import mu.algorithms.slug.trainer"},

@@ -33,7 +33,7 @@ def info(
         return
     about = opened.info
     facts = {
-        "concepts": opened.concept(),
+        "concepts": ", ".join(about.concepts) or "none named",
         "method": about.method,
         "kind": type(opened).__name__,
         "base": about.base or "not noted",

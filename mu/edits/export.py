@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mu.core.errors import EditError, OutputError
 from mu.core.files import atomic_path, writing
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
-from mu.edits.files import edit_metadata
+from mu.edits.lora_files import edit_metadata, kohya_metadata, kohya_tensors, peft_tensors
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.tensor_file import write_tensors
@@ -25,36 +24,6 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.places import PIPELINE, TRANSFORMERS_CONFIG
 from mu.models.quiet import quiet_libraries
 from mu.models.vision_language import VisionLanguageModel
-
-_KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
-
-
-def kohya_tensors(edit: LowRankEdit, modules: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """Kohya keys, as SD-WebUI and ComfyUI read them; ``modules`` maps UNet module paths to other names (SDXL's)."""
-    named = {}
-    for name, factors in edit.factors.items():
-        component, _, path = name.removesuffix(".weight").partition(".")
-        if component not in _KOHYA_PREFIX:
-            raise EditError(f"a LoRA file cannot hold {name}: it has places for the UNet and the text encoders only")
-        if component == "unet" and modules:
-            path = modules[path]
-        elif component != "unet" and not path.startswith(("text_projection", "text_model.")):
-            path = f"text_model.{path}"
-        key = _KOHYA_PREFIX[component] + path.replace(".", "_")
-        named[f"{key}.lora_down.weight"] = factors.down.detach()
-        named[f"{key}.lora_up.weight"] = factors.up.detach()
-        named[f"{key}.alpha"] = torch.tensor(factors.alpha)
-    return named
-
-
-def peft_tensors(edit: LowRankEdit) -> dict[str, Tensor]:
-    """diffusers/PEFT keys; the format has no alpha, so the scale alpha / r is multiplied into ``lora_B``."""
-    named = {}
-    for name, factors in edit.factors.items():
-        layer = name.removesuffix(".weight")
-        named[f"{layer}.lora_A.weight"] = factors.down.detach()
-        named[f"{layer}.lora_B.weight"] = factors.up.detach() * factors.scale
-    return named
 
 
 def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
@@ -83,9 +52,8 @@ def _kohya(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
         # WebUI and kohya name SDXL's layers as its own repository does. Of another UNet such a name would tell another layer.
         named = kohya_module_names(model.backbone.config)
         modules = named if named.items() <= sdxl_module_names().items() else None
-    rank = max(factors.rank for factors in edit.factors.values())
-    header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
-    write_tensors(path, kohya_tensors(edit, modules), {**header, **edit_metadata(edit)})
+    two = "text_encoder_2" in model.components
+    write_tensors(path, kohya_tensors(edit, modules, two_encoders=two), kohya_metadata(edit))
 
 
 def _peft(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:

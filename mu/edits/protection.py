@@ -58,8 +58,9 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
 
     ``share`` = ||E(on) D^T|| / ||E(edit) D^T||, all token positions and all parameters of the edit in one Frobenius norm;
     of an edit with several concepts the largest norm. It is without unit and does not depend on the strength. None
-    for an edit that changes other parameters too, which act whatever the text, and for one that does nothing to its own
-    concept's prompt. It is true for the concept's very words: another prompt with them in it is another embedding.
+    for an edit that changes other parameters too, which act whatever the text, for one that does nothing to its own
+    concept's prompt, and where one of the two names no concept. It is true for the concept's very words: another prompt
+    with them in it is another embedding.
     Raises `EditError` for a model that makes no pictures.
     """
     model, edits = bank.model, bank.edits
@@ -71,7 +72,8 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
         norms = _norms(model, edit, prompts)
         largest = {other: max((norms[p] for p in edits[other].info.concepts), default=0.0) for other in edits} if norms else {}
         own = largest.get(concept, 0.0)
-        shares |= {(concept, other): largest[other] / own if own else None for other in edits if other != concept}
+        known = {other: bool(own and there.info.concepts) for other, there in edits.items() if other != concept}
+        shares |= {(concept, other): largest[other] / own if known[other] else None for other in known}
 
     def verdict(there: float | None, back: float | None) -> Verdict:
         if there is None:
@@ -80,10 +82,7 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
             return "spared"
         return "other way unknown" if back is None else "one-sided" if back <= tolerance else "both ways"
 
-    return [
-        Leak(a, b, share, set(edits[b].info.concepts) <= set(edits[a].info.protects), verdict(share, shares[b, a]))
-        for (a, b), share in shares.items()
-    ]
+    return [Leak(a, b, share, _lists(edits[a], edits[b]), verdict(share, shares[b, a])) for (a, b), share in shares.items()]
 
 
 def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
@@ -100,10 +99,15 @@ def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
             log.warning("%s", leak)
 
 
+def _lists(edit: Edit, other: Edit) -> bool:
+    return bool(other.info.concepts) and set(other.info.concepts) <= set(edit.info.protects)
+
+
 @torch.no_grad()
 def _norms(model: DiffusionModel, edit: Edit, prompts: Sequence[str]) -> dict[str, float]:
     """||E(p) D^T|| by prompt, in float64; empty for an edit that text alone does not decide."""
-    if not set(edit.parameters) <= (model.layers("text-keys") | model.layers("text-values")).keys():
+    text_only = model.layers("text-keys") | model.layers("text-values")
+    if not prompts or not set(edit.parameters) <= text_only.keys():
         return {}
     embeddings = model.encode(prompts).sequence.double().cpu()
     squares = torch.zeros(len(prompts), dtype=torch.float64)

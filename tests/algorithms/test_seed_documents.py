@@ -94,7 +94,7 @@ def test_a_file_of_zeros_would_be_caught(tmp_path: Path, tiny) -> None:  # type:
     import torch
 
     from mu.edits.edit import EditInfo
-    from mu.edits.files import spm_tensors
+    from mu.edits.lora_files import spm_tensors
     from mu.edits.low_rank import LowRankEdit
     from mu.edits.tensor_file import write_tensors
 

@@ -263,7 +263,7 @@ BAD_INPUT = {
     "there already": ("add {edits}/neon.safetensors --bank {bank}", "is in the bank"),
     "twice at once": ("add {edits}/else.safetensors {edits}/else.safetensors --bank {bank}", "an edit of 'else' already"),
     "missing edit": ("add {tmp}/none.safetensors --bank {bank}", "does not exist"),
-    "truncated edit": ("add {tmp}/cut.safetensors --bank {bank}", "is damaged"),
+    "truncated edit": ("add {tmp}/cut.safetensors --bank {bank}", "is truncated or corrupt"),
     "unknown model": ("add {edits}/else.safetensors --bank {bank} --model canvs", "Did you mean 'canvas'?"),
     "strength that is none": ("add {edits}/else.safetensors --bank {bank} --strength nan", "strength must be a number"),
     "endless strength": ("erase neon --bank {bank} --strength inf", "strength must be a number"),

@@ -20,8 +20,9 @@ from mu.core.errors import EditError, OutputError
 from mu.data.canvas import rendered_pairs
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
-from mu.edits.export import FORMATS, export, kohya_tensors
-from mu.edits.files import dotted, open_edit, spm_tensors
+from mu.edits.export import FORMATS, export
+from mu.edits.files import open_edit
+from mu.edits.lora_files import kohya_tensors, parameter_of, spm_tensors
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.tensor_file import write_tensors
@@ -329,8 +330,8 @@ def test_kohya_names_have_an_inverse_for_every_layer(published: str, adapted: in
         unet = architectures.new_component(getattr(architectures, published)()["unet"])
     layers = {name: m for name, m in unet.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
     for name in layers:
-        assert dotted("lora_unet_" + name.replace(".", "_")) == f"unet.{name}"
-        assert dotted(f"unet.{name}") == f"unet.{name}"
+        assert parameter_of("lora_unet_" + name.replace(".", "_")) == f"unet.{name}.weight"
+        assert parameter_of(f"unet.{name}") == parameter_of(name) == f"unet.{name}.weight"
     found = transformer_layers(unet)
     assert len(found) == adapted
     assert sum(layer.weight[0].numel() + layer.weight.shape[0] for layer in found.values()) == numbers
@@ -363,12 +364,12 @@ def test_sdxl_files_open_by_both_families_of_names(tmp_path: Path) -> None:
         assert all(torch.equal(back.factors[layer].down, factors.down) for layer, factors in edit.factors.items())
 
 
-def test_a_layer_that_sdxl_has_not_is_refused(tmp_path: Path) -> None:
-    layer = "lora_unet_input_blocks_1_1_proj_in"  # SDXL's first blocks have no attention
+def test_a_layer_that_no_model_has_is_refused(tmp_path: Path) -> None:
+    layer = "lora_unet_input_blocks_3_1_proj_in"  # the third block only halves the picture
     save_file(
         {f"{layer}.lora_down.weight": torch.ones(1, 4), f"{layer}.lora_up.weight": torch.ones(4, 1)}, tmp_path / "x.safetensors"
     )
-    with pytest.raises(EditError, match=f"{layer}, which names no layer of SDXL"):
+    with pytest.raises(EditError, match=f"{layer}.lora_down.weight, which names no layer that mu knows"):
         open_edit(tmp_path / "x.safetensors")
 
 
@@ -386,8 +387,8 @@ def test_a_small_relative_of_sdxl_comes_back_from_our_own_file(tiny_xl: Diffusio
 def test_names_of_text_encoders_have_an_inverse(tiny: DiffusionModel) -> None:
     for name, module in tiny.components["text_encoder"].named_modules():
         if isinstance(module, torch.nn.Linear):
-            assert dotted("lora_te_text_model_" + name.replace(".", "_")) == f"text_encoder.{name}"
-            assert dotted(f"text_encoder.text_model.{name}") == f"text_encoder.{name}"
+            assert parameter_of("lora_te_text_model_" + name.replace(".", "_")) == f"text_encoder.{name}.weight"
+            assert parameter_of(f"text_encoder.text_model.{name}") == f"text_encoder.{name}.weight"
 
 
 def test_metadata_of_a_kohya_file(tiny: DiffusionModel, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from mu.edits.gradient_files import open_gradients, read_gradients
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,9 +25,11 @@ from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.edits.bank_folder import BankFolder
 from mu.edits.edit import is_found_on
+from mu.edits.gates import gate_to_json
 from mu.models.diffusion import DiffusionModel
 from mu.report import write_report
 from mu.report.page import read_page
+from mu.training.gradient_files import open_gradients, read_gradients
 
 V1 = Path(__file__).parent / "v1"
 EDITS = ("low_rank.safetensors", "dense.safetensors", "spm.safetensors", "spm_original.safetensors", "run")
@@ -126,7 +127,7 @@ def test_a_low_rank_edit_tells_all_that_it_told() -> None:
     found = {"updates": 3, "updates_at_most": 300, "correlation": None, "norm": 0.25, "width": 192, "free": 24}
     assert info.found == found
     how = {"factor": 1.0, "metric": "clipcos_tokenuni", "arithmetic": "paper"}
-    assert info.gate == {"kind": "facilitated_transport", **how}
+    assert gate_to_json(info.gate) == {"kind": "facilitated_transport", **how}
     assert info.config == {"train": {"iterations": 3, "lr": 1e-4}, "erased": ["pop art", "neon, blue"], "preset": None}
     assert info.loading == {"clip_skip": 1, "prediction_type": "epsilon"}
     assert info.versions["torch"] == "2.13.0+cpu" and info.versions["mu-unlearning"] == "0.1.0"
@@ -137,7 +138,7 @@ def test_a_dense_edit_tells_all_that_it_told() -> None:
     edit = mu.open_edit(V1 / "dense.safetensors")
     info = edit.info
     assert (info.method, info.concepts, info.seed, info.spares) == ("uce", ("sketch",), None, ("a photo",))
-    assert (info.protects, dict(info.gate), dict(info.found)) == ((), {}, {})
+    assert (info.protects, gate_to_json(info.gate), dict(info.found)) == ((), {}, {})
     assert {name: shift.dtype for name, shift in edit.deltas()} == {BIAS: torch.float32, NORM: torch.float16}
 
 
@@ -145,7 +146,8 @@ def test_spm_files_tell_their_concepts() -> None:
     ours, original = (mu.open_edit(V1 / f"{name}.safetensors").info for name in ("spm", "spm_original"))
     assert ours.concepts == original.concepts == ("van gogh", "neon")
     assert (ours.config["mu_method"], ours.config["mu_base"]) == ("spm", "canvas")
-    assert dict(original.config) == {"prompts": "van gogh,neon", "rank": "2", "alpha": "1.0"}
+    told = {"prompts": "van gogh,neon", "rank": "2", "alpha": "1.0"}
+    assert dict(original.config) == {"file": "spm_original", **told}
 
 
 def test_a_gate_reads_the_prompt_as_it_did(canvas: DiffusionModel) -> None:

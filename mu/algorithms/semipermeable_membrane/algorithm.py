@@ -21,7 +21,8 @@ from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.core.tracking import tracked
 from mu.edits.edit import EditInfo
-from mu.edits.files import open_edit, spm_tensors
+from mu.edits.files import open_edit
+from mu.edits.lora_files import spm_tensors
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.tensor_file import write_tensors
 from mu.models import is_single_file, load

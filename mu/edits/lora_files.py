@@ -1,0 +1,469 @@
+"""LoRA files of other tools, read and written: kohya, LyCORIS' plain LoRA, diffusers (old and new), PEFT and SPM.
+
+Reading accounts for every tensor and every metadata key: it is used, it is known not to matter, or it is an
+`EditError`. A key has a prefix, which names the component; a layer; and an ending, which names the part. Layers are
+looked up in tables that are made from the module names of the published models, with dots and underscores alike and
+with numbers left open, so that one table serves all spellings and all sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mu.core.errors import EditError
+from mu.edits.edit import Edit, EditInfo
+from mu.edits.low_rank import LowRankEdit
+from mu.edits.membrane import Factors
+
+IMPORTED = "imported"
+"""`EditInfo.method` of what another tool made."""
+
+ADAPTER_FILES = tuple(
+    name + ending for ending in (".safetensors", ".bin") for name in ("adapter_model", "pytorch_lora_weights")
+)
+"""What PEFT and diffusers call every LoRA, each in a folder of its own."""
+
+log = logging.getLogger("mu")
+
+
+class ImportedLora(LowRankEdit):
+    """A LoRA that another tool made. Most such files name no concept: a bank then knows it by the name of the file."""
+
+    def concept(self) -> str:
+        return super().concept() or str(self.info.config.get("file", ""))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> ImportedLora:
+    """The edit in the ``tensors`` and ``metadata`` of the file at ``path``; with PEFT's its adapter_config.json.
+
+    Raises `EditError` for a file without LoRA factors, for a tensor or a setting that a LoRA here has no place for,
+    and for a layer that no model here has.
+    """
+    name = path.parent.absolute().name if path.name in ADAPTER_FILES else path.stem
+    layers = _layers(tensors, name)
+    scales = _Scales.of(metadata, path, name)
+    if not scales.settings and any("base_model.model." in key for key in tensors):
+        log.warning("%r is of PEFT and its adapter_config.json with alpha is missing: alpha = rank is taken", name)
+    factors = {parameter: layer.factors(scales, name) for parameter, layer in layers.items()}
+    return ImportedLora(factors, EditInfo(IMPORTED, _concepts(metadata, name), config={"file": name, **metadata}))
+
+
+def _concepts(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """Of an SPM file's metadata; its comma-joined ``prompts`` cannot tell a comma in a concept from two concepts."""
+    if "mu_concepts" in metadata:
+        return tuple(map(str, _json(metadata["mu_concepts"], list, f"mu_concepts of {name!r}")))
+    return tuple(part.strip() for part in metadata.get("prompts", "").split(",") if part.strip())
+
+
+def _json(text: str, kind: type, what: str) -> Any:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise EditError(f"{what} is no JSON ({error}): make or copy the file again") from None
+    if not isinstance(content, kind):
+        raise EditError(f"{what} is JSON of another kind than expected: make or copy the file again")
+    return content
+
+
+# -- tensors: the ending of a key --------------------------------------------------------------------------------------
+
+_ENDINGS = {
+    "down": r"(?:\.lora_down|\.lora_A(?:\.(?P<adapter>[^.]+))?|\.lora_linear_layer\.down|[._]lora\.down)\.weight",
+    "up": r"(?:\.lora_up|\.lora_B(?:\.(?P<adapter>[^.]+))?|\.lora_linear_layer\.up|[._]lora\.up)\.weight",
+    "alpha": r"(?:\.lora_linear_layer|[._]lora)?\.alpha",
+}
+_PARTS = {part: re.compile(f"(?P<layer>.+?){ending}") for part, ending in _ENDINGS.items()}
+
+# What other adapters are told by. Left out, the rest of such a file would be another edit than the one it was made for.
+_OTHER_KINDS = {
+    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon (Tucker factors)", "hada_": "LoHa",
+    "lokr_": "LoKr", "oft_": "OFT", "boft_": "BOFT", "ia3_": "(IA)3",
+    "diff": "full-rank shift", "diff_b": "full-rank shift",
+    "w_norm": "LyCORIS norm", "b_norm": "LyCORIS norm", "scalar": "LyCORIS scalar", "bundle_emb": "LoRA and embedding",
+    "emb_params": "embedding", "lora_embedding_": "LoRA of an embedding", "bias": "LoRA with biases",
+}  # fmt: skip
+
+
+@dataclass
+class _Layer:
+    """What a file holds of one layer. ``spelled`` is its name there without the prefix, as PEFT's patterns have it."""
+
+    component: str
+    spelled: str
+    parts: dict[str, Tensor]
+
+    def factors(self, scales: _Scales, name: str) -> Factors:
+        down, up = (self._factor(part, name) for part in ("down", "up"))
+        rank = down.shape[:1].numel()
+        return Factors(down, up, self._alpha(name) or scales.alpha(self, rank) or float(rank))
+
+    def _factor(self, part: str, name: str) -> Tensor:
+        if part not in self.parts:
+            there = " and ".join(self.parts)
+            raise EditError(f"{self.spelled} has {there} but not both factors: {name!r} is damaged, copy it again")
+        if not self.parts[part].is_floating_point():
+            kind = str(self.parts[part].dtype).removeprefix("torch.")
+            raise EditError(f"the factors of {self.spelled} in {name!r} are {kind}: save them as float16 or float32")
+        return self.parts[part]
+
+    def _alpha(self, name: str) -> float:
+        """0 where the file has none, or has 0, by which kohya and SPM mean the rank."""
+        alpha = self.parts.get("alpha", torch.zeros(()))
+        if alpha.numel() != 1:
+            raise EditError(f"alpha of {self.spelled} in {name!r} is {tuple(alpha.shape)}: the file is damaged")
+        return float(alpha)
+
+
+def _layers(tensors: Mapping[str, Tensor], name: str) -> dict[str, _Layer]:
+    """By parameter name; `EditError` for the first key that is no part of a LoRA, or of no layer that is known."""
+    layers: dict[str, _Layer] = {}
+    strange: list[str] = []
+    adapters: set[str] = set()
+    for key, tensor in tensors.items():
+        part, layer, adapter = _split(key)
+        if not part:
+            strange.append(key)
+            continue
+        component, spelled, parameter = _place(layer)
+        if not parameter:
+            what = "which names no layer that mu knows"
+            raise EditError(f"{name!r} holds {key}, {what}: it was made for another architecture")
+        found = layers.setdefault(parameter, _Layer(component, spelled, {}))
+        if part in found.parts or found.spelled != spelled:
+            raise EditError(f"{name!r} holds {parameter} twice, the second time as {key}: keep one of the two")
+        found.parts[part] = tensor
+        if adapter:
+            adapters.add(adapter)
+    if len(adapters) > 1:
+        raise EditError(f"{name!r} holds several adapters ({', '.join(sorted(adapters))}): save each to its own file")
+    for key in strange:
+        if kind := _other_kind(key):
+            raise EditError(
+                f"{name!r} is a {kind} file ({key}), which mu does not read: convert it to a LoRA or merge it first"
+            )
+    if not layers:
+        seen = f" (it holds {next(iter(tensors))})" if tensors else ""
+        raise EditError(f"{name!r} holds no edit: neither mu's own metadata nor LoRA or SPM factors{seen}")
+    if strange:
+        raise EditError(
+            f"{name!r} holds {strange[0]}, which is no part of a LoRA that mu knows: merge the file with its own tool"
+        )
+    return layers
+
+
+def _split(key: str) -> tuple[str, str, str | None]:
+    """Part, layer and PEFT's name of the adapter, if the key has one; the part is empty for what is none of a LoRA."""
+    for part, pattern in _PARTS.items():
+        if found := pattern.fullmatch(key):
+            return part, found["layer"], found.groupdict().get("adapter")
+    return "", key, None
+
+
+def _other_kind(key: str) -> str:
+    pieces = key.split(".")
+    for mark, kind in _OTHER_KINDS.items():
+        if any(piece == mark or (mark[-1] == "_" and piece.startswith(mark)) for piece in pieces):
+            lora = mark != "bias" or "lora" in key  # the bias of a whole model is another thing
+            return kind if lora else ""
+    return ""
+
+
+# -- tensors: the layer ------------------------------------------------------------------------------------------------
+
+# Stand before all else, and between the component and the layer.
+_WRAPPERS = ("base_model.model.", "module.", "model.")
+_COMPONENTS = {
+    "unet.": "unet", "diffusion_model.": "unet", "lora_unet_": "unet", "lycoris_": "unet",
+    "text_encoder.": "text_encoder", "te.": "text_encoder", "te1.": "text_encoder", "clip_l.": "text_encoder",
+    "text_encoders.clip_l.": "text_encoder", "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
+    "text_encoder_2.": "text_encoder_2", "te2.": "text_encoder_2", "clip_g.": "text_encoder_2",
+    "text_encoders.clip_g.": "text_encoder_2", "lora_te2_": "text_encoder_2",
+    "vision_model.": "vision_model", "vision_tower.": "vision_model", "language_model.": "language_model",
+    "multi_modal_projector.": "projector", "projector.": "projector",
+}  # fmt: skip
+# Levels that one version of a library has and another has not, and that SD-WebUI puts there.
+_LEVELS = {
+    "text_encoder": r"(?:0_)?(?:transformer_)?(?:text_model_)?", "text_encoder_2": r"(?:transformer_)?(?:text_model_)?",
+    "vision_model": r"(?:vision_model_)?", "language_model": r"(?:model_)?",
+}  # fmt: skip
+_WITHOUT_PREFIX = ("unet", "text_encoder", "projections")
+
+
+def parameter_of(layer: str) -> str:
+    """The parameter that a file's name of a layer means, empty where no known model has it.
+
+    ``lora_unet_mid_block_attentions_0_proj_in``, ``base_model.model.mid_block.attentions.0.proj_in`` and
+    ``lora_unet_middle_block_1_proj_in`` (as SGM names it) are all ``unet.mid_block.attentions.0.proj_in.weight``.
+    """
+    return _place(layer)[2]
+
+
+def _place(layer: str) -> tuple[str, str, str]:
+    """Component, the layer's name without it as the file spells it, and the parameter, empty where none is known."""
+    rest = _unwrapped(layer)
+    prefix = next((prefix for prefix in _COMPONENTS if rest.startswith(prefix)), "")
+    rest = _unwrapped(rest.removeprefix(prefix))
+    for component in (_COMPONENTS[prefix],) if prefix else _WITHOUT_PREFIX:
+        if module := _module(component, rest):
+            path = module if component == "projections" else f"{component}.{module}"
+            return component, rest, f"{path}.weight"
+    return "", rest, ""
+
+
+def _unwrapped(name: str) -> str:
+    while wrapper := next((wrapper for wrapper in _WRAPPERS if name.startswith(wrapper)), ""):
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def _module(component: str, spelled: str) -> str:
+    """The module path of a layer in its component, empty where there is none."""
+    name = spelled.replace(".", "_").replace("_processor_", "_")  # diffusers' attention processors
+    if component == "unet" and name in _sgm_modules():
+        return _sgm_modules()[name]
+    name = re.sub("^" + _LEVELS.get(component, ""), "", name)
+    module = _modules(component).get(_open(name), "")
+    numbers = iter(re.findall(r"\d+", name))
+    return re.sub("#", lambda _: next(numbers), module)
+
+
+def _open(name: str) -> str:
+    """``down_blocks.1.attentions.0`` -> ``down_blocks.#.attentions.#``."""
+    return re.sub(r"\d+", "#", name)
+
+
+@cache
+def _modules(component: str) -> dict[str, str]:
+    """Name with underscores -> module path, both with their numbers left open, of each layer that can have factors."""
+    known = {}
+    for module in map(_open, _module_names(component)):
+        name = re.sub("^" + _LEVELS.get(component, ""), "", module.replace(".", "_"))
+        known[name] = module
+        for ending, old in (("_to_out_#", "_to_out"), *_OLD_TEXT.items()):
+            if name.endswith(ending):
+                known[name.removesuffix(ending) + old] = re.sub(r"to_out\.#$", "to_out.0", module)
+    return known
+
+
+# Diffusers' first LoRA trainings named a text encoder's layers as the UNet's.
+_OLD_TEXT = {f"attn_{layer}_proj": f"attn_to_{layer}" for layer in ("q", "k", "v", "out")}
+
+
+def _module_names(component: str) -> Iterator[str]:
+    """Of the published models, as the installed libraries name their linear and convolutional layers."""
+    from mu.models.formats.architectures import stable_diffusion_1, stable_diffusion_xl
+
+    if component == "unet":
+        for config in (stable_diffusion_1()["unet"], {**stable_diffusion_xl()["unet"], "time_cond_proj_dim": 1}):
+            yield from _layer_names(config)
+    elif component in ("text_encoder", "text_encoder_2"):
+        yield from _layer_names(stable_diffusion_xl()[component])
+    elif component == "projections":
+        yield from ("text_projection", "visual_projection")
+    elif component == "projector":
+        yield from ("linear_1", "linear_2")
+    else:
+        kind = {"vision_model": "CLIPVisionModel", "language_model": "LlamaModel"}[component]
+        yield from _layer_names({"architectures": [kind], "num_hidden_layers": 1})
+
+
+def _layer_names(config: Mapping[str, Any]) -> Iterator[str]:
+    from mu.models.formats.compvis import blueprint
+
+    for name, module in blueprint(config).named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            yield name
+
+
+@cache
+def _sgm_modules() -> dict[str, str]:
+    """``input_blocks_4_1_proj_in`` -> ``down_blocks.1.attentions.0.proj_in``: from the names in Stability's code.
+
+    SD 1.x, SD 2.x and SDXL number their blocks alike, so that one table holds all: no name means two layers.
+    """
+    from mu.models.formats.architectures import stable_diffusion_1
+    from mu.models.formats.compvis import kohya_module_names, sdxl_module_names
+
+    tables = (kohya_module_names(stable_diffusion_1()["unet"]), sdxl_module_names())
+    return {place.replace(".", "_"): module for table in tables for module, place in table.items()}
+
+
+# -- metadata ----------------------------------------------------------------------------------------------------------
+
+_DIFFUSERS_CONFIG, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"
+# What trainers and other programs note. None of it changes what the factors mean.
+_NOTES = {
+    "format", "prompts", "rank", "name", "title", "author", "description", "license", "tags", "date", "created",
+    "notes", "software", "version", "training_info", "hash", "prompt", "workflow", "trigger_words", "base_model",
+}  # fmt: skip
+_NOTE_PREFIXES = ("ss_", "sshs_", "modelspec.", "mu_", "ot_", "civitai")
+_PEFT_USED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
+# Where and how it was trained; the tensors tell the first themselves.
+_PEFT_NOTES = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern",
+    "megatron_core",
+    "qalora_group_size", "eva_config", "loftq_config", "corda_config", "lora_ga_config", "runtime_config",
+}  # fmt: skip
+_PEFT_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",), "bias": ("none",),
+    # the others begin with another base than the one that is published
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva", "mini_lora"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """What metadata say of the scale: PEFT's settings for each component (for all, ``""``), or SPM's alpha."""
+
+    settings: Mapping[str, Mapping[str, Any]]
+    spm_alpha: float
+    name: str
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str], path: Path, name: str) -> _Scales:
+        """`EditError` for the first metadata key, or setting of PEFT, that is not known to change nothing."""
+        for key in metadata:
+            if key not in _NOTES | {_DIFFUSERS_CONFIG, "alpha"} and not key.startswith(_NOTE_PREFIXES):
+                what = f"the metadata of {name!r} holds {key!r}, which mu does not know and which may tell the scale"
+                raise EditError(f"{what}: save the tensors without it, if it does not")
+        settings: dict[str, dict[str, Any]] = {}
+        beside = path.parent / _PEFT_CONFIG
+        if path.stem == "adapter_model" and beside.is_file():
+            settings[""] = _json(beside.read_text(encoding="utf-8", errors="replace"), dict, str(beside))
+        if _DIFFUSERS_CONFIG in metadata:
+            told = _json(metadata[_DIFFUSERS_CONFIG], dict, f"{_DIFFUSERS_CONFIG} of {name!r}")
+            for key, value in told.items():
+                component, _, setting = key.rpartition(".")
+                settings.setdefault(component, {})[setting] = value
+        for component, each in settings.items():
+            _check_settings(each, component, name)
+        return cls(settings, _number(metadata.get("alpha", 0), "alpha", name), name)
+
+    def alpha(self, layer: _Layer, rank: int) -> float:
+        """What ``scale * rank`` is by the metadata; 0 where it tells nothing."""
+        settings = self.settings.get(layer.component, self.settings.get(""))
+        if settings is None:
+            return self.spm_alpha
+        r = _number(_for_layer(settings, "rank_pattern", layer, settings.get("r", 8)), "r", self.name)
+        if r != rank:
+            raise EditError(
+                f"{layer.spelled} has rank {rank} in {self.name!r}, and its settings say {r:g}: the file is damaged"
+            )
+        told = _for_layer(settings, "alpha_pattern", layer, settings.get("lora_alpha", 8))
+        alpha = _number(told, "lora_alpha", self.name)
+        if alpha == 0:
+            raise EditError(
+                f"{layer.spelled} has lora_alpha 0 in {self.name!r}, so that it changes nothing: leave the file out"
+            )
+        return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
+
+
+def _for_layer(settings: Mapping[str, Any], patterns: str, layer: _Layer, default: Any) -> Any:
+    """As PEFT does: the value of the first pattern that is the end of the layer's name."""
+    for spelled in (layer.spelled, layer.spelled.removeprefix("text_model.")):
+        for pattern, value in (settings.get(patterns) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", spelled):
+                return value
+    return default
+
+
+def _check_settings(settings: Mapping[str, Any], component: str, name: str) -> None:
+    if component not in ("", *_COMPONENTS.values()):
+        first = next(iter(settings))
+        raise EditError(f"the metadata of {name!r} holds {component}.{first}: it was made for another architecture")
+    for key, value in settings.items():
+        off = value in (None, False, "", [], {})
+        if not (off or key in _PEFT_USED | _PEFT_NOTES or value in _PEFT_NEUTRAL.get(key, ())):
+            told = f"{key} = {json.dumps(value)[:60]}"
+            raise EditError(f"{name!r} was made with {told}, which is no plain LoRA: merge it with PEFT first")
+    for key in ("rank_pattern", "alpha_pattern"):
+        try:
+            for pattern in dict(settings.get(key) or {}):
+                re.compile(pattern)
+        except (TypeError, ValueError, re.error):
+            what = "no mapping from patterns of layers to numbers"
+            raise EditError(f"{key} of {name!r} is {what}: make or copy the file again") from None
+
+
+def _number(value: Any, what: str, name: str) -> float:
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not math.isfinite(number):
+        raise EditError(f"{what} of {name!r} is {value!r} and no number: make or copy the file again")
+    return number
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+_KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
+
+
+def kohya_tensors(
+    edit: LowRankEdit, modules: Mapping[str, str] | None = None, *, two_encoders: bool = False
+) -> dict[str, Tensor]:
+    """Kohya keys, as SD-WebUI and ComfyUI read them; ``modules`` maps UNet module paths to other names (SDXL's).
+
+    Of a model with ``two_encoders`` the first is ``te1``, else it is ``te``.
+    """
+    prefixes = _KOHYA_PREFIX | ({"text_encoder": "lora_te1_"} if two_encoders else {})
+    named = {}
+    for name, factors in edit.factors.items():
+        component, _, path = name.removesuffix(".weight").partition(".")
+        if component not in prefixes:
+            raise EditError(f"a LoRA file cannot hold {name}: it has places for the UNet and the text encoders only")
+        if component == "unet" and modules:
+            path = modules[path]
+        elif component != "unet" and not path.startswith(("text_projection", "text_model.")):
+            path = f"text_model.{path}"
+        key = prefixes[component] + path.replace(".", "_")
+        named[f"{key}.lora_down.weight"] = factors.down.detach()
+        named[f"{key}.lora_up.weight"] = factors.up.detach()
+        named[f"{key}.alpha"] = torch.tensor(factors.alpha)
+    return named
+
+
+def kohya_metadata(edit: LowRankEdit) -> dict[str, str]:
+    rank = max(factors.rank for factors in edit.factors.values())
+    header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    return {**header, **edit_metadata(edit)}
+
+
+def peft_tensors(edit: LowRankEdit) -> dict[str, Tensor]:
+    """diffusers/PEFT keys; the format has no alpha, so the scale alpha / r is multiplied into ``lora_B``."""
+    named = {}
+    for name, factors in edit.factors.items():
+        layer = name.removesuffix(".weight")
+        named[f"{layer}.lora_A.weight"] = factors.down.detach()
+        named[f"{layer}.lora_B.weight"] = factors.up.detach() * factors.scale
+    return named
+
+
+def spm_tensors(edit: LowRankEdit) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of ``edit`` in the file format of SPM (kohya key names, three legacy metadata keys)."""
+    first = next(iter(edit.factors.values()))
+    legacy = {"prompts": ",".join(edit.info.concepts), "rank": str(first.rank), "alpha": str(first.alpha)}
+    return kohya_tensors(edit), {**legacy, **edit_metadata(edit)}
+
+
+def edit_metadata(edit: Edit) -> dict[str, str]:
+    """What a foreign format can carry of where an edit comes from."""
+    info = edit.info
+    facts: dict[str, Any] = {"mu_concepts": list(info.concepts), "mu_method": info.method, "mu_base": info.base}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
