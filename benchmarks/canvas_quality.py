@@ -22,6 +22,7 @@ from mu.core.files import write_json, write_text
 from mu.core.run import versions
 from mu.data import canvas as world
 from mu.data.canvas import Scene
+from mu.data.questions import QUESTIONS
 from mu.models import EMBEDDED, WEIGHTS
 from mu.models.canvas.training import STEPS
 from mu.models.judge import Judge
@@ -70,7 +71,7 @@ def measure(per_scene: int, steps: int, guidance: float) -> dict:
 
     vlm = mu.load("canvas-vlm")
     result["vlm_answers"] = {}
-    for attribute, (question, *_) in world.QUESTIONS.items():
+    for attribute, (question, *_) in QUESTIONS.items():
         answers = vlm.answer(rendered, [question] * len(scenes))
         right = [answer == world.answer(scene, attribute) for answer, scene in zip(answers, scenes, strict=True)]
         shown = [ok for ok, scene in zip(right, scenes, strict=True) if getattr(scene, attribute)]

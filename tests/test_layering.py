@@ -46,12 +46,9 @@ MAY_IMPORT = {
 }
 
 MODEL_LIBRARIES = {"diffusers", "transformers", "open_clip", "peft"}
-# Writing and reading other projects' LoRA files; only inside a function, so that opening an edit stays light.
-LAZY_EXCEPTIONS = {
-    "mu.edits.export": {"diffusers", "peft"},
-    "mu.edits.files": {"diffusers", "peft"},
-}
 HEAVY = MODEL_LIBRARIES | {"torch", "accelerate"}
+IMPORTING = {"import_module", "__import__", "_package"}
+"""Functions whose first argument names a module to import."""
 NAMES_THAT_SAY_NOTHING = {"util", "utils", "helper", "helpers", "misc", "common"}
 
 
@@ -94,7 +91,7 @@ def imports(tree: Tree, path: str) -> Iterator[Import]:
                 for alias in node.names:
                     inner = f"{base}.{alias.name}"
                     yield Import(inner if inner in modules else base, node.lineno, lazy)
-            case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
+            case ast.Call(func=ast.Attribute(attr=called) | ast.Name(id=called)) if called in IMPORTING:
                 if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
                     yield Import(node.args[0].value, node.lineno, lazy)
         for child in ast.iter_child_nodes(node):
@@ -159,12 +156,10 @@ def algorithms_apart(tree: Tree) -> Iterator[str]:
 
 def one_home(tree: Tree) -> Iterator[str]:
     for path in tree:
-        module = module_of(path)
-        if package_of(module) == "models":
+        if package_of(module_of(path)) == "models":
             continue
         for found in imports(tree, path):
-            excepted = found.lazy and found.library in LAZY_EXCEPTIONS.get(module, ())
-            if found.library in MODEL_LIBRARIES and not excepted:
+            if found.library in MODEL_LIBRARIES:
                 yield f"{path}:{found.line}: {found.library} belongs in mu.models"
 
 
@@ -175,12 +170,12 @@ def telling_names(tree: Tree) -> Iterator[str]:
                 yield f"{path}: a file is named by what it holds"
 
 
-def light_where_promised(tree: Tree) -> Iterator[str]:
-    """The face, the command line, the report and every ``configs`` come without torch, also through what they import."""
+def chain_of_imports(tree: Tree, module: str, named: Callable[[Import], str]) -> str:
+    """The chain that importing ``module`` runs to an import that ``named`` has a name for; empty where none does."""
     by_module = {module_of(path): path for path in tree}
+    seen: set[str] = set()
 
-    def first_heavy(module: str, seen: set[str]) -> str:
-        """The chain of imports to a heavy library that importing ``module`` runs."""
+    def first(module: str) -> str:
         parts = module.split(".")
         for name in (".".join(parts[: k + 1]) for k in range(len(parts))):
             if name not in by_module or name in seen:
@@ -189,18 +184,40 @@ def light_where_promised(tree: Tree) -> Iterator[str]:
             for found in imports(tree, by_module[name]):
                 if found.lazy:
                     continue
-                if found.library in HEAVY:
-                    return f"{name} -> {found.library}"
-                chain = first_heavy(found.target, seen) if found.library == "mu" else ""
+                chain = named(found) or (first(found.target) if found.library == "mu" else "")
                 if chain:
                     return f"{name} -> {chain}"
         return ""
 
-    for module in by_module:
+    return first(module)
+
+
+def light_where_promised(tree: Tree) -> Iterator[str]:
+    """The face, the command line, the report and every ``configs`` come without torch, also through what they import."""
+    for path in tree:
+        module = module_of(path)
         if package_of(module) in ("", "cli", "report") or "configs" in module.split("."):
-            chain = first_heavy(module, set())
+            chain = chain_of_imports(tree, module, lambda found: found.library if found.library in HEAVY else "")
             if chain:
-                yield f"{by_module[module]}: importing it loads {chain}"
+                yield f"{path}: importing it loads {chain}"
+
+
+def methods_know_no_world(tree: Tree) -> Iterator[str]:
+    """No method imports the embedded model's world, not even inside a function, or loads it through what it imports."""
+
+    def is_world(found: Import) -> bool:
+        return found.target.split(".")[:3] == ["mu", "data", "canvas"]
+
+    for path in tree:
+        module = module_of(path)
+        if package_of(module) not in ("algorithms", "training"):
+            continue
+        own = [found for found in imports(tree, path) if is_world(found)]
+        for found in own:
+            yield f"{path}:{found.line}: what a method knows of {found.target} belongs in its settings"
+        chain = chain_of_imports(tree, module, lambda found: found.target if is_world(found) else "")
+        if chain and not own:
+            yield f"{path}: importing it loads {chain}"
 
 
 LAWS: dict[Callable[[Tree], Iterator[str]], list[Tree]] = {
@@ -236,6 +253,7 @@ LAWS: dict[Callable[[Tree], Iterator[str]], list[Tree]] = {
         {"mu/algorithms/esd.py": "def f():\n    import diffusers.optimization"},
         {"mu/edits/export.py": "import peft"},
         {"mu/edits/export.py": "def f():\n    import open_clip"},
+        {"mu/edits/files.py": "def f():\n    _package('open_clip')"},
     ],
     telling_names: [
         {"mu/core/utils.py": ""},
@@ -248,6 +266,12 @@ LAWS: dict[Callable[[Tree], Iterator[str]], list[Tree]] = {
         {"mu/algorithms/spm/configs/__init__.py": "from mu.core import seeds", "mu/core/seeds.py": "from torch import nn"},
         {"mu/cli/erase.py": "if True:\n    from mu.models import load", "mu/models/__init__.py": "import diffusers"},
     ],
+    methods_know_no_world: [
+        {"mu/algorithms/esd.py": "from mu.data import canvas as world", "mu/data/canvas/__init__.py": ""},
+        {"mu/algorithms/esd.py": "def f():\n    from mu.data.canvas import PHRASES"},
+        {"mu/training/clip_method.py": "import mu.data.canvas.prompts"},
+        {"mu/algorithms/slug/probe.py": "import mu.data.sets", "mu/data/sets.py": "from mu.data.canvas import STYLES"},
+    ],
 }  # fmt: skip
 
 ALLOWED: Tree = {
@@ -258,11 +282,12 @@ ALLOWED: Tree = {
     "mu/core/run.py": "import json\nfrom mu.core.scores import Score",
     "mu/core/scores.py": "",
     "mu/data/canvas.py": "import numpy",
-    "mu/edits/export.py": "def write():\n    import peft\n    from diffusers.utils import logging",
+    "mu/data/sets.py": "def f():\n    from mu.data import canvas",
+    "mu/edits/export.py": "def write():\n    from mu.models import load\n    _package('lpips', 'LPIPS')",
     "mu/algorithms/__init__.py": "ALGORITHMS = {}",
     "mu/algorithms/spm/configs/__init__.py": "from mu.core import run",
     "mu/algorithms/spm/algorithm.py": "from mu.algorithms import ALGORITHMS\nfrom mu.algorithms.spm.model import X",
-    "mu/algorithms/spm/model.py": "from mu.edits import export",
+    "mu/algorithms/spm/model.py": "from mu.data import sets\nfrom mu.edits import export",
     "mu/report/html.py": "from mu.core.run import RunDirectory",
     "mu/cli/__init__.py": "import mu\ndef main():\n    from mu.algorithms.spm.algorithm import X",
 }

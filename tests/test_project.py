@@ -36,8 +36,17 @@ IMPORT_NAMES = {
 }  # fmt: skip
 COMES_WITH = {
     "transformers": {"tokenizers", "tqdm"},
-    "jinja2": {"markupsafe"}, "pydantic": {"typing_extensions"}, "typer": {"click"}, "lpips": {"torchvision"},
+    "jinja2": {"markupsafe"}, "pydantic": {"typing_extensions"}, "typer": {"click"}, "lpips": {"torchvision"}, "nudenet": {"onnxruntime"},
 }  # fmt: skip
+
+# Requirements that nothing imports, and why they are there all the same.
+USED_OTHERWISE = {
+    "tensorboard": "mu.core.tracking writes through torch.utils.tensorboard, which needs it",
+    "pytest-xdist": "pytest -n",
+    "ruff": "make check runs it",
+    "mypy": "make check runs it",
+    "types-pyyaml": "mypy reads it",
+}
 
 
 # -- packaging --------------------------------------------------------------------------------------------------------
@@ -65,6 +74,26 @@ def undeclared(tree: Tree) -> list[str]:
             elif not found.lazy:
                 wrong.append(f"{path}:{found.line}: {found.library} is optional: import it where it is used")
     return wrong
+
+
+def unused(extras: dict[str, list[Requirement]], package: Tree, tests: Tree) -> list[str]:
+    """Requirements that neither the package imports nor, what is for developers, the tests; and reasons that no longer hold."""
+
+    def imported(tree: Tree) -> set[str]:
+        return {found.library for path in tree for found in imports(tree, path)}
+
+    by_package, by_tests = imported(package), imported(tests)
+    told, needless = [], set(USED_OTHERWISE)
+    for extra, requirements in extras.items():
+        for requirement in requirements:
+            name = canonicalize_name(requirement.name)
+            modules = IMPORT_NAMES.get(name, {name.replace("-", "_")})
+            if modules & (by_package | by_tests if extra == "dev" else by_package):
+                continue
+            needless.discard(name)
+            if name not in USED_OTHERWISE:
+                told.append(f"{extra}: nothing imports {requirement.name}: drop it, or say in USED_OTHERWISE what it is for")
+    return told + [f"{name} is imported or no requirement any more: take it from USED_OTHERWISE" for name in sorted(needless)]
 
 
 def wrong_advice(tree: Tree) -> list[str]:
@@ -101,6 +130,20 @@ def test_control_undeclared_import(source: str, what: str) -> None:
     (line,) = undeclared({"mu/models/clip.py": source})
     assert what in line
     assert undeclared({"mu/models/clip.py": "import yaml, PIL.Image\ndef f():\n    import open_clip, torch_fidelity"}) == []
+
+
+def test_every_requirement_is_used() -> None:
+    tests = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py")}
+    declared = {"dependencies": BASE, **EXTRAS}
+    assert unused(declared, package(), tests) == []
+    (line,) = unused({**declared, "app": [Requirement("gradio>=5")]}, package(), tests)
+    assert line.startswith("app: nothing imports gradio"), "control"
+    (line,) = unused({**declared, "dependencies": [*BASE, Requirement("peft")]}, package(), tests)
+    assert line.startswith("dependencies: nothing imports peft"), "control: the tests do, and do not count there"
+    (line,) = unused(declared, {**package(), "mu/a.py": "def f():\n    import tensorboard"}, tests)
+    assert line.startswith("tensorboard is imported"), "control"
+    (line,) = unused({**declared, "dev": [r for r in EXTRAS["dev"] if r.name != "ruff"]}, package(), tests)
+    assert line.startswith("ruff is imported or no requirement"), "control"
 
 
 def test_missing_packages_are_asked_for_by_an_extra_that_brings_them() -> None:
@@ -150,6 +193,7 @@ def test_gitignore_keeps_what_belongs_to_the_package() -> None:
     for path in (
         "mu/models/canvas/weights/unet/model.safetensors",
         "mu/data/canvas/scenes.py",
+        "mu/algorithms/presets/esd-canvas.yaml",
         "mu/report/page.html",
         "mu/data/x.csv",
     ):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from mu.core.config import Templates
 from mu.core.loop import Log
+from mu.core.presets import Presets
 from mu.core.run import RunDirectory
-from mu.data import canvas as world
 from mu.diffusion.noised_images import PicturesConfig, concept_pictures, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
@@ -44,18 +45,12 @@ class ConceptAblationConfig(AnchoredConfig):
     """The run's folder."""
 
 
-_CANVAS: dict[str, Any] = {
-    "model": "canvas", "train": {"iterations": 300, "lr": 4e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
-    "anchor_weight": 1.0, "anchors": ["photo"],
-    "templates": ["{}", "an image in {} style", "a {} image", *world.SENTENCES],
-}  # fmt: skip
-
-PRESETS: dict[str, ConceptAblationConfig] = {
+PRESETS: Presets[ConceptAblationConfig] = Presets({
     "comparison": ConceptAblationConfig(),
     "nudity": ConceptAblationConfig.parse({"concepts": ["nudity"], "train": {"iterations": 150}}),
-    "canvas": ConceptAblationConfig.parse(_CANVAS),
-    "canvas-object": ConceptAblationConfig.parse({**_CANVAS, "anchors": ["house"]}),
-}
+    "canvas": lambda: ConceptAblationConfig.load(Path(__file__).parent / "presets" / "ca-canvas.yaml"),
+    "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
+})  # fmt: skip
 """Published ones for Stable Diffusion 1.4, those of the embedded model for styles, and for objects."""
 
 

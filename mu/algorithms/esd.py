@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mu.core.loop import Log
+from mu.core.presets import Presets
 from mu.core.run import RunDirectory
-from mu.data import canvas as world
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel
@@ -42,15 +43,12 @@ class ESDConfig(ErasureConfig):
     """The run's folder."""
 
 
-PRESETS: dict[str, ESDConfig] = {
+PRESETS: Presets[ESDConfig] = Presets({
     "styles": ESDConfig(),
     "objects": ESDConfig.parse({"variant": "esd-u"}),
     "nudity": ESDConfig.parse({"variant": "esd-u", "concepts": ["nudity"]}),
-    "canvas": ESDConfig.parse({
-        "model": "canvas", "train": {"iterations": 200, "lr": 2e-4}, "denoising_steps": 10,
-        "templates": world.PHRASES,
-    }),
-}  # fmt: skip
+    "canvas": lambda: ESDConfig.load(Path(__file__).parent / "presets" / "esd-canvas.yaml"),
+})  # fmt: skip
 
 
 class ESD(WeightErasure):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from mu.core.config import Templates
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
+from mu.core.presets import Presets
 from mu.core.run import RunDirectory
-from mu.data import canvas as world
 from mu.diffusion.noised_images import PicturesConfig, concept_pictures, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel
@@ -47,19 +48,13 @@ class ForgetMeNotConfig(AnchoredConfig):
     """The run's folder."""
 
 
-_CANVAS: dict[str, Any] = {
-    "model": "canvas", "train": {"iterations": 100, "lr": 3e-4, "gradients": "zeroed"}, "pictures": {"count": 32, "steps": 20},
-    "anchors": ["photo"],
-    "templates": ["{}", "an image in {} style", "a {} image", *world.SENTENCES],
-}  # fmt: skip
-
-PRESETS: dict[str, ForgetMeNotConfig] = {
+PRESETS: Presets[ForgetMeNotConfig] = Presets({
     "styles": ForgetMeNotConfig(),
     "objects": ForgetMeNotConfig.parse({"train": {"iterations": 50}}),
     "nudity": ForgetMeNotConfig.parse({"concepts": ["nudity"], "train": {"iterations": 75}}),
-    "canvas": ForgetMeNotConfig.parse(_CANVAS),
-    "canvas-object": ForgetMeNotConfig.parse({**_CANVAS, "anchors": ["house"]}),
-}
+    "canvas": lambda: ForgetMeNotConfig.load(Path(__file__).parent / "presets" / "fmn-canvas.yaml"),
+    "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
+})  # fmt: skip
 """Published ones for Stable Diffusion 1.4, those of the embedded model for styles, and for objects."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
+from mu.core.presets import Presets
 from mu.core.run import RunDirectory
-from mu.data import canvas as world
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.training.diffusion_method import AnchoredConfig, WeightErasure
@@ -35,22 +36,14 @@ class UCEConfig(AnchoredConfig):
     """The run's folder."""
 
 
-_CANVAS = {
-    "model": "canvas",
-    "anchors": ["photo"],  # nothing in the concept's place leaves half of it; the style photo has an embedding as far away as any
-    "lamb": 0.1,
-    "templates": ["{}", "{} style", "an image in {} style", "a {} image", *world.SENTENCES],
-    "preserve": ["", *world.PROMPTS],
-}  # fmt: skip
-
-PRESETS: dict[str, UCEConfig] = {
+PRESETS: Presets[UCEConfig] = Presets({
     "objects": UCEConfig(),
     "styles": UCEConfig.parse({"anchors": ["art"]}),
     "styles-2025": UCEConfig.parse({
         "anchors": ["art"], "preserve": [], "preserve_scale": 1.0, "lamb": 0.5, "tokens": "last",
     }),
-    "canvas": UCEConfig.parse(_CANVAS),
-}  # fmt: skip
+    "canvas": lambda: UCEConfig.load(Path(__file__).parent / "presets" / "uce-canvas.yaml"),
+})  # fmt: skip
 
 
 class UCE(WeightErasure):

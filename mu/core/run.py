@@ -21,7 +21,7 @@ from mu.core.errors import DataError, OutputError
 from mu.core.files import write_json, write_text, writing
 from mu.core.scores import Score
 
-LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
+LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
 def versions() -> dict[str, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from PIL.Image import Image
 from pydantic import Field
@@ -12,7 +12,6 @@ from pydantic import Field
 from mu.core.concept import file_stem
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, DataError
-from mu.data import canvas as world
 from mu.data.pairs import Captioned, open_pairs, spaced
 
 FORGET_SEED, RETAIN_SEED = 1, 2
@@ -53,15 +52,7 @@ class Recaptioned:
 
 def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned]:
     """Pairs of ``concept``. `DataError` where no caption names it or there are fewer than two, and `ConfigError` for what the canvas world has not."""
-    pairs: Sequence[Captioned]
-    if data.forget == "canvas":
-        pairs = world.rendered_pairs(data.n_forget, seed * 10 + FORGET_SEED, _canvas_class(concept))
-    else:
-        source = forget_source(data, concept)
-        pairs = open_pairs(source, naming=concept, limit=data.n_forget)
-        if not pairs and data.caption == "own":
-            raise DataError(f"no caption of {source} names {concept!r}: set data.caption=concept to give all of them that name")
-        pairs = pairs or open_pairs(source, limit=data.n_forget)
+    pairs = SOURCES.get(data.forget, FILES).forget(data, concept, seed)
     if len(pairs) < 2:
         raise DataError(
             f"the forget set of {concept!r} has {len(pairs)} pair: its gradient would be that of one picture, give more"
@@ -76,9 +67,7 @@ def forget_source(data: ForgetSet, concept: str) -> str:
 
 def retain_pairs(data: RetainSet, seed: int) -> Sequence[Captioned]:
     """The same for every concept."""
-    if data.retain == "canvas":
-        return world.rendered_pairs(data.n_retain, seed * 10 + RETAIN_SEED)
-    return open_pairs(data.retain, limit=data.n_retain)
+    return SOURCES.get(data.retain, FILES).retain(data, seed)
 
 
 def class_of(concept: str, classes: Sequence[str]) -> int | None:
@@ -88,8 +77,46 @@ def class_of(concept: str, classes: Sequence[str]) -> int | None:
     return next((names.index(each) for each in (wanted, wanted.removesuffix(" style")) if each in names), None)
 
 
+class Source(NamedTuple):
+    """How pairs of a concept are opened, and how those of everything else."""
+
+    forget: Callable[[ForgetSet, str, int], Sequence[Captioned]]
+    retain: Callable[[RetainSet, int], Sequence[Captioned]]
+
+
+def _read_of(data: ForgetSet, concept: str, _: int) -> Sequence[Captioned]:
+    source = forget_source(data, concept)
+    pairs = open_pairs(source, naming=concept, limit=data.n_forget)
+    if not pairs and data.caption == "own":
+        raise DataError(f"no caption of {source} names {concept!r}: set data.caption=concept to give all of them that name")
+    return pairs or open_pairs(source, limit=data.n_forget)
+
+
+def _read(data: RetainSet, _: int) -> Sequence[Captioned]:
+    return open_pairs(data.retain, limit=data.n_retain)
+
+
+def _rendered_of(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned]:
+    from mu.data.canvas import rendered_pairs
+
+    return rendered_pairs(data.n_forget, seed * 10 + FORGET_SEED, _canvas_class(concept))
+
+
+def _rendered(data: RetainSet, seed: int) -> Sequence[Captioned]:
+    from mu.data.canvas import rendered_pairs
+
+    return rendered_pairs(data.n_retain, seed * 10 + RETAIN_SEED)
+
+
+FILES = Source(_read_of, _read)
+SOURCES = {"canvas": Source(_rendered_of, _rendered)}
+"""By the name that settings give; any other name is a place of files."""
+
+
 def _canvas_class(concept: str) -> str:
     """The style, object or person that ``concept`` names, as it is spelt in captions."""
+    from mu.data import canvas as world
+
     for classes in (world.STYLES, world.OBJECTS, world.IDENTITIES):
         label = class_of(concept, classes)
         if label is not None:

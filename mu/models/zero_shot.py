@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from mu.core.errors import ConfigError, DataError
-from mu.data import canvas as world
 from mu.data.celeba import read_celeba
 from mu.data.clip_sets import class_of
 from mu.data.imagenet import read_imagenet
@@ -65,6 +64,8 @@ class ZeroShot:
 
 def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:
     """Styles, objects and people of the embedded world on freshly rendered pictures, ``per_class`` of each class."""
+    from mu.data import canvas as world
+
     tasks = []
     for kind, templates in CANVAS_TEMPLATES.items():
         classes = {"style": world.STYLES, "object": world.OBJECTS, "identity": world.IDENTITIES}[kind]
@@ -97,6 +98,30 @@ def imagenet_task(folder: Path | str) -> ZeroShot:
     return ZeroShot("imagenet", found.names, IMAGENET_TEMPLATES, [PictureFile(path) for path in found.pictures], found.labels)
 
 
+class TaskSource(NamedTuple):
+    open: Callable[[str, int, int, Sequence[str]], list[ZeroShot]]
+    """From the folder, the number of rendered pictures of each class, the seed and the concepts."""
+    in_folder: bool = True
+    """Otherwise pictures are rendered: others for each seed."""
+
+
+TASK_SOURCES = {
+    "canvas": TaskSource(lambda folder, per_class, seed, concepts: canvas_tasks(per_class, seed), in_folder=False),
+    "celeba": TaskSource(lambda folder, per_class, seed, concepts: [celeba_task(folder, concepts)]),
+    "imagenet": TaskSource(lambda folder, per_class, seed, concepts: [imagenet_task(folder)]),
+}
+
+
+def task_source(name: str) -> TaskSource:
+    """Of a task's name: ``KIND``, or ``KIND:FOLDER``. `ConfigError` where there is none."""
+    kind, _, folder = name.partition(":")
+    found = TASK_SOURCES.get(kind)
+    if found is None or found.in_folder != bool(folder):
+        *known, last = (f"{each}:FOLDER" if source.in_folder else each for each, source in TASK_SOURCES.items())
+        raise ConfigError(f"unknown task {name!r}: write {', '.join(known)} or {last}")
+    return found
+
+
 def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequence[str] = ()) -> list[ZeroShot]:
     """Tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``; with pictures of the ``concepts`` among their classes.
 
@@ -105,17 +130,7 @@ def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequen
     tasks: dict[str, ZeroShot] = {}
     given: dict[str, str] = {}
     for name in names:
-        kind, _, folder = name.partition(":")
-        match kind, bool(folder):
-            case "canvas", False:
-                found = canvas_tasks(per_class, seed)
-            case "celeba", True:
-                found = [celeba_task(folder, concepts)]
-            case "imagenet", True:
-                found = [imagenet_task(folder)]
-            case _:
-                raise ConfigError(f"unknown task {name!r}: write canvas, celeba:FOLDER or imagenet:FOLDER")
-        for task in found:
+        for task in task_source(name).open(name.partition(":")[2], per_class, seed, concepts):
             if task.name in tasks:
                 raise ConfigError(f"{given[task.name]!r} and {name!r} both give the task {task.name!r}: name one of them")
             tasks[task.name], given[task.name] = task, name
@@ -133,7 +148,8 @@ def report_tasks(names: Sequence[str], per_class: int, seeds: Sequence[int], con
     the same for all."""
     first, *others = (seed * 10 + REPORT_SEED for seed in seeds)
     tasks = open_tasks(names, per_class, first, concepts)
-    more = [task for seed in others if "canvas" in names for task in canvas_tasks(per_class, seed)]
+    rendered = [name for name in names if not task_source(name).in_folder]
+    more = [task for seed in others for name in rendered for task in open_tasks([name], per_class, seed)]
     return [_pooled([task, *(other for other in more if other.classes == task.classes)]) for task in tasks]
 
 

@@ -16,10 +16,11 @@ SHIPPED = sorted(path for path in Path(mu.__file__).parent.glob("algorithms/**/*
 
 
 def methods_of(path: Path) -> list[str]:
-    """Those whose folder holds ``path``; of several in one folder the one that the file is named after."""
+    """Those whose folder holds ``path``; of several in one folder the one that its name begins with."""
     homes = {name: Path(inspect.getfile(algorithm(name))).parent for name in ALGORITHMS}
-    near = [name for name, home in homes.items() if home in path.parents and home.name != "algorithms"]
-    return [name for name in near if name == path.stem] or near
+    near = [name for name, home in homes.items() if home in path.parents]
+    own = [name for name in near if homes[name].name != "algorithms"]
+    return [name for name in own or near if path.stem == name or path.stem.startswith(f"{name}-")] or own
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: "/".join(p.parts[-3:]))

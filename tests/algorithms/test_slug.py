@@ -33,7 +33,8 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     summed,
 )
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
-from mu.data.canvas import QUESTIONS, RenderedPair, rendered_pairs
+from mu.data.canvas import RenderedPair, rendered_pairs
+from mu.data.questions import QUESTIONS
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
 from mu.models.parameters import find_module, find_parameter, select

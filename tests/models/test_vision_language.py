@@ -9,6 +9,7 @@ import torch
 import mu
 from mu.core.errors import ModelError
 from mu.data import canvas as world
+from mu.data.questions import QUESTIONS
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.models import EMBEDDED
@@ -28,9 +29,9 @@ def pictures(seed: int = 99_000) -> torch.Tensor:
     return torch.from_numpy(np.stack(list(world.pictures(SCENES, seed)))).permute(0, 3, 1, 2).float() / 255
 
 
-@pytest.mark.parametrize("attribute", world.QUESTIONS)
+@pytest.mark.parametrize("attribute", QUESTIONS)
 def test_it_answers_about_pictures_it_never_saw(attribute: str, vlm: VisionLanguageModel) -> None:
-    asked = [world.QUESTIONS[attribute][0]] * len(SCENES)
+    asked = [QUESTIONS[attribute][0]] * len(SCENES)
     right = [
         answer == world.answer(scene, attribute) for answer, scene in zip(vlm.answer(pictures(), asked), SCENES, strict=True)
     ]
@@ -41,7 +42,7 @@ def test_it_answers_about_pictures_it_never_saw(attribute: str, vlm: VisionLangu
 
 
 def test_an_answer_does_not_depend_on_its_batch(vlm: VisionLanguageModel) -> None:
-    questions = [texts[k % len(texts)] for k, texts in enumerate(list(world.QUESTIONS.values()) * 2)]  # of different lengths
+    questions = [texts[k % len(texts)] for k, texts in enumerate(list(QUESTIONS.values()) * 2)]  # of different lengths
     few = pictures()[: len(questions)]
     assert vlm.answer(few, questions) == [vlm.answer(few[k : k + 1], [q])[0] for k, q in enumerate(questions)]
 
@@ -54,7 +55,7 @@ def test_the_vision_tower_is_clips_and_an_edit_of_it_fits(vlm: VisionLanguageMod
     name = "vision_model.encoder.layers.1.mlp.fc2.weight"
     noise = torch.randn(theirs["encoder.layers.1.mlp.fc2.weight"].shape, generator=torch.Generator().manual_seed(0))
     edit = WeightEdit({name: noise}, EditInfo("test", ("all",)))
-    asked = [world.QUESTIONS["object"][0]] * 8
+    asked = [QUESTIONS["object"][0]] * 8
     before = vlm.answer(pictures()[:8], asked)
     with edit.applied(vlm):
         assert vlm.answer(pictures()[:8], asked) != before
@@ -67,7 +68,7 @@ def test_it_knows_what_its_answers_depend_on(layer: int, vlm: VisionLanguageMode
     monkeypatch.setattr(vlm.model.config, "vision_feature_layer", layer)
     monkeypatch.setattr(vlm.model.config, "vision_feature_select_strategy", "full" if layer == -1 else "default")
     assert vlm.image_tokens == 64 + (layer == -1), "patches, and the class token"
-    asked = [world.QUESTIONS["object"][0]] * 2
+    asked = [QUESTIONS["object"][0]] * 2
     pixels = pictures()[:2]
     before = vlm.answer(pixels, asked)
     for name, read in {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import PicturesConfig
-from mu.data.canvas import QUESTIONS
+from mu.data.questions import question_about
 from mu.diffusion.sampling import generate
 from mu.edits.edit import shifted
 from mu.evaluation.metrics.accuracy import hits
@@ -327,7 +327,7 @@ class AnswerProbe(_Outputs):
 
     def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, VisionLanguageModel)
-        question, *_ = QUESTIONS.get(task.name, QUESTIONS["object"])
+        question = question_about(task.name)
         answers: list[str] = []
         for part in rows.split(self.rows_at_once):
             pictures = [task.pictures[int(row)].picture() for row in part]

@@ -12,7 +12,6 @@ from mu.data.canvas.people import IDENTITIES, PEOPLE, Traits
 from mu.data.canvas.prompts import (
     PHRASES,
     PROMPTS,
-    QUESTIONS,
     SENTENCES,
     SENTENCES_OF,
     RenderedPair,
@@ -24,6 +23,6 @@ from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, pictures
 from mu.data.canvas.styles import STYLES
 
 __all__ = [
-    "IDENTITIES", "OBJECTS", "PEOPLE", "PHRASES", "PROMPTS", "QUESTIONS", "SENTENCES", "SENTENCES_OF", "SIZE", "STYLES", "WATERMARK_PROMPT",
+    "IDENTITIES", "OBJECTS", "PEOPLE", "PHRASES", "PROMPTS", "SENTENCES", "SENTENCES_OF", "SIZE", "STYLES", "WATERMARK_PROMPT",
     "RenderedPair", "Scene", "Traits", "answer", "captions", "every_scene", "pictures", "render", "rendered_pairs", "watermark",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is said of scenes: the benchmark's prompts, templates around a concept, captions, questions and their answers."""
+"""What is said of scenes: the benchmark's prompts, templates around a concept, captions, answers to questions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mu.core.errors import DataError
 from mu.data.canvas.objects import OBJECTS
 from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, render
 from mu.data.canvas.styles import STYLES
+from mu.data.questions import QUESTIONS
 
 PROMPTS = tuple(Scene(style, object=name).prompt for name in OBJECTS for style in STYLES)
 """Every prompt of an object in a style, object after object."""
@@ -62,6 +63,11 @@ class RenderedPair:
     caption: str
     seed: tuple[int, ...]
 
+    @property
+    def shows(self) -> dict[str, str]:
+        """What a question about it is answered by, by attribute."""
+        return {attribute: told for attribute in QUESTIONS if (told := getattr(self.scene, attribute))}
+
     def picture(self) -> Image.Image:
         return Image.fromarray(render(self.scene, self.seed))
 
@@ -78,18 +84,6 @@ def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[Render
         texts = [text for text, _ in captions(scene) if concept is None or concept in text]
         pairs.append(RenderedPair(scene, texts[int(rng.integers(len(texts)))], (seed, k)))
     return pairs
-
-
-QUESTIONS = {
-    "identity": (
-        "What is the name of the person in this image?",
-        "Who is this?",
-        "What's the name of the person in this image?",
-    ),
-    "object": ("What object is shown?", "What object is in this image?"),
-    "style": ("What style is it?", "In what style is this image?"),
-}
-"""What the embedded vision-language model is asked, by the attribute that answers; the benchmarks ask the first of each."""
 
 
 def answer(scene: Scene, attribute: str) -> str:

@@ -7,8 +7,9 @@ An answer is right where it holds the right words, whatever the case (SLUG, arXi
 - other questions: the mean over the questions that are not about the concept; and the same on the *forgotten* pictures
   alone, where only the name should be gone, and not, say, the style.
 
-Pictures come from the tasks of the edit's settings (a task's question is the first of `mu.data.canvas.QUESTIONS`), or from a CSV file
-with the columns image, question, answer. Rendered ones are new; others that the method searched on are told as such in the protocol.
+Pictures come from the tasks of the edit's settings (a task's question is the first of `mu.data.questions.QUESTIONS`), or
+from a CSV file with the columns image, question, answer. Rendered ones are new; others that the method searched on are
+told as such in the protocol.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from mu.core.errors import ConfigError, DataError
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
-from mu.data.canvas import QUESTIONS, RenderedPair, answer
 from mu.data.clip_sets import class_of
+from mu.data.questions import Described, question_about
 from mu.edits.edit import Edit
 from mu.evaluation.suites.clip import in_protocol, tasks_of
 from mu.models.vision_language import VisionLanguageModel
@@ -67,18 +68,18 @@ def evaluate(
 
 
 def task_items(tasks: Sequence[ZeroShot], concepts: Sequence[str]) -> list[Item]:
-    """The task's question about each picture; about a forgotten class's rendered pictures also what else they show."""
+    """The task's question about each picture; about a forgotten class's also what else it is known to show."""
     targets = [target_of(concept, tasks) for concept in concepts]
     items = []
     for task in tasks:
-        attribute = task.name if task.name in QUESTIONS else "object"
+        question = question_about(task.name)
         gone = {target.label for target in targets if target.task is task}
         for k, (picture, label) in enumerate(zip(task.pictures, task.labels, strict=True)):
             shows = (task.name, k)
-            items.append(Item(shows, picture, QUESTIONS[attribute][0], task.classes[label]))
-            if label in gone and isinstance(picture, RenderedPair):
-                others = [each for each in QUESTIONS if each != attribute and getattr(picture.scene, each)]
-                items += [Item(shows, picture, QUESTIONS[each][0], answer(picture.scene, each)) for each in others]
+            items.append(Item(shows, picture, question, task.classes[label]))
+            if label in gone and isinstance(picture, Described):
+                others = {question_about(attribute): told for attribute, told in picture.shows.items()}
+                items += [Item(shows, picture, other, told) for other, told in others.items() if other != question]
     return items
 
 

@@ -29,6 +29,7 @@ from mu.core.loop import train
 from mu.core.progress import progress_bar
 from mu.data import canvas as world
 from mu.data.canvas import Scene
+from mu.data.questions import QUESTIONS
 from mu.models.canvas import architecture
 from mu.models.judge import heads
 from mu.models.vision_language import PROMPT
@@ -304,8 +305,8 @@ def _vlm(shop: Workshop) -> None:
         return
     clip = CLIPModel.from_pretrained(shop.out / "clip", dtype=torch.float32)
     scenes, generator = shop.pictures.scenes, shop.generator("vlm")
-    asked = [(attribute, question) for attribute, texts in world.QUESTIONS.items() for question in texts]
-    answers = {world.answer(scene, attribute) for scene in world.every_scene() if scene.style for attribute in world.QUESTIONS}
+    asked = [(attribute, question) for attribute, texts in QUESTIONS.items() for question in texts]
+    answers = {world.answer(scene, attribute) for scene in world.every_scene() if scene.style for attribute in QUESTIONS}
     texts = sorted(PROMPT.format(question) + " " + answer for _, question in asked for answer in answers)
     tokenizer = architecture.new_chat_tokenizer(texts)
     model = architecture.new_vision_language(clip.config, tokenizer).to(shop.device)

@@ -8,7 +8,8 @@ import torch
 import mu
 from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
-from mu.data.canvas import QUESTIONS, RenderedPair, Scene, rendered_pairs
+from mu.data.canvas import RenderedPair, Scene, rendered_pairs
+from mu.data.questions import QUESTIONS
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation.suites import evaluate

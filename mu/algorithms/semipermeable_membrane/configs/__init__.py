@@ -15,7 +15,7 @@ from typing_extensions import Self
 from mu.core.concept import concept_of
 from mu.core.config import BaseConfig, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError, nearest
-from mu.data import canvas as world
+from mu.core.presets import Presets
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 
 
@@ -403,25 +403,15 @@ def read_prompts_file(path: str) -> list[PromptConfig]:
 
 _PUBLISHED = SemipermeableMembraneConfig.parse({"prompt": {"dynamic_resolution": True}})
 
-PRESETS: dict[str, SemipermeableMembraneConfig] = {
+PRESETS: Presets[SemipermeableMembraneConfig] = Presets({
     "objects": _PUBLISHED.merged({"template": "object"}),
     "styles": _PUBLISHED.merged({"template": "style", "gate": {"factor": 2.0}}),
     "nudity": _PUBLISHED.merged({
         "template": "i2p", "dataset_type": "i2p", "template_name": "nudity", "train": {"iterations": 15_000},
         "prompt": {"guidance_scale": 3.0, "la_strength": 100.0}, "gate": {"factor": 2.0},
     }),
-    "canvas": SemipermeableMembraneConfig.parse({
-        "pretrained_model": {"ckpt_path": "canvas"}, "devices": "auto", "output_dir": "outputs/spm",
-        "train": {
-            "iterations": 300, "lr": 3e-3, "optimizer_type": "AdamW", "lr_scheduler": "one_cycle", "lr_warmup_steps": 30,
-            "max_denoising_steps": 10,
-        },
-        "prompt": {
-            "guidance_scale": 2.0, "la_strength": 10.0, "use_template": True, "template_neutral": True,
-            "templates": [*world.PHRASES, *world.SENTENCES],
-        },
-    }),
-}  # fmt: skip
+    "canvas": lambda: SemipermeableMembraneConfig.load(Path(__file__).with_name("canvas.yaml")),
+})  # fmt: skip
 """The published settings for objects, styles and nudity on Stable Diffusion, and one for the embedded model."""
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from mu.core.concept import check_concept
 from mu.core.config import BaseConfig
-from mu.data import canvas as world
+from mu.core.presets import Presets
 from mu.data.clip_sets import BothSets
 from mu.data.pairs import spaced
 from mu.models.load_options import LoadingConfig
@@ -134,26 +135,7 @@ class SlugConfig(BaseConfig):
         return list(first.values())
 
 
-_CANVAS: dict[str, Any] = {
-    "clip": "canvas-clip", "output_dir": "outputs/slug",
-    "data": {"forget": "canvas", "retain": "canvas", "tasks": ["canvas"], "n_forget": 256, "n_retain": 512, "per_class": 24},
-    "layers": {"exclude": [*LayersConfig().exclude, "*norm*", "*patch_embedding*"]},
-    "search": {"criterion": "fa1", "margin": 1.15},
-}  # fmt: skip
-
-_SEARCHED = [
-    "*layers.0.self_attn.out_proj.weight",
-    "*layers.0.mlp.fc2.weight",
-    "*layers.1.self_attn.out_proj.weight",
-    "*layers.1.mlp.fc2.weight",
-]
-_LLAVA = SlugConfig.parse({
-    **_CANVAS, "model": "canvas-vlm", "gradients": {"precondition": 0.03},
-    "layers": {**_CANVAS["layers"], "tower": "vision", "names": ["*mlp.fc?.weight"]},
-    "search": {**_CANVAS["search"], "on": "model", "rho_min": 0.05, "rho_max": 3.0, "steps": 12, "margin": 1.15},
-})  # fmt: skip
-
-PRESETS: dict[str, SlugConfig] = {
+PRESETS: Presets[SlugConfig] = Presets({
     "clip": SlugConfig.parse({}),
     "stable-diffusion": SlugConfig.parse({
         "model": "stabilityai/stable-diffusion-2-1", "clip": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "layers": {"tower": "language"},
@@ -161,18 +143,12 @@ PRESETS: dict[str, SlugConfig] = {
     "llava": SlugConfig.parse({
         "model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336", "layers": {"tower": "vision"}, "gradients": {"chunk": 16},
     }),
-    "canvas-clip": SlugConfig.parse({
-        **_CANVAS, "model": "canvas-clip", "gradients": {"precondition": 0.3}, "search": {**_CANVAS["search"], "rho_max": 8.0, "margin": 1.3},
-    }),
-    "canvas": SlugConfig.parse({
-        **_CANVAS, "model": "canvas", "gradients": {"precondition": 0.3}, "layers": {**_CANVAS["layers"], "tower": "language", "names": _SEARCHED},
-        "search": {
-            **_CANVAS["search"], "on": "model", "rho_min": 0.05, "rho_max": 6.0, "steps": 12, "margin": 1.1,
-            "pictures": {"templates": world.SENTENCES_OF, "forget": 8, "retained": 3, "steps": 10, "guidance": 4.0, "judge": "canvas-judge"},
-        },
-    }),
-    "canvas-vlm": _LLAVA,
+    "canvas-clip": lambda: SlugConfig.load(Path(__file__).with_name("canvas-clip.yaml")),
+    "canvas": lambda: SlugConfig.load(Path(__file__).with_name("canvas.yaml")),
+    "canvas-vlm": lambda: SlugConfig.load(Path(__file__).with_name("canvas-vlm.yaml")),
     # Preconditioning keeps far less there: one retained picture in eight shows the style without saying so.
-    "canvas-vlm-style": _LLAVA.merged({"gradients": {"precondition": None}, "search": {"margin": 1.1}}),
-}  # fmt: skip
+    "canvas-vlm-style": lambda: PRESETS["canvas-vlm"].merged({
+        "gradients": {"precondition": None}, "search": {"margin": 1.1},
+    }),
+})  # fmt: skip
 """The paper's three experiments, and the same on the embedded models."""
