@@ -47,7 +47,7 @@ def run(folder: Path, overwrite: bool = False) -> Path:
     )
     _panels(model, Bank(model, [open_edit(done.edit) for done in runs.values()]), home)
     home.write_scores(
-        {"base": tables[STYLE]["base"], **{f"{concept} erased": table["edited"] for concept, table in tables.items()}}
+        "canvas", {"base": tables[STYLE]["base"], **{f"{concept} erased": table["edited"] for concept, table in tables.items()}}
     )
     _print(tables)
     return write_report(home)

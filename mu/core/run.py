@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mu.core.errors import DataError, OutputError
+from mu.core.errors import OutputError
 from mu.core.files import write_json, write_text, writing
-from mu.core.scores import Score
+from mu.core.records import checked, read_json
+from mu.core.scores import Score, Table
 
+SCORES_FORMAT = 2
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
 
@@ -124,27 +126,29 @@ class RunDirectory:
         write_json(self.environment, {**self.read_environment(), **facts})
 
     def read_environment(self) -> dict[str, Any]:
-        return _read_json(self.environment)
+        return checked(self.environment, read_json(self.environment), dict[str, Any])
 
-    def write_scores(self, table: Mapping[str, list[Score]]) -> None:
-        """``table`` maps a column (``base``, ``edited``) to its scores."""
-        write_json(self.scores, {column: [score.to_json() for score in scores] for column, scores in table.items()})
+    def write_scores(self, suite: str, table: Table) -> None:
+        """``table`` maps a column (``base``, ``edited``) to its scores; what other suites measured stays."""
+        suites = self.read_scores() | {suite: table}
+        told = {name: {column: [score.to_json() for score in scores] for column, scores in columns.items()} for name, columns in suites.items()}  # fmt: skip
+        write_json(self.scores, {"format": SCORES_FORMAT, "suites": told})
 
-    def read_scores(self) -> dict[str, list[Score]]:
+    def read_scores(self) -> dict[str, Table]:
+        """The tables of all suites by name; in a file of the first format a score's suite is the head of its protocol."""
         if not self.scores.exists():
             return {}
-        return {column: [Score.from_json(s) for s in scores] for column, scores in _read_json(self.scores).items()}
+        content = checked(self.scores, read_json(self.scores), dict[str, Any])
+        if "format" not in content:
+            return _by_suite(checked(self.scores, content, dict[str, list[Score]]))
+        checked(self.scores, content["format"], Literal[SCORES_FORMAT], "format")
+        return checked(self.scores, content.get("suites"), dict[str, dict[str, list[Score]]], "suites")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: is {path.parent} a run's folder?") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no text in UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON (line {error.lineno})") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds no names and values, but a {type(content).__name__}")
-    return content
+def _by_suite(table: Table) -> dict[str, Table]:
+    """``canvas/1`` and ``clip/1, celeba`` are protocols of the suites canvas and clip."""
+    suites: dict[str, Table] = {}
+    for column, scores in table.items():
+        for score in scores:
+            suites.setdefault(score.protocol.partition("/")[0], {}).setdefault(column, []).append(score)
+    return suites

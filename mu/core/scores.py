@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+BASE, EDITED = "base", "edited"
+"""Columns: the untouched model's scores, and those with the edit."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -28,3 +31,7 @@ class Score:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Score:
         return cls(**content)
+
+
+Table = dict[str, list[Score]]
+"""What a suite measured: the scores of each column, ``base`` and ``edited``."""

@@ -30,7 +30,7 @@ class Comparison:
 
 def compare(pages: list[Page]) -> Comparison:
     """Put the edited columns of several runs side by side, and the pictures that all runs made of the same start."""
-    rows = [(page, {m.key: m.cells[page.edited] for m in page.measures if page.edited in m.cells}) for page in pages]
+    rows = [(page, {m.key: m.edited for m in page.measures if m.edited}) for page in pages]
     found: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for _, cells in rows:
         for key, cell in cells.items():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mu.core.errors import DataError
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import BASE, EDITED, Score, Table
 from mu.report.figures import short
 
 MEANINGS = {
@@ -59,13 +59,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the score table: a score under one protocol, in every column."""
+    """One row of a suite's table: a score under one protocol, in every column."""
 
+    suite: str
     name: str
     protocol: str
     direction: str
     cells: dict[str, Cell]
+    column: str
     items: list[tuple[str, list[tuple[str, float]]]]
+
+    @property
+    def base(self) -> Cell | None:
+        return self._measured(BASE)
+
+    @property
+    def edited(self) -> Cell | None:
+        """The cell of the column that tells what the edit did."""
+        return self._measured(self.column)
+
+    def _measured(self, column: str) -> Cell | None:
+        cell = self.cells.get(column)
+        return cell if cell and cell.score else None
 
     @property
     def title(self) -> str:
@@ -90,23 +105,38 @@ class Measure:
         return " / ".join(counts)
 
 
-def measured(run: RunDirectory) -> tuple[list[str], list[Measure]]:
-    """The columns of ``scores.json``, and a row for each score under each protocol; `DataError` for what is no table of scores."""
-    try:
-        table = run.read_scores()
-    except (TypeError, AttributeError):
-        raise DataError(f"{run.scores} is not a table of scores: make it again with mu evaluate") from None
+@dataclass(frozen=True)
+class SuiteScores:
+    """What one suite measured: the names of its columns, and a row for each score under each protocol."""
+
+    suite: str
+    columns: list[str]
+    measures: list[Measure]
+
+
+def edited_column(columns: Sequence[str]) -> str:
+    """The column that tells what the edit did: ``edited``, else the last that is not the untouched model's; empty where none is."""
+    return EDITED if EDITED in columns else next((column for column in reversed(columns) if column != BASE), "")
+
+
+def measured(run: RunDirectory) -> list[SuiteScores]:
+    """``scores.json``, suite by suite."""
+    return [_suite(name, table) for name, table in run.read_scores().items()]
+
+
+def _suite(name: str, table: Table) -> SuiteScores:
     found: dict[tuple[str, str], dict[str, Score]] = defaultdict(dict)
     for column, scores in table.items():
         for score in scores:
             found[score.name, score.protocol][column] = score
-    return list(table), [_measure(name, protocol, scores, list(table)) for (name, protocol), scores in found.items()]
+    columns = list(table)
+    return SuiteScores(name, columns, [_measure(name, *key, scores, columns) for key, scores in found.items()])
 
 
-def _measure(name: str, protocol: str, scores: dict[str, Score], columns: list[str]) -> Measure:
+def _measure(suite: str, name: str, protocol: str, scores: dict[str, Score], columns: list[str]) -> Measure:
     share = bool(meaning_of(name)[1]) and all(0 <= s.value <= 1 for s in scores.values())
-    base = scores.get("base")
-    cells = {column: _cell(scores.get(column), base if column != "base" else None, share) for column in columns}
+    base = scores.get(BASE)
+    cells = {column: _cell(scores.get(column), base if column != BASE else None, share) for column in columns}
     per_item = {item for score in scores.values() for item in score.per_item}
     values = [abs(v) for s in scores.values() for v in s.per_item.values() if math.isfinite(v)]
     full = 1.0 if share else max(values, default=0.0) or 1.0
@@ -118,7 +148,7 @@ def _measure(name: str, protocol: str, scores: dict[str, Score], columns: list[s
             length = min(abs(value) / full, 1.0) if value is not None and math.isfinite(value) else 0.0
             row.append(("" if value is None else value_text(value, share), 100 * length))
         items.append((item, row))
-    return Measure(name, protocol, next(iter(scores.values())).direction, cells, items)
+    return Measure(suite, name, protocol, next(iter(scores.values())).direction, cells, edited_column(columns), items)
 
 
 def value_text(value: float, share: bool) -> str:

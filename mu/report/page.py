@@ -13,7 +13,7 @@ from mu.report.curves import Curve, logged
 from mu.report.figures import embedded, short
 from mu.report.files import Origin, Prompt, parsed
 from mu.report.layer_figures import LayerSearch, layer_figures
-from mu.report.measures import VERDICT, Measure, measured
+from mu.report.measures import VERDICT, Measure, SuiteScores, measured
 from mu.report.pictures import Grid, Group, grids, paired
 
 
@@ -40,9 +40,7 @@ class Page:
     facts: list[str]
     groups: list[Group]
     grids: list[Grid]
-    columns: list[str]
-    edited: str
-    measures: list[Measure]
+    suites: list[SuiteScores]
     prompts: list[Prompt]
     gates: list[str]
     curves: list[Curve]
@@ -52,9 +50,18 @@ class Page:
     evaluate: str
 
     @property
+    def measures(self) -> list[Measure]:
+        """Of all suites."""
+        return [measure for suite in self.suites for measure in suite.measures]
+
+    @property
     def verdict(self) -> list[Measure]:
         """The measures that stand at the head of the page."""
-        told = [m for m in self.measures if self.edited in m.cells and m.cells[self.edited].score]
+        return [measure for suite in self.suites for measure in self._head(suite.measures)]
+
+    @staticmethod
+    def _head(measures: list[Measure]) -> list[Measure]:
+        told = [m for m in measures if m.edited]
         names = {m.name for m in told}
         whole = {name.removesuffix(" retained") for name in names if name.endswith("@1 retained")}
         return [
@@ -74,7 +81,6 @@ def read_page(run: RunDirectory) -> Page:
     origin = parsed(run.environment, TypeAdapter(Origin), Origin())
     prompts = parsed(run.folder / "prompts.json", TypeAdapter(list[Prompt]), [])
     concepts = [origin.concepts] if isinstance(origin.concepts, str) else origin.concepts
-    columns, measures = measured(run)
     curves, constants = logged(run)
     return Page(
         name=run.folder.resolve().name,
@@ -83,9 +89,7 @@ def read_page(run: RunDirectory) -> Page:
         facts=_facts(run, origin),
         groups=paired(run, prompts),
         grids=grids(run),
-        columns=columns,
-        edited="edited" if "edited" in columns else next((c for c in reversed(columns) if c != "base"), ""),
-        measures=measures,
+        suites=measured(run),
         prompts=prompts,
         gates=_gate_names(prompts, concepts),
         curves=curves,

@@ -9,11 +9,9 @@ from typing import Any
 
 from mu.core.errors import DataError
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import BASE, Score
 from mu.report.figures import short
-
-BASE = "base"
-"""The column of ``scores.json`` that holds the untouched model's scores."""
+from mu.report.measures import edited_column
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,13 @@ def score_table(runs: Sequence[Path | str]) -> Table:
     rows, bases = [], []
     for name, folder in zip(names, runs, strict=True):
         run = RunDirectory(folder)
-        table = _scores(run)
+        base, edited = _scores(run)
         about = run.read_environment() if run.environment.exists() else {}
         concepts = about.get("concepts", [])
         concepts = tuple([concepts] if isinstance(concepts, str) else map(str, concepts))
-        edited = table["edited"] if "edited" in table else next((s for c, s in reversed(table.items()) if c != BASE), {})
         rows.append(Row(name, str(about.get("method", "")) or "edit", concepts, edited))
-        if table.get(BASE):
-            bases.append(Row(name, "", (), table[BASE]))
+        if base:
+            bases.append(Row(name, "", (), base))
     rows = _merged(bases) + rows
     columns: dict[tuple[str, str], Column] = {}
     for row in rows:
@@ -112,16 +109,18 @@ def score_table(runs: Sequence[Path | str]) -> Table:
     return Table(list(columns.values()), rows)
 
 
-def _scores(run: RunDirectory) -> dict[str, dict[tuple[str, str], Score]]:
-    try:
-        table = run.read_scores()
-    except (TypeError, AttributeError):
-        raise DataError(f"{run.scores} is not a table of scores: make it again with mu evaluate") from None
+def _scores(run: RunDirectory) -> tuple[dict[tuple[str, str], Score], dict[tuple[str, str], Score]]:
+    """Of the untouched model and with the edit, by all suites; by name and protocol."""
+    suites = run.read_scores()
     if not run.folder.is_dir():
         raise DataError(f"{run.folder} is no run's folder")
-    if not table:
+    if not suites:
         raise DataError(f"{run.folder} has no scores: run mu evaluate {run.folder}")
-    return {column: {(score.name, score.protocol): score for score in scores} for column, scores in table.items()}
+    base, edited = (
+        {(score.name, score.protocol): score for table in suites.values() for score in table.get(column(list(table)), [])}
+        for column in (lambda _: BASE, edited_column)
+    )
+    return base, edited
 
 
 def _merged(bases: list[Row]) -> list[Row]:

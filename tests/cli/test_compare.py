@@ -20,7 +20,7 @@ from mu.report.table import score_table
 def made(folder: Path, edited: list[Score], base: list[Score] | None = None, **about: Any) -> Path:
     run = RunDirectory(folder)
     folder.mkdir(parents=True)
-    run.write_scores({**({"base": base} if base else {}), "edited": edited})
+    run.write_scores("canvas", {**({"base": base} if base else {}), "edited": edited})
     write_json(run.environment, {"method": "spm", "concepts": ["neon"], **about})
     return folder
 
@@ -89,7 +89,7 @@ def test_bad_input_is_one_line(tmp_path: Path, runs: list[Path], cli: Any) -> No
     turned = made(tmp_path / "turned", [Score("UA", 0.5, 20, "lower", "canvas/1")])
     for arguments, message in (
         ([tmp_path / "none"], "has no scores: run mu evaluate"),
-        ([tmp_path / "broken"], "is not a table of scores"),
+        ([tmp_path / "broken"], "scores.json: edited.0.name: Field required"),
         ([*runs, turned], "is better higher in one run and better lower in turned"),
         ([*runs, "--json", "--markdown"], "choose one"),
     ):

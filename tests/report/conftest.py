@@ -115,7 +115,7 @@ def run_at(folder: Path) -> RunDirectory:
     run.environment.write_text(json.dumps({**environment, "concepts": [CONCEPT], "citation": CITATION}))
     rows = [{"step": i, "lr": 1e-4, "loss": 1 / (i + 1), "erase": 2 / (i + 1)} for i in range(50)]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run.write_scores(scores())
+    run.write_scores("mini", scores())
     return run
 
 

@@ -18,7 +18,7 @@ def test_better_and_worse_follow_the_direction(
 ):
     text = read(page_of(run)).text
     assert re.search(r"\+90\.6 points\s*better", text) and re.search(r"\+1\.38\s*worse", text)
-    run.write_scores(table(ua=0.0, frechet=10.0))
+    run.write_scores("mini", table(ua=0.0, frechet=10.0))
     text = read(page_of(run)).text
     assert re.search(r"−3\.1 points\s*worse", text) and re.search(r"−2\.50?\s*better", text)
 
@@ -41,7 +41,7 @@ def test_the_scores_of_every_suite_are_explained(
     scores: dict[str, float], head: list[str], run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]
 ):
     """What counts stands at the head; shares are percents, what is none keeps its number and its own name."""
-    run.write_scores({"edited": [Score(name, value, 9, "lower", "x/1") for name, value in scores.items()]})
+    run.write_scores("mini", {"edited": [Score(name, value, 9, "lower", "x/1") for name, value in scores.items()]})
     page = read_page(run)
     assert [measure.name for measure in page.verdict] == head
     for measure in page.measures:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mu.core.errors import ConfigError, ModelError, nearest
 from mu.core.files import check_writing
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import Table
 from mu.edits.edit import Edit
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -42,8 +42,8 @@ def suite_for(model: EditableModel) -> str:
 def evaluate(
     run: RunDirectory, suite: str, model: EditableModel, edit: Edit, *, seeds: Sequence[int] = (188, 288, 588, 688),
     base_answers: Path | None = None, data: Sequence[str] = (),
-) -> dict[str, list[Score]]:  # fmt: skip
-    """Scores of the base and of the edited model, in one table; written to ``scores.json``.
+) -> Table:  # fmt: skip
+    """Scores of the base and of the edited model, in one table; it replaces the suite's earlier one in ``scores.json``.
 
     ``base_answers`` is where suite canvas keeps the base model's pictures, so that several runs share them. ``data`` is what the
     others measure on, where it is not what the edit's settings say. Raises `ConfigError` for an unknown suite or an option that
@@ -60,7 +60,8 @@ def evaluate(
             raise ConfigError(f"suite {suite} takes no {name}: leave it out")
     edit.check(model)
     check_writing(run.scores)
+    run.read_scores()  # damaged ones are told before the work
     module, _, function = chosen.place.partition(":")
     table = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
-    run.write_scores(table)
+    run.write_scores(suite, table)
     return table

@@ -41,7 +41,7 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}, (
         "the base's pictures were made once"
     )
-    assert RunDirectory(tmp_path / "broken").read_scores() == broken
+    assert RunDirectory(tmp_path / "broken").read_scores() == {"canvas": broken}
 
 
 @pytest.mark.parametrize(
