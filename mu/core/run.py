@@ -13,12 +13,14 @@ import logging
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from mu.core.errors import OutputError
 from mu.core.files import write_json, write_text, writing
+from mu.core.metrics import metric_of
 from mu.core.records import checked, read_json
 from mu.core.scores import Score, Table
 
@@ -131,7 +133,10 @@ class RunDirectory:
     def write_scores(self, suite: str, table: Table) -> None:
         """``table`` maps a column (``base``, ``edited``) to its scores; what other suites measured stays."""
         suites = self.read_scores() | {suite: table}
-        told = {name: {column: [score.to_json() for score in scores] for column, scores in columns.items()} for name, columns in suites.items()}  # fmt: skip
+        told = {
+            name: {column: [score.to_json() for score in scores] for column, scores in columns.items()}
+            for name, columns in suites.items()
+        }
         write_json(self.scores, {"format": SCORES_FORMAT, "suites": told})
 
     def read_scores(self) -> dict[str, Table]:
@@ -146,9 +151,14 @@ class RunDirectory:
 
 
 def _by_suite(table: Table) -> dict[str, Table]:
-    """``canvas/1`` and ``clip/1, celeba`` are protocols of the suites canvas and clip."""
+    """``canvas/1`` and ``clip/1, celeba`` are protocols of the suites canvas and clip.
+
+    Which way is better is told anew: the first format called a lower MIA better, which it is down to chance only.
+    """
     suites: dict[str, Table] = {}
     for column, scores in table.items():
         for score in scores:
-            suites.setdefault(score.protocol.partition("/")[0], {}).setdefault(column, []).append(score)
+            metric = metric_of(score.name)
+            told = replace(score, direction=metric.direction) if metric else score
+            suites.setdefault(score.protocol.partition("/")[0], {}).setdefault(column, []).append(told)
     return suites

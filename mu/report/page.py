@@ -13,7 +13,7 @@ from mu.report.curves import Curve, logged
 from mu.report.figures import embedded, short
 from mu.report.files import Origin, Prompt, parsed
 from mu.report.layer_figures import LayerSearch, layer_figures
-from mu.report.measures import VERDICT, Measure, SuiteScores, measured
+from mu.report.measures import Measure, SuiteScores, measured
 from mu.report.pictures import Grid, Group, grids, paired
 
 
@@ -56,7 +56,7 @@ class Page:
 
     @property
     def verdict(self) -> list[Measure]:
-        """The measures that stand at the head of the page."""
+        """The measures that stand at the head of the page, without a kind's own where its retained one is told."""
         return [measure for suite in self.suites for measure in self._head(suite.measures)]
 
     @staticmethod
@@ -64,9 +64,7 @@ class Page:
         told = [m for m in measures if m.edited]
         names = {m.name for m in told}
         whole = {name.removesuffix(" retained") for name in names if name.endswith("@1 retained")}
-        return [
-            m for m in told if m.name in VERDICT or (m.name.endswith(("@1", "@1 retained")) and m.name not in whole)
-        ] or told[:3]
+        return [m for m in told if m.metric.head and m.name not in whole] or told[:3]
 
     def mean_gate(self, role: str, edit: int) -> float | None:
         values = [p.gate[edit] for p in self.prompts if p.role == role and p.gate and edit < len(p.gate)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from mu.core.errors import DataError
 from mu.core.run import RunDirectory
-from mu.core.scores import BASE, Score
+from mu.core.scores import BASE, HIGHER, LOWER, Score, loss, target
 from mu.report.figures import short
 from mu.report.measures import edited_column
 
@@ -44,7 +44,7 @@ class Table:
     def best(self, column: Column) -> float | None:
         """Of the edits that differ in it; None where there is nothing to choose."""
         values = {v for row in self.rows if row.method and (v := self.value(row, column)) is not None}
-        return (max if column.direction == "higher" else min)(values) if len(values) > 1 else None
+        return min(sorted(values), key=lambda value: loss(column.direction, value)) if len(values) > 1 else None
 
     def headings(self) -> list[str]:
         """The protocol stands behind a name that has several."""
@@ -58,10 +58,7 @@ class Table:
 
     def markdown(self) -> str:
         """A table for a README, the best of each column in bold."""
-        arrows = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}"}
-        titles = [
-            f"{title} {arrows.get(c.direction, '')}".strip() for title, c in zip(self.headings(), self.columns, strict=True)
-        ]
+        titles = [f"{title} {arrow(column.direction)}" for title, column in zip(self.headings(), self.columns, strict=True)]
         lines = [["run", "method", "concepts", *titles], ["---", "---", "---", *("---:" for _ in titles)]]
         for row in self.rows:
             best = [(v := self.value(row, c)) is not None and bool(row.method) and v == self.best(c) for c in self.columns]
@@ -79,6 +76,14 @@ class Table:
                 ]} for row in self.rows
             ],
         }  # fmt: skip
+
+
+def arrow(direction: str) -> str:
+    """Which way is better: up, down, or towards a number."""
+    aim = target(direction)
+    if aim is not None:
+        return f"\N{RIGHTWARDS ARROW} {short(aim)}"
+    return {HIGHER: "\N{UPWARDS ARROW}", LOWER: "\N{DOWNWARDS ARROW}"}[direction]
 
 
 def score_table(runs: Sequence[Path | str]) -> Table:

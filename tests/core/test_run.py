@@ -53,6 +53,16 @@ def test_a_file_of_the_first_format_opens_and_its_suites_are_kept(tmp_path: Path
     assert run.read_scores() == {**found, "vlm": table(0.1, "vlm/1")}
 
 
+def test_the_first_formats_lower_mia_is_read_towards_chance(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.scores.write_text(FIRST_FORMAT.replace("FA@1", "MIA").replace('"UA"', '"odd"'), encoding="utf-8")
+    found = run.read_scores()
+    assert [score.direction for score in found["clip"]["base"]] == ["towards 0.5"]
+    assert [score.direction for score in found["canvas"]["edited"]] == ["higher"], (
+        "control: one of one's own keeps what it says"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -61,6 +71,7 @@ def test_a_file_of_the_first_format_opens_and_its_suites_are_kept(tmp_path: Path
         ('{"format": 3, "suites": {}}', r"scores\.json: format: Input should be 2"),
         ('{"format": 2}', r"scores\.json: suites: "),
         ('{"format": 2, "suites": {"clip": {"base": [{"name": "UA"}]}}}', r"scores\.json: suites\.clip\.base\.0\.value: Field required"),
+        (FIRST_FORMAT.replace("higher", "up"), r"scores\.json: edited\.1: a direction is"),
         (FIRST_FORMAT.replace("0.75", '"much"'), r"scores\.json: edited\.1\.value: "),
     ],
 )  # fmt: skip

@@ -19,24 +19,41 @@ from mu.models.vision_language import VisionLanguageModel
 
 
 class Suite(NamedTuple):
-    """Where it is, the kind of model that it measures, and which option it takes."""
+    """Where it is, the kind of model that it measures, and which options it takes.
+
+    Of several suites for one kind of model the ``default`` one is meant where none is named.
+    """
 
     place: str
     kind: type
     what: str
-    option: str
+    options: frozenset[str] = frozenset()
+    default: bool = False
 
 
 SUITES = {
-    "canvas": Suite("mu.evaluation.suites.canvas:evaluate", DiffusionModel, "a diffusion model", "base_answers"),
-    "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", "data"),
-    "vlm": Suite("mu.evaluation.suites.vlm:evaluate", VisionLanguageModel, "a vision-language model", "data"),
-}
+    "canvas": Suite(
+        "mu.evaluation.suites.canvas:evaluate", DiffusionModel, "a diffusion model", frozenset({"base_answers"}), default=True,
+    ),
+    "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", frozenset({"data"}), default=True),
+    "vlm": Suite(
+        "mu.evaluation.suites.vlm:evaluate", VisionLanguageModel, "a vision-language model", frozenset({"data"}), default=True,
+    ),
+}  # fmt: skip
 
 
 def suite_for(model: EditableModel) -> str:
-    """The suite for this kind of model."""
-    return next(name for name, suite in SUITES.items() if isinstance(model, suite.kind))
+    """The default suite for this kind of model; `ConfigError` where there is none, which names those that could be meant."""
+    fitting = [name for name, suite in SUITES.items() if isinstance(model, suite.kind)]
+    defaults = [name for name in fitting if SUITES[name].default]
+    if len(defaults) != 1:
+        known = (
+            f"pass --suite {' or '.join(fitting)}"
+            if fitting
+            else f"suites measure {', '.join(s.what for s in SUITES.values())}"
+        )
+        raise ConfigError(f"no suite is the default for a model like {model.name!r}: {known}")
+    return defaults[0]
 
 
 def evaluate(
@@ -55,9 +72,8 @@ def evaluate(
     if not isinstance(model, chosen.kind):
         raise ModelError(f"suite {suite} measures {chosen.what}, and {model.name!r} is none: choose suite {suite_for(model)}")
     given: dict[str, Any] = {name: value for name, value in (("base_answers", base_answers), ("data", data)) if value}
-    for name in given:
-        if name != chosen.option:
-            raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    for name in sorted(given.keys() - chosen.options):
+        raise ConfigError(f"suite {suite} takes no {name}: leave it out")
     edit.check(model)
     check_writing(run.scores)
     run.read_scores()  # damaged ones are told before the work

@@ -21,9 +21,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mu.core.errors import DataError
+from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import Score, Table
 from mu.data.canvas import Scene
 from mu.data.canvas.layouts import folder_name
 from mu.diffusion.image_folder import PictureRow, claim, content_hash, read_pictures, scheduler_hash, write_pictures
@@ -45,7 +46,7 @@ OTHER_SEEDS = 1_000_000  # added to the seeds for the reference pictures of the 
 
 def evaluate(
     run: RunDirectory, model: DiffusionModel, edit: Edit, *, seeds: Sequence[int], base_answers: Path | None = None
-) -> dict[str, list[Score]]:
+) -> Table:
     """Make what is missing of the answer sets and score them."""
     with quiet_libraries():
         judge = Judge.open(EMBEDDED["canvas-judge"], model.device)
@@ -76,8 +77,8 @@ def evaluate(
         distance = frechet_distance(features[kept].double(), floor.double())
         return [
             *unlearning_scores(predictions, erased, kind, protocol=PROTOCOL),
-            Score("CLIP score", closeness, len(kept), "higher", PROTOCOL),
-            Score("Fréchet distance", distance, len(kept), "lower", PROTOCOL),
+            scored("CLIP score", closeness, len(kept), PROTOCOL),
+            scored("Fréchet distance", distance, len(kept), PROTOCOL),
         ]
 
     return {"base": column(before[: len(asked)]), "edited": column(after)}
