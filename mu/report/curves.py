@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mu.core.errors import DataError
 from mu.core.run import RunDirectory
 from mu.report.figures import Point, line_chart, short
 
@@ -21,16 +20,12 @@ class Curve:
 
 
 def logged(run: RunDirectory) -> tuple[list[Curve], list[str]]:
-    """A curve of everything that changed, the loss first, and what stayed the same as words; `DataError` for a damaged file."""
-    try:
-        rows = run.read_metrics()
-    except ValueError:
-        raise DataError(f"{run.metrics} is damaged: every line must be one JSON object") from None
+    """A curve of everything that changed, the loss first, and what stayed the same as words."""
     series: dict[str, list[Point]] = defaultdict(list)
-    for number, row in enumerate(rows):
+    for row in run.read_metrics():
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)):
-                series[name].append((row.get("step", number), value))
+                series[name].append((row["step"], value))
     curves, constants = [], []
     for name, points in sorted(series.items(), key=lambda item: (item[0] != "loss", item[0] == "lr")):
         values = [value for _, value in points]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
-
 from mu.core.errors import DataError
+from mu.core.records import Origin, Prompt, read_record
 from mu.core.run import RunDirectory
 from mu.report.curves import Curve, logged
 from mu.report.figures import embedded, short
-from mu.report.files import Origin, Prompt, parsed
 from mu.report.layer_figures import LayerSearch, layer_figures
 from mu.report.measures import Measure, SuiteScores, measured
 from mu.report.pictures import Grid, Group, grids, paired
@@ -73,12 +71,11 @@ class Page:
 
 def read_page(run: RunDirectory) -> Page:
     """Read a run folder; only a folder that holds nothing of a run, or a file that is damaged, is an error."""
-    parts = (run.config, run.environment, run.metrics, run.scores, run.before, run.after, run.folder / "panels.json")
+    parts = (run.config, run.environment, run.metrics, run.scores, run.before, run.after, run.panels)
     if not any(part.exists() for part in parts):
         raise DataError(f"{run.folder} holds nothing to report: is it a run's folder?")
-    origin = parsed(run.environment, TypeAdapter(Origin), Origin())
-    prompts = parsed(run.folder / "prompts.json", TypeAdapter(list[Prompt]), [])
-    concepts = [origin.concepts] if isinstance(origin.concepts, str) else origin.concepts
+    origin, prompts = run.origin(), run.read_prompts()
+    concepts = origin.concept_names()
     curves, constants = logged(run)
     return Page(
         name=run.folder.resolve().name,
@@ -136,7 +133,7 @@ def _size(count: float) -> str:
 
 def _plots(run: RunDirectory) -> list[Plot]:
     plots = []
-    for path in sorted(run.folder.glob("slug_*.json")):
-        search = parsed(path, TypeAdapter(LayerSearch | None), None)
-        plots += [Plot(*figure) for figure in layer_figures(search, path.stem.removeprefix("slug_"))] if search else []
+    for path in run.layer_searches():
+        search = read_record(path, LayerSearch)
+        plots += [Plot(*figure) for figure in layer_figures(search, path.stem.removeprefix("slug_"))]
     return plots

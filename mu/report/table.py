@@ -96,10 +96,8 @@ def score_table(runs: Sequence[Path | str]) -> Table:
     for name, folder in zip(names, runs, strict=True):
         run = RunDirectory(folder)
         base, edited = _scores(run)
-        about = run.read_environment() if run.environment.exists() else {}
-        concepts = about.get("concepts", [])
-        concepts = tuple([concepts] if isinstance(concepts, str) else map(str, concepts))
-        rows.append(Row(name, str(about.get("method", "")) or "edit", concepts, edited))
+        about = run.origin()
+        rows.append(Row(name, about.method or "edit", tuple(about.concept_names()), edited))
         if base:
             bases.append(Row(name, "", (), base))
     rows = _merged(bases) + rows

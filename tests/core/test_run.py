@@ -1,4 +1,4 @@
-"""A run's folder: scores of several suites, and files of the first format."""
+"""A run's folder: what it holds is typed, what is wrong in it is one line, and what an earlier run made goes with it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mu.core.errors import DataError
+from mu.core.records import Origin, Panel, PanelRow, Prompt
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 
@@ -83,3 +84,88 @@ def test_damaged_scores_are_one_line_and_are_not_written_over(tmp_path: Path, te
             use()
         assert len(str(caught.value).splitlines()) == 1
     assert run.scores.read_text(encoding="utf-8") == text
+
+
+# -- prompts, panels and the other files ------------------------------------------------------------------------------------
+
+
+def panel(title: str, *images: str | None) -> Panel:
+    return Panel(title=title, columns=[str(k) for k in range(len(images))], rows=[PanelRow(label="l", images=list(images))])
+
+
+def test_prompts_and_panels_come_back_as_they_were_written(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.read_prompts() == run.read_panels() == [] and run.origin() == Origin()
+    prompts = [Prompt(case_number=0, prompt="a", seed=1, role="target", gate=[0.5]), Prompt(case_number="x", prompt="b")]
+    run.write_prompts(prompts)
+    assert run.read_prompts() == prompts
+    assert json.loads(run.prompts.read_text(encoding="utf-8"))[1] == {"case_number": "x", "prompt": "b"}
+    run.write_panels([panel("one", "panels/a.png"), panel("two", None)])
+    run.put_panel(panel("one", "panels/b.png", None))
+    assert run.read_panels() == [panel("two", None), panel("one", "panels/b.png", None)]
+
+
+READERS = {
+    "prompts.json": RunDirectory.read_prompts, "panels.json": RunDirectory.read_panels, "metrics.jsonl": RunDirectory.read_metrics,
+    "environment.json": RunDirectory.read_environment,
+}  # fmt: skip
+RIGHT = {
+    "prompts.json": '[{"case_number": 1, "prompt": "a"}]',
+    "panels.json": '[{"title": "t", "columns": ["a"], "rows": [{"label": "l", "images": [null]}]}]',
+    "metrics.jsonl": '{"step": 1, "loss": 2}\n{"step": 2, "lo',
+    "environment.json": '{"method": "x", "concepts": "neon", "seconds": 1, "more": [1]}',
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("prompts.json", '{"case_number": 1}', ""), ("prompts.json", '[{"case_number": [1], "prompt": "a"}]', "0.case_number"),
+        ("prompts.json", '[{"case_number": 1, "prompt": 2}]', "0.prompt"), ("panels.json", '[{"title": 1}]', "0.title"),
+        ("panels.json", RIGHT["panels.json"].replace("[null]", "[]"), "0: row 'l' of 't' has 0 pictures for 1 columns"),
+        ("metrics.jsonl", '{"step": 1}\n[1]', "line 2"), ("metrics.jsonl", '{"step": "one"}', "line 1.step"),
+        ("metrics.jsonl", '{"loss": 1}', "line 1.step"), ("environment.json", "[]", ""),
+        ("environment.json", '{"concepts": {"neon": 1}}', "concepts"), ("environment.json", '{"seconds": "long"}', "seconds"),
+    ],
+)  # fmt: skip
+def test_wrong_content_is_one_line_that_names_file_and_key(tmp_path: Path, name: str, text: str, key: str) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / name).write_text(RIGHT[name], encoding="utf-8")
+    assert READERS[name](run), "control"
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        READERS[name](run)
+    assert str(caught.value).startswith(f"{tmp_path / name}: {key}") and "\n" not in str(caught.value)
+
+
+MADE = (
+    "log.txt", "metrics.jsonl", "edit.safetensors", "scores.json", "prompts.json", "panels.json", "report.html", "similarity.json",
+    "similarity.png", "slug_Ada_[x].json", "pareto-vision-Ada_[x].png", "steps-Ada_[x].png", "checkpoints/training.pt", "before/0_0.png",
+    "after/0_0.png", "panels/0/1.png", "panels/similarity-base.png", "answers/base/a.png", "answers/base/recipe.json",
+    "answers/edited/a.png",
+)  # fmt: skip
+OWN = ("notes.txt", "steps-mine.png", "before/notes.txt", "neon/edit.safetensors", "panels/own.svg", "comparison.html")
+
+
+def test_overwriting_removes_what_an_earlier_run_made_and_nothing_else(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.begin("a: 1\n", {})
+    for name in (*MADE, *OWN):
+        path = run.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x", encoding="utf-8")
+    run.begin("a: 1\n", {}, resume=True)
+    assert all((run.folder / name).exists() for name in (*MADE, *OWN)), "control: going on keeps all"
+    run.begin("a: 2\n", {}, overwrite=True)
+    left = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+    assert left == {*OWN, "config.yaml", "environment.json"}
+
+
+def test_overwriting_leaves_linked_pictures_alone(tmp_path: Path) -> None:
+    run, elsewhere = RunDirectory(tmp_path / "run"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a.png").touch()
+    run.begin("a: 1\n", {})
+    run.answers.symlink_to(elsewhere)
+    run.begin("a: 1\n", {}, overwrite=True)
+    assert (elsewhere / "a.png").exists()

@@ -76,7 +76,8 @@ def evaluate(
         raise ConfigError(f"suite {suite} takes no {name}: leave it out")
     edit.check(model)
     check_writing(run.scores)
-    run.read_scores()  # damaged ones are told before the work
+    for read in (run.read_scores, run.read_panels):  # what is damaged is told before the work
+        read()
     module, _, function = chosen.place.partition(":")
     table = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
     run.write_scores(suite, table)

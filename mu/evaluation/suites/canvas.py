@@ -58,12 +58,12 @@ def evaluate(
     cells = [
         Scene(style, object=name) for style, name in product(judge.classes["style"], judge.classes["object"]) if name != "none"
     ]
-    base = base_answers or run.folder / "answers" / "base"
+    base = base_answers or run.answers / "base"
     asked = [(scene, seed) for scene in cells for seed in seeds]
     reference = [(scene, seed + OTHER_SEEDS) for scene in cells for seed in seeds]
     recipe = answers_recipe(model)
     claim(base, recipe)
-    edited = run.folder / "answers" / "edited"
+    edited = run.answers / "edited"
     claim(edited, {**recipe, "edit": content_hash(edit)})
     before = answers(model, base, [*asked, *reference], "base answers")
     with Bank(model, [edit]).applied():

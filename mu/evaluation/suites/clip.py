@@ -17,7 +17,6 @@ few pictures and names, ``similarity.png`` and ``similarity.json``.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +27,9 @@ import torch
 from torch import Tensor
 
 from mu.core.errors import ConfigError, MissingDependency
-from mu.core.files import write_json
 from mu.core.metrics import scored
 from mu.core.progress import progress_bar
+from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.canvas import RenderedPair, rendered_pairs
@@ -243,12 +242,10 @@ def cosines(model: ClipModel, pairs: Sequence[Captioned], tick: Tick) -> list[fl
 
 def write_similarity(run: RunDirectory, found: Similarity) -> None:
     """The figure, its numbers, and a panel of the report."""
-    found.write(run.folder / "similarity.json")
-    found.draw(run.folder / "similarity.png")
-    images = [f"panels/similarity-{state}.png" for state in found.states]
+    found.write(run.similarity)
+    found.draw(run.similarity.with_suffix(".png"))
+    images = [run.panel_pictures / f"similarity-{state}.png" for state in found.states]
     for state, image in zip(found.states, images, strict=True):
-        found.draw(run.folder / image, [state], PANEL_SIZE)
-    path = run.folder / "panels.json"
-    panels = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    own = {"title": PANEL, "columns": list(found.states), "rows": [{"label": "Cosine", "images": images}]}
-    write_json(path, [panel for panel in panels if panel["title"] != PANEL] + [own])
+        found.draw(image, [state], PANEL_SIZE)
+    names = [image.relative_to(run.folder).as_posix() for image in images]
+    run.put_panel(Panel(title=PANEL, columns=list(found.states), rows=[PanelRow(label="Cosine", images=names)]))
