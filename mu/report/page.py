@@ -9,23 +9,10 @@ from mu.core.errors import DataError
 from mu.core.records import Origin, Prompt, read_record
 from mu.core.run import RunDirectory
 from mu.report.curves import Curve, logged
-from mu.report.figures import embedded, short
-from mu.report.layer_figures import LayerSearch, layer_figures
+from mu.report.figures import short
+from mu.report.layer_figures import LayerFigure, LayerSearch, layer_figures
 from mu.report.measures import Measure, SuiteScores, measured
 from mu.report.pictures import Grid, Group, grids, paired
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure that is also a file of its own."""
-
-    file: str
-    alt: str
-    png: bytes
-
-    @property
-    def uri(self) -> str:
-        return embedded(self.png, "png")
 
 
 @dataclass(frozen=True)
@@ -43,7 +30,7 @@ class Page:
     gates: list[str]
     curves: list[Curve]
     constants: list[str]
-    plots: list[Plot]
+    plots: list[LayerFigure]
     config: str
     evaluate: str
 
@@ -131,9 +118,9 @@ def _size(count: float) -> str:
     return f"{short(count, 3)} GB"
 
 
-def _plots(run: RunDirectory) -> list[Plot]:
-    plots = []
-    for path in run.layer_searches():
-        search = read_record(path, LayerSearch)
-        plots += [Plot(*figure) for figure in layer_figures(search, path.stem.removeprefix("slug_"))]
-    return plots
+def _plots(run: RunDirectory) -> list[LayerFigure]:
+    return [
+        figure
+        for path in run.layer_searches()
+        for figure in layer_figures(read_record(path, LayerSearch), path.stem.removeprefix("slug_"))
+    ]

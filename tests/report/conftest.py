@@ -53,7 +53,9 @@ class Reader(HTMLParser):
         return " ".join("".join(self.pieces).split())
 
     def pictures(self) -> list[tuple[str, str]]:
-        return [(attributes["alt"], attributes["src"]) for tag, attributes in self.tags if tag == "img"]
+        """Texts and contents, without the charts."""
+        shown = [(attributes["alt"], attributes["src"]) for tag, attributes in self.tags if tag == "img"]
+        return [(alt, content) for alt, content in shown if not content.startswith("data:image/svg")]
 
 
 LOADING = {"src", "href", "srcset", "poster", "data", "action", "formaction", "background", "cite", "xlink:href", "ping"}
