@@ -38,17 +38,16 @@ def run(folder: Path, overwrite: bool = False) -> Path:
     model = load_diffusion("canvas")
     runs = {concept: _erase(model, concept, folder, overwrite) for concept in (STYLE, OBJECT)}
     first = runs[STYLE]
-    settings, about = first.config.read_text(encoding="utf-8"), {**first.read_environment(), "concepts": [STYLE, OBJECT]}
-    home.begin(settings, about, resume=not overwrite, overwrite=overwrite)
+    about = {**first.read_environment(), "concepts": [STYLE, OBJECT]}
+    home.begin(first.config.read_text(encoding="utf-8"), about, resume=not overwrite, overwrite=overwrite)
     tables = {}
     for concept, done in runs.items():
         answers = home.answers / "base"
         tables[concept] = evaluate(done, "canvas", model, open_edit(done.edit), seeds=(188,), base_answers=answers)
         write_report(done)
     _panels(model, Bank(model, [open_edit(done.edit) for done in runs.values()]), home)
-    home.write_scores(
-        "canvas", {"base": tables[STYLE]["base"], **{f"{concept} erased": table["edited"] for concept, table in tables.items()}}
-    )
+    edited = {f"{concept} erased": table["edited"] for concept, table in tables.items()}
+    home.write_scores("canvas", {"base": tables[STYLE]["base"], **edited})
     _print(tables)
     return write_report(home)
 

@@ -92,15 +92,18 @@ def read_json(path: Path) -> Any:
 
 
 def checked(path: Path, content: Any, kind: Any, key: str = "") -> Any:
-    """``content`` of ``path`` as ``kind`` (a type that pydantic knows); `DataError` that names the file and the first wrong key.
+    """``content`` of ``path`` as ``kind``, a type that pydantic knows; ``key`` is where in the file it stands.
 
-    ``key`` is where in the file the content stands.
+    Raises `DataError`, which names the file and the first wrong key.
     """
     try:
         return _adapter(kind).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in (*filter(None, [key]), *first["loc"]))
+        if not where and first["type"] in ("dict_type", "model_type"):
+            held = type(content).__name__
+            raise DataError(f"{path} holds no names and values, but a {held}: repair it or make it again") from None
         message = first["msg"].removeprefix("Value error, ")
         raise DataError(f"{path}: {f'{where}: ' if where else ''}{message}: repair it or make it again") from None
 

@@ -8,7 +8,7 @@ One folder is the interface between the expensive half and the cheap half:
       edit.safetensors                        what it found
       slug_<concept>.json                     of a search for one layer: every tensor, and the steps that were tried
       before/  after/  prompts.json           <case>_<k>.png without and with the edit; the prompts by case
-      answers/base/  answers/edited/          pictures that a suite looks at, each folder with the recipe.json of its pictures
+      answers/base/  answers/edited/          pictures that a suite looks at, with the recipe.json that made them
       scores.json                             by suite and column
       similarity.json  similarity.png         of suite clip
       panels/  panels.json                    more pictures, and the grids that they stand in
@@ -90,7 +90,7 @@ class RunDirectory:
             write_json(self.environment, {"versions": versions(), "platform": platform.platform(), **description})
 
     def _made(self) -> Iterator[Path]:
-        """All files that an earlier run made, with its pictures, suites and report. What else lies in the folder is the user's."""
+        """All files that an earlier run, its suites and its report made. What else lies in the folder is the user's."""
         yield from (self.log, self.metrics, self.edit, self.scores, self.prompts, self.panels, self.report)
         yield from (self.similarity, self.similarity.with_suffix(".png"))
         for search in self.layer_searches():
@@ -194,7 +194,7 @@ class RunDirectory:
         write_json(self.scores, {"format": SCORES_FORMAT, "suites": told})
 
     def read_scores(self) -> dict[str, Table]:
-        """The tables of all suites by name; in a file of the first format a score's suite is the head of its protocol."""
+        """The tables of all suites by name; in the first format a score's suite is the head of its protocol."""
         if not self.scores.exists():
             return {}
         content = read_record(self.scores, dict[str, Any])

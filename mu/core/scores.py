@@ -13,7 +13,7 @@ BASE, EDITED = "base", "edited"
 
 
 def target(direction: str) -> float | None:
-    """The best value: 0.5 of ``towards 0.5``, None of ``higher`` and ``lower``. `ValueError` for what is no direction."""
+    """The best value: 0.5 of ``towards 0.5``, None of ``higher`` and ``lower``. `ValueError` for anything else."""
     if direction in (HIGHER, LOWER):
         return None
     word, _, number = direction.partition(" ")

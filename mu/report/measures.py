@@ -93,7 +93,7 @@ class SuiteScores:
 
 
 def edited_column(columns: Sequence[str]) -> str:
-    """The column that tells what the edit did: ``edited``, else the last that is not the untouched model's; empty where none is."""
+    """``edited``, else the last column that is not the untouched model's; empty where there is none."""
     return EDITED if EDITED in columns else next((column for column in reversed(columns) if column != BASE), "")
 
 

@@ -43,7 +43,7 @@ SUITES = {
 
 
 def suite_for(model: EditableModel) -> str:
-    """The default suite for this kind of model; `ConfigError` where there is none, which names those that could be meant."""
+    """The default suite for this kind of model; `ConfigError`, which names those that fit, where there is none."""
     fitting = [name for name, suite in SUITES.items() if isinstance(model, suite.kind)]
     defaults = [name for name in fitting if SUITES[name].default]
     if len(defaults) != 1:

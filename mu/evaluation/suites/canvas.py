@@ -49,7 +49,7 @@ OTHER_SEEDS = 1_000_000  # added to the seeds for the reference pictures of the 
 def evaluate(
     run: RunDirectory, model: DiffusionModel, edit: Edit, *, seeds: Sequence[int], base_answers: Path | None = None
 ) -> Table:
-    """Make what is missing of the answer sets and score them. `ModelError` for a base that is not the embedded model."""
+    """Make what is missing of the answer sets and score them. `ModelError` for another base than the embedded one."""
     require_embedded(model)
     with quiet_libraries():
         judge = Judge.open(EMBEDDED["canvas-judge"], model.device)
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def require_embedded(model: DiffusionModel) -> None:
-    """`ModelError` where ``model`` is not the embedded one, by its weights: in any precision, with or without edits on it.
+    """`ModelError` where the weights of ``model``, under its edits and in any precision, are not the embedded ones.
 
     The judge and the prompts are of the embedded world; of other models they would give numbers that mean nothing.
     """
