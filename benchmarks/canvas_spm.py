@@ -44,7 +44,7 @@ def main() -> None:
             config = spm.for_concepts([concept], model.name)
             method = spm(config, model=model, output_dir=str(options.out), run_dir=str(folder), **settings)
             method.run(resume=run.config.exists())
-        table = run.read_scores() or evaluate(
+        table = run.read_scores().get("canvas") or evaluate(
             run, "canvas", model, open_edit(run.edit), seeds=options.seeds, base_answers=options.out / "base"
         )
         rows[concept] = {

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mu.algorithms import algorithm
 from mu.core.errors import OutputError
-from mu.core.files import write_json
+from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.diffusion.image_folder import PictureRow, before_after, write_pictures
@@ -37,18 +37,17 @@ def run(folder: Path, overwrite: bool = False) -> Path:
         raise OutputError(f"{folder} already holds a demo: choose another folder with --out, or pass --overwrite")
     model = load_diffusion("canvas")
     runs = {concept: _erase(model, concept, folder, overwrite) for concept in (STYLE, OBJECT)}
+    first = runs[STYLE]
+    about = {**first.read_environment(), "concepts": [STYLE, OBJECT]}
+    home.begin(first.config.read_text(encoding="utf-8"), about, resume=not overwrite, overwrite=overwrite)
     tables = {}
     for concept, done in runs.items():
-        tables[concept] = evaluate(done, "canvas", model, open_edit(done.edit), seeds=(188,), base_answers=folder / "answers")
+        answers = home.answers / "base"
+        tables[concept] = evaluate(done, "canvas", model, open_edit(done.edit), seeds=(188,), base_answers=answers)
         write_report(done)
-    first = runs[STYLE]
-    home.begin(
-        first.config.read_text(encoding="utf-8"), {**first.read_environment(), "concepts": [STYLE, OBJECT]}, overwrite=True
-    )
     _panels(model, Bank(model, [open_edit(done.edit) for done in runs.values()]), home)
-    home.write_scores(
-        {"base": tables[STYLE]["base"], **{f"{concept} erased": table["edited"] for concept, table in tables.items()}}
-    )
+    edited = {f"{concept} erased": table["edited"] for concept, table in tables.items()}
+    home.write_scores("canvas", {"base": tables[STYLE]["base"], **edited})
     _print(tables)
     return write_report(home)
 
@@ -70,15 +69,15 @@ def _panels(model: DiffusionModel, bank: Bank, home: RunDirectory) -> None:
     for k, restored in enumerate(columns.values()):
         bank.restored = set(restored)
         with bank.applied():
-            place = home.folder / "panels" / str(k)
+            place = home.panel_pictures / str(k)
             for stale in place.glob("*.png"):
                 stale.unlink()
             write_pictures(model, rows, place, steps=20, guidance=4.0)
     grid = [
-        {"label": prompt, "images": [f"panels/{column}/{row}.png" for column in range(len(columns))]}
+        PanelRow(label=prompt, images=[f"panels/{column}/{row}.png" for column in range(len(columns))])
         for row, prompt in enumerate(PROMPTS)
     ]
-    write_json(home.folder / "panels.json", [{"title": "One bank, any subset", "columns": list(columns), "rows": grid}])
+    home.write_panels([Panel(title="One bank, any subset", columns=list(columns), rows=grid)])
 
 
 def _print(tables: dict[str, dict[str, list[Score]]]) -> None:

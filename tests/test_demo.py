@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from mu import demo
 from mu.algorithms import algorithm
 from mu.core.errors import OutputError
+from mu.core.run import RunDirectory
 from mu.core.scores import Score
 
 
@@ -34,9 +34,11 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_report_shows_every_column(short: None, tmp_path: Path) -> None:
     report = demo.run(tmp_path / "demo", overwrite=True)  # as `make demo` calls it
-    (panel,) = json.loads((tmp_path / "demo" / "panels.json").read_text(encoding="utf-8"))
-    assert panel["columns"][0] == "base" and len(panel["columns"]) == 5
-    pictures = [tmp_path / "demo" / name for row in panel["rows"] for name in row["images"]]
+    home = RunDirectory(tmp_path / "demo")
+    (panel,) = home.read_panels()
+    assert panel.columns[0] == "base" and len(panel.columns) == 5
+    assert list(home.read_scores()["canvas"]) == ["base", "neon erased", "star erased"]
+    pictures = [home.folder / str(name) for row in panel.rows for name in row.images]
     assert pictures and all(path.exists() for path in pictures)
     assert report.read_text(encoding="utf-8").count("data:image/") >= len(pictures)
     with pytest.raises(OutputError, match="already holds a demo"):

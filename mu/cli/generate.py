@@ -67,9 +67,10 @@ def generate(
 
     Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/pictures
     """
-    from mu.core.files import write_json
     from mu.core.program import show_log
     from mu.core.progress import progress_bar
+    from mu.core.records import Prompt
+    from mu.core.run import RunDirectory
     from mu.diffusion.image_folder import recipe_of, write_pictures
 
     show_log()
@@ -93,9 +94,8 @@ def generate(
             painter, rows, out, steps=steps, guidance=7.5 if guidance is None else guidance, negative=negative, size=pixels,
             resume=resume, overwrite=overwrite, recipe=recipe, progress=lambda done, _: advance(done, ""),
         )  # fmt: skip
-    write_json(
-        out / "prompts.json",
-        [{"case_number": c.case_number, "prompt": c.prompt, "seed": c.evaluation_seed} for c in cases],
+    RunDirectory(out).write_prompts(
+        [Prompt(case_number=case.case_number, prompt=case.prompt, seed=case.evaluation_seed) for case in cases]
     )
     print(out)
 

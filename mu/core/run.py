@@ -2,25 +2,41 @@
 
 One folder is the interface between the expensive half and the cheap half:
 
-    <folder>/  config.yaml  environment.json  log.txt  metrics.jsonl  edit.safetensors  checkpoints/
-               before/  after/  scores.json  attacks.json  report.html
+    <folder>/
+      config.yaml  environment.json           settings that rerun it; versions, method, concepts
+      log.txt  metrics.jsonl  checkpoints/    of the search
+      edit.safetensors                        what it found
+      slug_<concept>.json                     of a search for one layer: every tensor, and the steps that were tried
+      before/  after/  prompts.json           <case>_<k>.png without and with the edit; the prompts by case
+      answers/base/  answers/edited/          pictures that a suite looks at, with the recipe.json that made them
+      scores.json                             by suite and column
+      similarity.json  similarity.png         of suite clip
+      panels/  panels.json                    more pictures, and the grids that they stand in
+      report.html                             with figures of the slug_*.json beside it: pareto-*.png, steps-*.png
+
+Whatever is read is checked: wrong content is one line (`DataError`) that names the file and the key.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mu.core.errors import DataError, OutputError
+from mu.core.errors import OutputError
 from mu.core.files import write_json, write_text, writing
-from mu.core.scores import Score
+from mu.core.metrics import metric_of
+from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record, read_text
+from mu.core.scores import Score, Table
 
+SCORES_FORMAT = 2
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -49,7 +65,11 @@ class RunDirectory:
         self.before = self.folder / "before"
         self.after = self.folder / "after"
         self.scores = self.folder / "scores.json"
-        self.attacks = self.folder / "attacks.json"
+        self.prompts = self.folder / "prompts.json"
+        self.answers = self.folder / "answers"
+        self.panels = self.folder / "panels.json"
+        self.panel_pictures = self.folder / "panels"
+        self.similarity = self.folder / "similarity.json"
         self.report = self.folder / "report.html"
 
     def begin(self, config: str, description: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
@@ -64,17 +84,23 @@ class RunDirectory:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if overwrite and not resume:
-                shown = (
-                    self.folder / "prompts.json",
-                    self.folder / "panels.json",
-                    *self.before.glob("*.png"),
-                    *self.after.glob("*.png"),
-                )
-                made = (self.metrics, self.edit, self.scores, self.attacks, self.report, *self.checkpoints.glob("*"))
-                for stale in (*made, *shown):
+                for stale in [*self._made()]:
                     stale.unlink(missing_ok=True)
             write_text(self.config, config)
             write_json(self.environment, {"versions": versions(), "platform": platform.platform(), **description})
+
+    def _made(self) -> Iterator[Path]:
+        """All files that an earlier run, its suites and its report made. What else lies in the folder is the user's."""
+        yield from (self.log, self.metrics, self.edit, self.scores, self.prompts, self.panels, self.report)
+        yield from (self.similarity, self.similarity.with_suffix(".png"))
+        for search in self.layer_searches():
+            stem = search.stem.removeprefix("slug_")
+            yield from (search, self.folder / f"steps-{stem}.png")
+            yield from self.folder.glob(f"pareto-*-{glob.escape(stem)}.png")
+        yield from (path for path in self.checkpoints.glob("*") if not path.is_dir())
+        for pictures in (self.before, self.after, self.panel_pictures, self.answers):
+            if not pictures.is_symlink():
+                yield from (*pictures.rglob("*.png"), *pictures.rglob("recipe.json"))
 
     def withdraw(self) -> None:
         """Take back what `begin` claimed, where the work ended before anything was made: the folder is free again."""
@@ -114,9 +140,11 @@ class RunDirectory:
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for number, line in enumerate(read_text(self.metrics).splitlines(), start=1):
             with suppress(json.JSONDecodeError):  # a killed run may leave half a line
-                rows.append(json.loads(line))
+                row = json.loads(line)
+                checked(self.metrics, row, MetricsRow, f"line {number}")
+                rows.append(row)
         return rows
 
     def describe(self, facts: Mapping[str, Any]) -> None:
@@ -124,27 +152,67 @@ class RunDirectory:
         write_json(self.environment, {**self.read_environment(), **facts})
 
     def read_environment(self) -> dict[str, Any]:
-        return _read_json(self.environment)
+        """All of ``environment.json``; what `Origin` names has its type."""
+        content = read_record(self.environment, dict[str, Any])
+        checked(self.environment, content, Origin)
+        return content
 
-    def write_scores(self, table: Mapping[str, list[Score]]) -> None:
-        """``table`` maps a column (``base``, ``edited``) to its scores."""
-        write_json(self.scores, {column: [score.to_json() for score in scores] for column, scores in table.items()})
+    def origin(self) -> Origin:
+        """What ``environment.json`` tells, as far as it is there."""
+        return read_record(self.environment, Origin) if self.environment.exists() else Origin()
 
-    def read_scores(self) -> dict[str, list[Score]]:
+    def layer_searches(self) -> list[Path]:
+        return sorted(self.folder.glob("slug_*.json"))
+
+    # -- pictures -------------------------------------------------------------------------------------------------------
+
+    def write_prompts(self, prompts: Sequence[Prompt]) -> None:
+        write_json(self.prompts, [prompt.model_dump(exclude_defaults=True) for prompt in prompts])
+
+    def read_prompts(self) -> list[Prompt]:
+        return read_record(self.prompts, list[Prompt]) if self.prompts.exists() else []
+
+    def write_panels(self, panels: Sequence[Panel]) -> None:
+        write_json(self.panels, [panel.model_dump() for panel in panels])
+
+    def read_panels(self) -> list[Panel]:
+        return read_record(self.panels, list[Panel]) if self.panels.exists() else []
+
+    def put_panel(self, panel: Panel) -> None:
+        """Add ``panel``, or replace the one of its title."""
+        self.write_panels([*(other for other in self.read_panels() if other.title != panel.title), panel])
+
+    # -- scores ---------------------------------------------------------------------------------------------------------
+
+    def write_scores(self, suite: str, table: Table) -> None:
+        """``table`` maps a column (``base``, ``edited``) to its scores; what other suites measured stays."""
+        suites = self.read_scores() | {suite: table}
+        told = {
+            name: {column: [score.to_json() for score in scores] for column, scores in columns.items()}
+            for name, columns in suites.items()
+        }
+        write_json(self.scores, {"format": SCORES_FORMAT, "suites": told})
+
+    def read_scores(self) -> dict[str, Table]:
+        """The tables of all suites by name; in the first format a score's suite is the head of its protocol."""
         if not self.scores.exists():
             return {}
-        return {column: [Score.from_json(s) for s in scores] for column, scores in _read_json(self.scores).items()}
+        content = read_record(self.scores, dict[str, Any])
+        if "format" not in content:
+            return _by_suite(checked(self.scores, content, dict[str, list[Score]]))
+        checked(self.scores, content["format"], Literal[SCORES_FORMAT], "format")
+        return checked(self.scores, content.get("suites"), dict[str, dict[str, list[Score]]], "suites")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: is {path.parent} a run's folder?") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no text in UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON (line {error.lineno})") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds no names and values, but a {type(content).__name__}")
-    return content
+def _by_suite(table: Table) -> dict[str, Table]:
+    """``canvas/1`` and ``clip/1, celeba`` are protocols of the suites canvas and clip.
+
+    Which way is better is told anew: the first format called a lower MIA better, which it is down to chance only.
+    """
+    suites: dict[str, Table] = {}
+    for column, scores in table.items():
+        for score in scores:
+            metric = metric_of(score.name)
+            told = replace(score, direction=metric.direction) if metric else score
+            suites.setdefault(score.protocol.partition("/")[0], {}).setdefault(column, []).append(told)
+    return suites

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mu.core.errors import DataError, OutputError
 from mu.core.files import atomic_path, check_writing, write_json, writing
+from mu.core.records import Prompt
 from mu.core.run import RunDirectory
 from mu.diffusion.sampling import generate_batches
 from mu.edits.bank import Bank
@@ -123,11 +124,11 @@ def before_after(
     write_pictures(model, rows, run.before, steps=steps, guidance=guidance)
     with bank.applied():
         write_pictures(model, rows, run.after, steps=steps, guidance=guidance)
-    entries = []
-    for k, (text, role) in enumerate(prompts):
-        gates = [round(float(g), 4) for g in bank.gates([text])[0]]
-        entries.append({"case_number": k, "prompt": text, "seed": seeds[0], "role": role, "gate": gates})
-    write_json(run.folder / "prompts.json", entries)
+    gates = [[round(float(gate), 4) for gate in bank.gates([text])[0]] for text, _ in prompts]
+    run.write_prompts([
+        Prompt(case_number=k, prompt=text, seed=seeds[0], role=role, gate=gate)
+        for k, ((text, role), gate) in enumerate(zip(prompts, gates, strict=True))
+    ])  # fmt: skip
 
 
 RECIPE = "recipe.json"

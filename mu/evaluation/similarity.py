@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from mu.core.charts import drawing, new_figure, png
 from mu.core.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RANGE = (0.1, 0.3)
 """Of the colours, as published. Where the first state's cosines go beyond, as those of small models do, it is widened to them."""
@@ -34,13 +39,16 @@ class Similarity:
 
     def draw(self, path: Path, only: Sequence[str] = (), size: tuple[float, float] = SIZE) -> None:
         """The matrices side by side, or ``only`` some states, in one scale of colours; each picture stands above its column."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        with atomic_path(path) as partial:
+            partial.write_bytes(png(self.figure(only, size), DPI))
 
+    @drawing()
+    def figure(self, only: Sequence[str] = (), size: tuple[float, float] = SIZE) -> Figure:
+        """What `draw` writes."""
         states = list(only) or list(self.states)
         values = np.stack([found.detach().cpu().float().numpy() for found in self.states.values()])
         low, high = min(RANGE[0], float(values[0].min())), max(RANGE[1], float(values[0].max()))
-        figure = Figure(figsize=(size[0] * len(states), size[1]), dpi=DPI, layout="constrained")
+        figure = new_figure(size[0] * len(states), size[1])
         axes = figure.subplots(1, len(states), squeeze=False)[0]
         width = 1 / len(self.shown)
         for axis, state in zip(axes, states, strict=True):
@@ -59,6 +67,4 @@ class Similarity:
                 above.imshow(picture)
                 above.set_axis_off()
         figure.colorbar(painted, ax=list(axes), shrink=0.7)
-        FigureCanvasAgg(figure)
-        with atomic_path(path) as partial:
-            figure.savefig(partial, format="png")
+        return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from mu.core.scores import Score
+from mu.core.scores import Score, loss
 from mu.report.measures import Cell
 from mu.report.page import Page
 from mu.report.pictures import PAIRS_SHOWN, Grid, spread
@@ -16,7 +16,7 @@ class Comparison:
     """One row per run; a column holds scores of one name and one protocol only."""
 
     keys: list[tuple[str, str]]
-    directions: dict[tuple[str, str], str]
+    better: dict[tuple[str, str], str]
     rows: list[tuple[Page, dict[tuple[str, str], Cell]]]
     best: dict[tuple[str, str], float]
     grid: Grid | None
@@ -30,19 +30,19 @@ class Comparison:
 
 def compare(pages: list[Page]) -> Comparison:
     """Put the edited columns of several runs side by side, and the pictures that all runs made of the same start."""
-    rows = [(page, {m.key: m.cells[page.edited] for m in page.measures if page.edited in m.cells}) for page in pages]
+    rows = [(page, {m.key: m.edited for m in page.measures if m.edited}) for page in pages]
     found: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for _, cells in rows:
         for key, cell in cells.items():
             if cell.score:
                 found[key].append(cell.score)
     best = {
-        key: (max if scores[0].direction == "higher" else min)(s.value for s in scores)
+        key: min(scores, key=lambda score: loss(score.direction, score.value)).value
         for key, scores in found.items()
         if len({s.value for s in scores}) > 1
     }
-    directions: dict[tuple[str, str], str] = {key: scores[0].direction for key, scores in found.items()}
-    return Comparison(list(found), directions, rows, best, _shared_pictures(pages))
+    better = {measure.key: measure.better for page in pages for measure in page.measures}
+    return Comparison(list(found), better, rows, best, _shared_pictures(pages))
 
 
 def _shared_pictures(pages: list[Page]) -> Grid | None:

@@ -4,33 +4,63 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
 
-from markupsafe import Markup
-
-from mu.core.errors import DataError
+from mu.core.charts import drawing, new_figure, svg
 from mu.core.run import RunDirectory
-from mu.report.figures import Point, line_chart, short
+from mu.report.figures import embedded, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BUCKETS = 160
+"""Stretches of the steps that a curve is summarised in."""
+WIDTH, HEIGHT = 3.6, 1.8
+"""Inches."""
+INK, SOFT, RULE = "#3547b8", "#655e54", "#e3ddd2"
+
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Curve:
+    """What was logged under one name; without ``buckets`` there is nothing to draw."""
+
     name: str
-    svg: Markup
+    buckets: list[Bucket]
     note: str
+
+    @property
+    def uri(self) -> str:
+        """The chart, drawn when the page wants it."""
+        return embedded(svg(line_chart(self.buckets)), "svg+xml")
+
+    @property
+    def alt(self) -> str:
+        first, last = (short(bucket.mean) for bucket in (self.buckets[0], self.buckets[-1]))
+        return f"{self.name}: from {first} to {last}{', logarithmic scale' if spans_decades(self.buckets) else ''}"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A stretch of the steps: their mean, and the mean, the lowest and the highest value."""
+
+    x: float
+    mean: float
+    low: float
+    high: float
 
 
 def logged(run: RunDirectory) -> tuple[list[Curve], list[str]]:
-    """A curve of everything that changed, the loss first, and what stayed the same as words; `DataError` for a damaged file."""
-    try:
-        rows = run.read_metrics()
-    except ValueError:
-        raise DataError(f"{run.metrics} is damaged: every line must be one JSON object") from None
+    """A curve of everything that changed, the loss first, and what stayed the same as words."""
     series: dict[str, list[Point]] = defaultdict(list)
-    for number, row in enumerate(rows):
+    for row in run.read_metrics():
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)):
-                series[name].append((row.get("step", number), value))
+                series[name].append((row["step"], value))
     curves, constants = [], []
     for name, points in sorted(series.items(), key=lambda item: (item[0] != "loss", item[0] == "lr")):
         values = [value for _, value in points]
@@ -39,5 +69,54 @@ def logged(run: RunDirectory) -> tuple[list[Curve], list[str]]:
             continue
         broken = sum(not math.isfinite(value) for value in values)
         note = f"{broken} of {len(values)} values are not finite" if broken else ""
-        curves.append(Curve(name, line_chart(name, points), note))
+        curves.append(Curve(name, summarised(points), note))
     return curves, constants
+
+
+@drawing()
+def line_chart(buckets: Sequence[Bucket]) -> Figure:
+    """A line through the means, a band from the lowest to the highest value, and a dot at the end."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    figure = new_figure(WIDTH, HEIGHT)
+    axis = figure.add_subplot()
+    steps, means = [bucket.x for bucket in buckets], [bucket.mean for bucket in buckets]
+    lows, highs = [bucket.low for bucket in buckets], [bucket.high for bucket in buckets]
+    axis.fill_between(steps, lows, highs, color=INK, alpha=0.18, linewidth=0)
+    axis.plot(steps, means, color=INK, linewidth=1.5)
+    axis.plot(steps[-1:], means[-1:], "o", color=INK, markersize=4, clip_on=False)
+    log = spans_decades(buckets)
+    if log:
+        axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(numticks=5) if log else MaxNLocator(4))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 3)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 4)))
+    axis.tick_params(which="both", length=0, labelsize=8, labelcolor=SOFT)
+    axis.grid(axis="y", color=RULE, linewidth=0.8)
+    axis.spines[:].set_visible(False)
+    axis.set_axisbelow(True)
+    return figure
+
+
+def spans_decades(buckets: Sequence[Bucket]) -> bool:
+    """Whether all values are positive and four fifths of the line span more than two decades."""
+    means = sorted(bucket.mean for bucket in buckets)
+    tenth = len(means) // 10
+    return min(bucket.low for bucket in buckets) > 0 and means[-1 - tenth] > 100 * means[tenth]
+
+
+def summarised(points: Sequence[Point]) -> list[Bucket]:
+    """``points`` in at most `BUCKETS` stretches; values that are not finite are left out."""
+    points = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
+    if not points:
+        return []
+    start, width = points[0][0], (points[-1][0] - points[0][0]) or 1.0
+    buckets = []
+    for _, group in groupby(points, key=lambda point: min(int((point[0] - start) / width * BUCKETS), BUCKETS - 1)):
+        members = list(group)
+        values = [y for _, y in members]
+        x = sum(x for x, _ in members) / len(members)
+        buckets.append(Bucket(x, sum(values) / len(values), min(values), max(values)))
+    return buckets

@@ -1,16 +1,13 @@
-"""Pictures and curves as text that a page can hold: data URIs, and inline SVG coloured by the page's own CSS."""
+"""Numbers and pictures as text that a page can hold."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path, PureWindowsPath
 
-from markupsafe import Markup
 from PIL import Image
 
 from mu.core.errors import DataError
@@ -19,11 +16,6 @@ PIXEL_ART = 128
 """Pictures up to this size (pixels) are kept exactly and enlarged without smoothing."""
 LARGEST = 512
 """Larger pictures are reduced to this size (pixels), so that the page stays light."""
-BUCKETS = 160
-"""Stretches of x that a curve is summarised in."""
-
-Point = tuple[float, float]
-
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
@@ -87,103 +79,5 @@ def picture(folder: Path, name: str, alt: str) -> Picture:
 
 
 def embedded(content: bytes, kind: str) -> str:
-    """The bytes of a picture file (``png``, ``jpeg``) as a data URI."""
+    """The bytes of a picture file (``png``, ``jpeg``, ``svg+xml``) as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-# -- curves ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    x: float
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """From values ``low .. high`` to places ``start .. end`` in the drawing."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
-        return self.start + (at - low) / (high - low) * (self.end - self.start)
-
-    def ticks(self, about: int) -> list[float]:
-        if self.log:
-            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-            every = max(1, math.ceil((last - first + 1) / about))
-            return [10.0**power for power in range(first, last + 1, every)]
-        rough = (self.high - self.low) / about
-        magnitude = 10.0 ** math.floor(math.log10(rough))
-        step = min((m * magnitude for m in (1, 2, 5, 10)), key=lambda candidate: abs(candidate - rough))
-        return [k * step for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
-
-
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 170, 46, 10, 8, 24
-
-
-def line_chart(name: str, points: Iterable[Point]) -> Markup:
-    """A curve of ``(x, y)`` as SVG: a line through the mean of each stretch of x, a band from its lowest to its highest.
-
-    Logarithmic where all values are positive and four fifths of the line span more than two decades. Values that are not
-    finite are left out; without any other there is no chart, and the answer is empty.
-    """
-    buckets = _summarise([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
-    if not buckets:
-        return Markup("")
-    low, high = min(b.low for b in buckets), max(b.high for b in buckets)
-    means = sorted(b.mean for b in buckets)
-    log = low > 0 and means[-1 - len(means) // 10] > 100 * means[len(means) // 10]
-    xs = _Scale(*_widened(buckets[0].x, buckets[-1].x), _LEFT, _WIDTH - _RIGHT)
-    ys = _Scale(*(low, high) if log else _widened(low, high), _HEIGHT - _BOTTOM, _TOP, log)
-
-    def path(corners: Iterable[Point]) -> str:
-        return " ".join(f"{xs(x):.1f},{ys(y):.1f}" for x, y in corners)
-
-    shapes = [
-        Markup('<line class="rule" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
-            _LEFT, _WIDTH - _RIGHT, _LEFT - 6, ys(tick) + 3.5, short(tick, 3), y=ys(tick)
-        )
-        for tick in ys.ticks(4)
-    ]  # fmt: skip
-    shapes += [
-        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(xs(tick), _HEIGHT - 6, short(tick, 4))
-        for tick in xs.ticks(4)
-    ]
-    band = [(b.x, b.high) for b in buckets] + [(b.x, b.low) for b in reversed(buckets)]
-    shapes.append(Markup('<polygon class="band" points="{}"/>').format(path(band)))
-    shapes.append(Markup('<polyline class="line" points="{}"/>').format(path((b.x, b.mean) for b in buckets)))
-    shapes.append(Markup('<circle class="dot" r="3" cx="{:.1f}" cy="{:.1f}"/>').format(xs(buckets[-1].x), ys(buckets[-1].mean)))
-    told = f"{name}: from {short(buckets[0].mean)} to {short(buckets[-1].mean)}{', logarithmic scale' if log else ''}"
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDTH, _HEIGHT, told, Markup("").join(shapes)
-    )
-
-
-def _summarise(points: Sequence[Point]) -> list[_Bucket]:
-    if not points:
-        return []
-    points = sorted(points)
-    start, width = points[0][0], (points[-1][0] - points[0][0]) or 1.0
-    buckets = []
-    for _, group in groupby(points, key=lambda p: min(int((p[0] - start) / width * BUCKETS), BUCKETS - 1)):
-        members = list(group)
-        values = [y for _, y in members]
-        buckets.append(_Bucket(sum(x for x, _ in members) / len(members), sum(values) / len(values), min(values), max(values)))
-    return buckets
-
-
-def _widened(low: float, high: float) -> Point:
-    """The range itself, or a range around it where it is too narrow to draw."""
-    if high - low > 1e-9 * max(abs(low), abs(high)):
-        return low, high
-    room = abs(low) / 10 or 1.0
-    return low - room, high + room

@@ -1,6 +1,6 @@
 """The page of a run: what was removed, the pictures before and after, scores, curves, settings and the citation.
 
-Reads what a run left behind (see `mu.report.files`) and nothing else; no model library is needed.
+Reads what a run left behind (see `mu.core.run`) and nothing else; no model library is needed.
 """
 
 from __future__ import annotations

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
+
+from mu.core import charts
+from mu.report.figures import embedded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,19 +48,38 @@ class LayerSearch(BaseModel):
     curves: list[Line] = []
 
 
-def layer_figures(search: LayerSearch, stem: str) -> list[tuple[str, str, bytes]]:
-    """For each figure the name of its file (``pareto-<tower>-<stem>.png``), what it shows, and the PNG."""
+@dataclass(frozen=True)
+class LayerFigure:
+    """A figure in the page, and the PNG ``file`` beside it; ``alt`` says what it shows."""
+
+    file: str
+    alt: str
+    figure: Figure
+
+    @property
+    def uri(self) -> str:
+        return embedded(charts.svg(self.figure), "svg+xml")
+
+    @property
+    def png(self) -> bytes:
+        return charts.png(self.figure, DPI)
+
+
+def layer_figures(search: LayerSearch, stem: str) -> list[LayerFigure]:
+    """``pareto-<tower>-<stem>.png`` of every tower, and ``steps-<stem>.png`` where steps were tried."""
     figures = []
     for tower in dict.fromkeys(layer.tower for layer in search.layers):
         layers = [layer for layer in search.layers if layer.tower == tower]
         told = f"Importance against gradient alignment of {len(layers)} tensors of the {tower} tower, {search.concept}"
-        figures.append((f"pareto-{tower}-{stem}.png", told, _png(pareto(layers, f"{search.concept}: {tower} tower"))))
+        figure = pareto(layers, f"{search.concept}: {tower} tower")
+        figures.append(LayerFigure(f"pareto-{tower}-{stem}.png", told, figure))
     if search.curves:
         told = f"Forget accuracy of {search.concept} against the step, for {len(search.curves)} tensors"
-        figures.append((f"steps-{stem}.png", told, _png(steps(search))))
+        figures.append(LayerFigure(f"steps-{stem}.png", told, steps(search)))
     return figures
 
 
+@charts.drawing()
 def pareto(layers: Sequence[Layer], title: str) -> Figure:
     """Log-log; the front's members coloured, the others black crosses. An alignment of 0 stands at the left edge, and a note
     says so."""
@@ -81,6 +103,7 @@ def pareto(layers: Sequence[Layer], title: str) -> Figure:
     return figure
 
 
+@charts.drawing()
 def steps(search: LayerSearch) -> Figure:
     """Forget accuracy against rho for each tensor that was searched; a star marks the step that was taken."""
     top = 1 if any(line.fa1 for line in search.curves) else 5
@@ -108,13 +131,10 @@ def short_name(parameter: str) -> str:
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+    figure = charts.new_figure(5.4, 4.2)
     axis = figure.add_subplot(xlabel=x, ylabel=y)
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
     return figure, axis
 
 
@@ -128,9 +148,3 @@ def _logarithmic(axes: Axes, *directions: str) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
-    return content.getvalue()

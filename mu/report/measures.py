@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mu.core.errors import DataError
+from mu.core.metrics import SHARE, Metric, metric_of
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import BASE, EDITED, Score, Table, loss, target
 from mu.report.figures import short
-
-MEANINGS = {
-    "UA": ("Unlearning accuracy", "of the pictures that ask for it no longer show it"),
-    "IRA": ("In-domain retain accuracy", "of the pictures of other concepts of its kind still show them"),
-    "CRA": ("Cross-domain retain accuracy", "of the pictures still show the other kind of concept they ask for"),
-    "FA@1": ("Forget accuracy", "of the concept's pictures are still recognised as it"),
-    "FA@5": ("Forget accuracy, top five", "of the concept's pictures still have it among the five nearest names"),
-    "*@1 retained": ("Retained accuracy", "of the pictures of what was to stay of its kind are recognised, every class counting once"),
-    "*@5 retained": ("Retained accuracy, top five", "of the same pictures have the right name among the five nearest"),
-    "imagenet@1": ("ImageNet accuracy", "of ImageNet's pictures are recognised"),
-    "imagenet@5": ("ImageNet accuracy, top five", "of ImageNet's pictures have the right name among the five nearest"),
-    "*@1": ("Accuracy", "of the pictures of this kind are recognised, every class counting once"),
-    "*@5": ("Accuracy, top five", "of the pictures of this kind have the right name among the five nearest, every class counting once"),
-    "MIA": (
-        "Membership inference",
-        "of the pairs can be told as forgotten or not by how well picture and caption fit: 50% is chance, and what was forgotten too "
-        "much stands out again",
-    ),
-    "FA": ("Forget accuracy", "of the answers about the concept's pictures still name it"),
-    "retained": ("Retained accuracy", "of the answers to the same question about other pictures are right"),
-    "other questions": ("Other questions", "of the answers to questions about something else are right"),
-    "other questions, forgotten pictures": (
-        "Other questions", "of the answers to questions about something else in the concept's pictures are right",
-    ),
-}  # fmt: skip
-"""Shares (0 to 1, shown in percent) by name, ``*`` standing for a kind of concept; other scores are shown under their own name."""
-
-VERDICT = ("UA", "IRA", "CRA", "FA", "retained", "other questions")
-"""They stand at the head of the page; of a CLIP all accuracies at 1, without a kind's own where its retained one is told."""
-
-
-def meaning_of(name: str) -> tuple[str, str]:
-    """A title and the end of a sentence that begins with the share; for other scores the name and nothing."""
-    return next((told for pattern, told in MEANINGS.items() if fnmatch.fnmatchcase(name, pattern)), (name, ""))
 
 
 @dataclass(frozen=True)
@@ -59,26 +25,53 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the score table: a score under one protocol, in every column."""
+    """One row of a suite's table: a score under one protocol, in every column."""
 
+    suite: str
     name: str
+    metric: Metric
     protocol: str
     direction: str
     cells: dict[str, Cell]
+    column: str
     items: list[tuple[str, list[tuple[str, float]]]]
 
     @property
+    def base(self) -> Cell | None:
+        return self._measured(BASE)
+
+    @property
+    def edited(self) -> Cell | None:
+        """The cell of the column that tells what the edit did."""
+        return self._measured(self.column)
+
+    def _measured(self, column: str) -> Cell | None:
+        cell = self.cells.get(column)
+        return cell if cell and cell.score else None
+
+    @property
+    def share(self) -> bool:
+        """Whether it is shown in per cent."""
+        return self.metric.unit == SHARE
+
+    @property
     def title(self) -> str:
-        return meaning_of(self.name)[0]
+        return self.metric.title
 
     @property
     def meaning(self) -> str:
-        return meaning_of(self.name)[1]
+        return self.metric.meaning
 
     @property
     def tone(self) -> str:
         """Whether it is about what goes or about what stays."""
-        return "removed" if self.name.startswith(("UA", "FA")) else "kept"
+        return {"gone": "removed", "kept": "kept"}.get(self.metric.about, "other")
+
+    @property
+    def better(self) -> str:
+        """Which way is better, in words."""
+        aim = target(self.direction)
+        return f"{self.direction} is better" if aim is None else f"nearer {value_text(aim, self.share)} is better"
 
     @property
     def key(self) -> tuple[str, str]:
@@ -90,23 +83,40 @@ class Measure:
         return " / ".join(counts)
 
 
-def measured(run: RunDirectory) -> tuple[list[str], list[Measure]]:
-    """The columns of ``scores.json``, and a row for each score under each protocol; `DataError` for what is no table of scores."""
-    try:
-        table = run.read_scores()
-    except (TypeError, AttributeError):
-        raise DataError(f"{run.scores} is not a table of scores: make it again with mu evaluate") from None
+@dataclass(frozen=True)
+class SuiteScores:
+    """What one suite measured: the names of its columns, and a row for each score under each protocol."""
+
+    suite: str
+    columns: list[str]
+    measures: list[Measure]
+
+
+def edited_column(columns: Sequence[str]) -> str:
+    """``edited``, else the last column that is not the untouched model's; empty where there is none."""
+    return EDITED if EDITED in columns else next((column for column in reversed(columns) if column != BASE), "")
+
+
+def measured(run: RunDirectory) -> list[SuiteScores]:
+    """``scores.json``, suite by suite."""
+    return [_suite(name, table) for name, table in run.read_scores().items()]
+
+
+def _suite(name: str, table: Table) -> SuiteScores:
     found: dict[tuple[str, str], dict[str, Score]] = defaultdict(dict)
     for column, scores in table.items():
         for score in scores:
             found[score.name, score.protocol][column] = score
-    return list(table), [_measure(name, protocol, scores, list(table)) for (name, protocol), scores in found.items()]
+    columns = list(table)
+    return SuiteScores(name, columns, [_measure(name, *key, scores, columns) for key, scores in found.items()])
 
 
-def _measure(name: str, protocol: str, scores: dict[str, Score], columns: list[str]) -> Measure:
-    share = bool(meaning_of(name)[1]) and all(0 <= s.value <= 1 for s in scores.values())
-    base = scores.get("base")
-    cells = {column: _cell(scores.get(column), base if column != "base" else None, share) for column in columns}
+def _measure(suite: str, name: str, protocol: str, scores: dict[str, Score], columns: list[str]) -> Measure:
+    direction = next(iter(scores.values())).direction
+    metric = metric_of(name) or Metric(name, direction, "", name, "")
+    share = metric.unit == SHARE
+    base = scores.get(BASE)
+    cells = {column: _cell(scores.get(column), base if column != BASE else None, share) for column in columns}
     per_item = {item for score in scores.values() for item in score.per_item}
     values = [abs(v) for s in scores.values() for v in s.per_item.values() if math.isfinite(v)]
     full = 1.0 if share else max(values, default=0.0) or 1.0
@@ -118,7 +128,7 @@ def _measure(name: str, protocol: str, scores: dict[str, Score], columns: list[s
             length = min(abs(value) / full, 1.0) if value is not None and math.isfinite(value) else 0.0
             row.append(("" if value is None else value_text(value, share), 100 * length))
         items.append((item, row))
-    return Measure(name, protocol, next(iter(scores.values())).direction, cells, items)
+    return Measure(suite, name, metric, protocol, direction, cells, edited_column(columns), items)
 
 
 def value_text(value: float, share: bool) -> str:
@@ -134,6 +144,7 @@ def _cell(score: Score | None, base: Score | None, share: bool) -> Cell:
     if text == value_text(base.value, share):
         return Cell(score, text, "no change", "same")
     difference = score.value - base.value
+    gain = loss(score.direction, base.value) - loss(score.direction, score.value)
+    verdict = "same" if math.isclose(gain, 0, abs_tol=1e-9) else "better" if gain > 0 else "worse"
     amount = f"{100 * abs(difference):.1f} points" if share else short(abs(difference), 3)
-    better = (difference > 0) == (score.direction == "higher")
-    return Cell(score, text, ("+" if difference > 0 else "\N{MINUS SIGN}") + amount, "better" if better else "worse")
+    return Cell(score, text, ("+" if difference > 0 else "\N{MINUS SIGN}") + amount, verdict)

@@ -5,29 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
-
 from mu.core.errors import DataError
+from mu.core.records import Origin, Prompt, read_record
 from mu.core.run import RunDirectory
 from mu.report.curves import Curve, logged
-from mu.report.figures import embedded, short
-from mu.report.files import Origin, Prompt, parsed
-from mu.report.layer_figures import LayerSearch, layer_figures
-from mu.report.measures import VERDICT, Measure, measured
+from mu.report.figures import short
+from mu.report.layer_figures import LayerFigure, LayerSearch, layer_figures
+from mu.report.measures import Measure, SuiteScores, measured
 from mu.report.pictures import Grid, Group, grids, paired
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure that is also a file of its own."""
-
-    file: str
-    alt: str
-    png: bytes
-
-    @property
-    def uri(self) -> str:
-        return embedded(self.png, "png")
 
 
 @dataclass(frozen=True)
@@ -40,26 +25,31 @@ class Page:
     facts: list[str]
     groups: list[Group]
     grids: list[Grid]
-    columns: list[str]
-    edited: str
-    measures: list[Measure]
+    suites: list[SuiteScores]
     prompts: list[Prompt]
     gates: list[str]
     curves: list[Curve]
     constants: list[str]
-    plots: list[Plot]
+    plots: list[LayerFigure]
     config: str
     evaluate: str
 
     @property
+    def measures(self) -> list[Measure]:
+        """Of all suites."""
+        return [measure for suite in self.suites for measure in suite.measures]
+
+    @property
     def verdict(self) -> list[Measure]:
-        """The measures that stand at the head of the page."""
-        told = [m for m in self.measures if self.edited in m.cells and m.cells[self.edited].score]
+        """The measures that stand at the head of the page, without a kind's own where its retained one is told."""
+        return [measure for suite in self.suites for measure in self._head(suite.measures)]
+
+    @staticmethod
+    def _head(measures: list[Measure]) -> list[Measure]:
+        told = [m for m in measures if m.edited]
         names = {m.name for m in told}
         whole = {name.removesuffix(" retained") for name in names if name.endswith("@1 retained")}
-        return [
-            m for m in told if m.name in VERDICT or (m.name.endswith(("@1", "@1 retained")) and m.name not in whole)
-        ] or told[:3]
+        return [m for m in told if m.metric.head and m.name not in whole] or told[:3]
 
     def mean_gate(self, role: str, edit: int) -> float | None:
         values = [p.gate[edit] for p in self.prompts if p.role == role and p.gate and edit < len(p.gate)]
@@ -68,13 +58,11 @@ class Page:
 
 def read_page(run: RunDirectory) -> Page:
     """Read a run folder; only a folder that holds nothing of a run, or a file that is damaged, is an error."""
-    parts = (run.config, run.environment, run.metrics, run.scores, run.before, run.after, run.folder / "panels.json")
+    parts = (run.config, run.environment, run.metrics, run.scores, run.before, run.after, run.panels)
     if not any(part.exists() for part in parts):
         raise DataError(f"{run.folder} holds nothing to report: is it a run's folder?")
-    origin = parsed(run.environment, TypeAdapter(Origin), Origin())
-    prompts = parsed(run.folder / "prompts.json", TypeAdapter(list[Prompt]), [])
-    concepts = [origin.concepts] if isinstance(origin.concepts, str) else origin.concepts
-    columns, measures = measured(run)
+    origin, prompts = run.origin(), run.read_prompts()
+    concepts = origin.concept_names()
     curves, constants = logged(run)
     return Page(
         name=run.folder.resolve().name,
@@ -83,9 +71,7 @@ def read_page(run: RunDirectory) -> Page:
         facts=_facts(run, origin),
         groups=paired(run, prompts),
         grids=grids(run),
-        columns=columns,
-        edited="edited" if "edited" in columns else next((c for c in reversed(columns) if c != "base"), ""),
-        measures=measures,
+        suites=measured(run),
         prompts=prompts,
         gates=_gate_names(prompts, concepts),
         curves=curves,
@@ -132,9 +118,9 @@ def _size(count: float) -> str:
     return f"{short(count, 3)} GB"
 
 
-def _plots(run: RunDirectory) -> list[Plot]:
-    plots = []
-    for path in sorted(run.folder.glob("slug_*.json")):
-        search = parsed(path, TypeAdapter(LayerSearch | None), None)
-        plots += [Plot(*figure) for figure in layer_figures(search, path.stem.removeprefix("slug_"))] if search else []
-    return plots
+def _plots(run: RunDirectory) -> list[LayerFigure]:
+    return [
+        figure
+        for path in run.layer_searches()
+        for figure in layer_figures(read_record(path, LayerSearch), path.stem.removeprefix("slug_"))
+    ]

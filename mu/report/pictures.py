@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
-
-from mu.core.errors import DataError
+from mu.core.records import Panel, PanelRow, Prompt
 from mu.core.run import RunDirectory
 from mu.report.figures import Picture, picture
-from mu.report.files import Panel, Prompt, parsed
 
 T = TypeVar("T")
 
@@ -84,19 +81,11 @@ def spread(items: list[T], count: int) -> list[T]:
 
 
 def grids(run: RunDirectory) -> list[Grid]:
-    """Those of ``panels.json``; `DataError` for a row that has not one picture, or null, for each column."""
-    found = []
-    for panel in parsed(run.folder / "panels.json", TypeAdapter(list[Panel]), []):
-        rows = []
-        for row in panel.rows:
-            if len(row.images) != len(panel.columns):
-                raise DataError(
-                    f"panels.json: row {row.label!r} of {panel.title!r} has {len(row.images)} pictures for {len(panel.columns)} columns"
-                )  # fmt: skip
-            shots = []
-            for column, name in zip(panel.columns, row.images, strict=True):
-                alt = f"{column}: {row.label}"
-                shots.append(picture(run.folder, name, alt) if name else Picture(alt))
-            rows.append((row.label, shots))
-        found.append(Grid(panel.title, panel.columns, rows))
-    return found
+    """Those of ``panels.json``."""
+    return [Grid(panel.title, panel.columns, [_shots(run, panel, row) for row in panel.rows]) for panel in run.read_panels()]
+
+
+def _shots(run: RunDirectory, panel: Panel, row: PanelRow) -> tuple[str, list[Picture]]:
+    texts = [f"{column}: {row.label}" for column in panel.columns]
+    shown = [picture(run.folder, name, alt) if name else Picture(alt) for alt, name in zip(texts, row.images, strict=True)]
+    return row.label, shown

@@ -9,11 +9,9 @@ from typing import Any
 
 from mu.core.errors import DataError
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import BASE, HIGHER, LOWER, Score, loss, target
 from mu.report.figures import short
-
-BASE = "base"
-"""The column of ``scores.json`` that holds the untouched model's scores."""
+from mu.report.measures import edited_column
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Table:
     def best(self, column: Column) -> float | None:
         """Of the edits that differ in it; None where there is nothing to choose."""
         values = {v for row in self.rows if row.method and (v := self.value(row, column)) is not None}
-        return (max if column.direction == "higher" else min)(values) if len(values) > 1 else None
+        return min(sorted(values), key=lambda value: loss(column.direction, value)) if len(values) > 1 else None
 
     def headings(self) -> list[str]:
         """The protocol stands behind a name that has several."""
@@ -60,10 +58,7 @@ class Table:
 
     def markdown(self) -> str:
         """A table for a README, the best of each column in bold."""
-        arrows = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}"}
-        titles = [
-            f"{title} {arrows.get(c.direction, '')}".strip() for title, c in zip(self.headings(), self.columns, strict=True)
-        ]
+        titles = [f"{title} {arrow(column.direction)}" for title, column in zip(self.headings(), self.columns, strict=True)]
         lines = [["run", "method", "concepts", *titles], ["---", "---", "---", *("---:" for _ in titles)]]
         for row in self.rows:
             best = [(v := self.value(row, c)) is not None and bool(row.method) and v == self.best(c) for c in self.columns]
@@ -83,6 +78,14 @@ class Table:
         }  # fmt: skip
 
 
+def arrow(direction: str) -> str:
+    """Which way is better: up, down, or towards a number."""
+    aim = target(direction)
+    if aim is not None:
+        return f"\N{RIGHTWARDS ARROW} {short(aim)}"
+    return {HIGHER: "\N{UPWARDS ARROW}", LOWER: "\N{DOWNWARDS ARROW}"}[direction]
+
+
 def score_table(runs: Sequence[Path | str]) -> Table:
     """The edited scores of the ``runs`` (folders), one row each; before them the untouched models', one row where all agree.
 
@@ -92,14 +95,11 @@ def score_table(runs: Sequence[Path | str]) -> Table:
     rows, bases = [], []
     for name, folder in zip(names, runs, strict=True):
         run = RunDirectory(folder)
-        table = _scores(run)
-        about = run.read_environment() if run.environment.exists() else {}
-        concepts = about.get("concepts", [])
-        concepts = tuple([concepts] if isinstance(concepts, str) else map(str, concepts))
-        edited = table["edited"] if "edited" in table else next((s for c, s in reversed(table.items()) if c != BASE), {})
-        rows.append(Row(name, str(about.get("method", "")) or "edit", concepts, edited))
-        if table.get(BASE):
-            bases.append(Row(name, "", (), table[BASE]))
+        base, edited = _scores(run)
+        about = run.origin()
+        rows.append(Row(name, about.method or "edit", tuple(about.concept_names()), edited))
+        if base:
+            bases.append(Row(name, "", (), base))
     rows = _merged(bases) + rows
     columns: dict[tuple[str, str], Column] = {}
     for row in rows:
@@ -112,16 +112,18 @@ def score_table(runs: Sequence[Path | str]) -> Table:
     return Table(list(columns.values()), rows)
 
 
-def _scores(run: RunDirectory) -> dict[str, dict[tuple[str, str], Score]]:
-    try:
-        table = run.read_scores()
-    except (TypeError, AttributeError):
-        raise DataError(f"{run.scores} is not a table of scores: make it again with mu evaluate") from None
+def _scores(run: RunDirectory) -> tuple[dict[tuple[str, str], Score], dict[tuple[str, str], Score]]:
+    """Of the untouched model and with the edit, by all suites; by name and protocol."""
+    suites = run.read_scores()
     if not run.folder.is_dir():
         raise DataError(f"{run.folder} is no run's folder")
-    if not table:
+    if not suites:
         raise DataError(f"{run.folder} has no scores: run mu evaluate {run.folder}")
-    return {column: {(score.name, score.protocol): score for score in scores} for column, scores in table.items()}
+    base, edited = (
+        {(score.name, score.protocol): score for table in suites.values() for score in table.get(column(list(table)), [])}
+        for column in (lambda _: BASE, edited_column)
+    )
+    return base, edited
 
 
 def _merged(bases: list[Row]) -> list[Row]:

@@ -20,7 +20,7 @@ from mu.report.table import score_table
 def made(folder: Path, edited: list[Score], base: list[Score] | None = None, **about: Any) -> Path:
     run = RunDirectory(folder)
     folder.mkdir(parents=True)
-    run.write_scores({**({"base": base} if base else {}), "edited": edited})
+    run.write_scores("canvas", {**({"base": base} if base else {}), "edited": edited})
     write_json(run.environment, {"method": "spm", "concepts": ["neon"], **about})
     return folder
 
@@ -64,6 +64,24 @@ def test_markdown_marks_the_best_edit_and_says_protocols_where_a_name_has_two(ru
     assert lines[5] == "| c | spm | neon |  |  | 0.9900 |", "alone in its column there is nothing to choose"
 
 
+def test_towards_a_number_the_nearest_is_the_best(tmp_path: Path, cli: Any) -> None:
+    """A membership inference of 0.6 tells less than one of 0.3 or of 1, whatever is lower or higher."""
+    runs = []
+    for value in (0.3, 0.6, 1.0):
+        runs.append(
+            made(
+                tmp_path / str(value),
+                [Score("MIA", value, 9, "towards 0.5", "clip/1"), Score("odd", value, 9, "lower", "clip/1")],
+            )
+        )
+    lines = cli("compare", *runs, "--markdown").stdout.strip().splitlines()
+    assert lines[0].endswith("| MIA → 0.5 | odd ↓ |")
+    assert [line.split("|")[4].strip() for line in lines[2:]] == ["0.3000", "**0.6000**", "1.000"]
+    assert [line.split("|")[5].strip() for line in lines[2:]] == ["**0.3000**", "0.6000", "1.000"], (
+        "control: the lowest is another"
+    )
+
+
 def test_the_plain_table_shows_every_run(runs: list[Path], cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = cli("compare", *runs).stdout
@@ -89,7 +107,7 @@ def test_bad_input_is_one_line(tmp_path: Path, runs: list[Path], cli: Any) -> No
     turned = made(tmp_path / "turned", [Score("UA", 0.5, 20, "lower", "canvas/1")])
     for arguments, message in (
         ([tmp_path / "none"], "has no scores: run mu evaluate"),
-        ([tmp_path / "broken"], "is not a table of scores"),
+        ([tmp_path / "broken"], "scores.json: edited.0.name: Field required"),
         ([*runs, turned], "is better higher in one run and better lower in turned"),
         ([*runs, "--json", "--markdown"], "choose one"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.edits.files import open_edit
+from mu.models import EMBEDDED
 
 
 def names(folder: Path) -> list[str]:
@@ -166,6 +168,24 @@ def test_evaluate_prints_scores_and_writes_the_report(
         "protocol": "canvas/1",
         "per_item": {},
     }
+
+
+def test_evaluate_refuses_a_model_that_no_suite_measures(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    """A pipeline with random weights; a copy of the embedded model under another name is measured."""
+    refused = cli("evaluate", finished, "--seeds", 1, "--device", "cpu")
+    assert refused.exit_code == 2 and refused.stdout == ""
+    (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
+    assert "suite canvas" in line and "`mu generate`" in line and "eval-scripts/lpips_eval.py" in line
+    assert not (finished / "answers").exists() and not (finished / "scores.json").exists()
+
+    copied = shutil.copytree(EMBEDDED["canvas"], tmp_path / "copied")
+    run = shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.setattr("mu.evaluation.suites.canvas.STEPS", 1)
+    done = cli("evaluate", run, "--seeds", 1, "--device", "cpu", "--model", copied)
+    assert done.exit_code == 0, done.output
+    assert RunDirectory(run).read_scores().keys() == {"canvas"}
 
 
 def test_report_of_one_and_of_several(finished: Path, tmp_path: Path, cli: Any) -> None:

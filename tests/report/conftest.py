@@ -53,7 +53,9 @@ class Reader(HTMLParser):
         return " ".join("".join(self.pieces).split())
 
     def pictures(self) -> list[tuple[str, str]]:
-        return [(attributes["alt"], attributes["src"]) for tag, attributes in self.tags if tag == "img"]
+        """Texts and contents, without the charts."""
+        shown = [(attributes["alt"], attributes["src"]) for tag, attributes in self.tags if tag == "img"]
+        return [(alt, content) for alt, content in shown if not content.startswith("data:image/svg")]
 
 
 LOADING = {"src", "href", "srcset", "poster", "data", "action", "formaction", "background", "cite", "xlink:href", "ping"}
@@ -115,7 +117,7 @@ def run_at(folder: Path) -> RunDirectory:
     run.environment.write_text(json.dumps({**environment, "concepts": [CONCEPT], "citation": CITATION}))
     rows = [{"step": i, "lr": 1e-4, "loss": 1 / (i + 1), "erase": 2 / (i + 1)} for i in range(50)]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run.write_scores(scores())
+    run.write_scores("mini", scores())
     return run
 
 

@@ -20,7 +20,7 @@ def test_runs_are_compared_row_by_row(
     table: Callable[..., dict],
 ):
     other = make_run(tmp_path / "other-run")
-    other.write_scores(table(ua=0.5, frechet=12.625))
+    other.write_scores("mini", table(ua=0.5, frechet=12.625))
     page = page_of([run, other])
     assert (tmp_path / "comparison.html").exists() and loads(page) == []
     rows = re.findall(r"<tr>(.*?)</tr>", page.split("<tbody>")[1].split("</tbody>")[0], re.DOTALL)
@@ -41,7 +41,7 @@ def test_scores_of_two_protocols_share_no_column(
 ):
     other = make_run(tmp_path / "other-run")
     columns = [page_of([run, other]).split("</thead>")[0].count('<th scope="col">')]
-    other.write_scores(table(protocol="mini/2"))
+    other.write_scores("mini", table(protocol="mini/2"))
     page = page_of([run, other])
     columns.append(page.split("</thead>")[0].count('<th scope="col">'))
     assert columns == [4, 6] and "mini/2" in page.split("</thead>")[0]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mu.core.charts import svg
 from mu.core.errors import DataError
 from mu.core.run import RunDirectory
 from mu.report import write_report
@@ -84,13 +85,22 @@ def test_page_and_files_hold_the_figures(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(names)
     for name in names:
         content = (tmp_path / name).read_bytes()
-        assert base64.b64encode(content).decode() in page
         assert np.asarray(Image.open(io.BytesIO(content)).convert("L")).std() > 5, "something is drawn"
+    for figure in layer_figures(search(), "Ada_Stone"):
+        assert figure.uri in page and base64.b64decode(figure.uri.partition(",")[2]).startswith(b"<?xml")
     assert 'id="layers"' in page and "of 3 tensors of the vision tower" in page
 
 
+def test_a_name_is_no_formula() -> None:
+    for concept in ("$x_1$", r"$\frac$", "5 $ a picture"):
+        figure = steps(LayerSearch.model_validate({**SEARCH, "concept": concept}))
+        assert figure.axes[0].get_title().startswith(concept)
+        assert concept.encode() in svg(figure), "its letters one by one"
+
+
 def test_the_same_search_gives_the_same_bytes() -> None:
-    assert layer_figures(search(), "a") == layer_figures(search(), "a")
+    once, again = ([(each.file, each.uri, each.png) for each in layer_figures(search(), "a")] for _ in range(2))
+    assert once == again and len({uri for _, uri, _ in once}) == 3
 
 
 def test_a_damaged_file_is_one_clear_line(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -29,18 +27,6 @@ def mean_difference(a: ArrayLike, b: ArrayLike) -> float:
     129.0
     """
     return float(np.abs(_difference(a, b)).mean())
-
-
-def psnr(a: ArrayLike, b: ArrayLike) -> float:
-    """Peak signal-to-noise ratio 10 log10(255^2 / mean (a - b)^2) in dB: 0 (black on white) .. infinity (equal).
-
-    Higher is closer. Of a batch it is the ratio of the pooled error, not the mean of the pictures' ratios. Source: ITU-T J.340.
-
-    >>> psnr(np.uint8([[0, 255]]), np.uint8([[255, 0]]))
-    0.0
-    """
-    error = float(np.square(_difference(a, b)).mean())
-    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 def _difference(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:

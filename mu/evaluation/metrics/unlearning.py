@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mu.core.errors import DataError, nearest
+from mu.core.metrics import scored
 from mu.core.scores import Score
 
 
@@ -65,27 +66,9 @@ def unlearning_scores(
     if erased not in within:
         raise DataError(f"no picture was prompted with the {kind} {erased!r}.{nearest(erased, within)}")
     gone = within.pop(erased)
-    ua = Score("UA", 1 - gone.value, gone.n, "higher", protocol, {erased: 1 - gone.value})
+    ua = scored("UA", 1 - gone.value, gone.n, protocol, {erased: 1 - gone.value})
     cross_protocol = protocol if include_erased else f"{protocol}, CRA on retained only"
     return Unlearning(ua, _mean("IRA", within, left_out, protocol), _mean("CRA", across, left_out, cross_protocol))
-
-
-def mean_over_requests(scores: Mapping[str, Score]) -> Score:
-    """The table's entry: the mean of one score over requests (``scores``: erased concept -> its score), ``n`` summed.
-
-    Raises `DataError` for no requests, or scores of different names or protocols.
-
-    >>> scores = {"neon": Score("UA", 1.0, 8, "higher", "canvas/1"), "photo": Score("UA", 0.5, 8, "higher", "canvas/1")}
-    >>> mean_over_requests(scores).value
-    0.75
-    """
-    kinds = {(score.name, score.direction, score.protocol) for score in scores.values()}
-    if len(kinds) != 1:
-        found = "; ".join(f"{name} by {protocol}" for name, _, protocol in sorted(kinds))
-        raise DataError(f"only scores of one name and protocol have a mean, not {found or 'none at all'}")
-    name, direction, protocol = kinds.pop()
-    values = {erased: score.value for erased, score in scores.items()}
-    return Score(name, _average(values.values()), sum(score.n for score in scores.values()), direction, protocol, values)
 
 
 class _Domain(NamedTuple):
@@ -115,8 +98,4 @@ def _mean(name: str, accuracies: Mapping[str, _Accuracy], left_out: Collection[s
     if not kept:
         raise DataError(f"{name} needs pictures of at least one retained concept")
     values = {concept: found.value for concept, found in kept.items()}
-    return Score(name, _average(values.values()), sum(found.n for found in kept.values()), "higher", protocol, values)
-
-
-def _average(values: Collection[float]) -> float:
-    return sum(values) / len(values)
+    return scored(name, sum(values.values()) / len(values), sum(found.n for found in kept.values()), protocol, values)

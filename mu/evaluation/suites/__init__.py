@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mu.core.errors import ConfigError, ModelError, nearest
 from mu.core.files import check_writing
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import Table
 from mu.edits.edit import Edit
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -19,31 +19,48 @@ from mu.models.vision_language import VisionLanguageModel
 
 
 class Suite(NamedTuple):
-    """Where it is, the kind of model that it measures, and which option it takes."""
+    """Where it is, the kind of model that it measures, and which options it takes.
+
+    Of several suites for one kind of model the ``default`` one is meant where none is named.
+    """
 
     place: str
     kind: type
     what: str
-    option: str
+    options: frozenset[str] = frozenset()
+    default: bool = False
 
 
 SUITES = {
-    "canvas": Suite("mu.evaluation.suites.canvas:evaluate", DiffusionModel, "a diffusion model", "base_answers"),
-    "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", "data"),
-    "vlm": Suite("mu.evaluation.suites.vlm:evaluate", VisionLanguageModel, "a vision-language model", "data"),
-}
+    "canvas": Suite(
+        "mu.evaluation.suites.canvas:evaluate", DiffusionModel, "a diffusion model", frozenset({"base_answers"}), default=True,
+    ),
+    "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", frozenset({"data"}), default=True),
+    "vlm": Suite(
+        "mu.evaluation.suites.vlm:evaluate", VisionLanguageModel, "a vision-language model", frozenset({"data"}), default=True,
+    ),
+}  # fmt: skip
 
 
 def suite_for(model: EditableModel) -> str:
-    """The suite for this kind of model."""
-    return next(name for name, suite in SUITES.items() if isinstance(model, suite.kind))
+    """The default suite for this kind of model; `ConfigError`, which names those that fit, where there is none."""
+    fitting = [name for name, suite in SUITES.items() if isinstance(model, suite.kind)]
+    defaults = [name for name in fitting if SUITES[name].default]
+    if len(defaults) != 1:
+        known = (
+            f"pass --suite {' or '.join(fitting)}"
+            if fitting
+            else f"suites measure {', '.join(s.what for s in SUITES.values())}"
+        )
+        raise ConfigError(f"no suite is the default for a model like {model.name!r}: {known}")
+    return defaults[0]
 
 
 def evaluate(
     run: RunDirectory, suite: str, model: EditableModel, edit: Edit, *, seeds: Sequence[int] = (188, 288, 588, 688),
     base_answers: Path | None = None, data: Sequence[str] = (),
-) -> dict[str, list[Score]]:  # fmt: skip
-    """Scores of the base and of the edited model, in one table; written to ``scores.json``.
+) -> Table:  # fmt: skip
+    """Scores of the base and of the edited model, in one table; it replaces the suite's earlier one in ``scores.json``.
 
     ``base_answers`` is where suite canvas keeps the base model's pictures, so that several runs share them. ``data`` is what the
     others measure on, where it is not what the edit's settings say. Raises `ConfigError` for an unknown suite or an option that
@@ -55,12 +72,13 @@ def evaluate(
     if not isinstance(model, chosen.kind):
         raise ModelError(f"suite {suite} measures {chosen.what}, and {model.name!r} is none: choose suite {suite_for(model)}")
     given: dict[str, Any] = {name: value for name, value in (("base_answers", base_answers), ("data", data)) if value}
-    for name in given:
-        if name != chosen.option:
-            raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    for name in sorted(given.keys() - chosen.options):
+        raise ConfigError(f"suite {suite} takes no {name}: leave it out")
     edit.check(model)
     check_writing(run.scores)
+    for read in (run.read_scores, run.read_panels):  # what is damaged is told before the work
+        read()
     module, _, function = chosen.place.partition(":")
     table = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
-    run.write_scores(table)
+    run.write_scores(suite, table)
     return table

@@ -9,6 +9,8 @@ classifier trained on rendered pictures only, reads style and object off each pi
 - CLIP score of the retained pictures with their prompts, by the world's own CLIP.
 - Fréchet distance between the judge's features of the retained pictures and of the base model's pictures of the same
   prompts at other seeds; the base's own row is the floor that sampling alone gives.
+
+Other diffusion models are refused, whatever they are called: the judge knows this world only.
 """
 
 from __future__ import annotations
@@ -20,19 +22,20 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mu.core.errors import DataError
+from mu.core.errors import DataError, ModelError
+from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import Score, Table
 from mu.data.canvas import Scene
 from mu.data.canvas.layouts import folder_name
 from mu.diffusion.image_folder import PictureRow, claim, content_hash, read_pictures, scheduler_hash, write_pictures
 from mu.edits.bank import Bank
-from mu.edits.edit import Edit
+from mu.edits.edit import Edit, described, is_base
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
-from mu.models import EMBEDDED
+from mu.models import EMBEDDED, load_diffusion
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.judge import Judge
@@ -46,8 +49,9 @@ OTHER_SEEDS = 1_000_000  # added to the seeds for the reference pictures of the 
 
 def evaluate(
     run: RunDirectory, model: DiffusionModel, edit: Edit, *, seeds: Sequence[int], base_answers: Path | None = None
-) -> dict[str, list[Score]]:
-    """Make what is missing of the answer sets and score them."""
+) -> Table:
+    """Make what is missing of the answer sets and score them. `ModelError` for another base than the embedded one."""
+    require_embedded(model)
     with quiet_libraries():
         judge = Judge.open(EMBEDDED["canvas-judge"], model.device)
         clip = ClipModel.open(EMBEDDED["canvas-clip"], "canvas-clip", device=model.device)
@@ -55,12 +59,12 @@ def evaluate(
     cells = [
         Scene(style, object=name) for style, name in product(judge.classes["style"], judge.classes["object"]) if name != "none"
     ]
-    base = base_answers or run.folder / "answers" / "base"
+    base = base_answers or run.answers / "base"
     asked = [(scene, seed) for scene in cells for seed in seeds]
     reference = [(scene, seed + OTHER_SEEDS) for scene in cells for seed in seeds]
     recipe = answers_recipe(model)
     claim(base, recipe)
-    edited = run.folder / "answers" / "edited"
+    edited = run.answers / "edited"
     claim(edited, {**recipe, "edit": content_hash(edit)})
     before = answers(model, base, [*asked, *reference], "base answers")
     with Bank(model, [edit]).applied():
@@ -77,11 +81,27 @@ def evaluate(
         distance = frechet_distance(features[kept].double(), floor.double())
         return [
             *unlearning_scores(predictions, erased, kind, protocol=PROTOCOL),
-            Score("CLIP score", closeness, len(kept), "higher", PROTOCOL),
-            Score("Fréchet distance", distance, len(kept), "lower", PROTOCOL),
+            scored("CLIP score", closeness, len(kept), PROTOCOL),
+            scored("Fréchet distance", distance, len(kept), PROTOCOL),
         ]
 
     return {"base": column(before[: len(asked)]), "edited": column(after)}
+
+
+def require_embedded(model: DiffusionModel) -> None:
+    """`ModelError` where the weights of ``model``, under its edits and in any precision, are not the embedded ones.
+
+    The judge and the prompts are of the embedded world; of other models they would give numbers that mean nothing.
+    """
+    embedded = load_diffusion("canvas", device="cpu")
+    names = list(select(embedded, "*"))
+    same = names == list(select(model, "*"))
+    if not (same and is_base(model, names, described(embedded, names)["fingerprint"])):
+        raise ModelError(
+            f"suite canvas measures the embedded model alone, and {model.name!r} has other weights: make pictures with "
+            "`mu generate`, once with --edit RUN and once without, and compare the folders with eval-scripts/lpips_eval.py, "
+            "eval-scripts/FID_eval.py or `mu classifier score`"
+        )
 
 
 def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:

@@ -6,7 +6,7 @@
   or without their list the hundred with the most pictures; of a person who is not among them only FA is told). Other tasks
   likewise; on ImageNet's 2,500 pictures each picture counts once. @5 where a task has more than five classes.
 - MIA: `mu.evaluation.metrics.membership` on the cosine of picture and caption; members are the forget pairs that the edit was
-  found with, the others are pairs that it never saw and that do not show the concept.
+  found with, the others are pairs that it never saw and that do not show the concept (towards 0.5 is better).
 - Cosine of forget pairs: what the forget loss is about.
 
 Tasks and forget pairs are those of the edit's settings; rendered pictures are new ones. CelebA's and ImageNet's are all or a fixed part
@@ -17,7 +17,6 @@ few pictures and names, ``similarity.png`` and ``similarity.json``.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +27,11 @@ import torch
 from torch import Tensor
 
 from mu.core.errors import ConfigError, MissingDependency
-from mu.core.files import write_json
+from mu.core.metrics import scored
 from mu.core.progress import progress_bar
+from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import Score, Table
 from mu.data.canvas import RenderedPair, rendered_pairs
 from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source
 from mu.data.pairs import Captioned, open_pairs
@@ -68,9 +68,7 @@ class Leak:
     others: Sequence[Captioned]
 
 
-def evaluate(
-    run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()
-) -> dict[str, list[Score]]:
+def evaluate(run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()) -> Table:
     """Score both columns; write the similarity matrix.
 
     ``data`` stands in for what the edit's settings say: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), ``forget:SOURCE``
@@ -185,7 +183,7 @@ def accuracies(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: S
         if gone:
             each = {target.concept: right[target.task.name][target.label] for target in gone}
             pictures = sum(target.task.labels.count(target.label) for target in gone)
-            scores.append(Score(f"FA@{k}", fmean(each.values()), pictures, "lower", protocol, each))
+            scores.append(scored(f"FA@{k}", fmean(each.values()), pictures, protocol, each))
         forgotten = {task.name: {target.label for target in gone if target.task is task} for task in told}
         for task in sorted(told, key=lambda task: not forgotten[task.name]):  # the concept's own first
             counted = {label: value for label, value in right[task.name].items() if label not in task.beyond}
@@ -194,7 +192,7 @@ def accuracies(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: S
                 scores.append(_macro(f"{task.name}@{k} retained", kept, task, protocol))
             if task.name in POOLED:
                 value = accuracy(seen[task.name], labels[task.name], k)
-                scores.append(Score(f"{task.name}@{k}", value, len(task.labels), "higher", protocol))
+                scores.append(scored(f"{task.name}@{k}", value, len(task.labels), protocol))
             else:
                 scores.append(_macro(f"{task.name}@{k}", counted, task, protocol))
     return scores
@@ -203,7 +201,7 @@ def accuracies(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: S
 def _macro(name: str, by_label: Mapping[int, float], task: ZeroShot, protocol: str) -> Score:
     n = sum(label in by_label for label in task.labels)
     by_class = {task.classes[label]: value for label, value in by_label.items()}
-    return Score(name, fmean(by_label.values()), n, "higher", protocol, by_class)
+    return scored(name, fmean(by_label.values()), n, protocol, by_class)
 
 
 def fits(model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick) -> list[Score]:
@@ -226,10 +224,10 @@ def fits(model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick)
         told = {concept: each.mean for concept, each in found.items()}
         spread = {f"{concept}, std over seeds": each.std for concept, each in found.items()}
         pairs = sum(each.n for each in found.values())
-        scores.append(Score("MIA", fmean(told.values()), pairs, "lower", protocol, told | spread))
+        scores.append(scored("MIA", fmean(told.values()), pairs, protocol, told | spread))
     each = {concept: fmean(values) for concept, values in forgotten.items()}
     pairs = sum(map(len, forgotten.values()))
-    return [*scores, Score("cosine of forget pairs", fmean(each.values()), pairs, "lower", protocol, each)]
+    return [*scores, scored("cosine of forget pairs", fmean(each.values()), pairs, protocol, each)]
 
 
 def cosines(model: ClipModel, pairs: Sequence[Captioned], tick: Tick) -> list[float]:
@@ -244,12 +242,10 @@ def cosines(model: ClipModel, pairs: Sequence[Captioned], tick: Tick) -> list[fl
 
 def write_similarity(run: RunDirectory, found: Similarity) -> None:
     """The figure, its numbers, and a panel of the report."""
-    found.write(run.folder / "similarity.json")
-    found.draw(run.folder / "similarity.png")
-    images = [f"panels/similarity-{state}.png" for state in found.states]
+    found.write(run.similarity)
+    found.draw(run.similarity.with_suffix(".png"))
+    images = [run.panel_pictures / f"similarity-{state}.png" for state in found.states]
     for state, image in zip(found.states, images, strict=True):
-        found.draw(run.folder / image, [state], PANEL_SIZE)
-    path = run.folder / "panels.json"
-    panels = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    own = {"title": PANEL, "columns": list(found.states), "rows": [{"label": "Cosine", "images": images}]}
-    write_json(path, [panel for panel in panels if panel["title"] != PANEL] + [own])
+        found.draw(image, [state], PANEL_SIZE)
+    names = [image.relative_to(run.folder).as_posix() for image in images]
+    run.put_panel(Panel(title=PANEL, columns=list(found.states), rows=[PanelRow(label="Cosine", images=names)]))

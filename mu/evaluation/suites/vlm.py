@@ -19,12 +19,12 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
 
 from mu.core.errors import ConfigError, DataError
+from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
-from mu.core.scores import Score
+from mu.core.scores import Score, Table
 from mu.data.clip_sets import class_of
 from mu.data.questions import Described, question_about
 from mu.edits.edit import Edit
@@ -36,7 +36,6 @@ PROTOCOL = "vlm/1"
 PER_CLASS = 2
 """Rendered pictures of each class and seed."""
 BATCH = 32
-Direction = Literal["higher", "lower"]
 COLUMNS = ("image", "question", "answer")
 
 
@@ -52,7 +51,7 @@ class Item:
 
 def evaluate(
     run: RunDirectory, model: VisionLanguageModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()
-) -> dict[str, list[Score]]:
+) -> Table:
     """Score both columns. ``data``: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), or CSV files; default the edit's tasks."""
     names = list(data) or tasks_of(edit)
     files = [name for name in names if name.endswith(".csv")]
@@ -136,7 +135,7 @@ def answer_scores(items: Sequence[Item], told: Sequence[str], concepts: Sequence
     forgotten = {item.shows for item, concept in zip(items, named, strict=True) if concept}
     right = [float(item.answer.casefold() in each.casefold()) for item, each in zip(items, told, strict=True)]
 
-    def score(name: str, direction: Direction, group: Callable[[Item, str | None], str | None]) -> list[Score]:
+    def score(name: str, group: Callable[[Item, str | None], str | None]) -> list[Score]:
         """The mean over the groups of items; those whose group is None take no part."""
         found: dict[str, list[float]] = {}
         for item, concept, value in zip(items, named, right, strict=True):
@@ -144,17 +143,17 @@ def answer_scores(items: Sequence[Item], told: Sequence[str], concepts: Sequence
                 found.setdefault(key, []).append(value)
         each = {key: fmean(values) for key, values in found.items()}
         n = sum(map(len, found.values()))
-        return [Score(name, fmean(each.values()), n, direction, protocol, each)] if found else []
+        return [scored(name, fmean(each.values()), n, protocol, each)] if found else []
 
     def other(item: Item, _: str | None) -> str | None:
         return item.question if item.question not in asked else None
 
     return [
-        *score("FA", "lower", lambda _, concept: concept),
-        *score("retained", "higher", lambda item, concept: item.answer if item.question in asked and not concept else None),
-        *score("other questions", "higher", other),
+        *score("FA", lambda _, concept: concept),
+        *score("retained", lambda item, concept: item.answer if item.question in asked and not concept else None),
+        *score("other questions", other),
         *score(
-            "other questions, forgotten pictures", "higher",
+            "other questions, forgotten pictures",
             lambda item, _: other(item, _) if item.shows in forgotten else None,
         ),
     ]  # fmt: skip

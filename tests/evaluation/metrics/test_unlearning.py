@@ -9,7 +9,7 @@ import pytest
 
 from mu.core.errors import DataError
 from mu.core.scores import Score
-from mu.evaluation.metrics.unlearning import Prediction, mean_over_requests, unlearning_scores
+from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
 
 STYLES, OBJECTS, SEEDS = ("neon", "photo", "sketch"), ("star", "fish"), range(2)
 PERFECT = [Prediction(s, o, s, o) for s in STYLES for o in OBJECTS for _ in SEEDS]
@@ -110,17 +110,7 @@ def test_requests_that_cannot_be_scored_are_refused(rows: list, erased: str, kin
         values(rows, erased, kind, **more)
 
 
-def test_the_mean_over_requests():
-    scores = {s: unlearning_scores(PERFECT, s, "style", protocol="canvas/1").ira for s in STYLES}
-    scores["neon"] = replace(scores["neon"], value=0.4)
-    mean = mean_over_requests(scores)
-    assert (mean.name, mean.n, mean.per_item) == ("IRA", 24, {"neon": 0.4, "photo": 1.0, "sketch": 1.0})
-    assert mean.value == pytest.approx(0.8)
-
-
-def test_scores_of_different_definitions_have_no_mean():
+def test_scores_of_different_definitions_have_different_protocols():
     official = unlearning_scores(PERFECT, "neon", "style", protocol="canvas/1").cra
-    retained = unlearning_scores(PERFECT, "photo", "style", protocol="canvas/1", include_erased=False).cra
-    for mixed in ({"neon": official, "photo": retained}, {}):
-        with pytest.raises(DataError, match="one name and protocol"):
-            mean_over_requests(mixed)
+    retained = unlearning_scores(PERFECT, "neon", "style", protocol="canvas/1", include_erased=False).cra
+    assert official.protocol == "canvas/1" != retained.protocol and retained.protocol.startswith("canvas/1")

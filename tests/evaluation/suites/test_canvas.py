@@ -1,15 +1,17 @@
 """The canvas suite on the shipped model: an edit that does nothing scores as the base, one that breaks the model does not."""
 
+import shutil
+
 import pytest
 import torch
 
 import mu
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, ModelError
 from mu.core.run import RunDirectory
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation.suites import evaluate
-from mu.evaluation.suites.canvas import answers_recipe, request
+from mu.evaluation.suites.canvas import answers_recipe, request, require_embedded
 from mu.models import EMBEDDED
 from mu.models.judge import Judge
 from mu.models.parameters import select
@@ -41,7 +43,37 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}, (
         "the base's pictures were made once"
     )
-    assert RunDirectory(tmp_path / "broken").read_scores() == broken
+    assert RunDirectory(tmp_path / "broken").read_scores() == {"canvas": broken}
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """The embedded model's folder under a name of its own."""
+    folder = tmp_path_factory.mktemp("models") / "my-diffusion"
+    shutil.copytree(EMBEDDED["canvas"], folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_the_embedded_model_is_known_by_its_weights(copied, precision):
+    model = mu.load(copied, device="cpu", precision=precision)
+    require_embedded(model)
+    with shift(model, 3.0).applied(model):
+        require_embedded(model)
+    select(model, "unet.conv_out.bias")["unet.conv_out.bias"].data += 3.0
+    with pytest.raises(ModelError, match="other weights"):  # control: the same, and no edit notes what it was
+        require_embedded(model)
+
+
+def test_other_models_are_refused_whatever_they_are_called(tiny_folder, tiny_xl, tmp_path, monkeypatch):
+    """One of the same form with random weights, and one of another form."""
+    foreign = mu.load(tiny_folder, device="cpu")
+    monkeypatch.setattr(foreign, "name", "canvas")
+    with pytest.raises(ModelError, match="mu generate") as caught:
+        evaluate(RunDirectory(tmp_path), "canvas", foreign, shift(foreign, 0.0), seeds=(1,))
+    assert len(str(caught.value).splitlines()) == 1 and not list(tmp_path.iterdir())
+    with pytest.raises(ModelError, match="other weights"):
+        require_embedded(tiny_xl)
 
 
 @pytest.mark.parametrize(

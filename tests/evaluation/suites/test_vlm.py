@@ -67,7 +67,7 @@ def test_the_suite_tells_nothing_from_breaking(tmp_path, monkeypatch, snapshot):
     assert base["FA"].value == 1 and base["retained"].value >= 0.9 and base["other questions"].value >= 0.9
     assert base["other questions"].n == 8 + 8 + 1 and base["other questions, forgotten pictures"].n == 1
     assert edited["retained"].value < 0.5 and edited["other questions"].value < 0.7
-    assert RunDirectory(tmp_path).read_scores() == table and snapshot(model) == before
+    assert RunDirectory(tmp_path).read_scores() == {"vlm": table} and snapshot(model) == before
 
     still = evaluate(RunDirectory(tmp_path), "vlm", model, WeightEdit({TENSOR: 0 * noise}, info), data=[str(written(tmp_path))])
     assert still["base"] == still["edited"] and [score.name for score in still["base"]] == ["FA", "retained"]

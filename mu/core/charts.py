@@ -1,0 +1,73 @@
+"""Charts by matplotlib: one look, the same bytes for the same numbers, and texts that are never read as formulas.
+
+The user's own settings of matplotlib take no part, and nothing is written into the user's home. No display is needed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONFIG_FOLDER = "MPLCONFIGDIR"
+LOOK = {
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # a concept may be called $x$
+    "svg.hashsalt": "mu",
+    "svg.fonttype": "path",
+}
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """What is drawn inside has the look of this package; also a decorator, ``@drawing()``."""
+    _keep_out_of_home()
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", LOOK]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # of scripts that no font here has
+        yield
+
+
+def _keep_out_of_home() -> None:
+    """Matplotlib keeps its list of fonts in a temporary folder of this process, where the user named no other."""
+    if "matplotlib" not in sys.modules and not os.environ.get(CONFIG_FOLDER):
+        folder = tempfile.mkdtemp(prefix="mu-matplotlib-")
+        os.environ[CONFIG_FOLDER] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, to be filled inside `drawing`."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def svg(figure: Figure) -> bytes:
+    """``figure`` as a picture of lines, without date and maker."""
+    return _saved(figure, "svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """``figure`` as pixels, ``dpi`` in an inch."""
+    return _saved(figure, "png", dpi=dpi, metadata={"Software": None})
+
+
+def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
+    content = io.BytesIO()
+    with drawing():
+        figure.savefig(content, format=kind, **options)
+    return content.getvalue()

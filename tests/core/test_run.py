@@ -1,0 +1,173 @@
+"""A run's folder: what it holds is typed, what is wrong in it is one line, and what an earlier run made goes with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mu.core.errors import DataError
+from mu.core.records import Origin, Panel, PanelRow, Prompt
+from mu.core.run import RunDirectory
+from mu.core.scores import Score, Table
+
+
+def table(value: float, protocol: str = "canvas/1") -> Table:
+    return {
+        "base": [Score("UA", 0.0, 8, "higher", protocol)],
+        "edited": [Score("UA", value, 8, "higher", protocol, {"neon": value})],
+    }
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_suite_adds_and_a_second_run_of_one_replaces_it_alone(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.read_scores() == {}
+    run.write_scores("canvas", table(0.5))
+    run.write_scores("vlm", table(0.1, "vlm/1"))
+    assert run.read_scores() == {"canvas": table(0.5), "vlm": table(0.1, "vlm/1")}
+    run.write_scores("canvas", table(0.75))
+    assert run.read_scores() == {"canvas": table(0.75), "vlm": table(0.1, "vlm/1")}
+    told = json.loads(run.scores.read_text(encoding="utf-8"))
+    assert told["format"] == 2 and told["suites"]["canvas"]["edited"][0]["value"] == 0.75
+
+
+FIRST_FORMAT = """{
+  "base": [{"name": "FA@1", "value": 1.0, "n": 6, "direction": "lower", "protocol": "clip/1, celeba", "per_item": {}}],
+  "edited": [
+    {"name": "FA@1", "value": 0.25, "n": 6, "direction": "lower", "protocol": "clip/1, celeba", "per_item": {"Ada": 0.25}},
+    {"name": "UA", "value": 0.75, "n": 8, "direction": "higher", "protocol": "canvas/1", "per_item": {}}
+  ]
+}"""
+
+
+def test_a_file_of_the_first_format_opens_and_its_suites_are_kept(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.scores.write_text(FIRST_FORMAT, encoding="utf-8")
+    found = run.read_scores()
+    assert {suite: list(columns) for suite, columns in found.items()} == {"clip": ["base", "edited"], "canvas": ["edited"]}
+    assert found["clip"]["edited"] == [Score("FA@1", 0.25, 6, "lower", "clip/1, celeba", {"Ada": 0.25})]
+    run.write_scores("vlm", table(0.1, "vlm/1"))
+    assert run.read_scores() == {**found, "vlm": table(0.1, "vlm/1")}
+
+
+def test_the_first_formats_lower_mia_is_read_towards_chance(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.scores.write_text(FIRST_FORMAT.replace("FA@1", "MIA").replace('"UA"', '"odd"'), encoding="utf-8")
+    found = run.read_scores()
+    assert [score.direction for score in found["clip"]["base"]] == ["towards 0.5"]
+    assert [score.direction for score in found["canvas"]["edited"]] == ["higher"], (
+        "control: one of one's own keeps what it says"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", r"scores\.json is not JSON"),
+        ("[]", r"scores\.json holds no names and values, but a list"),
+        ('{"format": 3, "suites": {}}', r"scores\.json: format: Input should be 2"),
+        ('{"format": 2}', r"scores\.json: suites: "),
+        ('{"format": 2, "suites": {"clip": {"base": [{"name": "UA"}]}}}', r"scores\.json: suites\.clip\.base\.0\.value: Field required"),
+        (FIRST_FORMAT.replace("higher", "up"), r"scores\.json: edited\.1: a direction is"),
+        (FIRST_FORMAT.replace("0.75", '"much"'), r"scores\.json: edited\.1\.value: "),
+    ],
+)  # fmt: skip
+def test_damaged_scores_are_one_line_and_are_not_written_over(tmp_path: Path, text: str, says: str) -> None:
+    run = RunDirectory(tmp_path)
+    run.scores.write_text(text, encoding="utf-8")
+    for use in (run.read_scores, lambda: run.write_scores("canvas", table(0.5))):
+        with pytest.raises(DataError, match=says) as caught:
+            use()
+        assert len(str(caught.value).splitlines()) == 1
+    assert run.scores.read_text(encoding="utf-8") == text
+
+
+# -- prompts, panels and the other files ------------------------------------------------------------------------------------
+
+
+def panel(title: str, *images: str | None) -> Panel:
+    return Panel(title=title, columns=[str(k) for k in range(len(images))], rows=[PanelRow(label="l", images=list(images))])
+
+
+def test_prompts_and_panels_come_back_as_they_were_written(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.read_prompts() == run.read_panels() == [] and run.origin() == Origin()
+    prompts = [Prompt(case_number=0, prompt="a", seed=1, role="target", gate=[0.5]), Prompt(case_number="x", prompt="b")]
+    run.write_prompts(prompts)
+    assert run.read_prompts() == prompts
+    assert json.loads(run.prompts.read_text(encoding="utf-8"))[1] == {"case_number": "x", "prompt": "b"}
+    run.write_panels([panel("one", "panels/a.png"), panel("two", None)])
+    run.put_panel(panel("one", "panels/b.png", None))
+    assert run.read_panels() == [panel("two", None), panel("one", "panels/b.png", None)]
+
+
+READERS = {
+    "prompts.json": RunDirectory.read_prompts, "panels.json": RunDirectory.read_panels, "metrics.jsonl": RunDirectory.read_metrics,
+    "environment.json": RunDirectory.read_environment,
+}  # fmt: skip
+RIGHT = {
+    "prompts.json": '[{"case_number": 1, "prompt": "a"}]',
+    "panels.json": '[{"title": "t", "columns": ["a"], "rows": [{"label": "l", "images": [null]}]}]',
+    "metrics.jsonl": '{"step": 1, "loss": 2}\n{"step": 2, "lo',
+    "environment.json": '{"method": "x", "concepts": "neon", "seconds": 1, "more": [1]}',
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("prompts.json", '{"case_number": 1}', ""), ("prompts.json", '[{"case_number": [1], "prompt": "a"}]', "0.case_number"),
+        ("prompts.json", '[{"case_number": 1, "prompt": 2}]', "0.prompt"), ("panels.json", '[{"title": 1}]', "0.title"),
+        ("panels.json", RIGHT["panels.json"].replace("[null]", "[]"), "0: row 'l' of 't' has 0 pictures for 1 columns"),
+        ("metrics.jsonl", '{"step": 1}\n[1]', "line 2"), ("metrics.jsonl", '{"step": "one"}', "line 1.step"),
+        ("metrics.jsonl", '{"loss": 1}', "line 1.step"), ("environment.json", "[]", " holds no names"),
+        ("environment.json", '{"concepts": {"neon": 1}}', "concepts"), ("environment.json", '{"seconds": "long"}', "seconds"),
+    ],
+)  # fmt: skip
+def test_wrong_content_is_one_line_that_names_file_and_key(tmp_path: Path, name: str, text: str, key: str) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / name).write_text(RIGHT[name], encoding="utf-8")
+    assert READERS[name](run), "control"
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        READERS[name](run)
+    assert str(caught.value).startswith(f"{tmp_path / name}{key if key.startswith(' ') else f': {key}'}") and "\n" not in str(
+        caught.value
+    )
+
+
+MADE = (
+    "log.txt", "metrics.jsonl", "edit.safetensors", "scores.json", "prompts.json", "panels.json", "report.html", "similarity.json",
+    "similarity.png", "slug_Ada_[x].json", "pareto-vision-Ada_[x].png", "steps-Ada_[x].png", "checkpoints/training.pt", "before/0_0.png",
+    "after/0_0.png", "panels/0/1.png", "panels/similarity-base.png", "answers/base/a.png", "answers/base/recipe.json",
+    "answers/edited/a.png",
+)  # fmt: skip
+OWN = ("notes.txt", "steps-mine.png", "before/notes.txt", "neon/edit.safetensors", "panels/own.svg", "comparison.html")
+
+
+def test_overwriting_removes_what_an_earlier_run_made_and_nothing_else(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.begin("a: 1\n", {})
+    for name in (*MADE, *OWN):
+        path = run.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x", encoding="utf-8")
+    run.begin("a: 1\n", {}, resume=True)
+    assert all((run.folder / name).exists() for name in (*MADE, *OWN)), "control: going on keeps all"
+    run.begin("a: 2\n", {}, overwrite=True)
+    left = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+    assert left == {*OWN, "config.yaml", "environment.json"}
+
+
+def test_overwriting_leaves_linked_pictures_alone(tmp_path: Path) -> None:
+    run, elsewhere = RunDirectory(tmp_path / "run"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a.png").touch()
+    run.begin("a: 1\n", {})
+    run.answers.symlink_to(elsewhere)
+    run.begin("a: 1\n", {}, overwrite=True)
+    assert (elsewhere / "a.png").exists()
