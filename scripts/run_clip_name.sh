@@ -21,4 +21,4 @@ folder=$GRADIENTS/${MODEL//[:\/]/_}
 if [[ ! -e $folder/retain.safetensors ]]; then # once for all names
   "$MU" gradients --model "$MODEL" --retain "$RETAIN" --out "$folder/retain.safetensors" "$@"
 fi
-"$MU" gradients --model "$MODEL" --forget "$FORGET" --concept "$NAME" --out "$folder/$NAME.safetensors" --overwrite "$@"
+"$MU" gradients --model "$MODEL" --forget "$FORGET" --concept "${NAME//_/ }" --out "$folder/$NAME.safetensors" --overwrite "$@"

@@ -82,10 +82,8 @@ def erase(
     model: Any = None,
 ) -> RunDirectory:
     """Find the edit of ``concept`` (one or several) with ``settings`` (by dotted name), in ``models/<name>/``."""
-    from mu.core.concept import check_concept
-
     chosen, concepts = algorithm(method), [concept] if isinstance(concept, str) else concept
-    config = chosen.config_class.parse({"model": base(options), "concepts": [check_concept(each) for each in concepts]})
+    config = chosen.config_class.parse({"model": base(options), "concepts": list(concepts)})
     placed = {"devices": options.devices, "output_dir": str(options.models / name)}
     return chosen(config.merged(settings, placed), model=model).run(resume=options.resume, overwrite=options.overwrite)
 

@@ -50,13 +50,13 @@ def erase(
     Example: mu erase spm --concept "neon style" --set train.iterations=100 --out outputs/neon
     """
     from mu.algorithms import algorithm
-    from mu.core.concept import check_concept
+    from mu.core.concept import distinct
     from mu.core.program import parsed, show_log
     from mu.report import write_report
 
     show_log()
     chosen = algorithm(method)
-    concepts = [check_concept(each) for each in concept or ()]
+    concepts = distinct(concept or ())
     if reason and not bank:
         raise ConfigError("--reason belongs to --bank")
     if config and (model or preset or device or precision):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from mu.core.concept import Concept
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, MuError
 from mu.core.run import RunDirectory
@@ -62,7 +63,7 @@ class Algorithm(ABC):
         With ``run``, checkpoints go to ``run.checkpoints``, and one that is there is resumed. ``log`` takes one row a step.
         """
 
-    def concepts(self) -> tuple[str, ...]:
+    def concepts(self) -> tuple[Concept, ...]:
         """What the settings erase, as the edit will name it."""
         return tuple(getattr(self.config, "concepts", ()))
 

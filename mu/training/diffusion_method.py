@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from mu.core import compute, loop
-from mu.core.concept import check_concept
+from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Templates
 from mu.core.errors import ConfigError
 from mu.core.run import RunDirectory
@@ -53,7 +53,7 @@ class ErasureConfig(BaseConfig):
 
     model: str = "CompVis/stable-diffusion-v1-4"
     """The model: ``canvas``, a hub id, a diffusers folder, or a single CompVis .safetensors/.ckpt file."""
-    concepts: list[str] = Field(["Van Gogh"], min_length=1)
+    concepts: ConceptList = Field([Concept("Van Gogh")], min_length=1)
     """What is erased, as words of a prompt; several go into one edit."""
     templates: Templates = Field(["{}"], min_length=1)
     """Prompts around the concept, each with one {}."""
@@ -63,11 +63,6 @@ class ErasureConfig(BaseConfig):
     """GPU numbers (the first does the work), or cpu, mps, auto."""
     train: ComputeConfig = ComputeConfig()
     """The computation."""
-
-    @field_validator("concepts")
-    @classmethod
-    def _words(cls, concepts: list[str]) -> list[str]:
-        return list(dict.fromkeys(check_concept(concept) for concept in concepts))
 
     def prompts(self) -> list[str]:
         """Each template with each concept."""
@@ -91,7 +86,7 @@ class AnchoredConfig(ErasureConfig):
                 f"{len(self.anchors)} anchors for {len(self.concepts)} concepts: give one for all, or one for each"
             )
         for concept, anchor in zip(self.concepts, self._each(), strict=True):
-            if concept.lower() == " ".join(anchor.lower().split()):
+            if concept.same(anchor):
                 raise ValueError(f"the anchor of {concept!r} is the concept itself: training would erase nothing, name another")
         return self
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mu.core.algorithm import Algorithm, citation
+from mu.core.concept import distinct
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, nearest
 from mu.edits.edit import EditInfo, described
@@ -31,7 +32,7 @@ class Erasure(Algorithm):
         usual = cls.presets[cls.default_preset] if cls.default_preset else cls.config_class()
         fitting = next((p for p in cls.presets.values() if getattr(p, "model", None) == model), usual)
         base = cls.presets[preset] if isinstance(preset, str) else preset or fitting
-        return base.merged({"concepts": list(concepts)}, {"model": model} if model else {})
+        return base.merged({"concepts": distinct(concepts)}, {"model": model} if model else {})
 
     def describe(self) -> dict[str, Any]:
         name = self.config.model if self.model is None else self.model.name

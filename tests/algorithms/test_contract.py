@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mu.algorithms import ALGORITHMS, algorithm
 from mu.core.algorithm import Algorithm, citation
+from mu.core.concept import Concept
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, ModelError, OutputError
+from mu.core.errors import ConfigError, DataError, ModelError, OutputError
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
 from mu.models import EMBEDDED, load
@@ -215,3 +216,44 @@ def test_a_search_that_never_began_leaves_its_folder_free(tiny: DiffusionModel, 
     assert run.edit.exists()
     with pytest.raises(OutputError, match="a finished run: choose another folder or pass --overwrite"):
         chosen(config, model=tiny).run()
+
+
+# -- concepts ---------------------------------------------------------------------------------------------------------------
+
+SPELLINGS: list[tuple[list[Any], tuple[str, ...] | str]] = [
+    (["foo_bar"], ("foo_bar",)), (["pop  art"], ("pop art",)), (["  Van \n Gogh "], ("Van Gogh",)), (["self-harm"], ("self-harm",)),
+    (["NEON"], ("NEON",)), (["007"], ("007",)), (["a+b"], ("a+b",)), (["{}"], ("{}",)), (["null"], ("null",)),
+    (["Neon style", "star", "neon_STYLE"], ("Neon style", "star")), (["foo_bar", "foo-bar"], ("foo_bar", "foo-bar")),
+    (["a, b"], "has a comma"), (["_"], "is empty"), ([""], "is empty"), ([" \n"], "is empty"), (["neon", " "], "is empty"), ([5], "must be text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(("given", "wanted"), SPELLINGS)
+def test_a_concept_has_one_spelling(given: list[Any], wanted: tuple[str, ...] | str, name: str, tmp_path: Path) -> None:
+    """The same text from every method, also from the file of its settings, or the same refusal."""
+    chosen = algorithm(name)
+    if isinstance(wanted, str):
+        with pytest.raises(DataError, match=wanted):
+            chosen.for_concepts(given)
+        return
+    config = chosen.for_concepts(given)
+    assert chosen(config).concepts() == chosen(chosen.for_concepts(config_concepts(config))).concepts() == wanted
+    (tmp_path / "c.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert chosen(tmp_path / "c.yaml").concepts() == wanted
+    assert all(type(each) is Concept for each in chosen(config).concepts())
+
+
+def config_concepts(config: BaseConfig) -> list[str]:
+    return [str(each) for each in getattr(config, "concepts", None) or (e.target for e in config.entries())]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_the_edit_holds_that_spelling(name: str, tiny: DiffusionModel, tmp_path: Path) -> None:
+    chosen = algorithm(name)
+    config = chosen.for_concepts(["  Neon \n style"], "canvas").merged(SHORT.get(name, {}))
+    edit = chosen(config, model=tiny).find_edit()
+    assert isinstance(edit, Edit)
+    edit.save(tmp_path / "edit.safetensors")
+    for each in (edit, open_edit(tmp_path / "edit.safetensors")):
+        assert each.info.concepts == ("Neon style",) and each.concept() == "Neon style"

@@ -28,7 +28,7 @@ from mu.algorithms.semipermeable_membrane.configs import (
     semipermiable_membrane_train_mu,
 )
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, DataError
 from mu.core.program import main
 from mu.models import load
 from mu.models.diffusion import DiffusionModel
@@ -209,13 +209,19 @@ def test_an_unknown_key_names_the_nearest(wrong: dict[str, Any], meant: str) -> 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"prompt": {"target": " "}}, {"template_name": ""}, {"prompt": {"sampling_batch_size": 3, "batch_size": 2}},
+    [{"prompt": {"positive": " "}}, {"prompt": {"sampling_batch_size": 3, "batch_size": 2}},
      {"train": {"batch_size": 2}, "prompt": {"batch_size": 4}}, {"prompt": {"use_template": True, "templates": ["no place"]}},
      {"prompt": {"templates": []}},
      {"dataset_type": "coco"}, {"train": {"noise_scheduler": "pndm"}}, {"train": {"latent_pool": 4, "timesteps_per_trajectory": 2}}],
 )  # fmt: skip
 def test_what_would_erase_nothing_or_contradicts_itself_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
+        SemipermeableMembraneConfig.parse(wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": {"target": " "}}, {"template_name": ""}, {"template_name": "__"}])
+def test_a_target_must_be_a_concept(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="the concept is empty"):
         SemipermeableMembraneConfig.parse(wrong)
 
 

@@ -15,6 +15,7 @@ from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneMode
 from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
 from mu.core import compute
 from mu.core.algorithm import Algorithm, citation
+from mu.core.concept import Concept, distinct
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
@@ -61,9 +62,9 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         """The SPM file as the original tools name it, beside the run's folder."""
         return self.config.folder / f"{self.config.file_stem}_last.safetensors"
 
-    def concepts(self) -> tuple[str, ...]:
+    def concepts(self) -> tuple[Concept, ...]:
         """The targets without their templates."""
-        return tuple(dict.fromkeys(str(entry.target) for entry in self.config.entries()))
+        return tuple(distinct(entry.target for entry in self.config.entries()))
 
     def describe(self) -> dict[str, Any]:
         name = self.config.pretrained_model.name if self.model is None else self.model.name

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from mu.core.concept import concept_of
+from mu.core.concept import Concept, distinct, folded
 from mu.core.config import BaseConfig, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError, nearest
 from mu.data import canvas as world
@@ -144,7 +144,7 @@ class OtherConfig(BaseConfig):
 
 
 class PromptConfig(BaseConfig):
-    target: str | None = None
+    target: Concept | None = None
     """What users will type and what must change. Default: the concept of template_name."""
     positive: str | None = None
     """The direction to subtract. Default: target."""
@@ -187,7 +187,7 @@ class PromptConfig(BaseConfig):
     case_number: int = 0
     """Kept for old files: no effect."""
 
-    @field_validator("target", "positive")
+    @field_validator("positive")
     @classmethod
     def _not_empty(cls, text: str | None) -> str | None:
         if text is not None and not text.strip():
@@ -275,8 +275,7 @@ class SemipermeableMembraneConfig(BaseConfig):
     @field_validator("template_name")
     @classmethod
     def _named(cls, name: str) -> str:
-        if not name.strip():
-            raise ValueError("is empty: name the concept to erase")
+        Concept.named(name)
         return name
 
     @model_validator(mode="after")
@@ -303,7 +302,7 @@ class SemipermeableMembraneConfig(BaseConfig):
             lines.append("prompt.sampling_batch_size must be a multiple of the batch size")
         if (entry.neutral or entry.unconditional).strip():
             full = self._filled(entry)
-            target, positive, neutral = (_spoken(text) for text in (full.target, full.positive, full.neutral))
+            target, positive, neutral = (folded(str(text)) for text in (full.target, full.positive, full.neutral))
             if target == neutral and (positive == neutral or entry.guidance_scale == 0):
                 lines.append(
                     f"prompt.neutral is the target itself ({full.target!r}): training would erase nothing, name another"
@@ -328,8 +327,8 @@ class SemipermeableMembraneConfig(BaseConfig):
         return type(self).parse(values)
 
     @property
-    def concept(self) -> str:
-        return concept_of(self.template_name, self.template, self.dataset_type)
+    def concept(self) -> Concept:
+        return Concept.named(self.template_name)
 
     @property
     def file_stem(self) -> str:
@@ -385,11 +384,6 @@ class SemipermeableMembraneConfig(BaseConfig):
         return lines
 
 
-def _spoken(text: str | None) -> str:
-    """``text`` as the text encoders hear it: case and blanks aside."""
-    return " ".join(str(text).lower().split())
-
-
 def read_prompts_file(path: str) -> list[PromptConfig]:
     """The original's prompt list: a YAML list of entries (or one entry), each with its ``target``."""
     values = read_yaml(path)
@@ -437,15 +431,20 @@ def for_concepts(
     entry, *others = base.given()
     if others:
         raise ConfigError(f"the settings erase {1 + len(others)} targets, each in its own way: change prompts in them instead")
-    entries = [{**values_set(entry), "target": concept, "positive": None} for concept in concepts]
+    entries = [{**values_set(entry), "target": concept, "positive": None} for concept in distinct(concepts)]
     several = len(entries) > 1
     chosen: dict[str, Any] = {
-        "template_name": "+".join(concept.replace(" ", "_") for concept in concepts), "prompts_file": None,
+        "template_name": "+".join(_name(entry["target"]) for entry in entries), "prompts_file": None,
         "prompts": entries if several else None, **({} if several else {"prompt": entries[0]}),
     }  # fmt: skip
     if model:
         chosen["pretrained_model"] = {"ckpt_path": model}
     return base.merged(chosen)
+
+
+def _name(concept: Concept) -> str:
+    """A name of ``concept`` that is not its own text: a target that is written as ``template_name`` means spaces for underscores."""
+    return concept.replace("_", "-").replace(" ", "_")
 
 
 # The seed documents' names; "semipermiable" is their public misspelling, kept because users' scripts import it.

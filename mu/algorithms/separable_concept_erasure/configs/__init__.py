@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Templates
 from mu.data import canvas as world
 from mu.models.load_options import LoadingConfig
@@ -71,7 +72,7 @@ class ConceptIrrelevantErasureConfig(BaseConfig):
 
     model: str = "CompVis/stable-diffusion-v1-4"
     """``canvas``, a hub id, a diffusers folder, or a single CompVis .safetensors/.ckpt file."""
-    concepts: list[str] = Field(["Van Gogh"], min_length=1)
+    concepts: ConceptList = Field([Concept("Van Gogh")], min_length=1)
     """What is erased."""
     prompt: PromptConfig = PromptConfig()
     """The prompts that stand for a concept."""
@@ -96,14 +97,6 @@ class ConceptIrrelevantErasureConfig(BaseConfig):
         if isinstance(value, (list, tuple)):
             return ",".join(str(part) for part in value)
         return str(value) if isinstance(value, int) else value
-
-    @field_validator("concepts")
-    @classmethod
-    def _named(cls, concepts: list[str]) -> list[str]:
-        concepts = [" ".join(concept.split()) for concept in concepts]
-        if not all(concepts) or len(set(concepts)) < len(concepts):
-            raise ValueError("each concept must be named, and once")
-        return concepts
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from mu.core.concept import check_concept
+from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig
 from mu.data import canvas as world
 from mu.data.clip_sets import BothSets
-from mu.data.pairs import spaced
 from mu.models.load_options import LoadingConfig
 
 
@@ -103,7 +102,7 @@ class SlugConfig(BaseConfig):
     """What is edited: a CLIP, a diffusion model with its text tower, a LLaVA with its vision tower."""
     clip: str | None = None
     """The CLIP that gives the gradients. Default: the model itself, where it is one."""
-    concepts: list[str] = ["Elon Musk"]
+    concepts: ConceptList = [Concept("Elon Musk")]
     """What is forgotten, each with one tensor of its own, all found on the original model."""
     data: DataConfig = DataConfig()
     """Where pairs and test pictures come from."""
@@ -123,15 +122,6 @@ class SlugConfig(BaseConfig):
     """The run's folder."""
     seed: int = 0
     """Decides rendered pictures and everything else that is drawn."""
-
-    @field_validator("concepts")
-    @classmethod
-    def _words(cls, concepts: list[str]) -> list[str]:
-        """Each once, whatever its spelling: one that is searched twice would be moved twice."""
-        first: dict[str, str] = {}
-        for concept in map(check_concept, concepts):
-            first.setdefault(spaced(concept), concept)
-        return list(first.values())
 
 
 _CANVAS: dict[str, Any] = {
