@@ -54,7 +54,7 @@ def gradients(
     placed = {key: value for key, value in (("devices", device), ("precision", precision)) if value}
     sources = {f"data.{key}": value for key, value in (("forget", forget), ("retain", retain)) if value}
     options = parsed(slug.config_class, pairs(settings or [], "--set"))
-    work = slug(slug.for_concepts([name] if name else [], model).merged(placed, sources, options))
+    work = slug(slug.for_concepts([name] if name else [], model, None, placed, sources, options))
     kind: Kind = "forget" if forget else "retain"
     made = cast("SingleLayerUnlearningGradientAlgorithm", work).save_gradients(kind, out, name, overwrite=overwrite)
     if as_json:

@@ -20,6 +20,7 @@ from typing import Any
 from mu.core.errors import DataError, OutputError
 from mu.core.files import write_json, write_text, writing
 from mu.core.scores import Score
+from mu.core.tracking import Tracking, tracked
 
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
@@ -70,7 +71,16 @@ class RunDirectory:
                     *self.before.glob("*.png"),
                     *self.after.glob("*.png"),
                 )
-                made = (self.metrics, self.edit, self.scores, self.attacks, self.report, *self.checkpoints.glob("*"))
+                tracked_before = (self.folder / "tensorboard").glob("events.*")
+                made = (
+                    self.metrics,
+                    self.edit,
+                    self.scores,
+                    self.attacks,
+                    self.report,
+                    *self.checkpoints.glob("*"),
+                    *tracked_before,
+                )
                 for stale in (*made, *shown):
                     stale.unlink(missing_ok=True)
             write_text(self.config, config)
@@ -88,8 +98,9 @@ class RunDirectory:
             raise OutputError(f"{self.folder} was begun with other settings: rerun with its config.yaml, or pass --overwrite")
 
     @contextmanager
-    def recording(self) -> Iterator[Any]:
-        """``log(mapping)`` appends one line to ``metrics.jsonl``; warnings and infos of ``mu`` go to ``log.txt``."""
+    def recording(self, tracking: Tracking | None = None, config: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        """``log(mapping)`` appends one line to ``metrics.jsonl``, and sends it to the tracker that is asked for, which is told the
+        settings ``config``; warnings and infos of ``mu`` go to ``log.txt``."""
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("mu")
@@ -97,13 +108,17 @@ class RunDirectory:
         seen = {row["step"] for row in self.read_metrics()}
         try:
             torn = self.metrics.exists() and not self.metrics.read_bytes().endswith(b"\n")
-            with self.metrics.open("a", encoding="utf-8") as lines:
+            with (
+                self.metrics.open("a", encoding="utf-8") as lines,
+                tracked(tracking or Tracking(), self.folder, config or {}) as track,
+            ):
                 lines.write("\n" if torn else "")  # a killed run may leave half a line
 
                 def record(row: Mapping[str, float]) -> None:
                     if row["step"] not in seen:  # a resumed run repeats the steps after its last checkpoint
                         lines.write(json.dumps(row) + "\n")
                         lines.flush()
+                        track(row)
 
                 yield record
         finally:

@@ -116,13 +116,17 @@ class BankFolder:
 
     def refuse(self, concepts: Iterable[str]) -> None:
         """`EditError` where one of ``concepts`` cannot be added: for who asks before a long search."""
-        state = self.read() if self.json.exists() else self._claimable()
+        state = None
+        if self.json.exists():
+            state = self.read()
+        else:
+            self._check_claimable()
         for concept in concepts:
             if state and (old := state.find(concept)):
                 raise EditError(f"{old.concept!r} is in the bank {self.folder} already: remove the old edit first")
         check_writing(self.json)
 
-    def _claimable(self) -> None:
+    def _check_claimable(self) -> None:
         if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
             raise EditError(f"{self.folder} exists and is no bank (it has no bank.json): choose a new or empty folder")
 
@@ -134,14 +138,20 @@ class BankFolder:
         Raises `EditError` for a file that is missing, damaged or another than was added. Other weights than those the bank
         was made on are taken with a warning.
         """
-        from mu.edits.bank import Bank
-
         state = self.read()
         chosen = None if only is None else [state.entry(concept) for concept in only]
         self._compare(state, model)
-        bank = Bank(model)
+        return self._in_memory(state, model, chosen)
+
+    def _in_memory(
+        self, state: BankState, model: EditableModel, chosen: Sequence[BankEntry] | None = None, at_hand: Iterable[Edit] = ()
+    ) -> Bank:
+        """All edits of ``state``, read from their files but those ``at_hand``; ``chosen`` are on instead."""
+        from mu.edits.bank import Bank
+
+        bank, known = Bank(model), {edit.concept(): edit for edit in at_hand}
         for entry in state.edits:
-            bank.add(self._edit(entry), entry.strength)
+            bank.add(known.get(entry.concept) or self._edit(entry), entry.strength)
             if not (entry.on if chosen is None else entry in chosen):
                 bank.restore(entry.concept)
         return bank
@@ -207,7 +217,7 @@ class BankFolder:
             for entry in old:
                 (self.folder / entry.file).unlink(missing_ok=True)
         if any(edit.info.promises for edit in edits):
-            tell_leaks(self.open(model), {edit.concept() for edit in edits})
+            tell_leaks(self._in_memory(self.read(), model, at_hand=(*instead, *edits)), {edit.concept() for edit in edits})
         return added
 
     def check(self, model: EditableModel, tolerance: float | None = None) -> list[Leak]:

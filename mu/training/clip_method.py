@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mu.core import compute, loop
 from mu.core.concept import Concept, ConceptList
-from mu.core.config import BaseConfig
+from mu.core.config import BaseConfig, Devices
 from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
 from mu.data.clip_sets import BothSets, forget_pairs, retain_pairs
@@ -48,7 +48,7 @@ class ClipErasureConfig(BaseConfig):
     """What is forgotten; several go into one edit."""
     batch_size: int = Field(32, ge=2)
     """Pairs of one step, which stand against each other in the contrastive loss: its value is part of that loss."""
-    devices: str = "auto"
+    devices: Devices = "auto"
     """GPU number, cpu, mps or auto."""
     seed: int = Field(0, ge=0)
     """Decides the order of the retain pairs, and rendered pictures."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from mu.core.concept import Concept, ConceptList
-from mu.core.config import BaseConfig
+from mu.core.config import BaseConfig, Devices
 from mu.data import canvas as world
 from mu.data.clip_sets import BothSets
 from mu.models.load_options import LoadingConfig
@@ -114,7 +114,7 @@ class SlugConfig(BaseConfig):
     """How large the step is, and which tensor takes it."""
     loading: LoadingConfig = LoadingConfig()
     """How a diffusion model is loaded, where its files do not say it."""
-    devices: str = "auto"
+    devices: Devices = "auto"
     """GPU number, cpu, mps or auto."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """What the models compute in. The search decides on single pictures: float32 is the careful choice."""
