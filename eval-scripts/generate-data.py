@@ -24,11 +24,11 @@ def main() -> None:
     show_log()
     if options.cases < 1 or options.num_samples < 1 or options.from_case >= options.cases:
         raise ConfigError("nothing to make: --cases and --num_samples must be 1 or more, and --from_case below --cases")
-    from mu.core.concept import check_concept
+    from mu.core.concept import Concept
     from mu.diffusion.image_folder import PictureRow
     from mu.models import load_diffusion
 
-    prompt = options.prompt if options.prompt is not None else check_concept(options.model_name)
+    prompt = options.prompt if options.prompt is not None else str(Concept(options.model_name))
     folder = options.save_path / options.model_name
     if folder.resolve().parent != options.save_path.resolve():
         raise ConfigError(f"--model_name {options.model_name!r} leads out of --save_path: leave slashes out")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
 
 from mu.algorithms import algorithm
+from mu.core.algorithm import Found
 from mu.core.errors import OutputError
 from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.diffusion.image_folder import PictureRow, before_after, write_pictures
 from mu.edits.bank import Bank
-from mu.edits.files import open_edit
+from mu.edits.edit import Edit
 from mu.evaluation.suites import evaluate
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
@@ -37,28 +39,28 @@ def run(folder: Path, overwrite: bool = False) -> Path:
         raise OutputError(f"{folder} already holds a demo: choose another folder with --out, or pass --overwrite")
     model = load_diffusion("canvas")
     runs = {concept: _erase(model, concept, folder, overwrite) for concept in (STYLE, OBJECT)}
-    first = runs[STYLE]
+    edits = {concept: cast(Edit, done.edit) for concept, done in runs.items()}
+    first = runs[STYLE].run
     about = {**first.read_environment(), "concepts": [STYLE, OBJECT]}
     home.begin(first.config.read_text(encoding="utf-8"), about, resume=not overwrite, overwrite=overwrite)
     tables = {}
     for concept, done in runs.items():
         answers = home.answers / "base"
-        tables[concept] = evaluate(done, "canvas", model, open_edit(done.edit), seeds=(188,), base_answers=answers)
-        write_report(done)
-    _panels(model, Bank(model, [open_edit(done.edit) for done in runs.values()]), home)
+        tables[concept] = evaluate(done.run, "canvas", model, edits[concept], seeds=(188,), base_answers=answers)
+        write_report(done.run)
+    _panels(model, Bank(model, list(edits.values())), home)
     edited = {f"{concept} erased": table["edited"] for concept, table in tables.items()}
     home.write_scores("canvas", {"base": tables[STYLE]["base"], **edited})
     _print(tables)
     return write_report(home)
 
 
-def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -> RunDirectory:
+def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -> Found:
     chosen = algorithm("spm")
     places = {"output_dir": str(folder), "run_dir": str(folder / concept)}
-    done = chosen(chosen.for_concepts([concept], model.name), model=model, **places).run(
-        resume=not overwrite, overwrite=overwrite
-    )
-    before_after(done, model, Bank(model, [open_edit(done.edit)]), PROMPTS[:2], PROMPTS[2:])
+    settings = chosen.for_concepts([concept], model.name, None, places)
+    done = chosen(settings, model=model).run(resume=not overwrite, overwrite=overwrite)
+    before_after(done.run, model, Bank(model, [cast(Edit, done.edit)]), PROMPTS[:2], PROMPTS[2:])
     return done
 
 

@@ -9,7 +9,7 @@
 
 set -euo pipefail
 
-NAME=${NAME:-Ada_Stone}               # the concept, with underscores
+NAME=${NAME:-Ada_Stone}               # the concept, with underscores for blanks
 MODEL=${MODEL:-canvas-clip}           # a CLIP
 FORGET=${FORGET:-canvas}              # pairs that show it: a tar of src/clip/a0_create_tar.py, a folder, or canvas
 RETAIN=${RETAIN:-canvas}              # pairs of everything else: a shard of LAION-400M, a folder, or canvas
@@ -21,4 +21,4 @@ folder=$GRADIENTS/${MODEL//[:\/]/_}
 if [[ ! -e $folder/retain.safetensors ]]; then # once for all names
   "$MU" gradients --model "$MODEL" --retain "$RETAIN" --out "$folder/retain.safetensors" "$@"
 fi
-"$MU" gradients --model "$MODEL" --forget "$FORGET" --concept "$NAME" --out "$folder/$NAME.safetensors" --overwrite "$@"
+"$MU" gradients --model "$MODEL" --forget "$FORGET" --concept "${NAME//_/ }" --out "$folder/$NAME.safetensors" --overwrite "$@"

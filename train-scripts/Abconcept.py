@@ -25,7 +25,7 @@ def main() -> None:
         "train.lr": options.lr, "train.iterations": options.iter_break,
         "pictures.sources": {concept: folder} if folder else {},
     }  # fmt: skip
-    print(erase("ca", concept, f"abconcept-{named}-iter_{options.iter_break}", settings, options).folder)
+    print(erase("ca", concept, f"abconcept-{named}-iter_{options.iter_break}", settings, options).run.folder)
 
 
 if __name__ == "__main__":

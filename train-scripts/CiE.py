@@ -31,7 +31,7 @@ def main() -> None:
         "train.lr": options.lr, "train.iterations": options.iterations, "train.threshold": options.threshold,
         "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": pictures_of(options.prompt),
     }  # fmt: skip
-    print(erase("cie", options.prompt, name, settings, options).folder)
+    print(erase("cie", options.prompt, name, settings, options).run.folder)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
         "start_guidance": options.start_guidance, "negative_guidance": options.negative_guidance, "denoising_steps": options.ddim_steps,
     }  # fmt: skip
     concepts = options.prompt.split(options.seperator) if options.seperator else [options.prompt]
-    print(erase("esd", concepts, name, settings, options).folder)
+    print(erase("esd", concepts, name, settings, options).run.folder)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def main() -> None:
         "basis.kind": "elimination", "basis.scale_factor": options.scale_factor, "basis.max_base": options.max_base,
         "protect.prompts": protected,
     }  # fmt: skip
-    print(erase("sepce", concept, name, settings, options).folder)
+    print(erase("sepce", concept, name, settings, options).run.folder)
 
 
 if __name__ == "__main__":

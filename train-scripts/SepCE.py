@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import cast
 
 from _training import base, erase, flags, pictures_of, word
 
@@ -26,7 +27,7 @@ def main() -> None:
     options = parser.parse_args()
     show_log()
     from mu.edits.bank_folder import BankFolder
-    from mu.edits.files import open_edit
+    from mu.edits.edit import Edit
     from mu.models import load_diffusion
 
     concepts = [part.strip() for part in options.prompts.split(",") if part.strip()]
@@ -49,8 +50,8 @@ def main() -> None:
             "basis.kind": "elimination", "basis.scale_factor": options.scale_factor,
             "protect.prompts": [other for other in concepts if other != concept],
         }  # fmt: skip
-        run = erase("sepce", concept, f"{name}-runs/{word(concept)}", settings, options, model)
-        edits.append(open_edit(run.edit))
+        found = erase("sepce", concept, f"{name}-runs/{word(concept)}", settings, options, model)
+        edits.append(cast(Edit, found.edit))
     if bank.json.exists() and options.overwrite:
         bank.remove(*(entry.concept for entry in bank.read().edits), reason="--overwrite")
     bank.add(model, *(edit for edit in edits if edit.concept() not in kept))

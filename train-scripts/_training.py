@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mu.algorithms import algorithm
+from mu.core.algorithm import Found
 from mu.core.compute import there
 from mu.core.errors import ConfigError
 from mu.core.files import slug
-from mu.core.run import RunDirectory
 
 CKPT = Path("models/ldm/stable-diffusion-v1/sd-v1-4-full-ema.ckpt")
 HUB = "CompVis/stable-diffusion-v1-4"
@@ -80,14 +80,13 @@ def erase(
     settings: Mapping[str, Any],
     options: argparse.Namespace,
     model: Any = None,
-) -> RunDirectory:
+) -> Found:
     """Find the edit of ``concept`` (one or several) with ``settings`` (by dotted name), in ``models/<name>/``."""
-    from mu.core.concept import check_concept
-
     chosen, concepts = algorithm(method), [concept] if isinstance(concept, str) else concept
-    config = chosen.config_class.parse({"model": base(options), "concepts": [check_concept(each) for each in concepts]})
+    named = {"model": base(options), "concepts": list(concepts)}
     placed = {"devices": options.devices, "output_dir": str(options.models / name)}
-    return chosen(config.merged(settings, placed), model=model).run(resume=options.resume, overwrite=options.overwrite)
+    config = chosen.config_class.parse(named, settings, placed)
+    return chosen(config, model=model).run(resume=options.resume, overwrite=options.overwrite)
 
 
 def pictures_of(concept: str) -> str | None:

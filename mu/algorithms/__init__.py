@@ -50,5 +50,5 @@ def erase(
     model = load(model)
     concepts = [concept] if isinstance(concept, str) else list(concept)
     chosen = algorithm(method)
-    found = chosen(chosen.for_concepts(concepts, model.name, preset), model=model, **overrides).find_edit()
-    return cast("Edit", found)
+    settings = chosen.for_concepts(concepts, model.name, preset, overrides)
+    return cast("Edit", chosen(settings, model=model).find_edit())

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mu.core.concept import says
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.presets import Presets
@@ -78,7 +79,7 @@ class UCE(WeightErasure):
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         config, model = self.config, self.load_model()
         weights = model.parameters("text-keys") | model.parameters("text-values")
-        kept = [text for text in config.preserve if not any(_names(text, concept) for concept in config.concepts)]
+        kept = [text for text in config.preserve if not any(says(text, concept) for concept in config.concepts)]
         rows = [self._aligned(model, *pair) for of_one in config.pairs() for pair in of_one]
         C, A = (torch.cat(side) for side in zip(*rows, strict=True))
         K = torch.cat([C[:0], *(self._preserved(model, text) for text in kept)])
@@ -118,8 +119,3 @@ def last_token(model: DiffusionModel, text: str) -> int:
 def _embedding(model: DiffusionModel, text: str) -> Tensor:
     """(tokens, width), all padded positions; on the CPU, since not every accelerator has float64."""
     return model.encode([text]).sequence[0].cpu().double()
-
-
-def _names(text: str, concept: str) -> bool:
-    """Whether ``concept`` stands in ``text`` in whole words."""
-    return f" {concept} ".lower() in f" {' '.join(text.split())} ".lower()

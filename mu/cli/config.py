@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from mu.core.errors import ConfigError, nearest
-
 
 def config(
     method: Annotated[str, typer.Argument(help="The method: see `mu methods`.")],
@@ -20,7 +18,5 @@ def config(
     from mu.algorithms import algorithm
 
     chosen = algorithm(method)
-    presets = {"": chosen.config_class.parse({}), **getattr(chosen, "presets", {})}
-    if (preset or "") not in presets:
-        raise ConfigError(f"unknown preset {preset!r} of {method}.{nearest(str(preset), [name for name in presets if name])}")
-    print(f"# Save as FILE, then: mu erase {method} --config FILE\n{presets[preset or ''].to_yaml()}", end="")
+    settings = chosen.preset(preset) if preset else chosen.config_class.parse({})
+    print(f"# Save as FILE, then: mu erase {method} --config FILE\n{settings.to_yaml()}", end="")

@@ -47,7 +47,7 @@ def forget_set(
     Example: mu data forget-set --name "Elon Musk" --shards 'data/laion/laion400m/{00000..00010}.tar' --n-imgs 500
     """
     from mu.cli.output import print_json
-    from mu.core.concept import concept_of
+    from mu.core.concept import Concept
     from mu.core.program import show_log
     from mu.core.progress import progress_bar
     from mu.data.forget_set import forget_set_path, make_forget_set, pack_forget_set
@@ -63,7 +63,13 @@ def forget_set(
         with progress_bar("shards", len(files)) as advance:
             made = make_forget_set(name, files, out, n_imgs, overwrite=overwrite, progress=lambda done, _: advance(done, ""))
     else:
-        how = {"model": model, "prompts": prompt or [concept_of(name)], "seed": seed, "steps": steps, "guidance": guidance}
+        how = {
+            "model": model,
+            "prompts": prompt or [str(Concept.named(name))],
+            "seed": seed,
+            "steps": steps,
+            "guidance": guidance,
+        }
         pairs = _painted(forget_set_path(name, out), how | {"precision": precision}, n_imgs, device, overwrite)
         made = pack_forget_set(name, pairs, out, overwrite=overwrite)
     if as_json:

@@ -13,9 +13,8 @@ from mu.core.errors import ConfigError
 from mu.core.files import slug
 
 if TYPE_CHECKING:
-    from mu.core.algorithm import Algorithm
+    from mu.core.algorithm import Algorithm, Found
     from mu.core.config import BaseConfig
-    from mu.core.run import RunDirectory
     from mu.edits.edit import Edit
 
 
@@ -42,6 +41,9 @@ def erase(
         Path | None, typer.Option(metavar="DIR", help="Also add the edit to the bank there; see `mu bank`.")
     ] = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="With --bank: why; kept in the bank's log.")] = "",
+    track: Annotated[
+        str | None, typer.Option(metavar="TRACKER", help="wandb or tensorboard: send the losses there too.")
+    ] = None,
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as the settings say.")] = None,
 ) -> None:
@@ -50,45 +52,43 @@ def erase(
     Example: mu erase spm --concept "neon style" --set train.iterations=100 --out outputs/neon
     """
     from mu.algorithms import algorithm
-    from mu.core.concept import check_concept
+    from mu.core.concept import distinct
+    from mu.core.config import read_settings
     from mu.core.program import parsed, show_log
     from mu.report import write_report
 
     show_log()
     chosen = algorithm(method)
-    concepts = [check_concept(each) for each in concept or ()]
+    concepts = distinct(concept or ())
     if reason and not bank:
         raise ConfigError("--reason belongs to --bank")
     if config and (model or preset or device or precision):
         raise ConfigError("--config FILE already says model and device: change them in it or with --set KEY=VALUE")
     if not (config or concepts):
         raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
-    name = model or _embedded(chosen, preset)
-    base = _from_file(chosen, config, concepts) if config else chosen.for_concepts(concepts, name, preset)
+    name = None if config else model or _embedded(chosen, preset)
     out = out or (None if config else Path("outputs") / method / _folder(concepts))
-    flags = _flags(chosen.config_class, out, device, precision)
-    work = chosen(base.merged(flags, parsed(chosen.config_class, pairs(settings or [], "--set"))))
+    over = (_flags(chosen.config_class, out, device, precision), parsed(chosen.config_class, pairs(settings or [], "--set")))
+    if config and not concepts:
+        work = chosen(chosen.config_class.load(config, *over))
+    else:
+        work = chosen(chosen.for_concepts(concepts, name, read_settings(config) if config else preset, *over))
     if bank:
         _expect(work, bank)
-    run = work.run(resume=resume, overwrite=overwrite)
-    edited = _model(work, run, device) if bank or pictures else None
+    found = work.run(resume=resume, overwrite=overwrite, track=track)
+    edited = _model(work, found, device) if bank or pictures else None
     if bank:
-        _add(work, run, edited, bank, reason)
+        _add(work, found, edited, bank, reason)
     if pictures:
-        _draw(run, edited, prompt)
-    print(f"edit    {run.edit}\nreport  {write_report(run)}")
-
-
-def _from_file(method: type[Algorithm], file: Path, concepts: Sequence[str]) -> BaseConfig:
-    settings = method.config_class.load(file)
-    return method.for_concepts(concepts, preset=settings) if concepts else settings
+        _draw(found, edited, prompt)
+    print(f"edit    {found.run.edit}\nreport  {write_report(found.run)}")
 
 
 def _embedded(method: type[Algorithm], preset: str | None) -> str:
     """The embedded model that ``preset`` is for; canvas where it is for none."""
     from mu.models import EMBEDDED
 
-    name = getattr(method.presets.get(preset or ""), "model", "")
+    name = getattr(method.preset(preset), "model", "") if preset else ""
     return name if name in EMBEDDED else "canvas"
 
 
@@ -108,37 +108,38 @@ def _expect(work: Algorithm, bank: Path) -> None:
     work.join(BankFolder(bank))
 
 
-def _model(work: Algorithm, run: RunDirectory, device: str | None) -> Any:
+def _model(work: Algorithm, found: Found, device: str | None) -> Any:
     """What the edit was found on; loaded anew, in the same way, where a resumed run had nothing left to search."""
-    from mu.edits.files import open_edit
     from mu.models import load
     from mu.models.load_options import loading
 
     if work.model is not None:
         return work.model
-    name = run.read_environment().get("model") or "canvas"
-    return load(name, device=device, **loading(name, [open_edit(run.edit).info], clip_skip=None, prediction_type=None))
+    name = found.run.read_environment().get("model") or "canvas"
+    return load(name, device=device, **loading(name, [_edit(found).info], clip_skip=None, prediction_type=None))
 
 
-def _add(work: Algorithm, run: RunDirectory, model: Any, bank: Path, reason: str) -> None:
+def _edit(found: Found) -> Edit:
+    return cast("Edit", found.edit)
+
+
+def _add(work: Algorithm, found: Found, model: Any, bank: Path, reason: str) -> None:
     """The run's edits go into the bank, one for each concept where the method finds them apart."""
     from mu.edits.bank_folder import BankFolder
-    from mu.edits.files import open_edit
 
-    folder, added = BankFolder(bank), cast("Sequence[Edit]", work.separate(open_edit(run.edit)))
+    folder, added = BankFolder(bank), cast("Sequence[Edit]", work.separate(found.edit))
     older = [*folder.open(model).edits.values()] if folder.json.exists() else []
-    instead = cast("Sequence[Edit]", work.reconciled(older, added, run))
+    instead = cast("Sequence[Edit]", work.reconciled(older, added, found.run))
     folder.add(model, *added, instead=instead, reason=reason)
 
 
-def _draw(run: RunDirectory, model: Any, prompts: list[str] | None) -> None:
+def _draw(found: Found, model: Any, prompts: list[str] | None) -> None:
     from mu.diffusion.image_folder import before_after
     from mu.edits.bank import Bank
-    from mu.edits.files import open_edit
     from mu.models.diffusion import DiffusionModel
 
     if isinstance(model, DiffusionModel):  # CLIP and LLaVA make no pictures
-        before_after(run, model, Bank(model, [open_edit(run.edit)]), target_prompts=prompts)
+        before_after(found.run, model, Bank(model, [_edit(found)]), target_prompts=prompts)
 
 
 def _folder(concepts: Sequence[str]) -> str:

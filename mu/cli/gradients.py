@@ -39,7 +39,7 @@ def gradients(
     """
     from mu.algorithms import algorithm
     from mu.cli.output import print_json
-    from mu.core.concept import concept_of
+    from mu.core.concept import Concept
     from mu.core.program import parsed, show_log
     from mu.training.gradient_files import refuse
 
@@ -49,12 +49,12 @@ def gradients(
     if bool(forget) != bool(concept):
         raise ConfigError("--forget needs --concept: what do the pictures show?" if forget else "--concept belongs to --forget")
     refuse(out, overwrite=overwrite)
-    name = concept_of(concept) if concept else ""
+    name = Concept(concept) if concept else ""
     slug = algorithm("slug")
     placed = {key: value for key, value in (("devices", device), ("precision", precision)) if value}
     sources = {f"data.{key}": value for key, value in (("forget", forget), ("retain", retain)) if value}
     options = parsed(slug.config_class, pairs(settings or [], "--set"))
-    work = slug(slug.for_concepts([name] if name else [], model).merged(placed, sources, options))
+    work = slug(slug.for_concepts([name] if name else [], model, None, placed, sources, options))
     kind: Kind = "forget" if forget else "retain"
     made = cast("SingleLayerUnlearningGradientAlgorithm", work).save_gradients(kind, out, name, overwrite=overwrite)
     if as_json:

@@ -3,13 +3,90 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from mu.core.errors import ConfigError, DataError, nearest
+from pydantic import AfterValidator
+from pydantic_core import CoreSchema, core_schema
+from typing_extensions import Self
 
-TEMPLATES = ("style", "object", "i2p")
-DATASET_TYPES = ("unlearncanvas", "i2p")
+from mu.core.errors import DataError
+
+
+class Concept(str):
+    """What is erased, as it is typed in prompts. It is a text, so that configs and files hold it as one.
+
+    The rule, for every method, bank, suite and file name: blanks at the ends go, and those inside are single; there is no
+    comma, since who means two concepts must give two; case and underscores stay as typed. Two concepts are the same where
+    `folded` says so; of underscores alone nothing is left. Names of data sets and files spell blanks as underscores: `named` reads those.
+
+    Raises `DataError` for what is no text, for a comma, and where nothing is left.
+    """
+
+    def __new__(cls, text: object) -> Self:
+        if not isinstance(text, str):
+            raise DataError(f"a concept must be text, not {text!r}")
+        words = " ".join(text.split())
+        if not folded(words):
+            raise DataError("the concept is empty: give the words to erase, like 'neon style' or 'Van Gogh'")
+        if "," in words:
+            raise DataError(f"the concept {words!r} has a comma: give several concepts each on its own, and one without commas")
+        return super().__new__(cls, words)
+
+    @classmethod
+    def named(cls, name: object) -> Self:
+        """The concept of a name in which underscores stand for blanks: ``Pop_Art`` is "Pop Art", ``self-harm`` is itself."""
+        return cls(name.replace("_", " ") if isinstance(name, str) else name)
+
+    def same(self, other: str) -> bool:
+        """Whether ``other`` is another spelling of this concept."""
+        return folded(self) == folded(other)
+
+    @property
+    def file_stem(self) -> str:
+        """What its file is called: "Robert Downey Jr." is ``Robert_Downey_Jr``.
+
+        Letters of any script, digits, points and hyphens stay; whatever else stands between them is one underscore. Raises
+        `DataError` where there are no letters.
+        """
+        stem = re.sub(r"[^\w.-]+", "_", self.named(self)).strip("_.-")
+        if not stem:
+            raise DataError(f"{str(self)!r} has no letters to name a file by")
+        return stem
+
+    @classmethod
+    def _setting(cls, value: object) -> Self:
+        """Of a YAML file, where 1984 is a number."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return cls(str(value) if is_number else value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        plain = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_plain_validator_function(cls._setting, serialization=plain)
+
+
+def folded(text: str) -> str:
+    """For comparing concepts, names, captions and file names: no case, single blanks, underscores as blanks."""
+    return " ".join(text.replace("_", " ").casefold().split())
+
+
+def says(text: str, concept: str) -> bool:
+    """Whether ``concept`` stands in ``text``, in whole words."""
+    return f" {folded(concept)} " in f" {folded(text)} "
+
+
+def distinct(texts: Iterable[object]) -> list[Concept]:
+    """The concepts of ``texts``, each once, in the spelling that comes first: one that is erased twice would be moved twice."""
+    first: dict[str, Concept] = {}
+    for concept in map(Concept, texts):
+        first.setdefault(folded(concept), concept)
+    return list(first.values())
+
+
+ConceptList = Annotated[list[Concept], AfterValidator(distinct)]
+"""Type of a setting that names what is erased."""
 
 
 class Concepts(NamedTuple):
@@ -17,45 +94,6 @@ class Concepts(NamedTuple):
 
     styles: tuple[str, ...]
     objects: tuple[str, ...]
-
-
-def concept_of(template_name: str, template: str = "style", dataset_type: str = "unlearncanvas") -> str:
-    """The concept that ``--template_name`` names: ``Pop_Art`` is "Pop Art", ``self-harm`` stays "self-harm".
-
-    UnlearnCanvas writes names with underscores and asks for them in prompts with spaces; I2P's categories hold no underscore,
-    so one rule serves both, and any other text is taken as it is. ``template`` and ``dataset_type`` say what kind of name
-    it is: they are checked, in every combination with each other, and do not change the text. Raises `ConfigError` where one of
-    them is unknown and `DataError` where nothing is left of the name.
-    """
-    for option, value, known in (("template", template, TEMPLATES), ("dataset_type", dataset_type, DATASET_TYPES)):
-        if value not in known:
-            raise ConfigError(f"unknown {option} {value!r}.{nearest(str(value), known)}")
-    return check_concept(template_name.replace("_", " ") if isinstance(template_name, str) else template_name)
-
-
-def check_concept(text: object) -> str:
-    """``text`` without blanks at its ends and with single spaces inside. Raises `DataError` where nothing is left, and for a
-    comma: who means two concepts must give two."""
-    if not isinstance(text, str):
-        raise DataError(f"a concept must be text, not {text!r}")
-    concept = " ".join(text.split())
-    if not concept:
-        raise DataError("the concept is empty: give the words to erase, like 'neon style' or 'Van Gogh'")
-    if "," in concept:
-        raise DataError(f"the concept {concept!r} has a comma: give several concepts each on its own, and one without commas")
-    return concept
-
-
-def file_stem(name: str) -> str:
-    """What a concept's file is called, with spaces or underscores in ``name``: "Robert Downey Jr." is ``Robert_Downey_Jr``.
-
-    Letters of any script, digits, points and hyphens stay; whatever else stands between them is one underscore. Raises
-    `DataError` for a name without letters, and as `check_concept` does.
-    """
-    stem = re.sub(r"[^\w.-]+", "_", concept_of(name)).strip("_.-")
-    if not stem:
-        raise DataError(f"{name!r} has no letters to name a file by")
-    return stem
 
 
 def concepts_in(folder: Path | str) -> Concepts:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic.functional_validators import ModelWrapValidatorHandler
 from typing_extensions import Self
 
 from mu.core.errors import ConfigError, nearest
@@ -20,34 +22,76 @@ class BaseConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Validate plain values; raises `ConfigError` in one line that names the key."""
+    def parse(cls, values: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Self:
+        """Validate plain values with nested or dotted overrides on top; raises `ConfigError` in one line that names the key."""
+        for layer in overrides:
+            values = cls.put(values, layer)
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise ConfigError(_one_line(cls, error)) from None
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
+    def load(cls, path: Path | str, *overrides: Mapping[str, Any]) -> Self:
         """Read a YAML file. Numbers written like ``1e-4`` (strings to YAML) are numbers here."""
-        values = read_yaml(path)
-        if not isinstance(values, dict):
-            raise ConfigError(f"config file {path} must hold keys and values, not a {type(values).__name__}")
-        return cls.parse(values)
+        return cls.parse(read_settings(path), *overrides)
+
+    @classmethod
+    def put(cls, values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain ``values`` with those of ``layer``, nested or dotted, on top; nothing is validated."""
+        return _merge(values, layer)
 
     def merged(self, *overrides: Mapping[str, Any]) -> Self:
         """A copy with nested or dotted overrides on top, validated; ``self`` stays as it is.
 
         Only what was set, here or in the overrides, counts as set in the copy: derived defaults stay derived.
         """
-        values = values_set(self)
-        for layer in overrides:
-            values = _merge(values, layer)
-        return type(self).parse(values)
+        return type(self).parse(values_set(self), *overrides)
 
     def to_yaml(self, comments: bool = True) -> str:
         """All settings as YAML; with ``comments``, each under what it does."""
         return "\n".join(_yaml_lines(self, comments, 0)) + "\n"
+
+
+class OldKeys(BaseConfig):
+    """Keys of old files for one section of the settings. Each is answered by a note, unless something live follows from it."""
+
+    def check(self, live: Any) -> None:
+        """Raise `ConfigError` where the old keys contradict the ``live`` settings beside them."""
+
+    def notes(self) -> list[str]:
+        """What was set and has no effect, one line each."""
+        return []
+
+
+class Renewed(BaseConfig):
+    """Settings that still take keys of old files, those of ``legacy``, and keep them apart in ``old``."""
+
+    legacy: ClassVar[type[OldKeys]] = OldKeys
+    _old: OldKeys | None = PrivateAttr(None)
+
+    @property
+    def old(self) -> Any:
+        """The old keys, as they were set."""
+        return self._old or self.legacy()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_old_keys(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(values, Mapping):
+            return validate(values)
+        known = cls.legacy.model_fields
+        config = validate({key: value for key, value in values.items() if key not in known})
+        if given := {key: value for key, value in values.items() if key in known}:
+            config._old = cls.legacy.parse(given)
+            config._old.check(config)
+        return config
+
+
+def fields_of(config: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The settings of one section by name, those of old files last."""
+    old = config.legacy.model_fields if issubclass(config, Renewed) else {}
+    return {**config.model_fields, **old}
 
 
 def _with_a_place(templates: list[str]) -> list[str]:
@@ -58,6 +102,24 @@ def _with_a_place(templates: list[str]) -> list[str]:
 
 Templates = Annotated[list[str], AfterValidator(_with_a_place)]
 """Type of a setting that holds prompts around a concept, whose place in each is ``{}``."""
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return ",".join(str(part) for part in value)
+    return str(value) if isinstance(value, int) else value
+
+
+Devices = Annotated[str, BeforeValidator(_listed)]
+"""Type of a setting that names devices; numbers and lists of them become text."""
+
+
+def read_settings(path: Path | str) -> dict[str, Any]:
+    """The keys and values of a YAML file, not validated; `ConfigError` where it holds something else."""
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"config file {path} must hold keys and values, not a {type(values).__name__}")
+    return values
 
 
 def read_yaml(path: Path | str) -> Any:
@@ -79,15 +141,18 @@ def read_yaml(path: Path | str) -> Any:
     return {} if values is None else values
 
 
-def values_set(config: BaseModel) -> dict[str, Any]:
-    """What was set, nested. A section that was only edited by attribute (``config.train.lr = 1e-3``) counts: pydantic's own
-    ``exclude_unset`` drops it with its defaulted parent."""
-    values: dict[str, Any] = {}
+def values_set(config: BaseModel, *, old: bool = True) -> dict[str, Any]:
+    """What was set, nested; with the keys of ``old`` files, where those are wanted.
+
+    A section that was only edited by attribute (``config.train.lr = 1e-3``) counts: pydantic's own ``exclude_unset`` drops it
+    with its defaulted parent.
+    """
+    values: dict[str, Any] = values_set(config._old) if old and isinstance(config, Renewed) and config._old else {}
     dumped = config.model_dump(include=config.model_fields_set, exclude_unset=True)
     for name in type(config).model_fields:
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            below = values_set(value)
+            below = values_set(value, old=old)
             if below or name in config.model_fields_set:
                 values[name] = below
         elif name in dumped:

@@ -6,15 +6,16 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 from rich.logging import RichHandler
 
 from mu.core.algorithm import Algorithm
-from mu.core.config import BaseConfig
+from mu.core.config import BaseConfig, fields_of
 from mu.core.errors import ConfigError, MuError
+from mu.core.tracking import KINDS
 
 
 def show_log(verbose: bool = True) -> None:
@@ -57,12 +58,13 @@ def parser(algorithm: type[Algorithm]) -> argparse.ArgumentParser:
     build.add_argument("--config_path", metavar="YAML", help="settings; without it the defaults")
     build.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     build.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    build.add_argument("--track", choices=KINDS, help="send losses there too, where it is installed")
     _add_flags(build, algorithm.config_class)
     return build
 
 
 def _add_flags(build: argparse.ArgumentParser, config: type[BaseModel], prefix: str = "") -> None:
-    for name, field in config.model_fields.items():
+    for name, field in fields_of(config).items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             _add_flags(build, kind, f"{prefix}{name}.")
@@ -77,14 +79,13 @@ def _add_flags(build: argparse.ArgumentParser, config: type[BaseModel], prefix: 
 def main(algorithm: type[Algorithm], arguments: Sequence[str] | None = None) -> None:
     """Read the YAML file, put the flags on top, run, and exit with the program's code."""
     options = vars(parser(algorithm).parse_args(arguments))
-    path, resume, overwrite = (options.pop(key) for key in ("config_path", "resume", "overwrite"))
+    path, resume, overwrite, track = (options.pop(key) for key in ("config_path", "resume", "overwrite", "track"))
 
     def work() -> None:
-        config = algorithm.config_class.load(path) if path else algorithm.config_class.parse({})
-        chosen = algorithm(config, **parsed(algorithm.config_class, options))
+        chosen = algorithm(path, **parsed(algorithm.config_class, options))
         show_log(getattr(chosen.config, "verbose", True))
-        run = chosen.run(resume=resume, overwrite=overwrite)
-        print(getattr(chosen, "final_file", run.edit))
+        found = chosen.run(resume=resume, overwrite=overwrite, track=track)
+        print(getattr(chosen, "final_file", found.run.edit))
 
     sys.exit(guarded(work))
 
@@ -102,8 +103,11 @@ def parsed(config: type[BaseConfig], options: dict[str, str]) -> dict[str, Any]:
 
 def _is_text(config: type[BaseModel], name: str) -> bool:
     head, _, rest = name.partition(".")
-    field = config.model_fields.get(head)
+    field = fields_of(config).get(head)
     kind = field.annotation if field else None
     if rest:
         return isinstance(kind, type) and issubclass(kind, BaseModel) and _is_text(kind, rest)
-    return kind in (str, str | None)
+    return (
+        any(isinstance(each, type) and issubclass(each, str) for each in (kind, *get_args(kind)))
+        and get_origin(kind) is not list
+    )

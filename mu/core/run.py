@@ -35,6 +35,7 @@ from mu.core.files import write_json, write_text, writing
 from mu.core.metrics import metric_of
 from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record, read_text
 from mu.core.scores import Score, Table
+from mu.core.tracking import Tracking, tracked
 
 SCORES_FORMAT = 2
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors", "numpy")
@@ -98,6 +99,7 @@ class RunDirectory:
             yield from (search, self.folder / f"steps-{stem}.png")
             yield from self.folder.glob(f"pareto-*-{glob.escape(stem)}.png")
         yield from (path for path in self.checkpoints.glob("*") if not path.is_dir())
+        yield from (self.folder / "tensorboard").glob("events.*")
         for pictures in (self.before, self.after, self.panel_pictures, self.answers):
             if not pictures.is_symlink():
                 yield from (*pictures.rglob("*.png"), *pictures.rglob("recipe.json"))
@@ -114,8 +116,9 @@ class RunDirectory:
             raise OutputError(f"{self.folder} was begun with other settings: rerun with its config.yaml, or pass --overwrite")
 
     @contextmanager
-    def recording(self) -> Iterator[Any]:
-        """``log(mapping)`` appends one line to ``metrics.jsonl``; warnings and infos of ``mu`` go to ``log.txt``."""
+    def recording(self, tracking: Tracking | None = None, config: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        """``log(mapping)`` appends one line to ``metrics.jsonl``, and sends it to the tracker that is asked for, which is told the
+        settings ``config``; warnings and infos of ``mu`` go to ``log.txt``."""
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("mu")
@@ -123,13 +126,17 @@ class RunDirectory:
         seen = {row["step"] for row in self.read_metrics()}
         try:
             torn = self.metrics.exists() and not self.metrics.read_bytes().endswith(b"\n")
-            with self.metrics.open("a", encoding="utf-8") as lines:
+            with (
+                self.metrics.open("a", encoding="utf-8") as lines,
+                tracked(tracking or Tracking(), self.folder, config or {}) as track,
+            ):
                 lines.write("\n" if torn else "")  # a killed run may leave half a line
 
                 def record(row: Mapping[str, float]) -> None:
                     if row["step"] not in seen:  # a resumed run repeats the steps after its last checkpoint
                         lines.write(json.dumps(row) + "\n")
                         lines.flush()
+                        track(row)
 
                 yield record
         finally:

@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 from PIL.Image import Image
 from pydantic import Field
 
-from mu.core.concept import file_stem
+from mu.core.concept import Concept, folded
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, DataError
-from mu.data.pairs import Captioned, open_pairs, spaced
+from mu.data.pairs import Captioned, open_pairs
 
 FORGET_SEED, RETAIN_SEED = 1, 2
 PLACEHOLDER = "{concept}"
@@ -62,7 +62,7 @@ def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned
 
 def forget_source(data: ForgetSet, concept: str) -> str:
     """``data.forget`` with the placeholder filled in."""
-    return data.forget.replace(PLACEHOLDER, file_stem(concept)) if PLACEHOLDER in data.forget else data.forget
+    return data.forget.replace(PLACEHOLDER, Concept(concept).file_stem) if PLACEHOLDER in data.forget else data.forget
 
 
 def retain_pairs(data: RetainSet, seed: int) -> Sequence[Captioned]:
@@ -72,8 +72,8 @@ def retain_pairs(data: RetainSet, seed: int) -> Sequence[Captioned]:
 
 def class_of(concept: str, classes: Sequence[str]) -> int | None:
     """The class that ``concept`` names, case and underscores aside; "neon style" names the class "neon"."""
-    names = [spaced(name) for name in classes]
-    wanted = spaced(concept)
+    names = [folded(name) for name in classes]
+    wanted = folded(concept)
     return next((names.index(each) for each in (wanted, wanted.removesuffix(" style")) if each in names), None)
 
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mu.core.concept import file_stem
+from mu.core.concept import Concept, folded
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import atomic_path
-from mu.data.pairs import Pair, can_decode, spaced
+from mu.data.pairs import Pair, can_decode
 from mu.data.shards import add_member, find_shards, picture_in, read_shard
 
 Progress = Callable[[int, int], None]
@@ -51,8 +51,8 @@ class ForgetSet:
 
 
 def forget_set_path(name: str, folder: Path | str) -> Path:
-    """``Elon Musk`` and ``Elon_Musk`` are both ``folder/Elon_Musk.tar`` (see `mu.core.concept.file_stem`)."""
-    return Path(folder) / f"{file_stem(name)}.tar"
+    """``Elon Musk`` and ``Elon_Musk`` are both ``folder/Elon_Musk.tar`` (see `mu.core.concept.Concept.file_stem`)."""
+    return Path(folder) / f"{Concept.named(name).file_stem}.tar"
 
 
 def make_forget_set(
@@ -68,7 +68,7 @@ def make_forget_set(
     (``overwrite`` replaces it).
     """
     made = ForgetSet(forget_set_path(name, out))
-    pairs = _matching(spaced(name), find_shards(shards), made, progress)
+    pairs = _matching(folded(name), find_shards(shards), made, progress)
     _write(made, pairs, n_imgs, overwrite)
     if made.pairs < n_imgs:
         log.warning("only %d of the %d pictures wanted: more shards may hold more", made.pairs, n_imgs)
@@ -86,7 +86,7 @@ def _matching(name: str, shards: list[Path], made: ForgetSet, progress: Progress
     for done, file in enumerate(shards, start=1):
         made.shards += 1
         captions = _parquet_captions(file.with_suffix(".parquet"))
-        if captions is not None and not any(name in spaced(caption) for caption in captions):
+        if captions is not None and not any(name in folded(caption) for caption in captions):
             made.seen += len(captions)
             made.passed_over += 1
         else:
@@ -98,7 +98,7 @@ def _matching(name: str, shards: list[Path], made: ForgetSet, progress: Progress
                     continue
                 made.seen += 1
                 caption = sample[".txt"].read().decode("utf-8", "replace")
-                if name not in spaced(caption):
+                if name not in folded(caption):
                     continue
                 made.matched += 1
                 if picture := picture_in(sample):

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 from PIL import Image
 
+from mu.core.concept import folded
 from mu.core.errors import ConfigError, DataError, nearest
 from mu.data.shards import PICTURES, Extent, find_paths, picture_in, read_shard
 
@@ -99,7 +100,7 @@ def open_pairs(
             raise ConfigError(f"style and object choose from an UnlearnCanvas folder, and {path} is a file")
         else:
             found = _shard(path, pairs.reasons)
-        readable = _readable(found, caption, spaced(naming), pairs)
+        readable = _readable(found, caption, folded(naming), pairs)
         pairs.extend(itertools.islice(readable, None if limit is None else limit - len(pairs)))
     told = "; ".join(f"{count} {reason}" for reason, count in sorted(pairs.reasons.items()))
     if not pairs and not pairs.others:
@@ -129,18 +130,13 @@ def can_decode(content: bytes) -> bool:
     return True
 
 
-def spaced(text: str) -> str:
-    """For comparing names and captions: no case, single blanks, underscores as blanks."""
-    return " ".join(text.replace("_", " ").casefold().split())
-
-
 def _readable(found: Iterable[_Found], caption: str | None, naming: str, pairs: Pairs) -> Iterator[Pair]:
     """Those that can be used, one at a time; what cannot, and what names something else, is counted in ``pairs``."""
     for each in found:
         text = caption if caption is not None else _text(each.caption)
         if not text:
             pairs.reasons["without a caption"] += 1
-        elif naming not in spaced(text):
+        elif naming not in folded(text):
             pairs.others += 1
         elif each.picture is None:
             pairs.reasons["without a picture"] += 1
@@ -202,7 +198,7 @@ def _unlearn_canvas(folder: Path, pictures: list[Path], style: str | None, objec
     for wanted, level, kind in ((style, 0, "style"), (object, 1, "object")):
         if wanted:
             known = sorted({file.parts[level] for file in pictures})
-            pictures = [file for file in pictures if spaced(file.parts[level]) == spaced(wanted)]
+            pictures = [file for file in pictures if folded(file.parts[level]) == folded(wanted)]
             if not pictures:
                 raise DataError(f"{folder} has no {kind} {wanted!r}.{nearest(wanted, known)}")
     # Numbers count: 2.jpg comes before 10.jpg.

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
+from mu.core.concept import folded
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, EditError, OutputError, nearest
 from mu.core.files import check_writing, slug, write_json, writing
@@ -68,10 +69,14 @@ class BankState(BaseConfig):
     loading: dict[str, Any] = {}
     edits: list[BankEntry] = []
 
+    def find(self, concept: str) -> BankEntry | None:
+        """The edit of ``concept``, in that spelling, else in any."""
+        spelt = [entry for entry in self.edits if entry.concept == concept]
+        return next(iter(spelt or [entry for entry in self.edits if folded(entry.concept) == folded(concept)]), None)
+
     def entry(self, concept: str) -> BankEntry:
-        for entry in self.edits:
-            if entry.concept == concept:
-                return entry
+        if (found := self.find(concept)) is not None:
+            return found
         raise EditError(f"{concept!r} is not in the bank.{nearest(concept, [entry.concept for entry in self.edits])}")
 
 
@@ -111,16 +116,19 @@ class BankFolder:
 
     def refuse(self, concepts: Iterable[str]) -> None:
         """`EditError` where one of ``concepts`` cannot be added: for who asks before a long search."""
-        known = [entry.concept for entry in self.read().edits] if self.json.exists() else self._claimable()
+        state = None
+        if self.json.exists():
+            state = self.read()
+        else:
+            self._check_claimable()
         for concept in concepts:
-            if concept in known:
-                raise EditError(f"{concept!r} is in the bank {self.folder} already: remove the old edit first")
+            if state and (old := state.find(concept)):
+                raise EditError(f"{old.concept!r} is in the bank {self.folder} already: remove the old edit first")
         check_writing(self.json)
 
-    def _claimable(self) -> list[str]:
+    def _check_claimable(self) -> None:
         if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
             raise EditError(f"{self.folder} exists and is no bank (it has no bank.json): choose a new or empty folder")
-        return []
 
     # -- with the model -------------------------------------------------------------------------------------------------
 
@@ -130,16 +138,21 @@ class BankFolder:
         Raises `EditError` for a file that is missing, damaged or another than was added. Other weights than those the bank
         was made on are taken with a warning.
         """
+        state = self.read()
+        chosen = None if only is None else [state.entry(concept) for concept in only]
+        self._compare(state, model)
+        return self._in_memory(state, model, chosen)
+
+    def _in_memory(
+        self, state: BankState, model: EditableModel, chosen: Sequence[BankEntry] | None = None, at_hand: Iterable[Edit] = ()
+    ) -> Bank:
+        """All edits of ``state``, read from their files but those ``at_hand``; ``chosen`` are on instead."""
         from mu.edits.bank import Bank
 
-        state = self.read()
-        for concept in only or ():
-            state.entry(concept)
-        self._compare(state, model)
-        bank = Bank(model)
+        bank, known = Bank(model), {edit.concept(): edit for edit in at_hand}
         for entry in state.edits:
-            bank.add(self._edit(entry), entry.strength)
-            if not (entry.on if only is None else entry.concept in only):
+            bank.add(known.get(entry.concept) or self._edit(entry), entry.strength)
+            if not (entry.on if chosen is None else entry in chosen):
                 bank.restore(entry.concept)
         return bank
 
@@ -204,7 +217,7 @@ class BankFolder:
             for entry in old:
                 (self.folder / entry.file).unlink(missing_ok=True)
         if any(edit.info.promises for edit in edits):
-            tell_leaks(self.open(model), {edit.concept() for edit in edits})
+            tell_leaks(self._in_memory(self.read(), model, at_hand=(*instead, *edits)), {edit.concept() for edit in edits})
         return added
 
     def check(self, model: EditableModel, tolerance: float | None = None) -> list[Leak]:
@@ -243,7 +256,7 @@ class BankFolder:
     def remove(self, *concepts: str, reason: str = "") -> list[BankEntry]:
         """Take edits out, and delete their files. The log goes on telling of them."""
         state = self.read()
-        gone = [state.entry(concept) for concept in dict.fromkeys(concepts)]
+        gone = list({entry.concept: entry for entry in map(state.entry, concepts)}.values())
         with self._writing():
             left = [entry for entry in state.edits if entry not in gone]
             self._commit(state.model_copy(update={"edits": left}), "remove", gone, reason)
@@ -283,7 +296,7 @@ class BankFolder:
 
     def _switch(self, verb: str, concepts: Sequence[str], reason: str, change: dict[str, Any]) -> list[BankEntry]:
         state = self.read()
-        switched = {concept: state.entry(concept).model_copy(update=change) for concept in concepts}
+        switched = {entry.concept: entry.model_copy(update=change) for entry in map(state.entry, concepts)}
         edits = [switched.get(entry.concept, entry) for entry in state.edits]
         with self._writing():
             self._commit(state.model_copy(update={"edits": edits}), verb, list(switched.values()), reason)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.core import compute, loop
+from mu.core.concept import folded
 from mu.core.errors import ConfigError, DataError, OutputError, nearest
 from mu.core.files import write_json, writing
 from mu.core.scores import Score
@@ -224,10 +225,7 @@ def _accuracy(judge: Judge, asked: dict[str, list[Path]], head: str) -> Score:
 
 
 def _means(label: str, name: str) -> bool:
-    def plain(text: str) -> str:
-        return " ".join(text.replace("_", " ").casefold().split())
-
-    return plain(name) in (plain(label), *map(plain, label.split(",")))
+    return folded(name) in (folded(label), *map(folded, label.split(",")))
 
 
 def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overwrite: bool) -> Score | None:

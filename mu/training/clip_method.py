@@ -12,12 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from mu.core import compute, loop
-from mu.core.concept import check_concept
-from mu.core.config import BaseConfig
+from mu.core.concept import Concept, ConceptList
+from mu.core.config import BaseConfig, Devices
 from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
 from mu.data.clip_sets import BothSets, forget_pairs, retain_pairs
@@ -44,19 +44,14 @@ class ClipErasureConfig(BaseConfig):
 
     model: str = "open_clip:ViT-B-32/laion400m_e32"
     """The CLIP: ``canvas-clip``, ``open_clip:ARCH/TAG``, a hub id, a folder or a file."""
-    concepts: list[str] = Field(["Elon Musk"], min_length=1)
+    concepts: ConceptList = Field([Concept("Elon Musk")], min_length=1)
     """What is forgotten; several go into one edit."""
     batch_size: int = Field(32, ge=2)
     """Pairs of one step, which stand against each other in the contrastive loss: its value is part of that loss."""
-    devices: str = "auto"
+    devices: Devices = "auto"
     """GPU number, cpu, mps or auto."""
     seed: int = Field(0, ge=0)
     """Decides the order of the retain pairs, and rendered pictures."""
-
-    @field_validator("concepts")
-    @classmethod
-    def _words(cls, concepts: list[str]) -> list[str]:
-        return list(dict.fromkeys(check_concept(concept) for concept in concepts))
 
 
 class TrainConfig(BaseConfig):

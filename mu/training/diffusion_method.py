@@ -7,18 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from mu.core import compute, loop
-from mu.core.concept import check_concept
 from mu.core.config import BaseConfig, Templates
 from mu.core.errors import ConfigError
 from mu.core.run import RunDirectory
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
-from mu.models.load_options import LoadingConfig
+from mu.training.diffusion_config import DiffusionConfig
 from mu.training.tuning import RunningGradients, Tuning, tuned
 from mu.training.weight_method import Erasure
 
@@ -44,28 +43,13 @@ class TrainConfig(ComputeConfig):
     """Steps between checkpoints; also the most that a killed run loses."""
 
 
-class ErasureConfig(BaseConfig):
-    """Settings that every such method has."""
+class ErasureConfig(DiffusionConfig):
+    """Settings of methods whose prompts are templates around the concept, and nothing more."""
 
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-    model: str = "CompVis/stable-diffusion-v1-4"
-    """The model: ``canvas``, a hub id, a diffusers folder, or a single CompVis .safetensors/.ckpt file."""
-    concepts: list[str] = Field(["Van Gogh"], min_length=1)
-    """What is erased, as words of a prompt; several go into one edit."""
     templates: Templates = Field(["{}"], min_length=1)
     """Prompts around the concept, each with one {}."""
-    loading: LoadingConfig = LoadingConfig()
-    """How a diffusion model is loaded, where its files do not say it."""
-    devices: str = "auto"
-    """GPU numbers (the first does the work), or cpu, mps, auto."""
     train: ComputeConfig = ComputeConfig()
     """The computation."""
-
-    @field_validator("concepts")
-    @classmethod
-    def _words(cls, concepts: list[str]) -> list[str]:
-        return list(dict.fromkeys(check_concept(concept) for concept in concepts))
 
     def prompts(self) -> list[str]:
         """Each template with each concept."""
@@ -89,7 +73,7 @@ class AnchoredConfig(ErasureConfig):
                 f"{len(self.anchors)} anchors for {len(self.concepts)} concepts: give one for all, or one for each"
             )
         for concept, anchor in zip(self.concepts, self._each(), strict=True):
-            if concept.lower() == " ".join(anchor.lower().split()):
+            if concept.same(anchor):
                 raise ValueError(f"the anchor of {concept!r} is the concept itself: training would erase nothing, name another")
         return self
 
@@ -105,7 +89,7 @@ class AnchoredConfig(ErasureConfig):
 
 
 class WeightErasure(Erasure):
-    """A method with an `ErasureConfig` whose edit is a `WeightEdit` of a diffusion model."""
+    """A method with a `DiffusionConfig` whose edit is a `WeightEdit` of a diffusion model."""
 
     def load_model(self) -> DiffusionModel:
         """The model that the settings name, or the one given; settings that contradict that one are refused, or told."""

@@ -15,10 +15,10 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mu.core.concept import folded
 from mu.core.errors import DataError, EditError, OutputError
 from mu.core.files import check_writing
 from mu.core.run import versions
-from mu.data.pairs import spaced
 from mu.edits.edit import described, is_base
 from mu.edits.tensor_file import write_tensors
 from mu.models.formats.checkpoint import PICKLES, SUFFIXES, read_state_dict
@@ -167,7 +167,7 @@ def _agree(path: Path | str, info: GradientInfo, sign: Sign | None, wanted: Mapp
         raise DataError(f"{path} says that it holds the gradient itself: leave gradients.grad_sign out")
     for fact, value in wanted.items():
         known = getattr(info, fact)
-        same = spaced(known) == spaced(str(value)) if fact == "concept" else known == value
+        same = folded(known) == folded(str(value)) if fact == "concept" else known == value
         if not same:
             what = fact.replace("_", " ")
             raise DataError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,13 +10,29 @@ import torch
 from torch import Tensor, nn
 
 
-class Tuning:
+class Tensors:
+    """Tensors in training, for the checkpoint of `mu.core.loop.train`."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        self.tensors = list(tensors)
+
+    def state_dict(self) -> list[Tensor]:
+        return [tensor.detach() for tensor in self.tensors]
+
+    @torch.no_grad()
+    def load_state_dict(self, state: list[Tensor]) -> None:
+        for tensor, kept in zip(self.tensors, state, strict=True):
+            tensor.copy_(kept)
+
+
+class Tuning(Tensors):
     """Parameters in training (see `tuned`). Of the frozen model only their originals are kept, and nothing writes to those.
 
     They are trained in float32 also where the model holds half precision: there, steps of 1e-5 would be rounded away.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]):
+        super().__init__(parameters.values())
         self.parameters = dict(parameters)
         self._originals = {name: parameter.data for name, parameter in parameters.items()}
 
@@ -34,15 +50,6 @@ class Tuning:
     def shifts(self) -> dict[str, Tensor]:
         """How far each parameter has moved, in float32."""
         return {name: p.detach() - self._originals[name].float() for name, p in self.parameters.items()}
-
-    def state_dict(self) -> list[Tensor]:
-        """For the checkpoint of `mu.core.loop.train`."""
-        return [parameter.detach() for parameter in self.parameters.values()]
-
-    @torch.no_grad()
-    def load_state_dict(self, state: list[Tensor]) -> None:
-        for parameter, kept in zip(self.parameters.values(), state, strict=True):
-            parameter.copy_(kept)
 
     def restore(self) -> None:
         """The parameters are the tensors again that they were."""

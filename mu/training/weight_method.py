@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from mu.core.algorithm import Algorithm, citation
-from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, nearest
-from mu.edits.edit import EditInfo, described
+from mu.core.concept import Concept
+from mu.edits.edit import Edit, EditInfo, described
+from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
 
 
@@ -18,20 +19,13 @@ class Erasure(Algorithm):
     """A method whose settings have ``model``, ``concepts`` and (of most) ``seed``, and whose edit is a `WeightEdit`."""
 
     config: Any
-    default_preset: ClassVar[str | None] = None
-    """For a model that no preset names; None: the settings' defaults."""
 
     @classmethod
-    def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
-    ) -> BaseConfig:
-        """``preset`` (settings, their name, or none: those for ``model``, or `default_preset`) with ``concepts`` put in."""
-        if isinstance(preset, str) and preset not in cls.presets:
-            raise ConfigError(f"unknown preset {preset!r}.{nearest(preset, cls.presets)}")
-        usual = cls.presets[cls.default_preset] if cls.default_preset else cls.config_class()
-        fitting = next((p for p in cls.presets.values() if getattr(p, "model", None) == model), usual)
-        base = cls.presets[preset] if isinstance(preset, str) else preset or fitting
-        return base.merged({"concepts": list(concepts)}, {"model": model} if model else {})
+    def naming(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
+        return {**values, "concepts": list(concepts)} | ({"model": model} if model else {})
+
+    def read_edit(self, path: Path) -> Edit:
+        return open_edit(path)
 
     def describe(self) -> dict[str, Any]:
         name = self.config.model if self.model is None else self.model.name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 
 from mu.algorithms import ALGORITHMS, algorithm
 from mu.core.algorithm import Algorithm, citation
+from mu.core.concept import Concept
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, ModelError, OutputError
+from mu.core.errors import ConfigError, DataError, ModelError, OutputError
 from mu.data.canvas import every_scene, render
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
@@ -258,12 +261,13 @@ def test_a_run_leaves_its_records_and_is_not_overwritten(
     def work(**more: Any) -> Algorithm:
         return method(name, kind, models[kind], **overrides, **more)
 
-    run = work().run()
+    edit, run = work().run()
     again = algorithm(name).config_class.load(run.config)
     assert again.model_dump() == work().config.model_dump()
     assert run.read_environment()["method"] == name
     assert run.read_environment()["seconds"] >= 0
     kept = load_file(run.edit)
+    assert isinstance(edit, Edit) and equal(edit, open_edit(run.edit))
     with pytest.raises(OutputError, match="already holds"):
         work().run()
     if "seed" in again.model_fields_set | set(type(again).model_fields):
@@ -341,7 +345,124 @@ def test_a_search_that_never_began_leaves_its_folder_free(tiny: DiffusionModel, 
     config = chosen.for_concepts(["neon"], "canvas").merged(SHORT["spm"], places)
     with pytest.raises(ModelError):
         chosen(config.merged({"pretrained_model": {"ckpt_path": "./nope.safetensors"}})).run()
-    run = chosen(config, model=tiny).run()
+    run = chosen(config, model=tiny).run().run
     assert run.edit.exists()
     with pytest.raises(OutputError, match="a finished run: choose another folder or pass --overwrite"):
         chosen(config, model=tiny).run()
+
+
+# -- concepts ---------------------------------------------------------------------------------------------------------------
+
+SPELLINGS: list[tuple[list[Any], tuple[str, ...] | str]] = [
+    (["foo_bar"], ("foo_bar",)), (["pop  art"], ("pop art",)), (["  Van \n Gogh "], ("Van Gogh",)), (["self-harm"], ("self-harm",)),
+    (["NEON"], ("NEON",)), (["007"], ("007",)), (["a+b"], ("a+b",)), (["{}"], ("{}",)), (["null"], ("null",)),
+    (["Neon style", "star", "neon_STYLE"], ("Neon style", "star")), (["foo_bar", "foo-bar"], ("foo_bar", "foo-bar")),
+    (["a, b"], "has a comma"), (["_"], "is empty"), ([""], "is empty"), ([" \n"], "is empty"), (["neon", " "], "is empty"), ([5], "must be text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(("given", "wanted"), SPELLINGS)
+def test_a_concept_has_one_spelling(given: list[Any], wanted: tuple[str, ...] | str, name: str, tmp_path: Path) -> None:
+    """The same text from every method, also from the file of its settings, or the same refusal."""
+    chosen = algorithm(name)
+    if isinstance(wanted, str):
+        with pytest.raises(DataError, match=wanted):
+            chosen.for_concepts(given)
+        return
+    config = chosen.for_concepts(given)
+    assert chosen(config).concepts() == chosen(chosen.for_concepts(config_concepts(config))).concepts() == wanted
+    (tmp_path / "c.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert chosen(tmp_path / "c.yaml").concepts() == wanted
+    assert all(type(each) is Concept for each in chosen(config).concepts())
+
+
+def config_concepts(config: BaseConfig) -> list[str]:
+    return [str(each) for each in getattr(config, "concepts", None) or (e.target for e in config.entries())]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_edit_holds_that_spelling(name: str, kind: KindName, models: dict[KindName, Any], tmp_path: Path) -> None:
+    chosen = algorithm(name)
+    config = chosen.for_concepts(["  Neon \n style"], KINDS[kind].embedded).merged(SHORT.get(name, {}))
+    edit = chosen(config, model=models[kind]).find_edit()
+    assert isinstance(edit, Edit)
+    edit.save(tmp_path / "edit.safetensors")
+    for each in (edit, open_edit(tmp_path / "edit.safetensors")):
+        assert each.info.concepts == ("Neon style",) and each.concept() == "Neon style"
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def validations(monkeypatch: pytest.MonkeyPatch) -> list[type[BaseConfig]]:
+    """The settings that were validated as a whole, in order."""
+    seen: list[type[BaseConfig]] = []
+    parse = BaseConfig.parse.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type[BaseConfig], *args: Any) -> BaseConfig:
+        seen.append(cls)
+        return parse(cls, *args)
+
+    monkeypatch.setattr(BaseConfig, "parse", classmethod(counted))
+    return seen
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_settings_are_validated_once(name: str, validations: list[type[BaseConfig]], tmp_path: Path) -> None:
+    chosen = algorithm(name)
+    config = chosen.for_concepts(["neon"], next(iter(chosen.presets)), None, {"devices": "cpu"}, {"output_dir": "x"})
+    validations.clear()
+
+    def counted(make: Callable[[], Algorithm]) -> int:
+        validations.clear()
+        made = make().config
+        assert made.devices == "cpu"  # type: ignore[attr-defined]
+        return validations.count(chosen.config_class)
+
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    layers = ({"devices": "cpu"}, {"output_dir": "y"})
+    assert counted(lambda: chosen(config)) == 0
+    assert counted(lambda: chosen(config, output_dir="y")) == 1
+    assert counted(lambda: chosen({"devices": "cpu"}, output_dir="y")) == 1
+    assert counted(lambda: chosen(tmp_path / "c.yaml", output_dir="y")) == 1
+    assert counted(lambda: chosen(chosen.for_concepts(["neon"], None, next(iter(chosen.presets)), *layers))) == 1
+    assert counted(lambda: chosen(chosen.for_concepts(["neon"], None, config, *layers))) == 1
+    assert counted(lambda: chosen(chosen.for_concepts(["neon"]).merged(*layers))) > 1  # control
+
+
+@pytest.mark.parametrize("name", ["spm", "esd"])
+@pytest.mark.parametrize("track", ["wandb", "tensorboard", None])
+def test_losses_go_to_the_tracker_that_is_asked_for(
+    name: str, track: str | None, tiny: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: dict[str, set[int]] = {"wandb": set(), "tensorboard": set()}
+    tracker = SimpleNamespace(log=lambda row: steps["wandb"].add(row["step"]), finish=lambda: None)
+    writer = SimpleNamespace(add_scalar=lambda what, value, step: steps["tensorboard"].add(step), close=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **how: tracker))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=lambda log_dir: writer))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    places = {key: str(tmp_path / key) for key in ("output_dir", "run_dir") if key in algorithm(name).config_class.model_fields}
+    run = method(name, tiny, **places).run(track=track).run
+    recorded = {row["step"] for row in run.read_metrics()}
+    assert recorded == {0, 1, 2}
+    assert steps == {kind: recorded if kind == track else set() for kind in steps}
+
+
+@pytest.mark.parametrize(
+    ("said", "environment", "asked"),
+    [({}, {"WANDB_MODE": "online"}, None), ({"use_sample": True}, {"WANDB_API_KEY": "k"}, None), ({"wandb_project": "p"}, {}, None),
+     ({"wandb_project": "p"}, {"WANDB_MODE": "offline"}, "wandb"), ({"wandb_run": "r"}, {"WANDB_API_KEY": "k"}, "wandb"),
+     ({"wandb_run": "r"}, {"WANDB_MODE": "disabled", "WANDB_API_KEY": "k"}, None), ({"logging": {"use_wandb": True}}, {}, "wandb")],
+)  # fmt: skip
+def test_what_the_seed_documents_ask_of_wandb(
+    said: dict[str, Any], environment: dict[str, str], asked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    tracking = algorithm("spm")(said).tracking()
+    assert tracking.kind == asked
+    assert tracking.project == said.get("wandb_project", "semipermeable_membrane_project")

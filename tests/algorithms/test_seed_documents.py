@@ -150,12 +150,12 @@ def test_wrong_flags_are_one_clear_line(flags: str, said: str, capsys: pytest.Ca
 def test_flags_are_read_as_printed() -> None:
     def config(flags: str):  # type: ignore[no-untyped-def]
         options = vars(parser(SemipermeableMembraneAlgorithm).parse_args(flags.split()))
-        for own in ("config_path", "resume", "overwrite"):
+        for own in ("config_path", "resume", "overwrite", "track"):
             options.pop(own)
         return SemipermeableMembraneAlgorithm(None, **parsed(SemipermeableMembraneAlgorithm.config_class, options)).config
 
-    assert config("--use_sample").use_sample is True
-    assert config("--use_sample false --devices 0,1").use_sample is False
+    assert config("--use_sample").old.use_sample is True
+    assert config("--use_sample false --devices 0,1").old.use_sample is False
     assert config("--devices 0,1").devices == "0,1"
     assert config("--devices 0").devices == "0"
     assert config("--template_name 007").template_name == "007"

@@ -437,7 +437,7 @@ def test_an_interrupted_run_ends_in_the_same_numbers(
 
     def run(folder: str, resume: bool = False) -> Path:
         method = SemipermeableMembraneAlgorithm(config, model=tiny, output_dir=str(tmp_path), run_dir=str(tmp_path / folder))
-        return method.run(resume=resume).folder
+        return method.run(resume=resume).run.folder
 
     whole = run("whole")
     at = {"before a checkpoint": 2, "after a checkpoint": 5, "in the update": 4}[when]
@@ -519,7 +519,7 @@ def test_reused_latents_stay_with_their_target(
 def test_the_run_leaves_an_spm_file_with_its_concept(tiny: DiffusionModel, tmp_path: Path) -> None:
     config = settings(save={"per_steps": 1, "precision": "float16"}, output_dir=str(tmp_path), gate={"factor": 2.0})
     method = SemipermeableMembraneAlgorithm(config, model=tiny)
-    run = method.run()
+    run = method.run().run
     stem = "semipermeable_membrane_neon style"
     assert method.final_file == tmp_path / f"{stem}_last.safetensors"
     assert {path.name for path in tmp_path.glob("*.safetensors")} == {f"{stem}_1_steps.safetensors", f"{stem}_last.safetensors"}

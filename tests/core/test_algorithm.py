@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ import pytest
 from mu.core import algorithm
 from mu.core.algorithm import Algorithm
 from mu.core.config import BaseConfig
-from mu.core.errors import DataError
+from mu.core.errors import ConfigError, DataError
 
 
 class Config(BaseConfig):
     output_dir: str = ""
 
 
+@dataclass
 class Found:
+    text: str = "edit"
+
     def save(self, path: Path | str) -> None:
-        Path(path).write_text("edit")
+        Path(path).write_text(self.text)
 
 
 class Method(Algorithm):
@@ -32,6 +36,9 @@ class Method(Algorithm):
 
     def load_model(self) -> Any:
         return None
+
+    def read_edit(self, path: Path) -> Found:
+        return Found(path.read_text())
 
     def find_edit(self, run: Any = None, log: Any = None) -> Found:
         type(self).clock += self.takes
@@ -59,13 +66,37 @@ def test_seconds_count_all_parts_of_an_interrupted_run(method: Any) -> None:
     for takes in (10.0, 5.0):
         with pytest.raises(KeyboardInterrupt):
             method(takes, KeyboardInterrupt()).run(resume=True)
-    run = method(2.0).run(resume=True)
-    assert run.read_environment()["seconds"] == 17.0
-    assert method(2.0).run(resume=True).read_environment()["seconds"] == 17.0  # it was finished
-    assert method(2.0).run(overwrite=True).read_environment()["seconds"] == 2.0  # control: a new run begins anew
+    edit, run = method(2.0).run(resume=True)
+    assert edit.text == "edit" and run.read_environment()["seconds"] == 17.0
+    assert method(2.0).run(resume=True).run.read_environment()["seconds"] == 17.0  # it was finished
+    assert method(2.0).run(overwrite=True).run.read_environment()["seconds"] == 2.0  # control: a new run begins anew
 
 
 def test_a_run_that_made_nothing_leaves_nothing(method: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         method(1.0, DataError("no pictures")).run()
     assert not any(path.is_file() for path in (tmp_path / "run").rglob("*"))
+
+
+def test_what_was_just_written_is_not_read_back(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: a finished run's edit is read, and nothing is searched."""
+    read: list[Path] = []
+    monkeypatch.setattr(Method, "read_edit", lambda self, path: read.append(path) or Found("read"))
+    found = method(1.0).run()
+    assert (found.edit.text, read) == ("edit", [])
+    clock = Method.clock
+    again = method(1.0).run(resume=True)
+    assert (again.edit.text, read, Method.clock) == ("read", [found.run.edit], clock)
+
+
+def test_settings_without_overrides_are_taken_as_they_are() -> None:
+    config = Config(output_dir="x")
+    assert Method(config).config is config
+    other = Method(config, output_dir="y").config
+    assert other is not config and config.output_dir == "x"
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_written(method: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'wandb'"):
+        method(1.0).run(track="wanb")
+    assert not (tmp_path / "run").exists()

@@ -2,68 +2,96 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
+import json
 from pathlib import Path
 
 import pytest
 
-from mu.core.concept import DATASET_TYPES, TEMPLATES, check_concept, concept_of, concepts_in
-from mu.core.errors import ConfigError, DataError
+from mu.core.concept import Concept, ConceptList, concepts_in, distinct, folded, says
+from mu.core.config import BaseConfig
+from mu.core.errors import DataError
 from mu.data.canvas import OBJECTS, STYLES
 from mu.data.canvas.layouts import write_unlearn_canvas
 
 
 @pytest.mark.parametrize(
-    ("name", "template", "dataset", "concept"),
+    ("name", "concept"),
     [
-        ("Abstractionism", "style", "unlearncanvas", "Abstractionism"),
-        ("Van_Gogh", "style", "unlearncanvas", "Van Gogh"),
-        ("Seed_Images", "style", "i2p", "Seed Images"),
-        ("Architectures", "object", "unlearncanvas", "Architectures"),
-        ("self-harm", "i2p", "i2p", "self-harm"),
-        ("illegal activity", "i2p", "i2p", "illegal activity"),
-        ("self-harm", "object", "unlearncanvas", "self-harm"),
-        ("the late work of Monet", "style", "unlearncanvas", "the late work of Monet"),
+        ("Abstractionism", "Abstractionism"),
+        ("Van_Gogh", "Van Gogh"),
+        ("Seed_Images", "Seed Images"),
+        ("Architectures", "Architectures"),
+        ("self-harm", "self-harm"),
+        ("illegal activity", "illegal activity"),
+        ("the late work of Monet", "the late work of Monet"),
     ],
 )
-def test_names_as_users_type_them(name: str, template: str, dataset: str, concept: str):
-    assert concept_of(name, template, dataset) == concept
-
-
-def test_every_combination_of_options_is_accepted():
-    for template, dataset in itertools.product(TEMPLATES, DATASET_TYPES):
-        assert concept_of("Pop_Art", template, dataset) == "Pop Art"
-
-
-@pytest.mark.parametrize(
-    ("template", "dataset", "says"), [("styles", "i2p", "'style'"), ("style", "unlearn-canvas", "'unlearncanvas'")]
-)
-def test_an_unknown_option_names_the_nearest(template: str, dataset: str, says: str):
-    with pytest.raises(ConfigError, match=says):
-        concept_of("Pop_Art", template, dataset)
+def test_names_of_data_sets_spell_blanks_as_underscores(name: str, concept: str):
+    assert Concept.named(name) == concept
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t", None, 5])
 def test_what_is_no_concept_is_refused(text: object):
-    with pytest.raises(DataError):
-        check_concept(text)
-    with pytest.raises(DataError):
-        concept_of(text)  # type: ignore[arg-type]
+    for made in (Concept, Concept.named):
+        with pytest.raises(DataError):
+            made(text)
 
 
-def test_underscores_alone_are_no_concept():
-    with pytest.raises(DataError, match="empty"):
-        concept_of("__")
+def test_underscores_alone_are_no_name():
+    for made in (Concept, Concept.named):
+        with pytest.raises(DataError, match="empty"):
+            made("__")
+    assert Concept("_a_") == "_a_"  # control
 
 
-def test_blanks_are_put_in_order():
-    assert check_concept("  Van \n Gogh ") == "Van Gogh"
+def test_blanks_are_put_in_order_and_all_else_stays():
+    assert Concept("  Van \n Gogh ") == "Van Gogh"
+    assert Concept("foo_bar") == "foo_bar"
 
 
 def test_a_comma_is_refused():
-    assert check_concept(" Van  Gogh ") == "Van Gogh"
+    assert Concept(" Van  Gogh ") == "Van Gogh"
     with pytest.raises(DataError, match="has a comma: give several concepts each on its own"):
-        check_concept("star, moon")
+        Concept("star, moon")
+
+
+def test_names_are_compared_without_case_underscores_and_blanks():
+    assert folded(" Elon__Musk\n") == folded("elon musk") == "elon musk"
+    assert folded("Elonmusk") != folded("Elon Musk")
+    assert Concept("Elon Musk").same(" elon_musk") and not Concept("Elon Musk").same("Elon")
+    assert says("A House in  van_gogh style", "Van Gogh") and not says("vans", "van")
+
+
+def test_one_that_is_named_twice_is_one():
+    assert distinct(["Neon style", "star", " neon_STYLE "]) == ["Neon style", "star"]
+
+
+def test_a_file_is_named_by_its_letters():
+    assert Concept("Robert Downey Jr.").file_stem == Concept("Robert_Downey_Jr.").file_stem == "Robert_Downey_Jr"
+    with pytest.raises(DataError, match="no letters"):
+        Concept("?!").file_stem  # noqa: B018
+
+
+class Settings(BaseConfig):
+    concepts: ConceptList = [Concept("neon")]
+
+
+def test_settings_hold_concepts_and_are_written_as_text(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("concepts: [' Pop  Art', 1984, pop_art]\n")
+    config = Settings.load(tmp_path / "c.yaml")
+    assert config.concepts == ["Pop Art", "1984"] and all(isinstance(each, Concept) for each in config.concepts)
+    assert config.to_yaml(comments=False) == "concepts:\n- Pop Art\n- '1984'\n"
+    assert {type(each) for each in config.model_dump()["concepts"]} == {str}
+    for wrong in ("[' ']", "['a, b']", "[no]", "[[a]]"):
+        (tmp_path / "c.yaml").write_text(f"concepts: {wrong}\n")
+        with pytest.raises(DataError, match="concept"):
+            Settings.load(tmp_path / "c.yaml")
+
+
+def test_a_concept_is_a_text_to_those_who_keep_it():
+    concept = Concept("Pop Art")
+    assert copy.deepcopy(concept) == concept and json.dumps([concept]) == '["Pop Art"]'
 
 
 def test_a_folder_names_its_concepts(tmp_path: Path):

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from mu.core.concept import folded
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.data import forget_set
 from mu.data.canvas.layouts import write_shards
 from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source
 from mu.data.forget_set import forget_set_path, make_forget_set, pack_forget_set
-from mu.data.pairs import open_pairs, spaced
+from mu.data.pairs import open_pairs
 
 CAPTIONS = ["Elon Musk on stage", "a dog", "ELON_MUSK.jpg", "elon  musk\nsmiles", "Elon and Musk", "portrait: Elon Musk"]
 MATCHES = [0, 2, 3, 5]
@@ -54,11 +55,11 @@ def test_matches_in_any_case_with_underscores_or_blanks(tmp_path: Path, shards: 
     [("Conan O'Brien", "Conan_O_Brien"), ("Robert Downey Jr.", "Robert_Downey_Jr"), ("Beyoncé", "Beyoncé"), ("AC/DC", "AC_DC"), ("elon_musk", "elon_musk")],
 )  # fmt: skip
 def test_the_settings_placeholder_finds_the_file_that_was_made(tmp_path: Path, tar, encoded, name: str, stem: str) -> None:
-    files = {f"{k}.{end}": encoded(k) if end == "jpg" else f"{spaced(name)} smiles" for k in (0, 1) for end in ("jpg", "txt")}
+    files = {f"{k}.{end}": encoded(k) if end == "jpg" else f"{folded(name)} smiles" for k in (0, 1) for end in ("jpg", "txt")}
     made = make_forget_set(name, tar(tmp_path / "shards" / "0.tar", files), tmp_path)
     settings = ForgetSet(forget=str(tmp_path / "{concept}.tar"))
     assert made.path == Path(forget_source(settings, name)) == tmp_path / f"{stem}.tar"
-    assert [pair.caption for pair in forget_pairs(settings, name, 0)] == [f"{spaced(name)} smiles"] * 2
+    assert [pair.caption for pair in forget_pairs(settings, name, 0)] == [f"{folded(name)} smiles"] * 2
     assert forget_source(ForgetSet(forget="own.tar"), "???") == "own.tar", "control: without a placeholder no name is needed"
 
 

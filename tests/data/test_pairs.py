@@ -15,7 +15,7 @@ from PIL import Image
 from mu.core.errors import ConfigError, DataError
 from mu.data.canvas import OBJECTS, STYLES, Scene
 from mu.data.canvas.layouts import write_shards, write_unlearn_canvas
-from mu.data.pairs import can_decode, decode, open_pairs, spaced
+from mu.data.pairs import can_decode, decode, open_pairs
 
 
 def told(pairs) -> list[tuple[str, str]]:
@@ -258,8 +258,3 @@ def test_the_world_s_own_shards(tmp_path: Path) -> None:
     pairs = open_pairs(str(tmp_path / "{00000..00002}.tar"))
     assert [pair.key for pair in pairs] == [f"{k // 5:05d}{k % 5:04d}" for k in range(12)] and pairs.skipped == 0
     assert {pair.picture().size for pair in pairs} == {(64, 64)}
-
-
-def test_names_are_compared_without_case_underscores_and_blanks() -> None:
-    assert spaced(" Elon__Musk\n") == spaced("elon musk") == "elon musk"
-    assert spaced("Elonmusk") != spaced("Elon Musk")

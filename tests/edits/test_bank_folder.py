@@ -657,3 +657,21 @@ def test_the_folder_checks_what_it_holds(tiny: DiffusionModel, scene: list[Any],
     folder.add(tiny, *scene)
     assert folder.check(tiny) == leaks(Bank(tiny, [open_edit(folder.folder / e.file) for e in folder.read().edits]))
     assert not any(leak.leaking for leak in folder.check(tiny, tolerance=9.0))
+
+
+def test_a_concept_is_found_in_any_spelling(tmp_path: Path, tiny: DiffusionModel) -> None:
+    """The spelling of the edit stays what is kept and told; a bank of old may hold two spellings, each found by its own."""
+    folder = BankFolder(tmp_path / "bank")
+    folder.add(tiny, shift_of(tiny, "Pop Art"))
+    with pytest.raises(EditError, match="'Pop Art' is in the bank"):
+        folder.add(tiny, shift_of(tiny, "pop_art", seed=1))
+    assert [entry.concept for entry in folder.restore("pop art")] == ["Pop Art"]
+    assert not folder.read().edits[0].on
+    state = json.loads(folder.json.read_text())
+    state["edits"].append({**state["edits"][0], "concept": "pop art", "file": "another.safetensors"})
+    folder.json.write_text(json.dumps(state))
+    assert [folder.read().entry(each).concept for each in ("Pop Art", "pop art", "POP ART")] == [
+        "Pop Art",
+        "pop art",
+        "Pop Art",
+    ]

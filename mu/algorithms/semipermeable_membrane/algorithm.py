@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mu.algorithms.semipermeable_membrane import configs
 from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig
@@ -14,13 +14,13 @@ from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembr
 from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
 from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
 from mu.core import compute
-from mu.core.algorithm import Algorithm, citation
-from mu.core.config import BaseConfig
+from mu.core.algorithm import Algorithm, Found, citation
+from mu.core.concept import Concept, distinct
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
-from mu.core.tracking import tracked
-from mu.edits.edit import EditInfo
+from mu.core.tracking import Tracking
+from mu.edits.edit import Edit, EditInfo
 from mu.edits.files import open_edit
 from mu.edits.lora_files import spm_tensors
 from mu.edits.low_rank import LowRankEdit
@@ -47,13 +47,12 @@ class SemipermeableMembraneAlgorithm(Algorithm):
     name = "spm"
     config_class = SemipermeableMembraneConfig
     presets = configs.PRESETS
+    default_preset = "objects"
     config: SemipermeableMembraneConfig
 
     @classmethod
-    def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
-    ) -> SemipermeableMembraneConfig:
-        return configs.for_concepts(concepts, model, preset)
+    def naming(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
+        return configs.naming(values, concepts, model)
 
     def run_folder(self) -> Path:
         return Path(self.config.run_dir) if self.config.run_dir else self.config.folder / self.config.file_stem
@@ -63,9 +62,9 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         """The SPM file as the original tools name it, beside the run's folder."""
         return self.config.folder / f"{self.config.file_stem}_last.safetensors"
 
-    def concepts(self) -> tuple[str, ...]:
+    def concepts(self) -> tuple[Concept, ...]:
         """The targets without their templates."""
-        return tuple(dict.fromkeys(str(entry.target) for entry in self.config.entries()))
+        return tuple(distinct(entry.target for entry in self.config.entries()))
 
     def describe(self) -> dict[str, Any]:
         name = self.config.pretrained_model.name if self.model is None else self.model.name
@@ -113,6 +112,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         config, settings = self.config, self.config.model_dump(mode="json")
+        self._tell(config.notes())
         self.model = model = self.load_model()
         data = SemipermeableMembraneDataHandler(config, model)
         info = EditInfo(
@@ -126,22 +126,28 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         def snapshot(i: int) -> None:
             self._write(membrane.finished(), config.folder / f"{config.file_stem}_{i}_steps.safetensors")
 
-        name, wanted = config.logging.run_name or config.wandb_run, config.logging.use_wandb
-        with tracked(config.wandb_project, name, settings, log, wanted=wanted) as log:
-            trainer.train(
-                generator, checkpoint=run.checkpoints / "training.pt" if run else None, log=log, snapshot=snapshot if run else None
-            )  # fmt: skip
+        trainer.train(
+            generator, checkpoint=run.checkpoints / "training.pt" if run else None, log=log, snapshot=snapshot if run else None
+        )  # fmt: skip
         return membrane.finished()
 
-    def run(self, *, resume: bool = False, overwrite: bool = False) -> RunDirectory:
-        """As `Algorithm.run`; the edit is also written as an SPM file, `final_file`, which LoRA loaders take."""
-        for note in self.config.notes():
+    @staticmethod
+    def _tell(notes: Sequence[str]) -> None:
+        for note in notes:
             log.info(note)
-        run = super().run(resume=resume, overwrite=overwrite)
-        edit = open_edit(run.edit)
-        assert isinstance(edit, LowRankEdit), "find_edit returns one"
-        self._write(edit, self.final_file)
-        return run
+
+    def tracking(self) -> Tracking:
+        return cast(Tracking, self.config.old.tracking())
+
+    def read_edit(self, path: Path) -> Edit:
+        return open_edit(path)
+
+    def run(self, *, resume: bool = False, overwrite: bool = False, track: str | None = None) -> Found:
+        """As `Algorithm.run`; the edit is also written as an SPM file, `final_file`, which LoRA loaders take."""
+        found = super().run(resume=resume, overwrite=overwrite, track=track)
+        assert isinstance(found.edit, LowRankEdit), "find_edit returns one"
+        self._write(found.edit, self.final_file)
+        return found
 
     def _write(self, edit: LowRankEdit, path: Path) -> None:
         tensors, metadata = spm_tensors(edit)

@@ -23,6 +23,7 @@ from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.membrane import Membrane
 from mu.models.diffusion import Conditioning
 from mu.models.diffusion.schedulers import learning_rate_schedule, training_scheduler
+from mu.training.tuning import Tensors
 
 log = logging.getLogger("mu")
 
@@ -63,7 +64,7 @@ class SemipermeableMembraneTrainer:
         with self.model.trainable() as membrane, base.compiled() if settings.compile else nullcontext():
             train(
                 lambda i: self.step(membrane, generator), optimizer, settings.iterations, generator=generator, schedule=schedule,
-                state={"factors": _Factors(weights), "walker": self.walker}, scaler=scaler, max_grad_norm=settings.max_grad_norm,
+                state={"factors": Tensors(weights), "walker": self.walker}, scaler=scaler, max_grad_norm=settings.max_grad_norm,
                 after_step=after, checkpoint=checkpoint, checkpoint_every=self.config.save.per_steps, title="SPM", log=log,
             )  # fmt: skip
 
@@ -162,21 +163,6 @@ class _Walker:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         device = self.model.base.device
         self.kept = {number: [(x.to(device), k, ids) for x, k, ids in kept] for number, kept in state["kept"].items()}
-
-
-class _Factors:
-    """The trained tensors, for the loop's checkpoint."""
-
-    def __init__(self, tensors: list[Tensor]):
-        self.tensors = tensors
-
-    def state_dict(self) -> list[Tensor]:
-        return [tensor.detach() for tensor in self.tensors]
-
-    @torch.no_grad()
-    def load_state_dict(self, state: list[Tensor]) -> None:
-        for tensor, kept in zip(self.tensors, state, strict=True):
-            tensor.copy_(kept)
 
 
 def warmup_steps(settings: TrainConfig) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, ProtectConfig
+from mu.core.concept import folded
 from mu.data.pairs import open_pairs
 from mu.diffusion.noised_images import ConceptPictures
 from mu.models.diffusion import Conditioning, DiffusionModel
@@ -61,7 +62,7 @@ class SeparableConceptErasureDataHandler:
 
 
 def words_of(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
+    return set(re.findall(r"\w+", folded(text)))
 
 
 def picture_seed(seed: int, k: int) -> int:

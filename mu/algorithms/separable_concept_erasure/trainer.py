@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler, picture_seed
@@ -24,7 +24,7 @@ from mu.core import compute
 from mu.core.loop import Log, train
 from mu.edits.edit import Edit
 from mu.models.diffusion import Conditioning, DiffusionModel
-from mu.training.tuning import RunningGradients
+from mu.training.tuning import RunningGradients, Tensors
 
 FIRST_STOP = 11
 """Index of the first step after which training may stop: at least 12 updates (section 1.4)."""
@@ -120,21 +120,6 @@ class Momentum:
         self.value = state["value"]
 
 
-class _Weights:
-    """The trained tensors, for the loop's checkpoint."""
-
-    def __init__(self, tensors: list[nn.Parameter]):
-        self.tensors = tensors
-
-    def state_dict(self) -> list[Tensor]:
-        return [tensor.detach() for tensor in self.tensors]
-
-    @torch.no_grad()
-    def load_state_dict(self, state: list[Tensor]) -> None:
-        for tensor, kept in zip(self.tensors, state, strict=True):
-            tensor.copy_(kept)
-
-
 class SeparableConceptErasureTrainer:
     """Trains one shift against the direction term of ``concepts``: one for SepCE, any number for CiE.
 
@@ -166,7 +151,7 @@ class SeparableConceptErasureTrainer:
         """Optimise the shift in place; it must be installed. ``stop`` decides in place of the settings' rule."""
         settings = self.config.train
         optimizer = torch.optim.Adam(self.shift.weights, lr=settings.lr, eps=settings.adam_eps)
-        state: dict[str, Any] = {"weights": _Weights(self.shift.weights), "momentum": self.momentum}
+        state: dict[str, Any] = {"weights": Tensors(self.shift.weights), "momentum": self.momentum}
         if settings.gradients == "summed":
             state["gradients"] = RunningGradients(optimizer)
         scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.precision == torch.float16)

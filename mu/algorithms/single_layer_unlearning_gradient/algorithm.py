@@ -32,13 +32,12 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     search,
     summed,
 )  # fmt: skip
-from mu.core.concept import file_stem
+from mu.core.concept import Concept, folded
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.core.files import write_json
 from mu.core.loop import Log
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
-from mu.data.pairs import spaced
 from mu.edits.edit import shifted
 from mu.edits.weights import WeightEdit
 from mu.models import EMBEDDED, load
@@ -184,8 +183,8 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             raise ConfigError(
                 "gradients.precondition needs retain pairs, and data.retain is a gradient file: name pictures there"
             )
-        named = spaced(concept).removesuffix(" style")
-        others = [pair for pair in data.pairs("retain", concept) if named not in spaced(pair.caption)]
+        named = folded(concept).removesuffix(" style")
+        others = [pair for pair in data.pairs("retain", concept) if named not in folded(pair.caption)]
         if not others:
             raise DataError(f"every retain caption names {concept!r}: gradients.precondition needs pairs of something else")
         return preconditioned(g_f, second_moments(self.clip, others, list(g_f), settings.chunk), settings.precondition)
@@ -237,7 +236,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
     def _record(self, run: RunDirectory, target: Target, scores, curves: list[Curve], base, chosen: Curve) -> None:
         """``slug_<concept>.json``: every tensor's importance and alignment, every curve, what was chosen."""
         front = {score.name for each in fronts(scores).values() for score in each}
-        write_json(run.folder / f"slug_{file_stem(target.concept)}.json", {
+        write_json(run.folder / f"slug_{Concept(target.concept).file_stem}.json", {
             "concept": target.concept, "sign": "+grad L_f", "precondition": self.config.gradients.precondition, "chosen": chosen.score.name, "rho": chosen.chosen,
             "lambda": chosen.score.step(chosen.chosen or 0.0), "base": asdict(base),
             "layers": [{**asdict(score), "tower": tower_of(score.name), "front": score.name in front} for score in scores.values()],

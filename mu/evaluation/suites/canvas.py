@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from mu.core.concept import says
 from mu.core.errors import DataError, ModelError
 from mu.core.metrics import scored
 from mu.core.progress import progress_bar
@@ -109,7 +110,7 @@ def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
     kinds: tuple[Kind, ...] = ("style", "object")
     for kind in kinds:
         for name in judge.classes[kind]:
-            if any(f" {name} " in f" {concept.lower()} " for concept in concepts):
+            if any(says(concept, name) for concept in concepts):
                 return kind, name
     known = ", ".join((*judge.classes["style"], *judge.classes["object"][:-1]))
     raise DataError(f"suite canvas measures its own styles and objects, and {', '.join(concepts)!r} names none of: {known}")

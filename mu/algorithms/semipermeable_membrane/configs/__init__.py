@@ -1,6 +1,7 @@
 """Settings of SPM, under the names that the original YAML files and the unlearning packages after it use.
 
-Every key of those files is honoured, refused, or answered in the log with a line that says why it has no effect (`notes`).
+Every key of those files is honoured, refused, or answered in the log with a line that says why it has no effect (`notes`); those
+that no live setting stands behind are in `legacy`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from mu.core.concept import concept_of
-from mu.core.config import BaseConfig, Templates, read_yaml, values_set
-from mu.core.errors import ConfigError, nearest
+from mu.algorithms.semipermeable_membrane.configs.legacy import LegacyConfig, LegacyPromptConfig, LegacyTrainConfig
+from mu.core.concept import Concept, folded
+from mu.core.config import BaseConfig, Devices, Renewed, Templates, read_yaml, values_set
+from mu.core.errors import ConfigError
 from mu.core.presets import Presets
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 
@@ -43,7 +45,9 @@ class NetworkConfig(BaseConfig):
     """The shift is multiplied by alpha / rank; null or 0 means alpha = rank."""
 
 
-class TrainConfig(BaseConfig):
+class TrainConfig(Renewed):
+    legacy = LegacyTrainConfig
+
     precision: Literal["float32", "fp32", "float16", "fp16", "bfloat16", "bf16"] = "float32"
     """What the frozen model computes in (autocast). Adapters and optimiser stay float32."""
     noise_scheduler: Literal["ddim", "ddpm", "lms", "euler_a"] = "ddim"
@@ -54,10 +58,6 @@ class TrainConfig(BaseConfig):
     """Another place for prompt.batch_size (the original reads it and does nothing)."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate of the adapters."""
-    unet_lr: float | None = Field(None, gt=0)
-    """Kept for old files: SPM has one rate, so it must equal lr or the published 1e-4."""
-    text_encoder_lr: float | None = Field(None, gt=0)
-    """Kept for old files: SPM has no adapters in the text encoder."""
     optimizer_type: str = "AdamW8bit"
     """AdamW, AdamW8bit (plain AdamW without bitsandbytes: nearly the same numbers), Lion, Prodigy, any torch.optim class."""
     optimizer_args: list[str] | None = None
@@ -99,53 +99,10 @@ class SaveConfig(BaseConfig):
     """Type of the numbers in the exported SPM file."""
 
 
-# What the original's logging section says of the pictures that it makes during training.
-_LOGGED_PICTURES = (
-    "interval", "prompts", "negative_prompt", "anchor_prompt", "anchor_prompts", "width", "height", "num_inference_steps",
-    "guidance_scale", "seed", "generate_num", "eval_num",
-)  # fmt: skip
+class PromptConfig(Renewed):
+    legacy = LegacyPromptConfig
 
-
-class LoggingConfig(BaseConfig):
-    use_wandb: bool = False
-    """Send losses to Weights & Biases also where no WANDB_* variable and no login says so."""
-    run_name: str | None = None
-    """Another name of wandb_run."""
-    verbose: bool | None = None
-    """Kept for old files: the top-level verbose decides."""
-    interval: int | None = None
-    """Kept for old files, as all below: no pictures are made during training; mu erase makes them before and after."""
-    prompts: list[str] | None = None
-    """What the original pictures during training."""
-    negative_prompt: str | None = None
-    """Of those pictures."""
-    anchor_prompt: str | None = None
-    """Text that the original compares those pictures with; anchor_prompts in some files."""
-    anchor_prompts: str | list[str] | None = None
-    """Another name of anchor_prompt."""
-    width: int | None = None
-    """Of those pictures, in pixels."""
-    height: int | None = None
-    """Of those pictures, in pixels."""
-    num_inference_steps: int | None = None
-    """Of those pictures."""
-    guidance_scale: float | None = None
-    """Of those pictures."""
-    seed: int | None = None
-    """Of those pictures; the top-level seed decides in training."""
-    generate_num: int | None = None
-    """Pictures for each of those prompts."""
-    eval_num: int | None = None
-    """Templates that the original scores those pictures with."""
-
-
-class OtherConfig(BaseConfig):
-    use_xformers: bool | None = None
-    """Kept for old files: PyTorch's own memory-efficient attention is always used."""
-
-
-class PromptConfig(BaseConfig):
-    target: str | None = None
+    target: Concept | None = None
     """What users will type and what must change. Default: the concept of template_name."""
     positive: str | None = None
     """The direction to subtract. Default: target."""
@@ -183,12 +140,8 @@ class PromptConfig(BaseConfig):
     """Anchors are isotropic directions as in the released code, or texts of random words, weighted by Eq. 6."""
     anchor_alpha: float = Field(1.0, ge=0)
     """Exponent of Eq. 6 for vocabulary anchors: larger prefers texts that are far from the target."""
-    seed: int | None = None
-    """Kept for old files: the top-level seed decides."""
-    case_number: int = 0
-    """Kept for old files: no effect."""
 
-    @field_validator("target", "positive")
+    @field_validator("positive")
     @classmethod
     def _not_empty(cls, text: str | None) -> str | None:
         if text is not None and not text.strip():
@@ -219,8 +172,10 @@ class GateConfig(BaseConfig):
         return FacilitatedTransport(self.factor, self.metric, self.arithmetic)
 
 
-class SemipermeableMembraneConfig(BaseConfig):
+class SemipermeableMembraneConfig(Renewed):
     """All settings of SPM. Without a preset they are the published ones for objects on SD 1.4 (3000 steps)."""
+
+    legacy = LegacyConfig
 
     pretrained_model: PretrainedModelConfig = PretrainedModelConfig()
     """The model and how it is read."""
@@ -238,25 +193,9 @@ class SemipermeableMembraneConfig(BaseConfig):
     """Facilitated transport: what the edit's file says of how it passes."""
     save: SaveConfig = SaveConfig()
     """What is written and when."""
-    logging: LoggingConfig = LoggingConfig()
-    """Kept for the original YAML files."""
-    other: OtherConfig = OtherConfig()
-    """Kept for the original YAML files."""
-    inference: dict[str, Any] | None = None
-    """Kept for the original YAML files, which read this section and do nothing with it."""
-    wandb_project: str = "semipermeable_membrane_project"
-    """Project in Weights & Biases, which is used where it is installed and configured."""
-    wandb_run: str = "spm_run"
-    """Run name in Weights & Biases."""
-    use_sample: bool = True
-    """Which of two datasets other methods of that package read. SPM reads none."""
-    dataset_type: Literal["unlearncanvas", "i2p"] = "unlearncanvas"
-    """Where template_name comes from. Checked; no number follows from it."""
-    template: Literal["object", "style", "i2p"] = "style"
-    """What kind of concept template_name is. Checked; no number follows from it."""
     template_name: str = "Abstractionism"
     """The concept, and part of the file's name; underscores stand for spaces in prompts."""
-    devices: str = "0"
+    devices: Devices = "0"
     """GPU numbers (the first does the work), or cpu, mps, auto."""
     output_dir: str = "outputs/semipermeable_membrane/finetuned_models"
     """Where the final SPM file goes."""
@@ -267,27 +206,15 @@ class SemipermeableMembraneConfig(BaseConfig):
     verbose: bool = True
     """More lines in the log."""
 
-    @field_validator("devices", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return ",".join(str(part) for part in value)
-        return str(value) if isinstance(value, int) else value
-
     @field_validator("template_name")
     @classmethod
     def _named(cls, name: str) -> str:
-        if not name.strip():
-            raise ValueError("is empty: name the concept to erase")
+        Concept.named(name)
         return name
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         train, notes = self.train, []
-        if train.unet_lr is not None and train.unet_lr not in (train.lr, 1e-4):
-            notes.append(
-                f"train.lr ({train.lr}) and train.unet_lr ({train.unet_lr}) disagree: SPM has one rate, remove unet_lr"
-            )
         if train.latent_pool and train.timesteps_per_trajectory > 1:
             notes.append("train.latent_pool and train.timesteps_per_trajectory are two ways to reuse latents: set one of them")
         for entry in [] if self.prompts_file else self.given():
@@ -305,33 +232,31 @@ class SemipermeableMembraneConfig(BaseConfig):
             lines.append("prompt.sampling_batch_size must be a multiple of the batch size")
         if (entry.neutral or entry.unconditional).strip():
             full = self._filled(entry)
-            target, positive, neutral = (_spoken(text) for text in (full.target, full.positive, full.neutral))
+            target, positive, neutral = (folded(str(text)) for text in (full.target, full.positive, full.neutral))
             if target == neutral and (positive == neutral or entry.guidance_scale == 0):
                 lines.append(
                     f"prompt.neutral is the target itself ({full.target!r}): training would erase nothing, name another"
                 )
         return lines
 
-    def merged(self, *overrides: Mapping[str, Any]) -> Self:
-        """As `BaseConfig.merged`; a new ``template_name`` also replaces a target that named the old one."""
-        base = self
-        for layer in overrides:
-            base = base._renamed(layer)
-        return super(SemipermeableMembraneConfig, base).merged(*overrides)
-
-    def _renamed(self, layer: Mapping[str, Any]) -> Self:
-        if "template_name" not in layer:
-            return self
-        old = {self.template_name, self.concept}
-        values = values_set(self)
-        for key in ("target", "positive"):
-            if values.get("prompt", {}).get(key) in old:
-                del values["prompt"][key]
-        return type(self).parse(values)
+    @classmethod
+    def put(cls, values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+        """As `BaseConfig.put`; a new ``template_name`` also replaces a target that named the old one."""
+        prompt = values.get("prompt")
+        if "template_name" in layer and isinstance(prompt, Mapping):
+            name = str(values.get("template_name", cls.model_fields["template_name"].default))
+            old = (name, " ".join(name.replace("_", " ").split()))
+            kept = {key: text for key, text in prompt.items() if not (key in ("target", "positive") and text in old)}
+            values = {**values, "prompt": kept}
+        return super().put(values, layer)
 
     @property
-    def concept(self) -> str:
-        return concept_of(self.template_name, self.template, self.dataset_type)
+    def model(self) -> str:
+        return self.pretrained_model.name
+
+    @property
+    def concept(self) -> Concept:
+        return Concept.named(self.template_name)
 
     @property
     def file_stem(self) -> str:
@@ -368,28 +293,8 @@ class SemipermeableMembraneConfig(BaseConfig):
 
     def notes(self) -> list[str]:
         """What was set and has no effect here, one line each."""
-        lines = []
-        if self.train.text_encoder_lr is not None:
-            lines.append("train.text_encoder_lr has no effect: SPM adapts the UNet alone")
-        if self.other.use_xformers is not None:
-            lines.append("other.use_xformers has no effect: PyTorch's memory-efficient attention is always on")
-        if self.logging.verbose is not None:
-            lines.append("logging.verbose has no effect: verbose, at the top, decides")
-        if names := ", ".join(f"logging.{name}" for name in _LOGGED_PICTURES if getattr(self.logging, name) is not None):
-            lines.append(f"without effect: {names}; no pictures are made during training, mu erase makes them before and after")
-        if self.inference:
-            names = ", ".join(f"inference.{name}" for name in self.inference)
-            lines.append(f"without effect: {names}; training makes no pictures, mu generate takes such settings as options")
-        if {"use_sample"} & self.model_fields_set:
-            lines.append("use_sample has no effect: SPM needs no dataset, only the concept's name")
-        if any(entry.seed is not None or entry.case_number for entry in self.given()):
-            lines.append("prompt.seed and prompt.case_number have no effect in training: the top-level seed decides")
-        return lines
-
-
-def _spoken(text: str | None) -> str:
-    """``text`` as the text encoders hear it: case and blanks aside."""
-    return " ".join(str(text).lower().split())
+        sections = (self.train.old, self.old, *(entry.old for entry in self.given()))
+        return list(dict.fromkeys(line for old in sections for line in old.notes()))
 
 
 def read_prompts_file(path: str) -> list[PromptConfig]:
@@ -415,29 +320,41 @@ PRESETS: Presets[SemipermeableMembraneConfig] = Presets({
 """The published settings for objects, styles and nudity on Stable Diffusion, and one for the embedded model."""
 
 
-def for_concepts(
-    concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | None = None
-) -> SemipermeableMembraneConfig:
-    """``preset`` (settings, their name, or none: those whose model is ``model``, or ``objects``) with ``concepts`` put in.
+def naming(values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
+    """Plain ``values`` with ``concepts`` put in, and with the name of the ``model``.
 
     Settings that erase one concept by an entry of ``prompts`` or of a prompts file keep that entry's other values.
     """
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset!r}.{nearest(preset, PRESETS)}")
-    fitting = next((name for name, p in PRESETS.items() if model and p.pretrained_model.name == model), "objects")
-    base = preset if isinstance(preset, SemipermeableMembraneConfig) else PRESETS[str(preset or fitting)]
-    entry, *others = base.given()
+    if not concepts:
+        raise ConfigError("nothing to erase: name a concept")
+    entry, *others = _entries(values)
     if others:
         raise ConfigError(f"the settings erase {1 + len(others)} targets, each in its own way: change prompts in them instead")
-    entries = [{**values_set(entry), "target": concept, "positive": None} for concept in concepts]
+    entries = [{**entry, "target": concept, "positive": None} for concept in concepts]
     several = len(entries) > 1
     chosen: dict[str, Any] = {
-        "template_name": "+".join(concept.replace(" ", "_") for concept in concepts), "prompts_file": None,
+        "template_name": "+".join(map(_name, concepts)), "prompts_file": None,
         "prompts": entries if several else None, **({} if several else {"prompt": entries[0]}),
     }  # fmt: skip
     if model:
         chosen["pretrained_model"] = {"ckpt_path": model}
-    return base.merged(chosen)
+    return SemipermeableMembraneConfig.put(values, chosen)
+
+
+def _entries(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The prompt settings that count in plain ``values``, as `SemipermeableMembraneConfig.given` tells them."""
+    if values.get("prompts_file"):
+        found: Any = [values_set(entry) for entry in read_prompts_file(values["prompts_file"])]
+    else:
+        found = values.get("prompts") or [values.get("prompt") or {}]
+    if not isinstance(found, Sequence) or not all(isinstance(entry, Mapping) for entry in found):
+        raise ConfigError("prompt must hold keys and values, and prompts a list of such")
+    return list(found)
+
+
+def _name(concept: Concept) -> str:
+    """A name of ``concept`` that is not its own text: a target that is written as ``template_name`` means spaces for underscores."""
+    return concept.replace("_", "-").replace(" ", "_")
 
 
 # The seed documents' names; "semipermiable" is their public misspelling, kept because users' scripts import it.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from mu.core.config import BaseConfig, Templates
 from mu.core.presets import Presets
-from mu.models.load_options import LoadingConfig
+from mu.training.diffusion_config import DiffusionConfig
 
 
 class PromptConfig(BaseConfig):
@@ -67,44 +67,21 @@ class TrainConfig(BaseConfig):
     """Steps between checkpoints; the most that a killed run loses."""
 
 
-class ConceptIrrelevantErasureConfig(BaseConfig):
+class ConceptIrrelevantErasureConfig(DiffusionConfig):
     """All settings of CiE. Without a preset they are the paper's for Stable Diffusion 1.4, gradients zeroed."""
 
-    model: str = "CompVis/stable-diffusion-v1-4"
-    """``canvas``, a hub id, a diffusers folder, or a single CompVis .safetensors/.ckpt file."""
-    concepts: list[str] = Field(["Van Gogh"], min_length=1)
-    """What is erased."""
     prompt: PromptConfig = PromptConfig()
     """The prompts that stand for a concept."""
     data: DataConfig = DataConfig()
     """Pictures of the concept, which are noised for training."""
     train: TrainConfig = TrainConfig()
     """The optimisation."""
-    loading: LoadingConfig = LoadingConfig()
-    """How a diffusion model is loaded, where its files do not say it."""
-    devices: str = "auto"
-    """GPU number, cpu, mps or auto."""
     output_dir: str = "outputs/cie"
     """The run's folder."""
     seed: int = 0
     """Decides all random numbers: same seed, same edit."""
     verbose: bool = True
     """More lines in the log."""
-
-    @field_validator("devices", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return ",".join(str(part) for part in value)
-        return str(value) if isinstance(value, int) else value
-
-    @field_validator("concepts")
-    @classmethod
-    def _named(cls, concepts: list[str]) -> list[str]:
-        concepts = [" ".join(concept.split()) for concept in concepts]
-        if not all(concepts) or len(set(concepts)) < len(concepts):
-            raise ValueError("each concept must be named, and once")
-        return concepts
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

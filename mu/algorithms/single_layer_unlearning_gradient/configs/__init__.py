@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from mu.core.concept import check_concept
-from mu.core.config import BaseConfig
+from mu.core.concept import Concept, ConceptList
+from mu.core.config import BaseConfig, Devices
 from mu.core.presets import Presets
 from mu.data.clip_sets import BothSets
-from mu.data.pairs import spaced
 from mu.models.load_options import LoadingConfig
 
 
@@ -104,7 +103,7 @@ class SlugConfig(BaseConfig):
     """What is edited: a CLIP, a diffusion model with its text tower, a LLaVA with its vision tower."""
     clip: str | None = None
     """The CLIP that gives the gradients. Default: the model itself, where it is one."""
-    concepts: list[str] = ["Elon Musk"]
+    concepts: ConceptList = [Concept("Elon Musk")]
     """What is forgotten, each with one tensor of its own, all found on the original model."""
     data: DataConfig = DataConfig()
     """Where pairs and test pictures come from."""
@@ -116,7 +115,7 @@ class SlugConfig(BaseConfig):
     """How large the step is, and which tensor takes it."""
     loading: LoadingConfig = LoadingConfig()
     """How a diffusion model is loaded, where its files do not say it."""
-    devices: str = "auto"
+    devices: Devices = "auto"
     """GPU number, cpu, mps or auto."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """What the models compute in. The search decides on single pictures: float32 is the careful choice."""
@@ -124,15 +123,6 @@ class SlugConfig(BaseConfig):
     """The run's folder."""
     seed: int = 0
     """Decides rendered pictures and everything else that is drawn."""
-
-    @field_validator("concepts")
-    @classmethod
-    def _words(cls, concepts: list[str]) -> list[str]:
-        """Each once, whatever its spelling: one that is searched twice would be moved twice."""
-        first: dict[str, str] = {}
-        for concept in map(check_concept, concepts):
-            first.setdefault(spaced(concept), concept)
-        return list(first.values())
 
 
 PRESETS: Presets[SlugConfig] = Presets({
