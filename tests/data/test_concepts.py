@@ -52,7 +52,7 @@ def test_what_is_no_concept_is_refused(text: object):
 
 
 def test_underscores_alone_are_no_concept():
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="concept"):
         concept_of("__")
 
 
@@ -62,7 +62,7 @@ def test_blanks_are_put_in_order():
 
 def test_a_comma_is_refused():
     assert check_concept(" Van  Gogh ") == "Van Gogh"
-    with pytest.raises(DataError, match="has a comma: give several concepts each on its own"):
+    with pytest.raises(DataError, match="'star, moon'"):
         check_concept("star, moon")
 
 

@@ -68,7 +68,7 @@ def test_gamma_is_the_largest_score_times_the_factor(tiny: DiffusionModel) -> No
     assert FacilitatedTransport(metric="allone")(tiny, prompts, concepts).tolist() == [[1, 1], [1, 1]]
     with pytest.raises(DataError, match="concepts"):
         FacilitatedTransport()(tiny, prompts, [[]])
-    with pytest.raises(DataError, match="tokens"):
+    with pytest.raises(DataError, match="' '"):
         FacilitatedTransport(metric="tokenuni")(tiny, prompts, [[" "]])
 
 
@@ -81,7 +81,7 @@ def test_a_gate_survives_the_file(gate: FacilitatedTransport | FixedStrength) ->
 
 def test_unknown_gates_are_refused() -> None:
     assert gate_from_json({}) == FixedStrength()
-    with pytest.raises(ConfigError, match="unknown gate"):
+    with pytest.raises(ConfigError, match="'magic'"):
         gate_from_json({"kind": "magic"})
 
 
@@ -127,12 +127,12 @@ def test_one_edit_acts_with_gamma_squared_in_the_reference(tiny: DiffusionModel)
 
 def test_the_references_arithmetic_needs_equal_ranks(tiny: DiffusionModel) -> None:
     membrane = Membrane([edit(tiny, ("a",), 0), edit(tiny, ("b",), 1, rank=2)], "reference")
-    with pytest.raises(EditError, match="one rank"), membrane.installed(tiny):
+    with pytest.raises(EditError, match="rank"), membrane.installed(tiny):
         find_module(tiny, LINEAR)(torch.randn(2, 192))
     mixed = [edit(tiny, ("a",), 0), edit(tiny, ("b",), 1)]
     for one, arithmetic in zip(mixed, ("paper", "reference"), strict=True):
         one.info = replace(one.info, gate={"kind": "fixed", "arithmetic": arithmetic})
-    with pytest.raises(EditError, match="cannot be on together"), Bank(tiny, mixed).applied():
+    with pytest.raises(EditError, match="gate"), Bank(tiny, mixed).applied():
         pass
 
 

@@ -66,10 +66,15 @@ def test_the_schedulers_of_a_family_share_the_schedule_and_differ_in_the_target(
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"_class_name": "NoSuchModel"}, {"_class_name": "UNet2DConditionModel", "layers_per_block": "x"}]
+    ("config", "named"),
+    [
+        ({}, "'architectures'"),
+        ({"_class_name": "NoSuchModel"}, "NoSuchModel"),
+        ({"_class_name": "UNet2DConditionModel", "layers_per_block": "x"}, "layers_per_block"),
+    ],
 )
-def test_a_config_of_nothing_is_refused(config: dict[str, Any]):
-    with pytest.raises(ModelError, match="no model can be built"):
+def test_a_config_of_nothing_is_refused(config: dict[str, Any], named: str):
+    with pytest.raises(ModelError, match=named):
         architectures.new_component(config)
 
 
@@ -131,7 +136,7 @@ def test_unet_map_agrees_with_the_conversion_in_diffusers(family: str):
 
 
 def test_a_unet_that_compvis_has_no_place_for_is_refused():
-    with pytest.raises(ModelError, match=r"no place for 'class_embedding"):
+    with pytest.raises(ModelError, match="'class_embedding"):
         names.unet_names({**new_unet().config, "num_class_embeds": 7})
 
 
@@ -300,12 +305,12 @@ def test_missing_misshapen_and_foreign_tensors_are_refused():
     known, shapes = {"a.weight": "x", "b.weight": "y"}, {"a.weight": torch.Size([2, 3]), "b.weight": torch.Size([2])}
     good = {"x": torch.ones(2, 3), "y": torch.ones(2), "z": torch.ones(1)}
     assert names.unpack(good, known, shapes).keys() == known.keys()
-    with pytest.raises(ModelError, match=r"1 tensors of the model are missing \(y\)"):
+    with pytest.raises(ModelError, match=r"\(y\)"):
         names.unpack({"x": good["x"]}, known, shapes)
-    with pytest.raises(ModelError, match="x has the shape 3x2 where the model needs 2x3"):
+    with pytest.raises(ModelError, match=r"\bx\b.* 3x2.* 2x3"):
         names.unpack(good | {"x": torch.ones(3, 2)}, known, shapes)
     fused = {"q": "x", "k": "x", "v": "x"}
-    with pytest.raises(ModelError, match="3 equal parts"):
+    with pytest.raises(ModelError, match=r"2x3.* 3 "):
         names.unpack(good, fused, dict.fromkeys(fused, torch.Size([1, 3])))
-    with pytest.raises(ModelError, match=r"not those of its config \(a.lora_A, a.weight\)"):
+    with pytest.raises(ModelError, match=r"\(a.lora_A, a.weight\)"):
         names.pack({"a.lora_A": torch.ones(1), "b.weight": torch.ones(1)}, known)
