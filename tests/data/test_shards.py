@@ -55,7 +55,7 @@ RANGE = r"\{00000\.\.00010\}\.tar"  # the example that is told where nothing is 
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        ("{f}/none.tar", r"none\.tar"), ("{f}/x*.tar", r"x\*\.tar"), ("{f}/{{8..9}}.tar", r"/9\.tar"), ("", RANGE),
+        ("{f}/none.tar", r"none\.tar"), ("{f}/x*.tar", r"x\*\.tar"), ("{f}/{{8..9}}.tar", r"/9\.tar"), ("", r"^\. "),
         (" , ", RANGE), ([], RANGE), ("{f}/empty", "/empty"),
     ],
 )  # fmt: skip

@@ -296,9 +296,9 @@ def test_what_a_promise_does_not_hold_is_told_when_it_is_added(
     folder.add(tiny, scene[1])
     assert not caplog.records
     folder.add(tiny, shift_of(tiny, "fish", ("",), seed=4))
-    assert {(leak.edit, leak.on) for record in caplog.records for leak in record.args} == {
-        ("fish", "red house"), ("red house", "fish"),
-    }  # fmt: skip
+    told = [(leak.edit, leak.on) for record in caplog.records for leak in record.args]
+    assert told.count(("fish", "red house")) == told.count(("red house", "fish")) == 1
+    assert "neon star" not in dict(told)
 
 
 @contextmanager

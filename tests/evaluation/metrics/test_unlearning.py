@@ -121,6 +121,6 @@ def test_the_mean_over_requests():
 def test_scores_of_different_definitions_have_no_mean():
     official = unlearning_scores(PERFECT, "neon", "style", protocol="canvas/1").cra
     retained = unlearning_scores(PERFECT, "photo", "style", protocol="canvas/1", include_erased=False).cra
-    for mixed, named in (({"neon": official, "photo": retained}, "CRA on retained only"), ({}, "")):
-        with pytest.raises(DataError, match=named):
+    for mixed in ({"neon": official, "photo": retained}, {}):
+        with pytest.raises(DataError, match="CRA" if mixed else "mean"):
             mean_over_requests(mixed)
