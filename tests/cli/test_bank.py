@@ -145,7 +145,7 @@ def test_erase_adds_what_it_finds(tmp_path: Path, tiny_folder: Path, monkeypatch
     assert [row["reason"] for row in BankFolder(bank).history()] == ["asked for"]
     assert open_edit(bank / "neon.safetensors").info == open_edit(tmp_path / "a").info
     again = erase("b", "--concept", "neon")
-    assert again.exit_code == 2 and "'neon' is in the bank" in again.stderr and len(searched) == 1
+    assert again.exit_code == 2 and "'neon'" in again.stderr and len(searched) == 1
 
     monkeypatch.setattr(SemipermeableMembraneAlgorithm, "separate", apart)
     assert erase("c", "--concept", "star", "--concept", "fish").exit_code == 0

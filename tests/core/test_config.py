@@ -79,7 +79,7 @@ def test_mistakes_are_one_line_that_names_the_key(wrong: dict[str, Any], said: s
         Settings().merged(wrong)
 
 
-@pytest.mark.parametrize(("content", "said"), [("- 1\n", "c.yaml"), ("a: [\n", "c.yaml.*line 2"), ("name: [1]\n", "name")])
+@pytest.mark.parametrize(("content", "said"), [("- 1\n", "c.yaml"), ("a: [\n", r"c\.yaml\D*\b2\b"), ("name: [1]\n", "name")])
 def test_bad_files_are_one_line(content: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(content)

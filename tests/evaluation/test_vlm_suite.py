@@ -87,7 +87,7 @@ def written(folder):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("image,question\n0.png,who\n", "'answer'"), ("image,question,answer\n", "image, question, answer"), ("image,question,answer\n0.png,who,\n", "line 2"),
+        ("image,question\n0.png,who\n", "'answer'"), ("image,question,answer\n", "image, question, answer"), ("image,question,answer\n0.png,who,\n", r"q\.csv\D*\b2\b"),
         ("image,question,answer\n../0.png,who,Ada\n", "'../0.png'"), ("image,question,answer\n9.png,who,Ada\n", "'9.png'"),
     ],
 )  # fmt: skip
