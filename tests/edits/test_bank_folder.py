@@ -597,7 +597,7 @@ def test_one_sided_protection_is_found_and_true(tiny: DiffusionModel, scene: lis
     there, back = measured["red house", "neon star"], measured["neon star", "red house"]
     assert (there.verdict, there.leaking, there.listed) == ("spared", False, True)
     assert (back.verdict, back.leaking, back.listed) == ("one-sided", True, False)
-    assert "restoring 'neon star' changes 'red house'" in str(back)
+    assert all(repr(name) in str(back) for name in ("neon star", "red house"))
     for prompt, alone, restored in (("neon star", a, b), ("red house", b, a)):
         with alone.applied(tiny):
             wanted = noise(tiny, prompt)
