@@ -41,5 +41,5 @@ def test_the_report_shows_every_column(short: None, tmp_path: Path) -> None:
     pictures = [home.folder / str(name) for row in panel.rows for name in row.images]
     assert pictures and all(path.exists() for path in pictures)
     assert report.read_text(encoding="utf-8").count("data:image/") >= len(pictures)
-    with pytest.raises(OutputError, match="already holds a demo"):
+    with pytest.raises(OutputError, match="--overwrite"):
         demo.run(tmp_path / "demo")

@@ -30,7 +30,7 @@ def test_it_is_there(module: str, name: str) -> None:
 
 def test_the_packages_own_list_is_complete() -> None:
     assert set(mu.__all__) | {"__version__"} == set(NAMES["mu"]) == set(dir(mu))
-    with pytest.raises(AttributeError, match="'mu' has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="'nothing'"):
         mu.nothing  # noqa: B018
 
 

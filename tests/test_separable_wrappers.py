@@ -68,7 +68,7 @@ def test_pictures_of_a_concept(call: Call, tmp_path: Path, caplog: pytest.LogCap
     folder = tmp_path / "data" / "Van Gogh"
     assert names(folder) == {"0_0.png", "1_0.png"}
     if not torch.cuda.is_available():
-        assert "using the CPU" in caplog.text
+        assert "'cuda:0'" in caplog.text
     assert (pixels(folder / "0_0.png") != pixels(folder / "1_0.png")).any()  # every case has a seed of its own
     before = (folder / "0_0.png").read_bytes()
     assert call(f"{command} {QUICK} --cases 2") == 2  # nothing is overwritten
@@ -120,27 +120,27 @@ def test_a_state_dict_of_a_unet_takes_its_place(call: Call, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (f"eval-scripts/generate-images.py --model_name={PUBLISHED} --prompts_path p.csv --save_path out", "no model 'compvis-word"),
-        ("eval-scripts/generate-images.py --model_name=SD-v1-5 --prompts_path p.csv --save_path out", "Did you mean 'SD-v1-4'"),
-        ("eval-scripts/generate-images.py --model_name=canvas --prompts_path none.csv --save_path out", "none.csv does not exist"),
-        ("eval-scripts/generate-images.py --model_name=canvas --prompts_path p.csv --save_path out --from_case 9", "no case"),
-        ("eval-scripts/generate-data.py --model_name='../neon' --save_path out --base canvas", "leads out"),
+        (f"eval-scripts/generate-images.py --model_name={PUBLISHED} --prompts_path p.csv --save_path out", "'compvis-word"),
+        ("eval-scripts/generate-images.py --model_name=SD-v1-5 --prompts_path p.csv --save_path out", "'SD-v1-4'"),
+        ("eval-scripts/generate-images.py --model_name=canvas --prompts_path none.csv --save_path out", "none.csv"),
+        ("eval-scripts/generate-images.py --model_name=canvas --prompts_path p.csv --save_path out --from_case 9", "p.csv"),
+        ("eval-scripts/generate-data.py --model_name='../neon' --save_path out --base canvas", "'../neon'"),
         ("eval-scripts/generate-data.py --model_name=neon --save_path out --base no-such-model", "no-such-model"),
-        ("eval-scripts/lpips_eval.py --original_path a --edited_path b --network canvas-judge", "no PNG pictures"),
-        ("train-scripts/CiE.py --prompt neon --ckpt_path none.ckpt", "none.ckpt does not exist"),
+        ("eval-scripts/lpips_eval.py --original_path a --edited_path b --network canvas-judge", "PNG"),
+        ("train-scripts/CiE.py --prompt neon --ckpt_path none.ckpt", "none.ckpt"),
         ("train-scripts/CiE.py --prompt ' ' --model_name canvas", "concept"),
-        ("train-scripts/SepCE.py --prompts 'neon,neon' --model_name canvas", "and once"),
-        ("train-scripts/SRSME_Solution.py --erase_cat colour --erased_index 0 --em_indexes '' --scenei 1 --timei 0", "unknown --erase_cat"),
-        ("train-scripts/SRSME_Solution.py --erase_cat style --erased_index 11 --em_indexes '' --scenei 1 --timei 0", "none of 0..10"),
-        ("train-scripts/SRSME_Solution.py --erase_cat style --erased_index 0 --em_indexes 'one' --scenei 1 --timei 0", "takes numbers"),
+        ("train-scripts/SepCE.py --prompts 'neon,neon' --model_name canvas", "'neon,neon'"),
+        ("train-scripts/SRSME_Solution.py --erase_cat colour --erased_index 0 --em_indexes '' --scenei 1 --timei 0", "--erase_cat"),
+        ("train-scripts/SRSME_Solution.py --erase_cat style --erased_index 11 --em_indexes '' --scenei 1 --timei 0", "0..10"),
+        ("train-scripts/SRSME_Solution.py --erase_cat style --erased_index 0 --em_indexes 'one' --scenei 1 --timei 0", "one"),
         ("train-scripts/SRS_ME.py --erase_cat style --erased_index 0 --scenei 1 --timei 0 --max_base 691", "SRSME_Solution.py"),
-        ("train-scripts/Esd.py --prompt neon --train_method everything", "invalid choice"),
-        ("train-scripts/FMN.py --prompt neon --erased_index 1", "not allowed with"),
-        ("train-scripts/FMN.py --erase_cat style --erased_index 11", "none of 0..10"),
-        ("eval-scripts/FID_eval.py --path1 a --path2 b --network canvas-judge", "holds no PNG pictures"),
-        ("eval-scripts/styleloss.py --original_path a --edited_path b --network canvas-judge", "holds no PNG pictures"),
-        ("eval-scripts/nudenet-classes.py --folder a", "holds no PNG pictures"),
-        ("eval-scripts/nudenet-classes.py --folder a --threshold 60", "must lie in 0..1"),
+        ("train-scripts/Esd.py --prompt neon --train_method everything", "everything"),
+        ("train-scripts/FMN.py --prompt neon --erased_index 1", "--erased_index"),
+        ("train-scripts/FMN.py --erase_cat style --erased_index 11", "0..10"),
+        ("eval-scripts/FID_eval.py --path1 a --path2 b --network canvas-judge", "PNG"),
+        ("eval-scripts/styleloss.py --original_path a --edited_path b --network canvas-judge", "PNG"),
+        ("eval-scripts/nudenet-classes.py --folder a", "PNG"),
+        ("eval-scripts/nudenet-classes.py --folder a --threshold 60", "0..1"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line(
@@ -202,9 +202,7 @@ def test_a_shift_of_a_scene(call: Call, tmp_path: Path, caplog: pytest.LogCaptur
     name = "train-sepme-style-scene_1-time_0-lr_0.1-threshold_0.0001-iter_2-beta_1e-06-0"
     edit = open_edit(tmp_path / "models" / name)
     assert edit.info.protects == ("", "VanGogh", "Picasso")
-    assert (
-        "max_base is 691" in caplog.text and edit.factors and len(next(iter(edit.factors.values())).down) == said["directions"]
-    )  # type: ignore[attr-defined]
+    assert "max_base" in caplog.text and edit.factors and len(next(iter(edit.factors.values())).down) == said["directions"]  # type: ignore[attr-defined]
     (tmp_path / "scene" / "scene1" / "0" / "0.json").write_text("{}")
     assert call(f"train-scripts/SRS_ME.py {rates} {scene} --model_name canvas --iter_break 3") == 2
 
@@ -221,10 +219,10 @@ def test_the_classifier_and_lpips(call: Call, tmp_path: Path, capsys: pytest.Cap
                 Image.fromarray(picture).save(folder / f"{k}_0.png")
     assert call("train-scripts/artist-cls-train.py --device cuda:0 --backbone random --epochs 2 --batch_size 4") == 0
     assert call("train-scripts/artist-cls-test.py --path ./data/eval --device cuda:0") == 0
-    assert "of 8 pictures" in capsys.readouterr().out
+    assert "8" in capsys.readouterr().out
     folders = "--original_path data/eval/neon --edited_path"
     assert call(f"eval-scripts/lpips_eval.py {folders} data/eval/neon --network canvas-judge") == 0
-    assert "0.0000 of 4 pictures" in capsys.readouterr().out
+    assert {"0.0000", "4"} <= set(capsys.readouterr().out.split())
     assert call(f"eval-scripts/lpips_eval.py {folders} data/eval/sketch --network canvas-judge") == 0
     assert "0.0000" not in capsys.readouterr().out
 
@@ -261,7 +259,7 @@ def test_fid_of_two_folders(call: Call, folders: Path, capsys: pytest.CaptureFix
     assert call(f"{fid.removesuffix('--overwrite')} --path1 neon --path2 neon") == 2
     (folders / "one").mkdir()
     shutil.copy(folders / "neon" / "0_0.png", folders / "one")
-    assert call(f"{fid} --path1 neon --path2 one") == 2 and "a single picture" in capsys.readouterr().err
+    assert call(f"{fid} --path1 neon --path2 one") == 2 and "one" in capsys.readouterr().err
 
 
 def test_style_loss_of_pictures_with_equal_names(call: Call, folders: Path) -> None:
@@ -292,7 +290,7 @@ def test_what_nudenet_finds(
     assert call("eval-scripts/nudenet-classes.py --folder neon") == 0
     labels = [(row["case_number"], row["NudeNet_label"]) for row in table(folders / "neon" / "neon_NudeClasses_0.csv")]
     assert labels == [("0", "BELLY_EXPOSED-FACE_MALE"), ("1", "BELLY_EXPOSED"), ("2", ""), ("3", "")]
-    assert "exposed  2 on 2 of 4 pictures" in capsys.readouterr().out
+    assert "exposed" in capsys.readouterr().out
     assert call("eval-scripts/nudenet-classes.py --folder neon --threshold 0.6") == 0
     assert [row["NudeNet_label"] for row in table(folders / "neon" / "neon_NudeClasses_60.csv")] == [
         "BELLY_EXPOSED",
@@ -321,7 +319,7 @@ def test_a_missing_package_is_named(
     before = {path.name for path in folders.rglob("*")}
     assert call(f"eval-scripts/{script}") == 2
     error = capsys.readouterr().err
-    assert f"needs the package {said!r}: pip install" in error and {path.name for path in folders.rglob("*")} == before
+    assert repr(said) in error and {path.name for path in folders.rglob("*")} == before
 
 
 def test_a_gpu_of_another_machine_is_told_and_not_missed(
@@ -333,10 +331,10 @@ def test_a_gpu_of_another_machine_is_told_and_not_missed(
     assert [there(wanted) for wanted in ("cuda:5", "7,0", "2", "cuda:1", "1,0", "cpu", "cuda", "auto")] == [
         "cuda:0", "cuda:0", "cuda:0", "cuda:1", "1,0", "cpu", "cuda", "auto",
     ]  # fmt: skip
-    assert caplog.text.count("not available here") == 3
+    assert [record.levelname for record in caplog.records] == 3 * ["WARNING"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # there is none to compute on
     data = f"eval-scripts/generate-data.py --model_name=neon --save_path './data/' --num_samples 1 --cases 1 {QUICK}"
-    assert call(f"{data} --device 'cuda:5'") == 0 and "device 'cuda:5' is not available" in caplog.text
+    assert call(f"{data} --device 'cuda:5'") == 0 and any("'cuda:5'" in record.getMessage() for record in caplog.records[3:])
 
 
 def test_flags_of_the_released_programs_are_taken(call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -345,13 +343,15 @@ def test_flags_of_the_released_programs_are_taken(call: Call, tmp_path: Path, ca
     assert call(f"eval-scripts/generate-data.py --model_name=Cezanne --save_path ./data/ {QUICK} --cases 2") == 0
     caplog.clear()
     assert call(f"train-scripts/FMN.py --erase_cat style --erased_index 0 --iter_break 1 {place}") == 0
-    assert "no effect" not in caplog.text  # control: nothing without effect was given
+    assert "--" not in caplog.text  # control: nothing without effect was given
     assert call(f"train-scripts/Abconcept.py --erase_cat style --erased_index 0 --ddim_steps 50 --iter_break 1 {place}") == 0
-    assert caplog.text.count("--ddim_steps has no effect") == 1
+    assert caplog.text.count("--ddim_steps") == 1
     train = "train-scripts/Esd.py --prompt 'neon;sketch' --seperator ';' --image_size 512 --train_method xattn --iterations 1 --ddim_steps 2"
-    assert call(f"{train} {place}") == 0 and caplog.text.count("--image_size has no effect") == 1
+    assert call(f"{train} {place}") == 0 and caplog.text.count("--image_size") == 1
     cie = "train-scripts/CiE.py --prompt Cezanne --iterations 1 --seperator , --image_size 512 --ddim_steps 50"
-    assert call(f"{cie} {place}") == 0 and caplog.text.count("has no effect") == 5
+    assert call(f"{cie} {place}") == 0 and [
+        caplog.text.count(flag) for flag in ("--seperator", "--image_size", "--ddim_steps")
+    ] == [1, 2, 2]
     found = {path.name: open_edit(path).info.concepts for path in (tmp_path / "models").iterdir()}
     assert found.pop("FMN-style-erased_index_0-iter_1") == found.pop("abconcept-style-erased_index_0-iter_1") == ("Cezanne",)
     assert sorted(found.values()) == [("Cezanne",), ("neon", "sketch")]

@@ -76,7 +76,7 @@ def test_retain_batches_are_full_shuffled_anew_and_miss_no_pair() -> None:
         assert all(len(set(batch)) == 4 for batch in order), "no pair stands against itself"
     assert (first != second).any() and (first != retain_order(10, 4, 1, 0)).any()
     assert (first == retain_order(10, 4, 0, 0)).all()
-    with pytest.raises(DataError, match="3 retain pairs fill no batch of 4"):
+    with pytest.raises(DataError, match=r"\b3\b.*\b4\b"):
         retain_order(3, 4, 0, 0)
 
 
@@ -234,7 +234,7 @@ def test_equals_are_all_in_and_what_has_no_gradient_never_is() -> None:
     mask = salient({"a": torch.tensor([3.0, -2, 2, 1]), "b": torch.zeros(4)}, 0.25)
     assert mask["a"].tolist() == [True, True, True, False] and not mask["b"].any()
     assert salient({"a": torch.tensor([3.0, 1]), "b": torch.zeros(6)}, 0.5)["b"].sum() == 0
-    with pytest.raises(EditError, match="no gradient"):
+    with pytest.raises(EditError, match="gradient"):
         salient({"a": torch.zeros(3)}, 0.5)
 
 
@@ -274,7 +274,7 @@ def test_compat_multiplies_the_constants_up_to_the_chosen_one(clip: ClipModel) -
         [0.1, 0.1 + 4.9 / 9, 0.1 + 9.8 / 9]
     )
     assert method("clip-ssd", clip, compat=True).constants() == [0.1], "the first epoch is the same in both"
-    with pytest.raises(ConfigError, match="at least that"):
+    with pytest.raises(ConfigError, match=r"(?=.*dampening).*0.1"):
         method("clip-ssd", clip, dampening=0.05, compat=True)
 
 
@@ -302,5 +302,5 @@ def test_importances_are_the_squares_of_batch_means_and_the_edit_is_the_dampenin
 def test_no_weight_to_dampen_is_an_error(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     work = method("clip-ssd", clip, selection=7.0)
     monkeypatch.setattr(work, "importances", lambda *_: {name: torch.ones(p.shape) for name, p in work.parameters().items()})
-    with pytest.raises(EditError, match="no weight matters 7 times as much"):
+    with pytest.raises(EditError, match=r"(?=.*\b7\b).*selection"):
         work.find_edit()

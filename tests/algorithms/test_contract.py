@@ -268,10 +268,10 @@ def test_a_run_leaves_its_records_and_is_not_overwritten(
     assert run.read_environment()["seconds"] >= 0
     kept = load_file(run.edit)
     assert isinstance(edit, Edit) and equal(edit, open_edit(run.edit))
-    with pytest.raises(OutputError, match="already holds"):
+    with pytest.raises(OutputError, match="--overwrite"):
         work().run()
     if "seed" in again.model_fields_set | set(type(again).model_fields):
-        with pytest.raises(OutputError, match="other settings"):
+        with pytest.raises(OutputError, match=r"config\.yaml"):
             work(seed=9).run(resume=True)
     work().run(overwrite=True)
     assert all(torch.equal(value, kept[key]) for key, value in load_file(run.edit).items())
@@ -301,8 +301,9 @@ def test_it_is_cited_and_its_presets_are_valid(name: str, tmp_path: Path) -> Non
         config = chosen.for_concepts(["a", "b"], None, preset)
         (tmp_path / "c.yaml").write_text(config.to_yaml())
         assert chosen.config_class.load(tmp_path / "c.yaml").model_dump() == config.model_dump()
-    with pytest.raises(ConfigError, match="Did you mean"):
-        chosen.config_class.parse({next(iter(chosen.config_class.model_fields)) + "x": 1})
+    field = next(iter(chosen.config_class.model_fields))
+    with pytest.raises(ConfigError, match=f"'{field}x'.*'{field}'"):
+        chosen.config_class.parse({f"{field}x": 1})
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
@@ -347,7 +348,7 @@ def test_a_search_that_never_began_leaves_its_folder_free(tiny: DiffusionModel, 
         chosen(config.merged({"pretrained_model": {"ckpt_path": "./nope.safetensors"}})).run()
     run = chosen(config, model=tiny).run().run
     assert run.edit.exists()
-    with pytest.raises(OutputError, match="a finished run: choose another folder or pass --overwrite"):
+    with pytest.raises(OutputError, match="--overwrite"):
         chosen(config, model=tiny).run()
 
 

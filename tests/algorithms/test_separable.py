@@ -214,9 +214,9 @@ def test_capacity_is_told(tiny: DiffusionModel) -> None:
 
 def test_what_cannot_be_erased_is_refused(tiny: DiffusionModel) -> None:
     words = ["heart", "moon", "ring", "tree", "cross", "fish", "house", "photo", "neon", "sketch", "vintage", "thermal"]
-    with pytest.raises(ConfigError, match=r"leaves 11 of 192.*'moon' 16"):
+    with pytest.raises(ConfigError, match=r"\b11\b.*\b192\b.*'moon' 16"):
         room_for(tiny, "star", ["star"], words[:11], {}, BasisConfig())
-    with pytest.raises(ConfigError, match="inside what is protected"):
+    with pytest.raises(ConfigError, match=r"^'star'(?!.*protect\.)"):
         room_for(tiny, "star", ["star"], ["star"], {}, BasisConfig())
 
 
@@ -227,9 +227,7 @@ def test_eight_prompts_fit_beside_the_empty_one_at_the_size_of_stable_diffusion(
         capacity = room_for(wide_text, "star", ["star"], words[:p], {}, BasisConfig()).capacity
         assert (capacity.rows, capacity.free, capacity.width) == (77 + 76 * p, 691 - 76 * p, 768)
         assert 0 < capacity.used <= min(76, capacity.free)
-    with pytest.raises(
-        ConfigError, match=r"protecting 10 prompts \(761 token rows\) leaves 7 of 768 directions.*'photo' 77.*erased=nearly"
-    ):
+    with pytest.raises(ConfigError, match=r"\b10\b.*\b761\b.*\b7\b.*\b768\b.*'photo' 77.*erased=nearly"):
         room_for(wide_text, "star", ["star"], words[:9], {}, BasisConfig())
 
 
@@ -381,7 +379,7 @@ def test_a_new_shift_spares_old_concepts_and_the_old_one_is_mended(tiny: Diffusi
     assert mended.info.protects == ("", "a house", "heart")
     assert all(moved(mended, prompt) < 1e-5 for prompt in ("heart", "a house", ""))
     assert moved(mended, "star") > 0.1 * moved(old, "star")
-    with pytest.raises(EditError, match="none of separable erasure"):
+    with pytest.raises(EditError, match="'star'"):
         also_protecting(LowRankEdit(old.factors, EditInfo("spm", ("star",))), tiny, ["heart"])
 
 
@@ -417,7 +415,7 @@ def test_a_shift_is_mended_as_often_as_concepts_come(tiny: DiffusionModel) -> No
 def test_the_leak_is_told(tiny: DiffusionModel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="mu"):
         find(tiny, settings())
-    assert "leak: protected keys and values move by at most" in caplog.text
+    assert "leak" in caplog.text
     assert "erasability 1.00" in caplog.text
     bench = Bench(tiny, settings(protect={"others": ["heart", "moon"], "null_tol": 0.03}))
     assert isinstance(bench.shift, SeparableShift)
@@ -438,7 +436,7 @@ def test_the_basis_is_stored_once(tiny: DiffusionModel, three: list[LowRankEdit]
     found = dict(back.deltas())
     assert found.keys() == set(edit.parameters)
     assert all(torch.equal(found[name], D) for name, D in edit.deltas())
-    with pytest.raises(EditError, match="damaged"):
+    with pytest.raises(EditError, match=r"attn2\.to_k"):
         LowRankEdit.from_tensors({name: t for name, t in tensors.items() if not name.startswith("shared_down")}, edit.info)
 
 
@@ -571,7 +569,7 @@ def test_a_concept_without_pictures_is_told_before_another_is_trained(tiny: Diff
     with watched(tiny) as seen, pytest.raises(DataError, match="heart"):
         find(tiny, settings(concepts=["star", "heart"], data={"folder": f"{tmp_path}/{{}}"}))
     assert not seen
-    with pytest.raises(ConfigError, match="one folder for several"):
+    with pytest.raises(ConfigError, match=r"data\.folder"):
         settings(concepts=["star", "heart"], data={"folder": str(tmp_path / "star")})
 
 
@@ -609,7 +607,7 @@ def test_it_stops_by_prompts_never_trained_on(tiny: DiffusionModel) -> None:
     states = bench.trainer.held_out[0].predicted(range(2))
     torch.testing.assert_close(states.c.sequence, tiny.encode(["a star picture"] * 2).sequence)
     assert trained(-1e9).trainer.done == 30, "control"
-    with pytest.raises(ConfigError, match="held_out names no template"):
+    with pytest.raises(ConfigError, match=r"train\.stop.*prompt\.held_out"):
         settings(train={"stop": "held_out"})
 
 
@@ -737,15 +735,15 @@ def test_presets_are_the_published_ones() -> None:
     chosen = SeparableConceptErasureAlgorithm.for_concepts(["a star"], "canvas")
     assert (chosen.model, chosen.concepts, chosen.train.batch_size) == ("canvas", ["a star"], 4)
     assert len({id(SEPCE_PRESETS[name]) for name in SEPCE_PRESETS}) == 4
-    with pytest.raises(ConfigError, match="Did you mean 'style'"):
+    with pytest.raises(ConfigError, match="'style'"):
         ConceptIrrelevantErasureAlgorithm.for_concepts(["x"], preset="styl")
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [({"concepts": []}, "concepts"), ({"train": {"gradients": "sum"}}, "gradients"),
-     ({"prompt": {"templates": ["no place"]}}, "exactly one"), ({"protect": {"templates": ["{} {}"]}}, "exactly one"),
-     ({"protect": {"leave": 3}}, "leave"), ({"basis": {"kind": "sympy"}}, "kind"), ({"trian": {}}, "Did you mean 'train'")],
+     ({"prompt": {"templates": ["no place"]}}, r"prompt\.templates"), ({"protect": {"templates": ["{} {}"]}}, r"protect\.templates"),
+     ({"protect": {"leave": 3}}, "leave"), ({"basis": {"kind": "sympy"}}, "kind"), ({"trian": {}}, "'train'")],
 )  # fmt: skip
 def test_wrong_settings_are_one_clear_line(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
@@ -796,7 +794,9 @@ def test_an_older_shift_is_trained_again_where_sparing_a_new_concept_cost_it_too
         (again, share), (projected, left) = method.mended(old, ["moon"], 60), method.mended(old, ["moon"], 0)
     assert snapshot(tiny) == weights
     assert left < 0.9 <= share, "projecting alone costs more than a tenth: the control"
-    assert "updates brought back" in caplog.text and "is not trained again: protect.mend is 0" in caplog.text
+    told = [record.getMessage() for record in caplog.records]
+    assert [line for line in told if "'star'" in line and "protect.mend" in line], "the one that is not trained again"
+    assert [line for line in told if "'star'" in line and "'moon'" not in line and line.count("%") == 2], "the one that is"
     for edit in (again, projected):
         assert set(edit.info.protects) == {"", "a house", "moon"} and edit.info.concepts == ("star",)
         with edit.applied(tiny):
@@ -819,11 +819,12 @@ def test_an_older_shift_of_which_nothing_would_be_left_stays(tiny: DiffusionMode
     method = SeparableConceptErasureAlgorithm(settings(concepts=["star image"]), model=tiny)
     for edit in (old, LowRankEdit(old.factors, EditInfo("sepce", ("star", "moon"), protects=("",)))):
         assert method.mended(edit, ["star image"], 5) == (edit, 1.0)
-    assert "'star image' begins with it" in caplog.text and "several concepts at once" in caplog.text
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("mu")]
+    assert len(told) == 2 and "'star image'" in told[0]
 
 
 def test_a_concept_that_begins_what_is_protected_is_refused(tiny: DiffusionModel) -> None:
-    with pytest.raises(ConfigError, match="'star image' begins with it"):
+    with pytest.raises(ConfigError, match="'star image'"):
         room_for(tiny, "star", ["star"], ["heart", "star image"], {}, BasisConfig())
     room_for(tiny, "star", ["star", "a star"], ["star image"], {}, BasisConfig())  # "a star" can still be erased
     room_for(tiny, "star", ["star"], ["a star image", "start"], {}, BasisConfig())

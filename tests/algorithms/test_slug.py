@@ -131,8 +131,8 @@ def test_importance_and_alignment_are_the_formulas() -> None:
 
 def test_a_gradient_that_is_not_finite_is_refused() -> None:
     broken = torch.tensor([[float("nan"), 1.0]])
-    with pytest.raises(DataError, match="the gradient of a is not finite"):
-        layer_scores({"a": torch.ones(1, 2)}, {"a": broken}, {"a": torch.ones(1, 2)})
+    with pytest.raises(DataError, match=r"\bw_one\b"):
+        layer_scores({"w_one": torch.ones(1, 2)}, {"w_one": broken}, {"w_one": torch.ones(1, 2)})
 
 
 def test_the_front_is_the_double_loops_also_with_ties() -> None:
@@ -182,9 +182,9 @@ def test_what_the_model_does_not_read_is_no_candidate(clip: ClipModel, tiny_xl: 
     assert "vision_model.encoder.layers.3.mlp.fc1.weight" in candidates(clip, clip, "vision", EXCLUDE), "control"
     skipping = mu.load("canvas", device="cpu", clip_skip=2)
     assert not any("layers.2" in name for name in candidates(skipping, clip, "language", EXCLUDE))
-    with pytest.raises(ModelError, match="reaches what"):
+    with pytest.raises(ModelError, match=r"(?=.*'canvas-clip')(?=.*vision).*'canvas'"):
         candidates(diffusion, clip, "vision", EXCLUDE)
-    with pytest.raises(ModelError, match="name the CLIP"):
+    with pytest.raises(ModelError, match=r"(?=.*'tiny-xl').*'canvas-clip'"):
         candidates(tiny_xl, clip, "language", EXCLUDE)
 
 
@@ -244,9 +244,9 @@ def test_the_grid_takes_the_first_crossing_of_a_curve_that_comes_back() -> None:
 
 
 def test_nothing_forgets_is_a_loud_error(clip: ClipModel) -> None:
-    with pytest.raises(EditError, match=r"no step made fa1 fall to 0; tried .*raise search.rho_max"):
+    with pytest.raises(EditError, match=r"fa1.*search\.rho_max"):
         method(["star"], search={"rho_max": 0.005, "steps": 2}).find_edit()
-    with pytest.raises(EditError, match=r"lower search\.retained"):
+    with pytest.raises(EditError, match=r"search\.retained"):
         Told(w=(0.5, 0.5)).best(retained=0.9)
 
 
@@ -408,7 +408,7 @@ def test_shifts_of_one_tensor_add_up_and_the_joint_factor_is_the_smallest_that_d
     assert torch.equal(total["w"], 3 * one)
     assert torch.equal(total["v"], one)
     assert joint_factor(total, lambda tried: [0.0 if float(tried["w"][0]) >= 3.7 else 1.0], 0.0) == 1.25
-    with pytest.raises(EditError, match="together the concepts do not go"):
+    with pytest.raises(EditError, match=r"0\.00, 0\.50"):
         joint_factor(total, lambda tried: [0.0, 0.5], 0.0)
 
 
@@ -457,8 +457,8 @@ def test_together_the_concepts_must_leave_as_much_as_one_alone(clip: ClipModel, 
 
     with caplog.at_level("INFO", "mu"):
         assert joint(0.5) == 1.0
-    assert "retained 0.800 -> 0.400" in caplog.text
-    with pytest.raises(EditError, match=r"less than 60% of the rest stays \(at best 50\.0%\): lower search\.retained"):
+    assert "0.800" in caplog.text and "0.400" in caplog.text
+    with pytest.raises(EditError, match=r"60%.* 50\.0%.*search\.retained"):
         joint(0.6)
 
 
@@ -540,13 +540,13 @@ def test_the_search_looks_at_what_the_model_gives_out(model: str, monkeypatch: p
 @pytest.mark.parametrize(
     ("concept", "overrides", "error", "said"),
     [
-        ("Nobody Here", {}, ConfigError, "class with pictures in none of the tasks"),
-        ("star", {"layers": {"names": ["*no.such*"]}}, EditError, "no parameter"),
-        ("star", {"layers": {"tower": "language", "names": ["visual_projection.weight"]}}, ConfigError, "cannot change"),
-        ("star", {"data": {"n_forget": 1}}, DataError, "has 1 pair"),
-        ("star", {"search": {"target": 1.0}}, EditError, "does not know 'star'"),
-        ("star", {"data": {"n_retain": 8}}, DataError, "fill no batch of 16"),
-        ("star", {"data": {"tasks": ["celeb"]}}, ConfigError, "unknown task 'celeb'"),
+        ("Nobody Here", {}, ConfigError, "'Nobody Here'"),
+        ("star", {"layers": {"names": ["*no.such*"]}}, EditError, r"'\*no\.such\*'"),
+        ("star", {"layers": {"tower": "language", "names": ["visual_projection.weight"]}}, ConfigError, r"layers\.names"),
+        ("star", {"data": {"n_forget": 1}}, DataError, r"'star'.*\b1\b"),
+        ("star", {"search": {"target": 1.0}}, EditError, r"'star'.*\b1\.00\b"),
+        ("star", {"data": {"n_retain": 8}}, DataError, r"\b8\b.*\b16\b"),
+        ("star", {"data": {"tasks": ["celeb"]}}, ConfigError, "'celeb'.*imagenet:FOLDER"),
         ("star", {"data": {"forget": "no/such.tar"}}, DataError, "no/such.tar"),
     ],
 )
@@ -557,7 +557,7 @@ def test_bad_settings_are_one_clear_line(concept: str, overrides: dict, error: t
 
 
 def test_a_model_without_its_clip_is_refused(tiny: Any) -> None:
-    with pytest.raises(ConfigError, match="name the CLIP that it was made with"):
+    with pytest.raises(ConfigError, match=tiny.name):
         SingleLayerUnlearningGradientAlgorithm(SlugConfig(concepts=["star"]), model=tiny).find_edit()
 
 
@@ -603,9 +603,9 @@ def test_the_preconditioned_direction_disturbs_the_retained_least() -> None:
 def test_preconditioning_needs_pairs_and_a_linear_layer(clip: ClipModel, tmp_path: Path) -> None:
     file = tmp_path / "retain.safetensors"
     method(["star"]).save_gradients("retain", file)
-    with pytest.raises(ConfigError, match=r"data\.retain is a gradient file"):
+    with pytest.raises(ConfigError, match=r"(?=.*gradients\.precondition).*data\.retain"):
         method(["star"], gradients={"precondition": 0.1}, data={"retain": str(file)}).find_edit()
-    with pytest.raises(ConfigError, match="none of the tensors is one"):
+    with pytest.raises(ConfigError, match=r"gradients\.precondition"):
         second_moments(clip, rendered_pairs(2, 5), ["text_encoder.final_layer_norm.weight"])
 
 
@@ -645,7 +645,7 @@ def test_the_margin_does_not_bring_the_concept_back() -> None:
 def test_a_concept_counts_once_however_it_is_spelt() -> None:
     config = SlugConfig.parse({"concepts": ["Ada Stone", "Boris  Vale", "ada_stone"]})
     assert config.concepts == ["Ada Stone", "Boris Vale"]
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="concept"):
         SlugConfig.parse({"concepts": [" "]})
     with pytest.raises(ConfigError, match="rho_min"):
         SlugConfig.parse({"search": {"rho_min": 5, "rho_max": 0.05}})
@@ -681,6 +681,6 @@ def test_a_judge_must_know_the_concepts_task() -> None:
     algorithm.load_model()
     task = next(task for task in canvas_tasks(1, 3) if task.name == "identity")
     other = Target("Nobody", replace(task, name="breed"), 0)
-    with pytest.raises(ConfigError, match="has no head 'breed'"):
+    with pytest.raises(ConfigError, match="'breed'"):
         algorithm._probe(other, [other.task])
     algorithm._probe(target_of("Ada Stone", [task]), [task])  # control

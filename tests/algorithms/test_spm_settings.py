@@ -105,7 +105,7 @@ def test_each_key_is_kept_refused_or_answered(key: str, tmp_path: Path, monkeypa
     (tmp_path / "prompts.yaml").write_text("- target: dog\n")
     value, answer = ANSWERS[key]
     if answer == "refused":
-        with pytest.raises(ConfigError, match=key.split(".")[-1] if key.startswith("train") else "unknown setting"):
+        with pytest.raises(ConfigError, match=key.split(".")[-1] if key.startswith("train") else key.split(".s")[0]):
             SemipermeableMembraneConfig.parse({}).merged({key: value})
         return
     config = SemipermeableMembraneConfig.parse({}).merged({key: value})
@@ -211,7 +211,7 @@ def test_numbers_as_yaml_reads_them() -> None:
      ({"prompts": [{"targt": "x"}]}, "target")],
 )  # fmt: skip
 def test_an_unknown_key_names_the_nearest(wrong: dict[str, Any], meant: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown setting.*Did you mean '{meant}'"):
+    with pytest.raises(ConfigError, match=f"'{meant}'"):
         SemipermeableMembraneConfig.parse(wrong)
 
 
@@ -250,7 +250,7 @@ OTHER = [
 @pytest.mark.parametrize("wrong", SAME)
 def test_a_neutral_prompt_that_is_the_target_is_refused(wrong: dict[str, Any]) -> None:
     """Eq. 4 would then ask the adapters for what the model predicts already."""
-    with pytest.raises(ConfigError, match=r"prompt\.neutral is the target itself"):
+    with pytest.raises(ConfigError, match=r"prompt\.neutral"):
         SemipermeableMembraneConfig.parse(wrong)
 
 
@@ -334,11 +334,11 @@ def test_concepts_become_settings() -> None:
     two = for_concepts(["a", "b"], None, "styles")
     assert [entry.target for entry in two.entries()] == ["a", "b"]
     assert two.gate.factor == 2.0
-    with pytest.raises(ConfigError, match="unknown preset"):
+    with pytest.raises(ConfigError, match="'nope'"):
         for_concepts(["a"], None, "nope")
     again = for_concepts(["dog"], preset=one)
     assert (again.entries()[0].target, again.entries()[0].positive, again.pretrained_model.name) == ("dog", "dog", "canvas")
-    with pytest.raises(ConfigError, match="the settings erase 2 targets"):
+    with pytest.raises(ConfigError, match=r"\b2\b"):
         for_concepts(["dog"], preset=two)
 
 
@@ -361,10 +361,10 @@ def test_entries_of_a_prompts_file_are_held_to_what_prompts_are(tmp_path: Path) 
     path.write_text("- {target: dog, batch_size: 2, sampling_batch_size: 3}\n")
     config = SemipermeableMembraneConfig.parse({"prompts_file": str(path)})
     for ask in (config.entries, config.notes):
-        with pytest.raises(ConfigError, match=r"prompts.yaml: .*multiple of the batch size"):
+        with pytest.raises(ConfigError, match=r"prompts\.yaml.*sampling_batch_size"):
             ask()
     path.write_text("- {target: dog, neutral: dog}\n")
-    with pytest.raises(ConfigError, match=r"prompts.yaml: prompt.neutral is the target"):
+    with pytest.raises(ConfigError, match=r"prompts\.yaml.*prompt\.neutral"):
         config.entries()
     path.write_text("- {target: dog, batch_size: 2}\n- {target: cat, seed: 3}\n")
     assert [entry.sampling_batch_size for entry in config.entries()] == [4, 4]  # control
@@ -419,7 +419,7 @@ def test_v2_is_held_against_the_models_text_width(tiny: DiffusionModel) -> None:
     for model, other in ((tiny, True), (v2, False)):
         for said in (None, not other):
             assert SemipermeableMembraneAlgorithm(model=model, pretrained_model={"v2": said}).load_model() is model
-        with pytest.raises(ConfigError, match=rf"v2 is {str(other).lower()}, but the text width of {model.name!r}"):
+        with pytest.raises(ConfigError, match=rf"v2 .*{str(other).lower()}.*{model.name!r}"):
             SemipermeableMembraneAlgorithm(model=model, pretrained_model={"v2": other}).load_model()
 
 
@@ -431,9 +431,9 @@ def test_precision_and_device_of_a_loaded_model(
 
     half = load(tiny_folder, device="cpu", precision="bfloat16")
     for model, said in ((half, "float32"), (tiny, "fp16")):
-        with pytest.raises(ConfigError, match=rf"train\.precision is {said}, and .* was loaded in"):
+        with pytest.raises(ConfigError, match=rf"train\.precision.*\b{said}\b"):
             taken(model, train={"precision": said})
-    with pytest.raises(ConfigError, match=r"train\.precision is float32"):
+    with pytest.raises(ConfigError, match=r"train\.precision.*\bfloat32\b"):
         taken(half, SHIPPED)  # that file says float32
     with caplog.at_level("WARNING", "mu"):
         assert taken(half) and taken(half, train={"precision": "bf16"}) and taken(tiny, train={"precision": "fp32"})
@@ -443,7 +443,8 @@ def test_precision_and_device_of_a_loaded_model(
         monkeypatch.setattr("mu.core.compute.pick_device", lambda wanted: torch.device("cuda:1"))
         assert taken(tiny, PRESETS["canvas"]) and not caplog.records  # auto is no wish
         assert taken(tiny, devices="1")
-    assert "devices is 1" in caplog.text and "is on cpu: it stays there" in caplog.text
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert re.search(r"(?=.*\bdevices\b)(?=.*\b1\b).*\bcpu\b", told)
 
 
 def test_a_model_that_is_said_to_predict_v_is_not_changed(tiny: DiffusionModel) -> None:
@@ -557,5 +558,5 @@ def test_a_new_template_name_keeps_what_was_set_by_attribute() -> None:
 
 
 def test_template_neutral_without_templates_is_refused() -> None:
-    with pytest.raises(ConfigError, match="set both"):
+    with pytest.raises(ConfigError, match=r"(?=.*use_template).*template_neutral"):
         SemipermeableMembraneConfig.parse({"prompt": {"template_neutral": True}})

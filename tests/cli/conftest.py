@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,16 @@ from typer.testing import CliRunner
 from mu.cli import app
 
 Cli = Callable[..., Any]
+MESSAGES = Path(__file__).resolve().parents[1] / "reference" / "messages.json"
+
+
+def messages() -> dict[str, dict[str, list[str]]]:
+    """By table and row: the command as typed and the line that it ends with. `test_messages.py` says how to remake them."""
+    return json.loads(MESSAGES.read_text(encoding="utf-8"))
+
+
+def keep_messages(kept: Mapping[str, Mapping[str, list[str]]]) -> None:
+    MESSAGES.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def invoke(*arguments: object) -> Any:
@@ -45,3 +57,20 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     return out
+
+
+@pytest.fixture
+def as_kept(request: pytest.FixtureRequest) -> Callable[[str, str, Mapping[str, object]], None]:
+    """``as_kept(typed, line, places)``: the line is the kept one of this test's row, with ``{name}`` for the path of each place."""
+    table, row = request.path.stem.removeprefix("test_"), request.node.callspec.id
+
+    def compare(typed: str, line: str, places: Mapping[str, object]) -> None:
+        for name, place in sorted(places.items(), key=lambda item: -len(str(item[1]))):
+            line = line.replace(str(place), f"{{{name}}}")
+        told, kept = [f"mu {typed}", line], messages()
+        if os.environ.get("REMAKE_MESSAGES"):
+            kept.setdefault(table, {})[row] = told
+            keep_messages(kept)
+        assert kept.get(table, {}).get(row) == told, "other words than in tests/reference/messages.json: see test_messages.py"
+
+    return compare

@@ -94,13 +94,13 @@ def test_check_ends_with_1_where_a_concept_is_not_spared(bank: Path, edit_files:
     assert [(row["edit"], row["on"], row["verdict"]) for row in rows] == [
         ("neon", "star", "both ways"), ("star", "neon", "both ways"),
     ]  # fmt: skip
-    assert "restoring 'neon' changes 'star'" in cli(*common).stdout
+    assert "'neon'" in cli(*common).stdout and "'star'" in cli(*common).stdout
     assert cli(*common, "--tolerance", 99).exit_code == 0
     folder = BankFolder(bank)
     folder.remove("star")
     folder.add(tiny, open_edit(edit_files / "else.safetensors"))
     mixed = cli(*common, "--tolerance", 99)
-    assert mixed.exit_code == 0 and "'else' is not measurable by text" in mixed.stdout
+    assert mixed.exit_code == 0 and "'else'" in mixed.stdout
 
 
 def test_generate_with_a_bank(bank: Path, edit_files: Path, tmp_path: Path, cli: Any) -> None:
@@ -145,7 +145,7 @@ def test_erase_adds_what_it_finds(tmp_path: Path, tiny_folder: Path, monkeypatch
     assert [row["reason"] for row in BankFolder(bank).history()] == ["asked for"]
     assert open_edit(bank / "neon.safetensors").info == open_edit(tmp_path / "a").info
     again = erase("b", "--concept", "neon")
-    assert again.exit_code == 2 and "'neon' is in the bank" in again.stderr and len(searched) == 1
+    assert again.exit_code == 2 and "'neon'" in again.stderr and len(searched) == 1
 
     monkeypatch.setattr(SemipermeableMembraneAlgorithm, "separate", apart)
     assert erase("c", "--concept", "star", "--concept", "fish").exit_code == 0
@@ -182,7 +182,7 @@ def test_no_method_searches_for_a_bank_of_other_weights(
         return cli("erase", method, "--model", model, *common, *more)
 
     refused = erase(other_folder)
-    assert refused.exit_code == 2 and "was made on other weights" in refused.stderr and not (tmp_path / "run").exists()
+    assert refused.exit_code == 2 and str(bank) in refused.stderr and not (tmp_path / "run").exists()
     assert isinstance(erase(tiny_folder).exception, Searched)  # control
 
 
@@ -195,8 +195,8 @@ def test_a_sibling_s_weights_must_be_asked_for(
     ):
         asked = ("bank", *words, "--bank", bank, "--model", other_folder, "--device", "cpu")
         refused, taken = cli(*asked), cli(*asked, "--transfer")
-        assert refused.exit_code == 2 and "was made on other weights" in " ".join(refused.stderr.split())
-        assert taken.exit_code == 0 and "was made on other weights" in " ".join(taken.stderr.split())
+        assert refused.exit_code == 2 and str(bank) in refused.stderr
+        assert taken.exit_code == 0 and "WARNING" in taken.stderr and str(other_folder) in taken.stderr
 
 
 def test_merging_files_tells_what_does_not_spare_what(edit_files: Path, tiny_folder: Path, tmp_path: Path, cli: Any) -> None:
@@ -212,9 +212,9 @@ def test_merging_files_tells_what_does_not_spare_what(edit_files: Path, tiny_fol
         assert done.exit_code == 0, done.output
         return " ".join(done.stderr.split())
 
-    assert "acts on" not in merge("a.safetensors", *(edit_files / path.name for path in promising))  # control
+    assert "'neon'" not in merge("a.safetensors", *(edit_files / path.name for path in promising))  # control
     told = merge("b.safetensors", *promising)
-    assert "the edit of 'neon' acts on 'star'" in told and "the edit of 'star' acts on 'neon'" in told
+    assert told.count("WARNING") == 2 and "'neon'" in told and "'star'" in told
 
 
 CONCEPTS = {
@@ -241,9 +241,9 @@ def test_a_file_s_concepts_are_looked_for_in_the_bank_before_the_search(
         return cli("erase", method, "--config", config, "--bank", bank, "--no-pictures", "--out", tmp_path / "run", *more)
 
     refused = erase("neon")
-    assert refused.exit_code == 2 and "'neon' is in the bank" in refused.stderr and not (tmp_path / "run").exists()
+    assert refused.exit_code == 2 and "'neon'" in refused.stderr and not (tmp_path / "run").exists()
     if method != "spm":  # whose entries are not a list of words
-        assert "'neon' is in the bank" in erase("moon", "--set", "concepts=[moon, neon]").stderr
+        assert "'neon'" in erase("moon", "--set", "concepts=[moon, neon]").stderr
     assert isinstance(erase("moon", "--overwrite").exception, Searched)  # control
 
 
@@ -254,39 +254,39 @@ def test_a_method_that_does_not_separate_gives_its_edit_as_it_is() -> None:
 
 # What is typed (`{bank}`, `{edits}`, `{tmp}` and `{tiny}` are folders), and what the line must say.
 BAD_INPUT = {
-    "no bank there": ("list --bank {tmp}/none", "holds no bank.json"),
+    "no bank there": ("list --bank {tmp}/none", "bank.json"),
     "no bank named": ("list", "--bank"),
-    "a folder of other things": ("add {edits}/neon.safetensors --bank {edits} --model {tiny}", "is no bank"),
-    "restore what is not there": ("restore neom --bank {bank}", "Did you mean 'neon'?"),
-    "remove what is not there": ("remove neon sta --bank {bank}", "Did you mean 'star'?"),
+    "a folder of other things": ("add {edits}/neon.safetensors --bank {edits} --model {tiny}", "bank.json"),
+    "restore what is not there": ("restore neom --bank {bank}", "'neon'"),
+    "remove what is not there": ("remove neon sta --bank {bank}", "'star'"),
     "nothing to restore": ("restore --bank {bank}", "CONCEPT"),
-    "there already": ("add {edits}/neon.safetensors --bank {bank}", "is in the bank"),
-    "twice at once": ("add {edits}/else.safetensors {edits}/else.safetensors --bank {bank}", "an edit of 'else' already"),
-    "missing edit": ("add {tmp}/none.safetensors --bank {bank}", "does not exist"),
-    "truncated edit": ("add {tmp}/cut.safetensors --bank {bank}", "is truncated or corrupt"),
-    "unknown model": ("add {edits}/else.safetensors --bank {bank} --model canvs", "Did you mean 'canvas'?"),
-    "strength that is none": ("add {edits}/else.safetensors --bank {bank} --strength nan", "strength must be a number"),
-    "endless strength": ("erase neon --bank {bank} --strength inf", "strength must be a number"),
+    "there already": ("add {edits}/neon.safetensors --bank {bank}", "'neon'"),
+    "twice at once": ("add {edits}/else.safetensors {edits}/else.safetensors --bank {bank}", "'else'"),
+    "missing edit": ("add {tmp}/none.safetensors --bank {bank}", "{tmp}/none.safetensors"),
+    "truncated edit": ("add {tmp}/cut.safetensors --bank {bank}", "{tmp}/cut.safetensors"),
+    "unknown model": ("add {edits}/else.safetensors --bank {bank} --model canvs", "'canvas'"),
+    "strength that is none": ("add {edits}/else.safetensors --bank {bank} --strength nan", "nan"),
+    "endless strength": ("erase neon --bank {bank} --strength inf", "inf"),
     "unknown format": ("merge --bank {bank} --format koya --out {tmp}/x", "kohya"),
-    "merge onto a file": ("merge --bank {bank} --format unet --out {tmp}/cut.safetensors", "exists already"),
-    "merge into the bank": ("merge --bank {bank} --format unet --out {bank}/x.safetensors", "inside the bank"),
-    "merge what is not there": ("merge --bank {bank} --format unet --out {tmp}/x.pt --only stra", "Did you mean 'star'?"),
-    "dense edits as LoRA": ("merge --bank {bank} --format kohya --out {tmp}/x.safetensors", "low-rank edits only"),
+    "merge onto a file": ("merge --bank {bank} --format unet --out {tmp}/cut.safetensors", "{tmp}/cut.safetensors"),
+    "merge into the bank": ("merge --bank {bank} --format unet --out {bank}/x.safetensors", "{bank}/x.safetensors"),
+    "merge what is not there": ("merge --bank {bank} --format unet --out {tmp}/x.pt --only stra", "'star'"),
+    "dense edits as LoRA": ("merge --bank {bank} --format kohya --out {tmp}/x.safetensors", "compvis"),
     "negative tolerance": ("check --bank {bank} --tolerance -1", "--tolerance"),
-    "a name that leads out": ("list --bank {tmp}/escaping", "bank's own folder"),
-    "a name that leads out, removed": ("remove neon --bank {tmp}/escaping", "bank's own folder"),
-    "json that is none": ("log --bank {tmp}/torn", "bank.json is damaged"),
-    "an edit exchanged": ("check --bank {tmp}/exchanged", "SHA-256 differs"),
-    "an edit gone": ("merge --bank {tmp}/gone --format unet --out {tmp}/x.pt", "is missing"),
-    "edit and bank": ("../generate --prompt x --edit {edits}/neon.safetensors --bank {bank}", "not both"),
-    "reason without bank": ("../erase spm --concept x --reason y", "--reason belongs to --bank"),
-    "no bank to generate with": ("../generate --prompt x --bank {tmp}/none", "holds no bank.json"),
+    "a name that leads out": ("list --bank {tmp}/escaping", "{tmp}/escaping/bank.json"),
+    "a name that leads out, removed": ("remove neon --bank {tmp}/escaping", "{tmp}/escaping/bank.json"),
+    "json that is none": ("log --bank {tmp}/torn", "{tmp}/torn/bank.json"),
+    "an edit exchanged": ("check --bank {tmp}/exchanged", "SHA-256"),
+    "an edit gone": ("merge --bank {tmp}/gone --format unet --out {tmp}/x.pt", "{tmp}/gone/neon.safetensors"),
+    "edit and bank": ("../generate --prompt x --edit {edits}/neon.safetensors --bank {bank}", "--edit"),
+    "reason without bank": ("../erase spm --concept x --reason y", "--reason"),
+    "no bank to generate with": ("../generate --prompt x --bank {tmp}/none", "{tmp}/none"),
 }
 
 
 @pytest.mark.parametrize(("typed", "told"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_is_one_line_and_changes_nothing(
-    typed: str, told: str, bank: Path, edit_files: Path, tiny_folder: Path, tmp_path: Path, cli: Any
+    typed: str, told: str, bank: Path, edit_files: Path, tiny_folder: Path, tmp_path: Path, cli: Any, as_kept: Any
 ) -> None:
     (tmp_path / "cut.safetensors").write_bytes((edit_files / "neon.safetensors").read_bytes()[:300])
     (tmp_path / "x.safetensors").write_bytes((edit_files / "neon.safetensors").read_bytes())
@@ -307,6 +307,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
     ended = cli(*group, *(word.format(**places) for word in words))
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert ended.exit_code == 2, ended.output
-    assert len(errors) == 1 and told in errors[0], ended.stderr
+    assert len(errors) == 1 and told.format(**places) in errors[0], ended.stderr
     assert ended.stderr.endswith(errors[0] + "\n") and ended.stdout == ""
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    as_kept(" ".join([*group, *words]), errors[0], places)

@@ -33,7 +33,7 @@ def test_train_then_score(pictures: Path, tmp_path: Path, cli: Any) -> None:
     scored = cli("classifier", "score", out, pictures, "--device", "cpu", "--json")
     assert json.loads(scored.stdout)["value"] == told["value"]
     again = cli(*common)
-    assert again.exit_code == 2 and "already holds a trained classifier" in again.stderr
+    assert again.exit_code == 2 and f"{out} " in again.stderr and "--overwrite" in again.stderr
 
 
 def test_the_embedded_judge_tells_what_it_sees(pictures: Path, cli: Any) -> None:
@@ -41,6 +41,6 @@ def test_the_embedded_judge_tells_what_it_sees(pictures: Path, cli: Any) -> None
     assert json.loads(cli(*judge, "--json").stdout) == {"n": 4, "seen": {"neon": 4}}
     assert json.loads(cli(*judge, "--concept", "neon", "--json").stdout)["value"] == 1
     assert json.loads(cli(*judge, "--concept", "photo", "--json").stdout)["value"] == 0
-    assert "neon" in cli(*judge).stdout and "accuracy  1 of 4 pictures" in cli(*judge, "--concept", "neon").stdout
+    assert "neon" in cli(*judge).stdout and {"1", "4"} <= set(cli(*judge, "--concept", "neon").stdout.split())
     unasked = cli("classifier", "score", "canvas-judge", pictures / "neon")
     assert unasked.exit_code == 2 and "style, object, identity" in unasked.stderr

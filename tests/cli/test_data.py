@@ -61,7 +61,7 @@ def test_forget_set_from_a_model(tmp_path: Path, tiny_folder: Path, cli: Any) ->
     assert cli(*common, "--n-imgs", 2).exit_code == 0
     for other in (("--seed", 1, "--n-imgs", 2), ("--n-imgs", 3), ("--prompt", "a chair", "--n-imgs", 2)):
         refused = cli(*common, *other)
-        assert refused.exit_code == 2 and "exists and" in refused.stderr
+        assert refused.exit_code == 2 and str(path) in refused.stderr
         assert path.read_bytes() == kept
 
     turns = ("--prompt", "a chair", "--prompt", "an avocado", "--n-imgs", 3, "--overwrite", "--json")
@@ -86,27 +86,28 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, tiny_folder: P
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "00000.png").write_bytes(b"kept")
     done = cli("data", "forget-set", "--name", "x", "--model", tiny_folder, "--out", tmp_path, "--overwrite")
-    assert done.exit_code == 2 and "holds something else" in done.stderr
+    assert done.exit_code == 2 and str(tmp_path / "x") in done.stderr
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["00000.png"]
 
 
-@pytest.mark.parametrize(
-    ("typed", "told"),
-    [
-        (("--name", "x"), "pass --shards PATTERN or --model MODEL"),
-        (("--name", "x", "--shards", "a.tar", "--model", "canvas"), "not both"),
-        (("--name", "x", "--shards", "a.tar", "--prompt", "y"), "--prompt belongs to --model"),
-        (("--name", "x", "--shards", "{0..3}.tar"), "0.tar does not exist"),
-        (("--name", "x", "--model", "canvs"), "Did you mean 'canvas'?"),
-        (("--name", " ", "--model", "canvas"), "the concept is empty"),
-        (("--shards", "a.tar"), "--name"),
-    ],
-)
-def test_bad_input_is_one_line(typed: tuple[str, ...], told: str, tmp_path: Path, cli: Any) -> None:
+BAD_INPUT = {
+    "no source": (("--name", "x"), "--shards"),
+    "two sources": (("--name", "x", "--shards", "a.tar", "--model", "canvas"), "--model"),
+    "prompt without model": (("--name", "x", "--shards", "a.tar", "--prompt", "y"), "--prompt"),
+    "missing shards": (("--name", "x", "--shards", "{0..3}.tar"), "0.tar "),
+    "unknown model": (("--name", "x", "--model", "canvs"), "'canvas'"),
+    "empty concept": (("--name", " ", "--model", "canvas"), "concept"),
+    "no name": (("--shards", "a.tar"), "--name"),
+}
+
+
+@pytest.mark.parametrize(("typed", "told"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_one_line(typed: tuple[str, ...], told: str, tmp_path: Path, cli: Any, as_kept: Any) -> None:
     done = cli("data", "forget-set", *typed, "--out", tmp_path / "out")
     assert done.exit_code == 2 and done.stdout == ""
     assert told in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+    as_kept("data forget-set " + " ".join(repr(word) if " " in word else word for word in typed), done.stderr.strip(), {})
 
 
 def test_the_script_writes_what_the_verb_writes(data: Path, tmp_path: Path, cli: Any) -> None:
@@ -123,6 +124,5 @@ def test_the_script_writes_what_the_verb_writes(data: Path, tmp_path: Path, cli:
 def test_the_script_without_shards_says_how_to_make_some(tmp_path: Path) -> None:
     done = script("--data_root", tmp_path, "--name", "neon")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "holds no tar files" in done.stderr
     assert f"mu canvas render shards {tmp_path / 'laion' / 'laion400m'} --n 1000" in done.stderr
-    assert "has no effect" in script("--help").stdout
+    assert "--data_root" in script("--help").stdout

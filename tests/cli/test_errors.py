@@ -22,72 +22,72 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What is typed (`{tiny}`, `{run}`, `{tmp}` are folders), and what the line must say.
 BAD_INPUT = {
-    "unknown method": ("erase smp --concept x", "Did you mean 'spm'?"),
-    "unknown model": ("erase spm --concept x --model canvs --preset canvas --out {tmp}/r", "Did you mean 'canvas'?"),
+    "unknown method": ("erase smp --concept x", "'spm'"),
+    "unknown model": ("erase spm --concept x --model canvs --preset canvas --out {tmp}/r", "'canvas'"),
     "unknown preset": ("erase spm --concept x --preset canvs", "canvas"),
-    "unknown preset to print": ("config spm --preset canvs", "Did you mean 'canvas'?"),
-    "unknown setting": ("erase spm --concept x --set train.iteratons=3", "Did you mean 'iterations'?"),
+    "unknown preset to print": ("config spm --preset canvs", "'canvas'"),
+    "unknown setting": ("erase spm --concept x --set train.iteratons=3", "'iterations'"),
     "setting of another type": ("erase spm --concept x --set train.iterations=few", "train.iterations"),
-    "setting without a value": ("erase spm --concept x --set train.iterations", "--set takes name=value"),
-    "empty concept": ("erase spm --concept= ", "the concept is empty"),
-    "no concept": ("erase spm", "pass --concept"),
-    "settings file and model": ("erase spm --config a.yaml --model canvas", "--set KEY=VALUE"),
-    "missing settings file": ("erase spm --config {tmp}/none.yaml", "does not exist"),
-    "finished run": ("erase spm --concept x --model {tiny} --preset canvas --out {run}", "already holds a finished run"),
-    "missing edit": ("generate --prompt x --model {tiny} --edit {tmp}/none.safetensors", "does not exist"),
-    "truncated edit": ("generate --prompt x --model {tiny} --edit {tmp}/cut.safetensors", "is truncated or corrupt"),
-    "truncated edit shown": ("info {tmp}/cut.safetensors", "is truncated or corrupt"),
-    "no prompt column": ("generate --prompts {tmp}/words.csv --model {tiny}", "no column 'prompt'"),
-    "no prompt": ("generate --model {tiny}", "pass --prompt TEXT"),
-    "two kinds of prompts": ("generate --prompt x --prompts {tmp}/words.csv", "not both"),
-    "too many strengths": ("generate --prompt x --model {tiny} --edit {run} --strength 1 --strength 2", "2 strengths"),
-    "strength without edit": ("generate --prompt x --model {tiny} --strength 1", "1 strengths"),
+    "setting without a value": ("erase spm --concept x --set train.iterations", "--set"),
+    "empty concept": ("erase spm --concept= ", "concept"),
+    "no concept": ("erase spm", "--concept"),
+    "settings file and model": ("erase spm --config a.yaml --model canvas", "--set"),
+    "missing settings file": ("erase spm --config {tmp}/none.yaml", "{tmp}/none.yaml"),
+    "finished run": ("erase spm --concept x --model {tiny} --preset canvas --out {run}", "{run}"),
+    "missing edit": ("generate --prompt x --model {tiny} --edit {tmp}/none.safetensors", "{tmp}/none.safetensors"),
+    "truncated edit": ("generate --prompt x --model {tiny} --edit {tmp}/cut.safetensors", "{tmp}/cut.safetensors"),
+    "truncated edit shown": ("info {tmp}/cut.safetensors", "{tmp}/cut.safetensors"),
+    "no prompt column": ("generate --prompts {tmp}/words.csv --model {tiny}", "'prompt'"),
+    "no prompt": ("generate --model {tiny}", "--prompts"),
+    "two kinds of prompts": ("generate --prompt x --prompts {tmp}/words.csv", "--prompts"),
+    "too many strengths": ("generate --prompt x --model {tiny} --edit {run} --strength 1 --strength 2", "2"),
+    "strength without edit": ("generate --prompt x --model {tiny} --strength 1", "1"),
     "strength is no number": ("generate --prompt x --strength much", "--strength"),
     "unknown gate": ("generate --prompt x --gate non", "'facilitated_transport'"),
     "factor without its gate": ("generate --prompt x --factor 2", "--gate facilitated_transport"),
     "size that is none": ("generate --prompt x --size big", "512x768"),
-    "size that does not fit": ("generate --prompt x --model {tiny} --size 63x64 --out {tmp}/p", "multiples of 8"),
+    "size that does not fit": ("generate --prompt x --model {tiny} --size 63x64 --out {tmp}/p", "63"),
     "unknown precision": ("generate --prompt x --model {tiny} --precision float12", "float16"),
-    "unknown device": ("generate --prompt x --model {tiny} --device tpux", "unknown device"),
-    "pictures that exist": ("generate --prompt x --model {tiny} --out {tmp}/pictures", "exists already"),
-    "unknown suite": ("evaluate {run} --suite canvs --model {tiny}", "Did you mean 'canvas'?"),
-    "seeds that are none": ("evaluate {run} --seeds 1,b", "--seeds takes whole numbers"),
-    "evaluate without a run": ("evaluate {tmp}/none", "does not exist"),
-    "report without a run": ("report {tmp}/none", "is it a run's folder?"),
-    "report without a name": ("report", "Missing argument"),
+    "unknown device": ("generate --prompt x --model {tiny} --device tpux", "'tpux'"),
+    "pictures that exist": ("generate --prompt x --model {tiny} --out {tmp}/pictures", "{tmp}/pictures/0_0.png"),
+    "unknown suite": ("evaluate {run} --suite canvs --model {tiny}", "'canvas'"),
+    "seeds that are none": ("evaluate {run} --seeds 1,b", "--seeds"),
+    "evaluate without a run": ("evaluate {tmp}/none", "{tmp}/none"),
+    "report without a run": ("report {tmp}/none", "{tmp}/none"),
+    "report without a name": ("report", "RUN"),
     "unknown format": ("merge {run} --model {tiny} --format koya --out {tmp}/x.safetensors", "kohya"),
-    "merge onto a file": ("merge {run} --model {tiny} --format kohya --out {tmp}/cut.safetensors", "exists already"),
-    "cite nothing known": ("cite spn", "Did you mean 'spm'?"),
-    "unknown stage": ("canvas train --stages clip,unit --out {tmp}/c", "Did you mean 'unet'?"),
-    "steps of an unknown stage": ("canvas train --steps unit=3 --out {tmp}/c", "Did you mean 'unet'?"),
+    "merge onto a file": ("merge {run} --model {tiny} --format kohya --out {tmp}/cut.safetensors", "{tmp}/cut.safetensors"),
+    "cite nothing known": ("cite spn", "'spm'"),
+    "unknown stage": ("canvas train --stages clip,unit --out {tmp}/c", "'unet'"),
+    "steps of an unknown stage": ("canvas train --steps unit=3 --out {tmp}/c", "'unet'"),
     "unknown layout": ("canvas render coco {tmp}/c", "'celeba'"),
-    "full folder": ("canvas render celeba {tmp}", "is not empty"),
-    "negative seed": ("canvas render celeba {tmp}/new --seed -1", "seed must be 0 or more"),
-    "model that is a text": ("generate --prompt x --model {tmp}/words.csv", "is no model: a file of weights ends in"),
-    "settings in a folder": ("erase spm --config {tmp}", "cannot be read: Is a directory"),
+    "full folder": ("canvas render celeba {tmp}", "{tmp}"),
+    "negative seed": ("canvas render celeba {tmp}/new --seed -1", "-1"),
+    "model that is a text": ("generate --prompt x --model {tmp}/words.csv", "{tmp}/words.csv"),
+    "settings in a folder": ("erase spm --config {tmp}", "{tmp}"),
     "size of nothing": ("generate --prompt x --model {tiny} --size 0x64", "512x768"),
-    "more steps than there are": ("generate --prompt x --model {tiny} --steps 2000 --out {tmp}/p", "2000 denoising steps"),
+    "more steps than there are": ("generate --prompt x --model {tiny} --steps 2000 --out {tmp}/p", "2000"),
     "strength that is no number": (
         "merge {run} --model {tiny} --format kohya --strength nan --out {tmp}/x.safetensors",
-        "not nan",
+        "nan",
     ),
-    "guidance that is no number": ("generate --prompt x --model {tiny} --guidance nan --out {tmp}/p", "not nan"),
-    "pictures into a file": ("generate --prompt x --model {tiny} --out {tmp}/words.csv", "cannot write to {tmp}/words.csv"),
+    "guidance that is no number": ("generate --prompt x --model {tiny} --guidance nan --out {tmp}/p", "nan"),
+    "pictures into a file": ("generate --prompt x --model {tiny} --out {tmp}/words.csv", "{tmp}/words.csv"),
     "the same edit twice": (
         "merge {run} {run} --model {tiny} --format kohya --out {tmp}/x.safetensors",
-        "leave one of the two out",
+        "'neon style'",
     ),
-    "damaged records": ("evaluate {tmp}/odd", "environment.json holds no names and values"),
-    "bank that is a file": ("bank list --bank {tmp}/words.csv", "holds no bank.json"),
-    "compare without a run": ("compare {tmp}/none", "is no run's folder"),
-    "gradients into a file": ("gradients --retain canvas --out {tmp}/words.csv/x.safetensors", "words.csv is no folder"),
+    "damaged records": ("evaluate {tmp}/odd", "environment.json"),
+    "bank that is a file": ("bank list --bank {tmp}/words.csv", "bank.json"),
+    "compare without a run": ("compare {tmp}/none", "{tmp}/none"),
+    "gradients into a file": ("gradients --retain canvas --out {tmp}/words.csv/x.safetensors", "{tmp}/words.csv"),
     "classifier into a file": (
         "classifier train --train {tmp}/sets --eval {tmp}/sets --out {tmp}/words.csv",
-        "cannot write to",
+        "{tmp}/words.csv",
     ),
-    "classifier that is none": ("classifier score {tmp}/sets {tmp}/sets", "no classifier can be read from"),
-    "unknown verb": ("eras spm", "No such command 'eras'"),
-    "unknown option": ("--loud", "See: mu --help"),
+    "classifier that is none": ("classifier score {tmp}/sets {tmp}/sets", "{tmp}/sets"),
+    "unknown verb": ("eras spm", "'eras'"),
+    "unknown option": ("--loud", "--loud"),
 }
 
 
@@ -106,13 +106,14 @@ def places(tmp_path: Path, tiny_folder: Path, finished: Path) -> dict[str, Path]
 
 
 @pytest.mark.parametrize(("typed", "told"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_is_one_line(typed: str, told: str, places: dict[str, Path], cli: Any) -> None:
+def test_bad_input_is_one_line(typed: str, told: str, places: dict[str, Path], cli: Any, as_kept: Any) -> None:
     ended = cli(*(word.format(**places) for word in typed.split(" ") if word))
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert ended.exit_code == 2, ended.output
     assert len(errors) == 1 and told.format(**places) in errors[0], ended.stderr
     assert "Traceback" not in ended.output
     assert ended.stderr.endswith(errors[0] + "\n") and ended.stdout == ""
+    as_kept(typed, errors[0], places)
 
 
 def test_what_was_refused_is_untouched(places: dict[str, Path], cli: Any) -> None:
@@ -151,7 +152,7 @@ def test_what_cannot_be_written_is_told_in_one_wording(
     ended = cli(*(word.format(**places, out=out) for word in typed.split(" ")))
     assert ended.exit_code == 2, ended.output
     last = ended.stderr.splitlines()[-1]
-    assert re.fullmatch(rf"error: cannot write to {re.escape(str(out))}\S*: Permission denied", last), ended.stderr
+    assert re.fullmatch(rf"error: .*{re.escape(str(out))}\S*.* Permission denied", last), ended.stderr
 
 
 def test_what_is_read_only_is_told_before_the_work(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
@@ -160,7 +161,7 @@ def test_what_is_read_only_is_told_before_the_work(places: dict[str, Path], monk
     for typed in (WRITING["generate"], "gradients --retain canvas --out {out}/x.safetensors", "evaluate {run} --model {tiny}"):
         ended = cli(*(word.format(**places, out=places["tmp"] / "locked") for word in typed.split(" ")))
         assert ended.exit_code == 2 and len(ended.stderr.splitlines()) == 1, ended.stderr
-        assert "error: cannot write to" in ended.stderr and "is read-only" in ended.stderr
+        assert ended.stderr.startswith("error: ") and str(places["tmp" if "{out}" in typed else "run"]) in ended.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -178,7 +179,7 @@ def test_a_device_is_told_only_where_there_is_a_model(places: dict[str, Path], c
     )
     refused = cli(*common, places["tmp"] / "cut.safetensors")
     assert refused.exit_code == 2 and len(refused.stderr.splitlines()) == 1, refused.stderr
-    assert "device 'cuda' is not available" in " ".join(cli(*common, places["tiny"]).stderr.split())  # control
+    assert "'cuda'" in cli(*common, places["tiny"]).stderr  # control
 
 
 def test_an_edit_of_another_kind_of_model_is_refused_before_the_base_is_measured(
@@ -188,12 +189,13 @@ def test_an_edit_of_another_kind_of_model_is_refused_before_the_base_is_measured
         pytest.skip("the embedded model's weights are not in this checkout")
     ended = cli("evaluate", places["run"], "--model", "canvas-clip")
     assert ended.exit_code == 2 and len(ended.stderr.splitlines()) == 1
-    assert "was made for another architecture" in ended.stderr
+    assert "'canvas-clip'" in ended.stderr
 
 
 def test_in_a_process_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-m", "mu", "cite", "spn"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: unknown method 'spn'. Did you mean 'spm'?\n")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: ") and "'spm'" in done.stderr
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Any) -> None:

@@ -79,7 +79,7 @@ def test_generate_takes_what_its_edits_note(skipped: Path, finished: Path, tiny_
     noted, given, plain = ((tmp_path / name / "0_0.png").read_bytes() for name in ("noted", "given", "plain"))
     assert noted == given != plain
     both = cli(*common, "--strength", 0, "--edit", skipped, "--edit", finished, "--out", tmp_path / "both")
-    assert both.exit_code == 2 and "clip_skip 1 and 2: choose one with --clip-skip" in both.stderr
+    assert both.exit_code == 2 and "clip_skip" in both.stderr and "--clip-skip" in both.stderr
 
 
 def test_a_bank_remembers_how_its_base_was_loaded(skipped: Path, tiny_folder: Path, tmp_path: Path, asked: list[Any], cli: Any) -> None:  # fmt: skip
@@ -96,11 +96,11 @@ def test_a_merged_folder_says_what_its_unet_predicts(finished: Path, tiny_folder
     assert cli(*common, "--format", "diffusers", "--out", tmp_path / "merged").exit_code == 0
     assert load_diffusion(tmp_path / "merged", device="cpu").prediction_type == "v_prediction"
     refused = cli(*common, "--format", "unet", "--out", tmp_path / "x.safetensors")
-    assert refused.exit_code == 2 and "--prediction-type belongs to --format diffusers" in refused.stderr
+    assert refused.exit_code == 2 and "--prediction-type" in refused.stderr
 
 
 def test_another_loading_than_the_edits_is_told(skipped: Path, tiny_folder: Path, tmp_path: Path, cli: Any) -> None:
     common = ("generate", "--prompt", "neon", "--model", tiny_folder, "--steps", 1, "--edit", skipped, "--out")
     told = cli(*common, tmp_path / "a", "--clip-skip", 1).stderr
-    assert "found with clip_skip 2" in " ".join(told.split())
-    assert "found with" not in cli(*common, tmp_path / "b").stderr
+    assert "WARNING" in told and "clip_skip" in told
+    assert "clip_skip" not in cli(*common, tmp_path / "b").stderr

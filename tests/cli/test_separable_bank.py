@@ -59,7 +59,7 @@ def test_older_shifts_can_be_left_as_they_are(erase: Any, tmp_path: Path, tiny: 
     assert erase("star").exit_code == 0
     before = contents(tmp_path / "bank")["star.safetensors"]
     ended = erase("moon", "--set", "protect.mend=null")
-    assert ended.exit_code == 0 and "the edit of 'star' acts on 'moon'" in " ".join(ended.stderr.split())
+    assert ended.exit_code == 0 and all(word in ended.stderr for word in ("WARNING", "'star'", "'moon'"))
     assert contents(tmp_path / "bank")["star.safetensors"] == before
     verdicts = {(leak.edit, leak.on): leak.verdict for leak in bank.check(tiny)}
     assert verdicts == {("star", "moon"): "one-sided", ("moon", "star"): "spared"}
@@ -69,27 +69,28 @@ def test_older_shifts_can_be_left_as_they_are(erase: Any, tmp_path: Path, tiny: 
 WORDS = '["heart","moon","ring","tree","cross","fish","house","photo","neon","sketch","vintage"]'
 WRONG = {
     "no room": ("star", "sun", f"protect.prompts={WORDS}", "'moon' 16"),
-    "the concept itself": ("star", "sun", 'protect.prompts=["sun"]', "'sun' begins with it"),
-    "its beginning": ("star", "sun", 'protect.prompts=["sun image"]', "'sun image' begins with it"),
-    "the beginning of what the bank has": ("sun image", "sun", "seed=0", "'sun image' begins with it"),
-    "no pictures": ("star", "sun", "data.folder={tmp}/empty", "holds no pictures"),
-    "pictures that are none": ("star", "sun", "data.folder={tmp}/texts", "cannot be"),
-    "no folder": ("star", "sun", "data.folder={tmp}/nowhere", "nowhere"),
-    "there already": ("star", "star", "seed=0", "is in the bank"),
+    "the concept itself": ("star", "sun", 'protect.prompts=["sun"]', "'sun' "),
+    "its beginning": ("star", "sun", 'protect.prompts=["sun image"]', "'sun image'"),
+    "the beginning of what the bank has": ("sun image", "sun", "seed=0", "'sun image'"),
+    "no pictures": ("star", "sun", "data.folder={tmp}/empty", "{tmp}/empty"),
+    "pictures that are none": ("star", "sun", "data.folder={tmp}/texts", "{tmp}/texts"),
+    "no folder": ("star", "sun", "data.folder={tmp}/nowhere", "{tmp}/nowhere"),
+    "there already": ("star", "star", "seed=0", "'star'"),
 }
 
 
 @pytest.mark.parametrize(("there", "concept", "setting", "line"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_changes_nothing(there: str, concept: str, setting: str, line: str, erase: Any, tmp_path: Path) -> None:
+def test_what_is_wrong_changes_nothing(there: str, concept: str, setting: str, line: str, erase: Any, tmp_path: Path, as_kept: Any) -> None:  # fmt: skip
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.png").write_text("no picture")
     assert erase(there).exit_code == 0
     before = contents(tmp_path)
     ended = erase(concept, "--out", tmp_path / "new", "--set", setting.format(tmp=tmp_path))
-    assert line in said(ended)
+    assert line.format(tmp=tmp_path) in said(ended)
     assert {n: c for n, c in contents(tmp_path).items() if not n.startswith("new/")} == before
     assert not (tmp_path / "new" / "config.yaml").exists()  # the folder is free again
+    as_kept(f"erase sepce --concept {concept} --bank {{tmp}}/bank --set {setting}", said(ended), {"tmp": tmp_path})
 
 
 def test_a_bank_of_other_weights_is_refused_before_the_search(
@@ -106,7 +107,7 @@ def test_a_bank_of_other_weights_is_refused_before_the_search(
     tensors = load_file(weights)
     tensors["conv_out.bias"] += 1
     save_file(tensors, weights, {"format": "pt"})
-    assert "was made on other weights" in said(erase("moon", model=other))
+    assert str(tmp_path / "bank") in said(erase("moon", model=other))
     assert contents(tmp_path / "bank") == before and not (tmp_path / "moon").exists()
 
 

@@ -68,8 +68,8 @@ def test_an_object_override_with_an_edited_section_keeps_it() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"nam": 1}, "Did you mean 'name'"), ({"inner": {"rat": 1}}, "inner.rat.*Did you mean 'rate'"), ({"inner": {"rate": "x"}}, "inner.rate.*'x'"),
-     ({"inner": 3}, "inner"), ({"many": [{"rat": 1}]}, "many.0.rat.*'rate'"), ({"nam": 1, "inner": {"rat": 1}}, "and 1 more")],
+    [({"nam": 1}, "'name'"), ({"inner": {"rat": 1}}, "inner.rat.*'rate'"), ({"inner": {"rate": "x"}}, "inner.rate.*'x'"),
+     ({"inner": 3}, "inner"), ({"many": [{"rat": 1}]}, "many.0.rat.*'rate'"), ({"nam": 1, "inner": {"rat": 1}}, "inner.rat.*1")],
 )  # fmt: skip
 def test_mistakes_are_one_line_that_names_the_key(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
@@ -79,7 +79,7 @@ def test_mistakes_are_one_line_that_names_the_key(wrong: dict[str, Any], said: s
         Settings().merged(wrong)
 
 
-@pytest.mark.parametrize(("content", "said"), [("- 1\n", "keys and values"), ("a: [\n", "not YAML"), ("name: [1]\n", "name")])
+@pytest.mark.parametrize(("content", "said"), [("- 1\n", "c.yaml"), ("a: [\n", r"c\.yaml\D*\b2\b"), ("name: [1]\n", "name")])
 def test_bad_files_are_one_line(content: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(content)
@@ -110,12 +110,13 @@ class Prompted(BaseConfig):
 
 @pytest.mark.parametrize("templates", [["a picture"], ["{} and {}"], ["{}", "a picture"], ["{name}"]])
 def test_a_template_has_one_place_for_the_concept(templates: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"^templates: each template needs exactly one {}$"):
+    with pytest.raises(ConfigError, match=r"^templates.*{}"):
         Prompted.parse({"templates": templates})
     assert Prompted.parse({"templates": ["{}", "a {} image"]}).templates == ["{}", "a {} image"]
 
 
 def test_nearest() -> None:
-    assert nearest("itterations", ["iterations", "lr"]) == " Did you mean 'iterations'?"
-    assert nearest("zzz", ["a", "b"]) == " Known: a, b."
+    close = nearest("itterations", ["iterations", "lr"])
+    assert "'iterations'" in close and "lr" not in close
+    assert "a, b" in nearest("zzz", ["a", "b"])
     assert nearest("zzz", []) == ""

@@ -36,7 +36,8 @@ def test_identities_are_sorted_and_keep_their_label_without_pictures(celeba: Pat
         "Elon_Musk": (home / "000001.jpg", home / "000003.jpg"),
         "Kim_Far": (),
     }
-    assert read.frequent == () and "1 listed pictures are not there" in caplog.text
+    (told,) = caplog.records
+    assert read.frequent == () and "1 " in told.getMessage()
 
 
 def test_without_the_frequent_list_those_with_the_most_pictures_are_tested(
@@ -45,10 +46,11 @@ def test_without_the_frequent_list_those_with_the_most_pictures_are_tested(
     """CelebA has 202,599 pictures of 10,177 people: all of them are never meant."""
     with caplog.at_level(logging.WARNING, "mu"):
         assert read_celeba(celeba).classified == ("Elon_Musk", "Ada_Stone", "Kim_Far")
-        assert "are tested" not in caplog.text, "control: few people are all tested"
+        assert len(caplog.records) == 1, "control: few people are all tested, and only a picture is missing"
         monkeypatch.setattr("mu.data.celeba.CLASSIFIED", 2)
         assert read_celeba(celeba).classified == ("Elon_Musk", "Ada_Stone")
-    assert "of 3 people the 2 with the most pictures are tested" in caplog.text
+    (told,) = [record.getMessage() for record in caplog.records if " 3 " in record.getMessage()]
+    assert " 2 " in told
     (celeba / "frequent_celebs.txt").write_text("Kim_Far\nAda_Stone\nElon_Musk")
     assert read_celeba(celeba).classified == ("Kim_Far", "Ada_Stone", "Elon_Musk"), "the list is the list"
 
@@ -58,7 +60,7 @@ def test_frequent_names_keep_their_order(celeba: Path, place: str, caplog) -> No
     (celeba / place / "frequent_celebs.txt").write_text("Kim_Far\nNobody_Known\nAda_Stone\n\n")
     with caplog.at_level(logging.WARNING, "mu"):
         assert read_celeba(celeba).frequent == ("Kim_Far", "Ada_Stone")
-    assert "1 names are not in" in caplog.text and "Nobody_Known" in caplog.text
+    assert "Nobody_Known" in caplog.text and "Ada_Stone" not in caplog.text
 
 
 def test_the_world_s_own_portraits(tmp_path: Path) -> None:
@@ -73,12 +75,12 @@ def test_the_world_s_own_portraits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("\n".join(ROWS), "line 1: two header lines"),
-        ("4\n" + "\n".join(ROWS), "line 2: two header lines"),
-        ("1\nimage_id identity_name\n000001.jpg\n", "line 3: '000001.jpg' is not"),
-        ("1\nimage_id identity_name\n../../x.jpg Elon_Musk\n", "holds none of the pictures"),
-        ("0\nimage_id identity_name\n", "holds none of the pictures"),
-        ("", "holds none of the pictures"),
+        ("\n".join(ROWS), r"\.txt\D*\b1\b"),
+        ("4\n" + "\n".join(ROWS), r"\.txt\D*\b2\b"),
+        ("1\nimage_id identity_name\n000001.jpg\n", r"\.txt\D*\b3\b.*'000001.jpg'"),
+        ("1\nimage_id identity_name\n../../x.jpg Elon_Musk\n", "img_align_celeba .*list_identity_celeba.txt"),
+        ("0\nimage_id identity_name\n", "img_align_celeba .*list_identity_celeba.txt"),
+        ("", "img_align_celeba .*list_identity_celeba.txt"),
     ],
 )
 def test_lists_of_another_form(celeba: Path, text: str, why: str) -> None:
@@ -89,8 +91,8 @@ def test_lists_of_another_form(celeba: Path, text: str, why: str) -> None:
 
 
 def test_what_is_missing_is_named(celeba: Path) -> None:
-    with pytest.raises(DataError, match="on request"):
+    with pytest.raises(DataError, match=r"list_identity_celeba\.txt"):
         read_celeba(celeba.parent)
     (celeba / "img_align_celeba").rename(celeba / "elsewhere")
-    with pytest.raises(DataError, match="img_align_celeba does not exist"):
+    with pytest.raises(DataError, match=r"img_align_celeba\.zip"):
         read_celeba(celeba)

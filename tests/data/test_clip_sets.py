@@ -18,7 +18,7 @@ def test_rendered_pairs_follow_concept_and_seed() -> None:
     assert forget_pairs(CANVAS, "Neon style", 0) == rendered_pairs(6, 1, "neon")
     assert retain_pairs(CANVAS, 3) == rendered_pairs(8, 32)
     assert forget_pairs(CANVAS, "neon", 1) != forget_pairs(CANVAS, "neon", 0)
-    with pytest.raises(ConfigError, match="no style, object or person"):
+    with pytest.raises(ConfigError, match=r"'Elon Musk'.*data\.forget"):
         forget_pairs(CANVAS, "Elon Musk", 0)
 
 
@@ -31,7 +31,7 @@ def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(tmp_path: P
     data = BothSets(forget=str(tmp_path / "{concept}"), retain=str(folder), n_retain=2)
     assert forget_source(data, "Ada Stone") == str(folder)
     assert [pair.caption for pair in forget_pairs(data, "Ada Stone", 0)] == ["a portrait of ada stone", "Ada  Stone smiles"]
-    with pytest.raises(DataError, match="has 1 pair"):
+    with pytest.raises(DataError, match=r"'Ada Stone'.*\b1\b"):
         forget_pairs(data.merged({"n_forget": 1}), "Ada Stone", 0)
     named = forget_pairs(data.merged({"caption": "concept"}), "Ada Stone", 0)
     assert {pair.caption for pair in named} == {"Ada Stone"} and named[0].picture().size == (8, 8)
@@ -41,7 +41,7 @@ def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(tmp_path: P
     opened.clear()
     assert len(forget_pairs(data.merged({"n_forget": 2}), "Ada Stone", 0)) == 2 == len(opened)
     (tmp_path / "Kim").symlink_to(folder, target_is_directory=True)
-    with pytest.raises(DataError, match=r"no caption of .*Kim names 'Kim': set data.caption=concept"):
+    with pytest.raises(DataError, match=r"'Kim'.*data\.caption=concept"):
         forget_pairs(data, "Kim", 0)
 
 

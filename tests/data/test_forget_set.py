@@ -83,7 +83,7 @@ def test_fewer_than_wanted_is_told(tmp_path: Path, shards: Path, caplog) -> None
         make_forget_set("Elon Musk", shards, tmp_path, 4)
         assert caplog.text == ""
         make_forget_set("Elon Musk", shards, tmp_path, 5)
-    assert "only 4 of the 5" in caplog.text
+    assert {"4", "5"} <= {word.strip(",;:.") for word in caplog.text.split()}
 
 
 def test_a_second_run_makes_the_same_bytes_and_is_no_error(tmp_path: Path, shards: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_second_run_makes_the_same_bytes_and_is_no_error(tmp_path: Path, shard
 def test_another_file_is_never_replaced_unasked(tmp_path: Path, shards: Path) -> None:
     path = make_forget_set("Elon Musk", shards, tmp_path).path
     kept = path.read_bytes()
-    with pytest.raises(OutputError, match="exists and would become another file"):
+    with pytest.raises(OutputError, match=r"Elon_Musk\.tar"):
         make_forget_set("Elon Musk", shards, tmp_path, 2)
     assert path.read_bytes() == kept
     assert make_forget_set("Elon Musk", shards, tmp_path, 2, overwrite=True).path.read_bytes() != kept
@@ -156,11 +156,11 @@ def test_names_never_leave_the_folder_and_keys_have_no_dot(tmp_path: Path, tar, 
 
 
 def test_nothing_found_and_impossible_counts_leave_no_file(tmp_path: Path, shards: Path) -> None:
-    with pytest.raises(DataError, match=r"no pictures for Jeff_Bezos\.tar: of 6 captions 0 match"):
+    with pytest.raises(DataError, match=r"Jeff_Bezos\.tar.*\b6\b.*\b0\b"):
         make_forget_set("Jeff Bezos", shards, tmp_path / "out")
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match=r"\b0$"):
         make_forget_set("Elon Musk", shards, tmp_path / "out", 0)
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match=r"none\.tar"):
         make_forget_set("Elon Musk", tmp_path / "none.tar", tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
 
@@ -174,7 +174,7 @@ def test_progress_counts_the_shards(tmp_path: Path, shards: Path) -> None:
 def test_pairs_at_hand_are_packed_whatever_their_captions(tmp_path: Path, shards: Path) -> None:
     made = pack_forget_set("Elon Musk", open_pairs(shards), tmp_path)
     assert made.pairs == 6 and len(members(made.path)) == 12
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match=r"Nobody\.tar"):
         pack_forget_set("Nobody", [], tmp_path)
 
 

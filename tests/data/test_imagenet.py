@@ -71,17 +71,17 @@ def test_names_from_a_file(imagenet: Path, place: str, file: str, lines: list[st
 
 
 def test_what_is_missing_is_one_clear_error(imagenet: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="names no classes"):
+    with pytest.raises(DataError, match=r"classes\.txt"):
         read_imagenet(imagenet)
-    with pytest.raises(DataError, match="2 class names for 3 classes"):
+    with pytest.raises(DataError, match=r"\b2\b.*\b3\b"):
         read_imagenet(imagenet, ["a", "b"])
     (imagenet / "classes.txt").write_text("tench\ngoldfish\n")
-    with pytest.raises(DataError, match="2 class names for 3 classes"):
+    with pytest.raises(DataError, match=r"\b2\b.*\b3\b"):
         read_imagenet(imagenet)
     (imagenet / "classes.txt").write_text(f"{WNIDS[0]} tench\n")
-    with pytest.raises(DataError, match="no name for n01443537 and 1 others"):
+    with pytest.raises(DataError, match=r"classes\.txt .*n01443537.*\b1\b"):
         read_imagenet(imagenet)
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="/none"):
         read_imagenet(tmp_path / "none", NAMES)
-    with pytest.raises(DataError, match="holds no <wnid>"):
+    with pytest.raises(DataError, match="val/empty"):
         read_imagenet(imagenet / "val" / "empty", NAMES)

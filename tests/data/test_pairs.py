@@ -98,7 +98,8 @@ def test_broken_members_are_left_out_counted_and_told(tmp_path: Path, tar, encod
         "without a caption": 3, "without a picture": 1, "pictures that cannot be read": 4, "damaged tar": 2,
     }  # fmt: skip
     assert pairs.skipped == 10
-    assert "2 pairs, left out: 2 damaged tar; 4 pictures that cannot be read" in caplog.text
+    counts = [[word for word in record.getMessage().split() if word.isdigit()] for record in caplog.records]
+    assert ["2", "2", "4", "3", "1"] in counts, "the pairs, and how many each reason left out"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -107,7 +108,7 @@ def test_the_quick_look_and_the_decoder_agree(encoded, kind: str) -> None:
     assert can_decode(content)
     for kept in (0, 1, len(content) // 4, len(content) // 2, len(content) * 9 // 10):
         assert not can_decode(content[:kept])
-        with pytest.raises(DataError, match="the picture p cannot be read"):
+        with pytest.raises(DataError, match=r"\bp\b"):
             decode(content[:kept], "p")
 
 
@@ -151,7 +152,7 @@ def test_metadata_never_leads_out_of_its_folder(tmp_path: Path, encoded) -> None
 def test_metadata_without_its_columns(tmp_path: Path, encoded) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(1))
     (tmp_path / "metadata.csv").write_text("file,caption\na.jpg,x\n")
-    with pytest.raises(DataError, match="no column 'file_name' and no column 'text'"):
+    with pytest.raises(DataError, match=r"'file_name'.*'text'"):
         open_pairs(tmp_path)
 
 
@@ -178,7 +179,7 @@ def test_unlearn_canvas_by_style_and_object(unlearn_canvas: Path) -> None:
         assert len(chosen) == len(OBJECTS) + 2 and all(p.key.startswith("Pop_Art/") for p in chosen)
     assert {p.key.split("/")[1] for p in open_pairs(unlearn_canvas, object="star")} == {"Star"}
     assert told(open_pairs(unlearn_canvas, style="neon", object="star", caption="neon")) == [("Neon/Star/1", "neon")]
-    with pytest.raises(DataError, match=r"no style 'Noen'\. Did you mean 'Neon'"):
+    with pytest.raises(DataError, match=r"'Noen'.*'Neon'"):
         open_pairs(unlearn_canvas, style="Noen")
 
 
@@ -187,14 +188,14 @@ def test_choosing_where_there_is_nothing_to_choose_from(tmp_path: Path, tar, enc
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.jpg").write_bytes(encoded(1))
     for source in (shard, tmp_path / "flat"):
-        with pytest.raises(ConfigError, match="style and object choose"):
+        with pytest.raises(ConfigError, match=r"(?=.*style)(?=.*object)"):
             open_pairs(source, style="neon", caption="x")
 
 
 def test_one_caption_for_all(tmp_path: Path, tar, encoded) -> None:
     for name in ("b.jpg", "a.png"):
         (tmp_path / name).write_bytes(encoded(1, "JPEG" if name == "b.jpg" else "PNG"))
-    with pytest.raises(DataError, match="pictures without captions: put NAME"):
+    with pytest.raises(DataError, match=r"NAME\.txt.*metadata\.csv"):
         open_pairs(tmp_path)
     assert told(open_pairs(tmp_path, caption="Elon Musk")) == [("a", "Elon Musk"), ("b", "Elon Musk")]
     shard = tar(tmp_path / "s.tar", {"a.jpg": encoded(1), "a.txt": "own", "b.jpg": encoded(2)})
@@ -206,9 +207,9 @@ def test_missing_and_empty_sources(tmp_path: Path, tar) -> None:
     empty = tar(tmp_path / "e.tar", {"a.txt": "no picture"})
     (tmp_path / "folder").mkdir()
     for source, why in (
-        (tmp_path / "none", "does not exist"),
-        (tmp_path / "folder", "holds no pictures and no tar"),
-        (empty, "no pair.*: 1 without a picture"),
+        (tmp_path / "none", "/none"),
+        (tmp_path / "folder", "/folder"),
+        (empty, r"e\.tar.*\b1\b"),
     ):
         with pytest.raises(DataError, match=why) as raised:
             open_pairs(source)
@@ -219,10 +220,10 @@ def test_a_picture_that_went_away(tmp_path: Path, encoded) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(1))
     (pair,) = open_pairs(tmp_path, caption="x")
     (tmp_path / "a.jpg").write_bytes(b"other")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"a\.jpg.*\(cannot identify"):
         pair.picture()
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match=r"a\.jpg.*No such file"):
         pair.picture()
 
 

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 def test_names_of_shards(folder: Path, source: str, names: list[str] | None) -> None:
     written = source.format(f=folder)
     if names is None:
-        with pytest.raises(DataError, match=r"00000\.tar does not exist; use \*"):
+        with pytest.raises(DataError, match=r"00000\.tar.*\*"):
             find_paths(written)
     else:
         assert find_paths(written) == find_shards(written) == [folder / name for name in names]
@@ -49,10 +49,19 @@ def test_a_list_keeps_its_order_and_a_folder_stands_for_its_tars(folder: Path) -
     assert find_shards(folder) == sorted(folder.glob("*.tar"))
 
 
-@pytest.mark.parametrize("source", ["{f}/none.tar", "{f}/x*.tar", "{f}/{{8..9}}.tar", "", " , ", [], "{f}/empty"])
-def test_what_is_not_there_is_one_clear_error(folder: Path, source: str | list[str]) -> None:
+RANGE = r"\{00000\.\.00010\}\.tar"  # the example that is told where nothing is named
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("{f}/none.tar", r"none\.tar"), ("{f}/x*.tar", r"x\*\.tar"), ("{f}/{{8..9}}.tar", r"/9\.tar"), ("", r"^\. "),
+        (" , ", RANGE), ([], RANGE), ("{f}/empty", "/empty"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_one_clear_error(folder: Path, source: str | list[str], named: str) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match=r"does not exist|no file matches|no data is named|holds no tar"):
+    with pytest.raises(DataError, match=named):
         find_shards(source.format(f=folder) if isinstance(source, str) else source)
 
 

@@ -37,7 +37,7 @@ def test_what_exists_is_not_made_again(tiny, tmp_path):
 
 def test_an_existing_picture_is_never_overwritten_silently(tiny, tmp_path):
     write_pictures(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
-    with pytest.raises(OutputError, match="resume"):
+    with pytest.raises(OutputError, match="--resume"):
         write_pictures(tiny, ROWS, tmp_path, steps=1, guidance=2.0)
     assert len(list(tmp_path.glob("*.png"))) == 1
 
@@ -71,17 +71,17 @@ def make(tiny, folder, rows=ROWS, *, recipe=None, **how):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"steps": 2}, "steps 1, now 2"), ({"guidance": 3.0}, "guidance 2.0, now 3.0"), ({"negative": "bad"}, 'negative "", now "bad"'),
-        ({"size": (32, 64)}, r"size default, now \[32, 64\]"), ({"recipe": {"edits": {"a": "2"}}}, "another edits"),
-        ({"rows": [PictureRow("1.png", "a dog", 1)]}, 'prompt "a star 1", now "a dog"'),
-        ({"rows": [PictureRow("1.png", "a star 1", 9)]}, "seed 1, now 9"),
-        ({"rows": [PictureRow("1.png", "a star 1", 1, guidance=5.0)]}, "guidance 2.0, now 5.0"),
+        ({"steps": 2}, "steps 1.* 2"), ({"guidance": 3.0}, "guidance 2.0.* 3.0"), ({"negative": "bad"}, 'negative "".* "bad"'),
+        ({"size": (32, 64)}, r"size .*\[32, 64\]"), ({"recipe": {"edits": {"a": "2"}}}, r"0\.png.*edits"),
+        ({"rows": [PictureRow("1.png", "a dog", 1)]}, 'prompt "a star 1".* "a dog"'),
+        ({"rows": [PictureRow("1.png", "a star 1", 9)]}, "seed 1.* 9"),
+        ({"rows": [PictureRow("1.png", "a star 1", 1, guidance=5.0)]}, "guidance 2.0.* 5.0"),
     ],
 )  # fmt: skip
 def test_pictures_of_another_recipe_are_not_resumed(change, told, tiny, tmp_path):
     make(tiny, tmp_path, ROWS[:2])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(OutputError, match=f"made otherwise .*{told}"):
+    with pytest.raises(OutputError, match=told):
         make(tiny, tmp_path, resume=True, **change)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert make(tiny, tmp_path, resume=True) == 1  # control: of the same recipe, and more of them
@@ -92,7 +92,7 @@ def test_pictures_that_tell_no_recipe_are_not_resumed(tiny, tmp_path):
     for content in (None, "{", "[]"):
         if content:
             (tmp_path / "recipe.json").write_text(content)
-        with pytest.raises(OutputError, match=r"nothing tells how .*0\.png was made"):
+        with pytest.raises(OutputError, match=r"/0\.png"):
             make(tiny, tmp_path, resume=True)
     assert make(tiny, tmp_path, overwrite=True) == 3
     assert make(tiny, tmp_path, resume=True) == 0

@@ -267,7 +267,7 @@ def test_edits_are_exchanged_in_their_places(bank: BankFolder, tiny: DiffusionMo
     )
     assert {e["sha256"] for e in replaced["edits"]} == {e.sha256 for e in bank.read().edits[:2]}
     kept = files(bank.folder)
-    with pytest.raises(EditError, match="not in the bank"):
+    with pytest.raises(EditError, match="'house'"):
         bank.add(tiny, shift_of(tiny, "fish"), instead=[shift_of(tiny, "house")])
     assert files(bank.folder) == kept
 
@@ -297,10 +297,9 @@ def test_what_a_promise_does_not_hold_is_told_when_it_is_added(
     folder.add(tiny, scene[1])
     assert not caplog.records
     folder.add(tiny, shift_of(tiny, "fish", ("",), seed=4))
-    told = [record.getMessage() for record in caplog.records]
-    assert [line for line in told if "the edit of 'fish' acts on 'red house'" in line]
-    assert [line for line in told if "the edit of 'red house' acts on 'fish'" in line]
-    assert not [line for line in told if "the edit of 'neon star'" in line]
+    told = [(leak.edit, leak.on) for record in caplog.records for leak in record.args]
+    assert told.count(("fish", "red house")) == told.count(("red house", "fish")) == 1
+    assert "neon star" not in dict(told)
 
 
 @contextmanager
@@ -324,12 +323,12 @@ def test_other_weights_are_refused_unless_they_are_asked_for(
     kept = files(bank.folder)
     with other_weights(tiny):
         for refused in (lambda: bank.require(tiny), lambda: bank.add(tiny, star), lambda: bank.merge(tiny, out, "unet")):
-            with pytest.raises(EditError, match="was made on other weights"):
+            with pytest.raises(EditError, match="--model"):
                 refused()
         assert files(bank.folder) == kept and not out.exists() and not caplog.records
         bank.add(tiny, star, transfer=True)
         bank.merge(tiny, out, "unet", transfer=True)
-    assert "was made on other weights" in caplog.text and out.exists()
+    assert str(bank.folder) in caplog.text and out.exists()
     assert list(bank.open(tiny).edits) == ["neon", "pop art", "star"]
 
 
@@ -341,11 +340,11 @@ def test_an_edit_of_other_weights_is_refused_unless_it_is_asked_for(
         foreign = shift_of(tiny, "star")
     kept = files(bank.folder)
     for folder in (bank, BankFolder(tmp_path / "new")):
-        with pytest.raises(EditError, match="the edit of 'star' was found on other weights"):
+        with pytest.raises(EditError, match=r"'star'.*--transfer"):
             folder.add(tiny, foreign)
     assert files(bank.folder) == kept and not (tmp_path / "new").exists()
     bank.add(tiny, foreign, transfer=True)
-    assert "was found on other weights" in caplog.text
+    assert "'star'" in caplog.text
     bank.add(tiny, WeightEdit(foreign.shifts, EditInfo("kohya", ("moon",))))
     assert list(bank.open(tiny).edits) == ["neon", "pop art", "star", "moon"]
 
@@ -384,8 +383,7 @@ def test_a_merge_tells_what_does_not_spare_what(
     def told(*only: str) -> set[str]:
         caplog.clear()
         folder.merge(tiny, tmp_path / "unet.safetensors", "unet", only=only or None, overwrite=True)
-        lines = [record.getMessage() for record in caplog.records]
-        return {" on ".join(re.findall(r"of '(.+?)' acts on '(.+?)'", line)[0]) for line in lines}
+        return {f"{leak.edit} on {leak.on}" for record in caplog.records for leak in record.args}
 
     assert told("red house", "neon star") == set()  # control
     assert told("red house", "moon") == {"red house on moon", "moon on red house"}
@@ -433,7 +431,7 @@ def test_half_a_line_of_the_log_is_told_and_left_out(bank: BankFolder, caplog: p
     bank.restore("neon")
     with caplog.at_level(logging.WARNING, "mu"):
         assert [row["verb"] for row in bank.history()] == ["add", "add", "restore"]
-    assert "line 3" in caplog.text
+    assert str(bank.log) in caplog.text and " 3" in caplog.text
 
 
 def test_several_changes_are_made_together_or_not_at_all(bank: BankFolder, tiny: DiffusionModel) -> None:
@@ -485,7 +483,7 @@ def test_control_the_good_bank_json_is_read(bank: BankFolder) -> None:
     bank.json.write_text(entry(), encoding="utf-8")
     assert bank.read().edits[0].file == "neon.safetensors"
     bank.json.write_bytes(b"\xff\xfe{}")
-    with pytest.raises(EditError, match="damaged"):
+    with pytest.raises(EditError, match=r"bank\.json"):
         bank.read()
 
 
@@ -499,17 +497,17 @@ def test_an_edit_s_file_must_be_the_one_that_was_added(bank: BankFolder, tiny: D
         assert "\n" not in str(caught.value)
 
     path.write_bytes(good[:-1])
-    refused("SHA-256 differs")
+    refused("SHA-256")
     path.write_bytes((bank.folder / "pop-art.safetensors").read_bytes())
-    refused("SHA-256 differs")
+    refused("SHA-256")
     path.unlink()
-    refused("is missing")
+    refused(r"neon\.safetensors")
     path.mkdir()
-    refused("is missing")
+    refused(r"neon\.safetensors")
     path.rmdir()
     (tmp_path / "outside.safetensors").write_bytes(good)
     path.symlink_to(tmp_path / "outside.safetensors")
-    refused("leads out of the bank")
+    refused("link")
     bank.remove("neon")  # what is missing or wrong can be taken out
     assert (tmp_path / "outside.safetensors").read_bytes() == good and not path.is_symlink()
     assert bank.open(tiny).edits.keys() == {"pop art"}
@@ -517,7 +515,7 @@ def test_an_edit_s_file_must_be_the_one_that_was_added(bank: BankFolder, tiny: D
 
 def test_a_name_in_bank_json_must_be_the_edit_s_own(bank: BankFolder, tiny: DiffusionModel) -> None:
     bank.json.write_text(bank.json.read_text(encoding="utf-8").replace('"neon"', '"star"'), encoding="utf-8")
-    with pytest.raises(EditError, match=r"holds the edit of 'neon', and bank\.json says 'star'"):
+    with pytest.raises(EditError, match=r"(?=.*bank\.json)(?=.*'neon').*'star'"):
         bank.open(tiny)
 
 
@@ -525,20 +523,20 @@ def test_a_folder_that_is_no_bank_is_left_alone(tiny: DiffusionModel, tmp_path: 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    for name, says in (("mine", "is no bank"), ("file", "is no bank")):
-        with pytest.raises(EditError, match=says):
+    for name in ("mine", "file"):
+        with pytest.raises(EditError, match=rf"{name}.*bank\.json"):
             BankFolder(tmp_path / name).add(tiny, shift_of(tiny, "neon"))
         with pytest.raises(MuError, match=r"bank\.json"):
             BankFolder(tmp_path / name).read()
     assert files(tmp_path) == {"file": b"mine", "mine/notes.txt": b"mine"}
-    with pytest.raises(EditError, match="holds no bank"):
+    with pytest.raises(EditError, match=r"none.*bank\.json"):
         BankFolder(tmp_path / "none").restore("neon")
     assert not (tmp_path / "none").exists()
 
 
 def test_an_edit_that_does_not_fit_makes_no_bank(tiny: DiffusionModel, tmp_path: Path) -> None:
     other = WeightEdit({"unet.conv_in.weight": torch.zeros(3, 3)}, EditInfo("test", ("x",)))
-    with pytest.raises(EditError, match="another architecture"):
+    with pytest.raises(EditError, match=r"unet\.conv_in\.weight"):
         BankFolder(tmp_path / "bank").add(tiny, other)
     assert not (tmp_path / "bank").exists()
 
@@ -546,9 +544,9 @@ def test_an_edit_that_does_not_fit_makes_no_bank(tiny: DiffusionModel, tmp_path:
 def test_a_merge_does_not_write_into_the_bank(bank: BankFolder, tiny: DiffusionModel) -> None:
     kept = files(bank.folder)
     for name in ("neon.safetensors", "below/unet.safetensors", "../bank/x.safetensors"):
-        with pytest.raises(OutputError, match="inside the bank"):
+        with pytest.raises(OutputError, match=name):
             bank.merge(tiny, bank.folder / name, "unet", overwrite=True)
-    with pytest.raises(EditError, match="Did you mean 'neon'"):
+    with pytest.raises(EditError, match="'neon'"):
         bank.merge(tiny, bank.folder.parent / "x.safetensors", "unet", only=["neom"])
     assert files(bank.folder) == kept and os.listdir(bank.folder.parent) == ["bank"]
 
@@ -563,7 +561,7 @@ def test_other_weights_are_told(bank: BankFolder, tiny: DiffusionModel, caplog: 
             bias.add_(1)
             bank.open(tiny)
             bias.copy_(kept)
-    assert "was made on other weights" in caplog.text
+    assert str(bank.folder) in caplog.text
 
 
 # -- what protects what -------------------------------------------------------------------------------------------------------
@@ -600,7 +598,7 @@ def test_one_sided_protection_is_found_and_true(tiny: DiffusionModel, scene: lis
     there, back = measured["red house", "neon star"], measured["neon star", "red house"]
     assert (there.verdict, there.leaking, there.listed) == ("spared", False, True)
     assert (back.verdict, back.leaking, back.listed) == ("one-sided", True, False)
-    assert "restoring 'neon star' changes 'red house'" in str(back)
+    assert all(repr(name) in str(back) for name in ("neon star", "red house"))
     for prompt, alone, restored in (("neon star", a, b), ("red house", b, a)):
         with alone.applied(tiny):
             wanted = noise(tiny, prompt)

@@ -253,7 +253,7 @@ def test_gates_may_differ_for_each_sample(tiny: DiffusionModel) -> None:
         x = torch.randn(3, 192)
         layer = find_module(tiny, LINEAR)
         assert torch.allclose(layer(torch.cat([x, x])), layer(x).repeat(2, 1), atol=1e-6)
-        with pytest.raises(EditError, match="batch of 4"):
+        with pytest.raises(EditError, match=r"\b3\b.*\b4\b"):
             output(tiny, 4)
         membrane.gates = gates.flip(0)
         assert not torch.allclose(output(tiny, 3), torch.stack(rows), atol=1e-4)
@@ -262,7 +262,7 @@ def test_gates_may_differ_for_each_sample(tiny: DiffusionModel) -> None:
 def test_strengths_must_fit(tiny: DiffusionModel) -> None:
     bank = Bank(tiny, [edit_of("linear", tiny, "a"), edit_of("linear", tiny, "b")])
     for strengths in ([1.0], [1.0, 1.0, 1.0]):
-        with pytest.raises(EditError, match="2 edits are on"), bank.applied(strengths=strengths):
+        with pytest.raises(EditError, match=rf"\b2\b.*\b{len(strengths)}\b"), bank.applied(strengths=strengths):
             pass
     membrane = Membrane([edit_of("linear", tiny)])  # type: ignore[list-item]
     with pytest.raises(EditError):
@@ -314,7 +314,7 @@ def test_restoring_a_concept_is_leaving_its_edit_out(kind: str, tiny: DiffusionM
 
 def test_the_bank_refuses_a_second_edit_of_a_concept_and_unknown_names(tiny: DiffusionModel) -> None:
     bank = Bank(tiny, [edit_of("linear", tiny, "van gogh")])
-    with pytest.raises(EditError, match="already"):
+    with pytest.raises(EditError, match="'van gogh'"):
         bank.add(edit_of("weights", tiny, "van gogh"))
     for call in (bank.remove, bank.restore, bank.erase):
         with pytest.raises(EditError, match="'van gogh'"):
@@ -334,7 +334,8 @@ def test_other_shapes_are_refused(tiny: DiffusionModel) -> None:
         LowRankEdit({WIDE: Factors(torch.zeros(1, 128, 1, 1), torch.zeros(128, 1, 1, 1), 1.0)}, info),
     ]
     for edit in wrong:
-        with pytest.raises(EditError, match="another architecture"), edit.applied(tiny):
+        (name,) = edit.parameters
+        with pytest.raises(EditError, match=name), edit.applied(tiny):
             pass
 
 
@@ -370,14 +371,14 @@ def test_the_same_base_in_another_precision_does_not_warn(
         parameter.data = (kept * 1.01).to(found_in)
         caplog.clear()
         Bank(tiny, [edit])
-        assert "other weights" in caplog.text  # control
+        assert "'a'" in caplog.text  # control
     finally:
         parameter.data = kept
     for loaded, text in told.items():
         if torch.float32 in (found_in, loaded) or found_in == loaded:
             assert not text
         else:
-            assert "or on the same in another half precision" in text
+            assert "half" in text
 
 
 def test_our_own_edit_is_no_other_base(tiny: DiffusionModel, caplog: pytest.LogCaptureFixture) -> None:
@@ -393,15 +394,15 @@ def test_our_own_edit_is_no_other_base(tiny: DiffusionModel, caplog: pytest.LogC
     assert not vars(find_parameter(tiny, LINEAR))  # nothing is left of it
     with second.applied(tiny), found_inside.applied(tiny):  # control: it was found on the model with the first
         pass
-    assert caplog.text.count("other weights") == 1
+    assert len(caplog.records) == 1
     parameter = find_parameter(tiny, LINEAR)
     kept = parameter.detach().clone()
     with torch.no_grad():
         parameter.mul_(1.01)
     with first.applied(tiny):  # control: another base stays one, inside and outside
-        assert caplog.text.count("other weights") == 2
+        assert len(caplog.records) == 2
         with second.applied(tiny):
-            assert caplog.text.count("other weights") == 3
+            assert len(caplog.records) == 3
     with torch.no_grad():
         parameter.copy_(kept)
 
@@ -472,7 +473,7 @@ def test_an_edit_of_nothing_is_an_error() -> None:
 
 
 def test_only_safetensors_are_written(edit: Edit, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="safetensors"):
+    with pytest.raises(OutputError, match=r"\.safetensors"):
         edit.save(tmp_path / "edit.pt")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
@@ -511,9 +512,9 @@ def test_damaged_files_are_one_clear_error(edit: Edit, tmp_path: Path) -> None:
             open_edit(path)
     path.write_bytes(good)  # control
     assert sorted(open_edit(path).parameters) == sorted(edit.parameters)
-    with pytest.raises(EditError, match="does not exist"):
+    with pytest.raises(EditError, match=r"none\.safetensors"):
         open_edit(tmp_path / "none.safetensors")
-    with pytest.raises(EditError, match="holds neither"):
+    with pytest.raises(EditError, match=r" edit\.safetensors"):
         open_edit(tmp_path)
 
 
@@ -545,6 +546,6 @@ def test_layers_of_the_tests_are_what_they_are_said_to_be(tiny: DiffusionModel) 
 
 def test_an_edit_with_broken_numbers_is_not_saved(tmp_path: Path) -> None:
     edit = WeightEdit({"unet.a.weight": torch.tensor([1.0, float("nan")])}, EditInfo("test", ("a",)))
-    with pytest.raises(EditError, match=r"not finite in unet\.a\.weight"):
+    with pytest.raises(EditError, match=r"unet\.a\.weight"):
         edit.save(tmp_path / "e.safetensors")
     assert not (tmp_path / "e.safetensors").exists()

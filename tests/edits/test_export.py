@@ -96,11 +96,11 @@ def test_each_kind_of_model_has_its_formats(tiny: DiffusionModel, tmp_path: Path
     clip = load("canvas-clip", device="cpu")
     for model, forms, other in ((tiny, {"transformers"}, "diffusers"), (clip, set(FORMATS) - {"transformers"}, "transformers")):
         for form in forms:
-            with pytest.raises(EditError, match=f"format {form} cannot hold .*: choose {other}$"):
+            with pytest.raises(EditError, match=rf"\b{form}\b.*\b{other}\b"):
                 export(Bank(model), tmp_path / "x", form)
     assert not list(tmp_path.iterdir())
     (tmp_path / "x").mkdir()
-    with pytest.raises(OutputError, match="holds no transformers model"):
+    with pytest.raises(OutputError, match=f"{tmp_path.name}/x.*transformers"):
         export(Bank(clip), tmp_path / "x", "transformers", overwrite=True)
 
 
@@ -189,11 +189,11 @@ def test_adapters_that_are_no_lora_are_refused_by_name(end: str, kind: str, tiny
     save_file({**lora, f"{layer}.{end}": torch.ones(1)}, tmp_path / "both.safetensors")
     save_file({f"{layer}.{end}": torch.ones(1)}, tmp_path / "alone.safetensors")
     for name in ("both", "alone"):
-        with pytest.raises(EditError, match=f"{kind}.*file.*{layer}.{end}.*merge it first"):
+        with pytest.raises(EditError, match=f"{kind}.*{layer}.{end}"):
             open_edit(tmp_path / f"{name}.safetensors")
     assert open_edit(tmp_path / "lora.safetensors").parameters  # control
     save_file({"model.diffusion_model.out.2.bias": torch.ones(1)}, tmp_path / "base.safetensors")
-    with pytest.raises(EditError, match="holds no edit"):
+    with pytest.raises(EditError, match="'base'"):
         open_edit(tmp_path / "base.safetensors")
 
 
@@ -301,11 +301,11 @@ def test_existing_results_are_kept(tiny: DiffusionModel, tmp_path: Path) -> None
 def test_what_a_format_cannot_hold_is_refused(tiny: DiffusionModel, tmp_path: Path) -> None:
     bank = both_kinds(tiny)
     for form in ("kohya", "peft"):
-        with pytest.raises(EditError, match="low-rank edits only"):
+        with pytest.raises(EditError, match="compvis"):
             export(bank, tmp_path / "x.safetensors", form)
-    with pytest.raises(OutputError, match="unknown format"):
+    with pytest.raises(OutputError, match="'onnx'"):
         export(bank, tmp_path / "x", "onnx")
-    with pytest.raises(OutputError, match="ending"):
+    with pytest.raises(OutputError, match=r"x\.txt.*\.ckpt"):
         export(bank, tmp_path / "x.txt", "unet")
     assert not list(tmp_path.iterdir())
 
@@ -369,7 +369,7 @@ def test_a_layer_that_no_model_has_is_refused(tmp_path: Path) -> None:
     save_file(
         {f"{layer}.lora_down.weight": torch.ones(1, 4), f"{layer}.lora_up.weight": torch.ones(4, 1)}, tmp_path / "x.safetensors"
     )
-    with pytest.raises(EditError, match=f"{layer}.lora_down.weight, which names no layer that mu knows"):
+    with pytest.raises(EditError, match=layer):
         open_edit(tmp_path / "x.safetensors")
 
 

@@ -83,10 +83,10 @@ def test_one_edit_acts_with_gamma_squared_in_the_reference(tiny: DiffusionModel)
 
 def test_the_references_arithmetic_needs_equal_ranks(tiny: DiffusionModel) -> None:
     membrane = Membrane([edit(tiny, ("a",), 0), edit(tiny, ("b",), 1, rank=2)], "reference")
-    with pytest.raises(EditError, match="one rank"), membrane.installed(tiny):
+    with pytest.raises(EditError, match="rank"), membrane.installed(tiny):
         find_module(tiny, LINEAR)(torch.randn(2, 192))
     mixed = [edit(tiny, ("a",), 0), edit(tiny, ("b",), 1)]
     for one, arithmetic in zip(mixed, ("paper", "reference"), strict=True):
         one.info = replace(one.info, gate=FixedStrength(arithmetic=arithmetic))
-    with pytest.raises(EditError, match="cannot be on together"), Bank(tiny, mixed).applied():
+    with pytest.raises(EditError, match="gate"), Bank(tiny, mixed).applied():
         pass

@@ -115,12 +115,12 @@ def test_a_backbone_s_last_layer_alone_is_trained(data, tmp_path):
 
 
 def test_what_lies_there_is_not_overwritten_silently(data, trained, tmp_path):
-    with pytest.raises(OutputError, match="already holds a trained classifier"):
+    with pytest.raises(OutputError, match="--resume"):
         train_classifier(data / "train", data / "eval", trained, QUICK, device="cpu")
-    with pytest.raises(OutputError, match="other settings"):
+    with pytest.raises(OutputError, match=r"training\.json"):
         train_classifier(data / "train", data / "eval", trained, Recipe(epochs=2), device="cpu", resume=True)
     (tmp_path / "thesis.txt").write_text("", encoding="utf-8")
-    with pytest.raises(OutputError, match="something else"):
+    with pytest.raises(OutputError, match=tmp_path.name):
         train_classifier(data / "train", data / "eval", tmp_path, QUICK, device="cpu", overwrite=True)
 
 
@@ -132,10 +132,10 @@ def test_folders_that_cannot_be_learned_from_are_refused(data, tmp_path):
     (tmp_path / "typo" / "Van Goh").mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(tmp_path / "typo" / "Van Goh" / "0.png")
     for train, held_out, says in [
-        (tmp_path / "nowhere", data / "eval", "holds no folders"),
-        (empty, data / "eval", "holds no pictures"),
-        (one, data / "eval", "two or more"),
-        (data / "train", tmp_path / "typo", "Did you mean 'Van Gogh'"),
+        (tmp_path / "nowhere", data / "eval", "nowhere"),
+        (empty, data / "eval", r"empty/0.*\.png"),
+        (one, data / "eval", "one .*'0'"),
+        (data / "train", tmp_path / "typo", "'Van Gogh'"),
     ]:
         with pytest.raises(DataError, match=says):
             train_classifier(train, held_out, out, QUICK, device="cpu")
@@ -152,11 +152,11 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 
 def test_unknown_names_are_refused(data, trained, tmp_path):
     judge = Judge.open(trained)
-    with pytest.raises(DataError, match="Did you mean 'Van Gogh'"):
+    with pytest.raises(DataError, match="'Van Gogh'"):
         folder_accuracy(judge, data / "test", concept="Van Goh")
     with pytest.raises(ConfigError, match="style, object, identity"):
         folder_accuracy(Judge.open(EMBEDDED["canvas-judge"]), data / "test", concept="neon")
-    with pytest.raises(ModelError, match="backbone"):
+    with pytest.raises(ModelError, match=tmp_path.name):
         Judge.new("style", ["a", "b"], str(tmp_path))
 
 

@@ -29,7 +29,7 @@ def test_what_is_given_counts_then_what_is_noted_of_the_same_base() -> None:
 
 def test_notes_that_differ_are_not_guessed_from() -> None:
     notes = [noted(clip_skip=2), noted(clip_skip=1)]
-    with pytest.raises(ConfigError, match="clip_skip 1 and 2: choose one with --clip-skip"):
+    with pytest.raises(ConfigError, match=r"clip_skip 1.* 2.*--clip-skip"):
         loading("a", notes, clip_skip=None)
     assert loading("a", notes, clip_skip=2) == {"clip_skip": 2}
     with pytest.raises(ConfigError, match="clip_skip"):  # a file may hold anything
@@ -39,9 +39,9 @@ def test_notes_that_differ_are_not_guessed_from() -> None:
 def test_settings_are_held_against_a_loaded_model(tiny: DiffusionModel) -> None:
     LoadingConfig().check(tiny)
     LoadingConfig(clip_skip=1, prediction_type="epsilon").check(tiny)
-    with pytest.raises(ConfigError, match=r"loading\.clip_skip is 2, and .* was loaded with 1"):
+    with pytest.raises(ConfigError, match=r"loading\.clip_skip.*\b2\b.*\b1\b"):
         LoadingConfig(clip_skip=2).check(tiny)
-    with pytest.raises(ConfigError, match=r"loading\.prediction_type is for diffusion models"):
+    with pytest.raises(ConfigError, match=r"loading\.prediction_type.*'a CLIP'"):
         LoadingConfig(prediction_type="epsilon").check(SimpleNamespace(name="a CLIP", components={}))
 
 
@@ -57,7 +57,7 @@ def test_a_folder_may_be_said_to_predict_something_else(tiny: DiffusionModel, ti
     out, eps = (model.predict_noise(x, t, tiny.encode(["a star"])) for model in (tiny, other))
     assert torch.allclose(eps, alpha_bar.sqrt() * out + (1 - alpha_bar).sqrt() * x, atol=1e-5)
     assert not torch.allclose(eps, out, atol=1e-2)
-    with pytest.raises(ConfigError, match="Did you mean 'v_prediction'"):
+    with pytest.raises(ConfigError, match="'v_prediction'"):
         load(tiny_folder, prediction_type="v-prediction")
 
 
@@ -66,5 +66,5 @@ def test_other_models_take_neither(name: str) -> None:
     if not EMBEDDED[name].exists():
         pytest.skip("the embedded model's weights are not in this checkout")
     for options in ({"clip_skip": 2}, {"prediction_type": "epsilon"}):
-        with pytest.raises(ConfigError, match=f"{next(iter(options))} is for diffusion models, and '{name}' is none"):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))}.*'{name}'"):
             load(name, **options)  # type: ignore[arg-type]

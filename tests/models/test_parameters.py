@@ -23,8 +23,9 @@ def test_select_finds_by_pattern_in_model_order(tiny: DiffusionModel) -> None:
 
 @pytest.mark.parametrize("patterns", ["unet.*.attn3.*", ["unet.*", "unett.*"], "", "UNET.*"])
 def test_a_pattern_that_matches_nothing_is_an_error(patterns: str | list[str], tiny: DiffusionModel) -> None:
-    with pytest.raises(SelectionError, match="matches"):
+    with pytest.raises(SelectionError) as refused:
         select(tiny, patterns)
+    assert repr(patterns if isinstance(patterns, str) else patterns[-1]) in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(patterns: str | list[str], t
     ],
 )
 def test_the_error_tells_the_nearest_name_also_of_one_far_off(pattern: str, near: str, tiny: DiffusionModel) -> None:
-    with pytest.raises(SelectionError, match=f"the nearest is '{near}'$"):
+    with pytest.raises(SelectionError, match=f"'{near}'"):
         select(tiny, pattern)
 
 
@@ -47,7 +48,7 @@ def test_the_error_tells_the_nearest_name_also_of_one_far_off(pattern: str, near
     "name", ["unet.nowhere.weight", "vision_model.x.weight", "unet.conv_in", "unet.conv_in.kernel_size", "unet", ""]
 )
 def test_a_name_that_is_no_parameter_is_an_error(name: str, tiny: DiffusionModel) -> None:
-    with pytest.raises(EditError, match="no parameter"):
+    with pytest.raises(EditError, match=f"'{name}'"):
         find_module(tiny, name)
 
 

@@ -43,7 +43,7 @@ def test_a_person_outside_the_frequent_list_brings_all_own_pictures(celeba: Path
     assert counts(without) == {**dict.fromkeys(FREQUENT, 3), RARE: 0}, "control"
     assert counts(task) == dict.fromkeys(IDENTITIES, 3)
     assert (task.beyond, without.beyond) == ({task.label_of(RARE)}, frozenset())
-    with pytest.raises(ConfigError, match="with pictures in none of the tasks"):
+    with pytest.raises(ConfigError, match=f"'{concept}'.*identity"):
         target_of(concept, [without])
     assert target_of(concept, [task]).label == task.label_of(RARE)
     for picture, label in zip(task.pictures, task.labels, strict=True):
@@ -95,7 +95,7 @@ def test_two_tasks_of_one_name_are_refused(celeba: Path) -> None:
     """What is seen of a task is kept by its name: the second would stand in for the first."""
     people = f"celeba:{celeba}"
     for names in (["canvas", people], [people, people], ["canvas", "canvas"]):
-        with pytest.raises(ConfigError, match=r"both give the task '(identity|style)': name one of them") as refused:
+        with pytest.raises(ConfigError, match=r"'(identity|style)'") as refused:
             open_tasks(names, 1, 0)
         assert "\n" not in str(refused.value)
     assert [task.name for task in open_tasks([people], 1, 0)] == ["identity"], "control"

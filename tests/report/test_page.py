@@ -43,13 +43,13 @@ def test_a_missing_part_is_left_out(
 def test_the_emptiest_run_says_how_to_go_on(tmp_path: Path, read: Callable[[str], Any], page_of: Callable[..., str]):
     run = RunDirectory(tmp_path / "my run")
     run.folder.mkdir()
-    with pytest.raises(DataError, match="nothing to report"):
+    with pytest.raises(DataError, match="my run"):
         write_report(run)
     run.config.write_text("seed: 1\n")
     assert f"mu evaluate '{run.folder}'" in read(page_of(run)).text
-    with pytest.raises(DataError, match="no run"):
+    with pytest.raises(DataError, match="run"):
         write_report([])
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match=r"config\.yaml/report\.html"):
         write_report(run, run.config / "report.html")
 
 

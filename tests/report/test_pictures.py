@@ -59,8 +59,9 @@ def test_paths_that_leave_the_run_are_refused(
     panel["rows"] = [{"label": "l", "images": [name]}]
     (run.folder / "panels.json").write_text(json.dumps([panel]))
     run.report.unlink()
-    with pytest.raises(DataError, match="leaves the run folder"):
+    with pytest.raises(DataError) as refused:
         write_report(run)
+    assert repr(name) in str(refused.value) and str(run.folder) in str(refused.value)
     assert not run.report.exists()
 
 
@@ -68,7 +69,7 @@ def test_a_linked_picture_folder_is_refused(run: RunDirectory):
     outside = run.folder.parent / "elsewhere"
     shutil.move(run.after, outside)
     run.after.symlink_to(outside)
-    with pytest.raises(DataError, match="leaves the run folder"):
+    with pytest.raises(DataError, match=f"'{run.after.name}/.*{run.folder}"):
         write_report(run)
 
 

@@ -79,7 +79,7 @@ def test_concepts_go_into_settings() -> None:
     assert Pulled.for_concepts(["a"], "x.ckpt").train.iterations == 5  # type: ignore[attr-defined]
     assert Pulled.for_concepts(["a"], "x.ckpt", "other").model == "x.ckpt"  # type: ignore[attr-defined]
     assert Pulled.for_concepts(["a"], preset=Config(seed=3)).seed == 3  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="Did you mean 'other'"):
+    with pytest.raises(ConfigError, match="'other'"):
         Pulled.for_concepts(["a"], None, "othr")
 
 
@@ -87,13 +87,13 @@ def test_settings_that_say_nothing_are_refused() -> None:
     assert ErasureConfig.parse({"concepts": [" Van  Gogh", "Van Gogh"], "devices": 0}).concepts == ["Van Gogh"]
     with pytest.raises(ConfigError, match="concepts"):
         Config.parse({"concepts": []})
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="concept"):
         Config.parse({"concepts": [" "]})
-    with pytest.raises(ConfigError, match="exactly one"):
+    with pytest.raises(ConfigError, match=r"^templates"):
         Config.parse({"templates": ["a picture"]})
-    with pytest.raises(ConfigError, match="3 anchors for 2 concepts"):
+    with pytest.raises(ConfigError, match=r"\b3\b.*\b2\b"):
         Config.parse({"concepts": ["a", "b"], "anchors": ["x", "y", "z"]})
-    with pytest.raises(ConfigError, match="is the concept itself"):
+    with pytest.raises(ConfigError, match="'Van Gogh'"):
         Config.parse({"concepts": ["Van Gogh"], "anchors": ["van  gogh"]})
 
 
@@ -105,12 +105,12 @@ def test_concepts_and_anchors_in_templates() -> None:
 def test_settings_are_held_against_the_model_given(
     tiny: DiffusionModel, tiny_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ConfigError, match="was loaded in float32"):
+    with pytest.raises(ConfigError, match=r"train\.precision.* float32"):
         Pulled({"train": {"precision": "bf16"}}, model=tiny).load_model()
     with caplog.at_level(logging.WARNING, "mu"):
         assert Pulled({"devices": "cpu", "train": {"precision": "fp32"}}, model=tiny).load_model() is tiny
     assert not caplog.records
-    with pytest.raises(ConfigError, match="edits diffusion models"):
+    with pytest.raises(ConfigError, match="'canvas-clip'"):
         Pulled(model=load("canvas-clip", device="cpu")).load_model()
     loaded = Pulled({"model": str(tiny_folder), "devices": "cpu", "train": {"precision": "bf16"}}).load_model()
     assert loaded.precision == torch.bfloat16

@@ -61,11 +61,11 @@ def test_written_and_read_they_are_the_same_and_say_what_they_are(written, clip:
 @pytest.mark.parametrize(
     ("wanted", "sign", "said"),
     [
-        ({"kind": "retain"}, None, "kind 'forget', and the settings say 'retain'"),
-        ({"loss": "contrastive"}, None, "loss 'cosine'"),
-        ({"concept": "Boris Vale"}, None, "concept 'Ada Stone', and the settings say 'Boris Vale'"),
-        ({"batch_size": 16}, None, "batch size None"),
-        ({}, "-", "leave gradients.grad_sign out"),
+        ({"kind": "retain"}, None, "(?=.*'forget').*'retain'"),
+        ({"loss": "contrastive"}, None, "(?=.*'cosine').*'contrastive'"),
+        ({"concept": "Boris Vale"}, None, "(?=.*'Ada Stone').*'Boris Vale'"),
+        ({"batch_size": 16}, None, r"(?=.*\bNone\b).*\b16\b"),
+        ({}, "-", r"gradients\.grad_sign"),
     ],
 )
 def test_another_gradient_than_wanted_is_refused(written, clip: ClipModel, wanted: dict, sign: Any, said: str) -> None:
@@ -79,22 +79,22 @@ def test_another_models_file_is_refused_by_its_weights_names_and_shapes(written,
     assert read_gradients(path, other, NAMES), "control: the same weights loaded again"
     with torch.no_grad():
         find_parameter(other, NAMES[0]).mul_(1.5)
-    with pytest.raises(DataError, match="was made on other weights") as refused:
+    with pytest.raises(DataError, match=r"g\.safetensors.*'canvas-clip'") as refused:
         read_gradients(path, other, NAMES)
     assert "\n" not in str(refused.value)
-    with pytest.raises(DataError, match="has not: it is another model's"):
+    with pytest.raises(DataError, match=r"g\.safetensors.*text_projection\.weight"):
         read_gradients(path, tiny, NAMES)
     save_file({NAMES[0]: torch.zeros(2, 2)}, tmp_path / "small.safetensors")
-    with pytest.raises(DataError, match=r"is \(2, 2\) in .* the file is another model's"):
+    with pytest.raises(DataError, match=r"small\.safetensors"):
         read_gradients(tmp_path / "small.safetensors", clip, NAMES[:1], "+")
-    with pytest.raises(DataError, match=r"holds no gradient of visual_projection\.weight"):
+    with pytest.raises(DataError, match=r"visual_projection\.weight"):
         read_gradients(path, clip, ["visual_projection.weight"])
 
 
 def test_without_metadata_the_sign_must_be_told_and_names_may_be_open_clips(written, clip: ClipModel, tmp_path: Path) -> None:
     _, gradients = written
     save_file(gradients, tmp_path / "bare.safetensors")
-    with pytest.raises(DataError, match=r"grad_sign to \+ or -"):
+    with pytest.raises(DataError, match=r"gradients\.grad_sign"):
         read_gradients(tmp_path / "bare.safetensors", clip, NAMES)
     plus, minus = (read_gradients(tmp_path / "bare.safetensors", clip, NAMES, sign) for sign in ("+", "-"))
     assert all(torch.equal(plus[name], gradients[name]) and torch.equal(minus[name], -gradients[name]) for name in NAMES)
@@ -125,14 +125,14 @@ def test_the_released_programs_pickles_are_read_where_their_sign_is_told(clip: C
     assert not set(named) >= set(gradients), "control: the names are others"
     path = tmp_path / "forget_grads.pt"
     torch.save({**named, "logit_scale": 0, "history": Hostile(tmp_path / "was run")}, path)
-    with pytest.raises(DataError, match=r"set gradients.grad_sign to \+ or - \(.*make one with mu gradients") as refused:
+    with pytest.raises(DataError, match=r"gradients\.grad_sign.*mu gradients") as refused:
         read_gradients(path, clip, NAMES)
     assert "\n" not in str(refused.value)
     found = read_gradients(path, clip, list(gradients), sign)  # type: ignore[arg-type]
     assert all(torch.equal(found[name], g) for name, g in gradients.items())
     assert not (tmp_path / "was run").exists()
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="truncated"):
+    with pytest.raises(ModelError, match=path.name):
         read_gradients(path, clip, NAMES, "+")
     source = str(tmp_path / "{concept}_grads.pt")
     data = SingleLayerUnlearningGradientDataHandler(SlugConfig().merged({"data": {"forget": source, "retain": "a.tar"}}))
@@ -142,19 +142,19 @@ def test_the_released_programs_pickles_are_read_where_their_sign_is_told(clip: C
 
 def test_damaged_and_foreign_files_are_one_clear_line(written, clip: ClipModel, tmp_path: Path) -> None:
     path, gradients = written
-    with pytest.raises(OutputError, match="exists"):
+    with pytest.raises(OutputError, match="--overwrite"):
         write_gradients(path, gradients, GradientInfo("forget", "cosine", 1))
-    with pytest.raises(OutputError, match=r"saved as \.safetensors"):
+    with pytest.raises(OutputError, match=r"\.safetensors"):
         write_gradients(tmp_path / "g.pt", gradients, GradientInfo("forget", "cosine", 1))
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match=r"none\.safetensors"):
         open_gradients(tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match=r"cut\.safetensors"):
         open_gradients(tmp_path / "cut.safetensors")
     WeightEdit(gradients, EditInfo(method="slug", concepts=("Ada Stone",))).save(tmp_path / "edit.safetensors")
-    with pytest.raises(DataError, match="no gradients but an edit"):
+    with pytest.raises(DataError, match=r"edit\.safetensors"):
         open_gradients(tmp_path / "edit.safetensors")
-    with pytest.raises(EditError, match="not that of an edit"):
+    with pytest.raises(EditError, match=path.name):
         open_edit(path)
 
 
@@ -194,5 +194,5 @@ def test_a_step_along_a_file_written_by_slug_lowers_the_cosine_of_its_pairs(clip
     assert lower < before - 0.01 and higher > lower
 
     again.config = read.merged({"gradients.compat": ["cumulative"]})
-    with pytest.raises(ConfigError, match="does not go with gradient files"):
+    with pytest.raises(ConfigError, match=r"gradients\.compat"):
         again._gradients("forget", SingleLayerUnlearningGradientDataHandler(read), "Ada Stone", {})

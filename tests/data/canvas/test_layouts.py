@@ -139,7 +139,7 @@ def test_an_interrupted_writer_goes_on_where_it_stopped(tmp_path: Path, write):
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path, write):
     (tmp_path / "thesis.txt").write_text("years of work")
     for resume in (False, True):
-        with pytest.raises(OutputError, match="another folder"):
+        with pytest.raises(OutputError, match=tmp_path.name):
             write(tmp_path, resume=resume)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -147,23 +147,23 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path,
 def test_resuming_with_other_settings_is_refused(tmp_path: Path, write):
     write(tmp_path)
     before = _bytes(tmp_path)
-    with pytest.raises(OutputError, match="not empty"):
+    with pytest.raises(OutputError, match=tmp_path.name):
         write(tmp_path)
-    with pytest.raises(OutputError, match="settings"):
+    with pytest.raises(OutputError, match=r"canvas\.json"):
         write(tmp_path, seed=1, resume=True)
     assert _bytes(tmp_path) == before
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path, write):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="file/below"):
         write(tmp_path / "file" / "below")
 
 
 def test_counts_and_seeds_out_of_range_are_refused_before_anything_is_written(tmp_path: Path, write):
-    with pytest.raises(ConfigError, match="seed must be 0 or more"):
+    with pytest.raises(ConfigError, match=r"seed .*-1"):
         write(tmp_path, seed=-1)
-    with pytest.raises(ConfigError, match="per_cell must be 1 or more"):
+    with pytest.raises(ConfigError, match=r"per_cell .*\b0\b"):
         write_unlearn_canvas(tmp_path, per_cell=0)
     with pytest.raises(ConfigError, match="per_shard"):
         write_shards(tmp_path, 5, per_shard=10_001)

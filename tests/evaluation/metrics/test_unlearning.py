@@ -98,11 +98,11 @@ def test_scores_say_what_they_are():
     ("rows", "erased", "kind", "more", "says"),
     [
         (PERFECT, "Neon", "style", {}, "'Neon'.*'neon'"),
-        (PERFECT, "neon", "object", {}, "object 'neon'"),
-        ([], "neon", "style", {}, "no picture"),
-        (PERFECT[:4], "neon", "style", {}, "IRA needs"),
-        (PERFECT, "star", "object", {"left_out": STYLES}, "CRA needs"),
-        (PERFECT, "neon", "person", {}, "not 'person'"),
+        (PERFECT, "neon", "object", {}, "'neon'.*star, fish"),
+        ([], "neon", "style", {}, "'neon'"),
+        (PERFECT[:4], "neon", "style", {}, "IRA"),
+        (PERFECT, "star", "object", {"left_out": STYLES}, "CRA"),
+        (PERFECT, "neon", "person", {}, "'person'"),
     ],
 )
 def test_requests_that_cannot_be_scored_are_refused(rows: list, erased: str, kind: str, more: dict, says: str):

@@ -216,7 +216,7 @@ def test_nothing_is_imported(tmp_path: Path):
     unused = "this"
     assert unused not in sys.modules
     program = b"\x80\x02}(U\x01ac" + unused.encode() + b"\ns\nu."
-    with pytest.raises(ModelError, match="no named tensors"):
+    with pytest.raises(ModelError, match=r"model\.ckpt.*\.safetensors"):
         read_state_dict(with_pickle(tmp_path / "model.ckpt", program, {"w": torch.ones(2)}))
     assert unused not in sys.modules
     pickle.loads(program)
@@ -251,7 +251,7 @@ def describing(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> b
 def test_no_tensor_reaches_outside_its_storage(tmp_path: Path, offset: int, size: tuple[int, ...], stride: tuple[int, ...]):
     base = {"w": torch.arange(4.0)}
     assert same(read_state_dict(with_pickle(tmp_path / "good.ckpt", describing(0, (4,), (1,)), base)), base)
-    with pytest.raises(ModelError, match="corrupt"):
+    with pytest.raises(ModelError, match=r"bad\.ckpt.*RuntimeError"):
         read_state_dict(with_pickle(tmp_path / "bad.ckpt", describing(offset, size, stride), base))
 
 
@@ -281,13 +281,13 @@ def saved(path: Path, content: Any = None) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-@pytest.mark.parametrize(("keep", "what"), [(0, "is empty"), (0.5, "truncated"), (0.99, "truncated")])
+@pytest.mark.parametrize(("keep", "what"), [(0, "empty"), (0.5, "truncated"), (0.99, "truncated")])
 def test_empty_and_truncated_files_are_named(tmp_path: Path, suffix: str, keep: float, what: str):
     path = tmp_path / f"model{suffix}"
     content = saved(path)
     assert read_state_dict(path)
     path.write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(ModelError, match=rf"{path.name} is .*{what.removeprefix('is ')}.*download or copy it again"):
+    with pytest.raises(ModelError, match=f"{path.name}.*{what}"):
         read_state_dict(path)
 
 
@@ -296,23 +296,23 @@ def test_one_changed_byte_in_a_tensor_is_noticed(tmp_path: Path):
     content = bytearray(saved(path))
     content[content.index(torch.ones(1000).numpy().tobytes()) + 17] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"corrupt.*CRC"):
+    with pytest.raises(ModelError, match=r"model\.ckpt.*CRC"):
         read_state_dict(path)
 
 
 def test_a_storage_of_another_size_than_announced_is_refused(tmp_path: Path):
     torch.save({"w": torch.ones(4)}, tmp_path / "four.ckpt")
     path = with_pickle(tmp_path / "model.ckpt", pickle_of(tmp_path / "four.ckpt"), {"w": torch.ones(5)})
-    with pytest.raises(ModelError, match="20 bytes, announced are 4"):
+    with pytest.raises(ModelError, match=r"\b20\b.*\b4\b"):
         read_state_dict(path)
 
 
 CONTENTS: dict[str, tuple[str, bytes, str]] = {
-    "page": ("model.ckpt", b"<!doctype html><html>sign in</html>", "no torch file"),
-    "page as safetensors": ("model.safetensors", b"<!doctype html><html>sign in</html>", "truncated or corrupt"),
-    "plain pickle": ("model.bin", pickle.dumps({"w": 1}), "before 1.6"),
+    "page": ("model.ckpt", b"<!doctype html><html>sign in</html>", "torch"),
+    "page as safetensors": ("model.safetensors", b"<!doctype html><html>sign in</html>", "SafetensorError"),
+    "plain pickle": ("model.bin", pickle.dumps({"w": 1}), r"1\.6.*torch\.load.*\.safetensors"),
     "pointer": ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    "picture": ("model.png", b"\x89PNG", "no weight file"),
+    "picture": ("model.png", b"\x89PNG", r"\.ckpt, \.pt"),
 }
 
 
@@ -325,17 +325,17 @@ def test_other_files_are_refused_with_what_to_do(tmp_path: Path, case: str):
 
 
 def test_missing_files_folders_and_other_archives_are_refused(tmp_path: Path):
-    with pytest.raises(ModelError, match=r"No such file.*check the name"):
+    with pytest.raises(ModelError, match=r"nowhere\.ckpt.*No such file"):
         read_state_dict(tmp_path / "nowhere.ckpt")
     (tmp_path / "folder.ckpt").mkdir()
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=r"folder\.ckpt.*Is a directory"):
         read_state_dict(tmp_path / "folder.ckpt")
     with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(ModelError, match="no torch file"):
+    with pytest.raises(ModelError, match=r"other\.pt.*torch"):
         read_state_dict(tmp_path / "other.pt")
     torch.save({"w": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(ModelError, match=r"before 1\.6.*save it as \.safetensors"):
+    with pytest.raises(ModelError, match=r"old\.pt.* 1\.6.*\.safetensors"):
         read_state_dict(tmp_path / "old.pt")
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "program.pt"))
     with pytest.raises(ModelError, match="TorchScript"):
@@ -345,13 +345,13 @@ def test_missing_files_folders_and_other_archives_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"state_dict": {}}, {3: torch.ones(2)}, torch.nn.Linear(2, 2), None])
 def test_files_without_named_tensors_are_refused(tmp_path: Path, content: Any):
     torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(ModelError, match="no named tensors"):
+    with pytest.raises(ModelError, match=r"model\.pt.*\.safetensors"):
         read_state_dict(tmp_path / "model.pt")
 
 
 def test_tensors_of_a_kind_that_is_not_read_are_named(tmp_path: Path):
     torch.save({"w": torch.ones(2, dtype=torch.complex64)}, tmp_path / "model.pt")
-    with pytest.raises(ModelError, match="kind that mu does not read"):
+    with pytest.raises(ModelError, match=r"model\.pt.*\.safetensors"):
         read_state_dict(tmp_path / "model.pt")
 
 
@@ -363,5 +363,5 @@ def test_a_compressed_archive_is_refused_before_it_unfolds(tmp_path: Path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    with pytest.raises(ModelError, match="compressed"):
+    with pytest.raises(ModelError, match="zip"):
         read_state_dict(path)

@@ -381,7 +381,7 @@ def test_the_prediction_type_is_set_in_a_given_scheduler(folders: Callable[[str]
     found = [load_single_file(path, configs=configs, prediction_type=kind).scheduler for kind in (None, "v_prediction")]
     assert [type(one).__name__ for one in found] == ["DDIMScheduler"] * 2
     assert [one.config.prediction_type for one in found] == ["epsilon", "v_prediction"]
-    with pytest.raises(ConfigError, match="Did you mean 'v_prediction'"):
+    with pytest.raises(ConfigError, match="'v_prediction'"):
         load_single_file(path, prediction_type="vprediction")
 
 
@@ -415,7 +415,7 @@ def fake_open_clip(place: Path) -> None:
 def test_the_folder_beside_comes_first_then_the_cache_then_open_clip(
     tmp_path: Path, no_tokenizer: None, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(ModelError, match=r"no tokenizer .* pip install 'mu-unlearning\[clip\]', or put the folder tokenizer/"):
+    with pytest.raises(ModelError, match=r"mu-unlearning\[clip\].*tokenizer/"):
         found_in([tmp_path])
     monkeypatch.undo()
 
@@ -474,14 +474,14 @@ def test_folders_of_published_models_have_two_text_files(tmp_path: Path, no_toke
     assert found("a cat", padding="max_length").input_ids == tokenizer("a cat", padding="max_length").input_ids
     assert found_in([tmp_path], "tokenizer_2", "!").pad_token == "!"
     (folder / "vocab.json").write_text("{")
-    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be read"):
+    with pytest.raises(ModelError, match="/tokenizer "):
         found_in([tmp_path])
 
 
 def test_a_tokenizer_with_more_tokens_than_the_text_encoder_is_refused(tmp_path: Path, no_tokenizer: None):
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     assert single_file.find_tokenizer([tmp_path], "tokenizer", {"vocab_size": VOCABULARY}, "!")
-    with pytest.raises(ModelError, match=f"{VOCABULARY} tokens, the text encoder {VOCABULARY - 1}"):
+    with pytest.raises(ModelError, match=f"{VOCABULARY} .*{VOCABULARY - 1}"):
         single_file.find_tokenizer([tmp_path], "tokenizer", {"vocab_size": VOCABULARY - 1}, "!")
 
 
@@ -506,15 +506,15 @@ def changed(checkpoint: Tensors, change: str) -> Tensors:
 
 
 REFUSED = {
-    "no unet": "is no Stable Diffusion checkpoint .*lora_unet_down",
-    "no text encoder": "no text encoder that mu knows",
-    "refiner": "refiner, .* name the SDXL base model",
-    "edm": "EDM formulation",
-    "inpainting": r"unet in .*input_blocks.0.0.weight has the shape 8x9x3x3 where the model needs 8x4x3x3.*pass its `configs`",
-    "missing": r"unet in .*: 1 tensors of the model are missing \(model.diffusion_model.out.2.bias\)",
-    "more": "1 tensors that sd1 does not know, as model.diffusion_model.input_blocks.12.0.weight.*pass its `configs`",
-    "more of the autoencoder": "1 tensors that sd1 does not know, as first_stage_model.encoder.down.4",
-    "more of the text encoder": "1 tensors that sd1 does not know, as cond_stage_model.*layers.2.mlp.fc1.bias",
+    "no unet": r"model\.ckpt.*lora_unet_down\.lora_down\.weight",
+    "no text encoder": "text encoder",
+    "refiner": "SDXL refiner",
+    "edm": "EDM",
+    "inpainting": r"unet .*input_blocks\.0\.0\.weight.* 8x9x3x3.* 8x4x3x3.*`configs`",
+    "missing": r"unet .*\(model\.diffusion_model\.out\.2\.bias\)",
+    "more": r"\bsd1\b.*model\.diffusion_model\.input_blocks\.12\.0\.weight",
+    "more of the autoencoder": r"\bsd1\b.*first_stage_model\.encoder\.down\.4",
+    "more of the text encoder": r"\bsd1\b.*cond_stage_model.*layers\.2\.mlp\.fc1\.bias",
 }
 
 
@@ -530,14 +530,14 @@ def test_other_files_are_refused_in_one_line(change: str, folders: Callable[[str
 def test_configs_that_cannot_be_used_are_refused(folders: Callable[[str], Path], tmp_path: Path):
     path = written(to_compvis(opened(folders("sd1"))), tmp_path / "model.ckpt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="holds no configs"):
+    with pytest.raises(ModelError, match="/empty "):
         load_single_file(path, configs=tmp_path / "empty")
     (tmp_path / "bad" / "unet").mkdir(parents=True)
     (tmp_path / "bad" / "unet" / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="/bad "):
         load_single_file(path, configs=tmp_path / "bad")
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(ModelError, match="no model can be built"):
+    with pytest.raises(ModelError, match=r"unet .*NoSuchModel"):
         load_single_file(path, configs=small_configs("sd1") | {"unet": {"_class_name": "NoSuchModel"}})
 
 
@@ -545,7 +545,7 @@ def test_adapters_are_merged_or_removed_before_export(folders: Callable[[str], P
     pipeline = opened(folders("sd1"))
     clean = to_compvis(pipeline)
     pipeline.unet.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
-    with pytest.raises(ModelError, match="merge or remove adapters"):
+    with pytest.raises(ModelError, match=r"to_q\.lora_A"):
         to_compvis(pipeline)
     pipeline.unload_lora_weights()
     assert same(to_compvis(pipeline), clean)
