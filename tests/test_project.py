@@ -36,7 +36,7 @@ IMPORT_NAMES = {
 }  # fmt: skip
 COMES_WITH = {
     "transformers": {"tokenizers", "tqdm"},
-    "jinja2": {"markupsafe"}, "pydantic": {"typing_extensions"}, "typer": {"click"}, "lpips": {"torchvision"}, "nudenet": {"onnxruntime"},
+    "jinja2": {"markupsafe"}, "pydantic": {"pydantic_core", "typing_extensions"}, "typer": {"click"}, "lpips": {"torchvision"}, "nudenet": {"onnxruntime"},
 }  # fmt: skip
 
 # Requirements that nothing imports, and why they are there all the same.

@@ -30,6 +30,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from mu.core.errors import OutputError
 from mu.core.files import write_json, write_text, writing
 from mu.core.metrics import metric_of
@@ -111,8 +113,8 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
     def require(self, config: str) -> None:
-        """Raise `OutputError` where the folder holds a run with other settings than ``config``."""
-        if self.config.exists() and self.config.read_text(encoding="utf-8") != config:
+        """Raise `OutputError` where the folder holds a run with other settings than ``config``, in whatever order."""
+        if self.config.exists() and yaml.safe_load(read_text(self.config)) != yaml.safe_load(config):
             raise OutputError(f"{self.folder} was begun with other settings: rerun with its config.yaml, or pass --overwrite")
 
     @contextmanager

@@ -445,7 +445,7 @@ def test_losses_go_to_the_tracker_that_is_asked_for(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=lambda log_dir: writer))
     monkeypatch.setenv("WANDB_MODE", "offline")
     places = {key: str(tmp_path / key) for key in ("output_dir", "run_dir") if key in algorithm(name).config_class.model_fields}
-    run = method(name, tiny, **places).run(track=track).run
+    run = method(name, "diffusion", tiny, **places).run(track=track).run
     recorded = {row["step"] for row in run.read_metrics()}
     assert recorded == {0, 1, 2}
     assert steps == {kind: recorded if kind == track else set() for kind in steps}

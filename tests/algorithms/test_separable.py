@@ -763,7 +763,8 @@ def test_device_and_precision_are_settings(name: str, tiny: DiffusionModel) -> N
 def test_shipped_files_load() -> None:
     folder = Path(mu.__file__).parent / "algorithms" / "separable_concept_erasure" / "configs"
     kinds = {"cie.yaml": ConceptIrrelevantErasureConfig, "sepce.yaml": SeparableConceptErasureConfig}
-    assert {path.name for path in folder.glob("*.yaml")} == set(kinds)
+    presets = {f"{name.removesuffix('.yaml')}-canvas.yaml" for name in kinds}
+    assert {path.name for path in folder.glob("*.yaml")} == set(kinds) | presets
     for name, kind in kinds.items():
         text = (folder / name).read_text(encoding="utf-8")
         assert text.startswith("#") and f"configs/{name}" in text

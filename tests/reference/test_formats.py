@@ -247,14 +247,18 @@ def test_gradients_are_read_with_their_sign() -> None:
 
 def test_a_runs_records_are_read() -> None:
     run = RunDirectory(V1 / "run")
-    scores = run.read_scores()
-    assert list(scores) == ["base", "edited"]
-    assert scores["edited"] == [
+    suites = run.read_scores()
+    assert {suite: list(table) for suite, table in suites.items()} == {
+        "canvas": ["base", "edited"],
+        "judge": ["base", "edited"],
+    }
+    assert [*suites["canvas"]["edited"], *suites["judge"]["edited"]] == [
         Score("UA", 0.9375, 64, "higher", "canvas/1", {"neon": 0.9375}),
         Score("IRA", 0.953125, 96, "higher", "canvas/1", {"photo": 1.0, "Größe": 0.90625}),
         Score("Fréchet distance", 13.875, 96, "lower", "judge/1"),
     ]
-    assert [score.value for score in scores["base"]] == [0.03125, 0.96875, 12.5]
+    base = [score.value for table in suites.values() for score in table["base"]]
+    assert base == [0.03125, 0.96875, 12.5]
     assert run.read_metrics() == [
         {"step": 0, "lr": 2e-4, "loss": 0.0015418169787153602, "k": 1.0},
         {"step": 1, "lr": 2e-4, "loss": 0.05464329198002815, "k": 0.0},
@@ -276,7 +280,7 @@ def test_a_runs_settings_are_parsed() -> None:
 def test_a_finished_run_is_resumed_as_finished(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy)
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    run = algorithm("esd")(Path("run/config.yaml")).run(resume=True)
+    run = algorithm("esd")(Path("run/config.yaml")).run(resume=True).run
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
     assert run.folder == Path("run")
 
@@ -284,7 +288,10 @@ def test_a_finished_run_is_resumed_as_finished(copy: Path, monkeypatch: pytest.M
 def test_a_runs_page_shows_its_files(copy: Path) -> None:
     page = read_page(RunDirectory(copy / "run"))
     assert (page.concepts, page.origin.method) == (["neon"], "esd")
-    assert (page.columns, page.edited) == (["base", "edited"], "edited")
+    assert [(suite.suite, suite.columns) for suite in page.suites] == [
+        ("canvas", ["base", "edited"]),
+        ("judge", ["base", "edited"]),
+    ]
     prompts = [(p.case_number, p.prompt, p.seed, p.role, p.gate) for p in page.prompts]
     assert prompts == [(0, "a star in neon style", 188, "target", [1.0]), (1, "a dog", 188, "retain", [1.0])]
     assert [(group.role, [pair.prompt for pair in group.pairs]) for group in page.groups] == [
