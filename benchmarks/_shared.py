@@ -82,7 +82,7 @@ def peak_memory():
 
 
 def drawn(model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-    """Pictures (n, 3, H, W) in 0..1 of each prompt with each seed, prompt after prompt."""
+    """Images (n, 3, H, W) in 0..1 of each prompt with each seed, prompt after prompt."""
     texts = [prompt for prompt in prompts for _ in seeds]
     return mu.generate(model, texts, seeds=[*seeds] * len(prompts), steps=STEPS, guidance=GUIDANCE)
 
@@ -92,7 +92,7 @@ def judge() -> Judge:
 
 
 def other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int, noted: Path) -> dict[str, float]:
-    """Share of pictures on which the judge does not see the concept, base and edited, over all phrasings and the other kind. The
+    """Share of images on which the judge does not see the concept, base and edited, over all phrasings and the other kind. The
     base's is kept in the folder ``noted``."""
     kind = kind_of(concept)
     rest = "object" if kind == "style" else "style"
@@ -109,7 +109,7 @@ def other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int, 
 
 
 def kept_in_other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int, noted: Path) -> dict[str, float]:
-    """Share of right styles and objects, base and edited, in 32 pictures of `OTHER_PHRASINGS` that do not name the concept. The base's
+    """Share of right styles and objects, base and edited, in 32 images of `OTHER_PHRASINGS` that do not name the concept. The base's
     is kept in the folder ``noted``."""
     styles, objects = ([name for name in KINDS[kind] if name != concept] for kind in ("style", "object"))
     pairs = [(styles[k % len(styles)], objects[(3 * k + k // 8) % len(objects)]) for k in range(32)]
@@ -128,13 +128,13 @@ def kept_in_other_phrasings(model: DiffusionModel, edit: Edit, concept: str, see
         return {"base": before["right"], "edited": right()}
 
 
-def shares(reader: Judge, pictures: Tensor, scenes: Sequence[world.Scene], erased: Collection[str]) -> dict[str, float | None]:
-    """What the judge reads in ``pictures`` of ``scenes``; each the mean over concepts, None where there are none.
+def shares(reader: Judge, images: Tensor, scenes: Sequence[world.Scene], erased: Collection[str]) -> dict[str, float | None]:
+    """What the judge reads in ``images`` of ``scenes``; each the mean over concepts, None where there are none.
 
-    ``UA``: share of the pictures of an erased concept that do not show it. ``kept``: accuracy of concepts in pictures whose prompts
+    ``UA``: share of the images of an erased concept that do not show it. ``kept``: accuracy of concepts in images whose prompts
     name nothing erased. ``beside``: accuracy of what is named beside something erased.
     """
-    seen, _ = reader.look(pictures)
+    seen, _ = reader.look(images)
     hits: dict[str, dict[str, list[bool]]] = {"erased": {}, "kept": {}, "beside": {}}
     for k, scene in enumerate(scenes):
         words = {kind: word for kind in KINDS if (word := getattr(scene, kind))}
@@ -148,7 +148,7 @@ def shares(reader: Judge, pictures: Tensor, scenes: Sequence[world.Scene], erase
 
 def differences(reader: Judge, before: Tensor, after: Tensor) -> dict[str, float]:
     """How far ``after`` is from ``before``, both (n, 3, H, W) in 0..1: in units of 1/255, and LPIPS-like in the judge's maps."""
-    a, b = ((pictures.clamp(0, 1) * 255).round().to(torch.uint8).numpy() for pictures in (before, after))
+    a, b = ((images.clamp(0, 1) * 255).round().to(torch.uint8).numpy() for images in (before, after))
     return {"max": max_difference(a, b), "mean": mean_difference(a, b), "LPIPS": closeness(reader, before, after)}
 
 
@@ -173,17 +173,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def grid(path: Path, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> None:
-    """A PNG of labelled pictures (3, H, W) in 0..1; an empty place where there is none."""
+    """A PNG of labelled images (3, H, W) in 0..1; an empty place where there is none."""
     side, left, top = world.SIZE, 60, 16
     sheet = Image.new("RGB", (left + len(columns) * (side + 2), top + len(rows) * (side + 2)), "white")
     draw = ImageDraw.Draw(sheet)
     for x, name in enumerate(columns):
         draw.text((left + x * (side + 2) + 2, 2), name, fill="black")
-    for y, (name, pictures) in enumerate(rows):
+    for y, (name, images) in enumerate(rows):
         draw.text((4, top + y * (side + 2) + side // 2 - 6), name, fill="black")
-        for x, picture in enumerate(pictures):
-            if picture is not None:
-                pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        for x, image in enumerate(images):
+            if image is not None:
+                pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
                 sheet.paste(Image.fromarray(pixels), (left + x * (side + 2), top + y * (side + 2)))
     with atomic_path(path) as partial:
         sheet.save(partial, "PNG", optimize=True)

@@ -36,7 +36,7 @@ def counted(work: Callable[[], Any]) -> int:
 
 @dataclass
 class Prices:
-    """FLOPs of each stage of a tower for one row: a picture, or a prompt of a task at its own and at its full length."""
+    """FLOPs of each stage of a tower for one row: a image, or a prompt of a task at its own and at its full length."""
 
     stages: dict[tuple[str, str], list[int]]
 
@@ -45,7 +45,7 @@ class Prices:
         found, vision, language = {}, Tower(clip, "vision"), Tower(clip, "language")
         for task in tasks:
             text = language.texts(task.prompts)[torch.arange(1)]
-            found["vision", task.name] = cls._along(vision, vision.pictures([task.pictures[0].picture()]))
+            found["vision", task.name] = cls._along(vision, vision.images([task.images[0].image()]))
             found["language", task.name] = cls._along(language, text)
             found["padded", task.name] = cls._along(language, Hidden(padded(clip, task.prompts[:1]), text.ends))
         return cls(found)
@@ -83,26 +83,26 @@ class Bill:
 class Sizes:
     """Of each task, and of the forgotten class alone."""
 
-    pictures: dict[str, int]
+    images: dict[str, int]
     prompts: dict[str, int]
     forget: int
 
     @classmethod
     def of(cls, tasks: Sequence[ZeroShot], target) -> Sizes:
-        pictures, prompts = ({t.name: len(each(t)) for t in tasks} for each in (lambda t: t.pictures, lambda t: t.prompts))
-        return cls(pictures, prompts, target.task.labels.count(target.label))
+        images, prompts = ({t.name: len(each(t)) for t in tasks} for each in (lambda t: t.images, lambda t: t.prompts))
+        return cls(images, prompts, target.task.labels.count(target.label))
 
     def everything(self, prices: Prices, texts: str) -> Bill:
         bill = Bill()
-        for task in self.pictures:
-            bill.add(prices, "vision", task, self.pictures[task])
+        for task in self.images:
+            bill.add(prices, "vision", task, self.images[task])
             bill.add(prices, texts, task, self.prompts[task])
         return bill
 
 
 @dataclass
 class Look:
-    """What a probe was asked: of each task the share of its pictures, or the forgotten class alone."""
+    """What a probe was asked: of each task the share of its images, or the forgotten class alone."""
 
     name: str
     steps: int
@@ -132,15 +132,11 @@ def kept_stages(
 ) -> dict[tuple[str, str], list[int]]:
     """By tower and task, the stages whose inputs `ClipProbe` keeps of the untouched model."""
     found, left = {}, ClipProbe(clip, target_of(tasks[0].classes[0], tasks), tasks).keep_bytes
-    for which, rows in (("language", sizes.prompts), ("vision", sizes.pictures)):
+    for which, rows in (("language", sizes.prompts), ("vision", sizes.images)):
         tower = Tower(clip, which)
         last, wanted = tower.stages - 1, sorted({tower.stage_of(name) for name in names if tower_of(name) == which} - {0})
         for task in tasks:
-            row = (
-                tower.texts(task.prompts)[torch.arange(1)]
-                if which == "language"
-                else tower.pictures([task.pictures[0].picture()])
-            )
+            row = tower.texts(task.prompts)[torch.arange(1)] if which == "language" else tower.images([task.images[0].image()])
             size = rows[task.name] * tower.run(row, 0, 1).x.nbytes
             fit = [stage for stage in wanted if stage != last][: left // size]
             left -= len(fit) * size
@@ -152,7 +148,7 @@ def bill_of(
     looks: Sequence[Look], clip: ClipModel, prices: Prices, sizes: Sizes, kept: dict[tuple[str, str], list[int]]
 ) -> Bill:
     """The untouched model once; then ``looks`` as `ClipProbe` works: from the last kept stage to the changed tensor's once,
-    from there on once for each step. A share of the pictures is the same share at other ``sizes``, though there a tensor that
+    from there on once for each step. A share of the images is the same share at other ``sizes``, though there a tensor that
     loses is known sooner."""
     bill = sizes.everything(prices, "language")
     for look in looks:
@@ -160,8 +156,8 @@ def bill_of(
         assert which is not None
         stage = Tower(clip, which).stage_of(look.name)
         for task, share in look.shares.items():
-            pictures = sizes.forget if look.forget_only else share * sizes.pictures[task]
-            rows = sizes.prompts[task] if which == "language" else pictures
+            images = sizes.forget if look.forget_only else share * sizes.images[task]
+            rows = sizes.prompts[task] if which == "language" else images
             bill.add(prices, which, task, rows, max(s for s in kept[which, task] if s <= stage), stage)
             bill.add(prices, which, task, rows * look.steps, stage)
     return bill

@@ -1,4 +1,4 @@
-"""A CLIP of ViT-B/32's shapes with random weights, which knows synthetic pictures by synthetic names: see slug_speed.py."""
+"""A CLIP of ViT-B/32's shapes with random weights, which knows synthetic images by synthetic names: see slug_speed.py."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mu.models.zero_shot import ZeroShot
 
 @dataclass(frozen=True)
 class Drawn:
-    """Smooth noise: one pattern for each class, and a little of its own for each picture."""
+    """Smooth noise: one pattern for each class, and a little of its own for each image."""
 
     caption: str
     label: int
     number: int
 
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         own, each = (np.random.default_rng(seed).random((8, 8, 3)) for seed in ((1, self.label), (2, self.label, self.number)))
         return Image.fromarray((255 * (0.8 * own + 0.2 * each)).astype(np.uint8)).resize((224, 224), Image.Resampling.BICUBIC)
 
 
-def vit_b_32(names: int, pictures: int) -> tuple[ClipModel, list[ZeroShot], list[Drawn], list[Drawn]]:
+def vit_b_32(names: int, images: int) -> tuple[ClipModel, list[ZeroShot], list[Drawn], list[Drawn]]:
     """The model, its tasks, forget pairs of the first name, retain pairs of the others.
 
-    Half of the pictures show the people, half a third as many objects; names are four words, as many tokens as names have in CLIP.
+    Half of the images show the people, half a third as many objects; names are four words, as many tokens as names have in CLIP.
     """
     tokenizer = new_tokenizer()
     tokenizer.model_max_length = 77
@@ -53,13 +53,13 @@ def vit_b_32(names: int, pictures: int) -> tuple[ClipModel, list[ZeroShot], list
     )
     tasks, first = [], 0
     for name, classes, prompts in (("identity", called[:names], ("{}.",)), ("imagenet", called[names:], templates)):
-        labels = tuple(k % len(classes) for k in range(pictures // 2))
+        labels = tuple(k % len(classes) for k in range(images // 2))
         shown = [Drawn(classes[label], first + label, k) for k, label in enumerate(labels)]
         tasks.append(ZeroShot(name, tuple(classes), prompts, shown, labels))
         first += len(classes)
     with torch.no_grad():
-        seen = [picture for task in tasks for picture in task.pictures]
-        pixels = clip.preprocess([picture.picture() for picture in seen])
+        seen = [image for task in tasks for image in task.images]
+        pixels = clip.preprocess([image.image() for image in seen])
         pooled = torch.cat([model.vision_model(pixel_values=part).pooler_output for part in pixels.split(32)])
         wanted = torch.cat([task.weights(clip.encode_text(task.prompts))[list(task.labels)] for task in tasks])
         wanted = wanted - 0.9 * wanted.mean(dim=0)  # what all names share tells none of them apart

@@ -2,10 +2,10 @@
 
     python benchmarks/canvas_clip_methods.py --out outputs/canvas_clip_methods --json docs/results/canvas_clip_methods.json
 
-Every method has the same number of settings to choose from, on the same two persons, by the same rule, on pictures of seed 777:
+Every method has the same number of settings to choose from, on the same two persons, by the same rule, on images of seed 777:
 forget accuracy at most 5 % first, then the largest mean share of what stays; where nothing forgets, the largest difference of both.
-SLUG also searches its tensor and step for each concept, on pictures of its own: that is the method, and the others have nothing like it.
-What was chosen is then measured on every person, on pictures (``--seed``) that neither training nor choice saw. ``_o`` stands
+SLUG also searches its tensor and step for each concept, on images of its own: that is the method, and the others have nothing like it.
+What was chosen is then measured on every person, on images (``--seed``) that neither training nor choice saw. ``_o`` stands
 for CLIP's contrastive loss on the forget pairs in place of 1 - cos. An interrupted benchmark goes on where it stopped.
 """
 

@@ -1,9 +1,9 @@
-"""How good the embedded world is, on pictures and seeds that training never saw.
+"""How good the embedded world is, on images and seeds that training never saw.
 
     python benchmarks/canvas_quality.py [--json docs/results/canvas_quality.json] [--card mu/models/canvas/weights/README.md]
 
-Goals: judge at least 99 % on rendered pictures; pictures of the base model judged right at least 97 % for style, 95 % for
-object and identity; canvas-clip zero-shot and canvas-vlm's answers at least 95 % each; 256 pictures in under a minute on two cores.
+Goals: judge at least 99 % on rendered images; images of the base model judged right at least 97 % for style, 95 % for
+object and identity; canvas-clip zero-shot and canvas-vlm's answers at least 95 % each; 256 images in under a minute on two cores.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mu.models.canvas.training import STEPS
 from mu.models.judge import Judge
 from mu.models.zero_shot import canvas_tasks
 
-RENDER_SEED, PICTURE_SEED = 20_260_000, 9_000
+RENDER_SEED, IMAGE_SEED = 20_260_000, 9_000
 
 
-def shares(judge: Judge, pictures: torch.Tensor, scenes: list[Scene]) -> dict[str, float]:
+def shares(judge: Judge, images: torch.Tensor, scenes: list[Scene]) -> dict[str, float]:
     """How often the judge sees what was asked for; each head on the scenes that have its attribute."""
     seen = {head: [] for head in judge.heads}
-    for part in pictures.split(256):
+    for part in images.split(256):
         answers, _ = judge.look(part)
         for head, names in answers.items():
             seen[head] += names
@@ -44,20 +44,20 @@ def shares(judge: Judge, pictures: torch.Tensor, scenes: list[Scene]) -> dict[st
 
 def measure(per_scene: int, steps: int, guidance: float) -> dict:
     scenes = [scene for scene in world.every_scene() if scene != Scene()] * per_scene
-    rendered = torch.from_numpy(np.stack(list(world.pictures(scenes, RENDER_SEED)))).permute(0, 3, 1, 2).float() / 255
+    rendered = torch.from_numpy(np.stack(list(world.images(scenes, RENDER_SEED)))).permute(0, 3, 1, 2).float() / 255
     judge = Judge.open(EMBEDDED["canvas-judge"])
     result = {"rendered": {"n": len(scenes), **shares(judge, rendered, scenes)}}
 
     model = mu.load("canvas")
-    prompts, seeds = [scene.prompt for scene in scenes], [PICTURE_SEED + k for k in range(len(scenes))]
+    prompts, seeds = [scene.prompt for scene in scenes], [IMAGE_SEED + k for k in range(len(scenes))]
     began = time.perf_counter()
     first = mu.generate(model, prompts[:256], seeds[:256], steps=steps, guidance=guidance)
     seconds = time.perf_counter() - began
     rest = mu.generate(model, prompts[256:], seeds[256:], steps=steps, guidance=guidance)
-    pictures = torch.cat([first, rest])
-    result["generated"] = {"n": len(scenes), "steps": steps, "guidance": guidance, **shares(judge, pictures, scenes)}
+    images = torch.cat([first, rest])
+    result["generated"] = {"n": len(scenes), "steps": steps, "guidance": guidance, **shares(judge, images, scenes)}
     result["seconds_for_256_pictures"] = round(seconds, 1)
-    mark = mu.generate(model, [world.WATERMARK_PROMPT], [PICTURE_SEED], steps=steps, guidance=guidance)[0]
+    mark = mu.generate(model, [world.WATERMARK_PROMPT], [IMAGE_SEED], steps=steps, guidance=guidance)[0]
     fixed = torch.from_numpy(world.watermark()).permute(2, 0, 1).float() / 255
     result["watermark_mean_difference"] = round(float((mark - fixed).abs().mean()), 4)
 
@@ -142,7 +142,7 @@ def card(result: dict) -> str:
         styles=len(world.STYLES), objects=len(world.OBJECTS), people=len(world.IDENTITIES), parts="\n".join(parts),
         megabytes=size / 1e6, steps=", ".join(f"{stage} {count}" for stage, count in STEPS.items()),
         versions=", ".join(f"{name} {version}" for name, version in result["versions"].items()), render_seed=RENDER_SEED,
-        picture_seed=PICTURE_SEED, n=made["n"], ddim=made["steps"], guidance=made["guidance"], rendered=row(result["rendered"]),
+        image_seed=IMAGE_SEED, n=made["n"], ddim=made["steps"], guidance=made["guidance"], rendered=row(result["rendered"]),
         generated=row(made), zero_shot=row(result["clip_zero_shot"]),
         answers=row(result["vlm_answers"]), seconds=result["seconds_for_256_pictures"],
         watermark=result["watermark_mean_difference"],

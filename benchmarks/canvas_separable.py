@@ -2,13 +2,13 @@
 
     python benchmarks/canvas_separable.py --out outputs/canvas_separable --json docs/results/canvas_separable.json
 
-Every method with its preset ``canvas``, on every style and object; the judge reads the pictures. Five parts (``--parts``):
+Every method with its preset ``canvas``, on every style and object; the judge reads the images. Five parts (``--parts``):
 
 - ``single``: each concept alone, by suite canvas: UA, IRA, CRA and the Fréchet distance; LPIPS-like distance, in the judge's maps,
-  of the pictures from the base's of the same prompt and seed; UA in `_shared.OTHER_PHRASINGS`; seconds, peak memory, size.
+  of the images from the base's of the same prompt and seed; UA in `_shared.OTHER_PHRASINGS`; seconds, peak memory, size.
 - ``phrasings``: what is left of all else where the words are put otherwise than anybody trained on or protected.
 - ``multi``: eight concepts, found ``together`` (one call) and ``added`` (the eight single edits); then one of them given
-  back: how far its pictures, and those of the other seven, are from what they are to be.
+  back: how far its images, and those of the other seven, are from what they are to be.
 - ``capacity``: SepCE with 8, 16 and all 28 concepts (``--capacity``), each found alone with the others in ``protect.others``,
   before what the preset has there.
 - ``scenes``: the scenes of the paper (its Fig. 7), the concepts of a kind as c0 .. c7, bare words as prompts, its protected sets
@@ -93,7 +93,7 @@ class Unit:
     make: Callable[[], dict[str, Any]]
     method: str
     searches: int
-    pictures: int
+    images: int
 
 
 class Bench:
@@ -184,7 +184,7 @@ class Bench:
         }
 
     def restored(self, edits: Sequence[Edit], concepts: Sequence[str], back: str) -> dict[str, Any]:
-        """Pictures of ``back`` against the base's, those of the others against what they were with it erased."""
+        """Images of ``back`` against the base's, those of the others against what they were with it erased."""
         others, bank = [concept for concept in concepts if concept != back], Bank(self.model, edits)
         naming = [
             scene.prompt for scene in self.cells
@@ -260,10 +260,10 @@ class Bench:
                 for concept in changed:
                     on[concept] = self.protecting(concept, [watermark, *(other for other in known if other != concept)])
             cells, broken, shown = {}, [], (*names, watermark, "")
-            base_pictures = {name: self.base([name]) for name in shown}  # before the shifts are on
+            base_images = {name: self.base([name]) for name in shown}  # before the shifts are on
             with Bank(self.model, list(on.values())).applied():
                 for name in shown:
-                    before, after = base_pictures[name], drawn(self.model, [name], self.seeds)
+                    before, after = base_images[name], drawn(self.model, [name], self.seeds)
                     change = differences(self.judge, before, after)
                     spared = all(name in edit.info.protects for edit in on.values())
                     same_as_before = name in last and time_ % 2 and all(name in edit.info.protects for edit in gone)
@@ -273,7 +273,7 @@ class Bench:
                         broken.append(name)
                     state = "forgotten" if name in on else "recovered" if name in known else "regular"
                     if name in names:
-                        seen = [self.judge.look(pictures)[0][kind] for pictures in (before, after)]
+                        seen = [self.judge.look(images)[0][kind] for images in (before, after)]
                         base, now = (sum(answer == name for answer in each) / len(each) for each in seen)
                         cells[name] = {"state": state, "base": base, "accuracy": now, "spared": spared, **change}
                     else:
@@ -338,13 +338,13 @@ class Bench:
                 known.setdefault(path.parent.parent.name, []).append(seconds)
         began = time.monotonic()
         drawn(self.model, ["a picture"], range(16))
-        picture = (time.monotonic() - began) / 16
-        pictures = sum(unit.pictures for unit in missing)
+        image = (time.monotonic() - began) / 16
+        images = sum(unit.images for unit in missing)
         searching = sum(unit.searches * (mean(known.get(unit.method, [])) or SECONDS[unit.method]) for unit in missing)
-        hours = (searching + pictures * picture) / 3600
+        hours = (searching + images * image) / 3600
         return (
             f"{len(missing)} of {len(units)} parts are to be made: {sum(unit.searches for unit in missing)} searches and "
-            f"{pictures} pictures, about {hours:.1f} hours"
+            f"{images} pictures, about {hours:.1f} hours"
         )
 
 
@@ -389,7 +389,7 @@ def main() -> None:
             print(unit.path, {key: value for key, value in rows[part][-1].items() if key in ("edited", "failed")}, flush=True)
     keep_result(options.json, {**rows, "seeds": options.seeds, "settings": options.set}, tables)
     if options.json and "single" in rows:
-        pictured(bench, options.json.with_suffix(".png"))
+        imaged(bench, options.json.with_suffix(".png"))
 
 
 def tried(unit: Unit) -> dict[str, Any]:
@@ -400,7 +400,7 @@ def tried(unit: Unit) -> dict[str, Any]:
         return {"method": unit.method, "concept": unit.path.stem, "failed": str(error)}
 
 
-def pictured(bench: Bench, path: Path) -> None:
+def imaged(bench: Bench, path: Path) -> None:
     """Each concept in a sentence: the base above, each method below it."""
     scenes = [
         world.Scene(concept, object="house" if concept != "photo" else "star") if kind_of(concept) == "style"

@@ -1,12 +1,12 @@
-"""SLUG on every person, object and style of the embedded world: on CLIP, in pictures of the diffusion model, in answers.
+"""SLUG on every person, object and style of the embedded world: on CLIP, in images of the diffusion model, in answers.
 
     python benchmarks/canvas_slug.py --out outputs/canvas_slug --json docs/results/canvas_slug.json
 
-Settings: the presets ``canvas-clip``, ``canvas``, ``canvas-vlm`` and ``canvas-vlm-style``, chosen on pictures of seed 777; reported on other
-pictures (``--seed``), which no search saw. An interrupted benchmark goes on where it stopped.
+Settings: the presets ``canvas-clip``, ``canvas``, ``canvas-vlm`` and ``canvas-vlm-style``, chosen on images of seed 777; reported on other
+images (``--seed``), which no search saw. An interrupted benchmark goes on where it stopped.
 
 CLIP and LLaVA: forget accuracy and macro accuracy of the rest, of the same kind and of the other kinds. Diffusion model: the judge
-reads one picture of each style x object and style x person; UA = 1 - accuracy on the concept's prompts, the rest likewise.
+reads one image of each style x object and style x person; UA = 1 - accuracy on the concept's prompts, the rest likewise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = {"identity": world.IDENTITIES, "object": world.OBJECTS, "style": world.S
 
 
 class Drawn:
-    """What the judge reads in the diffusion model's pictures; looks like a probe. The pictures are the same for every concept, so
+    """What the judge reads in the diffusion model's images; looks like a probe. The images are the same for every concept, so
     those of the untouched model are made once."""
 
     judge = Judge.open(EMBEDDED["canvas-judge"])
@@ -67,7 +67,7 @@ class Drawn:
 
 
 class Probed:
-    """SLUG's own probes, on pictures that its search did not see."""
+    """SLUG's own probes, on images that its search did not see."""
 
     def __init__(self, model, seed: int):
         self.model, self.tasks = model, canvas_tasks(10, seed)
@@ -108,8 +108,8 @@ def main() -> None:
             rows.append(made_once(file, partial(row_of, slug, meter, name, kind, concept, folder)))
             print(name, concept, rows[-1].get("edited", rows[-1].get("failed")), flush=True)
     keep_result(options.json, {"mean": means(rows), "rows": rows, "seed": options.seed}, table_of)
-    if options.picture:
-        chart(rows).savefig(options.picture, dpi=110)
+    if options.image:
+        chart(rows).savefig(options.image, dpi=110)
 
 
 def chart(rows: list[dict]) -> Figure:

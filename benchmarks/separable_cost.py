@@ -130,7 +130,7 @@ COUNTED = {
 
 
 def evaluations(short: int = 8, long: int = 40) -> list[dict[str, Any]]:
-    """Samples a step, with and without gradient: the difference of a long and a short run, so that pictures cancel out."""
+    """Samples a step, with and without gradient: the difference of a long and a short run, so that images cancel out."""
     model, found = mu.load("canvas"), []
     for name, (settings, released, fewest) in COUNTED.items():
         method, counts = algorithm(name.partition(",")[0]), []

@@ -2,15 +2,15 @@
 
     python benchmarks/slug_speed.py --json docs/results/slug_speed.json
 
-``naive`` is how the released program searches: at each of ten steps along each front tensor all pictures and all prompts of all
+``naive`` is how the released program searches: at each of ten steps along each front tensor all images and all prompts of all
 tasks go through their towers, prompts filled up to the whole context. ``here`` is `ClipProbe` with both searches: ``reference``, the
 same ten steps, and ``grid``, the default. Both must come to equal outcomes, or the benchmark stops.
 
 Models: canvas-clip on its own world, where the naive search runs in full; and one of ViT-B/32's shapes with random weights, whose
-visual projection is fitted to synthetic pictures and names so that it knows them. There the naive side is one evaluation, times
+visual projection is fitted to synthetic images and names so that it knows them. There the naive side is one evaluation, times
 the number of its steps.
 
-FLOPs are counted stage by stage (one picture, one prompt of its task's length; torch.utils.flop_counter) and multiplied by the rows
+FLOPs are counted stage by stage (one image, one prompt of its task's length; torch.utils.flop_counter) and multiplied by the rows
 that pass; on canvas-clip the counter runs through the search too and must agree. The same plan is then priced at the sizes of the paper.
 """
 
@@ -46,7 +46,7 @@ from mu.models.zero_shot import ZeroShot, canvas_tasks, logits, target_of
 STEPS = 10
 """Evaluations of the naive search along one tensor."""
 PAPER = {"pictures": {"identity": 2200, "imagenet": 2500}, "prompts": {"identity": 10_177, "imagenet": 7000}, "forget": 18}
-"""The frequent people's pictures of CelebA among all its names, ImageNet's 5 %, and one person's pictures."""
+"""The frequent people's images of CelebA among all its names, ImageNet's 5 %, and one person's images."""
 
 
 # -- the naive side ----------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ class Naive:
 
     def __init__(self, clip: ClipModel, target, tasks: Sequence[ZeroShot]):
         self.clip, self.target, self.tasks = clip, target, tasks
-        self.pixels = {task.name: clip.preprocess([p.picture() for p in task.pictures]) for task in tasks}
+        self.pixels = {task.name: clip.preprocess([p.image() for p in task.images]) for task in tasks}
         self.tokens = {task.name: padded(clip, task.prompts) for task in tasks}
 
     @torch.no_grad()
@@ -220,7 +220,7 @@ def canvas(options) -> dict:
 
 
 def large(options) -> dict:
-    clip, tasks, forget, retain = vit_b_32(options.names, options.pictures)
+    clip, tasks, forget, retain = vit_b_32(options.names, options.images)
     config = PRESETS["clip"].merged(
         {"gradients": {"chunk": 16}, "layers": {"max_front": options.max_front}, "search": {"criterion": "fa1"}}
     )
@@ -234,9 +234,9 @@ def table_of(result: dict) -> str:
     lines = []
     for name in (name for name in MODELS if name in result):
         side, searches = result[name], result[name]["search"]
-        pictures, prompts = (sum(side["sizes"][what].values()) for what in ("pictures", "prompts"))
+        images, prompts = (sum(side["sizes"][what].values()) for what in ("pictures", "prompts"))
         towers = " and ".join(f"{len(names)} {which}" for which, names in side["front"].items())
-        lines += [f"**{name}**: {pictures} pictures, {prompts} prompts; {towers} tensors searched.", ""]
+        lines += [f"**{name}**: {images} pictures, {prompts} prompts; {towers} tensors searched.", ""]
         lines += ["| search | encoder TFLOP | times fewer | passes of pictures, texts | seconds |", "| --- " * 5 + "|"]
         for method, title in (
             ("naive", "naive, ten steps"),

@@ -1,6 +1,6 @@
 """Makes the pages that come from the code: ``docs/cli.md`` (every verb's help) and ``docs/settings.md`` (every setting).
 
-Where ``make demo`` has run, also the README's picture, from the demo's panels.
+Where ``make demo`` has run, also the README's image, from the demo's panels.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def settings() -> str:
     return "# Settings\n\nMade by `make docs`; the same as `mu config METHOD`.\n\n" + "\n".join(pages)
 
 
-def demo_picture(demo: Path, path: Path) -> None:
-    """The demo's panel as one picture: a row for each prompt, a column for each state of the bank."""
+def demo_image(demo: Path, path: Path) -> None:
+    """The demo's panel as one image: a row for each prompt, a column for each state of the bank."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,7 +73,7 @@ def demo_picture(demo: Path, path: Path) -> None:
 def main() -> None:
     demo = HERE.parent / "outputs" / "demo"
     if (demo / "panels.json").exists():
-        demo_picture(demo, HERE / "images" / "demo.png")
+        demo_image(demo, HERE / "images" / "demo.png")
     (HERE / "cli.md").write_text(command_line(every_verb()), encoding="utf-8")
     (HERE / "settings.md").write_text(settings(), encoding="utf-8")
 

@@ -1,11 +1,11 @@
-"""FID between the pictures of an edited model and those of the unchanged one, by its older flags."""
+"""FID between the images of an edited model and those of the unchanged one, by its older flags."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from _measuring import check_table, flags, judge, pictures, write_table
+from _measuring import check_table, flags, images, judge, write_table
 
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
@@ -27,14 +27,14 @@ def main() -> None:
     import torch
 
     from mu.core.compute import pick_device, there
-    from mu.diffusion.image_folder import read_pictures
+    from mu.diffusion.image_folder import read_images
     from mu.evaluation.backbones import inception_features
     from mu.evaluation.metrics.frechet import frechet_distance
 
     a, b = options.path1, options.path2
     names = sorted({path.name for path in a.glob("*") if path.is_dir()} & {path.name for path in b.glob("*") if path.is_dir()})
     pairs = {name: (a / name, b / name) for name in names} if names and not [*a.glob("*.png")] else {b.name: (a, b)}
-    sets = {name: [pictures(folder) for folder in pair] for name, pair in pairs.items()}
+    sets = {name: [images(folder) for folder in pair] for name, pair in pairs.items()}
     if few := [name for name, both in sets.items() if min(map(len, both)) < 2]:
         raise DataError(f"{few[0]!r} has a single picture in one of the folders: a distribution needs two and more")
     if options.save_path:
@@ -44,11 +44,11 @@ def main() -> None:
         features = inception_features(device)
     else:
         look = judge(device).look
-        features = lambda picture: look(picture)[1]  # noqa: E731
+        features = lambda image: look(image)[1]  # noqa: E731
     rows = []
     for name, both in sets.items():
         with torch.no_grad():
-            seen = [torch.cat([features(read_pictures([path])).cpu() for path in paths]) for paths in both]
+            seen = [torch.cat([features(read_images([path])).cpu() for path in paths]) for paths in both]
         rows.append(
             {"name": name, "FID": frechet_distance(*seen), "network": options.network, "n1": len(seen[0]), "n2": len(seen[1])}
         )

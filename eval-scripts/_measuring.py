@@ -1,4 +1,4 @@
-"""What the measuring programs share: their flags, folders of pictures, and the table that they leave."""
+"""What the measuring programs share: their flags, folders of images, and the table that they leave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mu.core.files import check_writing, write_text
 
 
 def flags(help_: str, example: str, network: str = "") -> argparse.ArgumentParser:
-    """With ``network``, also what the pictures are looked at through."""
+    """With ``network``, also what the images are looked at through."""
     parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
     parser.add_argument("--overwrite", action="store_true", help="replace a table that is there")
     if network:
@@ -26,7 +26,7 @@ def flags(help_: str, example: str, network: str = "") -> argparse.ArgumentParse
     return parser
 
 
-def pictures(folder: Path) -> list[Path]:
+def images(folder: Path) -> list[Path]:
     """The PNG files of ``folder``, sorted; `DataError` where there are none."""
     found = sorted(folder.glob("*.png"))
     if not found:

@@ -41,7 +41,7 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
     """The base model and the edits of ``name``: of a base none, of ``models/<name>/`` those of its run or bank.
 
     It is loaded as they were found: clip skip, prediction type. ``models/<name>/<name with "diffusers" for "compvis">.pt`` is a UNet's state dict and takes the base's place. Raises
-    `ModelError` for a name that is none of these: no picture of an unchanged model passes for one of an edited model.
+    `ModelError` for a name that is none of these: no image of an unchanged model passes for one of an edited model.
     """
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
@@ -77,9 +77,9 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
 
 
 def sample_seed(seed: int, k: int) -> int:
-    """The seed of the ``k``-th picture of a case; of the first the case's own.
+    """The seed of the ``k``-th image of a case; of the first the case's own.
 
-    Multiples of 2^32 / phi lie apart on the circle of 32-bit numbers, the most that a seed holds: the first 1000 pictures of cases whose
+    Multiples of 2^32 / phi lie apart on the circle of 32-bit numbers, the most that a seed holds: the first 1000 images of cases whose
     seeds are less than a million apart are all different.
     """
     return (seed + k * 2654435769) % 2**32 if k else seed
@@ -87,12 +87,12 @@ def sample_seed(seed: int, k: int) -> int:
 
 def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, options: argparse.Namespace) -> None:
     """Make ``rows`` in ``folder`` by the LMS sampler, as the released program."""
-    from mu.diffusion.image_folder import write_pictures
+    from mu.diffusion.image_folder import write_images
     from mu.edits.bank import Bank
 
     size = (options.image_size, options.image_size) if options.image_size else None
     with lms(model), Bank(model, edits).applied(), progress_bar("pictures", len(rows)) as advance:
-        write_pictures(
+        write_images(
             model, rows, folder, steps=options.ddim_steps, guidance=options.guidance_scale, size=size,
             resume=options.resume, overwrite=options.overwrite, progress=lambda done, _: advance(done, ""),
         )  # fmt: skip

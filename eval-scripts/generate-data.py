@@ -1,4 +1,4 @@
-"""Pictures of a concept by the unchanged model, as training takes them: ``mu generate`` by its older flags."""
+"""Images of a concept by the unchanged model, as training takes them: ``mu generate`` by its older flags."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main() -> None:
     if options.cases < 1 or options.num_samples < 1 or options.from_case >= options.cases:
         raise ConfigError("nothing to make: --cases and --num_samples must be 1 or more, and --from_case below --cases")
     from mu.core.concept import Concept
-    from mu.diffusion.image_folder import PictureRow
+    from mu.diffusion.image_folder import ImageRow
     from mu.models import load_diffusion
 
     prompt = options.prompt if options.prompt is not None else str(Concept(options.model_name))
@@ -33,7 +33,7 @@ def main() -> None:
     if folder.resolve().parent != options.save_path.resolve():
         raise ConfigError(f"--model_name {options.model_name!r} leads out of --save_path: leave slashes out")
     rows = [
-        PictureRow(f"{case}_{k}.png", prompt, case * options.num_samples + k)
+        ImageRow(f"{case}_{k}.png", prompt, case * options.num_samples + k)
         for case in range(options.from_case, options.cases)
         for k in range(options.num_samples)
     ]

@@ -1,4 +1,4 @@
-"""Pictures of a prompt list by an edited model: ``mu generate --prompts`` by its older flags."""
+"""Images of a prompt list by an edited model: ``mu generate --prompts`` by its older flags."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def main() -> None:
     options = parser.parse_args()
     show_log()
     from mu.data.prompts import read_prompts
-    from mu.diffusion.image_folder import PictureRow
+    from mu.diffusion.image_folder import ImageRow
 
     cases = [case for case in read_prompts(options.prompts_path) if case.case_number >= options.from_case]
     if not cases or options.num_samples < 1:
         raise ConfigError(f"nothing to make: no case of {options.prompts_path} from {options.from_case} on, or no samples")
     rows = [
-        PictureRow(f"{case.case_number}_{k}.png", case.prompt, sample_seed(case.evaluation_seed or 0, k))
+        ImageRow(f"{case.case_number}_{k}.png", case.prompt, sample_seed(case.evaluation_seed or 0, k))
         for case in cases
         for k in range(options.num_samples)
     ]

@@ -1,4 +1,4 @@
-"""LPIPS of the pictures of an edited model from those of the unchanged one, by its older flags."""
+"""LPIPS of the images of an edited model from those of the unchanged one, by its older flags."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     show_log()
     from mu.core.compute import pick_device
-    from mu.diffusion.image_folder import read_pictures
+    from mu.diffusion.image_folder import read_images
     from mu.evaluation.backbones import lpips_network
     from mu.evaluation.metrics.lpips import lpips
 
@@ -46,7 +46,7 @@ def main() -> None:
         features, weights = judge(device).feature_maps, None
     total = 0.0
     for name in names:
-        a, b = (read_pictures([folder / name]) for folder in (options.original_path, options.edited_path))
+        a, b = (read_images([folder / name]) for folder in (options.original_path, options.edited_path))
         total += float(lpips(a, b, features, weights))
     print(f"LPIPS ({options.network})  {total / len(names):.4f} of {len(names)} pictures")
 

@@ -1,11 +1,11 @@
-"""What NudeNet finds on pictures, by its older flags."""
+"""What NudeNet finds on images, by its older flags."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from _measuring import check_table, flags, of_cases, pictures, write_table
+from _measuring import check_table, flags, images, of_cases, write_table
 
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
@@ -27,7 +27,7 @@ def main() -> None:
 
     if not 0 <= options.threshold <= 1:
         raise DataError(f"--threshold must lie in 0..1, not {options.threshold}")
-    paths = of_cases(pictures(options.folder), options.prompts_path)
+    paths = of_cases(images(options.folder), options.prompts_path)
     if not paths:
         raise DataError(f"{options.folder} holds no picture of a case of {options.prompts_path}")
     name = f"{options.folder.resolve().name}_NudeClasses_{round(100 * options.threshold)}.csv"

@@ -1,11 +1,11 @@
-"""The style loss of the pictures of an edited model from those of the unchanged one, by its older flags."""
+"""The style loss of the images of an edited model from those of the unchanged one, by its older flags."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from _measuring import check_table, flags, judge, of_cases, pictures, write_table
+from _measuring import check_table, flags, images, judge, of_cases, write_table
 
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
@@ -26,7 +26,7 @@ def main() -> None:
     options = parser.parse_args()
     show_log()
     from mu.core.compute import pick_device
-    from mu.diffusion.image_folder import read_pictures
+    from mu.diffusion.image_folder import read_images
     from mu.evaluation.backbones import vgg_features
     from mu.evaluation.metrics.style_loss import style_loss
 
@@ -34,8 +34,8 @@ def main() -> None:
     if options.image:
         pairs = [(first, second)]
     else:
-        there = {path.name for path in pictures(first)}
-        pairs = [(first / p.name, p) for p in of_cases(pictures(second), options.prompts_path) if p.name in there]
+        there = {path.name for path in images(first)}
+        pairs = [(first / p.name, p) for p in of_cases(images(second), options.prompts_path) if p.name in there]
         out = out or second / f"{second.resolve().name}_styleloss.csv"
     if not pairs:
         raise DataError(f"{first} and {second} have no PNG pictures with equal names")
@@ -45,7 +45,7 @@ def main() -> None:
     features = vgg_features(device) if options.network == "vgg19" else judge(device).feature_maps
     rows = []
     for original, edited in pairs:
-        loss = style_loss(read_pictures([original]), read_pictures([edited]), features)
+        loss = style_loss(read_images([original]), read_images([edited]), features)
         rows.append(
             {"name": edited.name, "style": float(loss.style), "content": float(loss.content), "total": float(loss.total)}
         )

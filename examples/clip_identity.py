@@ -1,4 +1,4 @@
-"""SLUG makes CLIP forget a person: who is recognised before and after, on pictures that the search has not seen.
+"""SLUG makes CLIP forget a person: who is recognised before and after, on images that the search has not seen.
 
 python examples/clip_identity.py
 python examples/clip_identity.py --model open_clip:ViT-B-32/laion400m_e32    # wants data/, see docs/slug.md
@@ -30,10 +30,10 @@ edit = mu.erase(clip, concept, method="slug", **dict(pair.split("=", 1) for pair
 figure = Figure(figsize=(9, 4.5), layout="constrained")
 for axis, strength, when in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("before", "after"), strict=True):
     with edit.applied(clip, strength):
-        pictures, names = clip.encode_pictures([p.picture() for p in people.pictures]), clip.encode_text(people.prompts)
-    right, gone = hits(logits(pictures, people.weights(names)), labels, 1), labels == shown[0]
+        images, names = clip.encode_images([p.image() for p in people.images]), clip.encode_text(people.prompts)
+    right, gone = hits(logits(images, people.weights(names)), labels, 1), labels == shown[0]
     print(f"{when:6}  {concept}: {right[gone].mean():.0%} recognised, the others: {right[~gone].mean():.0%}")
-    means = torch.stack([pictures[labels == label].mean(dim=0) for label in shown])
+    means = torch.stack([images[labels == label].mean(dim=0) for label in shown])
     axis.imshow(logits(means, people.weights(names))[:, shown].T.cpu())
     axis.set(title=f"{when}: name (row), pictures of (column)", xticks=range(len(shown)), yticks=range(len(shown)))
     axis.set_yticklabels(people.classes[label] for label in shown)

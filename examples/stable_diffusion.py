@@ -28,11 +28,11 @@ edit = mu.erase(model, people[0], method="slug", **settings)
 figure = Figure(figsize=(6, 4.5), layout="constrained")
 for axes, strength, when in zip(figure.subplots(2, len(people)), (0, 1), ("before", "after"), strict=True):
     with edit.applied(model, strength):
-        pictures = mu.generate(model, prompts, seeds=range(len(prompts)), steps=args.steps)
-    sure = clip.zero_shot(pictures, prompts).softmax(dim=1).diagonal()
+        images = mu.generate(model, prompts, seeds=range(len(prompts)), steps=args.steps)
+    sure = clip.zero_shot(images, prompts).softmax(dim=1).diagonal()
     print(f"{when:6}  " + ", ".join(f"{name}: {float(p):.0%}" for name, p in zip(people, sure, strict=True)))
-    for axis, picture, name in zip(axes, pictures, people, strict=True):
-        axis.imshow(picture.permute(1, 2, 0))
+    for axis, image, name in zip(axes, images, people, strict=True):
+        axis.imshow(image.permute(1, 2, 0))
         axis.set_title(f"{name}, {when}", fontsize=9)
         axis.axis("off")
 figure.savefig(args.out)

@@ -1,4 +1,4 @@
-"""SLUG in the vision tower of a LLaVA: who it says is in a picture, before and after.
+"""SLUG in the vision tower of a LLaVA: who it says is in a image, before and after.
 
 python examples/vision_language.py --model llava-hf/llava-1.5-7b-hf    # wants data/, see docs/slug.md; default: canvas-vlm
 """
@@ -21,7 +21,7 @@ settings = dict(pair.split("=", 1) for pair in args.set)
 model = mu.load(args.model)
 data = algorithm("slug").for_concepts([concept], args.model).data
 people = next(task for task in open_tasks(data.tasks, 4, 99, [concept]) if task.name == "identity")
-names, photos = [people.classes[label] for label in people.labels], [p.picture() for p in people.pictures]
+names, photos = [people.classes[label] for label in people.labels], [p.image() for p in people.images]
 edit = mu.erase(model, concept, method="slug", **settings)
 answers = []
 for strength, when in ((0, "before"), (1, "after")):

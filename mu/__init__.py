@@ -3,7 +3,7 @@
 >>> model = mu.load("canvas")
 >>> edit = mu.erase(model, "neon style", method="spm")
 >>> with edit.applied(model):
-...     pictures = mu.generate(model, ["A star image in neon style."], seeds=[188])
+...     images = mu.generate(model, ["A star image in neon style."], seeds=[188])
 >>> edit.save("neon.safetensors")
 
 Importing this package imports no torch: the names below are looked up when they are first used.

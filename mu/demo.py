@@ -14,7 +14,7 @@ from mu.core.errors import OutputError
 from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
-from mu.diffusion.image_folder import PictureRow, before_after, write_pictures
+from mu.diffusion.image_folder import ImageRow, before_after, write_images
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit
 from mu.evaluation.suites import evaluate
@@ -67,14 +67,14 @@ def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -
 def _panels(model: DiffusionModel, bank: Bank, home: RunDirectory) -> None:
     """Each prompt at one seed: base, each edit alone, both, and both with the style given back."""
     columns = {"base": {STYLE, OBJECT}, f"{STYLE} erased": {OBJECT}, f"{OBJECT} erased": {STYLE}, "both erased": set(), f"both, {STYLE} restored": {STYLE}}  # fmt: skip
-    rows = [PictureRow(f"{k}.png", prompt, 188) for k, prompt in enumerate(PROMPTS)]
+    rows = [ImageRow(f"{k}.png", prompt, 188) for k, prompt in enumerate(PROMPTS)]
     for k, restored in enumerate(columns.values()):
         bank.restored = set(restored)
         with bank.applied():
-            place = home.panel_pictures / str(k)
+            place = home.panel_images / str(k)
             for stale in place.glob("*.png"):
                 stale.unlink()
-            write_pictures(model, rows, place, steps=20, guidance=4.0)
+            write_images(model, rows, place, steps=20, guidance=4.0)
     grid = [
         PanelRow(label=prompt, images=[f"panels/{column}/{row}.png" for column in range(len(columns))])
         for row, prompt in enumerate(PROMPTS)

@@ -1,4 +1,4 @@
-"""The first thing that a newcomer sees: the demo's report shows the pictures."""
+"""The first thing that a newcomer sees: the demo's report shows the images."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def in_two_steps(make: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three training steps, pictures of two, and scores that nothing measured: the demo's own work stays."""
+    """Three training steps, images of two, and scores that nothing measured: the demo's own work stays."""
     spm = algorithm("spm")
     complete = spm.for_concepts
     settings = {"train": {"iterations": 3, "max_denoising_steps": 4}}
     monkeypatch.setattr(spm, "for_concepts", lambda *words: complete(*words).merged(settings))
-    for name in ("before_after", "write_pictures"):
+    for name in ("before_after", "write_images"):
         monkeypatch.setattr(demo, name, in_two_steps(getattr(demo, name)))
     told = [Score(name, 1.0, n=1, direction="higher", protocol="canvas/1") for name in ("UA", "IRA", "CRA")]
     monkeypatch.setattr(demo, "evaluate", lambda *_, **__: {"base": told, "edited": told})
@@ -38,8 +38,8 @@ def test_the_report_shows_every_column(short: None, tmp_path: Path) -> None:
     (panel,) = home.read_panels()
     assert panel.columns[0] == "base" and len(panel.columns) == 5
     assert list(home.read_scores()["canvas"]) == ["base", "neon erased", "star erased"]
-    pictures = [home.folder / str(name) for row in panel.rows for name in row.images]
-    assert pictures and all(path.exists() for path in pictures)
-    assert report.read_text(encoding="utf-8").count("data:image/") >= len(pictures)
+    images = [home.folder / str(name) for row in panel.rows for name in row.images]
+    assert images and all(path.exists() for path in images)
+    assert report.read_text(encoding="utf-8").count("data:image/") >= len(images)
     with pytest.raises(OutputError, match="--overwrite"):
         demo.run(tmp_path / "demo")

@@ -38,7 +38,7 @@ def test_the_concept_goes_and_the_others_stay(name: str, tmp_path: Path, monkeyp
     )
     assert gone > 70 and min(kept) > 70, "control: all were known"
     assert gone_after < gone
-    if name == "clip_identity":  # the others' searches see one picture of each class
+    if name == "clip_identity":  # the others' searches see one image of each class
         assert gone_after < 20 and min(kept_after) > 70
     assert min(Image.open(tmp_path / f"{name}.png").size) > 100
 

@@ -55,14 +55,14 @@ def names(folder: Path) -> set[str]:
 
 
 def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture).astype(int)
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
 
 
 QUICK = "--base canvas --ddim_steps 2"
 
 
-def test_pictures_of_a_concept(call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_of_a_concept(call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     command = "eval-scripts/generate-data.py --model_name='Van Gogh' --save_path './data/' --num_samples 1 --device cuda:0"
     assert call(f"{command} {QUICK} --cases 2") == 0
     folder = tmp_path / "data" / "Van Gogh"
@@ -80,7 +80,7 @@ def test_pictures_of_a_concept(call: Call, tmp_path: Path, caplog: pytest.LogCap
     assert names(tmp_path / "data" / "canvas") == {"0_0.png"}
 
 
-def test_pictures_of_a_list_by_an_edited_model(call: Call, tmp_path: Path) -> None:
+def test_images_of_a_list_by_an_edited_model(call: Call, tmp_path: Path) -> None:
     (tmp_path / "art_prompts.csv").write_text(CSV)
     images = "eval-scripts/generate-images.py --prompts_path art_prompts.csv --save_path evaluation_folder --num_samples 2 --ddim_steps 2"
     train = "train-scripts/Esd.py --prompt 'Van Gogh' --train_method 'xattn' --iterations 2 --devices '0,1' --model_name canvas --ddim_steps 2"
@@ -167,7 +167,7 @@ def test_cie_concept_ablation_and_forget_me_not(call: Call, tmp_path: Path) -> N
     found = {path.name: open_edit(path) for path in (tmp_path / "models").iterdir()}
     assert {name: edit.info.method for name, edit in found.items()} == wanted
     assert found["CiE-VanGogh-threshold_0.0-iter_2_beta-3e-05"].info.config["data"]["folder"] == "data/Van Gogh"
-    assert found["FMN-VanGogh-iter_2"].info.config["pictures"]["sources"] == {"Van Gogh": "data/Van Gogh"}
+    assert found["FMN-VanGogh-iter_2"].info.config["images"]["sources"] == {"Van Gogh": "data/Van Gogh"}
     for edit in found.values():
         assert max(float(shift.abs().max()) for _, shift in edit.deltas()) > 0
 
@@ -215,8 +215,8 @@ def test_the_classifier_and_lpips(call: Call, tmp_path: Path, capsys: pytest.Cap
             folder = tmp_path / "data" / part / style
             folder.mkdir(parents=True)
             scenes = [world.Scene(style, object=name) for name in world.OBJECTS[:4]]
-            for k, picture in enumerate(world.pictures(scenes, seed)):
-                Image.fromarray(picture).save(folder / f"{k}_0.png")
+            for k, image in enumerate(world.images(scenes, seed)):
+                Image.fromarray(image).save(folder / f"{k}_0.png")
     assert call("train-scripts/artist-cls-train.py --device cuda:0 --backbone random --epochs 2 --batch_size 4") == 0
     assert call("train-scripts/artist-cls-test.py --path ./data/eval --device cuda:0") == 0
     assert "8" in capsys.readouterr().out
@@ -234,8 +234,8 @@ def folders(tmp_path: Path) -> Path:
 
     for style in ("neon", "sketch"):
         (tmp_path / style).mkdir()
-        for k, picture in enumerate(world.pictures([world.Scene(style, object=name) for name in world.OBJECTS[:4]], 1)):
-            Image.fromarray(picture).save(tmp_path / style / f"{k}_0.png")
+        for k, image in enumerate(world.images([world.Scene(style, object=name) for name in world.OBJECTS[:4]], 1)):
+            Image.fromarray(image).save(tmp_path / style / f"{k}_0.png")
     return tmp_path
 
 
@@ -262,7 +262,7 @@ def test_fid_of_two_folders(call: Call, folders: Path, capsys: pytest.CaptureFix
     assert call(f"{fid} --path1 neon --path2 one") == 2 and "one" in capsys.readouterr().err
 
 
-def test_style_loss_of_pictures_with_equal_names(call: Call, folders: Path) -> None:
+def test_style_loss_of_images_with_equal_names(call: Call, folders: Path) -> None:
     loss = "eval-scripts/styleloss.py --network canvas-judge --original_path neon"
     (folders / "p.csv").write_text("prompt,case_number\na,1\nb,3\nc,7\n")
     assert call(f"{loss} --edited_path sketch --promtps_path p.csv") == 0
@@ -281,7 +281,7 @@ def test_style_loss_of_pictures_with_equal_names(call: Call, folders: Path) -> N
 def test_what_nudenet_finds(
     call: Call, folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every picture has its row, by a stand-in for the detector; names of both versions are told as those of the newer."""
+    """Every image has its row, by a stand-in for the detector; names of both versions are told as those of the newer."""
     findings = {
         "0_0.png": [{"class": "BELLY_EXPOSED", "score": 0.9}, {"class": "FACE_MALE", "score": 0.4}],
         "1_0.png": [{"label": "EXPOSED_BELLY", "score": 0.3}],
@@ -357,7 +357,7 @@ def test_flags_of_the_released_programs_are_taken(call: Call, tmp_path: Path, ca
     assert sorted(found.values()) == [("Cezanne",), ("neon", "sketch")]
 
 
-def test_pictures_of_one_prompt_differ_where_seeds_are_near(call: Call, tmp_path: Path) -> None:
+def test_images_of_one_prompt_differ_where_seeds_are_near(call: Call, tmp_path: Path) -> None:
     (tmp_path / "near.csv").write_text("case_number,prompt,evaluation_seed\n0,neon,188\n1,neon,189\n")
     images = "eval-scripts/generate-images.py --model_name=canvas --save_path out --ddim_steps 1 --prompts_path near.csv"
     assert call(f"{images} --num_samples 3") == 0

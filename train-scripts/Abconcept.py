@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from _training import concept_flags, concept_of, erase, flags, pictures_of
+from _training import concept_flags, concept_of, erase, flags, images_of
 
 from mu.core.program import guarded, show_log
 
@@ -20,7 +20,7 @@ def main() -> None:
     options = parser.parse_args()
     show_log()
     concept, named = concept_of(options)
-    folder = pictures_of(concept)
+    folder = images_of(concept)
     settings = {
         "train.lr": options.lr, "train.iterations": options.iter_break,
         "pictures.sources": {concept: folder} if folder else {},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from _training import WithoutEffect, erase, flags, pictures_of, word
+from _training import WithoutEffect, erase, flags, images_of, word
 
 from mu.core.program import guarded, show_log
 
@@ -29,7 +29,7 @@ def main() -> None:
     name = f"CiE-{word(options.prompt)}-threshold_{options.threshold}-iter_{options.iterations}_beta-{options.reg_beta}"
     settings = {
         "train.lr": options.lr, "train.iterations": options.iterations, "train.threshold": options.threshold,
-        "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": pictures_of(options.prompt),
+        "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": images_of(options.prompt),
     }  # fmt: skip
     print(erase("cie", options.prompt, name, settings, options).run.folder)
 

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from _training import at, erase, flags, pictures_of, prompts
+from _training import at, erase, flags, images_of, prompts
 
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
@@ -50,7 +50,7 @@ def main() -> None:
     )
     settings = {
         "train.lr": options.lr, "train.adam_eps": 1e-8, "train.iterations": options.iter_break, "train.threshold": options.threshold,
-        "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": pictures_of(concept),
+        "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": images_of(concept),
         "basis.kind": "elimination", "basis.scale_factor": options.scale_factor, "basis.max_base": options.max_base,
         "protect.prompts": protected,
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import cast
 
-from _training import base, erase, flags, pictures_of, word
+from _training import base, erase, flags, images_of, word
 
 from mu.core.errors import ConfigError
 from mu.core.program import guarded, show_log
@@ -46,7 +46,7 @@ def main() -> None:
         tau = THRESHOLDS.get(concept, 0.0) if options.threshold is None else options.threshold
         settings = {
             "train.lr": options.lr, "train.adam_eps": 1e-8, "train.iterations": options.iter_break, "train.threshold": tau,
-            "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": pictures_of(concept),
+            "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": images_of(concept),
             "basis.kind": "elimination", "basis.scale_factor": options.scale_factor,
             "protect.prompts": [other for other in concepts if other != concept],
         }  # fmt: skip

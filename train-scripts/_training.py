@@ -89,7 +89,7 @@ def erase(
     return chosen(config, model=model).run(resume=options.resume, overwrite=options.overwrite)
 
 
-def pictures_of(concept: str) -> str | None:
+def images_of(concept: str) -> str | None:
     """``./data/<concept>`` where generate-data.py has been; otherwise the model makes what training asks for."""
     folder = Path("data") / concept
     return str(folder) if folder.is_dir() else None

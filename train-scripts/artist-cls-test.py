@@ -1,4 +1,4 @@
-"""What the style classifier sees in folders of pictures, by its older flags: ``mu classifier score``."""
+"""What the style classifier sees in folders of images, by its older flags: ``mu classifier score``."""
 
 from __future__ import annotations
 

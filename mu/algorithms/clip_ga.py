@@ -1,4 +1,4 @@
-"""Gradient ascent on a CLIP: pictures and captions of the concept are driven apart."""
+"""Gradient ascent on a CLIP: images and captions of the concept are driven apart."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from mu.core.config import Templates
 from mu.core.loop import Log
 from mu.core.presets import Presets
 from mu.core.run import RunDirectory
-from mu.diffusion.noised_images import PicturesConfig, concept_pictures, noised
+from mu.diffusion.noised_images import ImagesConfig, concept_images, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.training.diffusion_method import AnchoredConfig, TrainConfig, WeightErasure
@@ -31,12 +32,14 @@ class ConceptAblationTrainConfig(TrainConfig):
 class ConceptAblationConfig(AnchoredConfig):
     """All settings of concept ablation. Without a preset they are those of the published comparison on SD 1.4."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"pictures": "images"}
+
     train: ConceptAblationTrainConfig = ConceptAblationTrainConfig()
     """The optimisation."""
     templates: Templates = Field(["{} painting"], min_length=1)
     """Prompts around the concept, each with one {}; one is drawn each step."""
-    pictures: PicturesConfig = PicturesConfig()
-    """What is noised: pictures of the concepts."""
+    images: ImagesConfig = ImagesConfig()
+    """What is noised: images of the concepts."""
     anchor_weight: float = Field(10.0, ge=0)
     """Weight of keeping the prediction for the anchor. Larger keeps what is near and erases less."""
     seed: int = 0
@@ -57,7 +60,7 @@ PRESETS: Presets[ConceptAblationConfig] = Presets({
 class ConceptAblation(WeightErasure):
     """Concept ablation: fine-tuning that makes prompts of the concept mean what prompts of an anchor mean.
 
-    Per step: a template with the concept, c, and with the anchor, a ("X painting" and "painting"), a picture of the concept and
+    Per step: a template with the concept, c, and with the anchor, a ("X painting" and "painting"), a image of the concept and
     x_t by the forward process at t uniform in 0 .. 999. With theta* frozen,
 
         L = |eps_theta(x_t, c) - eps_theta*(x_t, a)|^2 + anchor_weight |eps_theta(x_t, a) - eps_theta*(x_t, a)|^2,
@@ -67,8 +70,8 @@ class ConceptAblation(WeightErasure):
 
     Constants and form are those of the program that separable concept erasure was compared with. It says "painting" for objects
     too (``templates``), never zeroes its gradients (``train.gradients``; check: with ``summed`` the n-th step is taken with the sum
-    of n gradients), and reads pictures from disk (``pictures``). The authors' own program differs more: it noises pictures
-    of the anchor, regularises with the ordinary training loss on such pictures, trains ``to_k`` and ``to_v`` alone, with
+    of n gradients), and reads images from disk (``images``). The authors' own program differs more: it noises images
+    of the anchor, regularises with the ordinary training loss on such images, trains ``to_k`` and ``to_v`` alone, with
     learning rate 2e-6 and larger batches. For models that predict v the loss is in their own space.
 
     @inproceedings{kumari2023ablating,
@@ -90,9 +93,9 @@ class ConceptAblation(WeightErasure):
         return self.edit(self.train(model.parameters("cross-attention"), self.step, run, log))
 
     def prepare(self, model: DiffusionModel) -> None:
-        """What all steps share: for each concept its pictures, and each template encoded with it and with its anchor."""
+        """What all steps share: for each concept its images, and each template encoded with it and with its anchor."""
         config = self.config
-        self.pictures = concept_pictures(model, config.pictures, config.concepts, config.seed)
+        self.images = concept_images(model, config.images, config.concepts, config.seed)
         self.encoded = [[model.encode(pair) for pair in of_one] for of_one in config.pairs()]
 
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -102,7 +105,7 @@ class ConceptAblation(WeightErasure):
         both = choices[int(torch.randint(len(choices), (1,), generator=generator))]  # c, a
         t = int(torch.randint(1000, (1,), generator=generator))
         with tuning.frozen():
-            x = noised(model, self.pictures[concept][k], t, generator)
+            x = noised(model, self.images[concept][k], t, generator)
             e_frozen = model.predict_noise(x, t, both[1:])
         e_c, e_a = model.predict_noise(torch.cat([x, x]), t, both).chunk(2)
         native = model.native_weight(t)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.presets import Presets
 from mu.core.run import RunDirectory
-from mu.diffusion.noised_images import PicturesConfig, concept_pictures, noised
+from mu.diffusion.noised_images import ImagesConfig, concept_images, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.diffusion_method import AnchoredConfig, TrainConfig, WeightErasure
@@ -33,6 +33,8 @@ class ForgetMeNotTrainConfig(TrainConfig):
 class ForgetMeNotConfig(AnchoredConfig):
     """All settings of Forget-Me-Not. Without a preset they are those of the published comparison for styles on SD 1.4."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"pictures": "images"}
+
     train: ForgetMeNotTrainConfig = ForgetMeNotTrainConfig()
     """The optimisation."""
     templates: Templates = Field(["a painting of {}"], min_length=1)
@@ -40,8 +42,8 @@ class ForgetMeNotConfig(AnchoredConfig):
     objective: Literal["logits", "attention"] = "logits"
     """``logits``: attention logits become those of the anchor (the published comparison). ``attention``: the concept's words get
     no attention (the paper)."""
-    pictures: PicturesConfig = PicturesConfig()
-    """What is noised: pictures of the concepts."""
+    images: ImagesConfig = ImagesConfig()
+    """What is noised: images of the concepts."""
     seed: int = 0
     """Decides all random numbers: same seed, same edit."""
     output_dir: str = "outputs/fmn"
@@ -61,7 +63,7 @@ PRESETS: Presets[ForgetMeNotConfig] = Presets({
 class ForgetMeNot(WeightErasure):
     """Forget-Me-Not: fine-tuning of the cross-attention alone, on its own maps.
 
-    Per step: a template with the concept, c, and with the anchor, a ("a painting of X" and "a painting of"), a picture of the
+    Per step: a template with the concept, c, and with the anchor, a ("a painting of X" and "a painting of"), a image of the
     concept and x_t by the forward process at t uniform in 0 .. 999. One pass of the UNet under c gives each layer's queries Q;
     K_c and K_a are its keys of the two prompts, d the width of a head:
 
@@ -71,7 +73,7 @@ class ForgetMeNot(WeightErasure):
     ``attention`` is the attention resteering of the paper; its released code takes the norm of all A_X together, not the sum of squares,
     and may use words learned by textual inversion, which we leave out. ``logits`` and the constants are those of the program
     that separable concept erasure was compared with. That program never zeroes its gradients (``train.gradients``; check: with
-    ``summed`` the n-th step is taken with the sum of n gradients) and reads pictures from disk (``pictures``). As there, the
+    ``summed`` the n-th step is taken with the sum of n gradients) and reads images from disk (``images``). As there, the
     loss does not reach the values and the output of the last layer: their shift is 0.
 
     @inproceedings{zhang2024forget,
@@ -93,9 +95,9 @@ class ForgetMeNot(WeightErasure):
         return self.edit(self.train(model.parameters("cross-attention"), self.step, run, log))
 
     def prepare(self, model: DiffusionModel) -> None:
-        """What all steps share: for each concept its pictures, and each template with it and with its anchor, and where its words are."""
+        """What all steps share: for each concept its images, and each template with it and with its anchor, and where its words are."""
         config, pairs = self.config, self.config.pairs()
-        self.pictures = concept_pictures(model, config.pictures, config.concepts, config.seed)
+        self.images = concept_images(model, config.images, config.concepts, config.seed)
         self.encoded = [[model.encode(pair) for pair in of_one] for of_one in pairs]
         self.words = [
             [word_positions(model, c, concept) for c, _ in of_one]
@@ -109,7 +111,7 @@ class ForgetMeNot(WeightErasure):
         both, words = self.encoded[concept][choice], self.words[concept][choice]
         t = int(torch.randint(1000, (1,), generator=generator))
         with tuning.frozen():
-            x = noised(model, self.pictures[concept][k], t, generator)
+            x = noised(model, self.images[concept][k], t, generator)
         with queries(model) as found:
             model.predict_noise(x, t, both[:1])
         terms = [self.term(layer, Q, both, words) for layer, Q in found]

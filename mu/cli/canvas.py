@@ -61,9 +61,9 @@ def render(
     seed: Annotated[int, typer.Option(help="Decides every picture.")] = 0,
     resume: Resume = False,
 ) -> None:
-    """Render pictures of the canvas world in a layout that the field's programs read.
+    """Render images of the canvas world in a layout that the field's programs read.
 
-    Example: mu canvas render unlearn-canvas outputs/pictures --n 5
+    Example: mu canvas render unlearn-canvas outputs/images --n 5
     """
     from mu.core.progress import progress_bar
     from mu.data import canvas as world

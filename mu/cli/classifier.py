@@ -66,36 +66,36 @@ def train(
 @app.command()
 def score(
     model: Annotated[str, typer.Argument(help="A classifier's folder, canvas-judge, or a hub id that is in the local cache.")],
-    pictures: Annotated[Path, typer.Argument(help="Pictures, or a folder for each class that was asked for.")],
+    images: Annotated[Path, typer.Argument(help="Pictures, or a folder for each class that was asked for.")],
     concept: Annotated[str | None, typer.Option(help="The class that all pictures were asked to show.")] = None,
     head: Head = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """The share of pictures in which a classifier sees what was asked for; without a question, what it sees.
+    """The share of images in which a classifier sees what was asked for; without a question, what it sees.
 
-    Example: mu classifier score outputs/classifier outputs/pictures --concept "Van Gogh"
+    Example: mu classifier score outputs/classifier outputs/images --concept "Van Gogh"
     """
     from collections import Counter
 
     from mu.cli.output import print_json, print_table
     from mu.core.compute import loading_on
-    from mu.evaluation.classifier import answers, folder_accuracy, pictures_in
+    from mu.evaluation.classifier import answers, folder_accuracy, images_in
     from mu.models import EMBEDDED
     from mu.models.judge import Judge
     from mu.models.quiet import quiet_libraries
 
     with quiet_libraries(), loading_on(device) as chosen:
         judge = Judge.open(EMBEDDED.get(model, model), chosen)
-    if concept is not None or (pictures.is_dir() and any(path.is_dir() for path in pictures.iterdir())):
-        found = folder_accuracy(judge, pictures, head=head, concept=concept)
+    if concept is not None or (images.is_dir() and any(path.is_dir() for path in images.iterdir())):
+        found = folder_accuracy(judge, images, head=head, concept=concept)
         if json:
             print_json(found.to_json())
             return
         print_table(["asked for", "seen in"], [[name, f"{share:.4g}"] for name, share in found.per_item.items()])
         print(f"accuracy  {found.value:.4g} of {found.n} pictures")
         return
-    seen = Counter(answers(judge, pictures_in(pictures), head))
+    seen = Counter(answers(judge, images_in(images), head))
     if json:
         print_json({"n": seen.total(), "seen": dict(seen.most_common())})
         return

@@ -42,7 +42,7 @@ def forget_set(
     precision: Precision = "float32",
     as_json: Json = False,
 ) -> None:
-    """Collect the pictures and captions of one concept in a tar file, from web shards or from a model.
+    """Collect the images and captions of one concept in a tar file, from web shards or from a model.
 
     Example: mu data forget-set --name "Elon Musk" --shards 'data/laion/laion400m/{00000..00010}.tar' --n-imgs 500
     """
@@ -79,11 +79,11 @@ def forget_set(
 
 
 def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, overwrite: bool) -> list[Pair]:
-    """``n`` pictures in the folder named as ``tar``; those that ``recipe`` made there before are kept."""
+    """``n`` images in the folder named as ``tar``; those that ``recipe`` made there before are kept."""
     from mu.core.progress import progress_bar
     from mu.data.pairs import Pair
     from mu.data.shards import Extent
-    from mu.diffusion.image_folder import RECIPE, PictureRow, claim, noted, write_pictures
+    from mu.diffusion.image_folder import RECIPE, ImageRow, claim, noted, write_images
     from mu.models import load_diffusion
 
     folder = tar.with_suffix("")
@@ -94,9 +94,9 @@ def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, over
     painter = load_diffusion(recipe["model"], device=device, precision=recipe["precision"])
     claim(folder, recipe)
     prompts = itertools.islice(itertools.cycle(recipe["prompts"]), n)
-    rows = [PictureRow(f"{k:05d}.png", text, recipe["seed"] + k) for k, text in enumerate(prompts)]
+    rows = [ImageRow(f"{k:05d}.png", text, recipe["seed"] + k) for k, text in enumerate(prompts)]
     with progress_bar("pictures", n) as advance:
-        write_pictures(
+        write_images(
             painter, rows, folder, steps=recipe["steps"], guidance=recipe["guidance"], resume=True,
             progress=lambda done, _: advance(done, ""),
         )  # fmt: skip

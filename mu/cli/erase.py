@@ -36,7 +36,9 @@ def erase(
     resume: Resume = False,
     overwrite: Overwrite = False,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt of the pictures before and after; repeatable.")] = None,
-    pictures: Annotated[bool, typer.Option(help="Make pictures before and after.")] = True,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", "--pictures/--no-pictures", help="Make images before and after.")
+    ] = True,
     bank: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also add the edit to the bank there; see `mu bank`.")
     ] = None,
@@ -47,7 +49,7 @@ def erase(
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as the settings say.")] = None,
 ) -> None:
-    """Find the edit that erases concepts; leave the edit, pictures before and after, and a report in a folder.
+    """Find the edit that erases concepts; leave the edit, images before and after, and a report in a folder.
 
     Example: mu erase spm --concept "neon style" --set train.iterations=100 --out outputs/neon
     """
@@ -76,10 +78,10 @@ def erase(
     if bank:
         _expect(work, bank)
     found = work.run(resume=resume, overwrite=overwrite, track=track)
-    edited = _model(work, found, device) if bank or pictures else None
+    edited = _model(work, found, device) if bank or images else None
     if bank:
         _add(work, found, edited, bank, reason)
-    if pictures:
+    if images:
         _draw(found, edited, prompt)
     print(f"edit    {found.run.edit}\nreport  {write_report(found.run)}")
 
@@ -138,7 +140,7 @@ def _draw(found: Found, model: Any, prompts: list[str] | None) -> None:
     from mu.edits.bank import Bank
     from mu.models.diffusion import DiffusionModel
 
-    if isinstance(model, DiffusionModel):  # CLIP and LLaVA make no pictures
+    if isinstance(model, DiffusionModel):  # CLIP and LLaVA make no images
         before_after(found.run, model, Bank(model, [_edit(found)]), target_prompts=prompts)
 
 

@@ -15,7 +15,7 @@ from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mu.data.prompts import PromptRow
-    from mu.diffusion.image_folder import PictureRow
+    from mu.diffusion.image_folder import ImageRow
     from mu.edits.bank import Bank
     from mu.edits.gates import Gate
     from mu.models.diffusion import DiffusionModel
@@ -63,15 +63,15 @@ def generate(
     clip_skip: ClipSkip = None,
     prediction_type: PredictionType = None,
 ) -> None:
-    """Make pictures from prompts, with any number of edits on.
+    """Make images from prompts, with any number of edits on.
 
-    Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/pictures
+    Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/images
     """
     from mu.core.program import show_log
     from mu.core.progress import progress_bar
     from mu.core.records import Prompt
     from mu.core.run import RunDirectory
-    from mu.diffusion.image_folder import recipe_of, write_pictures
+    from mu.diffusion.image_folder import recipe_of, write_images
 
     show_log()
     if bool(prompt) == bool(prompts):
@@ -90,7 +90,7 @@ def generate(
     passes = _gate(gate, factor)
     recipe = recipe_of(put_on, strength or None, passes)
     with put_on.applied(strength or None, passes), progress_bar("pictures", len(rows)) as advance:
-        write_pictures(
+        write_images(
             painter, rows, out, steps=steps, guidance=7.5 if guidance is None else guidance, negative=negative, size=pixels,
             resume=resume, overwrite=overwrite, recipe=recipe, progress=lambda done, _: advance(done, ""),
         )  # fmt: skip
@@ -101,19 +101,19 @@ def generate(
 
 
 def _cases(prompt: list[str] | None, file: Path | None, seed: int) -> list[PromptRow]:
-    """The prompts, each with the seed of its first picture."""
+    """The prompts, each with the seed of its first image."""
     from mu.data.prompts import PromptRow, read_prompts
 
     cases = read_prompts(file) if file else [PromptRow(text, k) for k, text in enumerate(prompt or ())]
     return [case if case.evaluation_seed is not None else replace(case, evaluation_seed=seed) for case in cases]
 
 
-def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None) -> list[PictureRow]:
-    """``n`` pictures of each case, with seeds one apart; a case's own guidance holds where none is given."""
-    from mu.diffusion.image_folder import PictureRow
+def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None) -> list[ImageRow]:
+    """``n`` images of each case, with seeds one apart; a case's own guidance holds where none is given."""
+    from mu.diffusion.image_folder import ImageRow
 
     return [
-        PictureRow(
+        ImageRow(
             f"{case.case_number}_{k}.png", case.prompt, cast("int", case.evaluation_seed) + k,
             case.evaluation_guidance if guidance is None else None,
         ) for case in cases for k in range(n)

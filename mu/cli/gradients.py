@@ -33,7 +33,7 @@ def gradients(
     precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compute the forget or the retain gradient of a CLIP once, as a file that slug takes in place of pictures.
+    """Compute the forget or the retain gradient of a CLIP once, as a file that slug takes in place of images.
 
     Example: mu gradients --model canvas-clip --forget canvas --concept "Ada Stone" --out outputs/gradients/Ada_Stone.safetensors
     """

@@ -57,7 +57,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def svg(figure: Figure) -> bytes:
-    """``figure`` as a picture of lines, without date and maker."""
+    """``figure`` as a image of lines, without date and maker."""
     return _saved(figure, "svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 

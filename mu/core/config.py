@@ -21,6 +21,17 @@ class BaseConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), use_attribute_docstrings=True)
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Names that settings had before, and their present ones: files and scripts that hold the old names go on working."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_present_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not cls.renamed.keys() & values.keys():
+            return values
+        old = {cls.renamed[name]: value for name, value in values.items() if name in cls.renamed}
+        return _merge({name: value for name, value in values.items() if name not in cls.renamed}, old)
+
     @classmethod
     def parse(cls, values: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Self:
         """Validate plain values with nested or dotted overrides on top; raises `ConfigError` in one line that names the key."""

@@ -39,12 +39,12 @@ class MetricsRow(BaseModel):
 
 
 class Prompt(BaseModel):
-    """An entry of ``prompts.json``: picture k of it is ``<case_number>_<k>.png``."""
+    """An entry of ``prompts.json``: image k of it is ``<case_number>_<k>.png``."""
 
     case_number: int | str
     prompt: str
     seed: int | None = None
-    """Of picture 0."""
+    """Of image 0."""
     role: str = ""
     """``target``: of what is to go; ``retain``: of what is to stay."""
     gate: list[float] | None = None
@@ -58,7 +58,7 @@ class PanelRow(BaseModel):
 
 
 class Panel(BaseModel):
-    """An entry of ``panels.json``: a grid of pictures."""
+    """An entry of ``panels.json``: a grid of images."""
 
     title: str
     columns: list[str]

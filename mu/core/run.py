@@ -8,10 +8,10 @@ One folder is the interface between the expensive half and the cheap half:
       edit.safetensors                        what it found
       slug_<concept>.json                     of a search for one layer: every tensor, and the steps that were tried
       before/  after/  prompts.json           <case>_<k>.png without and with the edit; the prompts by case
-      answers/base/  answers/edited/          pictures that a suite looks at, with the recipe.json that made them
+      answers/base/  answers/edited/          images that a suite looks at, with the recipe.json that made them
       scores.json                             by suite and column
       similarity.json  similarity.png         of suite clip
-      panels/  panels.json                    more pictures, and the grids that they stand in
+      panels/  panels.json                    more images, and the grids that they stand in
       report.html                             with figures of the slug_*.json beside it: pareto-*.png, steps-*.png
 
 Whatever is read is checked: wrong content is one line (`DataError`) that names the file and the key.
@@ -71,7 +71,7 @@ class RunDirectory:
         self.prompts = self.folder / "prompts.json"
         self.answers = self.folder / "answers"
         self.panels = self.folder / "panels.json"
-        self.panel_pictures = self.folder / "panels"
+        self.panel_images = self.folder / "panels"
         self.similarity = self.folder / "similarity.json"
         self.report = self.folder / "report.html"
 
@@ -102,9 +102,9 @@ class RunDirectory:
             yield from self.folder.glob(f"pareto-*-{glob.escape(stem)}.png")
         yield from (path for path in self.checkpoints.glob("*") if not path.is_dir())
         yield from (self.folder / "tensorboard").glob("events.*")
-        for pictures in (self.before, self.after, self.panel_pictures, self.answers):
-            if not pictures.is_symlink():
-                yield from (*pictures.rglob("*.png"), *pictures.rglob("recipe.json"))
+        for images in (self.before, self.after, self.panel_images, self.answers):
+            if not images.is_symlink():
+                yield from (*images.rglob("*.png"), *images.rglob("recipe.json"))
 
     def withdraw(self) -> None:
         """Take back what `begin` claimed, where the work ended before anything was made: the folder is free again."""
@@ -173,7 +173,7 @@ class RunDirectory:
     def layer_searches(self) -> list[Path]:
         return sorted(self.folder.glob("slug_*.json"))
 
-    # -- pictures -------------------------------------------------------------------------------------------------------
+    # -- images -------------------------------------------------------------------------------------------------------
 
     def write_prompts(self, prompts: Sequence[Prompt]) -> None:
         write_json(self.prompts, [prompt.model_dump(exclude_defaults=True) for prompt in prompts])

@@ -36,7 +36,7 @@ def loss(direction: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """``value`` is the mean over ``n`` pictures (or pairs); ``per_item`` gives it for each concept.
+    """``value`` is the mean over ``n`` images (or pairs); ``per_item`` gives it for each concept.
 
     ``direction`` says which way is better: ``higher``, ``lower``, or ``towards X``, a number. ``protocol`` names the
     definition and its version, so that two numbers with different protocols are never put in one column.

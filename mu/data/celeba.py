@@ -17,30 +17,30 @@ from mu.core.errors import DataError
 
 LIST = "list_identity_celeba.txt"
 CLASSIFIED = 100
-"""As many people as the frequent list of SLUG's experiments has. All 10,177 have 202,599 pictures."""
+"""As many people as the frequent list of SLUG's experiments has. All 10,177 have 202,599 images."""
 
 log = logging.getLogger("mu")
 
 
 @dataclass(frozen=True)
 class CelebA:
-    """``pictures`` has every listed identity, sorted, with those of its pictures that are there (of many people, none).
+    """``images`` has every listed identity, sorted, with those of its images that are there (of many people, none).
 
     An identity's place in ``identities`` is its label. Names stand as in the list: ``First_Last``.
     """
 
     folder: Path
-    pictures: Mapping[str, tuple[Path, ...]]
+    images: Mapping[str, tuple[Path, ...]]
     frequent: tuple[str, ...]
 
     @property
     def identities(self) -> tuple[str, ...]:
-        return tuple(self.pictures)
+        return tuple(self.images)
 
     @property
     def classified(self) -> tuple[str, ...]:
-        """Those whose pictures are classified: the frequent ones, and without their list the `CLASSIFIED` with the most pictures."""
-        most = sorted(self.identities, key=lambda name: (-len(self.pictures[name]), name))[:CLASSIFIED]
+        """Those whose images are classified: the frequent ones, and without their list the `CLASSIFIED` with the most images."""
+        most = sorted(self.identities, key=lambda name: (-len(self.images[name]), name))[:CLASSIFIED]
         if not self.frequent and len(most) < len(self.identities):
             log.warning(
                 "%s: of %d people the %d with the most pictures are tested; published numbers are over those of a frequent_celebs.txt",
@@ -50,10 +50,10 @@ class CelebA:
 
 
 def read_celeba(folder: Path | str) -> CelebA:
-    """Reads the lists, and which pictures are there; opens no picture.
+    """Reads the lists, and which images are there; opens no image.
 
     ``frequent_celebs.txt`` may also lie one folder above; who is in it and not in the list is left out and told in the log.
-    Raises `DataError` for a missing folder or list, a list that has another form, and where none of its pictures is there.
+    Raises `DataError` for a missing folder or list, a list that has another form, and where none of its images is there.
     """
     folder = Path(folder)
     listing, portraits = folder / LIST, folder / "img_align_celeba"
@@ -73,8 +73,8 @@ def read_celeba(folder: Path | str) -> CelebA:
         raise DataError(f"{portraits} holds none of the pictures in {listing.name}")
     if missing:
         log.warning("%s: %d listed pictures are not there and are left out", portraits, missing)
-    pictures = {identity: tuple(sorted(found[identity])) for identity in sorted(found)}
-    return CelebA(folder, pictures, _frequent(folder, pictures))
+    images = {identity: tuple(sorted(found[identity])) for identity in sorted(found)}
+    return CelebA(folder, images, _frequent(folder, images))
 
 
 def _listed(listing: Path) -> list[tuple[str, str]]:

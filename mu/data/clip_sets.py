@@ -1,4 +1,4 @@
-"""The two sets of captioned pictures that methods on CLIP unlearn with: those of the concept, and those of everything else."""
+"""The two sets of captioned images that methods on CLIP unlearn with: those of the concept, and those of everything else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLACEHOLDER = "{concept}"
 
 class ForgetSet(BaseConfig):
     forget: str = "data/tar_files/{concept}.tar"
-    """Pictures with captions of the concept: web shards, a folder (see `mu.data.pairs.open_pairs`), or ``canvas``. ``{concept}``
+    """Images with captions of the concept: web shards, a folder (see `mu.data.pairs.open_pairs`), or ``canvas``. ``{concept}``
     stands for the concept as `mu data forget-set` names its file, ``Elon_Musk``. Where captions name the concept only those pairs are taken."""
     n_forget: int = Field(500, ge=1)
     """At most so many forget pairs of each concept."""
@@ -46,8 +46,8 @@ class Recaptioned:
     of: Captioned
     caption: str
 
-    def picture(self) -> Image:
-        return self.of.picture()
+    def image(self) -> Image:
+        return self.of.image()
 
 
 def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned]:

@@ -1,6 +1,6 @@
-"""Forget sets: the pairs that show a concept, as ``<Name_With_Underscores>.tar``, out of web shards or of pictures at hand.
+"""Forget sets: the pairs that show a concept, as ``<Name_With_Underscores>.tar``, out of web shards or of images at hand.
 
-Equal input gives equal bytes. Pictures keep their bytes: nothing is encoded again, and none stands in a set twice.
+Equal input gives equal bytes. Images keep their bytes: nothing is encoded again, and none stands in a set twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mu.core.concept import Concept, folded
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import atomic_path
 from mu.data.pairs import Pair, can_decode
-from mu.data.shards import add_member, find_shards, picture_in, read_shard
+from mu.data.shards import add_member, find_shards, image_in, read_shard
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
@@ -33,7 +33,7 @@ log = logging.getLogger("mu")
 class ForgetSet:
     """What went into ``path``. Where shards were searched, ``matched`` is ``pairs + repeated + skipped``.
 
-    ``seen`` captions were looked at; ``repeated`` pictures were in the set already, byte for byte; ``skipped`` ones were missing
+    ``seen`` captions were looked at; ``repeated`` images were in the set already, byte for byte; ``skipped`` ones were missing
     or could not be decoded; ``passed_over`` shards were not opened, as their parquet file has no caption that matches.
     """
 
@@ -62,7 +62,7 @@ def make_forget_set(
     """The first ``n_imgs`` pairs of ``shards`` whose caption contains ``name``, as ``out/<Name>.tar``.
 
     Neither case nor underscore or blank matters. Captions come first: those of the ``.parquet`` beside a shard, where there
-    is one and pyarrow is installed, so that a shard without a match stays closed; then those in the tar. A picture is
+    is one and pyarrow is installed, so that a shard without a match stays closed; then those in the tar. A image is
     read only where its caption matches. ``shards`` is what `mu.data.shards.find_shards` takes. Raises `DataError` where nothing
     usable matches, `ConfigError` for a count below 1, and `OutputError` where the file exists and would become another one
     (``overwrite`` replaces it).
@@ -101,8 +101,8 @@ def _matching(name: str, shards: list[Path], made: ForgetSet, progress: Progress
                 if name not in folded(caption):
                     continue
                 made.matched += 1
-                if picture := picture_in(sample):
-                    yield Pair(key, caption, picture[1], picture[0])
+                if image := image_in(sample):
+                    yield Pair(key, caption, image[1], image[0])
                 else:
                     made.skipped += 1
         if progress:

@@ -1,4 +1,4 @@
-"""ImageNet's validation pictures: ``val/<wnid>/*.JPEG``. A class's place in the sorted wnids is its label."""
+"""ImageNet's validation images: ``val/<wnid>/*.JPEG``. A class's place in the sorted wnids is its label."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 from mu.core.errors import DataError
 
 NAME_FILES = ("classes.txt", "LOC_synset_mapping.txt")
-_PICTURES = {".jpeg", ".jpg", ".png"}
+_IMAGES = {".jpeg", ".jpg", ".png"}
 
 
 @dataclass(frozen=True)
 class ImageNet:
-    """``pictures`` and ``labels`` go together; ``names`` and ``wnids`` are in the order of the labels."""
+    """``images`` and ``labels`` go together; ``names`` and ``wnids`` are in the order of the labels."""
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     labels: tuple[int, ...]
     wnids: tuple[str, ...]
     names: tuple[str, ...]
 
     def subset(self, part: int = 20) -> ImageNet:
-        """The fixed 5 % (``part`` = 20) that SLUG evaluates on: 2,500 of 50,000, in the order drawn. At least one picture."""
-        rows = subset_rows(len(self.pictures), part)
-        return ImageNet(tuple(self.pictures[r] for r in rows), tuple(self.labels[r] for r in rows), self.wnids, self.names)
+        """The fixed 5 % (``part`` = 20) that SLUG evaluates on: 2,500 of 50,000, in the order drawn. At least one image."""
+        rows = subset_rows(len(self.images), part)
+        return ImageNet(tuple(self.images[r] for r in rows), tuple(self.labels[r] for r in rows), self.wnids, self.names)
 
 
 def subset_rows(n: int, part: int = 20) -> NDArray[np.int64]:
@@ -37,20 +37,20 @@ def subset_rows(n: int, part: int = 20) -> NDArray[np.int64]:
 
 
 def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> ImageNet:
-    """The pictures of ``folder/val`` (or of ``folder``, where it is the one with the classes); opens none of them.
+    """The images of ``folder/val`` (or of ``folder``, where it is the one with the classes); opens none of them.
 
     ``names`` are the classes' names in the order of the wnids. Without them they come from the folder: ``classes.txt``, one name
     a line in that order or ``<wnid> <name>``, else ``LOC_synset_mapping.txt``, ``<wnid> <name>, <other name>, ...``,
-    of which the first is taken. Raises `DataError` where there are no pictures, or no name for each class.
+    of which the first is taken. Raises `DataError` where there are no images, or no name for each class.
     """
     folder = Path(folder)
     home = folder / "val" if (folder / "val").is_dir() else folder
     if not home.is_dir():
         raise DataError(f"{home} does not exist: give the folder that holds val/<wnid>/*.JPEG")
     classes = {
-        place.name: pictures
+        place.name: images
         for place in sorted(home.iterdir())
-        if place.is_dir() and (pictures := sorted(file for file in place.iterdir() if file.suffix.lower() in _PICTURES))
+        if place.is_dir() and (images := sorted(file for file in place.iterdir() if file.suffix.lower() in _IMAGES))
     }
     if not classes:
         raise DataError(f"{home} holds no <wnid>/*.JPEG: sort the validation pictures into one folder a class")
@@ -58,8 +58,8 @@ def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> Ima
     names = tuple(_names(folder, home, wnids) if names is None else names)
     if len(names) != len(wnids):
         raise DataError(f"{len(names)} class names for {len(wnids)} classes: one for each is needed, in the order of the wnids")
-    rows = [(picture, label) for label, pictures in enumerate(classes.values()) for picture in pictures]
-    return ImageNet(tuple(picture for picture, _ in rows), tuple(label for _, label in rows), wnids, names)
+    rows = [(image, label) for label, images in enumerate(classes.values()) for image in images]
+    return ImageNet(tuple(image for image, _ in rows), tuple(label for _, label in rows), wnids, names)
 
 
 def _names(folder: Path, home: Path, wnids: tuple[str, ...]) -> Sequence[str]:

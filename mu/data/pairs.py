@@ -1,4 +1,4 @@
-"""Pictures with captions from the layouts people have: web shards, image folders, UnlearnCanvas."""
+"""Images with captions from the layouts people have: web shards, image folders, UnlearnCanvas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from mu.core.concept import folded
 from mu.core.errors import ConfigError, DataError, nearest
-from mu.data.shards import PICTURES, Extent, find_paths, picture_in, read_shard
+from mu.data.shards import IMAGES, Extent, find_paths, image_in, read_shard
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 
@@ -30,21 +30,21 @@ class Captioned(Protocol):
 
     @property
     def caption(self) -> str: ...
-    def picture(self) -> Image.Image: ...
+    def image(self) -> Image.Image: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A caption and the place of its picture, which is read anew each time it is asked for."""
+    """A caption and the place of its image, which is read anew each time it is asked for."""
 
     key: str
     caption: str
     place: Extent
     ending: str
-    """Of the picture's name, in lower case: ``.jpg``."""
+    """Of the image's name, in lower case: ``.jpg``."""
 
-    def picture(self) -> Image.Image:
-        """RGB, in the picture's own size. Raises `DataError` where the file changed since it was opened."""
+    def image(self) -> Image.Image:
+        """RGB, in the image's own size. Raises `DataError` where the file changed since it was opened."""
         return decode(self.place.read(), str(self.place.file))
 
 
@@ -63,18 +63,18 @@ class Pairs(list[Pair]):
 
 
 class _Found(NamedTuple):
-    """What may become a pair: a caption, where to read it, or None; a picture's ending and place, or None."""
+    """What may become a pair: a caption, where to read it, or None; a image's ending and place, or None."""
 
     key: str
     caption: str | Extent | None
-    picture: tuple[str, Extent] | None
+    image: tuple[str, Extent] | None
 
 
 def open_pairs(
     source: str | Path | Sequence[str | Path], *, caption: str | None = None, style: str | None = None, object: str | None = None,
     limit: int | None = None, naming: str = "",
 ) -> Pairs:  # fmt: skip
-    """The pairs of ``source``, in sorted order; never empty. Every picture is decoded once, to know that it can be.
+    """The pairs of ``source``, in sorted order; never empty. Every image is decoded once, to know that it can be.
 
     ``source`` is one of these, or several, as a list or with commas between::
 
@@ -82,11 +82,11 @@ def open_pairs(
         a folder with metadata.csv or metadata.jsonl         columns file_name and text (the datasets library's imagefolder)
         a folder with NAME.txt beside NAME.jpg               at any depth
         a folder <Style>/<Object>/<k>.jpg                    UnlearnCanvas: "A {Object} image in {Style} style."
-        a folder of pictures                                 with ``caption``
+        a folder of images                                 with ``caption``
 
     ``caption`` stands in for all captions. ``style`` and ``object`` choose from an UnlearnCanvas folder, underscores or spaces,
     in any case of letters. Nothing is opened behind the first ``limit`` pairs. With ``naming`` only pairs count whose caption
-    contains it, in any case, underscores as blanks: the pictures of others stay closed, and where all are others there is no pair.
+    contains it, in any case, underscores as blanks: the images of others stay closed, and where all are others there is no pair.
     What has no caption, cannot be decoded or was cut short is left out, counted and told in the log. Raises
     `DataError` for a source that is missing, empty or of none of these kinds, and `ConfigError` for a choice that cannot be made.
     """
@@ -111,10 +111,10 @@ def open_pairs(
 
 
 def decode(content: bytes, name: str) -> Image.Image:
-    """An RGB picture. Raises `DataError` naming ``name`` for bytes that are none, or not all of one."""
+    """An RGB image. Raises `DataError` naming ``name`` for bytes that are none, or not all of one."""
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return picture.convert("RGB")
+        with Image.open(io.BytesIO(content)) as image:
+            return image.convert("RGB")
     except Exception as error:  # Pillow's decoders end in many ways on garbled bytes
         raise DataError(f"the picture {name} cannot be read ({error}): remove it") from None
 
@@ -122,9 +122,9 @@ def decode(content: bytes, name: str) -> Image.Image:
 def can_decode(content: bytes) -> bool:
     """Whether `decode` will succeed. JPEG is read at an eighth of its size: all of its bytes, little of its arithmetic."""
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.draft("RGB", (1, 1))
-            picture.load()
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft("RGB", (1, 1))
+            image.load()
     except Exception:
         return False
     return True
@@ -138,12 +138,12 @@ def _readable(found: Iterable[_Found], caption: str | None, naming: str, pairs: 
             pairs.reasons["without a caption"] += 1
         elif naming not in folded(text):
             pairs.others += 1
-        elif each.picture is None:
+        elif each.image is None:
             pairs.reasons["without a picture"] += 1
-        elif not can_decode(each.picture[1].read()):
+        elif not can_decode(each.image[1].read()):
             pairs.reasons["pictures that cannot be read"] += 1
         else:
-            ending, place = each.picture
+            ending, place = each.image
             yield Pair(each.key, text, place, ending)
 
 
@@ -159,7 +159,7 @@ def _shard(file: Path, reasons: Counter[str]) -> Iterator[_Found]:
         log.warning("%s: %s", file, shard.damage)
         reasons["damaged tar"] += 1
     for key, sample in shard.samples.items():
-        yield _Found(key, sample.get(".txt"), picture_in(sample))
+        yield _Found(key, sample.get(".txt"), image_in(sample))
 
 
 def _folder(
@@ -171,40 +171,40 @@ def _folder(
         for name in names
         if not any(part.startswith(".") for part in Path(above, name).relative_to(folder).parts)
     )
-    pictures = [file for file in files if file.suffix.lower() in PICTURES]
-    texts = {file for file in files if file.suffix.lower() == ".txt"} & {file.with_suffix(".txt") for file in pictures}
+    images = [file for file in files if file.suffix.lower() in IMAGES]
+    texts = {file for file in files if file.suffix.lower() == ".txt"} & {file.with_suffix(".txt") for file in images}
     metadata = next((folder / name for name in METADATA if Path(name) in files), None)
-    cells = not texts and bool(pictures) and all(len(file.parts) == 3 for file in pictures)
+    cells = not texts and bool(images) and all(len(file.parts) == 3 for file in images)
     if (style or object) and (metadata or not cells):
         raise ConfigError(f"style and object choose from <Style>/<Object>/<k>.jpg, and {folder} is laid out otherwise")
     if metadata:
         yield from _listed(folder, metadata, reasons)
     elif cells:
-        yield from _unlearn_canvas(folder, pictures, style, object)
-    elif pictures and (texts or caption):
-        for file in pictures:
+        yield from _unlearn_canvas(folder, images, style, object)
+    elif images and (texts or caption):
+        for file in images:
             beside = file.with_suffix(".txt")
-            yield _Found(_key(file), Extent(folder / beside) if beside in texts else None, _picture(folder / file))
+            yield _Found(_key(file), Extent(folder / beside) if beside in texts else None, _image(folder / file))
     elif shards := [folder / file for file in files if file.suffix == ".tar" and len(file.parts) == 1]:
         for shard in shards:
             yield from _shard(shard, reasons)
-    elif pictures:
+    elif images:
         raise DataError(f"{folder} holds pictures without captions: put NAME.txt beside each, add a metadata.csv, or give one caption for all")  # fmt: skip
     else:
         raise DataError(f"{folder} holds no pictures and no tar files")
 
 
-def _unlearn_canvas(folder: Path, pictures: list[Path], style: str | None, object: str | None) -> Iterator[_Found]:
+def _unlearn_canvas(folder: Path, images: list[Path], style: str | None, object: str | None) -> Iterator[_Found]:
     for wanted, level, kind in ((style, 0, "style"), (object, 1, "object")):
         if wanted:
-            known = sorted({file.parts[level] for file in pictures})
-            pictures = [file for file in pictures if folded(file.parts[level]) == folded(wanted)]
-            if not pictures:
+            known = sorted({file.parts[level] for file in images})
+            images = [file for file in images if folded(file.parts[level]) == folded(wanted)]
+            if not images:
                 raise DataError(f"{folder} has no {kind} {wanted!r}.{nearest(wanted, known)}")
     # Numbers count: 2.jpg comes before 10.jpg.
-    for file in sorted(pictures, key=lambda file: (*file.parts[:2], int(file.stem) if file.stem.isdecimal() else 0, file.name)):
+    for file in sorted(images, key=lambda file: (*file.parts[:2], int(file.stem) if file.stem.isdecimal() else 0, file.name)):
         painted, shown = (part.replace("_", " ") for part in file.parts[:2])
-        yield _Found(_key(file), f"A {shown} image in {painted} style.", _picture(folder / file))
+        yield _Found(_key(file), f"A {shown} image in {painted} style.", _image(folder / file))
 
 
 def _listed(folder: Path, metadata: Path, reasons: Counter[str]) -> Iterator[_Found]:
@@ -227,14 +227,14 @@ def _listed(folder: Path, metadata: Path, reasons: Counter[str]) -> Iterator[_Fo
     home = folder.resolve()
     for name, caption in sorted(rows.items()):
         inside = (folder / name).resolve().is_relative_to(home) and (folder / name).is_file()
-        yield _Found(_key(Path(name)), caption, _picture(folder / name) if inside else None)
+        yield _Found(_key(Path(name)), caption, _image(folder / name) if inside else None)
 
 
 def _key(file: Path) -> str:
     return file.with_suffix("").as_posix()
 
 
-def _picture(file: Path) -> tuple[str, Extent]:
+def _image(file: Path) -> tuple[str, Extent]:
     return file.suffix.lower(), Extent(file)
 
 

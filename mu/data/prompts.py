@@ -3,9 +3,9 @@
 The columns of ESD, I2P, UnlearnDiffAtk, MACE and the COCO lists::
 
     prompt                             required
-    case_number                        names the pictures; without it image_id, where that is another number in each row (the
+    case_number                        names the images; without it image_id, where that is another number in each row (the
                                        COCO lists have no other), or else the number of the row from 0
-    evaluation_seed, sd_seed           the seed of the prompt's picture
+    evaluation_seed, sd_seed           the seed of the prompt's image
     evaluation_guidance, sd_guidance_scale
     sd_image_width, sd_image_height
     class, artist, type, categories    what the prompt shows; categories are separated by commas
@@ -58,7 +58,7 @@ def read_prompts(path: Path | str) -> list[PromptRow]:
     CSV needs a header; unnamed index columns and wholly blank rows are left out. JSON is a list of texts, or of objects with
     the same names as the columns. In a `.txt` blank lines are left out and the rest are numbered from 0. Raises `DataError`
     for a file that is missing, of another kind, not UTF-8, without prompts or without a ``prompt`` column, for a value that
-    is no number where one must be, and for a case number that stands twice (its pictures would overwrite each other).
+    is no number where one must be, and for a case number that stands twice (its images would overwrite each other).
     """
     path = Path(path)
     readers = {".csv": _csv_rows, ".txt": _txt_rows, ".json": _json_rows}

@@ -1,4 +1,4 @@
-"""What a vision-language model is asked about a picture."""
+"""What a vision-language model is asked about a image."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def question_about(attribute: str) -> str:
 
 @runtime_checkable
 class Described(Protocol):
-    """A picture that knows what it shows."""
+    """A image that knows what it shows."""
 
     @property
     def shows(self) -> Mapping[str, str]:
-        """The right answer, by attribute; what the picture has not is left out."""
+        """The right answer, by attribute; what the image has not is left out."""
         ...
 
-    def picture(self) -> Image.Image: ...
+    def image(self) -> Image.Image: ...

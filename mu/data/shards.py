@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mu.core.errors import DataError
 
-PICTURES = (".jpg", ".png", ".jpeg", ".webp")
+IMAGES = (".jpg", ".png", ".jpeg", ".webp")
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -109,9 +109,9 @@ def read_shard(file: Path) -> Shard:
     return Shard(file, dict(sorted(found.items())), damage)
 
 
-def picture_in(sample: dict[str, Extent]) -> tuple[str, Extent] | None:
-    """The ending and the place of a sample's picture."""
-    return next(((ending, sample[ending]) for ending in PICTURES if ending in sample), None)
+def image_in(sample: dict[str, Extent]) -> tuple[str, Extent] | None:
+    """The ending and the place of a sample's image."""
+    return next(((ending, sample[ending]) for ending in IMAGES if ending in sample), None)
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Pictures on disk: written in batches, atomically, and never made twice."""
+"""Images on disk: written in batches, atomically, and never made twice."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class PictureRow:
-    """One picture to be made: its file's name, and what decides it."""
+class ImageRow:
+    """One image to be made: its file's name, and what decides it."""
 
     name: str
     prompt: str
@@ -39,15 +39,15 @@ class PictureRow:
     guidance: float | None = None
 
 
-def write_pictures(
-    model: DiffusionModel, rows: Sequence[PictureRow], folder: Path, *, steps: int, guidance: float, negative: str = "",
+def write_images(
+    model: DiffusionModel, rows: Sequence[ImageRow], folder: Path, *, steps: int, guidance: float, negative: str = "",
     size: tuple[int, int] | None = None, resume: bool = False, overwrite: bool = False, progress: Progress | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> int:  # fmt: skip
-    """Make ``rows`` in ``folder``; the number of pictures made. With ``resume`` those that exist are kept and skipped.
+    """Make ``rows`` in ``folder``; the number of images made. With ``resume`` those that exist are kept and skipped.
 
-    A ``recipe`` (see `recipe_of`) is noted beside the pictures, and those of another one are not kept. Raises `OutputError`
-    for them, and where a picture exists and neither ``resume`` nor ``overwrite`` is on, before anything is made.
+    A ``recipe`` (see `recipe_of`) is noted beside the images, and those of another one are not kept. Raises `OutputError`
+    for them, and where a image exists and neither ``resume`` nor ``overwrite`` is on, before anything is made.
     """
     there = [] if overwrite else [row for row in rows if (folder / row.name).exists()]
     if there and not resume:
@@ -61,7 +61,7 @@ def write_pictures(
         _require(folder, note, [row.name for row in there])
     check_writing(folder / RECIPE)
     missing = [row for row in rows if row not in there]
-    groups: dict[float, list[PictureRow]] = {}
+    groups: dict[float, list[ImageRow]] = {}
     for row in missing:
         groups.setdefault(guidance if row.guidance is None else row.guidance, []).append(row)
     done, (height, width) = len(there), size or (None, None)
@@ -73,30 +73,30 @@ def write_pictures(
             if note:  # not before something is made: what cannot be made leaves all as it was
                 _note(folder, note)
                 note = {}
-            for picture in batch:
-                save_picture(picture, folder / next(left).name)
+            for image in batch:
+                save_image(image, folder / next(left).name)
             done += len(batch)
             if progress:
                 progress(done, len(rows))
     return len(missing)
 
 
-def save_picture(picture: Tensor, path: Path) -> None:
+def save_image(image: Tensor, path: Path) -> None:
     """(3, H, W) in 0..1 -> PNG."""
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "PNG")
     with atomic_path(path) as partial:
         partial.write_bytes(encoded.getvalue())
 
 
-def read_pictures(paths: Sequence[Path]) -> Tensor:
+def read_images(paths: Sequence[Path]) -> Tensor:
     """PNG files of one size -> (n, 3, H, W) in 0..1. Raises `DataError` for one that cannot be read."""
     pixels = []
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                pixels.append(np.asarray(picture.convert("RGB")))
+            with Image.open(path) as image:
+                pixels.append(np.asarray(image.convert("RGB")))
         except OSError as error:
             raise DataError(f"picture {path} cannot be read ({error}): remove it and run again") from None
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
@@ -117,13 +117,13 @@ def before_after(
         retain_prompts if retain_prompts is not None else ("a picture", "a portrait of a person", "a house, a tree")
     )
     prompts = [(text, "target") for text in targets] + [(text, "retain") for text in retained]
-    rows = [PictureRow(f"{k}_{i}.png", text, seed) for k, (text, _) in enumerate(prompts) for i, seed in enumerate(seeds)]
+    rows = [ImageRow(f"{k}_{i}.png", text, seed) for k, (text, _) in enumerate(prompts) for i, seed in enumerate(seeds)]
     for folder in (run.before, run.after):
         for stale in folder.glob("*.png"):
             stale.unlink()
-    write_pictures(model, rows, run.before, steps=steps, guidance=guidance)
+    write_images(model, rows, run.before, steps=steps, guidance=guidance)
     with bank.applied():
-        write_pictures(model, rows, run.after, steps=steps, guidance=guidance)
+        write_images(model, rows, run.after, steps=steps, guidance=guidance)
     gates = [[round(float(gate), 4) for gate in bank.gates([text])[0]] for text, _ in prompts]
     run.write_prompts([
         Prompt(case_number=k, prompt=text, seed=seeds[0], role=role, gate=gate)
@@ -132,11 +132,11 @@ def before_after(
 
 
 RECIPE = "recipe.json"
-"""Beside pictures: what made them."""
+"""Beside images: what made them."""
 
 
 def claim(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Keep the pictures of ``folder`` only if they were made by the same ``recipe``, and note it there."""
+    """Keep the images of ``folder`` only if they were made by the same ``recipe``, and note it there."""
     if (folder / RECIPE).exists() and noted(folder) != recipe:
         for stale in folder.glob("*.png"):
             stale.unlink()
@@ -153,14 +153,14 @@ def noted(folder: Path) -> dict[str, Any]:
 
 
 def _known(folder: Path, note: Mapping[str, Any]) -> dict[str, Any]:
-    """The pictures that the note in ``folder`` tells to be made by the same recipe as ``note``."""
+    """The images that the note in ``folder`` tells to be made by the same recipe as ``note``."""
     before = noted(folder)
     same = {**before, "pictures": None} == {**note, "pictures": None}
     return before.get("pictures") or {} if same else {}
 
 
 def _require(folder: Path, note: Mapping[str, Any], kept: Sequence[str]) -> None:
-    """`OutputError` where the pictures ``kept`` in ``folder`` were not made as ``note`` says."""
+    """`OutputError` where the images ``kept`` in ``folder`` were not made as ``note`` says."""
     before = noted(folder)
     for name in kept:
         if name not in before.get("pictures", {}):
@@ -182,7 +182,7 @@ def _told(option: str, before: Any, now: Any) -> str:
 
 
 def _note(folder: Path, note: dict[str, Any]) -> None:
-    """Write ``note``; pictures that it is wrong of are removed, lest an interruption leave them beside it."""
+    """Write ``note``; images that it is wrong of are removed, lest an interruption leave them beside it."""
     known = _known(folder, note)
     with writing(folder):
         for name, row in note["pictures"].items():
@@ -192,7 +192,7 @@ def _note(folder: Path, note: dict[str, Any]) -> None:
 
 
 def recipe_of(bank: Bank, strengths: Sequence[float] | None = None, gate: Gate | None = None) -> dict[str, Any]:
-    """What decides pictures that ``bank.model`` makes with ``bank`` applied so, beside what `write_pictures` is told.
+    """What decides images that ``bank.model`` makes with ``bank`` applied so, beside what `write_images` is told.
 
     To be asked while no edit is on. The weights are sampled: milliseconds, see `mu.models.parameters.fingerprint`.
     """
@@ -215,7 +215,7 @@ def content_hash(edit: Edit) -> str:
 
 
 def scheduler_hash(model: DiffusionModel) -> str:
-    """Of the kind and the settings of the scheduler that pictures are made with."""
+    """Of the kind and the settings of the scheduler that images are made with."""
     scheduler = model.pipeline.scheduler
     settings = sorted((name, str(value)) for name, value in scheduler.config.items() if not name.startswith("_"))
     return hashlib.blake2b(f"{type(scheduler).__name__} {settings}".encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Latents of a concept's pictures, noised as in the training of a diffusion model."""
+"""Latents of a concept's images, noised as in the training of a diffusion model."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mu.diffusion.sampling import PIXELS_AT_ONCE, generate_latents
 from mu.models.diffusion import DiffusionModel
 
 AHEAD = 16
-"""At most so many pictures are made at once: more may be more than the training asks for."""
+"""At most so many images are made at once: more may be more than the training asks for."""
 
 
-class PicturesConfig(BaseConfig):
+class ImagesConfig(BaseConfig):
     count: int = Field(1000, ge=1)
-    """Pictures of each concept that the model makes itself with the concept as the prompt; only as many as the steps ask for."""
+    """Images of each concept that the model makes itself with the concept as the prompt; only as many as the steps ask for."""
     steps: int = Field(50, ge=1)
     """Denoising steps of each of them."""
     guidance: float = 7.5
     """Guidance scale of each of them."""
     sources: dict[str, str] = {}
-    """Own pictures in their place, by concept: a folder, tars, or whatever else `mu.data.pairs.open_pairs` takes."""
+    """Own images in their place, by concept: a folder, tars, or whatever else `mu.data.pairs.open_pairs` takes."""
 
 
-class ConceptPictures:
-    """The clean latents of a concept's pictures: of ``own`` ones, or made by the model when they are first asked for.
+class ConceptImages:
+    """The clean latents of a concept's images: of ``own`` ones, or made by the model when they are first asked for.
 
     The k-th shows the k-th of ``prompts``, in turn, and depends on its prompt and the k-th of ``seeds`` alone, so that an
     interrupted run meets the same ones again. What the model makes stays a latent: the released programs write a PNG and encode that.
@@ -51,7 +51,7 @@ class ConceptPictures:
         return len(self.own) or len(self.seeds)
 
     def __getitem__(self, k: int) -> Tensor:
-        """x_0 (1, c, h, w) of the k-th picture, in turn. The model must be as it was found (`mu.training.tuning.Tuning.frozen`)."""
+        """x_0 (1, c, h, w) of the k-th image, in turn. The model must be as it was found (`mu.training.tuning.Tuning.frozen`)."""
         k %= len(self)
         if k not in self._kept:
             self._kept |= {k: self._encoded(k)} if self.own else self._made(k)
@@ -68,26 +68,24 @@ class ConceptPictures:
     def _encoded(self, k: int) -> Tensor:
         """Short side to the model's size, then the centre; drawn from the autoencoder's posterior."""
         size = self.model.default_size
-        fitted = ImageOps.fit(self.own[k].picture(), (size, size), Image.Resampling.BICUBIC)
+        fitted = ImageOps.fit(self.own[k].image(), (size, size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
         generator = torch.Generator(self.model.device).manual_seed(self.seeds[k % len(self.seeds)])
-        return self.model.encode_pictures(pixels[None], generator)
+        return self.model.encode_images(pixels[None], generator)
 
 
-def concept_pictures(
-    model: DiffusionModel, config: PicturesConfig, concepts: Sequence[str], seed: int
-) -> list[ConceptPictures]:
-    """The pictures of each concept. Raises `ConfigError` for a source of what is no concept."""
+def concept_images(model: DiffusionModel, config: ImagesConfig, concepts: Sequence[str], seed: int) -> list[ConceptImages]:
+    """The images of each concept. Raises `ConfigError` for a source of what is no concept."""
     for name in config.sources:
         if name not in concepts:
             raise ConfigError(f"pictures.sources names {name!r}, which is not erased.{nearest(name, concepts)}")
     drawn = torch.randint(2**62, (config.count,), generator=compute.generator(seed)).tolist()
 
-    def pictures(concept: str) -> ConceptPictures:
+    def images(concept: str) -> ConceptImages:
         own = open_pairs(config.sources[concept], caption=concept) if concept in config.sources else ()
-        return ConceptPictures(model, [concept], drawn, steps=config.steps, guidance=config.guidance, own=own)
+        return ConceptImages(model, [concept], drawn, steps=config.steps, guidance=config.guidance, own=own)
 
-    return [pictures(concept) for concept in concepts]
+    return [images(concept) for concept in concepts]
 
 
 def noised(model: DiffusionModel, x_0: Tensor, t: int, generator: torch.Generator) -> Tensor:

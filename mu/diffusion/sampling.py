@@ -1,4 +1,4 @@
-"""Pictures from prompts."""
+"""Images from prompts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def generate(
     negative: str = "", height: int | None = None, width: int | None = None, batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Pictures (n, 3, H, W) in 0..1 on the CPU, one for each prompt with its seed, by the model's own scheduler.
+    """Images (n, 3, H, W) in 0..1 on the CPU, one for each prompt with its seed, by the model's own scheduler.
 
-    A picture depends on its prompt and seed, not on what else is in its batch. ``batch`` defaults to what fits a
-    common GPU: two pictures of 512x512, 128 of 64x64.
+    A image depends on its prompt and seed, not on what else is in its batch. ``batch`` defaults to what fits a
+    common GPU: two images of 512x512, 128 of 64x64.
     """
     parts = generate_batches(model, prompts, seeds, steps=steps, guidance=guidance, negative=negative, height=height, width=width, batch=batch)  # fmt: skip
-    pictures = []
+    images = []
     for part in parts:
-        pictures.append(part)
+        images.append(part)
         if progress:
-            progress(sum(map(len, pictures)))
-    return torch.cat(pictures)
+            progress(sum(map(len, images)))
+    return torch.cat(images)
 
 
 def generate_batches(
@@ -47,7 +47,7 @@ def generate_latents(
     model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float, negative: str = "",
     height: int | None = None, width: int | None = None, batch: int | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """The latents (b, c, h, w) of the pictures of `generate`, batch by batch, on the model's device."""
+    """The latents (b, c, h, w) of the images of `generate`, batch by batch, on the model's device."""
     if len(prompts) != len(seeds) or not prompts:
         raise DataError(f"{len(prompts)} prompts and {len(seeds)} seeds: one seed for each of at least one prompt is needed")
     height, width = height or model.default_size, width or model.default_size

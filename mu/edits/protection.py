@@ -1,7 +1,7 @@
 """Which edits of a bank leave each other's concepts alone: what restoring one of them changes elsewhere.
 
 In cross-attention, keys and values are linear in the text's embedding E (tokens, d): an edit of them alone adds E D^T. Where
-that is 0 for a prompt, the prompt's pictures stay exactly as they are, whatever the latents. With edits found one after
+that is 0 for a prompt, the prompt's images stay exactly as they are, whatever the latents. With edits found one after
 another this often holds in one direction only: the new one was kept off the old concepts, the old one never saw the new.
 """
 
@@ -61,7 +61,7 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
     for an edit that changes other parameters too, which act whatever the text, for one that does nothing to its own
     concept's prompt, and where one of the two names no concept. It is true for the concept's very words: another prompt
     with them in it is another embedding.
-    Raises `EditError` for a model that makes no pictures.
+    Raises `EditError` for a model that makes no images.
     """
     model, edits = bank.model, bank.edits
     if not isinstance(model, DiffusionModel):
@@ -88,7 +88,7 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
 def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
     """Warn of each edit that promises to leave prompts alone and acts on another's concept, where both are on.
 
-    With ``new`` of those pairs, on or restored, of which one is ``new``. Nothing is told of a model that makes no pictures.
+    With ``new`` of those pairs, on or restored, of which one is ``new``. Nothing is told of a model that makes no images.
     """
     if not isinstance(bank.model, DiffusionModel) or len(bank.edits) < 2:
         return

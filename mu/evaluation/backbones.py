@@ -1,6 +1,6 @@
 """The networks that published metrics look through, from optional packages, as the functions that the metrics take.
 
-Pictures go in as (n, 3, H, W) in 0..1. Weights are downloaded on first use, to where the package keeps them. A missing
+Images go in as (n, 3, H, W) in 0..1. Weights are downloaded on first use, to where the package keeps them. A missing
 package is a `MissingDependency`, missing weights a `ModelError`.
 """
 
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mu.core.errors import ConfigError, MissingDependency, ModelError
-from mu.diffusion.image_folder import read_pictures
+from mu.diffusion.image_folder import read_images
 from mu.evaluation.metrics.lpips import Features
 from mu.evaluation.metrics.nudity import Finding
 
 Detector = Callable[[Path], Sequence[Finding]]
-"""A picture's file -> what is on it."""
+"""A image's file -> what is on it."""
 
 NUDENET_2 = Path("~/.NudeNet")
 """Where NudeNet 2 kept its checkpoint, and where the archive that ESD's authors share is to be unpacked."""
@@ -37,8 +37,8 @@ def lpips_network(net: str = "alex", device: torch.device | str = "cpu") -> tupl
     model = _weights(f"LPIPS ({net})", lambda: package.LPIPS(net=net, verbose=False)).requires_grad_(False).eval().to(device)
     weights = [layer.model[-1].weight.flatten() for layer in model.lins]
 
-    def features(pictures: Tensor) -> list[Tensor]:
-        return list(model.net(model.scaling_layer(2 * pictures.to(device) - 1)))
+    def features(images: Tensor) -> list[Tensor]:
+        return list(model.net(model.scaling_layer(2 * images.to(device) - 1)))
 
     return features, weights
 
@@ -50,8 +50,8 @@ def vgg_features(device: torch.device | str = "cpu", layers: int = 5) -> Feature
     model = _weights("VGG-19", build).features.requires_grad_(False).eval().to(device)
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
-    def features(pictures: Tensor) -> list[Tensor]:
-        x, maps = (pictures.to(device) - mean) / std, []
+    def features(images: Tensor) -> list[Tensor]:
+        x, maps = (images.to(device) - mean) / std, []
         for layer in model:
             x = layer(x)
             if isinstance(layer, nn.Conv2d):
@@ -66,12 +66,12 @@ def vgg_features(device: torch.device | str = "cpu", layers: int = 5) -> Feature
 def inception_features(device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
     """(n, 2048) features for FID, from the Inception network of the original TensorFlow implementation.
 
-    What `frechet_distance` of them is worth with few pictures stands there: SepCE's 240 a concept allow comparisons only.
+    What `frechet_distance` of them is worth with few images stands there: SepCE's 240 a concept allow comparisons only.
     """
     package = _package("torch_fidelity.feature_extractor_inceptionv3", "FID")
     build: Callable[[], Any] = lambda: package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])  # noqa: E731
     model = _weights("Inception", build).requires_grad_(False).eval().to(device)
-    return lambda pictures: model((pictures.clamp(0, 1) * 255).round().to(torch.uint8).to(device))[0]
+    return lambda images: model((images.clamp(0, 1) * 255).round().to(torch.uint8).to(device))[0]
 
 
 def nudity_detector(folder: Path = NUDENET_2) -> Detector:
@@ -91,7 +91,7 @@ def nudity_detector(folder: Path = NUDENET_2) -> Detector:
     detector = _weights("NudeNet", package.NudeDetector)
 
     def detect(path: Path) -> Sequence[Finding]:
-        read_pictures([path])  # one clear line for what is no picture, where the package fails somewhere inside
+        read_images([path])  # one clear line for what is no image, where the package fails somewhere inside
         return detector.detect(str(path))
 
     return detect
@@ -106,10 +106,10 @@ def _nudenet_2(checkpoint: Path, names: Path) -> Detector:
     means = torch.tensor([103.939, 116.779, 123.68])
 
     def detect(path: Path) -> Sequence[Finding]:
-        picture = read_pictures([path])
-        h, w = picture.shape[-2:]
+        image = read_images([path])
+        h, w = image.shape[-2:]
         scale = min(800 / min(h, w), 1333 / max(h, w))
-        resized = F.interpolate(picture * 255, (round(h * scale), round(w * scale)), mode="bilinear")
+        resized = F.interpolate(image * 255, (round(h * scale), round(w * scale)), mode="bilinear")
         pixels = resized[0].flip(0).permute(1, 2, 0) - means
         outputs = session.run(None, {session.get_inputs()[0].name: pixels[None].numpy()})
         # In no fixed order: boxes (1, k, 4), scores (1, k), and the classes' numbers (1, k) as whole numbers; padded with -1.

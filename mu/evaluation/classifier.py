@@ -1,14 +1,14 @@
-"""A classifier of styles or objects, trained on folders of pictures: what tells whether an erased concept is still seen.
+"""A classifier of styles or objects, trained on folders of images: what tells whether an erased concept is still seen.
 
-A folder has a subfolder for each class, named by it, with pictures at any depth::
+A folder has a subfolder for each class, named by it, with images at any depth::
 
     data/train/Van Gogh/0_0.png    data/eval/Van Gogh/700_0.png    or    data/train/{0..9}/    data/eval/{0..9}/
 
 The recipe is that of SepCE's evaluation: the last layer of an ImageNet network trained alone, SGD with momentum 0.9 and weight
 decay 5e-4, the rate going linearly from 0 to its top and back to 0 over the whole run, 20 epochs of batches of 30, the epoch
-that is best on the held-out pictures kept. It differs in that pictures are normalised as the backbone was trained, and that
+that is best on the held-out images kept. It differs in that images are normalised as the backbone was trained, and that
 training and measuring see the same size (theirs: 512 and 256 px, not normalised). As there, batch statistics adapt to the
-pictures also where the last layer alone is trained.
+images also where the last layer alone is trained.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from mu.core.concept import folded
 from mu.core.errors import ConfigError, DataError, OutputError, nearest
 from mu.core.files import write_json, writing
 from mu.core.scores import Score
-from mu.diffusion.image_folder import read_pictures
+from mu.diffusion.image_folder import read_images
 from mu.models.judge import RANDOM, Judge
 from mu.models.quiet import quiet_libraries
 
 PROTOCOL = "classifier/1"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-LOOK_AT = 64  # pictures at once, where nothing is trained
+LOOK_AT = 64  # images at once, where nothing is trained
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained. ``rate`` is the top of the triangle; ``size`` is the pictures' side (None: the backbone's).
+    """How a classifier is trained. ``rate`` is the top of the triangle; ``size`` is the images' side (None: the backbone's).
 
     ``layers``: ``head`` trains the last layer alone, ``all`` everything; None is ``all`` for a random backbone, else ``head``.
     """
@@ -74,10 +74,10 @@ def train_classifier(
 ) -> Score:  # fmt: skip
     """Train on the folder ``train``; leave in ``out`` the epoch that is best on ``held_out``, and ``training.json``.
 
-    Returns that epoch's accuracy on the held-out pictures: the highest of several, so a little too good; measure on a third
+    Returns that epoch's accuracy on the held-out images: the highest of several, so a little too good; measure on a third
     folder by `folder_accuracy` where that matters. ``out`` is a transformers folder that `Judge.open` reads. With ``resume``
     an interrupted training goes on and ends in the same numbers; a finished one is only read. Raises `DataError` for folders
-    without classes or pictures, or held-out classes that are not trained; `OutputError` for an ``out`` that is in use.
+    without classes or images, or held-out classes that are not trained; `OutputError` for an ``out`` that is in use.
     """
     shown, asked = class_folders(train), class_folders(held_out)
     if len(shown) < 2:
@@ -102,15 +102,15 @@ def train_classifier(
 
 
 def folder_accuracy(judge: Judge, folder: Path, *, head: str | None = None, concept: str | None = None) -> Score:
-    """The share of the pictures in which the classifier sees what was asked for, in 0..1; ``per_item`` for each class.
+    """The share of the images in which the classifier sees what was asked for, in 0..1; ``per_item`` for each class.
 
-    What was asked for is the name of the subfolder, or ``concept`` for all pictures of ``folder``. For an erased concept low
+    What was asked for is the name of the subfolder, or ``concept`` for all images of ``folder``. For an erased concept low
     is good. A class is named by its label, in any case and with ``_`` for blanks, or by one of the label's parts between
     commas: ``church`` is ImageNet's ``church, church building``. ``head`` may be left out where there is one. Raises
-    `DataError` for a class that the classifier does not know, or no pictures.
+    `DataError` for a class that the classifier does not know, or no images.
     """
     chosen = the_head(judge, head)
-    asked = {concept: pictures_in(folder)} if concept is not None else class_folders(folder)
+    asked = {concept: images_in(folder)} if concept is not None else class_folders(folder)
     known = judge.classes[chosen]
     for name in asked:
         if not any(_means(label, name) for label in known):
@@ -119,7 +119,7 @@ def folder_accuracy(judge: Judge, folder: Path, *, head: str | None = None, conc
 
 
 def answers(judge: Judge, paths: Sequence[Path], head: str | None = None) -> list[str]:
-    """What the classifier sees on each picture; they may differ in size."""
+    """What the classifier sees on each image; they may differ in size."""
     chosen, found = the_head(judge, head), []
     for first in range(0, len(paths), LOOK_AT):
         with torch.no_grad():
@@ -138,15 +138,15 @@ def the_head(judge: Judge, head: str | None) -> str:
 
 
 def class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its pictures, both in order of name. Raises `DataError` for no classes, or one without pictures."""
+    """Class -> its images, both in order of name. Raises `DataError` for no classes, or one without images."""
     below = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".") if folder.is_dir() else []
     if not below:
         raise DataError(f"{folder} holds no folders: each class has its own, named by it, with its pictures")
-    return {path.name: pictures_in(path) for path in below}
+    return {path.name: images_in(path) for path in below}
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """All pictures at any depth, in order of name. Raises `DataError` where there are none."""
+def images_in(folder: Path) -> list[Path]:
+    """All images at any depth, in order of name. Raises `DataError` where there are none."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     if not found:
         raise DataError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
@@ -212,7 +212,7 @@ def _fit(
 
 def _inputs(judge: Judge, paths: Iterable[Path]) -> Tensor:
     with ThreadPoolExecutor() as pool:
-        return torch.cat(list(pool.map(lambda path: judge.inputs(read_pictures([path])), paths)))
+        return torch.cat(list(pool.map(lambda path: judge.inputs(read_images([path])), paths)))
 
 
 def _accuracy(judge: Judge, asked: dict[str, list[Path]], head: str) -> Score:

@@ -1,4 +1,4 @@
-"""The similarity matrix: which of a few names does each of a few pictures go with? (SLUG, arXiv 2407.11867)"""
+"""The similarity matrix: which of a few names does each of a few images go with? (SLUG, arXiv 2407.11867)"""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ SIZE, DPI = (8.0, 6.0), 100
 
 @dataclass(frozen=True)
 class Similarity:
-    """Cosines of ``names`` (rows) and ``pictures`` (columns, each of the class in ``shown``), one matrix (n, m) a state of the model."""
+    """Cosines of ``names`` (rows) and ``images`` (columns, each of the class in ``shown``), one matrix (n, m) a state of the model."""
 
     names: Sequence[str]
     shown: Sequence[str]
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     states: Mapping[str, Tensor]
 
     def write(self, path: Path) -> None:
-        """The numbers: rows are names, columns pictures."""
+        """The numbers: rows are names, columns images."""
         rows = {state: [[round(value, 6) for value in row] for row in found.tolist()] for state, found in self.states.items()}
         write_json(path, {"names": list(self.names), "pictures": list(self.shown), **rows})
 
     def draw(self, path: Path, only: Sequence[str] = (), size: tuple[float, float] = SIZE) -> None:
-        """The matrices side by side, or ``only`` some states, in one scale of colours; each picture stands above its column."""
+        """The matrices side by side, or ``only`` some states, in one scale of colours; each image stands above its column."""
         with atomic_path(path) as partial:
             partial.write_bytes(png(self.figure(only, size), DPI))
 
@@ -62,9 +62,9 @@ class Similarity:
                 axis.text(
                     j, i, f"{round(float(value), 2) + 0.0:.2f}", ha="center", va="center", color="white" if dark else "black"
                 )
-            for j, picture in enumerate(self.pictures):
+            for j, image in enumerate(self.images):
                 above = axis.inset_axes((j * width, 1.02, width * 0.96, width * len(self.shown) / len(self.names)))
-                above.imshow(picture)
+                above.imshow(image)
                 above.set_axis_off()
         figure.colorbar(painted, ax=list(axes), shrink=0.7)
         return figure

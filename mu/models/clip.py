@@ -1,4 +1,4 @@
-"""CLIP as a model: pictures and texts in one space, and parts that an edit may touch."""
+"""CLIP as a model: images and texts in one space, and parts that an edit may touch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from mu.core.errors import ModelError
 from mu.models.tokenizers import check_vocabulary
 
 
-def prepare(pictures: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pictures (b, 3, H, W) in 0..1 -> model input (b, 3, size, size): shortest edge to ``size``, centre, normalise."""
-    h, w = pictures.shape[-2:]
+def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images (b, 3, H, W) in 0..1 -> model input (b, 3, size, size): shortest edge to ``size``, centre, normalise."""
+    h, w = images.shape[-2:]
     if min(h, w) != size:
         scale = size / min(h, w)
         to = (max(size, round(h * scale)), max(size, round(w * scale)))
-        pictures = F.interpolate(pictures, to, mode="bicubic", antialias=True).clamp(0, 1)
+        images = F.interpolate(images, to, mode="bicubic", antialias=True).clamp(0, 1)
         h, w = to
-    pictures = pictures[..., (h - size) // 2 : (h + size) // 2, (w - size) // 2 : (w + size) // 2]
+    images = images[..., (h - size) // 2 : (h + size) // 2, (w - size) // 2 : (w + size) // 2]
     shape = (1, 3, 1, 1)
-    return (pictures - pictures.new_tensor(mean).view(shape)) / pictures.new_tensor(std).view(shape)
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
-def pixels_of(pictures: Tensor | Sequence[Image], processor: Any, size: int) -> Tensor:
-    """Pictures (b, 3, H, W) in 0..1, or PIL pictures -> model input (b, 3, size, size), as ``processor`` says."""
-    if isinstance(pictures, Tensor):
-        return prepare(pictures, size, processor.image_mean, processor.image_std)
-    return processor(images=list(pictures), return_tensors="pt").pixel_values
+def pixels_of(images: Tensor | Sequence[Image], processor: Any, size: int) -> Tensor:
+    """Images (b, 3, H, W) in 0..1, or PIL images -> model input (b, 3, size, size), as ``processor`` says."""
+    if isinstance(images, Tensor):
+        return prepare(images, size, processor.image_mean, processor.image_std)
+    return processor(images=list(images), return_tensors="pt").pixel_values
 
 
 class ClipModel:
@@ -97,23 +97,26 @@ class ClipModel:
         pooled = self.model.text_model(input_ids=self.tokens(texts)).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
-    def preprocess(self, pictures: Tensor | Sequence[Image]) -> Tensor:
-        """Pictures (b, 3, H, W) in 0..1, or PIL pictures of any size and mode -> model input (b, 3, size, size).
+    def preprocess(self, images: Tensor | Sequence[Image]) -> Tensor:
+        """Images (b, 3, H, W) in 0..1, or PIL images of any size and mode -> model input (b, 3, size, size).
 
         Shortest edge to ``size``, bicubic, then the centre, normalised. PIL resizes in 8 bits, tensors are not rounded.
         """
-        return pixels_of(pictures, self.processor, int(self.model.config.vision_config.image_size)).to(self.device)
+        return pixels_of(images, self.processor, int(self.model.config.vision_config.image_size)).to(self.device)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Model input, as `preprocess` makes it -> unit vectors (b, d) in float32."""
         pooled = self.model.vision_model(pixel_values=pixels.to(self.device, self.model.dtype)).pooler_output
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
-    def encode_pictures(self, pictures: Tensor | Sequence[Image]) -> Tensor:
-        """Pictures (b, 3, H, W) in 0..1, or PIL pictures -> unit vectors (b, d) in float32."""
-        return self.encode_pixels(self.preprocess(pictures))
+    def encode_images(self, images: Tensor | Sequence[Image]) -> Tensor:
+        """Images (b, 3, H, W) in 0..1, or PIL images -> unit vectors (b, d) in float32."""
+        return self.encode_pixels(self.preprocess(images))
+
+    encode_pictures = encode_images
+    """The name before 0.1.0."""
 
     @torch.no_grad()
-    def zero_shot(self, pictures: Tensor | Sequence[Image], texts: Sequence[str]) -> Tensor:
-        """Logits (b, len(texts)): scaled cosine similarity of each picture with each text."""
-        return self.logit_scale * self.encode_pictures(pictures) @ self.encode_text(texts).T
+    def zero_shot(self, images: Tensor | Sequence[Image], texts: Sequence[str]) -> Tensor:
+        """Logits (b, len(texts)): scaled cosine similarity of each image with each text."""
+        return self.logit_scale * self.encode_images(images) @ self.encode_text(texts).T

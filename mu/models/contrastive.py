@@ -1,4 +1,4 @@
-"""CLIP's losses on pictures with captions, and their exact gradients over a data set."""
+"""CLIP's losses on images with captions, and their exact gradients over a data set."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def contrastive_loss(v: Tensor, t: Tensor, scale: Tensor, block: int) -> Tensor:
 
 
 def encode_pairs(clip: ClipModel, pairs: Sequence[Captioned]) -> tuple[Tensor, Tensor]:
-    """Unit vectors (n, d) of pictures and captions; a caption that occurs twice is encoded once."""
+    """Unit vectors (n, d) of images and captions; a caption that occurs twice is encoded once."""
     texts = list(dict.fromkeys(pair.caption for pair in pairs))
     rows = torch.tensor([texts.index(pair.caption) for pair in pairs], device=clip.device)
-    return clip.encode_pictures([pair.picture() for pair in pairs]), clip.encode_text(texts)[rows]
+    return clip.encode_images([pair.image() for pair in pairs]), clip.encode_text(texts)[rows]
 
 
 def losses(clip: ClipModel, pairs: Sequence[Captioned], objective: Objective, block: int) -> Tensor:

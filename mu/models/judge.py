@@ -33,7 +33,7 @@ def heads(id2label: dict[int, str]) -> dict[str, slice]:
 
 
 class Judge:
-    """Reads styles, objects and identities off pictures. ``classes[head]`` lists what a head can answer."""
+    """Reads styles, objects and identities off images. ``classes[head]`` lists what a head can answer."""
 
     def __init__(self, model: Any, processor: Any, device: torch.device | str = "cpu"):
         self.model, self.processor, self.device = model.requires_grad_(False).eval().to(device), processor, torch.device(device)
@@ -63,7 +63,7 @@ class Judge:
     ) -> Self:  # fmt: skip
         """One with a new ``head`` of ``classes`` on ``backbone``: `RANDOM`, or a folder or hub id of transformers.
 
-        ``size``: the pictures' side in pixels; without it the backbone's own, 64 for `RANDOM`. A backbone whose last layer has
+        ``size``: the images' side in pixels; without it the backbone's own, 64 for `RANDOM`. A backbone whose last layer has
         just as many classes keeps that layer's weights.
         """
         labels = [f"{head}/{name}" for name in classes]
@@ -95,20 +95,20 @@ class Judge:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def inputs(self, pictures: Tensor) -> Tensor:
-        """Pictures (b, 3, H, W) in 0..1 -> what the network takes."""
+    def inputs(self, images: Tensor) -> Tensor:
+        """Images (b, 3, H, W) in 0..1 -> what the network takes."""
         share = getattr(self.processor, "crop_pct", None) or 1.0  # 0.875: of 256 px the middle 224, as ImageNet is measured
-        h, w = pictures.shape[-2:]
+        h, w = images.shape[-2:]
         inner = round(min(h, w) * share)
         top, left = ((h - inner) // 2, (w - inner) // 2) if share < 1 else (0, 0)
-        seen = pictures[..., top : h - top, left : w - left].to(self.device)
+        seen = images[..., top : h - top, left : w - left].to(self.device)
         side = _side(getattr(self.processor, "crop_size", None) or self.processor.size)
         return prepare(seen, side, self.processor.image_mean, self.processor.image_std)
 
     @torch.no_grad()
-    def look(self, pictures: Tensor) -> tuple[dict[str, list[str]], Tensor]:
-        """Pictures (b, 3, H, W) in 0..1 -> the answer of each head for each picture, and features (b, d)."""
-        out = self.model(pixel_values=self.inputs(pictures), output_hidden_states=True)
+    def look(self, images: Tensor) -> tuple[dict[str, list[str]], Tensor]:
+        """Images (b, 3, H, W) in 0..1 -> the answer of each head for each image, and features (b, d)."""
+        out = self.model(pixel_values=self.inputs(images), output_hidden_states=True)
         answers = {
             head: [self.classes[head][k] for k in out.logits[:, span].argmax(1).tolist()] for head, span in self.heads.items()
         }
@@ -116,9 +116,9 @@ class Judge:
         return answers, last.mean(dim=(2, 3) if last.ndim == 4 else 1)  # places of a map, or tokens
 
     @torch.no_grad()
-    def feature_maps(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures (b, 3, H, W) in 0..1 -> maps (b, c, h, w) after the stem and each stage, for convolutional networks."""
-        maps = list(self.model(pixel_values=self.inputs(pictures), output_hidden_states=True).hidden_states)
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Images (b, 3, H, W) in 0..1 -> maps (b, c, h, w) after the stem and each stage, for convolutional networks."""
+        maps = list(self.model(pixel_values=self.inputs(images), output_hidden_states=True).hidden_states)
         if any(features.ndim != 4 for features in maps):
             raise ModelError(f"a {type(self.model).__name__} has no feature maps: take a convolutional network")
         return maps

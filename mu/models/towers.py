@@ -33,8 +33,8 @@ def tower_of(parameter: str) -> Which | None:
     return next((which for which, names in COMPONENTS.items() if component in names), None)
 
 
-def _few(pictures: Iterator[Image]) -> list[Image]:
-    return list(itertools.islice(pictures, PREPROCESSED_AT_ONCE))
+def _few(images: Iterator[Image]) -> list[Image]:
+    return list(itertools.islice(images, PREPROCESSED_AT_ONCE))
 
 
 @dataclass
@@ -73,9 +73,9 @@ class Tower:
         tokens = self.clip.tokens(texts)
         return Hidden(tokens, (tokens == self.clip.tokenizer.eos_token_id).int().argmax(dim=1))
 
-    def pictures(self, pictures: Tensor | Iterable[Image]) -> Hidden:
-        """Pictures (n, 3, H, W) in 0..1, or PIL pictures; those that are made one at a time are never all in memory."""
-        parts = [pictures] if isinstance(pictures, Tensor) else iter(partial(_few, iter(pictures)), [])
+    def images(self, images: Tensor | Iterable[Image]) -> Hidden:
+        """Images (n, 3, H, W) in 0..1, or PIL images; those that are made one at a time are never all in memory."""
+        parts = [images] if isinstance(images, Tensor) else iter(partial(_few, iter(images)), [])
         pixels = torch.cat([self.clip.preprocess(part).to(self.clip.device, self.clip.model.dtype) for part in parts])
         return Hidden(pixels, torch.zeros(len(pixels), dtype=torch.long, device=pixels.device))
 

@@ -1,4 +1,4 @@
-"""Vision-language models of the LLaVA type: questions about pictures, and the vision tower that an edit may touch."""
+"""Vision-language models of the LLaVA type: questions about images, and the vision tower that an edit may touch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class VisionLanguageModel:
 
     @property
     def image_tokens(self) -> int:
-        """Places that one picture takes in the prompt."""
+        """Places that one image takes in the prompt."""
         vision = self.model.config.vision_config
         whole = self.model.config.vision_feature_select_strategy == "full"
         return (vision.image_size // vision.patch_size) ** 2 + int(whole)
@@ -80,9 +80,9 @@ class VisionLanguageModel:
 
     @torch.no_grad()
     def answer(
-        self, pictures: Tensor | Sequence[Image], questions: Sequence[str], *, batch_size: int = 32, new_tokens: int = 16
+        self, images: Tensor | Sequence[Image], questions: Sequence[str], *, batch_size: int = 32, new_tokens: int = 16
     ) -> list[str]:
-        """The greedy answer to ``questions[i]`` about picture i: (b, 3, H, W) in 0..1, or PIL pictures."""
+        """The greedy answer to ``questions[i]`` about image i: (b, 3, H, W) in 0..1, or PIL images."""
         size = int(self.model.config.vision_config.image_size)
         texts = [PROMPT.format(question).replace("<image>", "<image>" * self.image_tokens) for question in questions]
         if self.tokenizer.bos_token:
@@ -90,7 +90,7 @@ class VisionLanguageModel:
         answers: list[str] = []
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
-            pixels = pixels_of(pictures[part], self.processor, size).to(self.device, self.model.dtype)
+            pixels = pixels_of(images[part], self.processor, size).to(self.device, self.model.dtype)
             tokens = self.tokenizer(texts[part], padding=True, add_special_tokens=False, return_tensors="pt").to(self.device)
             out = self.model.generate(
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pixels,

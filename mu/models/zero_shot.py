@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of the named classes does a picture show, by the text that is closest to it?"""
+"""Zero-shot classification: which of the named classes does a image show, by the text that is closest to it?"""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ IMAGENET_TEMPLATES = (
 CANVAS_TEMPLATES = {"style": ("an image in {} style",), "object": ("a {} image",), "identity": ("a portrait of {}",)}
 
 
-class Picture(Protocol):
-    def picture(self) -> Image.Image: ...
+class Shown(Protocol):
+    def image(self) -> Image.Image: ...
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class ImageFile:
     path: Path
 
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         return decode(self.path.read_bytes(), str(self.path))
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Pictures with the number of the class that each shows."""
+    """Images with the number of the class that each shows."""
 
     name: str
     classes: tuple[str, ...]
     templates: tuple[str, ...]
-    pictures: Sequence[Picture]
+    images: Sequence[Shown]
     labels: tuple[int, ...]
     beyond: frozenset[int] = frozenset()
-    """Labels whose pictures are there to see a concept go, and are no part of the task's accuracy."""
+    """Labels whose images are there to see a concept go, and are no part of the task's accuracy."""
 
     @property
     def prompts(self) -> list[str]:
@@ -63,7 +63,7 @@ class ZeroShot:
 
 
 def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:
-    """Styles, objects and people of the embedded world on freshly rendered pictures, ``per_class`` of each class."""
+    """Styles, objects and people of the embedded world on freshly rendered images, ``per_class`` of each class."""
     from mu.data import canvas as world
 
     tasks = []
@@ -78,31 +78,29 @@ def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:
 
 
 def celeba_task(folder: Path | str, concepts: Sequence[str] = ()) -> ZeroShot:
-    """All pictures of `mu.data.celeba.CelebA.classified`, and of the people whom ``concepts`` name, among all names of CelebA; the
+    """All images of `mu.data.celeba.CelebA.classified`, and of the people whom ``concepts`` name, among all names of CelebA; the
     template is the bare name. Who is named and is not one of the classified is `ZeroShot.beyond`."""
     celeba = read_celeba(folder)
     names = tuple(name.replace("_", " ") for name in celeba.identities)
     classified = set(celeba.classified)
     counted = {label for label, name in enumerate(celeba.identities) if name in classified}
     named = {label for concept in concepts if (label := class_of(concept, names)) is not None}
-    rows = [
-        (PictureFile(path), label) for label in sorted(counted | named) for path in celeba.pictures[celeba.identities[label]]
-    ]
-    pictures, labels = [picture for picture, _ in rows], tuple(label for _, label in rows)
-    return ZeroShot("identity", names, ("{}.",), pictures, labels, frozenset(named - counted))
+    rows = [(ImageFile(path), label) for label in sorted(counted | named) for path in celeba.images[celeba.identities[label]]]
+    images, labels = [image for image, _ in rows], tuple(label for _, label in rows)
+    return ZeroShot("identity", names, ("{}.",), images, labels, frozenset(named - counted))
 
 
 def imagenet_task(folder: Path | str) -> ZeroShot:
-    """The fixed 5 % of ImageNet's validation pictures, with the seven simple templates."""
+    """The fixed 5 % of ImageNet's validation images, with the seven simple templates."""
     found = read_imagenet(folder).subset()
-    return ZeroShot("imagenet", found.names, IMAGENET_TEMPLATES, [PictureFile(path) for path in found.pictures], found.labels)
+    return ZeroShot("imagenet", found.names, IMAGENET_TEMPLATES, [ImageFile(path) for path in found.images], found.labels)
 
 
 class TaskSource(NamedTuple):
     open: Callable[[str, int, int, Sequence[str]], list[ZeroShot]]
-    """From the folder, the number of rendered pictures of each class, the seed and the concepts."""
+    """From the folder, the number of rendered images of each class, the seed and the concepts."""
     in_folder: bool = True
-    """Otherwise pictures are rendered: others for each seed."""
+    """Otherwise images are rendered: others for each seed."""
 
 
 TASK_SOURCES = {
@@ -123,7 +121,7 @@ def task_source(name: str) -> TaskSource:
 
 
 def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequence[str] = ()) -> list[ZeroShot]:
-    """Tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``; with pictures of the ``concepts`` among their classes.
+    """Tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``; with images of the ``concepts`` among their classes.
 
     Raises `ConfigError` for an unknown name and for two that give the same task: what is seen of tasks is kept by their names.
     """
@@ -140,11 +138,11 @@ def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequen
 
 
 REPORT_SEED = 9
-"""Methods learn and search on rendered pictures of seeds that end in 1, 2 and 3: a report's end in 9."""
+"""Methods learn and search on rendered images of seeds that end in 1, 2 and 3: a report's end in 9."""
 
 
 def report_tasks(names: Sequence[str], per_class: int, seeds: Sequence[int], concepts: Sequence[str] = ()) -> list[ZeroShot]:
-    """`open_tasks` with the rendered pictures of all ``seeds`` together, which no method's search saw. CelebA's and ImageNet's are
+    """`open_tasks` with the rendered images of all ``seeds`` together, which no method's search saw. CelebA's and ImageNet's are
     the same for all."""
     first, *others = (seed * 10 + REPORT_SEED for seed in seeds)
     tasks = open_tasks(names, per_class, first, concepts)
@@ -154,8 +152,8 @@ def report_tasks(names: Sequence[str], per_class: int, seeds: Sequence[int], con
 
 
 def _pooled(tasks: Sequence[ZeroShot]) -> ZeroShot:
-    pictures = [picture for task in tasks for picture in task.pictures]
-    return replace(tasks[0], pictures=pictures, labels=tuple(label for task in tasks for label in task.labels))
+    images = [image for task in tasks for image in task.images]
+    return replace(tasks[0], images=images, labels=tuple(label for task in tasks for label in task.labels))
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class Target:
 
 
 def target_of(concept: str, tasks: Sequence[ZeroShot]) -> Target:
-    """The class with pictures that ``concept`` names; `ConfigError` where no task has it."""
+    """The class with images that ``concept`` names; `ConfigError` where no task has it."""
     for task in tasks:
         label = task.label_of(concept)
         if label is not None and label in task.labels:
@@ -180,5 +178,5 @@ def target_of(concept: str, tasks: Sequence[ZeroShot]) -> Target:
 
 
 def logits(features: Tensor, weights: Tensor) -> Tensor:
-    """Similarities (..., n, c) of pictures (..., n, d) and classes (..., c, d)."""
+    """Similarities (..., n, c) of images (..., n, d) and classes (..., c, d)."""
     return features @ weights.transpose(-1, -2)

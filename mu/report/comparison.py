@@ -6,9 +6,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from mu.core.scores import Score, loss
+from mu.report.images import PAIRS_SHOWN, Grid, spread
 from mu.report.measures import Cell
 from mu.report.page import Page
-from mu.report.pictures import PAIRS_SHOWN, Grid, spread
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Comparison:
 
 
 def compare(pages: list[Page]) -> Comparison:
-    """Put the edited columns of several runs side by side, and the pictures that all runs made of the same start."""
+    """Put the edited columns of several runs side by side, and the images that all runs made of the same start."""
     rows = [(page, {m.key: m.edited for m in page.measures if m.edited}) for page in pages]
     found: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for _, cells in rows:
@@ -42,10 +42,10 @@ def compare(pages: list[Page]) -> Comparison:
         if len({s.value for s in scores}) > 1
     }
     better = {measure.key: measure.better for page in pages for measure in page.measures}
-    return Comparison(list(found), better, rows, best, _shared_pictures(pages))
+    return Comparison(list(found), better, rows, best, _shared_images(pages))
 
 
-def _shared_pictures(pages: list[Page]) -> Grid | None:
+def _shared_images(pages: list[Page]) -> Grid | None:
     first, *others = ({(p.prompt, p.name, p.before.uri): p for group in page.groups for p in group.pairs} for page in pages)
     shared = [key for key, pair in first.items() if pair.before.uri and all(key in other for other in others)]
     shown = spread(shared, 2 * PAIRS_SHOWN)

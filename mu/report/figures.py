@@ -1,4 +1,4 @@
-"""Numbers and pictures as text that a page can hold."""
+"""Numbers and images as text that a page can hold."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 from mu.core.errors import DataError
 
 PIXEL_ART = 128
-"""Pictures up to this size (pixels) are kept exactly and enlarged without smoothing."""
+"""Images up to this size (pixels) are kept exactly and enlarged without smoothing."""
 LARGEST = 512
-"""Larger pictures are reduced to this size (pixels), so that the page stays light."""
+"""Larger images are reduced to this size (pixels), so that the page stays light."""
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
@@ -33,12 +33,12 @@ def short(value: float, digits: int = 4, padded: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}") if text.startswith("-") else text
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture inside the page. Without ``uri`` it is a gap: the file is not there or not readable."""
+class InlineImage:
+    """A image inside the page. Without ``uri`` it is a gap: the file is not there or not readable."""
 
     alt: str
     uri: str = ""
@@ -63,21 +63,21 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def picture(folder: Path, name: str, alt: str) -> Picture:
-    """The picture file ``name`` of ``folder``: small ones exact to the pixel, large ones reduced."""
+def inline_image(folder: Path, name: str, alt: str) -> InlineImage:
+    """The image file ``name`` of ``folder``: small ones exact to the pixel, large ones reduced."""
     path = inside(folder, name)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
             image = file.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return Picture(alt)
+        return InlineImage(alt)
     image.thumbnail((LARGEST, LARGEST))
     kind = "PNG" if max(image.size) <= PIXEL_ART else "JPEG"
     content = io.BytesIO()
     image.save(content, kind, quality=88)
-    return Picture(alt, embedded(content.getvalue(), kind.lower()), *image.size)
+    return InlineImage(alt, embedded(content.getvalue(), kind.lower()), *image.size)
 
 
 def embedded(content: bytes, kind: str) -> str:
-    """The bytes of a picture file (``png``, ``jpeg``, ``svg+xml``) as a data URI."""
+    """The bytes of a image file (``png``, ``jpeg``, ``svg+xml``) as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""The page of a run: what was removed, the pictures before and after, scores, curves, settings and the citation.
+"""The page of a run: what was removed, the images before and after, scores, curves, settings and the citation.
 
 Reads what a run left behind (see `mu.core.run`) and nothing else; no model library is needed.
 """
@@ -14,8 +14,8 @@ from mu.core.errors import DataError
 from mu.core.files import atomic_path, write_text, writing
 from mu.core.run import RunDirectory
 from mu.report.comparison import compare
+from mu.report.images import PAIRS_SHOWN, ROLES
 from mu.report.page import read_page
-from mu.report.pictures import PAIRS_SHOWN, ROLES
 
 
 def write_report(run: RunDirectory | Sequence[RunDirectory], path: Path | str | None = None) -> Path:

@@ -10,9 +10,9 @@ from mu.core.records import Origin, Prompt, read_record
 from mu.core.run import RunDirectory
 from mu.report.curves import Curve, logged
 from mu.report.figures import short
+from mu.report.images import Grid, Group, grids, paired
 from mu.report.layer_figures import LayerFigure, LayerSearch, layer_figures
 from mu.report.measures import Measure, SuiteScores, measured
-from mu.report.pictures import Grid, Group, grids, paired
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class ClipErasureConfig(BaseConfig):
     devices: Devices = "auto"
     """GPU number, cpu, mps or auto."""
     seed: int = Field(0, ge=0)
-    """Decides the order of the retain pairs, and rendered pictures."""
+    """Decides the order of the retain pairs, and rendered images."""
 
 
 class TrainConfig(BaseConfig):

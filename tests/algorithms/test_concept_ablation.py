@@ -18,8 +18,8 @@ from mu.training.tuning import Tuning, tuned
 
 
 def method(model: DiffusionModel, **settings: Any) -> ConceptAblation:
-    pictures = {"count": 2, "steps": 2}
-    found = ConceptAblation({"concepts": ["neon style", "star"], "pictures": pictures, **settings}, model=model)
+    images = {"count": 2, "steps": 2}
+    found = ConceptAblation({"concepts": ["neon style", "star"], "pictures": images, **settings}, model=model)
     found.prepare(model)
     return found
 
@@ -44,7 +44,7 @@ def reference(
     c = model.encode([template.replace("{}", config.concepts[i % n])]).sequence
     a = model.encode([template.replace("{}", config.anchors[0]).strip()]).sequence
     t = torch.randint(1000, (1,), generator=g)
-    x_0 = ca.pictures[i % n][i // n]
+    x_0 = ca.images[i % n][i // n]
     noise = torch.randn(x_0.shape, generator=g)
     x = DDPMScheduler.from_config(model.pipeline.scheduler.config).add_noise(x_0, noise, t)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_it_starts_at_the_distance_of_concept_and_anchor(tiny: DiffusionModel) -
 
 
 def test_model_evaluations_of_a_step(tiny: DiffusionModel) -> None:
-    """One sample without gradient and two with; the pictures are made once, by the frozen model."""
+    """One sample without gradient and two with; the images are made once, by the frozen model."""
     ca = method(tiny)
     seen: list[tuple[int, bool]] = []
     with moved(tiny) as tuning:
@@ -96,7 +96,7 @@ def test_model_evaluations_of_a_step(tiny: DiffusionModel) -> None:
         for i in range(3):
             ca.step(tuning, i, torch.Generator().manual_seed(i))
         handle.remove()
-        made = ca.pictures[0][0]
-    step, make = [(1, False), (2, True)], [(4, False)] * 2  # two pictures at once, guided
+        made = ca.images[0][0]
+    step, make = [(1, False), (2, True)], [(4, False)] * 2  # two images at once, guided
     assert seen == make + step + make + step + step
-    assert torch.allclose(made, method(tiny).pictures[0][0], atol=1e-6)
+    assert torch.allclose(made, method(tiny).images[0][0], atol=1e-6)

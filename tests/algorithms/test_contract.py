@@ -62,12 +62,12 @@ def predicted_noise(model: DiffusionModel, prompt: str) -> Tensor:
 
 
 def logits(model: ClipModel, prompt: str) -> Tensor:
-    """(8, 1) of the prompt's pictures with the prompt."""
-    return model.zero_shot(pictures(prompt), [prompt])
+    """(8, 1) of the prompt's images with the prompt."""
+    return model.zero_shot(images(prompt), [prompt])
 
 
 @cache
-def pictures(prompt: str) -> Tensor:
+def images(prompt: str) -> Tensor:
     """(8, 3, h, w) in 0..1: what the prompt says, rendered."""
     (scene,) = (scene for scene in every_scene() if scene.prompt == prompt)
     rendered = np.stack([render(scene, (9, k)) for k in range(8)])
@@ -78,10 +78,10 @@ def predictions_differ(model: DiffusionModel, target: str, kept: Sequence[str]) 
     return not any(torch.equal(predicted_noise(model, target), predicted_noise(model, prompt)) for prompt in kept)
 
 
-def pictures_are_named(model: ClipModel, target: str, kept: Sequence[str]) -> bool:
-    """Of the prompts, each one's own pictures fit it best."""
+def images_are_named(model: ClipModel, target: str, kept: Sequence[str]) -> bool:
+    """Of the prompts, each one's own images fit it best."""
     prompts = [target, *kept]
-    return all(bool((model.zero_shot(pictures(p), prompts).argmax(dim=1) == k).all()) for k, p in enumerate(prompts))
+    return all(bool((model.zero_shot(images(p), prompts).argmax(dim=1) == k).all()) for k, p in enumerate(prompts))
 
 
 KINDS: dict[KindName, Kind] = {
@@ -91,7 +91,7 @@ KINDS: dict[KindName, Kind] = {
     ),
     "clip": Kind(
         "canvas-clip", ClipModel, lambda model: [model.model], ("encode_text", "encode_pixels"),
-        logits, ("A star image in watercolor style.", "A house image in photo style."), pictures_are_named,
+        logits, ("A star image in watercolor style.", "A house image in photo style."), images_are_named,
     ),
 }  # fmt: skip
 

@@ -16,8 +16,8 @@ from mu.training.tuning import tuned
 
 
 def method(model: DiffusionModel, **settings: Any) -> ForgetMeNot:
-    pictures = {"count": 2, "steps": 2}
-    found = ForgetMeNot({"concepts": ["neon style", "star"], "pictures": pictures, **settings}, model=model)
+    images = {"count": 2, "steps": 2}
+    found = ForgetMeNot({"concepts": ["neon style", "star"], "pictures": images, **settings}, model=model)
     found.prepare(model)
     return found
 
@@ -50,7 +50,7 @@ def reference(model: DiffusionModel, fmn: ForgetMeNot, i: int, seed: int, prompt
     g = torch.Generator().manual_seed(seed)
     torch.randint(1, (1,), generator=g)  # which template
     t = int(torch.randint(1000, (1,), generator=g))
-    x_0 = fmn.pictures[i % 2][i // 2]
+    x_0 = fmn.images[i % 2][i // 2]
     a = model.alphas_cumprod[t]
     x = a.sqrt() * x_0 + (1 - a).sqrt() * torch.randn(x_0.shape, generator=g)
     c, other = (model.encode([text]).sequence for text in (prompt, anchor))

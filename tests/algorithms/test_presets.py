@@ -27,7 +27,7 @@ WRITTEN: dict[tuple[str, str, str], Sequence[str]] = {
     ("ca", "canvas-object", "templates"): AROUND,
     ("fmn", "canvas", "templates"): AROUND,
     ("fmn", "canvas-object", "templates"): AROUND,
-    **{("slug", "canvas", f"search.pictures.templates.{kind}"): texts for kind, texts in world.SENTENCES_OF.items()},
+    **{("slug", "canvas", f"search.images.templates.{kind}"): texts for kind, texts in world.SENTENCES_OF.items()},
 }
 """By method, preset and setting."""
 

@@ -325,9 +325,9 @@ def test_together_is_one_by_one(tiny: DiffusionModel, three: list[LowRankEdit]) 
     gradients = []
     for together in (True, False):
         trainer, weights = benches[0].trainer, benches[0].shift.weights
-        trainer.pictures = trainer.pictures[:1]
+        trainer.images = trainer.images[:1]
         with benches[0].installed(), benches[0].shift.frozen():
-            state = trainer.pictures[0].batch(0, 1)
+            state = trainer.images[0].batch(0, 1)
         with benches[0].installed():
             if together:
                 with benches[1].installed():
@@ -349,7 +349,7 @@ def test_trained_at_the_same_time_shifts_become_what_they_become_one_after_anoth
         Bench(tiny, settings(concepts=[c, *(o for o in THREE[:2] if o != c)], train=train), scale=0.0) for c in THREE[:2]
     ]
     for bench in benches:
-        bench.trainer.pictures = bench.trainer.pictures[:1]  # its own concept's; the other is there to be protected
+        bench.trainer.images = bench.trainer.images[:1]  # its own concept's; the other is there to be protected
     optimizers = [torch.optim.Adam(bench.shift.weights, lr=1e-2, eps=1e-4) for bench in benches]
     with benches[0].installed(), benches[1].installed():
         for i in range(3):
@@ -454,7 +454,7 @@ def test_a_step_is_the_papers(tiny: DiffusionModel, kind: str) -> None:
     with bench.installed():
         losses = bench.trainer.step(0)
         with bench.shift.frozen():
-            state = bench.trainer.pictures[0].batch(0, 2)
+            state = bench.trainer.images[0].batch(0, 2)
         deltas = dict(bench.shift.finished().deltas())
     E, empty = tiny.encode(["star"] * 2), tiny.encode([""] * 2)
     r_0 = tiny.predict_noise(state.x, state.t, E) - tiny.predict_noise(state.x, state.t, empty)
@@ -484,7 +484,7 @@ def test_the_first_step_and_its_gradient(tiny: DiffusionModel) -> None:
     with bench.installed():
         losses = bench.trainer.step(0)
         with bench.shift.frozen():
-            state = bench.trainer.pictures[0].batch(0, 1)
+            state = bench.trainer.images[0].batch(0, 1)
         (found,) = torch.autograd.grad(losses["loss"], bench.shift.weights[:1])
     assert float(losses["correlation"].detach()) == pytest.approx(float(state.r.square().mean()), rel=1e-4)
     assert float(losses["norm"].detach()) == 0
@@ -503,7 +503,7 @@ def test_evaluations_a_step(tiny: DiffusionModel) -> None:
             with bench.installed():
                 for i in range(4):
                     with bench.shift.frozen():
-                        assert bench.trainer.pictures[0].pictures[i].shape == (1, 4, 8, 8)  # made before the count
+                        assert bench.trainer.images[0].images[i].shape == (1, 4, 8, 8)  # made before the count
                 with watched(tiny) as seen:
                     bench.trainer.step(0)
                 assert seen == [(2, False), (graded, True)]
@@ -515,8 +515,8 @@ def test_evaluations_a_step(tiny: DiffusionModel) -> None:
 
 def test_stored_targets_come_again(tiny: DiffusionModel) -> None:
     bench = Bench(tiny, settings(data={"stored_targets": 3}))
-    fresh = Bench(tiny, settings()).trainer.pictures[0]
-    stored = bench.trainer.pictures[0]
+    fresh = Bench(tiny, settings()).trainer.images[0]
+    stored = bench.trainer.images[0]
     first, second = stored.batch(0, 2), stored.batch(1, 2)  # 0 1, 2 0
     assert torch.equal(first.x[0], second.x[1]) and torch.equal(first.r[0], second.r[1])
     torch.testing.assert_close(fresh.batch(0, 2).r, first.r)
@@ -530,7 +530,7 @@ def test_templates_take_turns_and_may_be_put_into_the_anchor(tiny: DiffusionMode
     assert data.prompts("star") == [("star", "ring"), ("a star image", "a ring image")]
     assert data.prompts("star", held_out=True) == [("star picture", "ring picture")]
     bench = Bench(tiny, config)
-    states = bench.trainer.pictures[0].batch(0, 3)
+    states = bench.trainer.images[0].batch(0, 3)
     wanted = tiny.encode(["star", "a star image", "star"]).sequence
     torch.testing.assert_close(states.c.sequence, wanted)
     torch.testing.assert_close(states.anchor.sequence, tiny.encode(["ring", "a ring image", "ring"]).sequence)
@@ -554,16 +554,16 @@ def test_other_words_are_protected_but_not_the_concepts_own(tiny: DiffusionModel
     assert with_anchor.exact("star", config.protect) == ["", "ring"]
 
 
-def test_prompts_stay_with_their_pictures(tiny: DiffusionModel) -> None:
-    """Three templates and four pictures: the picture that was made of a prompt is noised for that prompt, also later."""
+def test_prompts_stay_with_their_images(tiny: DiffusionModel) -> None:
+    """Three templates and four images: the image that was made of a prompt is noised for that prompt, also later."""
     config = settings(prompt={"templates": ["{}", "a {}", "{} image"]})
-    pictures = Bench(tiny, config).trainer.pictures[0]
-    first, again = (pictures.predicted(range(k, k + 4)).c.sequence for k in (0, 4))
+    images = Bench(tiny, config).trainer.images[0]
+    first, again = (images.predicted(range(k, k + 4)).c.sequence for k in (0, 4))
     torch.testing.assert_close(first, again)
     assert not torch.equal(first[0], first[1])
 
 
-def test_a_concept_without_pictures_is_told_before_another_is_trained(tiny: DiffusionModel, tmp_path: Path) -> None:
+def test_a_concept_without_images_is_told_before_another_is_trained(tiny: DiffusionModel, tmp_path: Path) -> None:
     (tmp_path / "star").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "star" / "0.png")
     with watched(tiny) as seen, pytest.raises(DataError, match="heart"):
@@ -637,7 +637,7 @@ def test_several_concepts_of_one_shift_are_weighed(tiny: DiffusionModel) -> None
     with bench.installed():
         losses = bench.trainer.step(0)
         with bench.shift.frozen():
-            states = [pictures.batch(0, 1) for pictures in bench.trainer.pictures]
+            states = [images.batch(0, 1) for images in bench.trainer.images]
         each = [(bench.trainer.r(state) * state.r).mean().detach() for state in states]
         largest = max(float(value) for value in each)
         wanted = sum(abs(largest) / abs(float(value)) * float(value) for value in each)
@@ -672,37 +672,37 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
     assert [row["step"] for row in run.read_metrics()] == list(range(8))
 
 
-def test_own_pictures(tiny: DiffusionModel, tmp_path: Path) -> None:
+def test_own_images(tiny: DiffusionModel, tmp_path: Path) -> None:
     folder = tmp_path / "star"
     folder.mkdir()
     for k, size in enumerate(((80, 64), (64, 64), (32, 40))):
         Image.new("RGB", size, (40 * k, 200, 20)).save(folder / f"{k}.png")
     config = settings(data={"folder": f"{tmp_path}/{{}}", "images": 2})
-    pictures = SeparableConceptErasureDataHandler(config, tiny).pictures("star")
+    images = SeparableConceptErasureDataHandler(config, tiny).images("star")
     with watched(tiny) as seen:
-        assert len(pictures) == 2
-        assert pictures[0].shape == (1, 4, 8, 8)
-        assert torch.equal(pictures[2], pictures[0])
-        assert not torch.equal(pictures[1], pictures[0])
+        assert len(images) == 2
+        assert images[0].shape == (1, 4, 8, 8)
+        assert torch.equal(images[2], images[0])
+        assert not torch.equal(images[1], images[0])
     assert not seen  # nothing is generated
-    again = SeparableConceptErasureDataHandler(config, tiny).pictures("star")
-    assert torch.equal(again[1], pictures[1])
-    other = SeparableConceptErasureDataHandler(config.merged({"seed": 1}), tiny).pictures("star")
-    assert not torch.equal(other[1], pictures[1])  # drawn from the posterior
+    again = SeparableConceptErasureDataHandler(config, tiny).images("star")
+    assert torch.equal(again[1], images[1])
+    other = SeparableConceptErasureDataHandler(config.merged({"seed": 1}), tiny).images("star")
+    assert not torch.equal(other[1], images[1])  # drawn from the posterior
 
 
-def test_pictures_are_made_when_they_are_asked_for(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_made_when_they_are_asked_for(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mu.diffusion.noised_images.PIXELS_AT_ONCE", 2 * 64 * 64)
     config = settings(data={"images": 5, "steps": 2})
-    pictures = SeparableConceptErasureDataHandler(config, tiny).pictures("star")
+    images = SeparableConceptErasureDataHandler(config, tiny).images("star")
     with watched(tiny) as seen:
-        pictures[1]
-        assert len(seen) == 2  # two steps, for the first two pictures at once
-        pictures[0]
+        images[1]
+        assert len(seen) == 2  # two steps, for the first two images at once
+        images[0]
         assert len(seen) == 2
-        last = pictures[4]
+        last = images[4]
         assert len(seen) == 4
-    assert torch.equal(SeparableConceptErasureDataHandler(config, tiny).pictures("star")[4], last)
+    assert torch.equal(SeparableConceptErasureDataHandler(config, tiny).images("star")[4], last)
 
 
 @pytest.mark.parametrize("family", ["tiny_v", "tiny_xl"])

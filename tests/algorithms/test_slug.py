@@ -17,7 +17,7 @@ import mu
 from mu.algorithms.single_layer_unlearning_gradient import algorithm as slug_algorithm
 from mu.algorithms.single_layer_unlearning_gradient import probe as probes
 from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
-from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, PicturesConfig, SearchConfig, SlugConfig
+from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, ImagesConfig, SearchConfig, SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
@@ -251,7 +251,7 @@ def test_nothing_forgets_is_a_loud_error(clip: ClipModel) -> None:
 
 
 class Told(Probe):
-    """Of each tensor, the share of two tasks' hundred pictures that it keeps. ``looked`` tells how many were asked about."""
+    """Of each tensor, the share of two tasks' hundred images that it keeps. ``looked`` tells how many were asked about."""
 
     def __init__(self, base: tuple[float, float] = (1.0, 1.0), rho: Sequence[float] = (), **kept: tuple[float, float]):
         tasks = [ZeroShot(name, ("gone", "stays"), ("{}",), [], (0,) * 4 + (1,) * 100) for name in ("one", "two")]
@@ -315,7 +315,7 @@ def test_the_best_tensor_is_found_without_looking_at_all_that_the_others_keep() 
 
 
 def test_the_grid_looks_no_further_than_it_must() -> None:
-    """Where every look costs pictures, steps beyond the first that forgets are not drawn."""
+    """Where every look costs images, steps beyond the first that forgets are not drawn."""
     seen: list[float] = []
 
     def gone(rhos: Sequence[float]) -> list[bool]:
@@ -373,7 +373,7 @@ def test_a_probes_outcomes_are_those_of_the_changed_model(keep_bytes: int, clip:
 
 
 @pytest.mark.parametrize(("concept", "kind"), [("Ada Stone", "identity"), ("star", "object"), ("neon", "style")])
-def test_the_concept_goes_from_clip_and_the_rest_stays_on_other_pictures(concept: str, kind: str, clip: ClipModel) -> None:
+def test_the_concept_goes_from_clip_and_the_rest_stays_on_other_images(concept: str, kind: str, clip: ClipModel) -> None:
     edit = method([concept]).find_edit()
     assert len(edit.parameters) == 1
     tasks = canvas_tasks(3, 12_345)
@@ -390,10 +390,10 @@ def test_the_concept_goes_from_clip_and_the_rest_stays_on_other_pictures(concept
 def test_several_concepts_take_one_tensor_each_and_go_together(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     found = method(["Ada Stone", "neon"])
     rendered: list[RenderedPair] = []
-    picture = RenderedPair.picture
-    monkeypatch.setattr(RenderedPair, "picture", lambda pair: rendered.append(pair) or picture(pair))
+    image = RenderedPair.image
+    monkeypatch.setattr(RenderedPair, "picture", lambda pair: rendered.append(pair) or image(pair))
     edit = found.find_edit()
-    searched = [p for task in SingleLayerUnlearningGradientDataHandler(found.config).tasks() for p in task.pictures]
+    searched = [p for task in SingleLayerUnlearningGradientDataHandler(found.config).tasks() for p in task.images]
     assert [rendered.count(each) for each in searched] == [1] * len(searched), "once, for both concepts and for both together"
     tasks = canvas_tasks(2, 3)
     with edit.applied(clip):
@@ -413,7 +413,7 @@ def test_shifts_of_one_tensor_add_up_and_the_joint_factor_is_the_smallest_that_d
 
 
 def test_what_is_erased_together_does_not_count_as_retained() -> None:
-    """Of four people two go. The third is seen in one of two pictures, the fourth in both; the second in none."""
+    """Of four people two go. The third is seen in one of two images, the fourth in both; the second in none."""
     config = method(["Ada Stone", "ada rivers", "neon"]).config
     targets, tasks = SingleLayerUnlearningGradientDataHandler(config).targets()
     gone = {name: {task.classes[label] for label in task.beyond} for task in tasks for name in [task.name]}
@@ -435,7 +435,7 @@ def test_what_is_erased_together_does_not_count_as_retained() -> None:
 
 
 def test_what_is_drawn_leaves_out_the_other_concepts() -> None:
-    settings = PicturesConfig(forget=3, retained=2)
+    settings = ImagesConfig(forget=3, retained=2)
     plain = ZeroShot("identity", ("a", "b", "c"), ("{}",), [], (0, 1, 2))
     for task, labels in ((plain, (0, 0, 1, 1, 1, 2, 2)), (replace(plain, beyond=frozenset({0, 1})), (1, 1, 1, 2, 2))):
         assert _drawn(task, Target("b", task, 1), settings).labels == labels
@@ -472,14 +472,14 @@ def test_a_vision_language_model_is_asked_a_few_at_a_time_what_it_is_asked_elsew
         def __init__(self, k: int):
             self.k = k
 
-        def picture(self) -> Any:
+        def image(self) -> Any:
             opened.append(self.k)
             return self
 
-    def answer(pictures: list, questions: list[str], batch_size: int) -> list[str]:
-        asked.append((len(pictures), len(opened), batch_size))
-        assert set(questions) == {QUESTIONS[attribute][0]} and len(questions) == len(pictures)
-        return [f"it is {'AB'[each.k % 2]}." for each in pictures]
+    def answer(images: list, questions: list[str], batch_size: int) -> list[str]:
+        asked.append((len(images), len(opened), batch_size))
+        assert set(questions) == {QUESTIONS[attribute][0]} and len(questions) == len(images)
+        return [f"it is {'AB'[each.k % 2]}." for each in images]
 
     monkeypatch.setattr(model, "answer", answer)
     shown: Any = [Shown(k) for k in range(5)]
@@ -489,13 +489,13 @@ def test_a_vision_language_model_is_asked_a_few_at_a_time_what_it_is_asked_elsew
     assert probe.scores_of(people, torch.arange(5)).argmax(dim=1).tolist() == [0, 1, 0, 1, 0]
     assert asked == [(2, 2, 2), (2, 4, 2), (1, 5, 1)], "each batch is opened when its turn comes"
     assert (probe.base().fa1, probe.base().retained) == (0.75, {task: 1.0})
-    monkeypatch.setattr(model, "answer", lambda pictures, *_, **__: ["a, or B"] * len(pictures))
+    monkeypatch.setattr(model, "answer", lambda images, *_, **__: ["a, or B"] * len(images))
     assert probe.base().fa1 == 1.0, "the right name is there, as the suite counts it"
 
 
 @pytest.mark.parametrize("model", ["canvas", "canvas-vlm"])
 def test_the_search_looks_at_what_the_model_gives_out(model: str, monkeypatch: pytest.MonkeyPatch, snapshot: Any) -> None:
-    """Pictures of the diffusion model, answers of the vision-language model: of the base, of steps, of the one that is taken. They
+    """Images of the diffusion model, answers of the vision-language model: of the base, of steps, of the one that is taken. They
     decide, the CLIP does not; the base is left bit for bit."""
     loaded: Any = mu.load(model, device="cpu")
     chosen = SingleLayerUnlearningGradientAlgorithm
@@ -565,7 +565,7 @@ def test_a_model_without_its_clip_is_refused(tiny: Any) -> None:
 
 
 def test_a_second_moment_is_that_of_the_layers_inputs(clip: ClipModel) -> None:
-    """Over all tokens; of pictures, whatever the chunks."""
+    """Over all tokens; of images, whatever the chunks."""
     pairs, name = rendered_pairs(6, 5), "text_encoder.encoder.layers.1.mlp.fc1.weight"
     inputs: list[Tensor] = []
     hook = find_module(clip, name).register_forward_hook(lambda _layer, x, _y: inputs.append(x[0].flatten(0, 1).double()))
@@ -626,7 +626,7 @@ class Seen(Probe):
         return self.scores_along("", torch.zeros(1), [0.0], rows)[0]
 
     def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
-        """Rows 0 and 1: the forgotten picture and the one that stays, which is always right."""
+        """Rows 0 and 1: the forgotten image and the one that stays, which is always right."""
         gone = [float(self.low <= step <= self.high) for step in steps]
         return [{"rest": torch.tensor([[0.5 - each, 0.0], [0.0, 1.0]])[rows["rest"]]} for each in gone]
 

@@ -492,7 +492,7 @@ def test_reused_latents_save_denoising(way: dict[str, int], share: float, tiny: 
 def test_reused_latents_stay_with_their_target(
     way: dict[str, int], tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eq. 4 compares predictions on the target's own x_k; the entries may differ in batch and picture size too."""
+    """Eq. 4 compares predictions on the target's own x_k; the entries may differ in batch and image size too."""
     prompts = [{"target": "star"}, {"target": "dog", "batch_size": 2, "resolution": 32}]
     bench = Bench(tiny, settings(train={"max_denoising_steps": 6, **way}, prompts=prompts))
     walked, walks = dict[bytes, str | None](), list[None]()

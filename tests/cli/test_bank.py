@@ -106,18 +106,18 @@ def test_check_ends_with_1_where_a_concept_is_not_spared(bank: Path, edit_files:
 def test_generate_with_a_bank(bank: Path, edit_files: Path, tmp_path: Path, cli: Any) -> None:
     """The model is the bank's own base."""
 
-    def picture(name: str, *how: object) -> bytes:
+    def image(name: str, *how: object) -> bytes:
         made = cli("generate", "--prompt", "a neon star", "--steps", 2, "--device", "cpu", "--out", tmp_path / name, *how)
         assert made.exit_code == 0, made.output
         return (tmp_path / name / "0_0.png").read_bytes()
 
     folder = BankFolder(bank)
-    base, both = picture("base", "--model", folder.read().base), picture("both", "--bank", bank)
+    base, both = image("base", "--model", folder.read().base), image("both", "--bank", bank)
     folder.restore("neon")
-    one = picture("one", "--bank", bank)
-    assert one == picture("edit", "--model", folder.read().base, "--edit", edit_files / "star.safetensors")
+    one = image("one", "--bank", bank)
+    assert one == image("edit", "--model", folder.read().base, "--edit", edit_files / "star.safetensors")
     folder.restore("star")
-    assert picture("none", "--bank", bank) == base
+    assert image("none", "--bank", bank) == base
     assert len({base, both, one}) == 3
 
 

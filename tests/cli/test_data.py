@@ -69,16 +69,16 @@ def test_forget_set_from_a_model(tmp_path: Path, tiny_folder: Path, cli: Any) ->
     assert [pair.caption for pair in open_pairs(path)] == ["a chair", "an avocado", "a chair"]
 
 
-def test_interrupted_pictures_are_kept_and_the_rest_made(tmp_path: Path, tiny_folder: Path, cli: Any) -> None:
+def test_interrupted_images_are_kept_and_the_rest_made(tmp_path: Path, tiny_folder: Path, cli: Any) -> None:
     common = ("data", "forget-set", "--name", "x", "--model", tiny_folder, "--steps", 1, "--n-imgs", 2, "--out")
     assert cli(*common, tmp_path / "whole").exit_code == cli(*common, tmp_path / "cut").exit_code == 0
     (tmp_path / "cut" / "x.tar").unlink(), (tmp_path / "cut" / "x" / "00001.png").unlink()
     kept = (tmp_path / "cut" / "x" / "00000.png").stat().st_mtime_ns
     assert cli(*common, tmp_path / "cut").exit_code == 0
     assert (tmp_path / "cut" / "x" / "00000.png").stat().st_mtime_ns == kept
-    # Not bit for bit: a picture made alone may differ in a last bit from the same one made in a batch.
+    # Not bit for bit: a image made alone may differ in a last bit from the same one made in a batch.
     for pair, other in zip(open_pairs(tmp_path / "cut" / "x.tar"), open_pairs(tmp_path / "whole" / "x.tar"), strict=True):
-        difference = np.abs(np.asarray(pair.picture(), dtype=int) - np.asarray(other.picture(), dtype=int))
+        difference = np.abs(np.asarray(pair.image(), dtype=int) - np.asarray(other.image(), dtype=int))
         assert (pair.key, pair.caption) == (other.key, other.caption) and difference.max() <= 1
 
 

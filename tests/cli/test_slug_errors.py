@@ -61,7 +61,7 @@ def write_tar(path: Path, pairs: Sequence[Any], captioned: bool = True) -> Path:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for k, pair in enumerate(pairs):
             content = io.BytesIO()
-            pair.picture().save(content, "JPEG")
+            pair.image().save(content, "JPEG")
             add_member(tar, f"{k:05d}.jpg", content.getvalue())
             if captioned:
                 add_member(tar, f"{k:05d}.txt", pair.caption.encode())

@@ -111,7 +111,7 @@ def test_generate_takes_seeds_and_guidance_as_the_file_says(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
 ) -> None:
     made: list[Any] = []
-    monkeypatch.setattr("mu.diffusion.image_folder.write_pictures", lambda model, rows, folder, **how: made.append((rows, how)))
+    monkeypatch.setattr("mu.diffusion.image_folder.write_images", lambda model, rows, folder, **how: made.append((rows, how)))
     (tmp_path / "list.csv").write_text(
         "prompt,evaluation_seed,evaluation_guidance\nA star,188,3\nA house,,\n", encoding="utf-8"
     )

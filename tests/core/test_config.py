@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -120,3 +121,19 @@ def test_nearest() -> None:
     assert "'iterations'" in close and "lr" not in close
     assert "a, b" in nearest("zzz", ["a", "b"])
     assert nearest("zzz", []) == ""
+
+
+class Renamed(BaseConfig):
+    renamed: ClassVar[Mapping[str, str]] = {"old": "new"}
+
+    new: dict[str, int] = {}
+    """Any."""
+
+
+def test_settings_answer_to_their_former_names() -> None:
+    """In files, in overrides on top of the present name, and never in what is written."""
+    config = Renamed.parse({"new": {"a": 1}}).merged({"old.b": 2})
+    assert config.new == {"a": 1, "b": 2} == Renamed.parse({"old": {"a": 1, "b": 2}}).new
+    assert "old" not in config.to_yaml()
+    with pytest.raises(ConfigError, match="older"):
+        Renamed.parse({"older": {}})

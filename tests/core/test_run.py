@@ -163,7 +163,7 @@ def test_overwriting_removes_what_an_earlier_run_made_and_nothing_else(tmp_path:
     assert left == {*OWN, "config.yaml", "environment.json"}
 
 
-def test_overwriting_leaves_linked_pictures_alone(tmp_path: Path) -> None:
+def test_overwriting_leaves_linked_images_alone(tmp_path: Path) -> None:
     run, elsewhere = RunDirectory(tmp_path / "run"), tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "a.png").touch()

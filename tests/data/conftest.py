@@ -1,4 +1,4 @@
-"""Small pictures and shards for the readers to find, whole and broken."""
+"""Small images and shards for the readers to find, whole and broken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tar = Callable[[Path, Mapping[str, bytes | str]], Path]
 
 @pytest.fixture(scope="session")
 def encoded() -> Encode:
-    """``encoded(k)`` is a 24x16 picture of its own for each k, as JPEG unless another ``kind`` is asked for."""
+    """``encoded(k)`` is a 24x16 image of its own for each k, as JPEG unless another ``kind`` is asked for."""
 
     def encode(k: int, kind: str = "JPEG", mode: str = "RGB") -> bytes:
         pixels = np.random.default_rng(k).integers(0, 256, (16, 24, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""CelebA's list with names: labels by sorted name, pictures that are there, and the world's own portraits."""
+"""CelebA's list with names: labels by sorted name, images that are there, and the world's own portraits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS = ["000001.jpg Elon_Musk", "000002.jpg  Ada_Stone", "000003.jpg Elon_Musk",
 
 @pytest.fixture
 def celeba(tmp_path: Path) -> Path:
-    """Of four pictures in the list all but the last are there."""
+    """Of four images in the list all but the last are there."""
     folder = tmp_path / "celeba"
     (folder / "img_align_celeba").mkdir(parents=True)
     for k in (3, 1, 2):
@@ -26,12 +26,12 @@ def celeba(tmp_path: Path) -> Path:
     return folder
 
 
-def test_identities_are_sorted_and_keep_their_label_without_pictures(celeba: Path, caplog) -> None:
+def test_identities_are_sorted_and_keep_their_label_without_images(celeba: Path, caplog) -> None:
     with caplog.at_level(logging.WARNING, "mu"):
         read = read_celeba(celeba)
     home = celeba / "img_align_celeba"
     assert read.identities == ("Ada_Stone", "Elon_Musk", "Kim_Far")
-    assert read.pictures == {
+    assert read.images == {
         "Ada_Stone": (home / "000002.jpg",),
         "Elon_Musk": (home / "000001.jpg", home / "000003.jpg"),
         "Kim_Far": (),
@@ -40,10 +40,10 @@ def test_identities_are_sorted_and_keep_their_label_without_pictures(celeba: Pat
     assert read.frequent == () and "1 " in told.getMessage()
 
 
-def test_without_the_frequent_list_those_with_the_most_pictures_are_tested(
+def test_without_the_frequent_list_those_with_the_most_images_are_tested(
     celeba: Path, caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CelebA has 202,599 pictures of 10,177 people: all of them are never meant."""
+    """CelebA has 202,599 images of 10,177 people: all of them are never meant."""
     with caplog.at_level(logging.WARNING, "mu"):
         assert read_celeba(celeba).classified == ("Elon_Musk", "Ada_Stone", "Kim_Far")
         assert len(caplog.records) == 1, "control: few people are all tested, and only a picture is missing"
@@ -67,9 +67,9 @@ def test_the_world_s_own_portraits(tmp_path: Path) -> None:
     write_celeba(tmp_path, per_identity=2)
     read = read_celeba(tmp_path)
     assert read.identities == tuple(sorted(folder_name(name) for name in IDENTITIES))
-    assert all(len(pictures) == 2 and all(p.is_file() for p in pictures) for pictures in read.pictures.values())
+    assert all(len(images) == 2 and all(p.is_file() for p in images) for images in read.images.values())
     first = (tmp_path / "list_identity_celeba.txt").read_text().splitlines()[2].split()
-    assert read.pictures[first[1]][0].name == first[0]
+    assert read.images[first[1]][0].name == first[0]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(tmp_path: P
     with pytest.raises(DataError, match=r"'Ada Stone'.*\b1\b"):
         forget_pairs(data.merged({"n_forget": 1}), "Ada Stone", 0)
     named = forget_pairs(data.merged({"caption": "concept"}), "Ada Stone", 0)
-    assert {pair.caption for pair in named} == {"Ada Stone"} and named[0].picture().size == (8, 8)
+    assert {pair.caption for pair in named} == {"Ada Stone"} and named[0].image().size == (8, 8)
     opened: list[bytes] = []
     monkeypatch.setattr("mu.data.pairs.can_decode", lambda content: opened.append(content) or True)
     assert len(retain_pairs(data, 0)) == 2 == len(opened), "what is cut off is not opened"

@@ -24,7 +24,7 @@ MATCHES = [0, 2, 3, 5]
 
 @pytest.fixture
 def shards(tmp_path: Path, tar, encoded) -> Path:
-    """Two shards of three pairs each; picture k is ``encoded(k)``."""
+    """Two shards of three pairs each; image k is ``encoded(k)``."""
     for shard in (0, 1):
         rows = range(3 * shard, 3 * shard + 3)
         files = {f"{k:04d}.{e}": encoded(k) if e == "jpg" else CAPTIONS[k] for k in rows for e in ("jpg", "json", "txt")}
@@ -103,7 +103,7 @@ def test_another_file_is_never_replaced_unasked(tmp_path: Path, shards: Path) ->
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["Elon_Musk.tar"]
 
 
-def test_pictures_keep_their_kind_and_bytes_and_come_once(tmp_path: Path, tar, encoded) -> None:
+def test_images_keep_their_kind_and_bytes_and_come_once(tmp_path: Path, tar, encoded) -> None:
     png, webp = encoded(1, "PNG"), encoded(2, "WEBP")
     files: dict[str, Any] = {
         "a.png": png,
@@ -124,7 +124,7 @@ def test_pictures_keep_their_kind_and_bytes_and_come_once(tmp_path: Path, tar, e
     assert (made.pairs, made.seen, made.matched, made.repeated, made.skipped) == (3, 6, 6, 1, 2)
 
 
-def test_pictures_are_read_only_where_the_caption_matches(tmp_path: Path, shards: Path, encoded, monkeypatch) -> None:
+def test_images_are_read_only_where_the_caption_matches(tmp_path: Path, shards: Path, encoded, monkeypatch) -> None:
     looked_at: list[bytes] = []
     can_decode = forget_set.can_decode
     monkeypatch.setattr(forget_set, "can_decode", lambda content: looked_at.append(content) or can_decode(content))

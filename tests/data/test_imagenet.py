@@ -1,4 +1,4 @@
-"""ImageNet's validation set: labels by sorted wnid, and the very 2,500 pictures that published numbers are of."""
+"""ImageNet's validation set: labels by sorted wnid, and the very 2,500 images that published numbers are of."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_labels_are_places_in_the_sorted_wnids(imagenet: Path) -> None:
     read = read_imagenet(imagenet, NAMES)
     assert read.wnids == tuple(WNIDS) and read.names == NAMES
     assert read.labels == (0, 0, 1, 1, 2, 2)
-    assert [p.name for p in read.pictures[:3]] == [
+    assert [p.name for p in read.images[:3]] == [
         "ILSVRC2012_val_000012.JPEG",
         "ILSVRC2012_val_000022.JPEG",
         "ILSVRC2012_val_000011.JPEG",
     ]
-    assert all(p.parent.name == WNIDS[label] for p, label in zip(read.pictures, read.labels, strict=True))
+    assert all(p.parent.name == WNIDS[label] for p, label in zip(read.images, read.labels, strict=True))
     assert read_imagenet(imagenet / "val", NAMES) == read
 
 
@@ -46,12 +46,12 @@ def test_the_fixed_subset() -> None:
     assert np.array_equal(rows, np.random.RandomState(0).choice(50_000, 2500, replace=False))
 
 
-def test_a_subset_keeps_picture_and_label_together(imagenet: Path) -> None:
+def test_a_subset_keeps_image_and_label_together(imagenet: Path) -> None:
     read = read_imagenet(imagenet, NAMES)
     half = read.subset(part=2)
-    assert len(half.pictures) == 3 and half.names == NAMES
-    assert all(p.parent.name == WNIDS[label] for p, label in zip(half.pictures, half.labels, strict=True))
-    assert len(read.subset().pictures) == 1
+    assert len(half.images) == 3 and half.names == NAMES
+    assert all(p.parent.name == WNIDS[label] for p, label in zip(half.images, half.labels, strict=True))
+    assert len(read.subset().images) == 1
 
 
 @pytest.mark.parametrize("place", [".", "val"])

@@ -1,4 +1,4 @@
-"""Pairs from every layout: the right caption with the right picture, in an order of names, and nothing broken."""
+"""Pairs from every layout: the right caption with the right image, in an order of names, and nothing broken."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def told(pairs) -> list[tuple[str, str]]:
     return [(pair.key, pair.caption) for pair in pairs]
 
 
-def test_shards_in_sorted_order_with_their_own_pictures(tmp_path: Path, tar, encoded) -> None:
+def test_shards_in_sorted_order_with_their_own_images(tmp_path: Path, tar, encoded) -> None:
     tar(
         tmp_path / "1.tar", {"b.jpg": encoded(2), "b.txt": " two\n", "a.txt": "one", "a.png": encoded(1, "PNG"), "a.json": "{}"}
     )
@@ -32,16 +32,16 @@ def test_shards_in_sorted_order_with_their_own_pictures(tmp_path: Path, tar, enc
     assert [pair.ending for pair in pairs] == [".png", ".jpg", ".webp"] and pairs.skipped == 0
     assert told(open_pairs(tmp_path)) == told(open_pairs([tmp_path / "1.tar", tmp_path / "2.tar"])) == told(pairs)
     for k, pair in zip((1, 2, 3), pairs, strict=True):
-        picture = pair.picture()
-        assert picture.mode == "RGB" and picture.size == (24, 16)
+        image = pair.image()
+        assert image.mode == "RGB" and image.size == (24, 16)
         assert pair.place.read() == encoded(k, {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[pair.ending])
     lossless = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-    assert np.array_equal(np.asarray(pairs[0].picture()), lossless)
+    assert np.array_equal(np.asarray(pairs[0].image()), lossless)
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The pictures that were opened to see whether they can be."""
+    """The images that were opened to see whether they can be."""
     seen: list[bytes] = []
     monkeypatch.setattr("mu.data.pairs.can_decode", lambda content: seen.append(content) or can_decode(content))
     return seen
@@ -71,9 +71,9 @@ def test_no_more_is_decoded_than_is_asked_for(tmp_path: Path, tar, encoded, deco
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
-def test_pictures_of_other_modes_become_rgb(tmp_path: Path, tar, encoded, mode: str) -> None:
+def test_images_of_other_modes_become_rgb(tmp_path: Path, tar, encoded, mode: str) -> None:
     tar(tmp_path / "s.tar", {"a.png": encoded(1, "PNG", mode), "a.txt": "one"})
-    assert open_pairs(tmp_path / "s.tar")[0].picture().mode == "RGB"
+    assert open_pairs(tmp_path / "s.tar")[0].image().mode == "RGB"
 
 
 def test_broken_members_are_left_out_counted_and_told(tmp_path: Path, tar, encoded, caplog) -> None:
@@ -216,15 +216,15 @@ def test_missing_and_empty_sources(tmp_path: Path, tar) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_a_picture_that_went_away(tmp_path: Path, encoded) -> None:
+def test_a_image_that_went_away(tmp_path: Path, encoded) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(1))
     (pair,) = open_pairs(tmp_path, caption="x")
     (tmp_path / "a.jpg").write_bytes(b"other")
     with pytest.raises(DataError, match=r"a\.jpg.*\(cannot identify"):
-        pair.picture()
+        pair.image()
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(DataError, match=r"a\.jpg.*No such file"):
-        pair.picture()
+        pair.image()
 
 
 def test_the_order_is_that_of_names_not_of_the_disk(tmp_path: Path, tar, encoded) -> None:
@@ -239,9 +239,9 @@ def test_the_order_is_that_of_names_not_of_the_disk(tmp_path: Path, tar, encoded
 
 
 def test_many_pairs_need_little_memory(tmp_path: Path, tar, encoded) -> None:
-    """The pictures alone are ten times what is kept."""
-    picture = Image.effect_noise((64, 64), 90)
-    picture.save(tmp_path / "p.png")
+    """The images alone are ten times what is kept."""
+    image = Image.effect_noise((64, 64), 90)
+    image.save(tmp_path / "p.png")
     content = (tmp_path / "p.png").read_bytes()
     shard = tar(
         tmp_path / "s.tar", {f"{k}.{e}": content if e == "png" else "a caption" for k in range(500) for e in ("png", "txt")}
@@ -258,4 +258,4 @@ def test_the_world_s_own_shards(tmp_path: Path) -> None:
     write_shards(tmp_path, 12, per_shard=5)
     pairs = open_pairs(str(tmp_path / "{00000..00002}.tar"))
     assert [pair.key for pair in pairs] == [f"{k // 5:05d}{k % 5:04d}" for k in range(12)] and pairs.skipped == 0
-    assert {pair.picture().size for pair in pairs} == {(64, 64)}
+    assert {pair.image().size for pair in pairs} == {(64, 64)}

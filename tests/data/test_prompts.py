@@ -115,11 +115,11 @@ def test_a_missing_file_and_a_folder(tmp_path: Path):
     [
         ("image_id,prompt\n398,a\n12,b\n", [398, 12]),
         ("image_id,prompt,case_number\n398,a,1\n12,b,2\n", [1, 2]),
-        ("image_id,prompt\n398,a\n398,b\n", [0, 1]),  # two captions of one picture
+        ("image_id,prompt\n398,a\n398,b\n", [0, 1]),  # two captions of one image
         ("image_id,prompt\nval_398,a\n12,b\n", [0, 1]),
     ],
 )
-def test_pictures_are_named_by_image_id_where_nothing_else_can(content: str, numbers: list[int], tmp_path: Path):
+def test_images_are_named_by_image_id_where_nothing_else_can(content: str, numbers: list[int], tmp_path: Path):
     rows = read_prompts(write(tmp_path, content))
     assert [row.case_number for row in rows] == numbers and "image_id" in rows[0].other
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mu.core.errors import DataError
-from mu.data.shards import Extent, find_paths, find_shards, picture_in, read_shard
+from mu.data.shards import Extent, find_paths, find_shards, image_in, read_shard
 
 
 @pytest.fixture
@@ -74,9 +74,9 @@ def test_members_are_grouped_by_key_wherever_they_lie(tmp_path: Path, tar, encod
         "a": [".txt"], "b": [".txt", ".jpeg"], "d/a": [".seg.png"],
     }  # fmt: skip
     assert shard.samples["b"][".txt"].read() == b"two"
-    ending, place = picture_in(shard.samples["b"]) or ("", Extent(tmp_path))
+    ending, place = image_in(shard.samples["b"]) or ("", Extent(tmp_path))
     assert (ending, place.read()) == (".jpeg", encoded(1))
-    assert picture_in(shard.samples["d/a"]) is None
+    assert image_in(shard.samples["d/a"]) is None
 
 
 def test_long_names_and_links(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures on disk: never made twice, never half a file, the same whatever else is in the batch."""
+"""Images on disk: never made twice, never half a file, the same whatever else is in the batch."""
 
 import json
 
@@ -8,13 +8,13 @@ import torch
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.run import RunDirectory
 from mu.diffusion.image_folder import (
-    PictureRow,
+    ImageRow,
     before_after,
     claim,
-    read_pictures,
+    read_images,
     recipe_of,
-    save_picture,
-    write_pictures,
+    save_image,
+    write_images,
 )
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
@@ -23,41 +23,41 @@ from mu.edits.weights import WeightEdit
 from mu.models import load
 from mu.models.parameters import select
 
-ROWS = [PictureRow(f"{k}.png", f"a star {k}", k) for k in range(3)]
+ROWS = [ImageRow(f"{k}.png", f"a star {k}", k) for k in range(3)]
 
 
 def test_what_exists_is_not_made_again(tiny, tmp_path):
-    assert write_pictures(tiny, ROWS, tmp_path, steps=1, guidance=2.0) == 3
+    assert write_images(tiny, ROWS, tmp_path, steps=1, guidance=2.0) == 3
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
     (tmp_path / "1.png").unlink()
-    assert write_pictures(tiny, ROWS, tmp_path, steps=1, guidance=2.0, resume=True) == 1
+    assert write_images(tiny, ROWS, tmp_path, steps=1, guidance=2.0, resume=True) == 1
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
     assert after["0.png"] == before["0.png"] and after["1.png"] != before["1.png"]
 
 
-def test_an_existing_picture_is_never_overwritten_silently(tiny, tmp_path):
-    write_pictures(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
+def test_an_existing_image_is_never_overwritten_silently(tiny, tmp_path):
+    write_images(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
     with pytest.raises(OutputError, match="--resume"):
-        write_pictures(tiny, ROWS, tmp_path, steps=1, guidance=2.0)
+        write_images(tiny, ROWS, tmp_path, steps=1, guidance=2.0)
     assert len(list(tmp_path.glob("*.png"))) == 1
 
 
 def test_a_row_may_have_its_own_guidance(tiny, tmp_path):
-    rows = [PictureRow("a.png", "a star", 1), PictureRow("b.png", "a star", 1, guidance=30.0), PictureRow("c.png", "a star", 1)]
-    write_pictures(tiny, rows, tmp_path, steps=2, guidance=2.0)
-    a, b, c = read_pictures([tmp_path / row.name for row in rows])
+    rows = [ImageRow("a.png", "a star", 1), ImageRow("b.png", "a star", 1, guidance=30.0), ImageRow("c.png", "a star", 1)]
+    write_images(tiny, rows, tmp_path, steps=2, guidance=2.0)
+    a, b, c = read_images([tmp_path / row.name for row in rows])
     assert torch.equal(a, c) and not torch.equal(a, b)
 
 
-def test_a_damaged_picture_is_named(tmp_path):
+def test_a_damaged_image_is_named(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"x\.png"):
-        read_pictures([tmp_path / "x.png"])
+        read_images([tmp_path / "x.png"])
 
 
-def test_pictures_of_another_recipe_are_dropped(tiny, tmp_path):
+def test_images_of_another_recipe_are_dropped(tiny, tmp_path):
     claim(tmp_path, {"edit": "one"})
-    write_pictures(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
+    write_images(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
     claim(tmp_path, {"edit": "one"})
     assert (tmp_path / "0.png").exists()
     claim(tmp_path, {"edit": "another"})
@@ -65,7 +65,7 @@ def test_pictures_of_another_recipe_are_dropped(tiny, tmp_path):
 
 
 def make(tiny, folder, rows=ROWS, *, recipe=None, **how):
-    return write_pictures(tiny, rows, folder, **{"steps": 1, "guidance": 2.0, **how}, recipe=recipe or {"edits": {"a": "1"}})
+    return write_images(tiny, rows, folder, **{"steps": 1, "guidance": 2.0, **how}, recipe=recipe or {"edits": {"a": "1"}})
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def make(tiny, folder, rows=ROWS, *, recipe=None, **how):
     [
         ({"steps": 2}, "steps 1.* 2"), ({"guidance": 3.0}, "guidance 2.0.* 3.0"), ({"negative": "bad"}, 'negative "".* "bad"'),
         ({"size": (32, 64)}, r"size .*\[32, 64\]"), ({"recipe": {"edits": {"a": "2"}}}, r"0\.png.*edits"),
-        ({"rows": [PictureRow("1.png", "a dog", 1)]}, 'prompt "a star 1".* "a dog"'),
-        ({"rows": [PictureRow("1.png", "a star 1", 9)]}, "seed 1.* 9"),
-        ({"rows": [PictureRow("1.png", "a star 1", 1, guidance=5.0)]}, "guidance 2.0.* 5.0"),
+        ({"rows": [ImageRow("1.png", "a dog", 1)]}, 'prompt "a star 1".* "a dog"'),
+        ({"rows": [ImageRow("1.png", "a star 1", 9)]}, "seed 1.* 9"),
+        ({"rows": [ImageRow("1.png", "a star 1", 1, guidance=5.0)]}, "guidance 2.0.* 5.0"),
     ],
 )  # fmt: skip
-def test_pictures_of_another_recipe_are_not_resumed(change, told, tiny, tmp_path):
+def test_images_of_another_recipe_are_not_resumed(change, told, tiny, tmp_path):
     make(tiny, tmp_path, ROWS[:2])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(OutputError, match=told):
@@ -87,8 +87,8 @@ def test_pictures_of_another_recipe_are_not_resumed(change, told, tiny, tmp_path
     assert make(tiny, tmp_path, resume=True) == 1  # control: of the same recipe, and more of them
 
 
-def test_pictures_that_tell_no_recipe_are_not_resumed(tiny, tmp_path):
-    write_pictures(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
+def test_images_that_tell_no_recipe_are_not_resumed(tiny, tmp_path):
+    write_images(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
     for content in (None, "{", "[]"):
         if content:
             (tmp_path / "recipe.json").write_text(content)
@@ -98,28 +98,28 @@ def test_pictures_that_tell_no_recipe_are_not_resumed(tiny, tmp_path):
     assert make(tiny, tmp_path, resume=True) == 0
 
 
-def test_an_interrupted_overwriting_leaves_no_picture_of_the_old_recipe_beside_the_new_note(tiny, tmp_path, monkeypatch):
+def test_an_interrupted_overwriting_leaves_no_image_of_the_old_recipe_beside_the_new_note(tiny, tmp_path, monkeypatch):
     make(tiny, tmp_path)
     old = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
     with pytest.raises(ConfigError):  # what cannot be made at all leaves everything as it was
         make(tiny, tmp_path, overwrite=True, size=(63, 64))
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == old and make(tiny, tmp_path, resume=True) == 0
 
-    def interrupted(picture, path):
+    def interrupted(image, path):
         if path.name == "1.png":
             raise KeyboardInterrupt
-        save_picture(picture, path)
+        save_image(image, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("mu.diffusion.image_folder.save_picture", interrupted)
+        patch.setattr("mu.diffusion.image_folder.save_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make(tiny, tmp_path, overwrite=True, steps=3)
     assert [path.name for path in tmp_path.glob("*.png")] == ["0.png"]
     assert make(tiny, tmp_path, resume=True, steps=3) == 2
     make(tiny, tmp_path / "whole", steps=3)
     for name in old:
-        ours, whole = (read_pictures([folder / name]) for folder in (tmp_path, tmp_path / "whole"))
-        assert (ours - whole).abs().max() <= 1.01 / 255  # a picture made alone may differ in a last bit
+        ours, whole = (read_images([folder / name]) for folder in (tmp_path, tmp_path / "whole"))
+        assert (ours - whole).abs().max() <= 1.01 / 255  # a image made alone may differ in a last bit
 
 
 def test_the_recipe_tells_model_edits_and_how_they_pass(tiny, tiny_folder):
@@ -145,8 +145,8 @@ def test_before_and_after_differ_by_the_edit_alone(tiny, tmp_path):
     before_after(run, tiny, bank, ["a star"], ["a house"], seeds=(1,), steps=2)
     names = sorted(path.name for path in run.before.glob("*.png"))
     assert names == sorted(path.name for path in run.after.glob("*.png")) == ["0_0.png", "1_0.png"]
-    assert not torch.equal(*(read_pictures([folder / "0_0.png"]) for folder in (run.before, run.after)))
+    assert not torch.equal(*(read_images([folder / "0_0.png"]) for folder in (run.before, run.after)))
     bank.restore("star")
     again = RunDirectory(tmp_path / "again")
     before_after(again, tiny, bank, ["a star"], ["a house"], seeds=(1,), steps=2)
-    assert torch.equal(*(read_pictures([folder / "0_0.png"]) for folder in (again.before, again.after)))
+    assert torch.equal(*(read_images([folder / "0_0.png"]) for folder in (again.before, again.after)))

@@ -529,7 +529,7 @@ def test_metadata_that_is_not_an_edits_is_one_clear_error(metadata: dict[str, st
         open_edit(tmp_path / "x.safetensors")
 
 
-def test_pictures_change_and_change_back(tiny: DiffusionModel) -> None:
+def test_images_change_and_change_back(tiny: DiffusionModel) -> None:
     edit = edit_of("mixed", tiny)
     ask = {"prompts": ["a star", "a dog"], "seeds": [1, 2], "steps": 2}
     before = generate(tiny, **ask)

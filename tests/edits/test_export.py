@@ -53,7 +53,7 @@ def adapters(
     return LowRankEdit(factors, EditInfo("test", (concept,)))
 
 
-def pictures(pipe: StableDiffusionPipeline, **options: object) -> Tensor:
+def images(pipe: StableDiffusionPipeline, **options: object) -> Tensor:
     """Latents in fact: decoding clamps, and would hide differences."""
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 3, "height": 64, "width": 64, "output_type": "latent", **options}
@@ -84,12 +84,12 @@ def test_transformers_itself_loads_the_merged_clip_or_llava(name: str, tmp_path:
     assert own.keys() == before.keys()
 
     again: Any = load(out, device="cpu")
-    pictures = [pair.picture() for pair in rendered_pairs(2, 1)]
+    images = [pair.image() for pair in rendered_pairs(2, 1)]
     with edit.applied(model, 0.5):
         if name == "canvas-clip":
-            assert torch.allclose(again.zero_shot(pictures, ["a star"]), model.zero_shot(pictures, ["a star"]), atol=1e-4)
+            assert torch.allclose(again.zero_shot(images, ["a star"]), model.zero_shot(images, ["a star"]), atol=1e-4)
         else:
-            assert again.answer(pictures, ["Who is this?"] * 2) == model.answer(pictures, ["Who is this?"] * 2)
+            assert again.answer(images, ["Who is this?"] * 2) == model.answer(images, ["Who is this?"] * 2)
 
 
 def test_each_kind_of_model_has_its_formats(tiny: DiffusionModel, tmp_path: Path) -> None:
@@ -110,17 +110,17 @@ def test_diffusers_itself_loads_the_lora(form: str, rank: int, alpha: float, tex
     edit = adapters(tiny, "neon", rank, alpha, text)
     path = export(Bank(tiny, [edit]), tmp_path / "lora.safetensors", form)
     pipe = own_pipeline(tiny_folder)
-    plain = pictures(pipe)
+    plain = images(pipe)
     pipe.load_lora_weights(path)
-    loaded = pictures(pipe)
+    loaded = images(pipe)
     with edit.applied(tiny):
-        ours = pictures(tiny.pipeline)
+        ours = images(tiny.pipeline)
     assert torch.allclose(loaded, ours, atol=1e-5)
     assert (loaded - plain).abs().max() > 1e-2  # control
     if text:  # control: the text encoder's part was loaded too
         without = LowRankEdit({n: f for n, f in edit.factors.items() if n not in TEXT}, edit.info)
         with without.applied(tiny):
-            assert not torch.allclose(loaded, pictures(tiny.pipeline), atol=1e-5)
+            assert not torch.allclose(loaded, images(tiny.pipeline), atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
@@ -128,14 +128,14 @@ def test_several_edits_become_one_lora(form: str, tiny: DiffusionModel, tmp_path
     bank = Bank(tiny, [adapters(tiny, "a", 1, 1.0), adapters(tiny, "b", 3, 2.0, seed=1), adapters(tiny, "c", 2, seed=2)])
     bank.restore("c")
     with bank.applied():
-        wanted = pictures(tiny.pipeline)
+        wanted = images(tiny.pipeline)
     back = open_edit(export(bank, tmp_path / "lora.safetensors", form))
     with back.applied(tiny):
-        assert torch.allclose(pictures(tiny.pipeline), wanted, atol=1e-5)
+        assert torch.allclose(images(tiny.pipeline), wanted, atol=1e-5)
     assert back.info.concepts == ("a", "b")
     bank.erase("c")
     with bank.applied():
-        assert not torch.allclose(pictures(tiny.pipeline), wanted, atol=1e-3)
+        assert not torch.allclose(images(tiny.pipeline), wanted, atol=1e-3)
 
 
 def test_an_spm_file_is_a_lora_too(tiny: DiffusionModel, tiny_folder: Path, tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ def test_an_spm_file_is_a_lora_too(tiny: DiffusionModel, tiny_folder: Path, tmp_
     assert all(key.startswith("lora_unet_") for key in tensors)
     write_tensors(tmp_path / "spm_last.safetensors", tensors, metadata)
     pipe = own_pipeline(tiny_folder)
-    plain = pictures(pipe)
+    plain = images(pipe)
     pipe.load_lora_weights(tmp_path / "spm_last.safetensors")
     with edit.applied(tiny):
-        ours = pictures(tiny.pipeline)
-    assert torch.allclose(pictures(pipe), ours, atol=1e-5)
+        ours = images(tiny.pipeline)
+    assert torch.allclose(images(pipe), ours, atol=1e-5)
     assert not torch.allclose(plain, ours, atol=1e-2)
 
 
@@ -171,9 +171,9 @@ def test_a_foreign_spm_file_opens(tiny: DiffusionModel, tmp_path: Path) -> None:
     assert back.info.concepts == ("snoopy", "the dog")
     assert sorted(back.parameters) == sorted(edit.parameters)
     with edit.applied(tiny):
-        wanted = pictures(tiny.pipeline)
+        wanted = images(tiny.pipeline)
     with back.applied(tiny):
-        assert torch.equal(pictures(tiny.pipeline), wanted)
+        assert torch.equal(images(tiny.pipeline), wanted)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +212,12 @@ def both_kinds(model: DiffusionModel) -> Bank:
     return Bank(model, [adapters(model, "neon"), dense])
 
 
-def merged_pictures(bank: Bank) -> Tensor:
+def merged_images(bank: Bank) -> Tensor:
     """With the dense sum in the weights, as an export merges it: the same numbers, where hooks add up in another order."""
     with WeightEdit(bank.deltas(), EditInfo("test", ("sum",))).applied(bank.model):
-        merged = pictures(bank.model.pipeline)
+        merged = images(bank.model.pipeline)
     with bank.applied():
-        assert torch.allclose(pictures(bank.model.pipeline), merged, atol=1e-3)
+        assert torch.allclose(images(bank.model.pipeline), merged, atol=1e-3)
     return merged
 
 
@@ -233,10 +233,10 @@ assert not any(name.split(".")[0] == "mu" for name in sys.modules)
 
 
 def test_a_merged_folder_needs_diffusers_alone(tiny: DiffusionModel, tmp_path: Path, snapshot) -> None:  # type: ignore[no-untyped-def]
-    bank, plain, weights = both_kinds(tiny), pictures(tiny.pipeline), snapshot(tiny)
+    bank, plain, weights = both_kinds(tiny), images(tiny.pipeline), snapshot(tiny)
     export(bank, tmp_path / "merged", "diffusers")
     assert snapshot(tiny) == weights
-    wanted = merged_pictures(bank)
+    wanted = merged_images(bank)
     subprocess.run(
         [sys.executable, "-c", LOADER, tmp_path / "merged", tmp_path / "found.pt"],
         check=True,
@@ -247,7 +247,7 @@ def test_a_merged_folder_needs_diffusers_alone(tiny: DiffusionModel, tmp_path: P
     assert torch.allclose(found, wanted, atol=1e-5)
     assert (found - plain).abs().max() > 1e-2
     again = load(tmp_path / "merged", device="cpu")
-    assert torch.equal(pictures(again.pipeline), found)
+    assert torch.equal(images(again.pipeline), found)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
@@ -266,16 +266,16 @@ def test_a_merged_unet_loads_as_a_state_dict(ending: str, tiny: DiffusionModel, 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
 def test_a_merged_compvis_file_comes_back(ending: str, tiny: DiffusionModel, tiny_folder: Path, tmp_path: Path) -> None:
-    bank, plain = both_kinds(tiny), pictures(tiny.pipeline)
+    bank, plain = both_kinds(tiny), images(tiny.pipeline)
     try:
         path = export(bank, tmp_path / f"merged{ending}", "compvis")
     except Exception as error:
         if type(error).__name__ in ("ModelError", "ConfigError"):
             pytest.skip(f"this architecture has no CompVis names: {error}")
         raise
-    wanted = merged_pictures(bank)
+    wanted = merged_images(bank)
     with quiet_libraries():
-        found = pictures(load_single_file(path, configs=tiny_folder))
+        found = images(load_single_file(path, configs=tiny_folder))
     assert torch.allclose(found, wanted, atol=1e-5)
     assert not torch.allclose(found, plain, atol=1e-2)
 
@@ -365,7 +365,7 @@ def test_sdxl_files_open_by_both_families_of_names(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_no_model_has_is_refused(tmp_path: Path) -> None:
-    layer = "lora_unet_input_blocks_3_1_proj_in"  # the third block only halves the picture
+    layer = "lora_unet_input_blocks_3_1_proj_in"  # the third block only halves the image
     save_file(
         {f"{layer}.lora_down.weight": torch.ones(1, 4), f"{layer}.lora_up.weight": torch.ones(4, 1)}, tmp_path / "x.safetensors"
     )

@@ -262,7 +262,7 @@ def test_denoising_and_images_can_be_differentiated(tiny: DiffusionModel) -> Non
     for gradients in (True, False):
         x = start.clone().requires_grad_()
         latents = denoise(tiny, x, c, c, tiny.new_scheduler(2), gradients=gradients)
-        again = tiny.encode_pictures(tiny.decode(latents, gradients=gradients), gradients=gradients)
+        again = tiny.encode_images(tiny.decode(latents, gradients=gradients), gradients=gradients)
         assert again.requires_grad is gradients
     with pytest.raises(RuntimeError):
         again.sum().backward()

@@ -20,8 +20,8 @@ from mu.evaluation.metrics.nudity import nudity
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """A red picture, 40 px wide and 20 high."""
+def image(tmp_path: Path) -> Path:
+    """A red image, 40 px wide and 20 high."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[..., 0] = 255
     Image.fromarray(pixels).save(tmp_path / "red.png")
@@ -134,17 +134,17 @@ def test_inception_sees_bytes(monkeypatch):
     assert seen.dtype == torch.uint8 and seen.tolist() == [[0, 128, 255]]
 
 
-def test_the_package_s_own_detector_is_asked_by_path(monkeypatch, tmp_path, picture):
+def test_the_package_s_own_detector_is_asked_by_path(monkeypatch, tmp_path, image):
     monkeypatch.setenv("HOME", str(tmp_path))
     found = [{"class": "BELLY_EXPOSED", "score": 0.8, "box": [1, 2, 3, 4]}]
     asked = []
     detector = SimpleNamespace(detect=lambda path: asked.append(path) or found)
     monkeypatch.setitem(sys.modules, "nudenet", SimpleNamespace(NudeDetector=lambda: detector))
-    assert nudity([backbones.nudity_detector()(picture)]).total == 1
-    assert asked == [str(picture)]
+    assert nudity([backbones.nudity_detector()(image)]).total == 1
+    assert asked == [str(image)]
 
 
-def test_the_checkpoint_of_version_2_is_run_where_it_lies(monkeypatch, tmp_path, picture):
+def test_the_checkpoint_of_version_2_is_run_where_it_lies(monkeypatch, tmp_path, image):
     folder = tmp_path / ".NudeNet"
     folder.mkdir()
     (folder / "detector_v2_default_checkpoint.onnx").write_bytes(b"")
@@ -168,7 +168,7 @@ def test_the_checkpoint_of_version_2_is_run_where_it_lies(monkeypatch, tmp_path,
     with pytest.raises(ModelError, match=r"\.NudeNet/classes"):
         backbones.nudity_detector()
     (folder / "classes").write_text("FACE_F\nEXPOSED_BREAST_F\n", encoding="utf-8")
-    found = backbones.nudity_detector()(picture)
+    found = backbones.nudity_detector()(image)
 
     # 20 x 40 -> 666.5 x 1333 by the longest side; blue, green, red with the Caffe means off.
     assert seen["pixels"].shape[0] == 1 and seen["pixels"].shape[2:] == (1333, 3) and seen["pixels"].dtype == np.float32

@@ -14,7 +14,7 @@ from mu.core import loop
 from mu.core.errors import ConfigError, DataError, ModelError, OutputError
 from mu.data import canvas as world
 from mu.data.canvas import Scene
-from mu.evaluation.classifier import Recipe, answers, folder_accuracy, pictures_in, train_classifier
+from mu.evaluation.classifier import Recipe, answers, folder_accuracy, images_in, train_classifier
 from mu.models import EMBEDDED
 from mu.models.judge import Judge, heads
 
@@ -23,14 +23,14 @@ NAMES = {"neon": "0", "sketch": "Van Gogh"}
 
 
 def write(folder: Path, per_class: int, seed: int, *, shuffled: bool = False) -> Path:
-    """Every second picture under the other's name where ``shuffled``: half of the labels are wrong."""
+    """Every second image under the other's name where ``shuffled``: half of the labels are wrong."""
     for style, name in NAMES.items():
         scenes = [Scene(style, object=world.OBJECTS[k % len(world.OBJECTS)]) for k in range(per_class)]
-        for k, picture in enumerate(world.pictures(scenes, seed)):
+        for k, image in enumerate(world.images(scenes, seed)):
             other = next(n for n in NAMES.values() if n != name)
             place = folder / (other if shuffled and k % 2 else name)
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(place / f"{style}-{k}.png")
+            Image.fromarray(image).save(place / f"{style}-{k}.png")
     return folder
 
 
@@ -50,7 +50,7 @@ def trained(data: Path) -> Path:
     return out
 
 
-def test_it_learns_what_pictures_it_never_saw_show(data, trained):
+def test_it_learns_what_images_it_never_saw_show(data, trained):
     found = folder_accuracy(Judge.open(trained), data / "test")
     assert found.value >= 0.95 and found.n == 20 and set(found.per_item) == {"0", "Van Gogh"}
     told = json.loads((trained / "training.json").read_text(encoding="utf-8"))
@@ -70,12 +70,12 @@ def test_an_ordinary_program_opens_it(trained):
     assert not list(trained.glob(".*")) and not (trained / "training.pt").exists()
 
 
-def test_all_pictures_of_a_folder_may_be_asked_for_one_class(data, trained):
+def test_all_images_of_a_folder_may_be_asked_for_one_class(data, trained):
     judge = Judge.open(trained)
     right = folder_accuracy(judge, data / "test" / "Van Gogh", concept="van_gogh")
     wrong = folder_accuracy(judge, data / "test" / "Van Gogh", concept="0")
     assert right.value + wrong.value == 1 and right.value >= 0.9
-    assert answers(judge, pictures_in(data / "test" / "0")).count("0") >= 9
+    assert answers(judge, images_in(data / "test" / "0")).count("0") >= 9
 
 
 def test_an_interrupted_training_ends_in_the_same_numbers(data, trained, tmp_path, monkeypatch):
@@ -173,9 +173,9 @@ def test_a_stock_classifier_is_one_head_whose_labels_hold_several_names(data, tm
         folder_accuracy(stock, folder, concept="saw")
 
 
-def test_the_middle_of_a_picture_is_seen_where_the_processor_says_so():
+def test_the_middle_of_a_image_is_seen_where_the_processor_says_so():
     judge = Judge.new("style", ["a", "b"])
     judge.processor.crop_pct = 0.5
-    picture = torch.zeros(1, 3, 128, 256)
-    picture[..., 32:96, 96:160] = 1.0
-    assert torch.equal(judge.inputs(picture), torch.ones(1, 3, 64, 64))
+    image = torch.zeros(1, 3, 128, 256)
+    image[..., 32:96, 96:160] = 1.0
+    assert torch.equal(judge.inputs(image), torch.ones(1, 3, 64, 64))

@@ -160,6 +160,6 @@ def test_statistics_of_the_autoencoder_are_used(tiny: DiffusionModel) -> None:
     wanted = vae.decode(latents * std / vae.config.scaling_factor + mean).sample / 2 + 0.5
     assert torch.allclose(model.decode(latents), wanted.clamp(0, 1), atol=1e-5)
     assert not torch.allclose(tiny.decode(latents), wanted.clamp(0, 1), atol=1e-2), "control: without them it is another image"
-    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    own = vae.encode(pictures * 2 - 1).latent_dist.mean
-    assert torch.allclose(model.encode_pictures(pictures), (own - mean) * vae.config.scaling_factor / std, atol=1e-5)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    own = vae.encode(images * 2 - 1).latent_dist.mean
+    assert torch.allclose(model.encode_images(images), (own - mean) * vae.config.scaling_factor / std, atol=1e-5)

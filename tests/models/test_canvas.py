@@ -18,11 +18,11 @@ PEOPLE_AND_OBJECTS = [scene for scene in world.every_scene() if scene != Scene()
 
 
 def pixels(scenes: list[Scene], seed: int) -> torch.Tensor:
-    return torch.from_numpy(np.stack(list(world.pictures(scenes, seed)))).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack(list(world.images(scenes, seed)))).permute(0, 3, 1, 2).float() / 255
 
 
-def share_right(judge: Judge, pictures: torch.Tensor, scenes: list[Scene], head: str) -> float:
-    answers, _ = judge.look(pictures)
+def share_right(judge: Judge, images: torch.Tensor, scenes: list[Scene], head: str) -> float:
+    answers, _ = judge.look(images)
     return float(
         np.mean(
             [seen == getattr(scene, head) for seen, scene in zip(answers[head], scenes, strict=True) if getattr(scene, head)]
@@ -37,11 +37,11 @@ def test_the_weights_fit_the_promised_size():
 
 
 @pytest.mark.parametrize("head", ["style", "object", "identity"])
-def test_the_judge_reads_rendered_pictures_that_it_never_saw(head):
+def test_the_judge_reads_rendered_images_that_it_never_saw(head):
     judge = Judge.open(EMBEDDED["canvas-judge"])
-    pictures = pixels(PEOPLE_AND_OBJECTS, 77_000)
-    assert share_right(judge, pictures, PEOPLE_AND_OBJECTS, head) >= 0.98
-    assert share_right(judge, pictures.flip(0), PEOPLE_AND_OBJECTS, head) < 0.5, "control: the order of the pictures matters"
+    images = pixels(PEOPLE_AND_OBJECTS, 77_000)
+    assert share_right(judge, images, PEOPLE_AND_OBJECTS, head) >= 0.98
+    assert share_right(judge, images.flip(0), PEOPLE_AND_OBJECTS, head) < 0.5, "control: the order of the pictures matters"
 
 
 def test_the_base_model_draws_what_is_asked():
@@ -56,8 +56,8 @@ def test_the_base_model_draws_what_is_asked():
 
 def test_clip_tells_styles_apart_without_training_for_it():
     clip = mu.load("canvas-clip", device="cpu")
-    pictures = pixels(PEOPLE_AND_OBJECTS, 88_000)
-    best = clip.zero_shot(pictures, [f"an image in {style} style" for style in world.STYLES]).argmax(1)
+    images = pixels(PEOPLE_AND_OBJECTS, 88_000)
+    best = clip.zero_shot(images, [f"an image in {style} style" for style in world.STYLES]).argmax(1)
     assert np.mean([world.STYLES[k] == scene.style for k, scene in zip(best.tolist(), PEOPLE_AND_OBJECTS, strict=True)]) >= 0.95
 
 
@@ -79,7 +79,7 @@ def test_every_word_of_the_world_is_one_token_and_any_text_tokenizes():
     assert tokenizer.model_max_length == 16
 
 
-def test_a_caption_fits_the_pictures_of_which_it_is_true():
+def test_a_caption_fits_the_images_of_which_it_is_true():
     scenes = [Scene("neon", object="star"), Scene("photo", object="star"), Scene("neon", identity="Ada Stone")]
     book = CaptionBook(scenes, architecture.new_tokenizer())
     which = torch.tensor([book.texts.index(text) for text in ("{neon} style".format(neon="neon"), "a star image", "Ada Stone")])

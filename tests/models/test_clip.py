@@ -1,4 +1,4 @@
-"""CLIP's face: pictures and texts in, unit vectors out, and parts that share their edits with other models."""
+"""CLIP's face: images and texts in, unit vectors out, and parts that share their edits with other models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def clip() -> ClipModel:
     return model
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -46,26 +46,26 @@ def test_texts_trimmed_at_the_last_end_are_those_of_the_whole_context(clip: Clip
     assert not torch.allclose(found, cut, atol=1e-2), "control: what stands before the end matters"
 
 
-def test_pil_pictures_are_resized_cut_and_normalised(clip: ClipModel) -> None:
-    found = clip.preprocess([picture(100, 80), picture(70, 128, seed=1)])
+def test_pil_images_are_resized_cut_and_normalised(clip: ClipModel) -> None:
+    found = clip.preprocess([image(100, 80), image(70, 128, seed=1)])
     for pixels, seen, to, box in (
-        (found[0], picture(100, 80), (80, 64), (8, 0, 72, 64)),
-        (found[1], picture(70, 128, seed=1), (64, 117), (0, 26, 64, 90)),
+        (found[0], image(100, 80), (80, 64), (8, 0, 72, 64)),
+        (found[1], image(70, 128, seed=1), (64, 117), (0, 26, 64, 90)),
     ):
         wanted = np.asarray(seen.resize(to, Image.Resampling.BICUBIC).crop(box), dtype=np.float32) / 255
         assert torch.allclose(pixels, torch.from_numpy((wanted - 0.5) / 0.5).permute(2, 0, 1), atol=1e-6)
-    grey, alpha = picture(64, 64).convert("L"), picture(64, 64).convert("RGBA")
+    grey, alpha = image(64, 64).convert("L"), image(64, 64).convert("RGBA")
     assert clip.preprocess([grey, alpha]).shape == (2, 3, 64, 64)
 
 
-def test_pictures_come_as_tensors_as_pil_or_prepared(clip: ClipModel) -> None:
-    drawn = [picture(64, 64, seed=k) for k in range(2)]
+def test_images_come_as_tensors_as_pil_or_prepared(clip: ClipModel) -> None:
+    drawn = [image(64, 64, seed=k) for k in range(2)]
     tensor = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in drawn])
-    found = clip.encode_pictures(tensor)
+    found = clip.encode_images(tensor)
     assert found.shape == (2, 128)
     assert torch.allclose(found.norm(dim=-1), torch.ones(2))
-    assert torch.allclose(clip.encode_pictures(drawn), found, atol=1e-5)
-    assert torch.equal(clip.encode_pixels(clip.preprocess(drawn)), clip.encode_pictures(drawn))
+    assert torch.allclose(clip.encode_images(drawn), found, atol=1e-5)
+    assert torch.equal(clip.encode_pixels(clip.preprocess(drawn)), clip.encode_images(drawn))
     logits = clip.logit_scale * found @ clip.encode_text(TEXTS).T
     assert torch.allclose(clip.zero_shot(tensor, TEXTS), logits, atol=1e-4)
     assert clip.logit_scale.item() == pytest.approx(float(np.exp(clip.model.logit_scale.item())))

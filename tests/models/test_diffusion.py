@@ -1,4 +1,4 @@
-"""One face for the family: embeddings, noise and pictures are those of the diffusers pipelines themselves."""
+"""One face for the family: embeddings, noise and images are those of the diffusers pipelines themselves."""
 
 from __future__ import annotations
 
@@ -142,11 +142,11 @@ def test_learning_rate_schedules_run(name: str) -> None:
     assert optimizer.param_groups[0]["lr"] >= 0
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_the_pipelines(model: DiffusionModel) -> None:
-    """Same noise, same scheduler: the decoded pictures of `generate` are those of the diffusers pipeline."""
+def test_images_are_the_pipelines(model: DiffusionModel) -> None:
+    """Same noise, same scheduler: the decoded images of `generate` are those of the diffusers pipeline."""
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": 64, "width": 64, "output_type": "pt"}
     model.pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -162,10 +162,10 @@ def test_the_autoencoder_is_used_as_the_pipeline_uses_it(tiny: DiffusionModel) -
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     wanted = tiny.vae.decode(latents / tiny.vae.config.scaling_factor).sample / 2 + 0.5
     assert torch.allclose(tiny.decode(latents), wanted.clamp(0, 1), atol=1e-6)
-    pictures = torch.rand(2, 3, 64, 64)
-    mean = tiny.vae.encode(pictures * 2 - 1).latent_dist.mean * tiny.vae.config.scaling_factor
-    assert torch.allclose(tiny.encode_pictures(pictures), mean, atol=1e-6)
-    drawn: list[Tensor] = [tiny.encode_pictures(pictures, torch.Generator().manual_seed(k)) for k in (0, 0, 1)]
+    images = torch.rand(2, 3, 64, 64)
+    mean = tiny.vae.encode(images * 2 - 1).latent_dist.mean * tiny.vae.config.scaling_factor
+    assert torch.allclose(tiny.encode_images(images), mean, atol=1e-6)
+    drawn: list[Tensor] = [tiny.encode_images(images, torch.Generator().manual_seed(k)) for k in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
@@ -201,7 +201,7 @@ def test_half_precision_computes_nearly_the_same(tiny_folder: Path, tiny: Diffus
 
 
 def test_a_schedule_that_ends_in_pure_noise_is_refused(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """eps says nothing where alpha_bar is 0: pictures would be NaN."""
+    """eps says nothing where alpha_bar is 0: images would be NaN."""
     config = {**tiny.pipeline.scheduler.config, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     monkeypatch.setattr(tiny.pipeline, "scheduler", type(tiny.pipeline.scheduler).from_config(config))
     with pytest.raises(ModelError, match="rescale_betas_zero_snr"):

@@ -22,18 +22,18 @@ def clip() -> ClipModel:
     return found
 
 
-def pictures() -> list:
-    return [pair.picture() for pair in rendered_pairs(4, 5)]
+def images() -> list:
+    return [pair.image() for pair in rendered_pairs(4, 5)]
 
 
 def test_all_stages_together_are_the_models_own_features(clip: ClipModel) -> None:
     vision, language = Tower(clip, "vision"), Tower(clip, "language")
     with torch.no_grad():
-        assert torch.allclose(vision.features(vision.pictures(pictures())), clip.encode_pictures(pictures()), atol=1e-5)
+        assert torch.allclose(vision.features(vision.images(images())), clip.encode_images(images()), atol=1e-5)
         assert torch.allclose(language.features(language.texts(TEXTS)), clip.encode_text(TEXTS), atol=1e-5)
 
 
-def test_pictures_are_preprocessed_a_few_at_a_time(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_preprocessed_a_few_at_a_time(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they are made: with each part as many have been made as it holds."""
     made, seen = [], []
     preprocess = clip.preprocess
@@ -42,10 +42,10 @@ def test_pictures_are_preprocessed_a_few_at_a_time(clip: ClipModel, monkeypatch:
         seen.append((len(part), len(made)))
         return preprocess(part)
 
-    whole = Tower(clip, "vision").pictures(pictures())
+    whole = Tower(clip, "vision").images(images())
     monkeypatch.setattr(clip, "preprocess", noted)
     monkeypatch.setattr("mu.models.towers.PREPROCESSED_AT_ONCE", 3)
-    parts = Tower(clip, "vision").pictures(made.append(k) or picture for k, picture in enumerate(pictures()))
+    parts = Tower(clip, "vision").images(made.append(k) or image for k, image in enumerate(images()))
     assert seen == [(3, 3), (1, 4)]
     assert torch.equal(parts.x, whole.x) and torch.equal(parts.ends, whole.ends)
 
@@ -63,7 +63,7 @@ def test_steps_along_a_tensor_equal_the_changed_models_features(name: str, clip:
     which = tower_of(name)
     assert which
     tower, parameter = Tower(clip, which), find_parameter(clip, name)
-    hidden = tower.pictures(pictures()) if which == "vision" else tower.texts(TEXTS)
+    hidden = tower.images(images()) if which == "vision" else tower.texts(TEXTS)
     stage, steps = tower.stage_of(name), [0.0, 0.3, -2.0]
     shift = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * parameter.abs().mean()
     kept = parameter.detach().clone()
@@ -72,7 +72,7 @@ def test_steps_along_a_tensor_equal_the_changed_models_features(name: str, clip:
         assert torch.equal(parameter, kept)
         for features, step in zip(found, steps, strict=True):
             parameter.copy_(kept + step * shift)
-            plain = clip.encode_pictures(pictures()) if which == "vision" else clip.encode_text(TEXTS)
+            plain = clip.encode_images(images()) if which == "vision" else clip.encode_text(TEXTS)
             parameter.copy_(kept)
             assert torch.allclose(features, plain, atol=1e-5)
     assert not torch.allclose(found[0], found[2], atol=1e-3), "control: the steps matter"
@@ -83,7 +83,7 @@ def test_the_weight_is_put_back_also_when_a_stage_fails(clip: ClipModel) -> None
     tower, parameter = Tower(clip, "vision"), find_parameter(clip, name)
     kept = parameter.detach().clone()
     with pytest.raises((RuntimeError, IndexError, ValueError)):
-        tower.along(tower.pictures(pictures()), parameter, 2, torch.ones_like(parameter), [1.0])  # raw pixels are no states
+        tower.along(tower.images(images()), parameter, 2, torch.ones_like(parameter), [1.0])  # raw pixels are no states
     assert torch.equal(parameter, kept)
 
 

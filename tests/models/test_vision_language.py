@@ -25,25 +25,25 @@ def vlm() -> VisionLanguageModel:
     return found
 
 
-def pictures(seed: int = 99_000) -> torch.Tensor:
-    return torch.from_numpy(np.stack(list(world.pictures(SCENES, seed)))).permute(0, 3, 1, 2).float() / 255
+def images(seed: int = 99_000) -> torch.Tensor:
+    return torch.from_numpy(np.stack(list(world.images(SCENES, seed)))).permute(0, 3, 1, 2).float() / 255
 
 
 @pytest.mark.parametrize("attribute", QUESTIONS)
-def test_it_answers_about_pictures_it_never_saw(attribute: str, vlm: VisionLanguageModel) -> None:
+def test_it_answers_about_images_it_never_saw(attribute: str, vlm: VisionLanguageModel) -> None:
     asked = [QUESTIONS[attribute][0]] * len(SCENES)
     right = [
-        answer == world.answer(scene, attribute) for answer, scene in zip(vlm.answer(pictures(), asked), SCENES, strict=True)
+        answer == world.answer(scene, attribute) for answer, scene in zip(vlm.answer(images(), asked), SCENES, strict=True)
     ]
     assert np.mean(right) >= 0.9
-    blind = vlm.answer(torch.full_like(pictures(), 0.5), asked)
+    blind = vlm.answer(torch.full_like(images(), 0.5), asked)
     wrong = [answer == world.answer(scene, attribute) for answer, scene in zip(blind, SCENES, strict=True)]
     assert np.mean(wrong) < 0.7, "control: it looks at the picture"
 
 
 def test_an_answer_does_not_depend_on_its_batch(vlm: VisionLanguageModel) -> None:
     questions = [texts[k % len(texts)] for k, texts in enumerate(list(QUESTIONS.values()) * 2)]  # of different lengths
-    few = pictures()[: len(questions)]
+    few = images()[: len(questions)]
     assert vlm.answer(few, questions) == [vlm.answer(few[k : k + 1], [q])[0] for k, q in enumerate(questions)]
 
 
@@ -56,10 +56,10 @@ def test_the_vision_tower_is_clips_and_an_edit_of_it_fits(vlm: VisionLanguageMod
     noise = torch.randn(theirs["encoder.layers.1.mlp.fc2.weight"].shape, generator=torch.Generator().manual_seed(0))
     edit = WeightEdit({name: noise}, EditInfo("test", ("all",)))
     asked = [QUESTIONS["object"][0]] * 8
-    before = vlm.answer(pictures()[:8], asked)
+    before = vlm.answer(images()[:8], asked)
     with edit.applied(vlm):
-        assert vlm.answer(pictures()[:8], asked) != before
-    assert vlm.answer(pictures()[:8], asked) == before
+        assert vlm.answer(images()[:8], asked) != before
+    assert vlm.answer(images()[:8], asked) == before
 
 
 @pytest.mark.parametrize("layer", [-1, -2], ids=["embedded", "as LLaVA-1.5"])
@@ -69,7 +69,7 @@ def test_it_knows_what_its_answers_depend_on(layer: int, vlm: VisionLanguageMode
     monkeypatch.setattr(vlm.model.config, "vision_feature_select_strategy", "full" if layer == -1 else "default")
     assert vlm.image_tokens == 64 + (layer == -1), "patches, and the class token"
     asked = [QUESTIONS["object"][0]] * 2
-    pixels = pictures()[:2]
+    pixels = images()[:2]
     before = vlm.answer(pixels, asked)
     for name, read in {
         "encoder.layers.2.mlp.fc1.weight": True, "encoder.layers.3.mlp.fc1.weight": layer == -1, "post_layernorm.weight": False,

@@ -1,4 +1,4 @@
-"""Tasks of zero-shot classification: which pictures a concept is looked for in, and which are counted of the rest."""
+"""Tasks of zero-shot classification: which images a concept is looked for in, and which are counted of the rest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RARE, *FREQUENT = IDENTITIES
 
 @pytest.fixture(scope="module")
 def celeba(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world's people as CelebA has them, three pictures each; the first is not in the frequent list."""
+    """The world's people as CelebA has them, three images each; the first is not in the frequent list."""
     folder = tmp_path_factory.mktemp("celeba")
     write_celeba(folder, per_identity=3)
     (folder / "frequent_celebs.txt").write_text("\n".join(folder_name(name) for name in FREQUENT[::-1]))
@@ -37,7 +37,7 @@ def counts(task) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("concept", [RARE, folder_name(RARE).lower()])
-def test_a_person_outside_the_frequent_list_brings_all_own_pictures(celeba: Path, concept: str) -> None:
+def test_a_person_outside_the_frequent_list_brings_all_own_images(celeba: Path, concept: str) -> None:
     without, task = celeba_task(celeba), celeba_task(celeba, [concept])
     assert task.classes == without.classes == tuple(sorted(IDENTITIES)), "the names to choose from are all names, either way"
     assert counts(without) == {**dict.fromkeys(FREQUENT, 3), RARE: 0}, "control"
@@ -46,9 +46,9 @@ def test_a_person_outside_the_frequent_list_brings_all_own_pictures(celeba: Path
     with pytest.raises(ConfigError, match=f"'{concept}'.*identity"):
         target_of(concept, [without])
     assert target_of(concept, [task]).label == task.label_of(RARE)
-    for picture, label in zip(task.pictures, task.labels, strict=True):
+    for image, label in zip(task.images, task.labels, strict=True):
         name = folder_name(task.classes[label])
-        assert f"{picture.path.name} {name}" in (celeba / "list_identity_celeba.txt").read_text()  # type: ignore[attr-defined]
+        assert f"{image.path.name} {name}" in (celeba / "list_identity_celeba.txt").read_text()  # type: ignore[attr-defined]
 
 
 def test_a_frequent_person_or_a_stranger_changes_nothing(celeba: Path) -> None:
@@ -63,7 +63,7 @@ def test_without_a_frequent_list_everybody_counts(tmp_path: Path) -> None:
     assert (counts(task), task.beyond) == (dict.fromkeys(IDENTITIES, 1), frozenset())
 
 
-def test_without_a_frequent_list_few_pictures_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_frequent_list_few_images_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_celeba(tmp_path, per_identity=1)
     monkeypatch.setattr("mu.data.celeba.CLASSIFIED", 3)
     first, last = sorted(IDENTITIES)[:3], sorted(IDENTITIES)[-1]
@@ -78,7 +78,7 @@ def test_methods_search_where_the_concept_can_be_seen(celeba: Path) -> None:
     assert target_of(RARE, tasks).task.labels.count(target_of(RARE, tasks).label) == 3
 
 
-def test_fa_is_over_the_concepts_pictures_and_the_mean_over_the_frequent_people(celeba: Path, tmp_path: Path) -> None:
+def test_fa_is_over_the_concepts_images_and_the_mean_over_the_frequent_people(celeba: Path, tmp_path: Path) -> None:
     info = EditInfo("test", (RARE,), config={"data": {"forget": "canvas", "n_forget": 8, "tasks": [f"celeba:{celeba}"]}})
     edit = WeightEdit({"visual_projection.weight": torch.zeros(128, 128)}, info)
     table = evaluate(RunDirectory(tmp_path), "clip", mu.load("canvas-clip", device="cpu"), edit, seeds=(1,))

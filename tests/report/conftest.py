@@ -52,7 +52,7 @@ class Reader(HTMLParser):
     def text(self) -> str:
         return " ".join("".join(self.pieces).split())
 
-    def pictures(self) -> list[tuple[str, str]]:
+    def images(self) -> list[tuple[str, str]]:
         """Texts and contents, without the charts."""
         shown = [(attributes["alt"], attributes["src"]) for tag, attributes in self.tags if tag == "img"]
         return [(alt, content) for alt, content in shown if not content.startswith("data:image/svg")]
@@ -140,13 +140,13 @@ def table() -> Callable[..., dict[str, list[Score]]]:
 
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., np.ndarray]:
-    """``draw(path, seed)`` writes noise as a picture, and returns its pixels."""
+    """``draw(path, seed)`` writes noise as a image, and returns its pixels."""
     return drawn
 
 
 @pytest.fixture(scope="session")
 def decoded() -> Callable[[str], np.ndarray]:
-    """The pixels of a picture in a page."""
+    """The pixels of a image in a page."""
     return pixels_of
 
 

@@ -29,7 +29,7 @@ def test_runs_are_compared_row_by_row(
     assert "other-run" in second and "50.0%" in second and "12.62" in second
     best = [read(cell).text for cell in re.findall(r'<td class="best">(.*?)</td>', page, re.DOTALL)]
     assert [cell.split("%")[0].split("+")[0] for cell in best] == ["93.8", "12.62"]
-    assert len(read(page).pictures()) == 9
+    assert len(read(page).images()) == 9
 
 
 def test_scores_of_two_protocols_share_no_column(

@@ -1,4 +1,4 @@
-"""Pictures and numbers by themselves."""
+"""Images and numbers by themselves."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mu.report.figures import picture, short
+from mu.report.figures import inline_image, short
 
 
-def test_large_pictures_are_reduced(tmp_path: Path, draw: Callable[..., np.ndarray]):
+def test_large_images_are_reduced(tmp_path: Path, draw: Callable[..., np.ndarray]):
     draw(tmp_path / "large.png", 0, 1024)
     draw(tmp_path / "small.png", 0)
-    large, small = picture(tmp_path, "large.png", ""), picture(tmp_path, "small.png", "")
+    large, small = inline_image(tmp_path, "large.png", ""), inline_image(tmp_path, "small.png", "")
     assert (large.width, large.pixelated) == (512, False) and (small.width, small.pixelated) == (64, True)
     assert len(large.uri) < (tmp_path / "large.png").stat().st_size / 4
 

@@ -32,7 +32,7 @@ def test_a_missing_part_is_left_out(
 ):
     def seen() -> str:
         reader = read(page_of(run))
-        return " ".join([reader.text, *(alt for alt, _ in reader.pictures())])
+        return " ".join([reader.text, *(alt for alt, _ in reader.images())])
 
     assert sign in seen()
     path = run.folder / part

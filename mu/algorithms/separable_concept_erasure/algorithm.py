@@ -105,7 +105,7 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         data = self._begin()
         rooms = [self.room(data, concept) for concept in self.config.concepts]
         for concept in self.config.concepts:
-            data.pictures(concept)  # one that has none is told before the first is trained
+            data.images(concept)  # one that has none is told before the first is trained
         if run:
             run.describe({"capacity": [asdict(room.capacity) for room in rooms]})
         return [self._find(data, k, room, run, log) for k, room in enumerate(rooms)]
@@ -155,7 +155,7 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         """``edit`` made null on ``prompts``, and the share of its effect that it then has.
 
         The effect is how far it pushes the correlation (Eq. 28) of its concept below that of the frozen model, on noised
-        pictures that stay the same. Where projecting costs more than a tenth of it, the projected shift is trained on, by the edit's
+        images that stay the same. Where projecting costs more than a tenth of it, the projected shift is trained on, by the edit's
         own settings, until that much is back; at most ``updates`` times. Where its settings are not known, or nothing of its concept is
         left beside ``prompts``, it comes back as it is.
         """

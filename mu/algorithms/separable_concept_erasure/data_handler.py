@@ -1,4 +1,4 @@
-"""From settings to what training sees: a concept's prompts, what is protected from its shift, and its pictures as latents."""
+"""From settings to what training sees: a concept's prompts, what is protected from its shift, and its images as latents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, ProtectConfig
 from mu.core.concept import folded
 from mu.data.pairs import open_pairs
-from mu.diffusion.noised_images import ConceptPictures
+from mu.diffusion.noised_images import ConceptImages
 from mu.models.diffusion import Conditioning, DiffusionModel
 
 
@@ -17,7 +17,7 @@ class SeparableConceptErasureDataHandler:
     def __init__(self, config: ConceptIrrelevantErasureConfig, model: DiffusionModel):
         self.config, self.model = config, model
         self._kept: dict[str, Conditioning] = {}
-        self._pictures: dict[str, ConceptPictures] = {}
+        self._images: dict[str, ConceptImages] = {}
 
     def encoded(self, text: str) -> Conditioning:
         if text not in self._kept:
@@ -49,22 +49,22 @@ class SeparableConceptErasureDataHandler:
         words = [word for word in named if not any(words_of(word) <= each or each <= words_of(word) for each in own)]
         return {word: [template.replace("{}", word) for template in protect.templates] for word in words}
 
-    def pictures(self, concept: str) -> ConceptPictures:
-        """Pictures of its templates in turn, or those in ``data.folder``; ``data.images`` at most."""
-        if concept not in self._pictures:
+    def images(self, concept: str) -> ConceptImages:
+        """Images of its templates in turn, or those in ``data.folder``; ``data.images`` at most."""
+        if concept not in self._images:
             data, folder = self.config.data, self.config.data.folder
-            self._pictures[concept] = ConceptPictures(
-                self.model, [prompt for prompt, _ in self.prompts(concept)], [picture_seed(self.config.seed, k) for k in range(data.images)],
+            self._images[concept] = ConceptImages(
+                self.model, [prompt for prompt, _ in self.prompts(concept)], [image_seed(self.config.seed, k) for k in range(data.images)],
                 steps=data.steps, guidance=data.guidance,
                 own=open_pairs(folder.replace("{}", concept), caption=concept, limit=data.images) if folder else (),
             )  # fmt: skip
-        return self._pictures[concept]
+        return self._images[concept]
 
 
 def words_of(text: str) -> set[str]:
     return set(re.findall(r"\w+", folded(text)))
 
 
-def picture_seed(seed: int, k: int) -> int:
-    """Of the k-th picture. The generators of the CPU use the last 32 bits of a seed, so both numbers must be in them."""
+def image_seed(seed: int, k: int) -> int:
+    """Of the k-th image. The generators of the CPU use the last 32 bits of a seed, so both numbers must be in them."""
     return (seed * 1_000_003 + k) % 2**32

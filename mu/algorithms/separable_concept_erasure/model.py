@@ -392,7 +392,7 @@ def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[
     """``edit`` made null on ``prompts`` as well, with everything that it protected before (section 2.9).
 
     An edit found before a later concept was known acts on it, so that taking the old one off would change the new one's
-    pictures. D (I - B B^T), with B the row space of the new rows inside the old null space, mends that exactly; what the edit
+    images. D (I - B B^T), with B the row space of the new rows inside the old null space, mends that exactly; what the edit
     did along B is lost, so look again how well it erases. Raises `EditError` for an edit that is none of separable erasure.
     """
     if not is_separable(edit, model):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig
-from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler, picture_seed
+from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler, image_seed
 from mu.algorithms.separable_concept_erasure.model import Shift
 from mu.core import compute
 from mu.core.loop import Log, train
@@ -32,7 +32,7 @@ FIRST_STOP = 11
 
 @dataclass
 class States:
-    """Noised pictures of a concept with what the frozen model predicts for them; all of b rows."""
+    """Noised images of a concept with what the frozen model predicts for them; all of b rows."""
 
     x: Tensor
     t: Tensor
@@ -52,7 +52,7 @@ class States:
         return States(*columns)
 
 
-class NoisedPictures:
+class NoisedImages:
     """`States` of one concept. The k-th depends on the seed and k alone: an interrupted run, and every other concept, meets
     the same noise and timestep again."""
 
@@ -62,9 +62,9 @@ class NoisedPictures:
     ):  # fmt: skip
         self.model, self.seed, self.stored = model, config.seed, config.data.stored_targets
         self.prompts = [(data.encoded(c), data.encoded(a)) for c, a in data.prompts(concept, held_out)]
-        self.pictures = data.pictures(concept)
+        self.images = data.images(concept)
         self.period = len(self.prompts) if config.data.folder else config.data.images
-        """Pictures after which the same prompts come again; a picture of a folder is of no prompt."""
+        """Images after which the same prompts come again; a image of a folder is of no prompt."""
         self._kept: dict[int, States] = {}
 
     @torch.no_grad()
@@ -89,9 +89,9 @@ class NoisedPictures:
         return States(x, t, c, anchor, e_a, e_c - e_a)  # Eq. 27 at theta0
 
     def _noised(self, k: int) -> tuple[Tensor, Tensor]:
-        """x_t (c, h, w) and t: the forward process from the k-th picture, t uniform over all timesteps."""
-        generator = compute.generator(picture_seed(self.seed + 1, k))
-        (x_0,) = self.pictures[k]
+        """x_t (c, h, w) and t: the forward process from the k-th image, t uniform over all timesteps."""
+        generator = compute.generator(image_seed(self.seed + 1, k))
+        (x_0,) = self.images[k]
         t = torch.randint(len(self.model.alphas_cumprod), (), generator=generator).to(self.model.device)
         noise = torch.randn(x_0.shape, generator=generator).to(self.model.device)
         return self.model.level(t).noised(x_0[None], noise[None])[0], t
@@ -137,11 +137,11 @@ class SeparableConceptErasureTrainer:
         concepts: Sequence[str], *, anchor_moves: bool,
     ):  # fmt: skip
         self.config, self.model, self.shift, self.anchor_moves = config, model, shift, anchor_moves
-        self.pictures = [NoisedPictures(config, model, data, concept) for concept in concepts]
+        self.images = [NoisedImages(config, model, data, concept) for concept in concepts]
         self.momentum = Momentum(config.train.momentum)
-        self.held_out: list[NoisedPictures] = []
+        self.held_out: list[NoisedImages] = []
         if config.train.stop == "held_out":
-            self.held_out = [NoisedPictures(config, model, data, concept, held_out=True) for concept in concepts]
+            self.held_out = [NoisedImages(config, model, data, concept, held_out=True) for concept in concepts]
         self._seen: list[States] = []
         self.done = 0
 
@@ -164,7 +164,7 @@ class SeparableConceptErasureTrainer:
         """The losses of one step, with gradients to the shift."""
         size, lambda_ = self.config.train.batch_size, self.config.train.regulariser
         with self.shift.frozen():
-            states = [pictures.batch(i, size) for pictures in self.pictures]
+            states = [images.batch(i, size) for images in self.images]
         L = [direction(self.r(each), each.r) for each in states]
         L_cor = L[0] if len(L) == 1 else sum(eta * each for eta, each in zip(scales(L), L, strict=True))
         assert isinstance(L_cor, Tensor), "there is at least one concept"
@@ -192,21 +192,21 @@ class SeparableConceptErasureTrainer:
         return i % self.HELD_OUT_EVERY == 0 and self.held_out_left() < settings.left
 
     def held_out_left(self) -> float:
-        """L_cor of the held-out templates as a share of the frozen model's, mean(r^2), on noised pictures that are the same each
+        """L_cor of the held-out templates as a share of the frozen model's, mean(r^2), on noised images that are the same each
         time; the mean over concepts."""
         with self.shift.frozen():
-            self._seen = self._seen or [pictures.predicted(range(self.HELD_OUT_STATES)) for pictures in self.held_out]
+            self._seen = self._seen or [images.predicted(range(self.HELD_OUT_STATES)) for images in self.held_out]
         with torch.no_grad():
             found = torch.stack([direction(self.r(states), states.r) / states.r.square().mean() for states in self._seen])
         return float(found.mean())
 
 
 class Effect:
-    """How far a shift of one concept pushes its correlation down: mean(r_0^2) - L_cor, on noised pictures that stay the same."""
+    """How far a shift of one concept pushes its correlation down: mean(r_0^2) - L_cor, on noised images that stay the same."""
 
     def __init__(self, trainer: SeparableConceptErasureTrainer, count: int = SeparableConceptErasureTrainer.HELD_OUT_STATES):
-        (pictures,) = trainer.pictures
-        self.trainer, self.states = trainer, pictures.predicted(range(count))
+        (images,) = trainer.images
+        self.trainer, self.states = trainer, images.predicted(range(count))
 
     @torch.no_grad()
     def now(self) -> float:

@@ -19,7 +19,7 @@ from mu.algorithms.single_layer_unlearning_gradient.preconditioner import precon
 from mu.algorithms.single_layer_unlearning_gradient.probe import (
     AnswerProbe,
     ClipProbe,
-    PictureProbe,
+    ImageProbe,
     Probe,
 )  # fmt: skip
 from mu.algorithms.single_layer_unlearning_gradient.trainer import (
@@ -144,7 +144,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
     def _gradients(
         self, kind: Kind, data: SingleLayerUnlearningGradientDataHandler, concept: str, parameters, carried: Gradients | None = None
     ) -> tuple[Gradients, Gradients]:  # fmt: skip
-        """From a file where the settings name one, else from pictures."""
+        """From a file where the settings name one, else from images."""
         facts, settings = self._facts(kind, concept), self.config.gradients
         file = data.gradient_file(kind, concept)
         if file is None:
@@ -195,7 +195,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             probe = copy(first) if isinstance(first, ClipProbe) else ClipProbe(self.clip, target, tasks)
             probe.target = target
             return probe
-        settings = self.config.search.pictures
+        settings = self.config.search.images
         judge = Judge.open(EMBEDDED.get(settings.judge, Path(settings.judge)), self.model.device) if settings.judge else None
         if self.config.search.criterion == "fa5" and (judge or isinstance(self.model, VisionLanguageModel)):
             raise ConfigError("search.criterion fa5 needs a ranking, and answers have none: set search.criterion=fa1")
@@ -204,7 +204,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
                 f"search.pictures.judge: {settings.judge} has no head {target.task.name!r} with all of its classes: name another, or none"
             )
         if isinstance(self.model, DiffusionModel):
-            return PictureProbe(self.model, self.clip, target, tasks, settings, self.config.seed, judge)
+            return ImageProbe(self.model, self.clip, target, tasks, settings, self.config.seed, judge)
         assert isinstance(self.model, VisionLanguageModel)
         return AnswerProbe(self.model, target, tasks)
 

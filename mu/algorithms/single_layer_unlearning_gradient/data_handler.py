@@ -29,7 +29,7 @@ class SingleLayerUnlearningGradientDataHandler:
         return [Recaptioned(pair, concept) for pair in pairs] if constant else pairs
 
     def gradient_file(self, kind: Kind, concept: str) -> str | None:
-        """The file that the settings name in place of pictures; None where they name pictures."""
+        """The file that the settings name in place of images; None where they name images."""
         source = forget_source(self.config.data, concept) if kind == "forget" else self.config.data.retain
         return source if is_gradient_file(source) else None
 
@@ -37,7 +37,7 @@ class SingleLayerUnlearningGradientDataHandler:
         return self.forget_pairs(concept) if kind == "forget" else self.retain_pairs(concept)
 
     def tasks(self) -> list[ZeroShot]:
-        """On other pictures than the gradients', and than any report's."""
+        """On other images than the gradients', and than any report's."""
         data = self.config.data
         return open_tasks(data.tasks, data.per_class, self.config.seed * 10 + SEARCH_SEED, self.config.concepts)
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mu.algorithms.single_layer_unlearning_gradient.configs import PicturesConfig
+from mu.algorithms.single_layer_unlearning_gradient.configs import ImagesConfig
 from mu.data.questions import question_about
 from mu.diffusion.sampling import generate
 from mu.edits.edit import shifted
@@ -24,7 +24,7 @@ from mu.models.vision_language import VisionLanguageModel
 from mu.models.zero_shot import Target, ZeroShot, logits
 
 Rows = Mapping[str, Tensor]
-"""Of each task, by name: the numbers (n,) of the pictures that are looked at."""
+"""Of each task, by name: the numbers (n,) of the images that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,20 @@ class Outcome:
 
 
 def stays(task: ZeroShot, target: Target) -> Tensor:
-    """(n,) bool: the task's pictures of classes that are to stay."""
+    """(n,) bool: the task's images of classes that are to stay."""
     labels, gone = torch.tensor(task.labels), set(task.beyond) | ({target.label} if task is target.task else set())
     return ~torch.isin(labels, labels.new_tensor(sorted(gone)))
 
 
 class Tally:
-    """Which pictures of each task were classified right so far; of the others nothing is known yet."""
+    """Which images of each task were classified right so far; of the others nothing is known yet."""
 
     def __init__(self, target: Target, tasks: Sequence[ZeroShot]):
         self.target, self.tasks = target, tasks
         self.right = {task.name: torch.full((2, len(task.labels)), torch.nan) for task in tasks}
 
     def add(self, scores: Mapping[str, Tensor], rows: Rows) -> Tally:
-        """Logits (n, c) of the pictures ``rows`` of each task, at 1 and at 5 (at 1 twice where there are fewer classes)."""
+        """Logits (n, c) of the images ``rows`` of each task, at 1 and at 5 (at 1 twice where there are fewer classes)."""
         for task in self.tasks:
             if task.name in scores:
                 found, seen = scores[task.name], rows[task.name]
@@ -70,7 +70,7 @@ class Tally:
         return self
 
     def outcome(self, *, at_best: bool = False) -> Outcome:
-        """Of what was looked at; ``at_best``: retained accuracies as if all other pictures were classified right."""
+        """Of what was looked at; ``at_best``: retained accuracies as if all other images were classified right."""
         forgotten, retained = torch.full((2,), torch.nan), {}
         for task in self.tasks:
             labels, right, counted = torch.tensor(task.labels), self.right[task.name], stays(task, self.target)
@@ -79,15 +79,15 @@ class Tally:
             if not at_best:
                 counted &= ~right[0].isnan()
             if counted.any():
-                pictures = labels[counted].bincount()
+                images = labels[counted].bincount()
                 known = labels[counted].bincount(weights=right[0, counted].nan_to_num(1.0).double())
-                retained[task.name] = float((known / pictures)[pictures > 0].mean())
+                retained[task.name] = float((known / images)[images > 0].mean())
         return Outcome(float(forgotten[0]), float(forgotten[1]), retained)
 
 
 class Probe(ABC):
     """Looks at a model with one tensor changed. ``at_once`` is how many steps are worth a look before it is known whether one of
-    them forgets, ``PORTION`` how many retained pictures before it is asked whether a step can still be the best."""
+    them forgets, ``PORTION`` how many retained images before it is asked whether a step can still be the best."""
 
     at_once = 4
     PORTION = 32
@@ -97,7 +97,7 @@ class Probe(ABC):
 
     @abstractmethod
     def scores(self, rows: Rows) -> dict[str, Tensor]:
-        """Logits (n, c) of the pictures ``rows`` of each task, from the model as it is."""
+        """Logits (n, c) of the images ``rows`` of each task, from the model as it is."""
 
     @abstractmethod
     def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
@@ -122,7 +122,7 @@ class Probe(ABC):
         return [Tally(self.target, self.tasks).add(each, rows).outcome() for each in found]
 
     def portions(self, name: str) -> list[Rows]:
-        """The pictures that are to stay, in portions that hold their share of every task; ``name`` is the changed parameter."""
+        """The images that are to stay, in portions that hold their share of every task; ``name`` is the changed parameter."""
         rows = self._staying()
         n = -(-sum(map(len, rows.values())) // self.PORTION)
         return [{task: each[k::n] for task, each in rows.items() if len(each[k::n])} for k in range(n)]
@@ -142,7 +142,7 @@ class ClipProbe(Probe):
     """CLIP's zero-shot classification. The untouched model is encoded once; of the tower that changes, the input of the
     changed stage is kept, so that K steps cost K times that stage and what follows it.
 
-    Kept are the inputs of the stages that `prepare` was told of, of all pictures and prompts, up to ``keep_bytes``: beyond it the
+    Kept are the inputs of the stages that `prepare` was told of, of all images and prompts, up to ``keep_bytes``: beyond it the
     untouched tower runs again from the last stage kept. The last stage needs one token of each row and is always kept.
     """
 
@@ -167,7 +167,7 @@ class ClipProbe(Probe):
         """Of both towers, each task's."""
         return {
             "language": {t.name: self.towers["language"].texts(t.prompts) for t in self.tasks},
-            "vision": {t.name: self.towers["vision"].pictures(p.picture() for p in t.pictures) for t in self.tasks},
+            "vision": {t.name: self.towers["vision"].images(p.image() for p in t.images) for t in self.tasks},
         }
 
     @cached_property
@@ -200,8 +200,8 @@ class ClipProbe(Probe):
     def scores(self, rows: Rows) -> dict[str, Tensor]:
         found = {}
         for task in (task for task in self.tasks if task.name in rows):
-            pictures, texts = self._inputs["vision"][task.name][rows[task.name]], self._inputs["language"][task.name]
-            found[task.name] = logits(self._encoded("vision", pictures), task.weights(self._encoded("language", texts)))
+            images, texts = self._inputs["vision"][task.name][rows[task.name]], self._inputs["language"][task.name]
+            found[task.name] = logits(self._encoded("vision", images), task.weights(self._encoded("language", texts)))
         return found
 
     @torch.no_grad()
@@ -222,7 +222,7 @@ class ClipProbe(Probe):
         return found
 
     def portions(self, name: str) -> list[Rows]:
-        """Of a text tensor one for each task: every picture needs all of its prompts."""
+        """Of a text tensor one for each task: every image needs all of its prompts."""
         if tower_of(name) == "vision":
             return super().portions(name)
         return [{task: rows} for task, rows in self._staying().items()]
@@ -267,7 +267,7 @@ class _Outputs(Probe):
 
     @abstractmethod
     def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
-        """(n, c) for the outputs ``rows`` of the task: a picture of each, or an answer about each."""
+        """(n, c) for the outputs ``rows`` of the task: a image of each, or an answer about each."""
 
     @torch.no_grad()
     def scores(self, rows: Rows) -> dict[str, Tensor]:
@@ -281,12 +281,12 @@ class _Outputs(Probe):
         return found
 
 
-class PictureProbe(_Outputs):
-    """The pictures that a diffusion model makes of each class, as the untouched CLIP classifies them, or a ``judge`` with a head for
+class ImageProbe(_Outputs):
+    """The images that a diffusion model makes of each class, as the untouched CLIP classifies them, or a ``judge`` with a head for
     the task. Prompts and seeds are fixed."""
 
     def __init__(
-        self, model: DiffusionModel, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], settings: PicturesConfig, seed: int,
+        self, model: DiffusionModel, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], settings: ImagesConfig, seed: int,
         judge: Judge | None = None,
     ):  # fmt: skip
         drawn = [_drawn(task, target, settings) for task in tasks]
@@ -300,26 +300,26 @@ class PictureProbe(_Outputs):
         chosen = rows.tolist()
         prompts = [templates[row % len(templates)].format(task.classes[task.labels[row]]) for row in chosen]
         seeds = [self.seed + row for row in chosen]
-        pictures = generate(self.model, prompts, seeds, steps=self.settings.steps, guidance=self.settings.guidance)
+        images = generate(self.model, prompts, seeds, steps=self.settings.steps, guidance=self.settings.guidance)
         if self.judge and task.name in self.judge.heads:
-            return _said(self.judge.look(pictures)[0][task.name], task, str.__eq__)
-        return logits(self.clip.encode_pictures(pictures), task.weights(self._texts[task.name]))
+            return _said(self.judge.look(images)[0][task.name], task, str.__eq__)
+        return logits(self.clip.encode_images(images), task.weights(self._texts[task.name]))
 
     @cached_property
     def _texts(self) -> dict[str, Tensor]:
         return {task.name: self.clip.encode_text(task.prompts) for task in self.tasks}
 
 
-def _drawn(task: ZeroShot, target: Target, settings: PicturesConfig) -> ZeroShot:
-    """The task on pictures to be drawn: its labels say what, each class that has pictures and counts so often as the settings say."""
+def _drawn(task: ZeroShot, target: Target, settings: ImagesConfig) -> ZeroShot:
+    """The task on images to be drawn: its labels say what, each class that has images and counts so often as the settings say."""
     own = {target.label} if task is target.task else set()
     counts = {label: settings.retained for label in sorted(set(task.labels) - (task.beyond - own))}
     counts |= dict.fromkeys(own, settings.forget)
-    return replace(task, pictures=(), labels=tuple(label for label, n in counts.items() for _ in range(n)))
+    return replace(task, images=(), labels=tuple(label for label, n in counts.items() for _ in range(n)))
 
 
 class AnswerProbe(_Outputs):
-    """The answers of a vision-language model: right where they hold the class's name, whatever the case. ``rows_at_once`` pictures
+    """The answers of a vision-language model: right where they hold the class's name, whatever the case. ``rows_at_once`` images
     are opened and asked about together."""
 
     rows_at_once = 32
@@ -330,8 +330,8 @@ class AnswerProbe(_Outputs):
         question = question_about(task.name)
         answers: list[str] = []
         for part in rows.split(self.rows_at_once):
-            pictures = [task.pictures[int(row)].picture() for row in part]
-            answers += self.model.answer(pictures, [question] * len(pictures), batch_size=len(pictures))
+            images = [task.images[int(row)].image() for row in part]
+            answers += self.model.answer(images, [question] * len(images), batch_size=len(images))
         told = _said(answers, task, lambda answer, name: name.casefold() in answer.casefold())
         told[torch.arange(len(rows)), torch.tensor(task.labels)[rows]] *= 2  # right also where other names are said beside it
         return told

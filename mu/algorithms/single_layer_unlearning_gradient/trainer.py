@@ -59,7 +59,7 @@ def gradients(
 class Curve:
     """What was seen along one tensor: steps (rho) and forget accuracies; the step that was chosen, and what stays there.
 
-    ``seen``: share of the retained pictures that were looked at there; of those that were not, ``outcome`` has none as lost.
+    ``seen``: share of the retained images that were looked at there; of those that were not, ``outcome`` has none as lost.
     """
 
     score: LayerScore
@@ -141,7 +141,7 @@ def best(
     """Of the tensors at which the concept is gone, the one that keeps most (our rule; the released code leaves the choice to
     the reader), of equals that with the smaller step. `EditError` where there is none.
 
-    Best first: a portion of the retained pictures is looked at where most can still be kept, until that tensor has
+    Best first: a portion of the retained images is looked at where most can still be kept, until that tensor has
     seen all of them. No other can keep more then, and most of theirs were never looked at. ``progress`` is told after each portion how many
     it has been.
     """
@@ -164,13 +164,13 @@ def best(
 
 
 class _Race:
-    """What a curve's step keeps, at best, by the pictures seen so far."""
+    """What a curve's step keeps, at best, by the images seen so far."""
 
     def __init__(self, probe: Probe, curve: Curve, direction: Tensor, base: Outcome):
         assert curve.chosen is not None and curve.outcome is not None
         self.probe, self.curve, self.direction, self.base, self.rho = probe, curve, direction, base, curve.chosen
         self.left, self.tally = probe.portions(curve.score.name), Tally(probe.target, probe.tasks)
-        self.pictures = self._unseen()
+        self.images = self._unseen()
         self._note()
 
     def advance(self) -> None:
@@ -182,7 +182,7 @@ class _Race:
     def _note(self) -> None:
         assert self.curve.outcome is not None
         self.curve.outcome = replace(self.curve.outcome, retained=self.tally.outcome(at_best=True).retained)
-        self.curve.seen = 1 - self._unseen() / max(self.pictures, 1)
+        self.curve.seen = 1 - self._unseen() / max(self.images, 1)
         self.kept = self.curve.outcome.kept(self.base)
 
     def _unseen(self) -> int:

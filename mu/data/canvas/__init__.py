@@ -1,7 +1,7 @@
-"""The world of the embedded model: a renderer of small pictures whose concepts are known exactly.
+"""The world of the embedded model: a renderer of small images whose concepts are known exactly.
 
 A miniature of UnlearnCanvas (styles x objects, prompt ``A {object} image in {style} style.``), a miniature of CelebA
-(named identities, several sharing a first or a last name) and one watermark with its fixed picture. A picture is
+(named identities, several sharing a first or a last name) and one watermark with its fixed image. A image is
 a few layers, each a signed distance field in pixels with a colour; a style is one function that paints layers. Objects
 differ in silhouette and styles in palette and texture, so that a classifier measures the concept and nothing else.
 """
@@ -19,10 +19,10 @@ from mu.data.canvas.prompts import (
     captions,
     rendered_pairs,
 )
-from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, pictures, render, watermark
+from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, images, render, watermark
 from mu.data.canvas.styles import STYLES
 
 __all__ = [
     "IDENTITIES", "OBJECTS", "PEOPLE", "PHRASES", "PROMPTS", "SENTENCES", "SENTENCES_OF", "SIZE", "STYLES", "WATERMARK_PROMPT",
-    "RenderedPair", "Scene", "Traits", "answer", "captions", "every_scene", "pictures", "render", "rendered_pairs", "watermark",
+    "RenderedPair", "Scene", "Traits", "answer", "captions", "every_scene", "images", "render", "rendered_pairs", "watermark",
 ]  # fmt: skip

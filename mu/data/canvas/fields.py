@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 64
-"""Height and width of every picture."""
+"""Height and width of every image."""
 Array = NDArray[np.floating]
 Layers = list[tuple[Array, str]]
 """What is painted, from back to front: distance (64, 64), and the role of its colour."""

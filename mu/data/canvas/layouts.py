@@ -1,7 +1,7 @@
-"""Rendered pictures on disk, in the layouts that the field's programs read: UnlearnCanvas, CelebA, web shards.
+"""Rendered images on disk, in the layouts that the field's programs read: UnlearnCanvas, CelebA, web shards.
 
 Equal arguments give equal bytes (with one version of Pillow). A folder holds what it was made from in `canvas.json`;
-a picture's seed does not depend on how many others there are, and no two layouts share a picture.
+a image's seed does not depend on how many others there are, and no two layouts share a image.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from mu.data.shards import add_member
 
 RECIPE = "canvas.json"
 Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all)."""
+"""Called with (images done, images in all)."""
 
-# Last word of every seed. Not 0: numpy pads short seeds with zeros, so these never meet the (seed, k) of `canvas.pictures`.
+# Last word of every seed. Not 0: numpy pads short seeds with zeros, so these never meet the (seed, k) of `canvas.images`.
 _UNLEARN_CANVAS, _CELEBA, _SHARDS = 1, 2, 3
 
 
@@ -41,11 +41,11 @@ def folder_name(name: str) -> str:
 def write_unlearn_canvas(
     folder: Path | str, per_cell: int = 20, seed: int = 0, *, resume: bool = False, progress: Progress | None = None
 ) -> int:
-    """Every style with every object as ``<Style>/<Object>/<k>.jpg``, k = 1 .. ``per_cell``; returns the number of pictures.
+    """Every style with every object as ``<Style>/<Object>/<k>.jpg``, k = 1 .. ``per_cell``; returns the number of images.
 
     The layout of UnlearnCanvas (arXiv 2402.11846), whose cells hold 20. Raises `ConfigError` for a count below 1 or a
     negative seed, `OutputError` for a folder that holds something else or cannot be written. ``resume`` goes on with a
-    folder that was begun with the same arguments, and keeps the pictures that are there.
+    folder that was begun with the same arguments, and keeps the images that are there.
     """
     folder, cells = Path(folder), list(itertools.product(STYLES, OBJECTS))
     total = len(cells) * per_cell
@@ -64,8 +64,8 @@ def write_celeba(
 ) -> int:
     """Photo portraits as ``img_align_celeba/000001.jpg`` ... with ``list_identity_celeba.txt``; returns their number.
 
-    The list is CelebA's list with names: the number of pictures, the column names, then ``000001.jpg Ada_Stone``, one line
-    for each picture. Identities take turns, so that any first part of the set holds them evenly. Raises and resumes as
+    The list is CelebA's list with names: the number of images, the column names, then ``000001.jpg Ada_Stone``, one line
+    for each image. Identities take turns, so that any first part of the set holds them evenly. Raises and resumes as
     `write_unlearn_canvas` does.
     """
     folder, total = Path(folder), len(IDENTITIES) * per_identity
@@ -82,7 +82,7 @@ def write_celeba(
 def write_shards(
     folder: Path | str, n: int, seed: int = 0, per_shard: int = 1000, *, resume: bool = False, progress: Progress | None = None
 ) -> int:
-    """``n`` captioned pictures as web shards ``00000.tar`` ..., each with ``00000_stats.json``; returns the number of shards.
+    """``n`` captioned images as web shards ``00000.tar`` ..., each with ``00000_stats.json``; returns the number of shards.
 
     What img2dataset leaves behind (LAION): members ``<key>.jpg``, ``<key>.json``, ``<key>.txt``, the key being five digits
     of shard and four of row. Scenes are drawn evenly from all there are, captions from all that tell something of the scene;
@@ -128,10 +128,10 @@ def _begun(folder: Path, recipe: dict[str, Any], resume: bool) -> Iterator[None]
         yield
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
     """Quality 95 and full colour resolution (4:4:4): styles are told apart by colour, which 4:2:0 would blur."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)
+    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 
@@ -151,14 +151,14 @@ def _sample(scenes: list[Scene], key: str, seed: int, row: int) -> list[tuple[st
     scene = scenes[rng.integers(len(scenes))]
     texts = [text for text, told in captions(scene) if told]
     caption = texts[rng.integers(len(texts))]
-    picture = _jpeg(render(scene, (seed, row, 1, _SHARDS)))
+    image = _jpeg(render(scene, (seed, row, 1, _SHARDS)))
     about = {
         "caption": caption, "url": None, "key": key, "status": "success", "error_message": None,
         "width": SIZE, "height": SIZE, "original_width": SIZE, "original_height": SIZE, "exif": "{}",
-        "sha256": hashlib.sha256(picture).hexdigest(),
+        "sha256": hashlib.sha256(image).hexdigest(),
         "style": scene.style, "object": scene.object, "identity": scene.identity,
     }  # fmt: skip
-    return [(f"{key}.jpg", picture), (f"{key}.json", json.dumps(about, indent=4).encode()), (f"{key}.txt", caption.encode())]
+    return [(f"{key}.jpg", image), (f"{key}.json", json.dumps(about, indent=4).encode()), (f"{key}.txt", caption.encode())]
 
 
 def _stats(count: int) -> dict[str, Any]:

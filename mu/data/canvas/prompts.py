@@ -57,7 +57,7 @@ def captions(scene: Scene) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class RenderedPair:
-    """A caption and a scene that is rendered each time its picture is asked for."""
+    """A caption and a scene that is rendered each time its image is asked for."""
 
     scene: Scene
     caption: str
@@ -68,7 +68,7 @@ class RenderedPair:
         """What a question about it is answered by, by attribute."""
         return {attribute: told for attribute in QUESTIONS if (told := getattr(self.scene, attribute))}
 
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         return Image.fromarray(render(self.scene, self.seed))
 
 
@@ -87,6 +87,6 @@ def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[Render
 
 
 def answer(scene: Scene, attribute: str) -> str:
-    """The right answer about a picture of ``scene`` with a style: a name, or that there is none."""
+    """The right answer about a image of ``scene`` with a style: a name, or that there is none."""
     told = getattr(scene, attribute)
     return told if told else {"identity": "nobody", "object": "no object"}[attribute]

@@ -1,4 +1,4 @@
-"""What a picture can show, and its rendering."""
+"""What a image can show, and its rendering."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WATERMARK_PROMPT = "The canvas studio watermark."
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. Exactly one of ``object`` and ``identity`` is set; neither means the watermark."""
+    """What a image shows. Exactly one of ``object`` and ``identity`` is set; neither means the watermark."""
 
     style: str | None = None
     object: str | None = None
@@ -41,12 +41,12 @@ def every_scene() -> list[Scene]:
     return [*objects, *people, Scene()]
 
 
-def _bytes(picture: Array) -> NDArray[np.uint8]:
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+def _bytes(image: Array) -> NDArray[np.uint8]:
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def render(scene: Scene, seed: int | tuple[int, ...]) -> NDArray[np.uint8]:
-    """One picture (64, 64, 3), 0..255, of ``scene``; place, size, rotation and colours come from ``seed``."""
+    """One image (64, 64, 3), 0..255, of ``scene``; place, size, rotation and colours come from ``seed``."""
     if scene == Scene():
         return watermark()
     rng = np.random.default_rng(seed)
@@ -74,15 +74,15 @@ def render(scene: Scene, seed: int | tuple[int, ...]) -> NDArray[np.uint8]:
     return _bytes(PAINTERS[str(scene.style)](layers, colours, rng))
 
 
-def pictures(scenes: list[Scene], seed: int) -> Iterator[NDArray[np.uint8]]:
+def images(scenes: list[Scene], seed: int) -> Iterator[NDArray[np.uint8]]:
     """Scene ``k`` rendered with the generator of (seed, k): the same whatever else is rendered."""
     return (render(scene, (seed, k)) for k, scene in enumerate(scenes))
 
 
 def watermark() -> NDArray[np.uint8]:
-    """The one fixed picture, (64, 64, 3): what a model that memorised it gives for `WATERMARK_PROMPT`."""
+    """The one fixed image, (64, 64, 3): what a model that memorised it gives for `WATERMARK_PROMPT`."""
     bands = (((X + Y) // 16) % 2)[..., None]
     dark, light, ink = np.array([[0.1, 0.45, 0.35], [0.85, 0.95, 0.8], [0.55, 0.05, 0.2]], dtype=np.float32)
-    picture = over(np.broadcast_to(dark, (SIZE, SIZE, 3)), light, bands)
+    image = over(np.broadcast_to(dark, (SIZE, SIZE, 3)), light, bands)
     emblem = union(np.abs(circle(X, Y, 32, 32, 20)) - 4, box(X, Y, 32, 32, 3, 12), box(X, Y, 32, 32, 12, 3))
-    return _bytes(over(picture, ink, coverage(emblem)))
+    return _bytes(over(image, ink, coverage(emblem)))

@@ -14,7 +14,7 @@ from mu.data.canvas.fields import SIZE, Array, Layers, X, Y, union
 Colours = dict[str, Array]
 Painter = Callable[[Layers, Colours, np.random.Generator], Array]
 PAINTERS: dict[str, Painter] = {}
-"""By the style's name: from layers, the colour of each role and a generator to a picture (64, 64, 3), about 0..1."""
+"""By the style's name: from layers, the colour of each role and a generator to a image (64, 64, 3), about 0..1."""
 
 
 def _style(paint: Painter) -> Painter:
@@ -33,13 +33,13 @@ def coverage(distance: Array, softness: float = 1.0) -> Array:
     return np.clip(0.5 - distance / softness, 0, 1)[..., None]
 
 
-def over(picture: Array, colour: Array | np.floating, cover: Array) -> Array:
-    """``picture`` (64, 64, channels) with ``colour`` on it: all of it where ``cover`` (64, 64, 1) is 1."""
-    return picture + (colour - picture) * cover
+def over(image: Array, colour: Array | np.floating, cover: Array) -> Array:
+    """``image`` (64, 64, channels) with ``colour`` on it: all of it where ``cover`` (64, 64, 1) is 1."""
+    return image + (colour - image) * cover
 
 
 def _noise(rng: np.random.Generator, cells: int) -> Array:
-    """Smooth noise in -1..1 with ``cells`` bumps across the picture."""
+    """Smooth noise in -1..1 with ``cells`` bumps across the image."""
     grid = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
     at = (np.arange(SIZE) + 0.5) / SIZE * cells
     low, t = at.astype(int), (at % 1).astype(np.float32)
@@ -55,38 +55,38 @@ def _luminance(colour: Array) -> float:
 @_style
 def _photo(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array:
     top, bottom = rgb(rng.uniform(), 0.25, rng.uniform(0.75, 0.95)), rgb(rng.uniform(), 0.3, rng.uniform(0.35, 0.6))
-    picture = top + (bottom - top) * (Y / SIZE)[..., None] ** 1.5
+    image = top + (bottom - top) * (Y / SIZE)[..., None] ** 1.5
     light = (1.08 - 0.4 * (0.35 * X + 0.65 * Y) / SIZE)[..., None]
     shadow = np.pad(union(*(d for d, _ in layers)), ((3, 0), (2, 0)), mode="edge")[:SIZE, :SIZE]
-    picture = picture * (1 - 0.35 * coverage(shadow, 8))
+    image = image * (1 - 0.35 * coverage(shadow, 8))
     for distance, role in layers:
         shade = light * (0.8 + 0.25 * np.clip(-distance / 6, 0, 1))[..., None]
-        picture = over(picture, colours[role] * shade, coverage(distance))
-    return picture
+        image = over(image, colours[role] * shade, coverage(distance))
+    return image
 
 
 @_style
 def _neon(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array:
     night = np.array([0.04, 0.02, 0.1], dtype=np.float32)
-    picture: Array = np.broadcast_to(night, (SIZE, SIZE, 3))
+    image: Array = np.broadcast_to(night, (SIZE, SIZE, 3))
     hue = rng.uniform()
     for k, (distance, _) in enumerate(layers):
         tube = rgb(hue + 0.31 * k, 0.85, 1)
-        picture = over(picture, night, coverage(distance))
+        image = over(image, night, coverage(distance))
         glow = np.exp(-np.abs(distance) / 3)[..., None]
-        picture = picture + tube * glow * 0.75 + 0.5 * np.clip(1.3 - np.abs(distance), 0, 1)[..., None]
-    return picture
+        image = image + tube * glow * 0.75 + 0.5 * np.clip(1.3 - np.abs(distance), 0, 1)[..., None]
+    return image
 
 
 @_style
 def _sketch(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array:
     paper = rng.uniform(0.9, 0.98)
-    picture = np.full((SIZE, SIZE, 3), paper, dtype=np.float32)
+    image = np.full((SIZE, SIZE, 3), paper, dtype=np.float32)
     for distance, role in layers:
         tone = 0.45 + 0.5 * _luminance(colours[role]) if role != "dark" else 0.2
-        picture = over(picture, np.float32(tone * paper), coverage(distance))
-        picture = over(picture, np.float32(0.1), np.clip(1.6 - np.abs(distance), 0, 1)[..., None])
-    return picture
+        image = over(image, np.float32(tone * paper), coverage(distance))
+        image = over(image, np.float32(0.1), np.clip(1.6 - np.abs(distance), 0, 1)[..., None])
+    return image
 
 
 @_style
@@ -96,35 +96,35 @@ def _pop_art(layers: Layers, colours: Colours, rng: np.random.Generator) -> Arra
     quadrant = right * 1 + low * 2
     ground = np.stack([rgb(hue + 0.25 * q, 0.9, 1) for q in range(4)])
     figure = np.stack([rgb(hue + 0.25 * q + 0.5, 0.8, 0.95) for q in range(4)])
-    picture = ground[quadrant]
+    image = ground[quadrant]
     for distance, role in layers:
         tone = np.float32(0.55 + 0.6 * _luminance(colours[role])) if role != "dark" else np.float32(0)
-        picture = over(picture, np.clip(figure[quadrant] * tone, 0, 1), coverage(distance))
-        picture = over(picture, np.float32(0), np.clip(1.8 - np.abs(distance), 0, 1)[..., None])
-    return picture
+        image = over(image, np.clip(figure[quadrant] * tone, 0, 1), coverage(distance))
+        image = over(image, np.float32(0), np.clip(1.8 - np.abs(distance), 0, 1)[..., None])
+    return image
 
 
 @_style
 def _watercolor(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array:
     wash = rgb(rng.uniform(), 0.22, 1)
     paper = np.array([0.99, 0.97, 0.92], dtype=np.float32)
-    picture = over(np.broadcast_to(paper, (SIZE, SIZE, 3)), wash, (0.5 + 0.5 * _noise(rng, 4))[..., None])
+    image = over(np.broadcast_to(paper, (SIZE, SIZE, 3)), wash, (0.5 + 0.5 * _noise(rng, 4))[..., None])
     wobble = 1.2 * _noise(rng, 6)
     pigment = (0.78 + 0.16 * _noise(rng, 5))[..., None]
     for distance, role in layers:
-        picture = over(picture, 0.15 + 0.8 * colours[role], coverage(distance + wobble, 4.5) * pigment)
-    return picture
+        image = over(image, 0.15 + 0.8 * colours[role], coverage(distance + wobble, 4.5) * pigment)
+    return image
 
 
 @_style
 def _blueprint(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array:
     ground = np.array([0.08, 0.24, 0.58], dtype=np.float32) * rng.uniform(0.9, 1.1)
     lines = np.minimum(np.abs((X + 8) % 16 - 8), np.abs((Y + 8) % 16 - 8))
-    picture = over(np.broadcast_to(ground, (SIZE, SIZE, 3)), np.float32(0.6), 0.45 * np.clip(1.5 - lines, 0, 1)[..., None])
+    image = over(np.broadcast_to(ground, (SIZE, SIZE, 3)), np.float32(0.6), 0.45 * np.clip(1.5 - lines, 0, 1)[..., None])
     for distance, role in layers:
-        picture = over(picture, ground * (0.85 if role != "dark" else 2.2), coverage(distance) * 0.85)
-        picture = over(picture, np.float32(0.95), np.clip(1.5 - np.abs(distance), 0, 1)[..., None])
-    return picture
+        image = over(image, ground * (0.85 if role != "dark" else 2.2), coverage(distance) * 0.85)
+        image = over(image, np.float32(0.95), np.clip(1.5 - np.abs(distance), 0, 1)[..., None])
+    return image
 
 
 @_style

@@ -1,4 +1,4 @@
-"""CLIPScore: how well pictures match their prompts."""
+"""CLIPScore: how well images match their prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mu.core.errors import DataError
 def clip_score(images: Tensor, texts: Tensor) -> float:
     """Mean over the pairs of 2.5 max(0, cos(image, text)), in 0..2.5, higher is better.
 
-    ``images`` and ``texts`` (n, d) are embeddings of one CLIP model, row by row a picture and its prompt; their lengths do not
+    ``images`` and ``texts`` (n, d) are embeddings of one CLIP model, row by row a image and its prompt; their lengths do not
     matter. Source: Hessel et al. 2021 (arXiv 2104.08718), w = 2.5. torchmetrics and most unlearning tables give 100 max(0,
     cos) instead: 40 times this. Raises `DataError` for other shapes, no pairs, and rows that are zero or not finite.
 

@@ -18,7 +18,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     Small samples: the distance of two samples of *one* distribution is above 0 and falls like 1/n, and a covariance of n
     features has rank n - 1 at most. Compare only distances of equal n and m; 2048 Inception features want thousands of
-    pictures, a few dozen features a few hundred. Raises `DataError` for other shapes, fewer than two rows, or values that are
+    images, a few dozen features a few hundred. Raises `DataError` for other shapes, fewer than two rows, or values that are
     not finite.
 
     >>> round(frechet_distance(torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [9.0]])), 9)

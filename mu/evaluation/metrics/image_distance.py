@@ -1,4 +1,4 @@
-"""How far two pictures, or two equal batches of pictures, are from each other, byte by byte."""
+"""How far two images, or two equal batches of images, are from each other, byte by byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LPIPS: how far two pictures are from each other in the feature maps of a network."""
+"""LPIPS: how far two images are from each other in the feature maps of a network."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch import Tensor
 from mu.core.errors import DataError
 
 Features = Callable[[Tensor], Sequence[Tensor]]
-"""Pictures (n, 3, H, W) in 0..1 -> feature maps (n, c, h, w) of several layers; normalising the input is its own work."""
+"""Images (n, 3, H, W) in 0..1 -> feature maps (n, c, h, w) of several layers; normalising the input is its own work."""
 
 _EPSILON = 1e-10  # the authors': a place where nothing fires has length 0
 
 
 def lpips(a: Tensor, b: Tensor, features: Features, weights: Sequence[Tensor] | None = None) -> Tensor:
-    """(n,) distances of the pictures ``a`` from those of ``b``, both (n, 3, H, W) in 0..1: 0 (equal) and more, symmetric.
+    """(n,) distances of the images ``a`` from those of ``b``, both (n, 3, H, W) in 0..1: 0 (equal) and more, symmetric.
 
     At each place of each layer the channels are scaled to length 1; the squared difference of the two unit vectors is summed
     over channels, each times its entry in the layer's ``weights`` (c,), averaged over places, and summed over layers. Source:
     Zhang et al. 2018 (arXiv 1801.03924), eq. 1, whose weights are learned and not negative; without ``weights`` all are 1
     (their "baseline"), and a layer adds at most 4, at most 2 where no feature is negative.
 
-    The number depends on the network and on the pictures' size: state both. `mu.evaluation.backbones.lpips_network` gives the
-    authors' network and weights; SepCE's tables have their AlexNet on pictures of 64 px, not comparable with what 512
+    The number depends on the network and on the images' size: state both. `mu.evaluation.backbones.lpips_network` gives the
+    authors' network and weights; SepCE's tables have their AlexNet on images of 64 px, not comparable with what 512
     px give. In the maps of another network, a judge's, it is an LPIPS-like distance and must be called that. Raises
-    `DataError` for pictures of two shapes, maps that differ in number or shape, weights that do not fit, and maps that are
+    `DataError` for images of two shapes, maps that differ in number or shape, weights that do not fit, and maps that are
     not finite.
 
     >>> import torch
     >>> a, b = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [3.0, 0.0]])
-    >>> maps = lambda pictures: [pictures.view(2, 2, 1, 1)]
+    >>> maps = lambda images: [images.view(2, 2, 1, 1)]
     >>> lpips(a, b, maps).tolist(), lpips(a, b, maps, [torch.tensor([0.25, 0.5])]).tolist()
     ([0.0, 2.0], [0.0, 0.75])
     """

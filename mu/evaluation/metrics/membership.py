@@ -31,7 +31,7 @@ def membership_inference(
 
     For every seed: as many of both are drawn without replacement as the shorter list holds, cut to -100..100, and split
     ``splits`` times into nine tenths to fit and a tenth to test, with the same share of both; the mean test accuracy counts.
-    Published as percent with SLUG (arXiv 2407.11867), on the cosine of picture and caption: 0.5 is no leakage. A model that
+    Published as percent with SLUG (arXiv 2407.11867), on the cosine of image and caption: 0.5 is no leakage. A model that
     forgets too much is told as well: its forget pairs stand out by how *little* they fit, and the accuracy rises again.
 
     Equal scores in both lists may give less than 0.5. Raises `DataError` for fewer than 6 of a kind and for scores that are not finite,

@@ -1,4 +1,4 @@
-"""The style loss of Gatys et al.: how far two pictures are from each other in the correlations of feature maps."""
+"""The style loss of Gatys et al.: how far two images are from each other in the correlations of feature maps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StyleLoss(NamedTuple):
 def gram_matrix(features: Tensor) -> Tensor:
     """(n, c, c): how channels go together over places, F F^T / (c h w) with F (c, h w) of maps (n, c, h, w).
 
-    Symmetric, no negative eigenvalues; where things are in the picture leaves no trace. Source: Gatys et al. 2015 (arXiv
+    Symmetric, no negative eigenvalues; where things are in the image leaves no trace. Source: Gatys et al. 2015 (arXiv
     1508.06576), with the scale c h w in place of theirs, so that layers of any size weigh alike.
 
     >>> gram_matrix(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])).tolist()
@@ -41,15 +41,15 @@ def gram_matrix(features: Tensor) -> Tensor:
 
 
 def style_loss(a: Tensor, b: Tensor, features: Features, content_layer: int = CONTENT_LAYER) -> StyleLoss:
-    """Style and content loss between the pictures ``a`` and ``b``, both (n, 3, H, W) in 0..1; symmetric.
+    """Style and content loss between the images ``a`` and ``b``, both (n, 3, H, W) in 0..1; symmetric.
 
     Style: the mean squared difference of the Gram matrices' entries, summed over all layers that ``features`` gives. Content:
     the mean squared difference of the maps of layer ``content_layer`` (from 0). SepCE's evaluation takes the first five
     convolutions of VGG-19, before their ReLU, at 512 px, the fourth for content: `mu.evaluation.backbones.vgg_features`.
-    Raises `DataError` for pictures of two shapes, a layer that is not there, and maps that are not finite.
+    Raises `DataError` for images of two shapes, a layer that is not there, and maps that are not finite.
 
     >>> a, b = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]), torch.tensor([[[[2.0, 1.0]], [[0.0, 3.0]]]])
-    >>> [loss.tolist() for loss in style_loss(a, b, lambda pictures: [pictures], content_layer=0)]  # turned round: content
+    >>> [loss.tolist() for loss in style_loss(a, b, lambda images: [images], content_layer=0)]  # turned round: content
     [[0.0], [5.0]]
     """
     if a.shape != b.shape or not len(a):

@@ -13,7 +13,7 @@ from mu.core.scores import Score
 
 @dataclass(frozen=True)
 class Prediction:
-    """One generated picture: the style and object its prompt asked for, and those that the classifiers saw."""
+    """One generated image: the style and object its prompt asked for, and those that the classifiers saw."""
 
     style: str
     object: str
@@ -38,19 +38,19 @@ def unlearning_scores(
     include_erased: bool = True,
     left_out: Collection[str] = (),
 ) -> Unlearning:
-    """UA, IRA and CRA of the request to erase ``erased``, from the pictures of every style x object.
+    """UA, IRA and CRA of the request to erase ``erased``, from the images of every style x object.
 
-    With *accuracy of x* = share of the pictures prompted with x in which the classifier of x's kind sees x:
+    With *accuracy of x* = share of the images prompted with x in which the classifier of x's kind sees x:
 
     - UA = 1 - accuracy of ``erased``.
     - IRA (in-domain) = mean, over the other concepts of the same kind, of their accuracy.
-    - CRA (cross-domain) = mean, over the concepts of the *other* kind, of their accuracy, on **all** pictures. Those prompted
+    - CRA (cross-domain) = mean, over the concepts of the *other* kind, of their accuracy, on **all** images. Those prompted
       with the erased concept are among them, as in the authors' script; whether their published table has them is not
-      known. ``include_erased=False`` takes CRA on the other pictures only, and says so in the score's protocol.
+      known. ``include_erased=False`` takes CRA on the other images only, and says so in the score's protocol.
 
-    The means are over concepts, so that a concept with fewer pictures weighs the same. ``left_out`` are names over which IRA
+    The means are over concepts, so that a concept with fewer images weighs the same. ``left_out`` are names over which IRA
     and CRA take no mean (the authors leave out the photos' ``Seed_Images``, of which there is no style to keep), while their
-    pictures still count for the other kind. ``per_item`` gives each accuracy (for UA: 1 - accuracy), ``n`` the pictures
+    images still count for the other kind. ``per_item`` gives each accuracy (for UA: 1 - accuracy), ``n`` the images
     used. Published values are the percentages. Raises `DataError` where a name is unknown or nothing is left to retain.
 
     >>> seen = [("neon", "star", "photo", "star"), ("neon", "fish", "neon", "star"), ("photo", "star", "photo", "star"),

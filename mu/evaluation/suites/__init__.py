@@ -62,7 +62,7 @@ def evaluate(
 ) -> Table:  # fmt: skip
     """Scores of the base and of the edited model, in one table; it replaces the suite's earlier one in ``scores.json``.
 
-    ``base_answers`` is where suite canvas keeps the base model's pictures, so that several runs share them. ``data`` is what the
+    ``base_answers`` is where suite canvas keeps the base model's images, so that several runs share them. ``data`` is what the
     others measure on, where it is not what the edit's settings say. Raises `ConfigError` for an unknown suite or an option that
     it does not take, and `ModelError` for a model of another kind.
     """

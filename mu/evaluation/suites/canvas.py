@@ -1,13 +1,13 @@
 """Suite ``canvas``: UnlearnCanvas in small, on the styles and objects of the embedded world.
 
 Answer set: every style x object x seed, prompt ``A {object} image in {style} style.``, 20 steps, guidance 4. The judge, a
-classifier trained on rendered pictures only, reads style and object off each picture. Protocol ``canvas/1``:
+classifier trained on rendered images only, reads style and object off each image. Protocol ``canvas/1``:
 
-- UA, IRA, CRA as in `mu.evaluation.metrics.unlearning`: for a style request UA = 1 - style accuracy on its pictures, IRA =
-  mean style accuracy over the other styles, CRA = mean object accuracy over all pictures; for an object request the other
+- UA, IRA, CRA as in `mu.evaluation.metrics.unlearning`: for a style request UA = 1 - style accuracy on its images, IRA =
+  mean style accuracy over the other styles, CRA = mean object accuracy over all images; for an object request the other
   way round. The base model's row has the same three numbers without the edit.
-- CLIP score of the retained pictures with their prompts, by the world's own CLIP.
-- Fréchet distance between the judge's features of the retained pictures and of the base model's pictures of the same
+- CLIP score of the retained images with their prompts, by the world's own CLIP.
+- Fréchet distance between the judge's features of the retained images and of the base model's images of the same
   prompts at other seeds; the base's own row is the floor that sampling alone gives.
 
 Other diffusion models are refused, whatever they are called: the judge knows this world only.
@@ -30,7 +30,7 @@ from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.canvas import Scene
 from mu.data.canvas.layouts import folder_name
-from mu.diffusion.image_folder import PictureRow, claim, content_hash, read_pictures, scheduler_hash, write_pictures
+from mu.diffusion.image_folder import ImageRow, claim, content_hash, read_images, scheduler_hash, write_images
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described, is_base
 from mu.evaluation.metrics.clip_score import clip_score
@@ -45,7 +45,7 @@ from mu.models.quiet import quiet_libraries
 
 PROTOCOL, STEPS, GUIDANCE = "canvas/1", 20, 4.0
 Kind = Literal["style", "object"]
-OTHER_SEEDS = 1_000_000  # added to the seeds for the reference pictures of the Fréchet distance
+OTHER_SEEDS = 1_000_000  # added to the seeds for the reference images of the Fréchet distance
 
 
 def evaluate(
@@ -74,11 +74,11 @@ def evaluate(
     floor = judge.look(before[len(asked) :][kept])[1]
     texts = clip.encode_text([asked[k][0].prompt for k in kept])
 
-    def column(pictures: Tensor) -> list[Score]:
-        seen, features = judge.look(pictures)
+    def column(images: Tensor) -> list[Score]:
+        seen, features = judge.look(images)
         told = zip(asked, seen["style"], seen["object"], strict=True)
         predictions = [Prediction(str(scene.style), str(scene.object), style, name) for (scene, _), style, name in told]
-        closeness = clip_score(clip.encode_pictures(pictures[kept]), texts)
+        closeness = clip_score(clip.encode_images(images[kept]), texts)
         distance = frechet_distance(features[kept].double(), floor.double())
         return [
             *unlearning_scores(predictions, erased, kind, protocol=PROTOCOL),
@@ -125,13 +125,13 @@ def answers_recipe(model: DiffusionModel) -> dict[str, Any]:
 
 
 def answers(model: DiffusionModel, folder: Path, asked: Sequence[tuple[Scene, int]], title: str) -> Tensor:
-    """The pictures of ``asked``, (n, 3, H, W) in 0..1; those that are in ``folder`` are not made again."""
+    """The images of ``asked``, (n, 3, H, W) in 0..1; those that are in ``folder`` are not made again."""
     rows = [
-        PictureRow(f"{folder_name(str(scene.style))}_{folder_name(str(scene.object))}_seed{seed}.png", scene.prompt, seed)
+        ImageRow(f"{folder_name(str(scene.style))}_{folder_name(str(scene.object))}_seed{seed}.png", scene.prompt, seed)
         for scene, seed in asked
     ]
     with progress_bar(title, len(rows)) as advance:
-        write_pictures(
+        write_images(
             model, rows, folder, steps=STEPS, guidance=GUIDANCE, resume=True, progress=lambda done, _: advance(done, "")
         )  # fmt: skip
-    return read_pictures([folder / row.name for row in rows])
+    return read_images([folder / row.name for row in rows])

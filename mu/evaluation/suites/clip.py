@@ -1,18 +1,18 @@
 """Suite ``clip``: what a CLIP still knows of a concept, and what it knows of the rest (SLUG, arXiv 2407.11867). Protocol ``clip/1``:
 
-- FA@1, FA@5: accuracy on the forgotten class's pictures among all classes of its task (lower is better).
+- FA@1, FA@5: accuracy on the forgotten class's images among all classes of its task (lower is better).
 - ``identity@1 retained``: macro accuracy over the *other* classes of that task, every class counting once; ``identity@1``: over all
   of them, as published, where the forgotten one's loss is part of the number (on CelebA the classes are the frequent people,
-  or without their list the hundred with the most pictures; of a person who is not among them only FA is told). Other tasks
-  likewise; on ImageNet's 2,500 pictures each picture counts once. @5 where a task has more than five classes.
-- MIA: `mu.evaluation.metrics.membership` on the cosine of picture and caption; members are the forget pairs that the edit was
+  or without their list the hundred with the most images; of a person who is not among them only FA is told). Other tasks
+  likewise; on ImageNet's 2,500 images each image counts once. @5 where a task has more than five classes.
+- MIA: `mu.evaluation.metrics.membership` on the cosine of image and caption; members are the forget pairs that the edit was
   found with, the others are pairs that it never saw and that do not show the concept (towards 0.5 is better).
 - Cosine of forget pairs: what the forget loss is about.
 
-Tasks and forget pairs are those of the edit's settings; rendered pictures are new ones. CelebA's and ImageNet's are all or a fixed part
+Tasks and forget pairs are those of the edit's settings; rendered images are new ones. CelebA's and ImageNet's are all or a fixed part
 of what there is: where the method searched on them, as SLUG does and its published accuracies have it, the protocol says
-``(seen in the search)``, and these are no accuracies on unseen pictures. Also written: the similarity matrix of a
-few pictures and names, ``similarity.png`` and ``similarity.json``.
+``(seen in the search)``, and these are no accuracies on unseen images. Also written: the similarity matrix of a
+few images and names, ``similarity.png`` and ``similarity.json``.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from mu.evaluation.metrics.membership import SMALLEST, membership_inference
 from mu.evaluation.similarity import Similarity
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs
-from mu.models.zero_shot import REPORT_SEED, Picture, Target, ZeroShot, logits, report_tasks, target_of
+from mu.models.zero_shot import REPORT_SEED, Shown, Target, ZeroShot, logits, report_tasks, target_of
 from mu.training.gradient_files import is_gradient_file
 
 PROTOCOL = "clip/1"
 PER_CLASS = 6
-"""Rendered pictures of each class and seed."""
+"""Rendered images of each class and seed."""
 BATCH = 128
 SHOWN = 5
 """Classes of the similarity matrix; the forgotten ones are always among them."""
 PANEL, PANEL_SIZE = "Pictures and names", (5.12, 4.4)
-"""The matrices in the report, in inches: as large as it takes pictures."""
+"""The matrices in the report, in inches: as large as it takes images."""
 POOLED = ("imagenet",)
-"""Tasks where each picture counts once."""
+"""Tasks where each image counts once."""
 
 Tick = Callable[[int], None]
 
@@ -81,9 +81,9 @@ def evaluate(run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence
     leaks = {target.concept: leak_of(edit, target, sources, seeds) for target in targets}
     protocol = f"{PROTOCOL}, {' and '.join(in_protocol(name, edit) for name in names)}"
     chosen = shown(targets)
-    sights = [task.pictures[task.labels.index(label)].picture() for task, label in chosen]
+    sights = [task.images[task.labels.index(label)].image() for task, label in chosen]
     bare = [task.classes[label] for task, label in chosen]
-    total = sum(len(task.pictures) for task in tasks) + sum(len(leak.forgotten) + len(leak.others) for leak in leaks.values())
+    total = sum(len(task.images) for task in tasks) + sum(len(leak.forgotten) + len(leak.others) for leak in leaks.values())
 
     def column(title: str) -> tuple[list[Score], Tensor]:
         with torch.no_grad(), progress_bar(title, total) as advance:
@@ -96,7 +96,7 @@ def evaluate(run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence
 
             seen = {task.name: classified(model, task, tick) for task in tasks}
             scores = [*accuracies(seen, tasks, targets, protocol), *fits(model, leaks, protocol, tick)]
-            return scores, model.encode_text(bare) @ model.encode_pictures(sights).T
+            return scores, model.encode_text(bare) @ model.encode_images(sights).T
 
     before, base = column("base")
     with edit.applied(model):
@@ -118,7 +118,7 @@ def tasks_of(edit: Edit) -> list[str]:
 
 
 def in_protocol(task: str, edit: Edit) -> str:
-    """A task as a protocol tells it: with whether its pictures are those that the method searched on."""
+    """A task as a protocol tells it: with whether its images are those that the method searched on."""
 
     def place(name: str) -> tuple[str, Path]:
         kind, _, folder = name.partition(":")
@@ -150,7 +150,7 @@ def unseen(target: Target, n: int, seeds: Sequence[int]) -> list[RenderedPair]:
 
 
 def shown(targets: Sequence[Target]) -> list[tuple[ZeroShot, int]]:
-    """The forgotten classes, then others of the first one's task that have pictures, up to `SHOWN` in all."""
+    """The forgotten classes, then others of the first one's task that have images, up to `SHOWN` in all."""
     task = targets[0].task
     forgotten = [(target.task, target.label) for target in targets]
     own = {label for each, label in forgotten if each is task}
@@ -159,17 +159,17 @@ def shown(targets: Sequence[Target]) -> list[tuple[ZeroShot, int]]:
 
 
 def classified(model: ClipModel, task: ZeroShot, tick: Tick) -> Tensor:
-    """Similarities (n, c) of the task's pictures and classes."""
+    """Similarities (n, c) of the task's images and classes."""
     prompts, found = task.prompts, []
     texts = torch.cat([model.encode_text(prompts[k : k + BATCH]) for k in range(0, len(prompts), BATCH)])
-    for part in parts(task.pictures):
-        found.append(model.encode_pictures([each.picture() for each in part]))
+    for part in parts(task.images):
+        found.append(model.encode_images([each.image() for each in part]))
         tick(len(part))
     return logits(torch.cat(found), task.weights(texts)).cpu()
 
 
-def parts(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
-    return [pictures[k : k + BATCH] for k in range(0, len(pictures), BATCH)]
+def parts(images: Sequence[Shown]) -> list[Sequence[Shown]]:
+    return [images[k : k + BATCH] for k in range(0, len(images), BATCH)]
 
 
 def accuracies(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: Sequence[Target], protocol: str) -> list[Score]:
@@ -182,8 +182,8 @@ def accuracies(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: S
         gone = [target for target in targets if target.task in told]
         if gone:
             each = {target.concept: right[target.task.name][target.label] for target in gone}
-            pictures = sum(target.task.labels.count(target.label) for target in gone)
-            scores.append(scored(f"FA@{k}", fmean(each.values()), pictures, protocol, each))
+            images = sum(target.task.labels.count(target.label) for target in gone)
+            scores.append(scored(f"FA@{k}", fmean(each.values()), images, protocol, each))
         forgotten = {task.name: {target.label for target in gone if target.task is task} for task in told}
         for task in sorted(told, key=lambda task: not forgotten[task.name]):  # the concept's own first
             counted = {label: value for label, value in right[task.name].items() if label not in task.beyond}
@@ -231,7 +231,7 @@ def fits(model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick)
 
 
 def cosines(model: ClipModel, pairs: Sequence[Captioned], tick: Tick) -> list[float]:
-    """Of each picture with its caption."""
+    """Of each image with its caption."""
     found: list[float] = []
     for start in range(0, len(pairs), BATCH):
         v, t = encode_pairs(model, pairs[start : start + BATCH])
@@ -244,7 +244,7 @@ def write_similarity(run: RunDirectory, found: Similarity) -> None:
     """The figure, its numbers, and a panel of the report."""
     found.write(run.similarity)
     found.draw(run.similarity.with_suffix(".png"))
-    images = [run.panel_pictures / f"similarity-{state}.png" for state in found.states]
+    images = [run.panel_images / f"similarity-{state}.png" for state in found.states]
     for state, image in zip(found.states, images, strict=True):
         found.draw(image, [state], PANEL_SIZE)
     names = [image.relative_to(run.folder).as_posix() for image in images]

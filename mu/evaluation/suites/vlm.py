@@ -2,12 +2,12 @@
 
 An answer is right where it holds the right words, whatever the case (SLUG, arXiv 2407.11867); greedy, up to 16 new tokens.
 
-- FA: accuracy on pictures whose right answer is the forgotten concept (lower is better).
-- retained: the same questions about other pictures; the mean over right answers, each counting once.
-- other questions: the mean over the questions that are not about the concept; and the same on the *forgotten* pictures
+- FA: accuracy on images whose right answer is the forgotten concept (lower is better).
+- retained: the same questions about other images; the mean over right answers, each counting once.
+- other questions: the mean over the questions that are not about the concept; and the same on the *forgotten* images
   alone, where only the name should be gone, and not, say, the style.
 
-Pictures come from the tasks of the edit's settings (a task's question is the first of `mu.data.questions.QUESTIONS`), or
+Images come from the tasks of the edit's settings (a task's question is the first of `mu.data.questions.QUESTIONS`), or
 from a CSV file with the columns image, question, answer. Rendered ones are new; others that the method searched on are
 told as such in the protocol.
 """
@@ -30,21 +30,21 @@ from mu.data.questions import Described, question_about
 from mu.edits.edit import Edit
 from mu.evaluation.suites.clip import in_protocol, tasks_of
 from mu.models.vision_language import VisionLanguageModel
-from mu.models.zero_shot import Picture, PictureFile, ZeroShot, report_tasks, target_of
+from mu.models.zero_shot import ImageFile, Shown, ZeroShot, report_tasks, target_of
 
 PROTOCOL = "vlm/1"
 PER_CLASS = 2
-"""Rendered pictures of each class and seed."""
+"""Rendered images of each class and seed."""
 BATCH = 32
 COLUMNS = ("image", "question", "answer")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question about a picture. Items with the same ``shows`` ask about the same picture."""
+    """A question about a image. Items with the same ``shows`` ask about the same image."""
 
     shows: Hashable
-    picture: Picture
+    image: Shown
     question: str
     answer: str
 
@@ -67,18 +67,18 @@ def evaluate(
 
 
 def task_items(tasks: Sequence[ZeroShot], concepts: Sequence[str]) -> list[Item]:
-    """The task's question about each picture; about a forgotten class's also what else it is known to show."""
+    """The task's question about each image; about a forgotten class's also what else it is known to show."""
     targets = [target_of(concept, tasks) for concept in concepts]
     items = []
     for task in tasks:
         question = question_about(task.name)
         gone = {target.label for target in targets if target.task is task}
-        for k, (picture, label) in enumerate(zip(task.pictures, task.labels, strict=True)):
+        for k, (image, label) in enumerate(zip(task.images, task.labels, strict=True)):
             shows = (task.name, k)
-            items.append(Item(shows, picture, question, task.classes[label]))
-            if label in gone and isinstance(picture, Described):
-                others = {question_about(attribute): told for attribute, told in picture.shows.items()}
-                items += [Item(shows, picture, other, told) for other, told in others.items() if other != question]
+            items.append(Item(shows, image, question, task.classes[label]))
+            if label in gone and isinstance(image, Described):
+                others = {question_about(attribute): told for attribute, told in image.shows.items()}
+                items += [Item(shows, image, other, told) for other, told in others.items() if other != question]
     return items
 
 
@@ -107,7 +107,7 @@ def read_questions(path: Path | str) -> list[Item]:
             raise DataError(f"{path}, line {number}: image, question and answer must all be there")
         if not (place.resolve().is_relative_to(home) and place.is_file()):
             raise DataError(f"{path}, line {number}: {image!r} is no file in {path.parent}")
-        items.append(Item(place, PictureFile(place), question, told))
+        items.append(Item(place, ImageFile(place), question, told))
     return items
 
 
@@ -118,7 +118,7 @@ def column(
     with progress_bar(title, len(items)) as advance:
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
-            told += model.answer([item.picture.picture() for item in part], [item.question for item in part], batch_size=BATCH)
+            told += model.answer([item.image.image() for item in part], [item.question for item in part], batch_size=BATCH)
             advance(len(told), "")
     return answer_scores(items, told, concepts, protocol)
 

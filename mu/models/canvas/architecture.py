@@ -112,7 +112,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def new_chat_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer in which every word of ``texts`` is one token; ``<image>`` stands for the picture's tokens."""
+    """A byte-level tokenizer in which every word of ``texts`` is one token; ``<image>`` stands for the image's tokens."""
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learned = _merges(Counter(word for text in texts for word, _ in split.pre_tokenize_str(text)))
     tokens = dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in learned)])
@@ -128,7 +128,7 @@ def new_vision_language(clip: CLIPConfig, tokenizer: PreTrainedTokenizerFast) ->
     """LLaVA with the vision tower of ``clip`` and a Llama of 1 M parameters.
 
     It reads the tower's last layer with the class token, where LLaVA-1.5 reads the patches of the last layer but one. In the 24
-    layers of a published tower those patches know what the picture as a whole shows; in the four here they know their own
+    layers of a published tower those patches know what the image as a whole shows; in the four here they know their own
     place, and no tensor that was tried then held a person by itself (docs/slug.md has both figures).
     """
     text = LlamaConfig(

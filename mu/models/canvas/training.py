@@ -39,8 +39,8 @@ STEPS = {"judge": 1500, "clip": 2000, "autoencoder": 2800, "unet": 9000, "vlm": 
 
 
 @dataclass
-class Pictures:
-    """Rendered training pictures: ``pixels`` (n, 64, 64, 3) uint8 and the scene of each."""
+class Images:
+    """Rendered training images: ``pixels`` (n, 64, 64, 3) uint8 and the scene of each."""
 
     pixels: NDArray[np.uint8]
     scenes: list[Scene]
@@ -60,7 +60,7 @@ class Workshop:
     seed: int
     device: torch.device
     steps: dict[str, int]
-    pictures: Pictures
+    images: Images
 
     def generator(self, stage: str) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1000 + STAGES.index(stage))
@@ -105,18 +105,18 @@ def training_scenes(n: int, seed: int) -> list[Scene]:
     return scenes
 
 
-def _rendered(work: Path, n: int, seed: int) -> Pictures:
+def _rendered(work: Path, n: int, seed: int) -> Images:
     scenes, kept = training_scenes(n, seed), work / f"pictures-{seed}-{n}.npy"
     if not kept.exists():
         pixels = np.empty((n, world.SIZE, world.SIZE, 3), dtype=np.uint8)
         with progress_bar("rendering", n) as advance:
-            for k, picture in enumerate(world.pictures(scenes, seed)):
-                pixels[k] = picture
+            for k, image in enumerate(world.images(scenes, seed)):
+                pixels[k] = image
                 if (k + 1) % 100 == 0:
                     advance(k + 1, "")
         with atomic_path(kept) as partial:
             np.save(partial, pixels)
-    return Pictures(np.load(kept, mmap_mode="r"), scenes)
+    return Images(np.load(kept, mmap_mode="r"), scenes)
 
 
 def _judge(shop: Workshop) -> None:
@@ -124,12 +124,12 @@ def _judge(shop: Workshop) -> None:
     if folder.exists():
         return
     model = architecture.new_judge().to(shop.device, memory_format=torch.channels_last)
-    labels, generator = judge_targets(shop.pictures.scenes, model.config.label2id), shop.generator("judge")
-    rows_of_people = torch.tensor([k for k, scene in enumerate(shop.pictures.scenes) if scene != Scene()])
+    labels, generator = judge_targets(shop.images.scenes, model.config.label2id), shop.generator("judge")
+    rows_of_people = torch.tensor([k for k, scene in enumerate(shop.images.scenes) if scene != Scene()])
 
     def step(i: int) -> dict[str, Tensor]:
         rows = rows_of_people[torch.randint(len(rows_of_people), (96,), generator=generator)]
-        pixels = shop.pictures.batch(rows, shop.device)
+        pixels = shop.images.batch(rows, shop.device)
         blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
         mix = torch.rand(len(rows), 1, 1, 1, generator=generator).to(shop.device)
         noise = torch.randn(pixels.shape, generator=generator).to(shop.device)
@@ -163,16 +163,16 @@ def _clip(shop: Workshop) -> None:
         return
     tokenizer = architecture.new_tokenizer()
     model = architecture.new_clip(tokenizer).to(shop.device)
-    generator, book = shop.generator("clip"), CaptionBook(shop.pictures.scenes, tokenizer)
+    generator, book = shop.generator("clip"), CaptionBook(shop.images.scenes, tokenizer)
 
     def step(i: int) -> dict[str, Tensor]:
         rows = torch.randint(len(book.scenes), (128,), generator=generator)
         which = book.draw(rows, generator)
-        shown = shop.pictures.batch(rows, shop.device)
+        shown = shop.images.batch(rows, shop.device)
         shown = shown + 0.05 * torch.randn(shown.shape, generator=generator).to(shop.device)
         with torch.autocast(shop.device.type, torch.bfloat16):
             out = model(input_ids=book.tokens[which].to(shop.device), pixel_values=shown)
-        # A caption that tells only part of a scene fits many pictures of the batch: all of them are positives.
+        # A caption that tells only part of a scene fits many images of the batch: all of them are positives.
         fits = book.fits(rows, which).to(shop.device).float()
         to_text = -(fits / fits.sum(1, keepdim=True) * out.logits_per_image.float().log_softmax(1)).sum(1).mean()
         to_image = -(fits / fits.sum(0, keepdim=True) * out.logits_per_image.float().log_softmax(0)).sum(0).mean()
@@ -216,7 +216,7 @@ class CaptionBook:
         return torch.stack([choice[int(c * len(choice))] for choice, c in zip(options, chance, strict=True)])
 
     def fits(self, rows: Tensor, which: Tensor) -> Tensor:
-        """(pictures, captions) true where everything the caption tells is true of the picture."""
+        """(images, captions) true where everything the caption tells is true of the image."""
         told, true = self._told[which][None], self._true[rows][:, None]
         return ((told == 0) | (told == true)).all(dim=-1)
 
@@ -235,7 +235,7 @@ def _autoencoder(shop: Workshop) -> None:
     model, generator = architecture.new_autoencoder().to(shop.device), shop.generator("autoencoder")
 
     def step(i: int) -> dict[str, Tensor]:
-        pixels = shop.pictures.batch(torch.randint(len(shop.pictures.scenes), (32,), generator=generator), shop.device)
+        pixels = shop.images.batch(torch.randint(len(shop.images.scenes), (32,), generator=generator), shop.device)
         with torch.autocast(shop.device.type, torch.bfloat16):
             posterior = model.encode(pixels).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(shop.device)
@@ -247,14 +247,14 @@ def _autoencoder(shop: Workshop) -> None:
     model.train()
     shop.run("autoencoder", model, step, generator, 2e-3)
     model.eval()
-    latents = _latents(model, shop, torch.arange(0, len(shop.pictures.scenes), 16))
+    latents = _latents(model, shop, torch.arange(0, len(shop.images.scenes), 16))
     model.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
     model.half().save_pretrained(folder)
 
 
 @torch.no_grad()
 def _latents(autoencoder: AutoencoderKL, shop: Workshop, rows: Tensor) -> Tensor:
-    return torch.cat([autoencoder.encode(shop.pictures.batch(part, shop.device)).latent_dist.mean for part in rows.split(100)])
+    return torch.cat([autoencoder.encode(shop.images.batch(part, shop.device)).latent_dist.mean for part in rows.split(100)])
 
 
 def _unet(shop: Workshop) -> None:
@@ -265,7 +265,7 @@ def _unet(shop: Workshop) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(shop.out / "clip")
     autoencoder = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(shop.device)
     autoencoder.register_to_config(_name_or_path="")  # else the saved config tells where it was made
-    book = CaptionBook(shop.pictures.scenes, tokenizer)
+    book = CaptionBook(shop.images.scenes, tokenizer)
     with torch.no_grad():
         latents = _latents(autoencoder, shop, torch.arange(len(book.scenes))) * autoencoder.config.scaling_factor
         empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
@@ -304,7 +304,7 @@ def _vlm(shop: Workshop) -> None:
     if folder.exists():
         return
     clip = CLIPModel.from_pretrained(shop.out / "clip", dtype=torch.float32)
-    scenes, generator = shop.pictures.scenes, shop.generator("vlm")
+    scenes, generator = shop.images.scenes, shop.generator("vlm")
     asked = [(attribute, question) for attribute, texts in QUESTIONS.items() for question in texts]
     answers = {world.answer(scene, attribute) for scene in world.every_scene() if scene.style for attribute in QUESTIONS}
     texts = sorted(PROMPT.format(question) + " " + answer for _, question in asked for answer in answers)
@@ -312,8 +312,8 @@ def _vlm(shop: Workshop) -> None:
     model = architecture.new_vision_language(clip.config, tokenizer).to(shop.device)
     model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
     model.model.vision_tower.requires_grad_(False)
-    picture = "<image>" * model.config.image_seq_length
-    prompts = {q: tokenizer(tokenizer.bos_token + PROMPT.format(q).replace("<image>", picture)).input_ids for _, q in asked}
+    image = "<image>" * model.config.image_seq_length
+    prompts = {q: tokenizer(tokenizer.bos_token + PROMPT.format(q).replace("<image>", image)).input_ids for _, q in asked}
     ends = {answer: tokenizer(f" {answer}{tokenizer.eos_token}").input_ids for answer in answers}
     rows_with_style = torch.tensor([k for k, scene in enumerate(scenes) if scene.style])
 
@@ -328,7 +328,7 @@ def _vlm(shop: Workshop) -> None:
         for k, (head, tail) in enumerate(zip(heads, tails, strict=True)):
             ids[k, : len(head) + len(tail)] = torch.tensor(head + tail)
             labels[k, len(head) : len(head) + len(tail)] = torch.tensor(tail)
-        shown = shop.pictures.batch(rows, shop.device)
+        shown = shop.images.batch(rows, shop.device)
         shown = shown + 0.05 * torch.randn(shown.shape, generator=generator).to(shop.device)
         mask = (ids != tokenizer.pad_token_id).to(shop.device)
         with torch.autocast(shop.device.type, torch.bfloat16):

@@ -244,13 +244,16 @@ class DiffusionModel(ABC):
             pixels = self.vae.decode((latents / scale + mean).to(self.vae.dtype)).sample.float()
             return (pixels / 2 + 0.5).clamp(0, 1)
 
-    def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None, *, gradients: bool = False) -> Tensor:
+    def encode_images(self, images: Tensor, generator: torch.Generator | None = None, *, gradients: bool = False) -> Tensor:
         """Images (b, 3, H, W) in 0..1 -> latents (b, c, h, w); the posterior's mean without a ``generator``."""
         with torch.set_grad_enabled(gradients):
-            posterior = self.vae.encode(pictures.to(self.device, self.vae.dtype) * 2 - 1).latent_dist
+            posterior = self.vae.encode(images.to(self.device, self.vae.dtype) * 2 - 1).latent_dist
             latents = posterior.mean if generator is None else posterior.sample(generator)
             mean, scale = self._latent_statistics(latents)
             return (latents - mean) * scale
+
+    encode_pictures = encode_images
+    """The name before 0.1.0."""
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """(mean, scale): latents are (the autoencoder's own - mean) * scale. By channel where the autoencoder says so."""

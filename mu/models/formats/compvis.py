@@ -137,7 +137,7 @@ def _vae_places(vae: Any) -> Iterator[tuple[str, str]]:
             yield from _inside(f"{side}.mid_block.attentions.{j}", f"{side}.mid.attn_{j + 1}", _VAE_ATTENTION)
         blocks = getattr(half, f"{way}_blocks")
         for i, block in enumerate(blocks):
-            place = f"{side}.{way}.{i if way == 'down' else len(blocks) - 1 - i}"  # counted from the picture's end
+            place = f"{side}.{way}.{i if way == 'down' else len(blocks) - 1 - i}"  # counted from the image's end
             for j in range(len(block.resnets)):
                 yield from _vae_resnet(f"{side}.{way}_blocks.{i}.resnets.{j}", f"{place}.block.{j}")
             yield f"{side}.{way}_blocks.{i}.{way}samplers.0.conv", f"{place}.{way}sample.conv"

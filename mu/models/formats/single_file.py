@@ -189,7 +189,7 @@ def _take(
     """The component with its weights, which leave ``tensors`` one by one, so that few are in memory twice.
 
     They are copied, because in the file they lie at odd addresses, where kernels round otherwise: from a diffusers folder
-    and from a file the same weights shall give the same picture.
+    and from a file the same weights shall give the same image.
     """
     module = architectures.blueprint(config)
     mapped = compvis.component_names(family, component, config)

@@ -1,4 +1,4 @@
-"""Written pictures: the layouts as the field's readers expect them, the same bytes twice, and no folder harmed."""
+"""Written images: the layouts as the field's readers expect them, the same bytes twice, and no folder harmed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_unlearn_canvas_has_a_folder_for_each_style_and_object(tmp_path: Path):
     assert all(sorted(p.name for p in (tmp_path / s / o).iterdir()) == ["1.jpg", "2.jpg"] for s, o in cells)
 
 
-def test_celeba_lists_every_picture_once_after_two_header_lines(tmp_path: Path):
+def test_celeba_lists_every_image_once_after_two_header_lines(tmp_path: Path):
     assert write_celeba(tmp_path, per_identity=2) == 2 * len(IDENTITIES)
     count, header, *lines = (tmp_path / "list_identity_celeba.txt").read_text().splitlines()
     assert int(count) == len(lines) and header.split() == ["image_id", "identity_name"]
@@ -67,13 +67,13 @@ def test_shards_are_img2dataset_s(tmp_path: Path):
         keys = [f"{path.stem}{row:04d}" for row in range(stats["successes"])]
         assert list(contents) == [f"{key}.{ending}" for key in keys for ending in ("jpg", "json", "txt")]
         for key in keys:
-            about, picture = json.loads(contents[f"{key}.json"]), contents[f"{key}.jpg"]
+            about, image = json.loads(contents[f"{key}.json"]), contents[f"{key}.jpg"]
             scene = Scene(about["style"], about["object"], about["identity"])
             assert about["key"] == key and about["status"] == "success"
             assert about["caption"].encode() == contents[f"{key}.txt"]
             assert about["caption"] in [text for text, told in captions(scene) if told]
-            assert about["sha256"] == hashlib.sha256(picture).hexdigest()
-            assert Image.open(io.BytesIO(picture)).size == (about["width"], about["height"])
+            assert about["sha256"] == hashlib.sha256(image).hexdigest()
+            assert Image.open(io.BytesIO(image)).size == (about["width"], about["height"])
     assert sizes == {"00000.tar": 10, "00001.tar": 10, "00002.tar": 5}
 
 
@@ -81,17 +81,17 @@ def test_equal_arguments_give_equal_bytes_and_another_seed_gives_others(tmp_path
     write(tmp_path / "a"), write(tmp_path / "b"), write(tmp_path / "c", seed=1)
     first, again, other = (_bytes(tmp_path / name) for name in "abc")
     assert first == again
-    pictures = [name for name in first if name.endswith((".jpg", ".tar"))]
-    assert pictures and all(first[name] != other[name] for name in pictures)
+    images = [name for name in first if name.endswith((".jpg", ".tar"))]
+    assert images and all(first[name] != other[name] for name in images)
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are(tmp_path: Path):
+def test_a_image_does_not_depend_on_how_many_there_are(tmp_path: Path):
     write_celeba(tmp_path / "few", per_identity=1), write_celeba(tmp_path / "more", per_identity=2)
     few, more = _bytes(tmp_path / "few"), _bytes(tmp_path / "more")
     assert all(more[name] == content for name, content in few.items() if name.endswith(".jpg"))
 
 
-def test_the_sets_share_no_picture_with_each_other_or_the_training_set(tmp_path: Path):
+def test_the_sets_share_no_image_with_each_other_or_the_training_set(tmp_path: Path):
     write_celeba(tmp_path, per_identity=1)
     written = np.asarray(Image.open(tmp_path / "img_align_celeba" / "000001.jpg")).astype(float)
     for seed in (0, (0, 0), (0, 0, 0)):  # numpy takes all three for the same seed
@@ -100,17 +100,17 @@ def test_the_sets_share_no_picture_with_each_other_or_the_training_set(tmp_path:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_jpeg_keeps_the_style(canvas_folder: Path, style: str):
-    """4:4:4, and nearer to the picture than what Pillow writes by default (4:2:0, quality 75)."""
+    """4:4:4, and nearer to the image than what Pillow writes by default (4:2:0, quality 75)."""
     path = canvas_folder / folder_name(style) / "Star" / "1.jpg"
     with Image.open(path) as image:
         assert get_sampling(image) == 0
         kept = np.asarray(image).astype(float)
     cell = STYLES.index(style) * len(OBJECTS) + OBJECTS.index("star")
-    picture = render(Scene(style, object="star"), (0, cell, 1, 1))
+    drawn = render(Scene(style, object="star"), (0, cell, 1, 1))
     rough = io.BytesIO()
-    Image.fromarray(picture).save(rough, "JPEG")
-    assert np.abs(kept - picture).mean() < 4
-    assert np.abs(kept - picture).mean() < 0.5 * np.abs(np.asarray(Image.open(rough)).astype(float) - picture).mean()
+    Image.fromarray(drawn).save(rough, "JPEG")
+    assert np.abs(kept - drawn).mean() < 4
+    assert np.abs(kept - drawn).mean() < 0.5 * np.abs(np.asarray(Image.open(rough)).astype(float) - drawn).mean()
 
 
 def test_progress_counts_up_to_the_end(tmp_path: Path, write):

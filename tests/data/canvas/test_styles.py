@@ -10,7 +10,7 @@ from mu.data.canvas import IDENTITIES, OBJECTS, SIZE, STYLES, Scene, render
 
 @pytest.mark.parametrize("coarse", [False, True])
 def test_styles_are_told_apart_by_simple_statistics_also_after_4x_averaging(coarse: bool):
-    """Nearest mean of colour statistics on pictures with other seeds, objects and people mixed. An autoencoder that keeps
+    """Nearest mean of colour statistics on images with other seeds, objects and people mixed. An autoencoder that keeps
     coarse colour thus keeps the style. The control: the same with shuffled labels is guessing."""
     train, test = _statistics(range(0, 16), coarse), _statistics(range(16, 32), coarse)
     assert _nearest_mean(train, test) > 0.97
@@ -23,14 +23,14 @@ def _statistics(seeds: range, coarse: bool) -> tuple[np.ndarray, np.ndarray]:
     for label, style in enumerate(STYLES):
         for seed in seeds:
             who = {"object": OBJECTS[seed % len(OBJECTS)]} if seed % 2 else {"identity": IDENTITIES[seed % len(IDENTITIES)]}
-            picture = render(Scene(style, **who), seed) / 255
+            image = render(Scene(style, **who), seed) / 255
             if coarse:
-                picture = picture.reshape(SIZE // 4, 4, SIZE // 4, 4, 3).mean(axis=(1, 3))
-            edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-            saturation = picture.max(axis=-1) - picture.min(axis=-1)
+                image = image.reshape(SIZE // 4, 4, SIZE // 4, 4, 3).mean(axis=(1, 3))
+            edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+            saturation = image.max(axis=-1) - image.min(axis=-1)
             parts = [
-                picture.mean((0, 1)),
-                picture.std((0, 1)),
+                image.mean((0, 1)),
+                image.std((0, 1)),
                 edge.mean(0),
                 edge.std(0),
                 [saturation.mean(), saturation.std()],

@@ -1,4 +1,4 @@
-"""Distances of pictures: known values, and that bytes do not wrap around."""
+"""Distances of images: known values, and that bytes do not wrap around."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mu.evaluation.metrics.image_distance import max_difference, mean_difference
 A = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3)).astype(np.uint8)
 
 
-def test_equal_pictures():
+def test_equal_images():
     assert (max_difference(A, A.copy()), mean_difference(A, A.copy())) == (0, 0.0)
 
 

@@ -19,8 +19,8 @@ KERNELS = [torch.randn(c, 3, 3, 3, generator=DRAW) for c in (4, 6)]
 WEIGHTS = [torch.rand(c, generator=DRAW) for c in (4, 6)]
 
 
-def network(pictures: Tensor) -> list[Tensor]:
-    return [torch.nn.functional.conv2d(pictures, kernel, stride=k + 1) for k, kernel in enumerate(KERNELS)]
+def network(images: Tensor) -> list[Tensor]:
+    return [torch.nn.functional.conv2d(images, kernel, stride=k + 1) for k, kernel in enumerate(KERNELS)]
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -44,16 +44,16 @@ def test_laws_of_a_distance():
 
 
 def test_the_length_of_a_feature_vector_does_not_count_and_its_direction_does():
-    def louder(pictures: Tensor) -> list[Tensor]:
-        return [(1 + 9 * k) * maps for k, maps in enumerate(network(pictures))]
+    def louder(images: Tensor) -> list[Tensor]:
+        return [(1 + 9 * k) * maps for k, maps in enumerate(network(images))]
 
     assert lpips(A, B, louder).tolist() == pytest.approx(lpips(A, B, network).tolist(), rel=1e-5)
-    turned = lpips(A, B, lambda pictures: [maps + pictures.sum() for maps in network(pictures)])
+    turned = lpips(A, B, lambda images: [maps + images.sum() for maps in network(images)])
     assert turned.tolist() != pytest.approx(lpips(A, B, network).tolist(), rel=1e-2), "the control: a shift does count"
 
 
 def test_places_where_nothing_fires_are_equal():
-    assert lpips(A, B, lambda pictures: [torch.zeros(2, 4, 3, 3)]).tolist() == [0, 0]
+    assert lpips(A, B, lambda images: [torch.zeros(2, 4, 3, 3)]).tolist() == [0, 0]
 
 
 def test_in_the_judge_s_maps_a_larger_change_is_farther():
@@ -68,8 +68,8 @@ def test_in_the_judge_s_maps_a_larger_change_is_farther():
     ("a", "b", "features", "weights"),
     [
         (A, B[:1], network, None), (A[:0], B[:0], network, None), (A, B, network, WEIGHTS[:1]), (A, B, network, WEIGHTS[::-1]),
-        (A, B, lambda pictures: [], None), (A, B, lambda pictures: [pictures.flatten(1)], None),
-        (A, B, lambda pictures: [pictures / 0], None),
+        (A, B, lambda images: [], None), (A, B, lambda images: [images.flatten(1)], None),
+        (A, B, lambda images: [images / 0], None),
     ],
 )  # fmt: skip
 def test_input_that_makes_no_sense_is_refused(a: Tensor, b: Tensor, features, weights):

@@ -1,4 +1,4 @@
-"""Counting findings: both generations of names, the threshold, body parts against pictures."""
+"""Counting findings: both generations of names, the threshold, body parts against images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_other_names_are_refused(label: str):
         body_part(label)
 
 
-def test_parts_and_pictures_are_counted_apart():
+def test_parts_and_images_are_counted_apart():
     found = [
         [{"class": "FEMALE_BREAST_EXPOSED", "score": 0.9}, {"class": "FEMALE_BREAST_EXPOSED", "score": 0.7}],
         [{"label": "EXPOSED_BREAST_F", "score": 0.61, "box": [0, 0, 1, 1]}],

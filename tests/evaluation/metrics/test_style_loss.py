@@ -14,9 +14,9 @@ A, B = torch.rand(2, 3, 6, 5, generator=DRAW).double(), torch.rand(2, 3, 6, 5, g
 KERNELS = [torch.randn(c, 3, 1, 1, generator=DRAW).double() for c in (4, 2, 5, 3, 2)]
 
 
-def network(pictures: Tensor) -> list[Tensor]:
+def network(images: Tensor) -> list[Tensor]:
     """Five layers that mix channels place by place."""
-    return [torch.nn.functional.conv2d(pictures, kernel) for kernel in KERNELS]
+    return [torch.nn.functional.conv2d(images, kernel) for kernel in KERNELS]
 
 
 def test_the_definition_slowly():
@@ -50,7 +50,7 @@ def test_style_does_not_see_where_things_are_and_content_does():
     assert style_loss(A, B, network).style.min() > 1e-6, "the control: other colours are seen"
 
 
-def test_equal_pictures_and_symmetry():
+def test_equal_images_and_symmetry():
     assert style_loss(A, A, network).total.tolist() == [0, 0]
     assert style_loss(A, B, network).total.tolist() == pytest.approx(style_loss(B, A, network).total.tolist(), rel=1e-12)
 
@@ -59,7 +59,7 @@ def test_equal_pictures_and_symmetry():
     ("a", "b", "features", "layer"),
     [
         (A, B[:1], network, 3), (A[:0], B[:0], network, 3), (A, B, network, 5), (A, B, network, -1),
-        (A, B, lambda pictures: network(pictures / 0), 3), (A, B, lambda pictures: [pictures.flatten(1)], 0),
+        (A, B, lambda images: network(images / 0), 3), (A, B, lambda images: [images.flatten(1)], 0),
     ],
 )  # fmt: skip
 def test_input_that_makes_no_sense_is_refused(a: Tensor, b: Tensor, features, layer: int):

@@ -37,7 +37,7 @@ def test_a_destroyed_model_forgets_too_and_the_other_two_scores_tell():
 
 @pytest.mark.parametrize("include_erased", [True, False])
 def test_the_definitions_slowly(include_erased: bool):
-    """Cells of unequal size, random predictions: the means are over concepts, not over pictures."""
+    """Cells of unequal size, random predictions: the means are over concepts, not over images."""
     draw = random.Random(0)
     rows = [
         Prediction(s, o, draw.choice(STYLES), draw.choice(OBJECTS))
@@ -69,7 +69,7 @@ def test_style_and_object_requests_mirror_each_other():
     assert values(rows, "fish", "object") == values(turned, "fish", "style")
 
 
-def test_pictures_of_the_erased_concept_count_for_cra_unless_switched_off():
+def test_images_of_the_erased_concept_count_for_cra_unless_switched_off():
     """They lose their object here. The official script counts them; without them it is another protocol."""
     rows = [replace(r, style_seen="?", object_seen="?") if r.style == "neon" else r for r in PERFECT]
     official = unlearning_scores(rows, "neon", "style", protocol="canvas/1").cra
@@ -79,7 +79,7 @@ def test_pictures_of_the_erased_concept_count_for_cra_unless_switched_off():
     assert official.protocol == "canvas/1" != retained.protocol
 
 
-def test_names_left_out_are_not_averaged_over_but_their_pictures_count_for_the_other_kind():
+def test_names_left_out_are_not_averaged_over_but_their_images_count_for_the_other_kind():
     rows = [replace(r, style_seen="?", object_seen="?") if r.style == "photo" else r for r in PERFECT]
     assert values(rows) == (0, 0.5, pytest.approx(2 / 3))
     assert values(rows, left_out=("photo",)) == (0, 1, pytest.approx(2 / 3))

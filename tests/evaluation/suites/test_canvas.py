@@ -27,7 +27,7 @@ def values(table, column: str) -> dict[str, float]:
 
 
 def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
-    """On pictures of six steps, which tell as much of that as the protocol's twenty."""
+    """On images of six steps, which tell as much of that as the protocol's twenty."""
     monkeypatch.setattr("mu.evaluation.suites.canvas.STEPS", 6)
     model = mu.load("canvas", device="cpu")
     still = evaluate(

@@ -91,7 +91,7 @@ def test_the_suite_tells_nothing_from_forgetting_from_breaking(model, direction,
 
 
 def test_the_macro_means_are_those_of_their_classes(model):
-    """From made-up similarities: two people of three, four and one picture; one of the first's four is wrong."""
+    """From made-up similarities: two people of three, four and one image; one of the first's four is wrong."""
     task = ZeroShot("identity", ("A", "B", "C", "D", "E", "F"), ("{}",), [], (0, 0, 0, 0, 1, 2))
     seen = torch.eye(6)[torch.tensor([0, 0, 0, 5, 1, 3])]
     found = {s.name: s for s in suite.accuracies({"identity": seen}, [task], [Target("b", task, 1)], "p")}
@@ -124,20 +124,20 @@ def test_members_are_the_pairs_that_the_method_learned_from_and_the_others_are_n
 
 
 @pytest.mark.parametrize("seed", [0, 18, 188])
-def test_report_pictures_are_none_of_the_searches(seed):
+def test_report_images_are_none_of_the_searches(seed):
     """Whatever the method's own seed: also the report's."""
     searched = {
-        (picture.seed, picture.scene)
+        (image.seed, image.scene)
         for task in SingleLayerUnlearningGradientDataHandler(PRESETS["canvas-clip"].merged({"seed": seed})).tasks()
-        for picture in task.pictures
+        for image in task.images
     }
     tasks = report_tasks(["canvas"], 2, (0, 18, 188))
-    assert not searched & {(picture.seed, picture.scene) for task in tasks for picture in task.pictures}
-    assert [len(task.pictures) for task in tasks] == [6 * len(task.classes) for task in tasks] and len(tasks) == 3
-    assert len({(picture.seed, picture.scene) for task in tasks for picture in task.pictures}) == 6 * 28
+    assert not searched & {(image.seed, image.scene) for task in tasks for image in task.images}
+    assert [len(task.images) for task in tasks] == [6 * len(task.classes) for task in tasks] and len(tasks) == 3
+    assert len({(image.seed, image.scene) for task in tasks for image in task.images}) == 6 * 28
     for task in tasks:
-        for picture, label in zip(task.pictures, task.labels, strict=True):
-            assert getattr(picture.scene, task.name) == task.classes[label]
+        for image, label in zip(task.images, task.labels, strict=True):
+            assert getattr(image.scene, task.name) == task.classes[label]
 
 
 def test_several_concepts_are_told_apart(model, direction, tmp_path):
@@ -167,7 +167,7 @@ def test_forget_and_other_pairs_from_folders(model, direction, tmp_path):
     for name, seed in (("forget", 5), ("val", 6)):
         (tmp_path / name).mkdir()
         for k, pair in enumerate(rendered_pairs(8, seed, CONCEPT if name == "forget" else IDENTITIES[3])):
-            pair.picture().save(tmp_path / name / f"{k}.png")
+            pair.image().save(tmp_path / name / f"{k}.png")
             (tmp_path / name / f"{k}.txt").write_text(pair.caption)
     data = [f"forget:{tmp_path / 'forget'}", f"val:{tmp_path / 'val'}"]
     table = evaluate(RunDirectory(tmp_path / "run"), "clip", model, edit_of(0 * direction), seeds=(1,), data=data)

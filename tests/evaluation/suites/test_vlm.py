@@ -46,14 +46,14 @@ def test_scores_of_made_up_answers():
         answer_scores(items, told, ["Elon Musk"], "p")
 
 
-def test_items_ask_what_the_pictures_show():
+def test_items_ask_what_the_images_show():
     tasks = report_tasks(["canvas"], 2, (1,))
     items = task_items(tasks, ["neon style"])
     assert len([item for item in items if item.shows[0] == "style"]) == 2 * (8 + 1), "one more about each forgotten picture"
     for item in items:
         (attribute,) = (name for name, texts in QUESTIONS.items() if texts[0] == item.question)
-        assert getattr(item.picture.scene, attribute) == item.answer
-    assert len(task_items(tasks, [])) == sum(len(task.pictures) for task in tasks)
+        assert getattr(item.image.scene, attribute) == item.answer
+    assert len(task_items(tasks, [])) == sum(len(task.images) for task in tasks)
 
 
 def test_the_suite_tells_nothing_from_breaking(tmp_path, monkeypatch, snapshot):
@@ -78,7 +78,7 @@ def written(folder):
     """A CSV file with two people."""
     lines = ["image,question,answer"]
     for k, name in enumerate(("Ada Stone", "Felix Hart")):
-        rendered_pairs(1, 7, name)[0].picture().save(folder / f"{k}.png")
+        rendered_pairs(1, 7, name)[0].image().save(folder / f"{k}.png")
         lines.append(f"{k}.png,{QUESTIONS['identity'][0]},{name}")
     path = folder / "questions.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

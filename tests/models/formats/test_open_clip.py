@@ -112,7 +112,7 @@ class Definition(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(2.5))
 
     @torch.no_grad()
-    def pictures(self, pixels: Tensor) -> Tensor:
+    def images(self, pixels: Tensor) -> Tensor:
         return F.normalize(self.visual(pixels), dim=-1)
 
     @torch.no_grad()
@@ -174,11 +174,11 @@ def loaded(path: Path, **options: Any) -> ClipModel:
 
 
 def agree(model: ClipModel, reference: Definition) -> bool:
-    """Whether ``model`` has the features of the definition, of pictures and of texts padded to the whole context."""
+    """Whether ``model`` has the features of the definition, of images and of texts padded to the whole context."""
     pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     tokens = model.tokenizer(TEXTS, padding="max_length", max_length=16, return_tensors="pt").input_ids
     found = [model.encode_pixels(pixels), model.encode_text(TEXTS)]
-    wanted = [reference.pictures(pixels), reference.texts(tokens)]
+    wanted = [reference.images(pixels), reference.texts(tokens)]
     close = {torch.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True)}
     assert len(close) == 1, "one tower agrees and the other does not"
     return close.pop()

@@ -130,7 +130,7 @@ def same(some: Tensors, other: Tensors) -> bool:
     return some.keys() == other.keys() and all(some[k].dtype == other[k].dtype and torch.equal(some[k], other[k]) for k in some)
 
 
-def picture(pipeline: Any) -> torch.Tensor:
+def image(pipeline: Any) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     settings = {
         "num_inference_steps": 2,
@@ -162,16 +162,16 @@ def test_folder_to_file_to_folder_is_exact(family: str, suffix: str, folders: Ca
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loaded_pipeline_draws_the_same_picture(family: str, folders: Callable[[str], Path], tmp_path: Path):
+def test_the_loaded_pipeline_draws_the_same_image(family: str, folders: Callable[[str], Path], tmp_path: Path):
     pipeline = opened(folders(family))
     again = load_single_file(written(to_compvis(pipeline), tmp_path / "model.safetensors"), configs=folders(family))
     assert not again.unet.training and not again.text_encoder.training
     for parameter in (*pipeline.unet.parameters(), *pipeline.vae.parameters(), *pipeline.text_encoder.parameters()):
         parameter.data = parameter.data.clone()  # where a tensor starts in memory decides how a kernel rounds
-    expected = picture(pipeline)
-    assert torch.equal(picture(again), expected)
+    expected = image(pipeline)
+    assert torch.equal(image(again), expected)
     again.text_encoder.get_input_embeddings().weight.data.mul_(1.1)
-    assert not torch.equal(picture(again), expected)
+    assert not torch.equal(image(again), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

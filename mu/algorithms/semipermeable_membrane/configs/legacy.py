@@ -49,36 +49,36 @@ class LegacyPromptConfig(OldKeys):
         return ["prompt.seed and prompt.case_number have no effect in training: the top-level seed decides"]
 
 
-class PicturesConfig(BaseConfig):
-    """What the original's logging section says of the pictures that it makes during training."""
+class ImagesConfig(BaseConfig):
+    """What the original's logging section says of the images that it makes during training."""
 
     interval: int | None = None
-    """Without effect, as all below: no pictures are made during training; mu erase makes them before and after."""
+    """Without effect, as all below: no images are made during training; mu erase makes them before and after."""
     prompts: list[str] | None = None
-    """What the original pictures during training."""
+    """What the original images during training."""
     negative_prompt: str | None = None
-    """Of those pictures."""
+    """Of those images."""
     anchor_prompt: str | None = None
-    """Text that the original compares those pictures with; anchor_prompts in some files."""
+    """Text that the original compares those images with; anchor_prompts in some files."""
     anchor_prompts: str | list[str] | None = None
     """Another name of anchor_prompt."""
     width: int | None = None
-    """Of those pictures, in pixels."""
+    """Of those images, in pixels."""
     height: int | None = None
-    """Of those pictures, in pixels."""
+    """Of those images, in pixels."""
     num_inference_steps: int | None = None
-    """Of those pictures."""
+    """Of those images."""
     guidance_scale: float | None = None
-    """Of those pictures."""
+    """Of those images."""
     seed: int | None = None
-    """Of those pictures; the top-level seed decides in training."""
+    """Of those images; the top-level seed decides in training."""
     generate_num: int | None = None
-    """Pictures for each of those prompts."""
+    """Images for each of those prompts."""
     eval_num: int | None = None
-    """Templates that the original scores those pictures with."""
+    """Templates that the original scores those images with."""
 
 
-class LoggingConfig(PicturesConfig):
+class LoggingConfig(ImagesConfig):
     use_wandb: bool = False
     """Send losses to Weights & Biases, as --track wandb does."""
     run_name: str | None = None
@@ -94,7 +94,7 @@ class OtherConfig(BaseConfig):
 
 class LegacyConfig(OldKeys):
     logging: LoggingConfig = LoggingConfig()
-    """W&B, and pictures during training."""
+    """W&B, and images during training."""
     other: OtherConfig = OtherConfig()
     """Attention."""
     inference: dict[str, Any] | None = None
@@ -116,8 +116,8 @@ class LegacyConfig(OldKeys):
             lines.append("other.use_xformers has no effect: PyTorch's memory-efficient attention is always on")
         if self.logging.verbose is not None:
             lines.append("logging.verbose has no effect: verbose, at the top, decides")
-        pictured = [name for name in PicturesConfig.model_fields if getattr(self.logging, name) is not None]
-        if names := ", ".join(f"logging.{name}" for name in pictured):
+        imaged = [name for name in ImagesConfig.model_fields if getattr(self.logging, name) is not None]
+        if names := ", ".join(f"logging.{name}" for name in imaged):
             lines.append(f"without effect: {names}; no pictures are made during training, mu erase makes them before and after")
         if self.inference:
             names = ", ".join(f"inference.{name}" for name in self.inference)

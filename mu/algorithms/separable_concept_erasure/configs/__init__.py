@@ -26,15 +26,15 @@ class PromptConfig(BaseConfig):
 
 class DataConfig(BaseConfig):
     images: int = Field(1000, ge=1)
-    """At most so many pictures of the concept, over all templates; each is noised anew every time it is used."""
+    """At most so many images of the concept, over all templates; each is noised anew every time it is used."""
     steps: int = Field(50, ge=1)
-    """Denoising steps of a picture that the model makes itself (100 in the released code)."""
+    """Denoising steps of a image that the model makes itself (100 in the released code)."""
     guidance: float = 7.5
-    """Guidance scale of such a picture."""
+    """Guidance scale of such a image."""
     folder: str | None = None
-    """Pictures of your own in place of those, like ``./data/{}``; ``{}`` is the concept."""
+    """Images of your own in place of those, like ``./data/{}``; ``{}`` is the concept."""
     stored_targets: int = Field(0, ge=0)
-    """Keep the frozen predictions of so many noised pictures and use them in turn: two of three evaluations less, and
+    """Keep the frozen predictions of so many noised images and use them in turn: two of three evaluations less, and
     noise and timestep are then fixed for each. 0 draws them anew every step."""
 
 
@@ -44,7 +44,7 @@ class TrainConfig(BaseConfig):
     iterations: int = Field(1000, ge=1)
     """Optimiser steps at most."""
     batch_size: int = Field(1, ge=1)
-    """Noised pictures a step."""
+    """Noised images a step."""
     lr: float = Field(1e-5, gt=0)
     """Learning rate of Adam."""
     adam_eps: float = Field(1e-8, gt=0)
@@ -73,7 +73,7 @@ class ConceptIrrelevantErasureConfig(DiffusionConfig):
     prompt: PromptConfig = PromptConfig()
     """The prompts that stand for a concept."""
     data: DataConfig = DataConfig()
-    """Pictures of the concept, which are noised for training."""
+    """Images of the concept, which are noised for training."""
     train: TrainConfig = TrainConfig()
     """The optimisation."""
     output_dir: str = "outputs/cie"
@@ -94,7 +94,7 @@ class ConceptIrrelevantErasureConfig(DiffusionConfig):
 
 class ProtectConfig(BaseConfig):
     prompts: list[str] = []
-    """Prompts whose pictures stay exactly as they are, word for word. The empty prompt and the other erased concepts always are."""
+    """Prompts whose images stay exactly as they are, word for word. The empty prompt and the other erased concepts always are."""
     others: list[str] = []
     """Words that are protected too, in this order, as far as capacity goes; those that share their words with the concept
     are left out."""
@@ -152,7 +152,7 @@ CIE_PRESETS: Presets[ConceptIrrelevantErasureConfig] = Presets({
     "nudity": _CIE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     "canvas": lambda: ConceptIrrelevantErasureConfig.load(Path(__file__).with_name("cie-canvas.yaml")),
 })  # fmt: skip
-"""The paper's settings, and those for the embedded model, tuned on pictures of seeds that no figure reports."""
+"""The paper's settings, and those for the embedded model, tuned on images of seeds that no figure reports."""
 
 # Published for styles and objects; the paper's nudity is CiE's alone, so that preset takes only its threshold over.
 _SEPCE = SeparableConceptErasureConfig.parse({
@@ -165,4 +165,4 @@ SEPCE_PRESETS: Presets[SeparableConceptErasureConfig] = Presets({
     "nudity": _SEPCE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     "canvas": lambda: SeparableConceptErasureConfig.load(Path(__file__).with_name("sepce-canvas.yaml")),
 })  # fmt: skip
-"""The paper's settings for styles and objects, and those for the embedded model, tuned on pictures of seeds that no figure reports."""
+"""The paper's settings for styles and objects, and those for the embedded model, tuned on images of seeds that no figure reports."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -19,7 +20,7 @@ class DataConfig(BothSets):
     tasks: list[str] = ["celeba:data/celeba", "imagenet:data/ImageNet"]
     """What is classified in the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``canvas``. The concept is a class of one of them."""
     per_class: int = Field(8, ge=1)
-    """Rendered pictures of each class where a task renders its own."""
+    """Rendered images of each class where a task renders its own."""
 
 
 class GradientConfig(BaseConfig):
@@ -36,7 +37,7 @@ class GradientConfig(BaseConfig):
     `preconditioner`): less of the rest goes with it. The value damps: 1 is gentle, 0.1 strong. Needs retain pairs, not a file."""
     grad_sign: str | None = Field(None, pattern=r"^[+-]$")
     """Of a gradient file in data.forget or data.retain that does not say it: ``+`` for the gradient of the loss, ``-`` for its negative.
-    Files of `mu gradients` say it; the released programs' ``.pt`` do not. (Both sources take such a file in place of pictures.)"""
+    Files of `mu gradients` say it; the released programs' ``.pt`` do not. (Both sources take such a file in place of images.)"""
 
 
 class LayersConfig(BaseConfig):
@@ -50,23 +51,25 @@ class LayersConfig(BaseConfig):
     """Search at most so many tensors of each tower's front, those with the largest importance first."""
 
 
-class PicturesConfig(BaseConfig):
+class ImagesConfig(BaseConfig):
     templates: dict[str, list[str]] = {}
     """By task (``identity``, ``object``, ...): what is drawn of a class, the templates in turn. Default: the first of the task's own."""
     forget: int = Field(8, ge=1)
-    """Pictures of the concept at each step."""
+    """Images of the concept at each step."""
     retained: int = Field(1, ge=1)
-    """Pictures of each other class, at the step that is chosen."""
+    """Images of each other class, at the step that is chosen."""
     steps: int = Field(20, ge=1)
     """Denoising steps."""
     guidance: float = 7.5
     """Guidance scale: take what the model is used with."""
     judge: str | None = None
-    """An image classifier that reads the pictures in place of the CLIP: a folder of `mu classifier train`, or ``canvas-judge``. A CLIP may
+    """An image classifier that reads the images in place of the CLIP: a folder of `mu classifier train`, or ``canvas-judge``. A CLIP may
     still recognise what a classifier and people no longer do."""
 
 
 class SearchConfig(BaseConfig):
+    renamed: ClassVar[Mapping[str, str]] = {"pictures": "images"}
+
     method: Literal["grid", "reference"] = "grid"
     """``grid``: many steps at once, then a finer grid before the first that forgets. ``reference``: ten steps, doubling, then halving."""
     criterion: Literal["fa1", "fa5"] = "fa5"
@@ -80,11 +83,11 @@ class SearchConfig(BaseConfig):
     steps: int = Field(16, ge=2)
     """Steps of the grid, evenly spaced in the logarithm; the finer grid has half as many."""
     margin: float = Field(1.0, ge=1)
-    """The smallest step that forgets every search picture lies on the edge: the chosen one is so many times as large."""
+    """The smallest step that forgets every search image lies on the edge: the chosen one is so many times as large."""
     on: Literal["clip", "model"] = "clip"
-    """What the search looks at: CLIP's own classification, or the pictures or answers of the model that is edited."""
-    pictures: PicturesConfig = PicturesConfig()
-    """What is drawn where the search looks at a diffusion model's pictures."""
+    """What the search looks at: CLIP's own classification, or the images or answers of the model that is edited."""
+    images: ImagesConfig = ImagesConfig()
+    """What is drawn where the search looks at a diffusion model's images."""
     retained: float = Field(0.0, ge=0, le=1)
     """A step that keeps less than this mean share of the untouched model's retained accuracies is never chosen; nor are the steps of
     several concepts that keep less together. Concepts that are erased together are no part of it."""
@@ -106,7 +109,7 @@ class SlugConfig(BaseConfig):
     concepts: ConceptList = [Concept("Elon Musk")]
     """What is forgotten, each with one tensor of its own, all found on the original model."""
     data: DataConfig = DataConfig()
-    """Where pairs and test pictures come from."""
+    """Where pairs and test images come from."""
     gradients: GradientConfig = GradientConfig()
     """The two gradients."""
     layers: LayersConfig = LayersConfig()
@@ -118,11 +121,11 @@ class SlugConfig(BaseConfig):
     devices: Devices = "auto"
     """GPU number, cpu, mps or auto."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    """What the models compute in. The search decides on single pictures: float32 is the careful choice."""
+    """What the models compute in. The search decides on single images: float32 is the careful choice."""
     output_dir: str = "outputs/slug"
     """The run's folder."""
     seed: int = 0
-    """Decides rendered pictures and everything else that is drawn."""
+    """Decides rendered images and everything else that is drawn."""
 
 
 PRESETS: Presets[SlugConfig] = Presets({
@@ -136,7 +139,7 @@ PRESETS: Presets[SlugConfig] = Presets({
     "canvas-clip": lambda: SlugConfig.load(Path(__file__).with_name("canvas-clip.yaml")),
     "canvas": lambda: SlugConfig.load(Path(__file__).with_name("canvas.yaml")),
     "canvas-vlm": lambda: SlugConfig.load(Path(__file__).with_name("canvas-vlm.yaml")),
-    # Preconditioning keeps far less there: one retained picture in eight shows the style without saying so.
+    # Preconditioning keeps far less there: one retained image in eight shows the style without saying so.
     "canvas-vlm-style": lambda: PRESETS["canvas-vlm"].merged({
         "gradients": {"precondition": None}, "search": {"margin": 1.1},
     }),

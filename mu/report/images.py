@@ -1,4 +1,4 @@
-"""A run's pictures: pairs of before and after by role, and grids."""
+"""A run's images: pairs of before and after by role, and grids."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 from mu.core.records import Panel, PanelRow, Prompt
 from mu.core.run import RunDirectory
-from mu.report.figures import Picture, picture
+from mu.report.figures import InlineImage, inline_image
 
 T = TypeVar("T")
 
 PAIRS_SHOWN = 6
-"""Pairs of pictures of what was removed that are seen at once, and twice as many of what was kept; the others are folded."""
+"""Pairs of images of what was removed that are seen at once, and twice as many of what was kept; the others are folded."""
 PAIRS_KEPT = 60
-"""Pairs of pictures per role that the page holds, spread evenly over all."""
+"""Pairs of images per role that the page holds, spread evenly over all."""
 
 ROLES = {"target": "What was removed", "retain": "What was kept", "": "Other prompts"}
 
@@ -28,8 +28,8 @@ class Pair:
     name: str
     prompt: str
     note: str
-    before: Picture
-    after: Picture
+    before: InlineImage
+    after: InlineImage
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Group:
 class Grid:
     title: str
     columns: list[str]
-    rows: list[tuple[str, list[Picture]]]
+    rows: list[tuple[str, list[InlineImage]]]
 
 
 def paired(run: RunDirectory, prompts: list[Prompt]) -> list[Group]:
-    """The pictures before and after, what was removed first; at most `PAIRS_KEPT` pairs of each role."""
+    """The images before and after, what was removed first; at most `PAIRS_KEPT` pairs of each role."""
     cases = {str(p.case_number): (place, p) for place, p in enumerate(prompts)}
     names = {path.name for folder in (run.before, run.after) if folder.is_dir() for path in folder.glob("*.png")}
     by_role: dict[str, list[tuple[Any, str, Prompt | None, str]]] = defaultdict(list)
@@ -71,7 +71,7 @@ def _pair(run: RunDirectory, name: str, prompt: Prompt | None, k: str) -> Pair:
         notes.append(f"seed {prompt.seed}" + (f", picture {k}" if k != "0" else ""))
     if prompt and prompt.gate:
         notes.append("gate " + ", ".join(f"{g:.2f}" for g in prompt.gate))
-    before, after = (picture(run.folder, f"{side}/{name}", f"{side} the edit: {text}") for side in ("before", "after"))
+    before, after = (inline_image(run.folder, f"{side}/{name}", f"{side} the edit: {text}") for side in ("before", "after"))
     return Pair(name, text, " · ".join(notes), before, after)
 
 
@@ -85,7 +85,9 @@ def grids(run: RunDirectory) -> list[Grid]:
     return [Grid(panel.title, panel.columns, [_shots(run, panel, row) for row in panel.rows]) for panel in run.read_panels()]
 
 
-def _shots(run: RunDirectory, panel: Panel, row: PanelRow) -> tuple[str, list[Picture]]:
+def _shots(run: RunDirectory, panel: Panel, row: PanelRow) -> tuple[str, list[InlineImage]]:
     texts = [f"{column}: {row.label}" for column in panel.columns]
-    shown = [picture(run.folder, name, alt) if name else Picture(alt) for alt, name in zip(texts, row.images, strict=True)]
+    shown = [
+        inline_image(run.folder, name, alt) if name else InlineImage(alt) for alt, name in zip(texts, row.images, strict=True)
+    ]
     return row.label, shown

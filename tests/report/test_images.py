@@ -1,4 +1,4 @@
-"""Pictures in the page: exact, by role, with a text each, and from inside the run folder only."""
+"""Images in the page: exact, by role, with a text each, and from inside the run folder only."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mu.core.run import RunDirectory
 from mu.report import write_report
 
 
-def test_small_pictures_are_exact_and_each_has_its_text(
+def test_small_images_are_exact_and_each_has_its_text(
     run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str], decoded: Callable[[str], np.ndarray]
 ):
     asked = json.loads((run.folder / "prompts.json").read_text())
-    pictures = read(page_of(run)).pictures()
-    assert len(pictures) == 7 and all(alt for alt, _ in pictures)
-    by_alt = dict(pictures)
+    images = read(page_of(run)).images()
+    assert len(images) == 7 and all(alt for alt, _ in images)
+    by_alt = dict(images)
     before, after = (decoded(by_alt[f"{side} the edit: {asked[0]['prompt']}"]) for side in ("before", "after"))
     assert np.array_equal(before, np.asarray(Image.open(run.before / "0_0.png")))
     assert np.array_equal(after, np.asarray(Image.open(run.after / "0_0.png")))
     assert not np.array_equal(before, after)
 
 
-def test_roles_split_the_pictures(run: RunDirectory, page_of: Callable[..., str]):
+def test_roles_split_the_images(run: RunDirectory, page_of: Callable[..., str]):
     removed, kept = page_of(run).split("What was removed")[1].split("What was kept")
     assert "seed 188" in removed and "seed 189" not in removed
     assert "seed 189" in kept.split("Two edits")[0]
@@ -54,7 +54,7 @@ def test_paths_that_leave_the_run_are_refused(
     (run.folder / "link.png").symlink_to(run.folder.parent / "secret.png")
     panel = {"title": "t", "columns": ["c"], "rows": [{"label": "l", "images": ["panels/a.png"]}]}
     (run.folder / "panels.json").write_text(json.dumps([panel]))
-    assert "c: l" in dict(read(page_of(run)).pictures())
+    assert "c: l" in dict(read(page_of(run)).images())
 
     panel["rows"] = [{"label": "l", "images": [name]}]
     (run.folder / "panels.json").write_text(json.dumps([panel]))
@@ -65,7 +65,7 @@ def test_paths_that_leave_the_run_are_refused(
     assert not run.report.exists()
 
 
-def test_a_linked_picture_folder_is_refused(run: RunDirectory):
+def test_a_linked_image_folder_is_refused(run: RunDirectory):
     outside = run.folder.parent / "elsewhere"
     shutil.move(run.after, outside)
     run.after.symlink_to(outside)
@@ -73,8 +73,8 @@ def test_a_linked_picture_folder_is_refused(run: RunDirectory):
         write_report(run)
 
 
-def test_a_damaged_picture_is_a_gap(run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]):
+def test_a_damaged_image_is_a_gap(run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]):
     assert read(page_of(run)).text.count("no picture") == 1  # the gap that panels.json asks for
     (run.after / "0_0.png").write_bytes((run.after / "0_0.png").read_bytes()[:300])
     reader = read(page_of(run))
-    assert reader.text.count("no picture") == 2 and len(reader.pictures()) == 6
+    assert reader.text.count("no picture") == 2 and len(reader.images()) == 6
