@@ -19,10 +19,12 @@ def initial_noise(model: DiffusionModel, height: int, width: int, generators: Se
 
 
 def guided_noise(model: DiffusionModel, x: Tensor, t: Any, both: Conditioning, guidance: float, rescale: float = 0.0) -> Tensor:
-    """Classifier-free guidance; ``both`` is [unconditional half | conditional half] of 2b rows.
+    """Classifier-free guidance; ``both`` is [unconditional half | conditional half] of 2b rows, gated alike.
 
     ``rescale`` > 0 pulls the result's standard deviation back to the conditional one's (Lin et al. 2023, Eq. 15-16).
     """
+    if both.gate_sequence is None:
+        both = halves(both[: len(x)], both[len(x) :])
     eps_un, eps_con = model.predict_noise(torch.cat([x, x]), t, both).chunk(2)
     eps = eps_un + guidance * (eps_con - eps_un)
     if rescale:
@@ -30,6 +32,11 @@ def guided_noise(model: DiffusionModel, x: Tensor, t: Any, both: Conditioning, g
         matched = eps * (eps_con.std(dim=dims, keepdim=True) / eps.std(dim=dims, keepdim=True))
         eps = rescale * matched + (1 - rescale) * eps
     return eps
+
+
+def halves(uncond: Conditioning, cond: Conditioning) -> Conditioning:
+    """[uncond | cond] (2b) of classifier-free guidance: gated edits pass for both halves as for the prompts of ``cond``."""
+    return Conditioning.cat([uncond.guiding(cond), cond])
 
 
 def denoise(
@@ -43,7 +50,7 @@ def denoise(
     """
     if start == 0:
         x = x * scheduler.init_noise_sigma
-    both = cond if guidance == 1 else Conditioning.cat([uncond, cond])
+    both = cond if guidance == 1 else halves(uncond, cond)
     takes_generator = "generator" in scheduler.step.__code__.co_varnames
     options = {"generator": generators} if takes_generator and generators is not None else {}
     with torch.set_grad_enabled(gradients):

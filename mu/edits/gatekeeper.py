@@ -1,9 +1,12 @@
-"""Gates of low-rank edits on a model: each row of a batch gets the gate of its own prompt, whoever runs the network.
+"""Gates of low-rank edits on a model: each row of a batch gets the gate of its prompt, whoever runs the network.
 
 A hook before the backbone sees the prompt embeddings of every call. Where `DiffusionModel.predict` made the call, the token ids
 are in the conditioning. Where somebody else did, as the stock pipeline does, they are those with which the text encoder gave
 these embeddings while the edits were on. Embeddings that it did not give come from no prompt (soft prompts): ``clipcos`` is then
 computed from the embeddings themselves, and ``tokenuni`` counts as 0.
+
+Both halves of classifier-free guidance have the gate of the prompt that is guided to. `mu.diffusion` pairs them by
+`Conditioning.guiding`; in other calls they are known by their latents, which are the same in both halves.
 """
 
 from __future__ import annotations
@@ -103,8 +106,8 @@ class Gatekeeper:
             for metric in ("clipcos", "tokenuni", "allone")
         }
         self._encode([concept for _, _, concept in columns])
-        self._last: tuple[Tensor, int, Tensor | None, Tensor] | None = None
-        """The last call's embeddings, their version, the token ids given with them, and the gates."""
+        self._last: tuple[tuple[Tensor, int, Tensor | None, int], Tensor] | None = None
+        """By what the last call is known (embeddings, their version, token ids given with them, halves), and its gates."""
         self._spoken: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
         """Token ids (m, n) and what the first text encoder made of them (m, n, width), the newest last."""
 
@@ -114,6 +117,7 @@ class Gatekeeper:
         if not concepts:
             return
         found, special = self.model.encode(concepts), self.model.text[0].special
+        self.special = torch.tensor(sorted(special), device=self.model.device)
         assert found.tokens is not None, "encoded from prompts"
         self.vectors = F.normalize(found.sequence.flatten(1), dim=1)
         words = [sorted(set(ids) - special) for ids in found.tokens.tolist()]
@@ -126,7 +130,7 @@ class Gatekeeper:
 
     def __call__(self, conditioning: Conditioning) -> Tensor:
         """(b, J); with gradients to the embeddings, where they are enabled."""
-        b = len(conditioning)
+        conditioning, b = conditioning.gating(), len(conditioning)
         if not len(self.edit):
             return self.fixed.repeat(b, 1)
         likeness = {
@@ -156,14 +160,15 @@ class Gatekeeper:
 
         def before_backbone(_: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
             states, given = self.model.conditioning_of(args, options), self.model.given
-            tokens = None if given is None else given.tokens
-            if states.requires_grad or states.is_inference():  # to be differentiated again, or changed without a trace
-                self._last, membrane.gates = None, self(given or self._explained(states))
-                return
-            last = self._last
-            if last is None or last[0] is not states or last[1] != states._version or last[2] is not tokens:
-                membrane.gates = gates = self(given or self._explained(states))
-                self._last = states, states._version, tokens, gates
+            tokens, pairs = None if given is None else given.tokens, self._halves(args[0], given)
+            key = None if states.requires_grad or states.is_inference() else (states, states._version, tokens, pairs)
+            if key is None or self._last is None or not _same(key, self._last[0]):
+                conditioning = given or Conditioning(states, tokens=self._token_ids(states))
+                if pairs:
+                    conditioning = Conditioning.cat([conditioning[:pairs].guiding(conditioning[pairs:]), conditioning[pairs:]])
+                membrane.gates = gates = self(conditioning)
+                # Embeddings to be differentiated again, or that change without a trace, are gated anew each time.
+                self._last = None if key is None else (key, gates)
 
         def after_text(_: Any, args: tuple[Any, ...], options: Mapping[str, Any], output: Any) -> None:
             ids = options.get("input_ids", args[0] if args else None)
@@ -184,8 +189,22 @@ class Gatekeeper:
             for handle in handles:
                 handle.remove()
 
-    def _explained(self, states: Tensor) -> Conditioning:
-        """``states`` (b, n, width) with the token ids that they come from, as far as the text encoder was seen to read them."""
+    def _halves(self, x: Tensor, given: Conditioning | None) -> int:
+        """Rows of the unconditional half, if a call with latents ``x`` holds both halves of guidance; else 0.
+
+        The latents are the same in both. Of our own calls only those count that have empty prompts in the first half: two
+        prompts at the same latents may as well be compared.
+        """
+        half, odd = divmod(len(x), 2)
+        if odd or not half or (given is not None and (given.gate_sequence is not None or not self._empty(given[:half]))):
+            return 0
+        return half if torch.equal(x[:half], x[half:]) else 0
+
+    def _empty(self, conditioning: Conditioning) -> bool:
+        return conditioning.tokens is not None and bool(torch.isin(conditioning.tokens, self.special).all())
+
+    def _token_ids(self, states: Tensor) -> Tensor:
+        """(b, n), `UNEXPLAINED` for embeddings that the text encoder was not seen to give."""
         n = states.shape[1]
         tokens = torch.full((len(states), n), UNEXPLAINED, device=states.device)
         for row, state in enumerate(states.detach()):
@@ -196,7 +215,12 @@ class Gatekeeper:
                 if float(difference.min()) <= SAME * float(state.abs().max()):
                     tokens[row] = ids[int(difference.argmin())]
                     break
-        return Conditioning(states, tokens=tokens)
+        return tokens
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Tensors by identity, numbers by value."""
+    return all(x is y if isinstance(x, Tensor | None) else x == y for x, y in zip(a, b, strict=True))
 
 
 def prompt_gates(model: DiffusionModel, edits: Sequence[Edit], gates: Sequence[Gate], prompts: Sequence[str]) -> Tensor:

@@ -32,8 +32,9 @@ class FacilitatedTransport:
     that the prompt holds, as sets; 0 for embeddings that no prompt explains. ``allone``: always 1. There is no threshold:
     unrelated prompts keep a part.
 
-    Each row of a batch has the gate of its own prompt, also the unconditional half of classifier-free guidance. The released
-    code gives that half the gate of the prompt beside it; it can do so only because its sampler knows both.
+    Each row of a batch has the gate of its own prompt; the unconditional half of classifier-free guidance has that of the
+    prompt it is guided to, as published. A loop of your own that evaluates the halves one by one pairs them by
+    ``uncond.guiding(cond)``; unpaired, an empty prompt is a prompt like any other (its gate for "neon" on canvas is 0.49).
 
     ``arithmetic="paper"`` is linear in gamma (Eq. 9). ``"reference"`` does as the released code, which multiplies gamma into both
     factors and sums the factors of all files: one edit then acts with gamma squared, several with cross terms. Compare the

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.core.errors import DataError, EditError
-from mu.diffusion.denoising import denoise, initial_noise
+from mu.diffusion.denoising import denoise, guided_noise, initial_noise
 from mu.diffusion.sampling import generate
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, EditInfo
@@ -113,7 +113,20 @@ def one_by_one(model: DiffusionModel) -> Tensor:
 def own_loop(model: DiffusionModel) -> Tensor:
     """Each half of the guidance in a call of its own, with texts encoded inside the block."""
     cond, uncond = model.encode(PROMPTS), model.encode([NEGATIVE]).repeat(len(PROMPTS))
-    return model.decode(loop_over(model, cond, uncond))
+    return model.decode(loop_over(model, cond, uncond.guiding(cond)))
+
+
+def own_loop_of_halves(model: DiffusionModel) -> Tensor:
+    """Both halves in one call, put together by hand."""
+    both = Conditioning.cat([model.encode([NEGATIVE]).repeat(len(PROMPTS)), model.encode(PROMPTS)])
+    size = model.default_size
+    x = initial_noise(model, size, size, [torch.Generator().manual_seed(seed) for seed in SEEDS])
+    scheduler = model.new_scheduler(3)
+    x = x * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(guided_noise(model, scheduler.scale_model_input(x, t), t, both, 4.0), t, x).prev_sample
+    return model.decode(x)
 
 
 def loop_over(model: DiffusionModel, cond: Conditioning, uncond: Conditioning) -> Tensor:
@@ -157,7 +170,7 @@ def test_our_sampler_an_own_loop_and_the_stock_pipeline_agree(kind: str, model: 
     base = our_sampler(model)
     with KINDS[kind](model):
         wanted = our_sampler(model)
-        for run in (one_by_one, own_loop, stock_pipeline):
+        for run in (one_by_one, own_loop, own_loop_of_halves, stock_pipeline):
             assert torch.allclose(run(model), wanted, atol=2e-4), run.__name__
     assert not torch.allclose(wanted, base, atol=5e-3), "control: the edit acts"
     assert torch.equal(our_sampler(model), base), "and comes off"
@@ -176,10 +189,28 @@ def test_the_prompts_of_the_law_are_gated_in_part_and_unlike(model: DiffusionMod
             assert not torch.allclose(run(model), gated, atol=5e-3)
 
 
+def test_halves_put_together_by_hand_are_known_by_their_latents(tiny: DiffusionModel) -> None:
+    """With an empty negative prompt. Control: at other latents, or beside another prompt, each row has its own gate."""
+    edit = low_rank(tiny, ("van gogh",), 0, FacilitatedTransport())
+    own = prompt_gates(tiny, [edit], [edit.info.gate], ["", "a star by van"]).flatten().tolist()
+    x, other = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with edit.applied(tiny) as membrane:
+        for latents, first, wanted in (
+            ([x, x], "", [own[1], own[1]]), ([x, other], "", own), ([x, x], "a star by van", [own[1], own[1]]),
+        ):  # fmt: skip
+            both = Conditioning.cat([tiny.encode([first]), tiny.encode(["a star by van"])])
+            tiny.predict_noise(torch.cat(latents), 500, both)
+            assert membrane.gates.flatten().tolist() == pytest.approx(wanted, abs=1e-5)
+        tiny.predict_noise(torch.cat([x, x]), 500, Conditioning.cat([tiny.encode(["dog"]), tiny.encode(["van gogh"])]))
+        assert float(membrane.gates[0]) < 0.9 < float(membrane.gates[1])
+
+
 def test_texts_encoded_before_the_edit_went_on_are_known_in_our_calls(model: DiffusionModel) -> None:
     cond, uncond = model.encode(PROMPTS), model.encode([NEGATIVE]).repeat(len(PROMPTS))
     with low_rank(model, ("van gogh",), 0, FacilitatedTransport(metric="tokenuni")).applied(model):
-        assert torch.allclose(model.decode(loop_over(model, cond, uncond)), our_sampler(model), atol=2e-4)
+        assert torch.allclose(model.decode(loop_over(model, cond, uncond.guiding(cond))), our_sampler(model), atol=2e-4)
+        unpaired = model.decode(loop_over(model, cond, uncond))
+        assert not torch.allclose(unpaired, our_sampler(model), atol=5e-3), "control: each half by its own prompt"
 
 
 def test_embeddings_that_no_prompt_explains_are_gated_by_themselves(model: DiffusionModel) -> None:
@@ -194,8 +225,8 @@ def test_embeddings_that_no_prompt_explains_are_gated_by_themselves(model: Diffu
             {} if soft.pooled is None else {"pooled_prompt_embeds": soft.pooled, "negative_pooled_prompt_embeds": found.pooled}
         )
         stock_pipeline(model, prompt_embeds=soft.sequence, negative_prompt_embeds=found.sequence, **pooled)
-        both = torch.cat([found.sequence, soft.sequence])
-        assert torch.allclose(membrane.gates, keeper(Conditioning(both)), atol=1e-6)
+        wanted = keeper(Conditioning(soft.sequence)).repeat(2, 1)
+        assert torch.allclose(membrane.gates, wanted, atol=1e-6), "in both halves"
         mixed = Conditioning.cat([soft[:1], model.encode(["van gogh"])])
         model.predict_noise(torch.zeros(2, 4, 8, 8), 500, mixed)
         assert membrane.gates[1] == pytest.approx(1, abs=1e-5)

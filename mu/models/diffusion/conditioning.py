@@ -19,12 +19,15 @@ class Conditioning:
 
     ``sequence`` (b, n, width). ``tokens`` (b, n): the ids that the first text encoder read, padded; None or `UNEXPLAINED` where
     the embeddings come from no prompt, as soft prompts do. For SDXL also ``pooled`` (b, width) and ``time_ids`` (b, 6).
+    ``gate_sequence`` and ``gate_tokens`` are those of the prompt that gates the row, if it is not its own: see `guiding`.
     """
 
     sequence: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
     tokens: Tensor | None = None
+    gate_sequence: Tensor | None = None
+    gate_tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -47,15 +50,32 @@ class Conditioning:
             return self
         return replace(self, time_ids=time_ids.to(self.pooled.device, self.pooled.dtype).expand(len(self), -1))
 
+    def guiding(self, prompts: Conditioning) -> Conditioning:
+        """These rows as the unconditional ones of ``prompts``: a gated edit passes for them as for the prompt beside each.
+
+        So it is in Semi-Permeable Membranes (Lyu et al., CVPR 2024): one gate for both halves of classifier-free guidance.
+        """
+        return replace(self, gate_sequence=prompts.sequence, gate_tokens=prompts.tokens)
+
+    def gating(self) -> Conditioning:
+        """The prompts by which the rows are gated."""
+        if self.gate_sequence is None:
+            return self
+        return Conditioning(self.gate_sequence, tokens=self.gate_tokens)
+
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Rows of all ``parts``, in order. Rows without tokens among rows with them become `UNEXPLAINED`."""
-        known = next((part.tokens for part in parts if part.tokens is not None), None)
-        if known is not None:
-            parts = [part if part.tokens is not None else part._unexplained(known) for part in parts]
+        if any(part.gate_sequence is not None for part in parts):
+            parts = [part if part.gate_sequence is not None else part.guiding(part) for part in parts]
+        for name in ("tokens", "gate_tokens"):
+            known = next((ids for part in parts if (ids := getattr(part, name)) is not None), None)
+            if known is not None:
+                parts = [part if getattr(part, name) is not None else part._unexplained(name, known) for part in parts]
         columns = ([getattr(part, field.name) for part in parts] for field in fields(Conditioning))
         joined: list[Any] = [None if any(p is None for p in column) else torch.cat(column) for column in columns]
         return Conditioning(*joined)
 
-    def _unexplained(self, like: Tensor) -> Conditioning:
-        return replace(self, tokens=like.new_full((len(self), like.shape[1]), UNEXPLAINED))
+    def _unexplained(self, name: str, like: Tensor) -> Conditioning:
+        found: dict[str, Any] = {name: like.new_full((len(self), like.shape[1]), UNEXPLAINED)}
+        return replace(self, **found)
