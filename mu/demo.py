@@ -24,9 +24,12 @@ from mu.report import write_report
 
 STYLE, OBJECT = "neon", "star"
 PROMPTS = (
-    "A star image in neon style.", "A star image in photo style.", "A house image in neon style.", "A fish image in sketch style.",
+    "A star image in neon style.",
+    "A star image in photo style.",
+    "A house image in neon style.",
+    "A fish image in sketch style.",
     "A portrait of Ada Stone in pop art style.",
-)  # fmt: skip
+)
 
 
 def run(folder: Path, overwrite: bool = False) -> Path:
@@ -67,7 +70,13 @@ def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -
 
 def _panels(model: DiffusionModel, bank: Bank, home: RunDirectory) -> None:
     """Images of each prompt at one seed: base, each edit alone, both, and both with the style restored."""
-    columns = {"base": {STYLE, OBJECT}, f"{STYLE} erased": {OBJECT}, f"{OBJECT} erased": {STYLE}, "both erased": set(), f"both, {STYLE} restored": {STYLE}}  # fmt: skip
+    columns = {
+        "base": {STYLE, OBJECT},
+        f"{STYLE} erased": {OBJECT},
+        f"{OBJECT} erased": {STYLE},
+        "both erased": set(),
+        f"both, {STYLE} restored": {STYLE},
+    }
     rows = [ImageRow(f"{k}.png", prompt, 188) for k, prompt in enumerate(PROMPTS)]
     for k, restored in enumerate(columns.values()):
         bank.restored = set(restored)

@@ -116,9 +116,12 @@ class Algorithm(ABC):
 
     @classmethod
     def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | Mapping[str, Any] | None = None,
+        cls,
+        concepts: Sequence[str],
+        model: str | None = None,
+        preset: str | BaseConfig | Mapping[str, Any] | None = None,
         *overrides: Mapping[str, Any],
-    ) -> BaseConfig:  # fmt: skip
+    ) -> BaseConfig:
         """Settings that erase ``concepts`` from ``model`` (a name).
 
         They start from ``preset`` (settings, plain values or a name), by default the preset that fits the model, with

@@ -224,7 +224,12 @@ def _yaml_lines(config: BaseModel, comments: bool, depth: int) -> list[str]:
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if comments and field.description:
-            lines += textwrap.wrap(" ".join(field.description.split()), 110 - len(indent), initial_indent=indent + "# ", subsequent_indent=indent + "# ")  # fmt: skip
+            lines += textwrap.wrap(
+                " ".join(field.description.split()),
+                110 - len(indent),
+                initial_indent=indent + "# ",
+                subsequent_indent=indent + "# ",
+            )
         if isinstance(value, BaseModel):
             lines += [f"{indent}{name}:", *_yaml_lines(value, comments, depth + 1)]
         else:

@@ -126,7 +126,7 @@ def _finite(loss: Tensor, title: str, done: int) -> float:
     """``loss`` as a number. Raises `ConfigError` if it is not finite."""
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise ConfigError(f"{title}: the loss is {value} after {done} steps: lower the learning rate or use float32")
+        raise ConfigError(f"{title}: loss {value} after {done} steps: lower the learning rate or raise the precision")
     return value
 
 

@@ -16,8 +16,12 @@ def progress_bar(title: str, total: int, start: int = 0) -> Iterator[Callable[[i
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, completed=start, note="")
             yield lambda done, note: bar.update(task, completed=done, note=note)

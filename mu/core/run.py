@@ -197,7 +197,7 @@ class RunDirectory:
         """Add ``panel``, replacing any panel with the same title."""
         self.write_panels([*(other for other in self.read_panels() if other.title != panel.title), panel])
 
-    # -- scores ---------------------------------------------------------------------------------------------------------
+    # -- scores -------------------------------------------------------------------------------------------------------
 
     def write_scores(self, suite: str, table: Table) -> None:
         """Write ``table`` (scores by column, ``base`` and ``edited``) and keep the scores of other suites."""

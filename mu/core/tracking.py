@@ -78,10 +78,10 @@ def tracked(tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> Iter
             call(tracker)
         except ImportError:
             left = True
-            log.warning("%s is not installed: losses go to metrics.jsonl (pip install 'mu-unlearning[track]')", name)
+            log.warning("%s is not installed: only metrics.jsonl gets losses (pip install 'mu-unlearning[track]')", name)
         except Exception as error:
             left = True
-            log.warning("%s failed (%s): from now on losses go only to metrics.jsonl", name, error)
+            log.warning("%s failed (%s): from now on only metrics.jsonl gets losses", name, error)
 
     try:
         yield lambda row: tell(lambda live: live.log(row))

@@ -44,8 +44,10 @@ class CelebA:
         if not self.frequent and len(most) < len(self.identities):
             log.warning(
                 "%s: of %d people the %d with the most images are tested; published numbers use a frequent_celebs.txt",
-                self.folder, len(self.identities), len(most),
-            )  # fmt: skip
+                self.folder,
+                len(self.identities),
+                len(most),
+            )
         return self.frequent or tuple(most)
 
 
@@ -60,7 +62,7 @@ def read_celeba(folder: Path | str) -> CelebA:
     if not listing.is_file():
         raise DataError(f"{listing} does not exist: the list with names comes from CelebA's authors, on request")
     if not portraits.is_dir():
-        raise DataError(f"{portraits} does not exist: unpack img_align_celeba.zip to it")
+        raise DataError(f"{portraits} does not exist: unpack img_align_celeba.zip there")
     there, missing = set(os.listdir(portraits)), 0
     found: dict[str, list[Path]] = {}
     for file, identity in _listed(listing):
@@ -70,7 +72,7 @@ def read_celeba(folder: Path | str) -> CelebA:
         else:
             missing += 1
     if not any(found.values()):
-        raise DataError(f"{portraits} holds none of the images in {listing.name}: unpack img_align_celeba.zip to it")
+        raise DataError(f"{portraits} holds none of the images in {listing.name}: unpack img_align_celeba.zip there")
     if missing:
         log.warning("%s: %d listed images are missing and left out", portraits, missing)
     images = {identity: tuple(sorted(found[identity])) for identity in sorted(found)}

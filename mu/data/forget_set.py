@@ -56,9 +56,14 @@ def forget_set_path(name: str, folder: Path | str) -> Path:
 
 
 def make_forget_set(
-    name: str, shards: str | Path | Sequence[str | Path], out: Path | str, n_imgs: int = 500, *, overwrite: bool = False,
+    name: str,
+    shards: str | Path | Sequence[str | Path],
+    out: Path | str,
+    n_imgs: int = 500,
+    *,
+    overwrite: bool = False,
     progress: Progress | None = None,
-) -> ForgetSet:  # fmt: skip
+) -> ForgetSet:
     """Write the first ``n_imgs`` pairs of ``shards`` whose caption contains ``name`` to ``out/<Name>.tar``.
 
     Case is ignored, and underscores equal blanks. If a shard has a ``.parquet`` of the same name and pyarrow is

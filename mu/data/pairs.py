@@ -73,9 +73,14 @@ class _Found(NamedTuple):
 
 
 def open_pairs(
-    source: str | Path | Sequence[str | Path], *, caption: str | None = None, style: str | None = None, object: str | None = None,
-    limit: int | None = None, naming: str = "",
-) -> Pairs:  # fmt: skip
+    source: str | Path | Sequence[str | Path],
+    *,
+    caption: str | None = None,
+    style: str | None = None,
+    object: str | None = None,
+    limit: int | None = None,
+    naming: str = "",
+) -> Pairs:
     """The pairs of ``source`` in sorted order. Every image is decoded once, as a check.
 
     ``source`` is one or several of these, as a list or separated by commas::
@@ -90,8 +95,8 @@ def open_pairs(
     ignored, and underscores equal spaces. Reading stops after ``limit`` pairs. ``naming`` keeps only pairs whose
     caption contains it (compared in the same way); other images are not opened, and the result is empty if no caption
     matches. Without ``naming`` the result is never empty. Entries without a caption, undecodable or truncated are left
-    out, counted and logged. Raises `DataError` for a source that is missing, empty or of another kind, and `ConfigError` for ``style``
-    or ``object`` on another layout.
+    out, counted and logged. Raises `DataError` for a source that is missing, empty or of another kind, and `ConfigError`
+    for ``style`` or ``object`` on another layout.
     """
     pairs = Pairs()
     for path in find_paths(source):
@@ -167,7 +172,7 @@ def _shard(file: Path, reasons: Counter[str]) -> Iterator[_Found]:
 
 def _folder(
     folder: Path, reasons: Counter[str], caption: str | None, style: str | None, object: str | None
-) -> Iterator[_Found]:  # fmt: skip
+) -> Iterator[_Found]:
     files = sorted(
         Path(above, name).relative_to(folder)
         for above, below, names in os.walk(folder)
