@@ -61,7 +61,7 @@ def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned
     pairs = SOURCES.get(data.forget, FILES).forget(data, concept, seed)
     if len(pairs) < 2:
         raise DataError(
-            f"the forget set of {concept!r} has {len(pairs)} pair, and its gradient would be that of one image: give more"
+            f"the forget set of {concept!r} has {len(pairs)} pair: its gradient would be that of one image, give more"
         )
     return [Recaptioned(pair, concept) for pair in pairs] if data.caption == "concept" else pairs
 

@@ -66,8 +66,8 @@ def make_forget_set(
 ) -> ForgetSet:
     """Write the first ``n_imgs`` pairs of ``shards`` whose caption contains ``name`` to ``out/<Name>.tar``.
 
-    Case is ignored, and underscores equal blanks. If a shard has a ``.parquet`` of the same name and pyarrow is
-    installed, its captions are searched first, and the shard is opened only if one matches. An image is read only if
+    Case is ignored, and underscores equal blanks. If a shard has a ``.parquet`` of the same name (needs pyarrow), its
+    captions are searched first, and the shard is opened only if one matches. An image is read only if
     its caption in the tar matches. ``shards`` is what `mu.data.shards.find_shards` accepts. Raises `DataError` if no
     usable pair matches, `ConfigError` for a count below 1, and `OutputError` if the file exists with other content
     (``overwrite`` replaces it).

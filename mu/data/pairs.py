@@ -86,7 +86,7 @@ def open_pairs(
     ``source`` is one or several of these, as a list or separated by commas::
 
         {00000..00010}.tar, shards/*.tar, a folder of tars   <key>.jpg and <key>.txt (web shards; see `mu.data.shards`)
-        a folder with metadata.csv or metadata.jsonl         columns file_name and text (the datasets library's imagefolder)
+        a folder with metadata.csv or metadata.jsonl         columns file_name and text (imagefolder of `datasets`)
         a folder with NAME.txt next to NAME.jpg              at any depth
         a folder <Style>/<Object>/<k>.jpg                    UnlearnCanvas: "A {Object} image in {Style} style."
         a folder of images                                   with ``caption``
@@ -95,8 +95,8 @@ def open_pairs(
     ignored, and underscores equal spaces. Reading stops after ``limit`` pairs. ``naming`` keeps only pairs whose
     caption contains it (compared in the same way); other images are not opened, and the result is empty if no caption
     matches. Without ``naming`` the result is never empty. Entries without a caption, undecodable or truncated are left
-    out, counted and logged. Raises `DataError` for a source that is missing, empty or of another kind, and `ConfigError`
-    for ``style`` or ``object`` on another layout.
+    out, counted and logged. Raises `DataError` for a source that is missing, empty or of another kind, and
+    `ConfigError` for ``style`` or ``object`` on another layout.
     """
     pairs = Pairs()
     for path in find_paths(source):

@@ -58,8 +58,8 @@ def read_prompts(path: Path | str) -> list[PromptRow]:
     CSV needs a header; unnamed index columns and blank rows are ignored. JSON is a list of texts, or of objects whose
     keys are the column names. In a `.txt` blank lines are ignored and prompts are numbered from 0. Raises `DataError`
     for a file that is missing, of another kind, not UTF-8, without prompts or without a ``prompt`` column. Also raises
-    it for a value that must be a number but is not, and for a repeated case number, whose images would overwrite each
-    other.
+    it for a value that must be a number but is not. A case number must not repeat, as images would overwrite each
+    other; this raises it too.
     """
     path = Path(path)
     readers = {".csv": _csv_rows, ".txt": _txt_rows, ".json": _json_rows}

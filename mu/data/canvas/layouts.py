@@ -123,7 +123,7 @@ def _begun(folder: Path, recipe: dict[str, Any], resume: bool) -> Iterator[None]
             if not resume:
                 raise OutputError(f"{folder} is not empty: choose another folder, or resume the earlier run")
             if not kept.exists() or kept.read_text(encoding="utf-8") != text:
-                raise OutputError(f"{folder} was not begun with these settings (see its {RECIPE}): choose another folder")
+                raise OutputError(f"{folder} was begun with other settings (see its {RECIPE}): choose another folder")
             for partial in folder.rglob(".*-????????.*"):  # left by `atomic_path` in a killed process
                 partial.unlink()
         write_text(kept, text)
