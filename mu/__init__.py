@@ -1,4 +1,4 @@
-"""mu removes a concept from a pretrained text-to-image model or CLIP, keeps everything else, and can put it back exactly.
+"""mu erases a concept from a pretrained text-to-image model or CLIP, retains the rest, and can restore it exactly.
 
 >>> model = mu.load("canvas")
 >>> edit = mu.erase(model, "neon style", method="spm")
@@ -6,7 +6,7 @@
 ...     images = mu.generate(model, ["A star image in neon style."], seeds=[188])
 >>> edit.save("neon.safetensors")
 
-Importing this package imports no torch: the names below are looked up when they are first used.
+Importing this package does not import torch: the names below are resolved at first use.
 """
 
 from __future__ import annotations

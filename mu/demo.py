@@ -1,4 +1,4 @@
-"""``mu demo``: one style and one object leave the embedded model, together and apart, with the evidence."""
+"""``mu demo``: erase a style and an object from the embedded model, alone and together, and report the result."""
 
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ from mu.report import write_report
 
 STYLE, OBJECT = "neon", "star"
 PROMPTS = (
-    "A star image in neon style.", "A star image in photo style.", "A house image in neon style.", "A fish image in sketch style.",
+    "A star image in neon style.",
+    "A star image in photo style.",
+    "A house image in neon style.",
+    "A fish image in sketch style.",
     "A portrait of Ada Stone in pop art style.",
-)  # fmt: skip
+)
 
 
 def run(folder: Path, overwrite: bool = False) -> Path:
-    """Erase a style and an object with SPM, show them alone, together in a bank, and with the style restored.
+    """Erase a style and an object with SPM; show each edit alone, both in a bank, and both with the style restored.
 
-    Writes ``folder/<concept>/`` (two runs), the panels, and ``folder/report.html``, whose path is returned.
+    Writes ``folder/<concept>/`` (two runs), the panels, and ``folder/report.html``. Returns the report's path.
+    Raises `OutputError` if ``folder`` already holds a demo, unless ``overwrite`` is set.
     """
     home = RunDirectory(folder)
     if home.report.exists() and not overwrite:
@@ -65,8 +69,14 @@ def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -
 
 
 def _panels(model: DiffusionModel, bank: Bank, home: RunDirectory) -> None:
-    """Each prompt at one seed: base, each edit alone, both, and both with the style given back."""
-    columns = {"base": {STYLE, OBJECT}, f"{STYLE} erased": {OBJECT}, f"{OBJECT} erased": {STYLE}, "both erased": set(), f"both, {STYLE} restored": {STYLE}}  # fmt: skip
+    """Images of each prompt at one seed: base, each edit alone, both, and both with the style restored."""
+    columns = {
+        "base": {STYLE, OBJECT},
+        f"{STYLE} erased": {OBJECT},
+        f"{OBJECT} erased": {STYLE},
+        "both erased": set(),
+        f"both, {STYLE} restored": {STYLE},
+    }
     rows = [ImageRow(f"{k}.png", prompt, 188) for k, prompt in enumerate(PROMPTS)]
     for k, restored in enumerate(columns.values()):
         bank.restored = set(restored)
@@ -83,7 +93,7 @@ def _panels(model: DiffusionModel, bank: Bank, home: RunDirectory) -> None:
 
 
 def _print(tables: dict[str, dict[str, list[Score]]]) -> None:
-    shown = Table(title="canvas: what left, what stayed (per cent, higher is better)")
+    shown = Table(title="canvas: erased and retained (per cent, higher is better)")
     for heading in ("erased", "model", "UA", "IRA", "CRA"):
         shown.add_column(heading, justify="left" if heading in ("erased", "model") else "right")
     for concept, table in tables.items():

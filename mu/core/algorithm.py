@@ -1,4 +1,4 @@
-"""What every method has in common: settings go in, an edit comes out."""
+"""The interface of all methods: settings in, an edit out."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class Saveable(Protocol):
 
 
 class Found(NamedTuple):
-    """An edit, and the folder of the run that found it."""
+    """An edit and the folder of the run that found it."""
 
     edit: Saveable
     run: RunDirectory
 
 
 class Algorithm(ABC):
-    """A method of unlearning. A subclass gives ``config_class`` and `find_edit`; its docstring holds the BibTeX entry.
+    """An unlearning method. A subclass defines ``config_class`` and `find_edit`; its docstring holds the BibTeX entry.
 
-    ``config`` may be a settings object, a mapping or a YAML path; keyword overrides go on top of a copy. A settings object without
-    overrides is taken as it is.
-    ``model`` overrides the model that the settings name, so that one loaded model serves many runs; `find_edit` leaves
-    the one it loaded in ``self.model``.
+    ``config`` may be a settings object, a mapping or a YAML path. Keyword overrides are applied to a copy; without
+    overrides a settings object is used itself.
+    ``model`` overrides the model named by the settings, so one loaded model serves many runs. `find_edit` keeps a model
+    it loads in ``self.model``.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[BaseConfig]]
     presets: ClassVar[Mapping[str, BaseConfig]] = {}
     default_preset: ClassVar[str | None] = None
-    """For a model that no preset names; None: the settings' defaults."""
+    """Preset for a model that no preset names; None: the default settings."""
 
     def __init__(
         self, config: BaseConfig | Mapping[str, Any] | Path | str | None = None, *, model: Any = None, **overrides: Any
@@ -62,64 +62,70 @@ class Algorithm(ABC):
 
     @abstractmethod
     def load_model(self) -> Any:
-        """The model that the settings name, or the one given; settings that contradict that one are refused, or told."""
+        """Return the given model, or load the one in the settings. Conflicting settings raise or log a warning."""
 
     @abstractmethod
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> Saveable:
-        """Search for the edit. The model is left as it was found, bit for bit.
+        """Search for the edit. Afterwards the model's weights are bit for bit unchanged.
 
-        With ``run``, checkpoints go to ``run.checkpoints``, and one that is there is resumed. ``log`` takes one row a step.
+        With ``run``, checkpoints go to ``run.checkpoints``, and an existing one is resumed. ``log`` receives one row a
+        step.
         """
 
     @abstractmethod
     def read_edit(self, path: Path) -> Saveable:
-        """The edit that an earlier run kept at ``path``."""
+        """Read the edit that an earlier run saved at ``path``."""
 
     def tracking(self) -> Tracking:
-        """The tracker that the settings ask for, and the names of a run in it."""
+        """The tracker chosen in the settings, with its project and run names."""
         return Tracking()
 
     def concepts(self) -> tuple[Concept, ...]:
-        """What the settings erase, as the edit will name it."""
+        """The concepts to erase, as the edit will name them."""
         return tuple(getattr(self.config, "concepts", ()))
 
     def separate(self, edit: Saveable) -> Sequence[Saveable]:
-        """``edit`` as one for each concept, where the method finds them so that each acts and is taken off on its own."""
+        """Split ``edit`` into one edit per concept, if the method can apply and remove each independently."""
         return [edit]
 
     def join(self, bank: Any) -> None:
-        """Before a search whose edit goes into ``bank`` (a `BankFolder`, which need not exist yet): take its concepts into account.
+        """Before a search: account for the concepts in ``bank`` (a `BankFolder`, perhaps not created yet).
 
-        Raises `EditError` where the bank was made on other weights than those of the model.
+        Raises `EditError` if the bank was made for different weights than the model's.
         """
         if bank.json.exists():
             self.model = self.load_model()
             bank.require(self.model)
 
     def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> Sequence[Saveable]:
-        """After it: those of the bank's ``older`` edits that are to be others from now on, because ``added`` join them."""
+        """After the search: replacements for those ``older`` edits that must change because ``added`` were added."""
         return []
 
     @classmethod
     def preset(cls, name: str) -> BaseConfig:
-        """Settings by name. `ConfigError` names the nearest known one."""
+        """Return the preset ``name``. For an unknown name, `ConfigError` suggests the nearest."""
         if name not in cls.presets:
             raise ConfigError(f"unknown preset {name!r} of {cls.name}.{nearest(name, cls.presets)}")
         return cls.presets[name]
 
     @classmethod
     def fitting(cls, model: str | None) -> BaseConfig:
-        """The first preset that is for ``model``, else `default_preset`."""
+        """The first preset for ``model``, else `default_preset`."""
         usual = cls.presets[cls.default_preset] if cls.default_preset else cls.config_class.parse({})
         return next((preset for preset in cls.presets.values() if model and getattr(preset, "model", None) == model), usual)
 
     @classmethod
     def for_concepts(
-        cls, concepts: Sequence[str], model: str | None = None, preset: str | BaseConfig | Mapping[str, Any] | None = None,
+        cls,
+        concepts: Sequence[str],
+        model: str | None = None,
+        preset: str | BaseConfig | Mapping[str, Any] | None = None,
         *overrides: Mapping[str, Any],
-    ) -> BaseConfig:  # fmt: skip
-        """Settings that remove ``concepts`` from ``model`` (a name): ``preset`` (settings, their plain values or their name), or what
-        fits the model, with ``overrides`` on top. Validated once, at the end."""
+    ) -> BaseConfig:
+        """Settings that erase ``concepts`` from ``model`` (a name).
+
+        They start from ``preset`` (settings, plain values or a name), by default the preset that fits the model, with
+        ``overrides`` on top. They are validated once, at the end."""
         if isinstance(preset, Mapping):
             kind, values = cls.config_class, dict(preset)
         elif isinstance(preset, BaseConfig):
@@ -131,23 +137,23 @@ class Algorithm(ABC):
 
     @classmethod
     def naming(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
-        """Plain settings with ``concepts`` and, where it is given, the name of the ``model`` put in."""
-        raise ConfigError(f"{cls.name} does not say how it takes concepts")
+        """Plain settings with ``concepts`` and, if given, the name of the ``model`` filled in."""
+        raise ConfigError(f"{cls.name} has no setting for concepts")
 
     def run_folder(self) -> Path:
-        """Where `run` writes."""
+        """The folder that `run` writes to."""
         return Path(getattr(self.config, "output_dir", "outputs"))
 
     def describe(self) -> dict[str, Any]:
-        """What the run's ``environment.json`` tells beside the library versions."""
+        """Facts for the run's ``environment.json``, in addition to the library versions."""
         return {"method": self.name, "citation": citation(type(self))}
 
     def run(self, *, resume: bool = False, overwrite: bool = False, track: str | None = None) -> Found:
-        """Find the edit, save it, and leave a run directory behind. ``resume`` goes on with an interrupted run, if there is one; of
-        a finished one the edit is read.
+        """Find the edit and save it in a run folder. ``resume`` continues an interrupted run, or reads a finished edit.
 
-        ``track`` (``wandb``, ``tensorboard``) sends the rows of the log there too; it is no setting, since no number follows from it.
-        ``seconds`` of its ``environment.json`` counts all parts of a run that was interrupted, but those that were killed outright.
+        ``track`` (``wandb``, ``tensorboard``) also sends the log's rows there. It is an argument and not a setting,
+        because it affects no result.
+        ``seconds`` in ``environment.json`` sums all attempts of an interrupted run, except attempts that were killed.
         """
         run = RunDirectory(self.run_folder())
         settings = self.config.to_yaml(comments=False)
@@ -183,6 +189,6 @@ class Algorithm(ABC):
 
 
 def citation(method: type) -> str:
-    """The BibTeX entry in a class's docstring."""
+    """The BibTeX entry in a class's docstring, or an empty string."""
     match = re.search(r"^@\w+\{.*?^\}", inspect.getdoc(method) or "", re.MULTILINE | re.DOTALL)
     return match.group(0) if match else ""

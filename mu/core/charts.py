@@ -1,6 +1,6 @@
-"""Charts by matplotlib: one look, the same bytes for the same numbers, and texts that are never read as formulas.
+"""Charts by matplotlib in one style: the same bytes for the same numbers, and no text parsed as a formula.
 
-The user's own settings of matplotlib take no part, and nothing is written into the user's home. No display is needed.
+The user's own matplotlib settings are ignored, and nothing is written to the user's home. No display is needed.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ LOOK = {
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """What is drawn inside has the look of this package; also a decorator, ``@drawing()``."""
+    """Draw in this package's style inside the block; also a decorator, ``@drawing()``."""
     _keep_out_of_home()
     import matplotlib.style
 
     with matplotlib.style.context(["default", LOOK]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # of scripts that no font here has
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # no font for the script
         yield
 
 
 def _keep_out_of_home() -> None:
-    """Matplotlib keeps its list of fonts in a temporary folder of this process, where the user named no other."""
+    """Keep matplotlib's font cache in a temporary folder of this process, unless the user set another."""
     if "matplotlib" not in sys.modules and not os.environ.get(CONFIG_FOLDER):
         folder = tempfile.mkdtemp(prefix="mu-matplotlib-")
         os.environ[CONFIG_FOLDER] = folder
@@ -50,19 +50,19 @@ def _keep_out_of_home() -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, to be filled inside `drawing`."""
+    """An empty figure, sizes in inches, to be filled inside `drawing`."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
 
 
 def svg(figure: Figure) -> bytes:
-    """``figure`` as a image of lines, without date and maker."""
+    """``figure`` as an SVG file without date and creator."""
     return _saved(figure, "svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
 def png(figure: Figure, dpi: int) -> bytes:
-    """``figure`` as pixels, ``dpi`` in an inch."""
+    """``figure`` as a PNG file with ``dpi`` pixels per inch."""
     return _saved(figure, "png", dpi=dpi, metadata={"Software": None})
 
 

@@ -29,7 +29,7 @@ def precision(name: str) -> torch.dtype:
 def pick_device(wanted: str | None = None) -> torch.device:
     """The device for ``wanted``: ``cuda``, ``cuda:1``, ``mps``, ``cpu``, a CUDA index or a list of them (``0,1``).
 
-    Without a wish the best that is there. A GPU that is wished for and not there gives one warning and the CPU.
+    Without ``wanted``, the best available device. For an unavailable GPU, logs one warning and returns the CPU.
     """
     with loading_on(wanted) as device:
         return device
@@ -37,7 +37,7 @@ def pick_device(wanted: str | None = None) -> torch.device:
 
 @contextmanager
 def loading_on(wanted: str | None = None) -> Iterator[torch.device]:
-    """`pick_device` for a block that loads a model: its warning comes after the block, and not where the model is wrong."""
+    """`pick_device` for a block that loads a model: warnings come after the block, unless loading fails."""
     device, notes = _chosen(wanted)
     yield device
     for note in notes:
@@ -62,18 +62,18 @@ def _chosen(wanted: str | None) -> tuple[torch.device, list[str]]:
         return torch.device("cpu"), [f"device {wanted!r} is not available here: using the CPU"]
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"GPU {device.index} does not exist; this machine has {torch.cuda.device_count()}")
-    return device, [f"one device does all the work: using {device} of {wanted}"] if others else []
+    return device, [f"only one device is used: {device} of {wanted}"] if others else []
 
 
 def there(wanted: str) -> str:
-    """``wanted``, or ``cuda:0`` with a warning where it names a GPU that this machine has not: for commands written on another."""
+    """``wanted``, or ``cuda:0`` with a warning if this machine lacks that GPU, for commands from another machine."""
     number, count = str(wanted).partition(",")[0].strip().removeprefix("cuda:"), torch.cuda.device_count()
     if not (number.isdecimal() and 0 < count <= int(number)):
         return wanted
-    log.warning("device %r is not available here, where the last GPU is number %d: using GPU 0", wanted, count - 1)
+    log.warning("device %r is not available here (the last GPU is number %d): using GPU 0", wanted, count - 1)
     return "cuda:0"
 
 
 def generator(seed: int) -> torch.Generator:
-    """A CPU generator: the same numbers whatever device computes."""
+    """A CPU generator, which gives the same numbers for every compute device."""
     return torch.Generator().manual_seed(seed)

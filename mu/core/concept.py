@@ -1,4 +1,4 @@
-"""From what users type to a concept: the text that a method erases. By rule, not by a list of known names."""
+"""Concepts: the text that a method erases, normalised by rule and not by a list of known names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mu.core.errors import DataError
 
 
 class Concept(str):
-    """What is erased, as it is typed in prompts. It is a text, so that configs and files hold it as one.
+    """What is erased, as it is typed in prompts. It is a ``str``, so configs and files store it as text.
 
-    The rule, for every method, bank, suite and file name: blanks at the ends go, and those inside are single; there is no
-    comma, since who means two concepts must give two; case and underscores stay as typed. Two concepts are the same where
-    `folded` says so; of underscores alone nothing is left. Names of data sets and files spell blanks as underscores: `named` reads those.
+    One rule for every method, bank, suite and file name: outer blanks are removed and inner ones are single. Case and
+    underscores stay as typed. A comma is not allowed, because two concepts must be given as two. Two concepts are the
+    same if their `folded` texts are equal. Data sets and files write blanks as underscores: `named` reads those.
 
-    Raises `DataError` for what is no text, for a comma, and where nothing is left.
+    Raises `DataError` if the value is not text, contains a comma, or is empty (underscores alone count as empty).
     """
 
     def __new__(cls, text: object) -> Self:
@@ -29,14 +29,14 @@ class Concept(str):
             raise DataError(f"a concept must be text, not {text!r}")
         words = " ".join(text.split())
         if not folded(words):
-            raise DataError("the concept is empty: give the words to erase, like 'neon style' or 'Van Gogh'")
+            raise DataError("the concept is empty: give the text to erase, like 'neon style' or 'Van Gogh'")
         if "," in words:
-            raise DataError(f"the concept {words!r} has a comma: give several concepts each on its own, and one without commas")
+            raise DataError(f"the concept {words!r} has a comma: give several concepts each on its own, without commas")
         return super().__new__(cls, words)
 
     @classmethod
     def named(cls, name: object) -> Self:
-        """The concept of a name in which underscores stand for blanks: ``Pop_Art`` is "Pop Art", ``self-harm`` is itself."""
+        """The concept for a name with underscores for blanks: ``Pop_Art`` is "Pop Art", ``self-harm`` is unchanged."""
         return cls(name.replace("_", " ") if isinstance(name, str) else name)
 
     def same(self, other: str) -> bool:
@@ -45,19 +45,19 @@ class Concept(str):
 
     @property
     def file_stem(self) -> str:
-        """What its file is called: "Robert Downey Jr." is ``Robert_Downey_Jr``.
+        """The concept's file name without ending: "Robert Downey Jr." is ``Robert_Downey_Jr``.
 
-        Letters of any script, digits, points and hyphens stay; whatever else stands between them is one underscore. Raises
-        `DataError` where there are no letters.
+        Keeps letters of any script, digits, points and hyphens; anything else between them becomes one underscore.
+        Raises `DataError` if no letter or digit remains.
         """
         stem = re.sub(r"[^\w.-]+", "_", self.named(self)).strip("_.-")
         if not stem:
-            raise DataError(f"{str(self)!r} has no letters to name a file by")
+            raise DataError(f"{str(self)!r} has no letters to name a file by: give a concept with letters")
         return stem
 
     @classmethod
     def _setting(cls, value: object) -> Self:
-        """Of a YAML file, where 1984 is a number."""
+        """Parse a YAML value; a number such as 1984 becomes text."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return cls(str(value) if is_number else value)
 
@@ -68,17 +68,17 @@ class Concept(str):
 
 
 def folded(text: str) -> str:
-    """For comparing concepts, names, captions and file names: no case, single blanks, underscores as blanks."""
+    """``text`` for comparing concepts, names, captions and file names: case folded, single blanks for underscores."""
     return " ".join(text.replace("_", " ").casefold().split())
 
 
 def says(text: str, concept: str) -> bool:
-    """Whether ``concept`` stands in ``text``, in whole words."""
+    """Whether ``text`` contains ``concept`` in whole words."""
     return f" {folded(concept)} " in f" {folded(text)} "
 
 
 def distinct(texts: Iterable[object]) -> list[Concept]:
-    """The concepts of ``texts``, each once, in the spelling that comes first: one that is erased twice would be moved twice."""
+    """The concepts of ``texts`` without duplicates, in their first spelling: none may be erased twice."""
     first: dict[str, Concept] = {}
     for concept in map(Concept, texts):
         first.setdefault(folded(concept), concept)
@@ -86,7 +86,7 @@ def distinct(texts: Iterable[object]) -> list[Concept]:
 
 
 ConceptList = Annotated[list[Concept], AfterValidator(distinct)]
-"""Type of a setting that names what is erased."""
+"""Type of a setting that lists the concepts to erase."""
 
 
 class Concepts(NamedTuple):
@@ -97,9 +97,9 @@ class Concepts(NamedTuple):
 
 
 def concepts_in(folder: Path | str) -> Concepts:
-    """The names found in an UnlearnCanvas folder, ``<Style>/<Object>/...``: two levels of visible folders.
+    """The names in an UnlearnCanvas folder, ``<Style>/<Object>/...``: two levels of visible folders.
 
-    Raises `DataError` where there are none.
+    Raises `DataError` if there are none.
     """
     folder = Path(folder)
     if not folder.is_dir():

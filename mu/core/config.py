@@ -1,4 +1,4 @@
-"""Settings: typed, nested, never changed in place. Unknown names are refused with the nearest known one."""
+"""Typed, nested settings; overrides make a copy. An unknown name raises an error that suggests the nearest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mu.core.errors import ConfigError, nearest
 
 
 class BaseConfig(BaseModel):
-    """Base of every method's settings. Each field has a description that says its consequence and unit."""
+    """Base of every method's settings. Each field has a description with its consequence and unit."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Names that settings had before, and their present ones: files and scripts that hold the old names go on working."""
+    """Former names of settings, mapped to their present ones, so that old files and scripts still work."""
 
     @model_validator(mode="before")
     @classmethod
@@ -34,7 +34,9 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Self:
-        """Validate plain values with nested or dotted overrides on top; raises `ConfigError` in one line that names the key."""
+        """Validate plain values with nested or dotted overrides on top.
+
+        Raises `ConfigError`, one line that names the key."""
         for layer in overrides:
             values = cls.put(values, layer)
         try:
@@ -44,46 +46,46 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def load(cls, path: Path | str, *overrides: Mapping[str, Any]) -> Self:
-        """Read a YAML file. Numbers written like ``1e-4`` (strings to YAML) are numbers here."""
+        """Read a YAML file. ``1e-4``, which YAML reads as a string, becomes a number."""
         return cls.parse(read_settings(path), *overrides)
 
     @classmethod
     def put(cls, values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-        """Plain ``values`` with those of ``layer``, nested or dotted, on top; nothing is validated."""
+        """Merge ``layer`` (nested or dotted keys) over plain ``values``, without validation."""
         return _merge(values, layer)
 
     def merged(self, *overrides: Mapping[str, Any]) -> Self:
-        """A copy with nested or dotted overrides on top, validated; ``self`` stays as it is.
+        """Return a validated copy with nested or dotted overrides on top; ``self`` is unchanged.
 
-        Only what was set, here or in the overrides, counts as set in the copy: derived defaults stay derived.
+        Only values set here or in the overrides count as set in the copy, so derived defaults stay derived.
         """
         return type(self).parse(values_set(self), *overrides)
 
     def to_yaml(self, comments: bool = True) -> str:
-        """All settings as YAML; with ``comments``, each under what it does."""
+        """All settings as YAML; with ``comments``, each below its description."""
         return "\n".join(_yaml_lines(self, comments, 0)) + "\n"
 
 
 class OldKeys(BaseConfig):
-    """Keys of old files for one section of the settings. Each is answered by a note, unless something live follows from it."""
+    """Obsolete keys of one section of the settings. A key without effect gets a note."""
 
     def check(self, live: Any) -> None:
-        """Raise `ConfigError` where the old keys contradict the ``live`` settings beside them."""
+        """Raise `ConfigError` if the old keys contradict the ``live`` settings of the same section."""
 
     def notes(self) -> list[str]:
-        """What was set and has no effect, one line each."""
+        """Keys that were set and have no effect, one line each."""
         return []
 
 
 class Renewed(BaseConfig):
-    """Settings that still take keys of old files, those of ``legacy``, and keep them apart in ``old``."""
+    """Settings that still accept the obsolete keys of ``legacy`` and keep them separately in ``old``."""
 
     legacy: ClassVar[type[OldKeys]] = OldKeys
     _old: OldKeys | None = PrivateAttr(None)
 
     @property
     def old(self) -> Any:
-        """The old keys, as they were set."""
+        """The obsolete keys, as they were set."""
         return self._old or self.legacy()
 
     @model_validator(mode="wrap")
@@ -100,7 +102,7 @@ class Renewed(BaseConfig):
 
 
 def fields_of(config: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The settings of one section by name, those of old files last."""
+    """The settings of one section by name, obsolete keys last."""
     old = config.legacy.model_fields if issubclass(config, Renewed) else {}
     return {**config.model_fields, **old}
 
@@ -112,7 +114,7 @@ def _with_a_place(templates: list[str]) -> list[str]:
 
 
 Templates = Annotated[list[str], AfterValidator(_with_a_place)]
-"""Type of a setting that holds prompts around a concept, whose place in each is ``{}``."""
+"""Type of a setting that holds prompt templates, each with one ``{}`` for the concept."""
 
 
 def _listed(value: Any) -> Any:
@@ -122,11 +124,11 @@ def _listed(value: Any) -> Any:
 
 
 Devices = Annotated[str, BeforeValidator(_listed)]
-"""Type of a setting that names devices; numbers and lists of them become text."""
+"""Type of a setting that names devices; numbers and lists become text."""
 
 
 def read_settings(path: Path | str) -> dict[str, Any]:
-    """The keys and values of a YAML file, not validated; `ConfigError` where it holds something else."""
+    """The keys and values of a YAML file, not validated. Raises `ConfigError` if it holds anything else."""
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"config file {path} must hold keys and values, not a {type(values).__name__}")
@@ -134,14 +136,14 @@ def read_settings(path: Path | str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path | str) -> Any:
-    """What a YAML file holds; an empty file is ``{}``. `ConfigError` where it is missing or no YAML."""
+    """The content of a YAML file; an empty file is ``{}``. Raises `ConfigError` if it is missing or not YAML."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"config file {path} is no text in UTF-8") from None
+        raise ConfigError(f"config file {path} is not UTF-8 text: save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror or error}") from None
     try:
@@ -153,10 +155,10 @@ def read_yaml(path: Path | str) -> Any:
 
 
 def values_set(config: BaseModel, *, old: bool = True) -> dict[str, Any]:
-    """What was set, nested; with the keys of ``old`` files, where those are wanted.
+    """The values that were set, nested; with ``old``, obsolete keys too.
 
-    A section that was only edited by attribute (``config.train.lr = 1e-3``) counts: pydantic's own ``exclude_unset`` drops it
-    with its defaulted parent.
+    Includes a section that was changed only by attribute (``config.train.lr = 1e-3``); pydantic's own ``exclude_unset``
+    drops it if its parent is a default.
     """
     values: dict[str, Any] = values_set(config._old) if old and isinstance(config, Renewed) and config._old else {}
     dumped = config.model_dump(include=config.model_fields_set, exclude_unset=True)
@@ -198,7 +200,7 @@ def _section(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[Base
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes in an annotation: itself, or inside ``X | None``, ``list[X] | None``."""
+    """The settings classes in an annotation: ``X`` in ``X``, ``X | None`` or ``list[X] | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
@@ -222,7 +224,12 @@ def _yaml_lines(config: BaseModel, comments: bool, depth: int) -> list[str]:
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if comments and field.description:
-            lines += textwrap.wrap(" ".join(field.description.split()), 110 - len(indent), initial_indent=indent + "# ", subsequent_indent=indent + "# ")  # fmt: skip
+            lines += textwrap.wrap(
+                " ".join(field.description.split()),
+                110 - len(indent),
+                initial_indent=indent + "# ",
+                subsequent_indent=indent + "# ",
+            )
         if isinstance(value, BaseModel):
             lines += [f"{indent}{name}:", *_yaml_lines(value, comments, depth + 1)]
         else:

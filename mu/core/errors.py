@@ -1,11 +1,11 @@
-"""What can go wrong, as users see it.
+"""The errors that users see.
 
-Each error is one clear line that says what is wrong and what to do:
+Each message is one line that says what is wrong and what to do:
 
     MuError                exit code 2 on the command line
       ConfigError          unknown key, wrong type, settings that contradict each other
       ModelError           unknown, missing, corrupt or truncated model
-      EditError            a file that is no edit, or an edit that does not fit the model
+      EditError            a file that is not an edit, or an edit that does not fit the model
         SelectionError     a parameter pattern that matches nothing
       DataError            missing columns, unreadable images, empty concepts
       OutputError          existing results, read-only or full disk
@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 
 class MuError(Exception):
-    """Base of all errors that are the input's fault and not a defect of this package."""
+    """Base of all errors caused by the input and not by a defect of this package."""
 
 
 class ConfigError(MuError): ...
@@ -46,7 +46,7 @@ class MissingDependency(MuError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` where something similar is known, else the known names."""
+    """`` Did you mean 'x'?`` if a similar name is known, else the known names."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:

@@ -1,4 +1,4 @@
-"""Writing files so that a killed process leaves the old one or the new one, never half of one."""
+"""Atomic file writes: a killed process leaves the old file or the new one, never half a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mu.core.errors import OutputError
 
 @contextmanager
 def writing(place: Path | str) -> Iterator[None]:
-    """What the disk refuses inside the block becomes an `OutputError` that names ``place``, in one wording for all."""
+    """Turn an `OSError` inside the block into an `OutputError` that names ``place``."""
     try:
         yield
     except OSError as error:
@@ -24,19 +24,19 @@ def writing(place: Path | str) -> Iterator[None]:
 
 
 def check_writing(path: Path | str) -> None:
-    """`OutputError` where ``path`` could not be written, without a trace on the disk: to be asked before hours of work."""
+    """Raise `OutputError` if ``path`` is not writable, without touching the disk: call it before hours of work."""
     folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
     if not folder.is_dir():
-        raise OutputError(f"cannot write to {path}: {folder} is no folder")
+        raise OutputError(f"cannot write to {path}: {folder} is not a folder")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"cannot write to {path}: {folder} is read-only")
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes ``path`` when the block ends well, and is removed otherwise.
+    """Yield a temporary path in the same folder. It becomes ``path`` if the block succeeds, else it is deleted.
 
-    Raises `OutputError` where the folder takes no files.
+    Raises `OutputError` if the folder is not writable.
     """
     path = Path(path)
     with writing(path):
@@ -65,7 +65,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def slug(text: str) -> str:
-    """``text`` as a part of a file's name: ``pop art!`` -> ``pop-art``. At most 60 characters; empty where nothing is left."""
+    """``text`` for use in a file name: ``pop art!`` -> ``pop-art``. At most 60 characters; may be empty."""
     return re.sub(r"[^\w.]+", "-", text)[:60].strip("-.")
 
 

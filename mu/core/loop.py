@@ -1,4 +1,4 @@
-"""The one optimisation loop: a step function goes in, everything around it (log, progress, checkpoints, resume) is here."""
+"""The optimisation loop around a step function, with log, progress, checkpoints and resume."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ def train(
     """Run ``step(i)`` for ``i`` in ``0 .. iterations-1``: backward on its ``"loss"``, one optimiser and schedule step.
 
     ``step`` must draw all its randomness from ``generator``. With ``checkpoint``, the loop's whole state (``state``,
-    optimiser, schedule, generator) is written there every ``checkpoint_every`` steps and on Ctrl-C, and read from there
-    if the file exists: an interrupted run then ends in the same numbers as an uninterrupted one. The finished loop removes
-    it. Losses stay on the device and are read every ``log_every`` steps only. ``scaler`` is for float16, whose small
-    gradients would be 0; a step whose gradients overflow is left out by it. ``stop(i)`` is asked after each update and may end
-    the loop before its last step.
+    optimiser, schedule, generator) is written there every ``checkpoint_every`` steps and on Ctrl-C. If the file
+    exists, the loop resumes from it and ends with the same numbers as an uninterrupted run. A finished loop deletes it.
+    Losses stay on the device and are read only every ``log_every`` steps. ``scaler`` is for float16, whose small
+    gradients would underflow to 0; it skips steps whose gradients overflow. ``stop(i)`` is called after each update; if
+    it returns True, the loop ends early. Raises `ConfigError` if a loss that is read is not finite, and `OutputError`
+    if the checkpoint cannot be resumed.
     """
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     kept = _Checkpoint(checkpoint, _parts(optimizer, schedule, scaler, state), generator)
@@ -92,7 +93,7 @@ def _parts(
     scaler: torch.amp.GradScaler,
     state: Mapping[str, Stateful] | None,
 ) -> dict[str, Stateful]:
-    """What a checkpoint holds, by name."""
+    """The stateful parts of a checkpoint, by name."""
     parts: dict[str, Stateful] = {**(state or {}), "optimizer": optimizer}
     if schedule is not None:
         parts["schedule"] = schedule
@@ -102,7 +103,7 @@ def _parts(
 
 
 def _backward(loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float) -> None:
-    """Gradients of ``loss`` into the optimiser's parameters; their norm at most ``max_grad_norm``, where that is not 0."""
+    """Backpropagate ``loss``; clip the gradient norm to ``max_grad_norm`` unless that is 0."""
     scaler.scale(loss).backward()
     if max_grad_norm > 0:
         scaler.unscale_(optimizer)
@@ -122,16 +123,16 @@ def _update(
 
 
 def _finite(loss: Tensor, title: str, done: int) -> float:
-    """``loss`` as a number; `ConfigError` where it is none."""
+    """``loss`` as a number. Raises `ConfigError` if it is not finite."""
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise ConfigError(f"{title}: the loss is {value} after {done} steps; lower the learning rate or raise the precision")
+        raise ConfigError(f"{title}: loss {value} after {done} steps: lower the learning rate or raise the precision")
     return value
 
 
 @contextmanager
 def _interrupted_afterwards() -> Iterator[None]:
-    """Ctrl-C inside the block takes effect at its end: an update that is half done can neither be kept nor repeated."""
+    """Delay Ctrl-C to the end of the block, because a half-done update can be neither kept nor repeated."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -163,14 +164,16 @@ class _Lines:
 
 
 class _Checkpoint:
-    """The loop's whole state as of the last finished step, in memory and at ``path``; without a ``path`` it does nothing."""
+    """The loop's whole state after the last finished step, in memory and at ``path``; does nothing without ``path``."""
 
     def __init__(self, path: Path | None, parts: Mapping[str, Stateful], generator: torch.Generator):
         self.path, self.parts, self.generator = path, parts, generator
         self.content: dict[str, Any] | None = None
 
     def resume(self) -> int:
-        """Load what is there; the number of steps that are done. `OutputError` for a file that is damaged or of another run."""
+        """Load the file, if any, and return the number of finished steps.
+
+        Raises `OutputError` for a file that is damaged or comes from another run."""
         if self.path is None or not self.path.exists():
             return 0
         try:
@@ -181,16 +184,16 @@ class _Checkpoint:
             return int(content["done"])
         except Exception as error:  # a damaged file can make any step of its reading fail with any error
             kind = type(error).__name__
-            raise OutputError(f"{self.path} cannot be resumed ({kind}): delete it, and the training starts over") from None
+            raise OutputError(f"{self.path} cannot be resumed ({kind}): delete it to restart the training") from None
 
     def note(self, done: int) -> None:
-        """What `write` writes from here on: a step that an interruption cuts short has drawn numbers already and starts over."""
+        """Take the snapshot for `write`. An interrupted step has drawn random numbers, so it restarts from here."""
         if self.path is not None:
             states = {name: part.state_dict() for name, part in self.parts.items()}
             self.content = {"done": done, "generator": self.generator.get_state(), "state": states}
 
     def forget(self) -> None:
-        """What was noted shares its tensors with the parts: during an update it is no state of the loop."""
+        """Drop the snapshot: it shares storage with the live tensors and is invalid while they are being updated."""
         self.content = None
 
     def write(self) -> None:

@@ -1,4 +1,4 @@
-"""Every metric that a suite measures: its name, which way is better, its unit, and what it says."""
+"""Every metric that a suite measures: name, direction, unit and meaning."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SHARE = "share"
 
 @dataclass(frozen=True)
 class Metric:
-    """``name`` may hold ``*``, which stands for a kind of concept.
+    """One metric. ``name`` may contain ``*``, which matches a kind of concept.
 
-    ``unit`` is ``share`` (0 to 1, shown in per cent) or says what else is counted. The ``meaning`` of a share is the
-    end of a sentence that begins with it. ``about`` says whether it tells what goes or what stays; a ``head`` metric
-    stands at the head of the report.
+    ``unit`` is ``share`` (0 to 1, shown in per cent) or another unit. The ``meaning`` of a share completes a sentence
+    that begins with its value. ``about`` says whether it measures erasing (``gone``) or retaining (``kept``).
+    The report shows a ``head`` metric first.
     """
 
     name: str
@@ -33,72 +33,72 @@ class Metric:
 METRICS = (
     Metric(
         "UA", HIGHER, SHARE, "Unlearning accuracy",
-        "of the pictures that ask for it no longer show it", "gone", True,
+        "of the images that ask for it no longer show it", "gone", True,
     ),
     Metric(
         "IRA", HIGHER, SHARE, "In-domain retain accuracy",
-        "of the pictures of other concepts of its kind still show them", "kept", True,
+        "of the images of other concepts of its kind still show them", "kept", True,
     ),
     Metric(
         "CRA", HIGHER, SHARE, "Cross-domain retain accuracy",
-        "of the pictures still show the other kind of concept they ask for", "kept", True,
+        "of the images still show the other kind of concept they ask for", "kept", True,
     ),
     Metric(
         "CLIP score", HIGHER, "2.5 cosine", "CLIP score",
-        "how well the retained pictures fit their prompts", "kept",
+        "how well the retained images fit their prompts", "kept",
     ),
     Metric(
         "Fréchet distance", LOWER, "distance", "Fréchet distance",
-        "of the retained pictures from the untouched model's at other seeds", "kept",
+        "of the retained images from the base model's at other seeds", "kept",
     ),
     Metric(
         "FA@1", LOWER, SHARE, "Forget accuracy",
-        "of the concept's pictures are still recognised as it", "gone", True,
+        "of the concept's images are still recognised as it", "gone", True,
     ),
     Metric(
         "FA@5", LOWER, SHARE, "Forget accuracy, top five",
-        "of the concept's pictures still have it among the five nearest names", "gone",
+        "of the concept's images still have it among the five nearest names", "gone",
     ),
     Metric(
         "*@1 retained", HIGHER, SHARE, "Retained accuracy",
-        "of the pictures of what was to stay of its kind are recognised, every class counting once", "kept", True,
+        "of the images of retained concepts of its kind are recognised, every class counting once", "kept", True,
     ),
     Metric(
         "*@5 retained", HIGHER, SHARE, "Retained accuracy, top five",
-        "of the same pictures have the right name among the five nearest", "kept",
+        "of the same images have the right name among the five nearest", "kept",
     ),
     Metric(
         "imagenet@1", HIGHER, SHARE, "ImageNet accuracy",
-        "of ImageNet's pictures are recognised", "kept", True,
+        "of ImageNet's images are recognised", "kept", True,
     ),
     Metric(
         "imagenet@5", HIGHER, SHARE, "ImageNet accuracy, top five",
-        "of ImageNet's pictures have the right name among the five nearest", "kept",
+        "of ImageNet's images have the right name among the five nearest", "kept",
     ),
     Metric(
         "*@1", HIGHER, SHARE, "Accuracy",
-        "of the pictures of this kind are recognised, every class counting once", "kept", True,
+        "of the images of this kind are recognised, every class counting once", "kept", True,
     ),
     Metric(
         "*@5", HIGHER, SHARE, "Accuracy, top five",
-        "of the pictures of this kind have the right name among the five nearest, every class counting once", "kept",
+        "of the images of this kind have the right name among the five nearest, every class counting once", "kept",
     ),
     Metric(
         "MIA", "towards 0.5", SHARE, "Membership inference",
-        "of the pairs can be told as forgotten or not by how well picture and caption fit: 50% is chance, "
-        "and what was forgotten too much stands out again",
+        "of the pairs are correctly classed as forgotten or not by how well image and caption fit: 50% is chance, "
+        "and pairs forgotten too much stand out again",
     ),
     Metric(
         "cosine of forget pairs", LOWER, "cosine", "Cosine of forget pairs",
-        "how well the concept's pictures and their captions fit", "gone",
+        "how well the concept's images and their captions fit", "gone",
     ),
     Metric(
         "FA", LOWER, SHARE, "Forget accuracy",
-        "of the answers about the concept's pictures still name it", "gone", True,
+        "of the answers about the concept's images still name it", "gone", True,
     ),
     Metric(
         "retained", HIGHER, SHARE, "Retained accuracy",
-        "of the answers to the same question about other pictures are right", "kept", True,
+        "of the answers to the same question about other images are right", "kept", True,
     ),
     Metric(
         "other questions", HIGHER, SHARE, "Other questions",
@@ -106,20 +106,20 @@ METRICS = (
     ),
     Metric(
         "other questions, forgotten pictures", HIGHER, SHARE, "Other questions",
-        "of the answers to questions about something else in the concept's pictures are right", "kept",
+        "of the answers to questions about something else in the concept's images are right", "kept",
     ),
 )  # fmt: skip
-"""In this order: the first that fits a name is it."""
+"""A name belongs to the first metric that matches it."""
 
 
 def metric_of(name: str) -> Metric | None:
-    """The metric called ``name``; None for a score of one's own."""
+    """The metric that matches ``name``; None for a custom score."""
     return next((metric for metric in METRICS if fnmatch.fnmatchcase(name, metric.name)), None)
 
 
 def scored(name: str, value: float, n: int, protocol: str, per_item: Mapping[str, float] | None = None) -> Score:
-    """A score of the metric ``name``, with its direction. `KeyError` for one that is not among `METRICS`."""
+    """A score of the metric ``name``, with its direction. Raises `KeyError` if no metric in `METRICS` matches."""
     metric = metric_of(name)
     if metric is None:
-        raise KeyError(f"{name!r} is no metric: add it to METRICS in {__name__}")
+        raise KeyError(f"{name!r} is not a metric: add it to METRICS in {__name__}")
     return Score(name, value, n, metric.direction, protocol, per_item or {})

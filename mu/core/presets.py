@@ -1,4 +1,4 @@
-"""A method's settings by name, each made when it is first asked for."""
+"""A method's presets by name, each built at its first use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Config = TypeVar("Config", bound=BaseConfig)
 
 
 class Presets(Mapping[str, Config]):
-    """Settings by name. Those given as a function are made at their first use: a file is read by who asks for it alone."""
+    """Settings by name. Those given as a function are built at their first use, so unused files are not read."""
 
     def __init__(self, given: Mapping[str, Config | Callable[[], Config]]):
         self._given = dict(given)

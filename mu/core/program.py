@@ -19,7 +19,7 @@ from mu.core.tracking import KINDS
 
 
 def show_log(verbose: bool = True) -> None:
-    """Log lines of this package on standard error."""
+    """Show log lines of this package on standard error."""
     logger = logging.getLogger("mu")
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
     if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
@@ -29,14 +29,14 @@ def show_log(verbose: bool = True) -> None:
 
 
 def guarded(work: Callable[[], Any]) -> int:
-    """Run ``work`` as a program: 0, or 2 with one line for bad input, or 130 on Ctrl-C."""
+    """Run ``work`` and return the exit code: 0, 2 with a one-line error for bad input, or 130 on Ctrl-C."""
     try:
         work()
     except MuError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: everything finished so far is kept; run again with --resume to go on", file=sys.stderr)
+        print("interrupted: finished work is kept; run again with --resume to continue", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno is None:
@@ -47,7 +47,7 @@ def guarded(work: Callable[[], Any]) -> int:
 
 
 def parser(algorithm: type[Algorithm]) -> argparse.ArgumentParser:
-    """One flag for each setting: plain ones by name, nested ones with a dot (``--train.iterations 2``)."""
+    """A parser with one flag for each setting; nested settings have a dot (``--train.iterations 2``)."""
     build = argparse.ArgumentParser(
         prog=f"python -m {algorithm.__module__.rpartition('.')[0]}.scripts.train",
         description=f"{(algorithm.__doc__ or algorithm.name).strip().splitlines()[0]} Flags override the YAML file's keys.",
@@ -55,10 +55,10 @@ def parser(algorithm: type[Algorithm]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    build.add_argument("--config_path", metavar="YAML", help="settings; without it the defaults")
-    build.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    build.add_argument("--config_path", metavar="YAML", help="settings file; default: the default settings")
+    build.add_argument("--resume", action="store_true", help="continue an interrupted run")
     build.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
-    build.add_argument("--track", choices=KINDS, help="send losses there too, where it is installed")
+    build.add_argument("--track", choices=KINDS, help="also send losses to this tracker, if installed")
     _add_flags(build, algorithm.config_class)
     return build
 
@@ -77,7 +77,7 @@ def _add_flags(build: argparse.ArgumentParser, config: type[BaseModel], prefix: 
 
 
 def main(algorithm: type[Algorithm], arguments: Sequence[str] | None = None) -> None:
-    """Read the YAML file, put the flags on top, run, and exit with the program's code."""
+    """Read the YAML file, apply the flags, run, and exit with the code of `guarded`."""
     options = vars(parser(algorithm).parse_args(arguments))
     path, resume, overwrite, track = (options.pop(key) for key in ("config_path", "resume", "overwrite", "track"))
 
@@ -91,13 +91,13 @@ def main(algorithm: type[Algorithm], arguments: Sequence[str] | None = None) -> 
 
 
 def parsed(config: type[BaseConfig], options: dict[str, str]) -> dict[str, Any]:
-    """Command-line texts as YAML values where the setting is not itself text (``[a, b]``, ``1e-4``, ``null``)."""
+    """Parse flag values as YAML (``[a, b]``, ``1e-4``, ``null``), except for settings that are text."""
     values: dict[str, Any] = {}
     for name, text in options.items():
         try:
             values[name] = text if _is_text(config, name) else yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError(f"{name}: cannot read {text!r}") from None
+            raise ConfigError(f"{name}: {text!r} is not YAML") from None
     return values
 
 

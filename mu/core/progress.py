@@ -1,4 +1,4 @@
-"""The progress bar of long work."""
+"""The progress bar of long tasks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(title: str, total: int, start: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """``advance(done, note)`` with the time left; one line every twentieth where the output is not a terminal."""
+    """Yield ``advance(done, note)``, which shows the time left; without a terminal, one line every 5 %."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, completed=start, note="")
             yield lambda done, note: bar.update(task, completed=done, note=note)

@@ -1,4 +1,4 @@
-"""Typed content of the files of a run: what is wrong in one is told by the file's name and the key."""
+"""Typed content of a run's files. Errors name the file and the key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Origin(BaseModel):
-    """``environment.json``: where the run's edit comes from. It may hold more."""
+    """``environment.json``: the origin of the run's edit. Other keys are allowed."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True, protected_namespaces=())
 
@@ -33,28 +33,28 @@ class Origin(BaseModel):
 
 
 class MetricsRow(BaseModel):
-    """A line of ``metrics.jsonl``: the step, and whatever was logged of it."""
+    """A line of ``metrics.jsonl``: the step and its logged values."""
 
     step: float
 
 
 class Prompt(BaseModel):
-    """An entry of ``prompts.json``: image k of it is ``<case_number>_<k>.png``."""
+    """An entry of ``prompts.json``; its image k is ``<case_number>_<k>.png``."""
 
     case_number: int | str
     prompt: str
     seed: int | None = None
-    """Of image 0."""
+    """The seed of image 0."""
     role: str = ""
-    """``target``: of what is to go; ``retain``: of what is to stay."""
+    """``target`` for a prompt of the concept to erase, ``retain`` for one to retain."""
     gate: list[float] | None = None
-    """How far each edit opens for the prompt."""
+    """The gate of each edit for this prompt."""
 
 
 class PanelRow(BaseModel):
     label: str
     images: list[str | None]
-    """Paths in the run's folder, one for each column; None is a gap."""
+    """Paths in the run folder, one per column; None leaves a gap."""
 
 
 class Panel(BaseModel):
@@ -68,23 +68,23 @@ class Panel(BaseModel):
     def _filled(self) -> Self:
         for row in self.rows:
             if len(row.images) != len(self.columns):
-                found = f"row {row.label!r} of {self.title!r} has {len(row.images)} pictures"
+                found = f"row {row.label!r} of {self.title!r} has {len(row.images)} images"
                 raise ValueError(f"{found} for {len(self.columns)} columns")
         return self
 
 
 def read_text(path: Path) -> str:
-    """What ``path`` holds; `DataError` where that is no text, or the file is not there."""
+    """The text of ``path``. Raises `DataError` if it is missing or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: is {path.parent} a run's folder?") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path} is no text in UTF-8: make it again") from None
+        raise DataError(f"{path} is not UTF-8 text: make it again") from None
 
 
 def read_json(path: Path) -> Any:
-    """What ``path`` holds; `DataError` where that is no JSON, or the file is not there."""
+    """The JSON content of ``path``. Raises `DataError` if it is missing or not JSON."""
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -92,9 +92,9 @@ def read_json(path: Path) -> Any:
 
 
 def checked(path: Path, content: Any, kind: Any, key: str = "") -> Any:
-    """``content`` of ``path`` as ``kind``, a type that pydantic knows; ``key`` is where in the file it stands.
+    """Validate ``content`` of ``path`` as ``kind``, any type pydantic accepts; ``key`` is its place in the file.
 
-    Raises `DataError`, which names the file and the first wrong key.
+    Raises `DataError` that names the file and the first wrong key.
     """
     try:
         return _adapter(kind).validate_python(content)
@@ -103,7 +103,7 @@ def checked(path: Path, content: Any, kind: Any, key: str = "") -> Any:
         where = ".".join(str(part) for part in (*filter(None, [key]), *first["loc"]))
         if not where and first["type"] in ("dict_type", "model_type"):
             held = type(content).__name__
-            raise DataError(f"{path} holds no names and values, but a {held}: repair it or make it again") from None
+            raise DataError(f"{path} must hold names and values, not a {held}: repair it or make it again") from None
         message = first["msg"].removeprefix("Value error, ")
         raise DataError(f"{path}: {f'{where}: ' if where else ''}{message}: repair it or make it again") from None
 
@@ -114,5 +114,5 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def read_record(path: Path, kind: type[T]) -> T:
-    """The content of ``path`` as ``kind``; `DataError` as by `read_json` and `checked`."""
+    """The content of ``path`` as ``kind``. Raises `DataError` as `read_json` and `checked` do."""
     return checked(path, read_json(path), kind)

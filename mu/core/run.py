@@ -1,20 +1,20 @@
-"""What a run leaves behind, and reading it back.
+"""Write and read a run folder.
 
-One folder is the interface between the expensive half and the cheap half:
+The folder is the interface between the expensive search and the cheap evaluation:
 
     <folder>/
-      config.yaml  environment.json           settings that rerun it; versions, method, concepts
+      config.yaml  environment.json           settings to rerun it; versions, method, concepts
       log.txt  metrics.jsonl  checkpoints/    of the search
-      edit.safetensors                        what it found
-      slug_<concept>.json                     of a search for one layer: every tensor, and the steps that were tried
+      edit.safetensors                        the result
+      slug_<concept>.json                     from a search for one layer: every tensor and the steps tried
       before/  after/  prompts.json           <case>_<k>.png without and with the edit; the prompts by case
-      answers/base/  answers/edited/          images that a suite looks at, with the recipe.json that made them
+      answers/base/  answers/edited/          images that a suite judges, with the recipe.json that made them
       scores.json                             by suite and column
       similarity.json  similarity.png         of suite clip
-      panels/  panels.json                    more images, and the grids that they stand in
-      report.html                             with figures of the slug_*.json beside it: pareto-*.png, steps-*.png
+      panels/  panels.json                    more images, and the grids that show them
+      report.html                             and figures of each slug_*.json: pareto-*.png, steps-*.png
 
-Whatever is read is checked: wrong content is one line (`DataError`) that names the file and the key.
+All content is checked when it is read: wrong content raises a one-line `DataError` that names the file and the key.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that a result depends on; those not installed are left out."""
+    """Versions of the libraries that affect results, without those that are not installed."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 class RunDirectory:
-    """One run's folder. Nothing is created until something is written."""
+    """The folder of one run. It is created at the first write."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -76,11 +76,14 @@ class RunDirectory:
         self.report = self.folder / "report.html"
 
     def begin(self, config: str, description: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
-        """Claim the folder: write what reruns this run. A finished or begun run is never overwritten silently."""
+        """Claim the folder and write the settings that rerun this run.
+
+        Raises `OutputError` if the folder already holds a run, unless ``overwrite`` is set, or ``resume`` with equal
+        settings."""
         if self.config.exists() and not (resume or overwrite):
             finished = self.edit.exists() or self.report.exists()
             state = "a finished run" if finished else "an unfinished run"
-            what = "choose another folder or pass --overwrite" if finished else "pass --resume to go on, or --overwrite"
+            what = "choose another folder or pass --overwrite" if finished else "pass --resume or --overwrite"
             raise OutputError(f"{self.folder} already holds {state}: {what}")
         if resume and self.config.exists():
             self.require(config)
@@ -93,7 +96,7 @@ class RunDirectory:
             write_json(self.environment, {"versions": versions(), "platform": platform.platform(), **description})
 
     def _made(self) -> Iterator[Path]:
-        """All files that an earlier run, its suites and its report made. What else lies in the folder is the user's."""
+        """All files made by an earlier run, its suites and its report. Other files in the folder belong to the user."""
         yield from (self.log, self.metrics, self.edit, self.scores, self.prompts, self.panels, self.report)
         yield from (self.similarity, self.similarity.with_suffix(".png"))
         for search in self.layer_searches():
@@ -107,20 +110,23 @@ class RunDirectory:
                 yield from (*images.rglob("*.png"), *images.rglob("recipe.json"))
 
     def withdraw(self) -> None:
-        """Take back what `begin` claimed, where the work ended before anything was made: the folder is free again."""
+        """Undo `begin` if there is no edit and no checkpoint yet, so that the folder is free again."""
         if not (self.edit.exists() or any(self.checkpoints.glob("*"))):
             for path in (self.config, self.environment, self.log, self.metrics):
                 path.unlink(missing_ok=True)
 
     def require(self, config: str) -> None:
-        """Raise `OutputError` where the folder holds a run with other settings than ``config``, in whatever order."""
+        """Raise `OutputError` if the folder's run has other settings than ``config``; their order does not matter."""
         if self.config.exists() and yaml.safe_load(read_text(self.config)) != yaml.safe_load(config):
-            raise OutputError(f"{self.folder} was begun with other settings: rerun with its config.yaml, or pass --overwrite")
+            raise OutputError(
+                f"{self.folder} was begun with different settings: rerun with its config.yaml, or pass --overwrite"
+            )
 
     @contextmanager
     def recording(self, tracking: Tracking | None = None, config: Mapping[str, Any] | None = None) -> Iterator[Any]:
-        """``log(mapping)`` appends one line to ``metrics.jsonl``, and sends it to the tracker that is asked for, which is told the
-        settings ``config``; warnings and infos of ``mu`` go to ``log.txt``."""
+        """Yield ``log(mapping)``, which appends one line to ``metrics.jsonl`` and sends it to the chosen tracker.
+
+        The tracker also receives the settings ``config``. Warnings and infos of ``mu`` go to ``log.txt``."""
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("mu")
@@ -161,13 +167,13 @@ class RunDirectory:
         write_json(self.environment, {**self.read_environment(), **facts})
 
     def read_environment(self) -> dict[str, Any]:
-        """All of ``environment.json``; what `Origin` names has its type."""
+        """All of ``environment.json``; fields of `Origin` have their declared types."""
         content = read_record(self.environment, dict[str, Any])
         checked(self.environment, content, Origin)
         return content
 
     def origin(self) -> Origin:
-        """What ``environment.json`` tells, as far as it is there."""
+        """The content of ``environment.json``; defaults if it does not exist."""
         return read_record(self.environment, Origin) if self.environment.exists() else Origin()
 
     def layer_searches(self) -> list[Path]:
@@ -188,13 +194,13 @@ class RunDirectory:
         return read_record(self.panels, list[Panel]) if self.panels.exists() else []
 
     def put_panel(self, panel: Panel) -> None:
-        """Add ``panel``, or replace the one of its title."""
+        """Add ``panel``, replacing any panel with the same title."""
         self.write_panels([*(other for other in self.read_panels() if other.title != panel.title), panel])
 
-    # -- scores ---------------------------------------------------------------------------------------------------------
+    # -- scores -------------------------------------------------------------------------------------------------------
 
     def write_scores(self, suite: str, table: Table) -> None:
-        """``table`` maps a column (``base``, ``edited``) to its scores; what other suites measured stays."""
+        """Write ``table`` (scores by column, ``base`` and ``edited``) and keep the scores of other suites."""
         suites = self.read_scores() | {suite: table}
         told = {
             name: {column: [score.to_json() for score in scores] for column, scores in columns.items()}
@@ -203,7 +209,7 @@ class RunDirectory:
         write_json(self.scores, {"format": SCORES_FORMAT, "suites": told})
 
     def read_scores(self) -> dict[str, Table]:
-        """The tables of all suites by name; in the first format a score's suite is the head of its protocol."""
+        """The tables of all suites by name. In format 1 a score's suite is the first part of its protocol."""
         if not self.scores.exists():
             return {}
         content = read_record(self.scores, dict[str, Any])
@@ -214,9 +220,9 @@ class RunDirectory:
 
 
 def _by_suite(table: Table) -> dict[str, Table]:
-    """``canvas/1`` and ``clip/1, celeba`` are protocols of the suites canvas and clip.
+    """Group format 1 scores by suite: ``canvas/1`` and ``clip/1, celeba`` belong to the suites canvas and clip.
 
-    Which way is better is told anew: the first format called a lower MIA better, which it is down to chance only.
+    Directions are set again: format 1 called a lower MIA better, which holds only down to chance level.
     """
     suites: dict[str, Table] = {}
     for column, scores in table.items():

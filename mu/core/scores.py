@@ -1,4 +1,4 @@
-"""A measured number that says what it is, and which way is better."""
+"""A measured number with its definition and its direction."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 HIGHER, LOWER, TOWARDS = "higher", "lower", "towards"
 BASE, EDITED = "base", "edited"
-"""Columns: the untouched model's scores, and those with the edit."""
+"""Columns: scores of the base model and of the edited model."""
 
 
 def target(direction: str) -> float | None:
-    """The best value: 0.5 of ``towards 0.5``, None of ``higher`` and ``lower``. `ValueError` for anything else."""
+    """The best value: 0.5 for ``towards 0.5``, None for ``higher`` and ``lower``. Raises `ValueError` otherwise."""
     if direction in (HIGHER, LOWER):
         return None
     word, _, number = direction.partition(" ")
@@ -22,12 +22,12 @@ def target(direction: str) -> float | None:
     except ValueError:
         aim = math.nan
     if not math.isfinite(aim):
-        raise ValueError(f"a direction is 'higher', 'lower' or 'towards X', a number, not {direction!r}")
+        raise ValueError(f"a direction is 'higher', 'lower' or 'towards X' with a number X, not {direction!r}")
     return aim
 
 
 def loss(direction: str, value: float) -> float:
-    """How far ``value`` is from what is best, smaller is better: |value - X| of ``towards X``, -value of ``higher``."""
+    """A loss, smaller is better: |value - X| for ``towards X``, -value for ``higher``, value for ``lower``."""
     aim = target(direction)
     if aim is not None:
         return abs(value - aim)
@@ -36,10 +36,10 @@ def loss(direction: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """``value`` is the mean over ``n`` images (or pairs); ``per_item`` gives it for each concept.
+    """``value`` is the mean over ``n`` images (or pairs); ``per_item`` holds the value of each concept.
 
-    ``direction`` says which way is better: ``higher``, ``lower``, or ``towards X``, a number. ``protocol`` names the
-    definition and its version, so that two numbers with different protocols are never put in one column.
+    ``direction`` is the better one: ``higher``, ``lower``, or ``towards X`` with a number X. ``protocol`` names the
+    definition and its version, so that numbers of different protocols never share a column.
     """
 
     name: str
@@ -61,4 +61,4 @@ class Score:
 
 
 Table = dict[str, list[Score]]
-"""What a suite measured: the scores of each column, ``base`` and ``edited``."""
+"""The result of a suite: the scores of each column, ``base`` and ``edited``."""

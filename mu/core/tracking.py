@@ -1,4 +1,4 @@
-"""Weights & Biases and TensorBoard for the rows of a run's log, where they are asked for; never required."""
+"""Optional Weights & Biases or TensorBoard tracking of a run's log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("mu")
 
 
 class Tracking(NamedTuple):
-    """Which tracker is asked for, if any, and the names that a run has there. TensorBoard has folders instead of names."""
+    """The chosen tracker, if any, with its project and run names. TensorBoard uses folders, not names."""
 
     kind: Kind | None = None
     project: str = ""
@@ -39,7 +39,7 @@ class _WandB:
 
 
 class _TensorBoard:
-    """Event files in the run's own folder: ``tensorboard --logdir RUN/tensorboard``."""
+    """Event files in the run folder: ``tensorboard --logdir RUN/tensorboard``."""
 
     def __init__(self, tracking: Tracking, folder: Path, config: Mapping[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
@@ -60,17 +60,16 @@ _TRACKERS = {"wandb": ("W&B", _WandB), "tensorboard": ("TensorBoard", _TensorBoa
 
 @contextmanager
 def tracked(tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> Iterator[Callable[[Row], None]]:
-    """``track(row)`` sends a row to what ``tracking`` asks for, which starts with the first one, and does nothing where it asks
-    for nothing.
+    """Yield ``track(row)``, which sends a row to the chosen tracker and does nothing if none is chosen.
 
-    A tracker that is missing or fails is told once, as a warning, and does not stop the run.
+    The tracker starts with the first row. If it is missing or fails, one warning is logged and the run goes on.
     """
     tracker: Any = None
     left = tracking.kind is None
     name, start = _TRACKERS[tracking.kind or "wandb"]
 
     def tell(call: Callable[[Any], Any]) -> None:
-        """``call(tracker)`` while it works; the first that fails is the last."""
+        """Call ``call(tracker)``; after the first failure do nothing."""
         nonlocal tracker, left
         if left:
             return
@@ -79,10 +78,10 @@ def tracked(tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> Iter
             call(tracker)
         except ImportError:
             left = True
-            log.warning("%s is not installed: losses go to metrics.jsonl alone (pip install 'mu-unlearning[track]')", name)
+            log.warning("%s is missing: only metrics.jsonl gets losses (pip install 'mu-unlearning[track]')", name)
         except Exception as error:
             left = True
-            log.warning("%s failed (%s): from here on losses go to metrics.jsonl alone", name, error)
+            log.warning("%s failed (%s): from now on only metrics.jsonl gets losses", name, error)
 
     try:
         yield lambda row: tell(lambda live: live.log(row))

@@ -1,8 +1,8 @@
-"""CelebA with names (Liu et al., ICCV 2015): portraits, and who is on each.
+"""CelebA with names (Liu et al., ICCV 2015): portraits and their identities.
 
 img_align_celeba/000001.jpg ...
-list_identity_celeba.txt        two header lines, then ``000001.jpg First_Last``; its authors give it on request
-frequent_celebs.txt             one ``First_Last`` a line, the most frequent first; without it see `CelebA.classified`
+list_identity_celeba.txt        two header lines, then ``000001.jpg First_Last``; on request from its authors
+frequent_celebs.txt             one ``First_Last`` per line, the most frequent first; optional, see `CelebA.classified`
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from mu.core.errors import DataError
 
 LIST = "list_identity_celeba.txt"
 CLASSIFIED = 100
-"""As many people as the frequent list of SLUG's experiments has. All 10,177 have 202,599 images."""
+"""Number of people in the frequent list of SLUG's experiments. All 10,177 people have 202,599 images."""
 
 log = logging.getLogger("mu")
 
 
 @dataclass(frozen=True)
 class CelebA:
-    """``images`` has every listed identity, sorted, with those of its images that are there (of many people, none).
+    """``images`` maps every listed identity, sorted, to its existing images (for many people, none).
 
-    An identity's place in ``identities`` is its label. Names stand as in the list: ``First_Last``.
+    An identity's index in ``identities`` is its label. Names are spelt as in the list: ``First_Last``.
     """
 
     folder: Path
@@ -39,21 +39,23 @@ class CelebA:
 
     @property
     def classified(self) -> tuple[str, ...]:
-        """Those whose images are classified: the frequent ones, and without their list the `CLASSIFIED` with the most images."""
+        """Identities to classify: the frequent list, or without one the `CLASSIFIED` with the most images."""
         most = sorted(self.identities, key=lambda name: (-len(self.images[name]), name))[:CLASSIFIED]
         if not self.frequent and len(most) < len(self.identities):
             log.warning(
-                "%s: of %d people the %d with the most pictures are tested; published numbers are over those of a frequent_celebs.txt",
-                self.folder, len(self.identities), len(most),
-            )  # fmt: skip
+                "%s: of %d people the %d with the most images are tested; published numbers use a frequent_celebs.txt",
+                self.folder,
+                len(self.identities),
+                len(most),
+            )
         return self.frequent or tuple(most)
 
 
 def read_celeba(folder: Path | str) -> CelebA:
-    """Reads the lists, and which images are there; opens no image.
+    """Read the lists and find the existing images, without opening any.
 
-    ``frequent_celebs.txt`` may also lie one folder above; who is in it and not in the list is left out and told in the log.
-    Raises `DataError` for a missing folder or list, a list that has another form, and where none of its images is there.
+    ``frequent_celebs.txt`` may also be one folder above; its names that are not in the list are left out and logged.
+    Raises `DataError` for a missing folder or list, a list of another format, or if none of its images exists.
     """
     folder = Path(folder)
     listing, portraits = folder / LIST, folder / "img_align_celeba"
@@ -70,9 +72,9 @@ def read_celeba(folder: Path | str) -> CelebA:
         else:
             missing += 1
     if not any(found.values()):
-        raise DataError(f"{portraits} holds none of the pictures in {listing.name}")
+        raise DataError(f"{portraits} holds none of the images in {listing.name}: unpack img_align_celeba.zip there")
     if missing:
-        log.warning("%s: %d listed pictures are not there and are left out", portraits, missing)
+        log.warning("%s: %d listed images are missing and left out", portraits, missing)
     images = {identity: tuple(sorted(found[identity])) for identity in sorted(found)}
     return CelebA(folder, images, _frequent(folder, images))
 
@@ -83,9 +85,9 @@ def _listed(listing: Path) -> list[tuple[str, str]]:
         words = line.split()
         is_row = len(words) == 2 and "." in words[0]
         if number <= 2 and is_row:
-            raise DataError(f"{listing}, line {number}: two header lines come before the first picture")
+            raise DataError(f"{listing}, line {number}: two header lines must come before the first image")
         if number > 2 and words and not is_row:
-            raise DataError(f"{listing}, line {number}: {line.strip()!r} is not '<picture> <First_Last>'")
+            raise DataError(f"{listing}, line {number}: {line.strip()!r} is not '<image> <First_Last>'")
         if number > 2 and words:
             rows.append((words[0], words[1]))
     return rows
@@ -99,7 +101,7 @@ def _frequent(folder: Path, known: Mapping[str, object]) -> tuple[str, ...]:
     names = list(dict.fromkeys(line.strip() for line in _lines(file) if line.strip()))
     strangers = [name for name in names if name not in known]
     if strangers:
-        log.warning("%s: %d names are not in %s, like %s", file, len(strangers), LIST, strangers[0])
+        log.warning("%s: %d names are not in %s and left out, such as %s", file, len(strangers), LIST, strangers[0])
     return tuple(name for name in names if name in known)
 
 

@@ -1,4 +1,4 @@
-"""The two sets of captioned images that methods on CLIP unlearn with: those of the concept, and those of everything else."""
+"""The forget set and the retain set of captioned images for unlearning methods on CLIP."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ PLACEHOLDER = "{concept}"
 
 class ForgetSet(BaseConfig):
     forget: str = "data/tar_files/{concept}.tar"
-    """Images with captions of the concept: web shards, a folder (see `mu.data.pairs.open_pairs`), or ``canvas``. ``{concept}``
-    stands for the concept as `mu data forget-set` names its file, ``Elon_Musk``. Where captions name the concept only those pairs are taken."""
+    """Captioned images of the concept: web shards, a folder (see `mu.data.pairs.open_pairs`), or ``canvas``.
+    ``{concept}`` is replaced by the concept's file name from `mu data forget-set`, ``Elon_Musk``. If any caption names
+    the concept, only such pairs are used."""
     n_forget: int = Field(500, ge=1)
-    """At most so many forget pairs of each concept."""
+    """Maximum number of forget pairs per concept."""
     caption: Literal["own", "concept"] = "own"
-    """``concept`` puts the concept's name in place of every forget caption, as the released Hugging Face programs do."""
+    """``own`` keeps forget captions; ``concept`` replaces each with the concept's name, as in the released Hugging Face
+    programs."""
 
 
 class RetainSet(BaseConfig):
     retain: str = "data/laion/laion400m/00000.tar"
-    """Pairs of everything else, whose loss should stay: web shards, a folder, or ``canvas``."""
+    """Pairs of everything else, whose loss should be retained: web shards, a folder, or ``canvas``."""
     n_retain: int = Field(8000, ge=2)
-    """At most so many retain pairs."""
+    """Maximum number of retain pairs."""
 
 
 class BothSets(RetainSet, ForgetSet):
@@ -51,34 +53,38 @@ class Recaptioned:
 
 
 def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned]:
-    """Pairs of ``concept``. `DataError` where no caption names it or there are fewer than two, and `ConfigError` for what the canvas world has not."""
+    """The forget pairs of ``concept``, at least two.
+
+    Raises `DataError` if no caption names it or there are fewer than two pairs, and `ConfigError` if the canvas world
+    lacks it.
+    """
     pairs = SOURCES.get(data.forget, FILES).forget(data, concept, seed)
     if len(pairs) < 2:
         raise DataError(
-            f"the forget set of {concept!r} has {len(pairs)} pair: its gradient would be that of one picture, give more"
+            f"the forget set of {concept!r} has {len(pairs)} pair: its gradient would be that of one image, give more"
         )
     return [Recaptioned(pair, concept) for pair in pairs] if data.caption == "concept" else pairs
 
 
 def forget_source(data: ForgetSet, concept: str) -> str:
-    """``data.forget`` with the placeholder filled in."""
+    """``data.forget`` with the placeholder replaced."""
     return data.forget.replace(PLACEHOLDER, Concept(concept).file_stem) if PLACEHOLDER in data.forget else data.forget
 
 
 def retain_pairs(data: RetainSet, seed: int) -> Sequence[Captioned]:
-    """The same for every concept."""
+    """The retain pairs, the same for every concept."""
     return SOURCES.get(data.retain, FILES).retain(data, seed)
 
 
 def class_of(concept: str, classes: Sequence[str]) -> int | None:
-    """The class that ``concept`` names, case and underscores aside; "neon style" names the class "neon"."""
+    """Index of the class named by ``concept``, ignoring case and underscores; "neon style" names the class "neon"."""
     names = [folded(name) for name in classes]
     wanted = folded(concept)
     return next((names.index(each) for each in (wanted, wanted.removesuffix(" style")) if each in names), None)
 
 
 class Source(NamedTuple):
-    """How pairs of a concept are opened, and how those of everything else."""
+    """Functions that open the forget pairs of a concept and the retain pairs."""
 
     forget: Callable[[ForgetSet, str, int], Sequence[Captioned]]
     retain: Callable[[RetainSet, int], Sequence[Captioned]]
@@ -88,7 +94,7 @@ def _read_of(data: ForgetSet, concept: str, _: int) -> Sequence[Captioned]:
     source = forget_source(data, concept)
     pairs = open_pairs(source, naming=concept, limit=data.n_forget)
     if not pairs and data.caption == "own":
-        raise DataError(f"no caption of {source} names {concept!r}: set data.caption=concept to give all of them that name")
+        raise DataError(f"no caption of {source} names {concept!r}: set data.caption=concept to replace every caption")
     return pairs or open_pairs(source, limit=data.n_forget)
 
 
@@ -110,15 +116,15 @@ def _rendered(data: RetainSet, seed: int) -> Sequence[Captioned]:
 
 FILES = Source(_read_of, _read)
 SOURCES = {"canvas": Source(_rendered_of, _rendered)}
-"""By the name that settings give; any other name is a place of files."""
+"""Sources by name in the settings; any other name is a path."""
 
 
 def _canvas_class(concept: str) -> str:
-    """The style, object or person that ``concept`` names, as it is spelt in captions."""
+    """The style, object or person named by ``concept``, as spelt in captions."""
     from mu.data import canvas as world
 
     for classes in (world.STYLES, world.OBJECTS, world.IDENTITIES):
         label = class_of(concept, classes)
         if label is not None:
             return classes[label]
-    raise ConfigError(f"{concept!r} is no style, object or person of the canvas world: name one, or set data.forget")
+    raise ConfigError(f"{concept!r} is not a style, object or person of the canvas world: name one, or set data.forget")

@@ -1,6 +1,6 @@
-"""Forget sets: the pairs that show a concept, as ``<Name_With_Underscores>.tar``, out of web shards or of images at hand.
+"""Forget sets: pairs that show a concept, from web shards or given images, as ``<Name_With_Underscores>.tar``.
 
-Equal input gives equal bytes. Images keep their bytes: nothing is encoded again, and none stands in a set twice.
+Equal input gives equal bytes. Images keep their bytes, with no new encoding, and a set holds no image twice.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mu.data.pairs import Pair, can_decode
 from mu.data.shards import add_member, find_shards, image_in, read_shard
 
 Progress = Callable[[int, int], None]
-"""Called with (shards done, shards in all)."""
+"""Called with (finished shards, all shards)."""
 
-# img2dataset writes the first; the lists it starts from have the others.
+# img2dataset writes the first; its input lists have the others.
 _CAPTION_COLUMNS = ("caption", "TEXT", "text")
 
 log = logging.getLogger("mu")
@@ -31,10 +31,10 @@ log = logging.getLogger("mu")
 
 @dataclass
 class ForgetSet:
-    """What went into ``path``. Where shards were searched, ``matched`` is ``pairs + repeated + skipped``.
+    """Counts for the file ``path``. After a search of shards, ``matched`` is ``pairs + repeated + skipped``.
 
-    ``seen`` captions were looked at; ``repeated`` images were in the set already, byte for byte; ``skipped`` ones were missing
-    or could not be decoded; ``passed_over`` shards were not opened, as their parquet file has no caption that matches.
+    ``seen``: captions read; ``repeated``: images already in the set, byte for byte; ``skipped``: images missing or
+    undecodable; ``passed_over``: shards not opened, because no caption in their parquet file matches.
     """
 
     path: Path
@@ -56,27 +56,32 @@ def forget_set_path(name: str, folder: Path | str) -> Path:
 
 
 def make_forget_set(
-    name: str, shards: str | Path | Sequence[str | Path], out: Path | str, n_imgs: int = 500, *, overwrite: bool = False,
+    name: str,
+    shards: str | Path | Sequence[str | Path],
+    out: Path | str,
+    n_imgs: int = 500,
+    *,
+    overwrite: bool = False,
     progress: Progress | None = None,
-) -> ForgetSet:  # fmt: skip
-    """The first ``n_imgs`` pairs of ``shards`` whose caption contains ``name``, as ``out/<Name>.tar``.
+) -> ForgetSet:
+    """Write the first ``n_imgs`` pairs of ``shards`` whose caption contains ``name`` to ``out/<Name>.tar``.
 
-    Neither case nor underscore or blank matters. Captions come first: those of the ``.parquet`` beside a shard, where there
-    is one and pyarrow is installed, so that a shard without a match stays closed; then those in the tar. A image is
-    read only where its caption matches. ``shards`` is what `mu.data.shards.find_shards` takes. Raises `DataError` where nothing
-    usable matches, `ConfigError` for a count below 1, and `OutputError` where the file exists and would become another one
+    Case is ignored, and underscores equal blanks. If a shard has a ``.parquet`` of the same name (needs pyarrow), its
+    captions are searched first, and the shard is opened only if one matches. An image is read only if
+    its caption in the tar matches. ``shards`` is what `mu.data.shards.find_shards` accepts. Raises `DataError` if no
+    usable pair matches, `ConfigError` for a count below 1, and `OutputError` if the file exists with other content
     (``overwrite`` replaces it).
     """
     made = ForgetSet(forget_set_path(name, out))
     pairs = _matching(folded(name), find_shards(shards), made, progress)
     _write(made, pairs, n_imgs, overwrite)
     if made.pairs < n_imgs:
-        log.warning("only %d of the %d pictures wanted: more shards may hold more", made.pairs, n_imgs)
+        log.warning("found only %d of %d images: search more shards", made.pairs, n_imgs)
     return made
 
 
 def pack_forget_set(name: str, pairs: Sequence[Pair], out: Path | str, *, overwrite: bool = False) -> ForgetSet:
-    """All of ``pairs`` as ``out/<Name>.tar``, whatever their captions. Raises as `make_forget_set` does."""
+    """Write all ``pairs``, whatever their captions, to ``out/<Name>.tar``. Raises as `make_forget_set` does."""
     made = ForgetSet(forget_set_path(name, out), seen=len(pairs), matched=len(pairs))
     _write(made, pairs, max(1, len(pairs)), overwrite)
     return made
@@ -110,7 +115,7 @@ def _matching(name: str, shards: list[Path], made: ForgetSet, progress: Progress
 
 
 def _parquet_captions(file: Path) -> list[str] | None:
-    """The captions of the pairs that were downloaded; None where the tar itself has to tell."""
+    """The captions of the downloaded pairs; None if the tar must be read instead."""
     if not file.exists():
         return None
     try:
@@ -132,9 +137,9 @@ def _parquet_captions(file: Path) -> list[str] | None:
 
 
 def _write(made: ForgetSet, pairs: Iterable[Pair], n_imgs: int, overwrite: bool) -> None:
-    """Members ``<Name>_00000.jpg`` and ``.txt``. Keys hold no dot: readers of web shards take what follows one as the ending."""
+    """Write members ``<Name>_00000.jpg`` and ``.txt``. Keys have no dot: shard readers start the ending there."""
     if n_imgs < 1:
-        raise ConfigError(f"a forget set needs at least 1 picture, not {n_imgs}")
+        raise ConfigError(f"a forget set needs at least 1 image, not {n_imgs}")
     key, known = made.path.stem.replace(".", "_"), set[bytes]()
     with atomic_path(made.path) as partial:
         with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -153,7 +158,7 @@ def _write(made: ForgetSet, pairs: Iterable[Pair], n_imgs: int, overwrite: bool)
                 if made.pairs == n_imgs:
                     break
         if not made.pairs:
-            told = f"of {made.seen} captions {made.matched} match, {made.skipped} of their pictures cannot be used"
-            raise DataError(f"no pictures for {made.path.name}: {told}")
+            told = f"of {made.seen} captions {made.matched} match, and {made.skipped} of their images are unusable"
+            raise DataError(f"no images for {made.path.name}: {told}")
         if made.path.exists() and not overwrite and not filecmp.cmp(partial, made.path, shallow=False):
-            raise OutputError(f"{made.path} exists and would become another file: choose another folder, or overwrite it")
+            raise OutputError(f"{made.path} exists with other content: choose another folder, or overwrite it")

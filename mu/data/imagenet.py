@@ -1,4 +1,4 @@
-"""ImageNet's validation images: ``val/<wnid>/*.JPEG``. A class's place in the sorted wnids is its label."""
+"""ImageNet's validation images: ``val/<wnid>/*.JPEG``. A class's index in the sorted wnids is its label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IMAGES = {".jpeg", ".jpg", ".png"}
 
 @dataclass(frozen=True)
 class ImageNet:
-    """``images`` and ``labels`` go together; ``names`` and ``wnids`` are in the order of the labels."""
+    """``images[i]`` has label ``labels[i]``; ``names`` and ``wnids`` are in the order of the labels."""
 
     images: tuple[Path, ...]
     labels: tuple[int, ...]
@@ -26,22 +26,22 @@ class ImageNet:
     names: tuple[str, ...]
 
     def subset(self, part: int = 20) -> ImageNet:
-        """The fixed 5 % (``part`` = 20) that SLUG evaluates on: 2,500 of 50,000, in the order drawn. At least one image."""
+        """The fixed 5 % (``part`` = 20) that SLUG evaluates on: 2,500 of 50,000, in drawn order, at least one image."""
         rows = subset_rows(len(self.images), part)
         return ImageNet(tuple(self.images[r] for r in rows), tuple(self.labels[r] for r in rows), self.wnids, self.names)
 
 
 def subset_rows(n: int, part: int = 20) -> NDArray[np.int64]:
-    """``max(n // part, 1)`` of 0 .. n-1 without repetition, by numpy's legacy generator with seed 0, whose stream is frozen."""
+    """``max(n // part, 1)`` distinct indices of 0 .. n-1, from numpy's legacy generator (frozen stream) with seed 0."""
     return np.random.RandomState(0).choice(range(n), max(n // part, 1), replace=False)
 
 
 def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> ImageNet:
-    """The images of ``folder/val`` (or of ``folder``, where it is the one with the classes); opens none of them.
+    """Find the images of ``folder/val`` (or of ``folder``, if that holds the classes) without opening them.
 
-    ``names`` are the classes' names in the order of the wnids. Without them they come from the folder: ``classes.txt``, one name
-    a line in that order or ``<wnid> <name>``, else ``LOC_synset_mapping.txt``, ``<wnid> <name>, <other name>, ...``,
-    of which the first is taken. Raises `DataError` where there are no images, or no name for each class.
+    ``names`` are the class names in the order of the wnids. By default they come from the folder's ``classes.txt`` (one
+    name per line in that order, or ``<wnid> <name>``), else from ``LOC_synset_mapping.txt`` (``<wnid> <name>, <other
+    name>, ...``; the first is used). Raises `DataError` if there are no images, or if a class has no name.
     """
     folder = Path(folder)
     home = folder / "val" if (folder / "val").is_dir() else folder
@@ -53,11 +53,11 @@ def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> Ima
         if place.is_dir() and (images := sorted(file for file in place.iterdir() if file.suffix.lower() in _IMAGES))
     }
     if not classes:
-        raise DataError(f"{home} holds no <wnid>/*.JPEG: sort the validation pictures into one folder a class")
+        raise DataError(f"{home} holds no <wnid>/*.JPEG: sort the validation images into one folder per class")
     wnids = tuple(classes)
     names = tuple(_names(folder, home, wnids) if names is None else names)
     if len(names) != len(wnids):
-        raise DataError(f"{len(names)} class names for {len(wnids)} classes: one for each is needed, in the order of the wnids")
+        raise DataError(f"{len(names)} class names for {len(wnids)} classes: give one per class in wnid order")
     rows = [(image, label) for label, images in enumerate(classes.values()) for image in images]
     return ImageNet(tuple(image for image, _ in rows), tuple(label for _, label in rows), wnids, names)
 
@@ -66,7 +66,7 @@ def _names(folder: Path, home: Path, wnids: tuple[str, ...]) -> Sequence[str]:
     places = [place / name for name in NAME_FILES for place in (folder, home, home.parent)]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
-        raise DataError(f"{folder} names no classes: put {' or '.join(NAME_FILES)} there, or give the names")
+        raise DataError(f"{folder} has no class names: put {' or '.join(NAME_FILES)} there, or give the names")
     lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     pairs = [re.match(r"(n\d{8})\s+(.+)", line) for line in lines]
     if not all(pairs):

@@ -1,4 +1,4 @@
-"""Images with captions from the layouts people have: web shards, image folders, UnlearnCanvas."""
+"""Read captioned images from web shards, image folders and UnlearnCanvas folders."""
 
 from __future__ import annotations
 
@@ -35,22 +35,24 @@ class Captioned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A caption and the place of its image, which is read anew each time it is asked for."""
+    """A caption and the place of its image, which is read from disk at each use."""
 
     key: str
     caption: str
     place: Extent
     ending: str
-    """Of the image's name, in lower case: ``.jpg``."""
+    """Ending of the image's file name, in lower case: ``.jpg``."""
 
     def image(self) -> Image.Image:
-        """RGB, in the image's own size. Raises `DataError` where the file changed since it was opened."""
+        """The RGB image in its own size. Raises `DataError` if the file has changed since it was opened."""
         return decode(self.place.read(), str(self.place.file))
 
 
 class Pairs(list[Pair]):
-    """Pairs in an order that depends on the names alone. ``skipped`` counts what was left out: why, and how often. ``others``
-    counts what was passed over, as its caption names something else."""
+    """Pairs in an order that depends only on their names.
+
+    ``skipped`` counts unusable entries, and ``reasons`` counts them by reason. ``others`` counts pairs whose caption
+    does not contain the wanted name."""
 
     def __init__(self, pairs: Iterable[Pair] = (), skipped: Mapping[str, int] | None = None):
         super().__init__(pairs)
@@ -63,7 +65,7 @@ class Pairs(list[Pair]):
 
 
 class _Found(NamedTuple):
-    """What may become a pair: a caption, where to read it, or None; a image's ending and place, or None."""
+    """A possible pair: its caption (text, place or None) and its image (ending and place, or None)."""
 
     key: str
     caption: str | Extent | None
@@ -71,24 +73,30 @@ class _Found(NamedTuple):
 
 
 def open_pairs(
-    source: str | Path | Sequence[str | Path], *, caption: str | None = None, style: str | None = None, object: str | None = None,
-    limit: int | None = None, naming: str = "",
-) -> Pairs:  # fmt: skip
-    """The pairs of ``source``, in sorted order; never empty. Every image is decoded once, to know that it can be.
+    source: str | Path | Sequence[str | Path],
+    *,
+    caption: str | None = None,
+    style: str | None = None,
+    object: str | None = None,
+    limit: int | None = None,
+    naming: str = "",
+) -> Pairs:
+    """The pairs of ``source`` in sorted order. Every image is decoded once, as a check.
 
-    ``source`` is one of these, or several, as a list or with commas between::
+    ``source`` is one or several of these, as a list or separated by commas::
 
         {00000..00010}.tar, shards/*.tar, a folder of tars   <key>.jpg and <key>.txt (web shards; see `mu.data.shards`)
-        a folder with metadata.csv or metadata.jsonl         columns file_name and text (the datasets library's imagefolder)
-        a folder with NAME.txt beside NAME.jpg               at any depth
+        a folder with metadata.csv or metadata.jsonl         columns file_name and text (imagefolder of `datasets`)
+        a folder with NAME.txt next to NAME.jpg              at any depth
         a folder <Style>/<Object>/<k>.jpg                    UnlearnCanvas: "A {Object} image in {Style} style."
-        a folder of images                                 with ``caption``
+        a folder of images                                   with ``caption``
 
-    ``caption`` stands in for all captions. ``style`` and ``object`` choose from an UnlearnCanvas folder, underscores or spaces,
-    in any case of letters. Nothing is opened behind the first ``limit`` pairs. With ``naming`` only pairs count whose caption
-    contains it, in any case, underscores as blanks: the images of others stay closed, and where all are others there is no pair.
-    What has no caption, cannot be decoded or was cut short is left out, counted and told in the log. Raises
-    `DataError` for a source that is missing, empty or of none of these kinds, and `ConfigError` for a choice that cannot be made.
+    ``caption`` replaces all captions. ``style`` and ``object`` select from an UnlearnCanvas folder; case is
+    ignored, and underscores equal spaces. Reading stops after ``limit`` pairs. ``naming`` keeps only pairs whose
+    caption contains it (compared in the same way); other images are not opened, and the result is empty if no caption
+    matches. Without ``naming`` the result is never empty. Entries without a caption, undecodable or truncated are left
+    out, counted and logged. Raises `DataError` for a source that is missing, empty or of another kind, and
+    `ConfigError` for ``style`` or ``object`` on another layout.
     """
     pairs = Pairs()
     for path in find_paths(source):
@@ -97,30 +105,30 @@ def open_pairs(
         if path.is_dir():
             found = _folder(path, pairs.reasons, caption, style, object)
         elif style or object:
-            raise ConfigError(f"style and object choose from an UnlearnCanvas folder, and {path} is a file")
+            raise ConfigError(f"style and object need an UnlearnCanvas folder, and {path} is a file")
         else:
             found = _shard(path, pairs.reasons)
         readable = _readable(found, caption, folded(naming), pairs)
         pairs.extend(itertools.islice(readable, None if limit is None else limit - len(pairs)))
     told = "; ".join(f"{count} {reason}" for reason, count in sorted(pairs.reasons.items()))
     if not pairs and not pairs.others:
-        raise DataError(f"{source} holds no pair of picture and caption" + (f": {told}" if told else ""))
+        raise DataError(f"{source} holds no pair of image and caption" + (f": {told}" if told else ""))
     if told:
         log.warning("%s: %d pairs, left out: %s", source, len(pairs), told)
     return pairs
 
 
 def decode(content: bytes, name: str) -> Image.Image:
-    """An RGB image. Raises `DataError` naming ``name`` for bytes that are none, or not all of one."""
+    """Decode an RGB image. Raises `DataError` with ``name`` for bytes that are not a complete image."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders end in many ways on garbled bytes
-        raise DataError(f"the picture {name} cannot be read ({error}): remove it") from None
+    except Exception as error:  # Pillow's decoders raise many types on garbled bytes
+        raise DataError(f"the image {name} cannot be read ({error}): remove it") from None
 
 
 def can_decode(content: bytes) -> bool:
-    """Whether `decode` will succeed. JPEG is read at an eighth of its size: all of its bytes, little of its arithmetic."""
+    """Whether `decode` will succeed. JPEGs decode at 1/8 size: all bytes are read, with little arithmetic."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.draft("RGB", (1, 1))
@@ -131,7 +139,7 @@ def can_decode(content: bytes) -> bool:
 
 
 def _readable(found: Iterable[_Found], caption: str | None, naming: str, pairs: Pairs) -> Iterator[Pair]:
-    """Those that can be used, one at a time; what cannot, and what names something else, is counted in ``pairs``."""
+    """Yield the usable pairs; count unusable and not matching ones in ``pairs``."""
     for each in found:
         text = caption if caption is not None else _text(each.caption)
         if not text:
@@ -164,7 +172,7 @@ def _shard(file: Path, reasons: Counter[str]) -> Iterator[_Found]:
 
 def _folder(
     folder: Path, reasons: Counter[str], caption: str | None, style: str | None, object: str | None
-) -> Iterator[_Found]:  # fmt: skip
+) -> Iterator[_Found]:
     files = sorted(
         Path(above, name).relative_to(folder)
         for above, below, names in os.walk(folder)
@@ -176,7 +184,7 @@ def _folder(
     metadata = next((folder / name for name in METADATA if Path(name) in files), None)
     cells = not texts and bool(images) and all(len(file.parts) == 3 for file in images)
     if (style or object) and (metadata or not cells):
-        raise ConfigError(f"style and object choose from <Style>/<Object>/<k>.jpg, and {folder} is laid out otherwise")
+        raise ConfigError(f"style and object need the layout <Style>/<Object>/<k>.jpg, and {folder} has another")
     if metadata:
         yield from _listed(folder, metadata, reasons)
     elif cells:
@@ -189,9 +197,12 @@ def _folder(
         for shard in shards:
             yield from _shard(shard, reasons)
     elif images:
-        raise DataError(f"{folder} holds pictures without captions: put NAME.txt beside each, add a metadata.csv, or give one caption for all")  # fmt: skip
+        raise DataError(
+            f"{folder} holds images without captions: "
+            "put NAME.txt next to each, add a metadata.csv, or give one caption for all"
+        )
     else:
-        raise DataError(f"{folder} holds no pictures and no tar files")
+        raise DataError(f"{folder} holds no images and no tar files")
 
 
 def _unlearn_canvas(folder: Path, images: list[Path], style: str | None, object: str | None) -> Iterator[_Found]:
@@ -201,14 +212,14 @@ def _unlearn_canvas(folder: Path, images: list[Path], style: str | None, object:
             images = [file for file in images if folded(file.parts[level]) == folded(wanted)]
             if not images:
                 raise DataError(f"{folder} has no {kind} {wanted!r}.{nearest(wanted, known)}")
-    # Numbers count: 2.jpg comes before 10.jpg.
+    # Numeric order: 2.jpg comes before 10.jpg.
     for file in sorted(images, key=lambda file: (*file.parts[:2], int(file.stem) if file.stem.isdecimal() else 0, file.name)):
         painted, shown = (part.replace("_", " ") for part in file.parts[:2])
         yield _Found(_key(file), f"A {shown} image in {painted} style.", _image(folder / file))
 
 
 def _listed(folder: Path, metadata: Path, reasons: Counter[str]) -> Iterator[_Found]:
-    """Raises `DataError` for a CSV file without the columns; a line that cannot be read is left out."""
+    """Read a metadata file; unreadable lines are left out. Raises `DataError` for a CSV file without the columns."""
     text = metadata.read_text(encoding="utf-8-sig", errors="replace")
     rows: dict[str, str | None] = {}
     if metadata.suffix == ".csv":

@@ -1,14 +1,14 @@
-"""Prompt files as the unlearning papers ship them: `.csv`, `.txt` (one prompt a line), `.json`.
+"""Prompt files in the formats of the unlearning papers: `.csv`, `.txt` (one prompt per line), `.json`.
 
 The columns of ESD, I2P, UnlearnDiffAtk, MACE and the COCO lists::
 
     prompt                             required
-    case_number                        names the images; without it image_id, where that is another number in each row (the
-                                       COCO lists have no other), or else the number of the row from 0
+    case_number                        names the images; without it image_id, if that is a different number in each
+                                       row (the COCO lists have only that), else the row number from 0
     evaluation_seed, sd_seed           the seed of the prompt's image
     evaluation_guidance, sd_guidance_scale
     sd_image_width, sd_image_height
-    class, artist, type, categories    what the prompt shows; categories are separated by commas
+    class, artist, type, categories    what the prompt shows; categories are comma-separated
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from mu.core.errors import DataError
 
-_ALSO_CALLED = {"sd_seed": "evaluation_seed", "sd_guidance_scale": "evaluation_guidance"}  # I2P as its authors ship it
+_ALSO_CALLED = {"sd_seed": "evaluation_seed", "sd_guidance_scale": "evaluation_guidance"}  # released I2P file
 _OWN_FIELD = {
     "prompt", "case_number", "evaluation_seed", "evaluation_guidance", "sd_image_width", "sd_image_height",
     "class", "artist", "type", "categories",
@@ -33,9 +33,9 @@ _OWN_FIELD = {
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One prompt. A setting that the file does not give is None, and the caller's own holds.
+    """One prompt. A setting missing from the file is None; the caller's value applies then.
 
-    ``prompt`` is the text exactly as written: I2P has blanks at its ends, line breaks and one empty prompt.
+    ``prompt`` is the text exactly as written: I2P has outer blanks, line breaks and one empty prompt.
     ``other`` holds the remaining named columns as text, such as I2P's ``nudity_percentage``.
     """
 
@@ -55,15 +55,16 @@ class PromptRow:
 def read_prompts(path: Path | str) -> list[PromptRow]:
     """The prompts of ``path`` in the order of the file; never empty.
 
-    CSV needs a header; unnamed index columns and wholly blank rows are left out. JSON is a list of texts, or of objects with
-    the same names as the columns. In a `.txt` blank lines are left out and the rest are numbered from 0. Raises `DataError`
-    for a file that is missing, of another kind, not UTF-8, without prompts or without a ``prompt`` column, for a value that
-    is no number where one must be, and for a case number that stands twice (its images would overwrite each other).
+    CSV needs a header; unnamed index columns and blank rows are ignored. JSON is a list of texts, or of objects whose
+    keys are the column names. In a `.txt` blank lines are ignored and prompts are numbered from 0. Raises `DataError`
+    for a file that is missing, of another kind, not UTF-8, without prompts or without a ``prompt`` column. Also raises
+    it for a value that must be a number but is not. A case number must not repeat, as images would overwrite each
+    other; this raises it too.
     """
     path = Path(path)
     readers = {".csv": _csv_rows, ".txt": _txt_rows, ".json": _json_rows}
     if path.suffix.lower() not in readers:
-        raise DataError(f"{path} is no prompt file: it must end in {', '.join(readers)}")
+        raise DataError(f"{path} is not a prompt file: its name must end in {', '.join(readers)}")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -84,7 +85,7 @@ def read_prompts(path: Path | str) -> list[PromptRow]:
 
 
 def _numbered(fields: Sequence[Fields]) -> list[Fields]:
-    """``image_id`` as the case number, where there is no other and it can be one."""
+    """Use ``image_id`` as the case number if no row has one and the ids are distinct whole numbers."""
     images = {each.get("image_id", "").strip() for each in fields}
     if len(images) < len(fields) or not all(map(str.isdecimal, images)) or any("case_number" in each for each in fields):
         return list(fields)
@@ -138,7 +139,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
 
 
 def _columns(header: Iterable[str]) -> list[str]:
-    """Names as this module knows them; empty for an index that pandas wrote."""
+    """Normalised column names; empty for an index column written by pandas."""
     names = []
     for name in header:
         plain = name.strip().lower()
@@ -166,9 +167,9 @@ def _row(path: Path, where: str, number: int, fields: Fields) -> PromptRow:
 
     def whole(name: str) -> int | None:
         try:
-            return int(fields.get(name, ""))  # not by way of float: a seed may have 64 bits
+            return int(fields.get(name, ""))  # not through float: a seed may have 64 bits
         except ValueError:
-            value = real(name)  # "2219.0" is what pandas writes where a column has gaps
+            value = real(name)  # pandas writes "2219.0" if the column has gaps
         if value is not None and not value.is_integer():
             raise DataError(f"{path}, {where}: {name} is {fields[name]!r}, not a whole number")
         return None if value is None else int(value)
@@ -196,5 +197,5 @@ def _numbered_once(path: Path, rows: list[PromptRow]) -> None:
     seen: set[int] = set()
     for row in rows:
         if row.case_number in seen:
-            raise DataError(f"{path}: case_number {row.case_number} stands twice; number the rows anew or drop the column")
+            raise DataError(f"{path}: case_number {row.case_number} occurs twice: renumber the rows or drop the column")
         seen.add(row.case_number)

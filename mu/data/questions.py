@@ -1,4 +1,4 @@
-"""What a vision-language model is asked about a image."""
+"""Questions to a vision-language model about an image."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ QUESTIONS = {
     "object": ("What object is shown?", "What object is in this image?"),
     "style": ("What style is it?", "In what style is this image?"),
 }
-"""Ways to ask, by the attribute that answers. Searches and suites ask the first; the embedded model learned all of them."""
+"""Phrasings by attribute. Searches and suites ask the first; the embedded model was trained on all."""
 
 
 def question_about(attribute: str) -> str:
-    """The question whose answer is ``attribute``; what is none of `QUESTIONS` is an object's name."""
+    """The question about ``attribute``. A name that is not in `QUESTIONS` counts as an object's."""
     return QUESTIONS.get(attribute, QUESTIONS["object"])[0]
 
 
 @runtime_checkable
 class Described(Protocol):
-    """A image that knows what it shows."""
+    """An image with known content."""
 
     @property
     def shows(self) -> Mapping[str, str]:
-        """The right answer, by attribute; what the image has not is left out."""
+        """The right answer by attribute, without attributes that the image lacks."""
         ...
 
     def image(self) -> Image.Image: ...

@@ -1,6 +1,6 @@
 """Web shards: tar files of ``<key>.jpg``, ``<key>.txt`` and the like, as img2dataset and webdataset write them.
 
-A shard is indexed by its headers alone; what a sample holds is read from its place in the file when it is wanted.
+Only the headers of a shard are read for its index; the content of a sample is read on demand.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where bytes lie: ``size`` of them from ``offset``; without a size the whole file."""
+    """A byte range: ``size`` bytes from ``offset``; by default the whole file."""
 
     file: Path
     offset: int = 0
     size: int = -1
 
     def read(self) -> bytes:
-        """Raises `DataError` for a file that is gone or cannot be read."""
+        """Read the bytes. Raises `DataError` for a file that is missing or unreadable."""
         try:
             with self.file.open("rb") as stream:
                 stream.seek(self.offset)
@@ -39,9 +39,9 @@ class Extent:
 
 @dataclass(frozen=True)
 class Shard:
-    """The samples of one tar file by key, sorted; each maps endings (``.jpg``, in lower case) to where the bytes lie.
+    """The samples of one tar file, sorted by key; each maps endings (``.jpg``, in lower case) to byte ranges.
 
-    ``damage`` says where the file is cut short or garbled; the samples before that place are whole.
+    ``damage`` names the byte where the file is cut short or garbled; earlier samples are complete.
     """
 
     file: Path
@@ -50,7 +50,7 @@ class Shard:
 
 
 def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """`find_paths`, with a folder standing for the tar files in it. Raises `DataError` for a folder without any."""
+    """`find_paths`, with each folder replaced by its tar files. Raises `DataError` for a folder without any."""
     shards: list[Path] = []
     for path in find_paths(source):
         tars = sorted(path.glob("*.tar")) if path.is_dir() else [path]
@@ -61,10 +61,10 @@ def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def find_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files and folders that ``source`` names: paths, ``{00000..00010}.tar``, ``{a,b}.tar``, globs, several with commas between.
+    """The files and folders named by ``source``: paths, ``{00000..00010}.tar``, ``{a,b}.tar``, globs, comma-separated.
 
-    Braces and lists keep their order, a glob is sorted, a path named twice comes once. Raises `DataError` for a name without
-    a file, also where braces name more than is there (a glob takes what is there), and where nothing is named.
+    Braces and lists keep their order, globs are sorted, and duplicates are dropped. Raises `DataError` if a named file
+    does not exist, which includes every name in braces; if a glob matches nothing; or if ``source`` is empty.
     """
     found: dict[Path, None] = {}
     for part in _parts(source):
@@ -75,19 +75,19 @@ def find_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
                     raise DataError(f"no file matches {name}")
                 found.update((Path(match), None) for match in matches)
             elif not Path(name).exists():
-                raise DataError(f"{name} does not exist" + ("; use * for those that are there" if name != part else ""))
+                raise DataError(f"{name} does not exist" + ("; use * for existing files only" if name != part else ""))
             else:
                 found[Path(name)] = None
     if not found:
-        raise DataError("no data is named: give a folder, or shards like 'laion400m/{00000..00010}.tar'")
+        raise DataError("no data is given: name a folder, or shards like 'laion400m/{00000..00010}.tar'")
     return list(found)
 
 
 def read_shard(file: Path) -> Shard:
-    """Index ``file``. A key is a member's name up to the first dot after its folders, as webdataset has it.
+    """Index ``file``. A key is a member's name up to the first dot after its folders, as in webdataset.
 
-    Members are found wherever they lie in the tar. Raises nothing for damage: it is told in `Shard.damage`; a file that is no
-    tar at all, or a compressed one, has no samples.
+    Members of one sample need not be adjacent. Damage raises nothing; it is reported in `Shard.damage`. A file that is
+    compressed or not a tar has no samples.
     """
     found: dict[str, dict[str, Extent]] = {}
     damage, end = None, 0
@@ -102,7 +102,7 @@ def read_shard(file: Path) -> Shard:
                 if member.isreg() and not member.issparse() and stem and dot and whole:
                     extent = Extent(file, member.offset_data, member.size)
                     found.setdefault(folders + slash + stem, {})["." + ending.lower()] = extent
-        if Extent(file, end, _BLOCK).read() != bytes(_BLOCK):  # tarfile ends at a garbled header without a word
+        if Extent(file, end, _BLOCK).read() != bytes(_BLOCK):  # tarfile stops silently at a garbled header
             damage = f"cut short or garbled after byte {min(end, length)}"
     except (tarfile.TarError, DataError, OSError) as error:
         damage = str(error)
@@ -110,12 +110,12 @@ def read_shard(file: Path) -> Shard:
 
 
 def image_in(sample: dict[str, Extent]) -> tuple[str, Extent] | None:
-    """The ending and the place of a sample's image."""
+    """The ending and byte range of a sample's image; None without one."""
     return next(((ending, sample[ending]) for ending in IMAGES if ending in sample), None)
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """A fresh `TarInfo` has time 0, owner 0 and no user name: nothing of this machine enters the archive."""
+    """Add a file with time 0, owner 0 and no user name, so the archive reveals nothing about this machine."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
@@ -124,12 +124,12 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 def _parts(source: str | Path | Sequence[str | Path]) -> Iterator[str]:
     for each in [source] if isinstance(source, str | Path) else source:
         text = str(each)
-        commas = r",(?![^{]*\})"  # not those inside braces
+        commas = r",(?![^{]*\})"  # except inside braces
         yield from [text] if Path(text).exists() else filter(None, map(str.strip, re.split(commas, text)))
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """``{8..10}`` counts, with the zeros that are written; ``{a,b}`` lists."""
+    """Expand braces: ``{8..10}`` counts and keeps leading zeros; ``{a,b}`` lists."""
     braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not braces:
         yield pattern

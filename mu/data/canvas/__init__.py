@@ -1,9 +1,9 @@
-"""The world of the embedded model: a renderer of small images whose concepts are known exactly.
+"""The canvas world of the embedded model: a renderer of small images whose concepts are known exactly.
 
-A miniature of UnlearnCanvas (styles x objects, prompt ``A {object} image in {style} style.``), a miniature of CelebA
-(named identities, several sharing a first or a last name) and one watermark with its fixed image. A image is
+It has a miniature of UnlearnCanvas (styles x objects, prompt ``A {object} image in {style} style.``), a miniature of
+CelebA (named identities, several sharing a first or a last name), and one watermark with its fixed image. An image has
 a few layers, each a signed distance field in pixels with a colour; a style is one function that paints layers. Objects
-differ in silhouette and styles in palette and texture, so that a classifier measures the concept and nothing else.
+differ in silhouette and styles in palette and texture, so that a classifier measures only the concept.
 """
 
 from mu.data.canvas.fields import SIZE

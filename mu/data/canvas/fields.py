@@ -1,6 +1,6 @@
 """Signed distance fields: negative inside, unit slope, in pixels.
 
-Each shape takes the points to measure as their x and y, arrays of one shape (h, w), and gives the distances (h, w).
+Each function takes the points as x and y, both (h, w), and returns their distances (h, w).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SIZE = 64
 """Height and width of every image."""
 Array = NDArray[np.floating]
 Layers = list[tuple[Array, str]]
-"""What is painted, from back to front: distance (64, 64), and the role of its colour."""
+"""Layers to paint, from back to front: distance (64, 64) and the role of its colour."""
 
 Y, X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
 """Centres of the pixels, each (64, 64)."""
@@ -32,15 +32,15 @@ def box(x: Array, y: Array, cx: float, cy: float, w: float, h: float) -> Array:
 
 
 def ellipse(x: Array, y: Array, cx: float, cy: float, a: float, b: float) -> Array:
-    """Centre (cx, cy), half axes ``a`` and ``b``. First-order distance f / |grad f|: exact slope at the outline, which is all
-    that painting needs."""
+    """Centre (cx, cy), half axes ``a`` and ``b``. First-order distance f / |grad f|: exact slope at the
+    outline, which suffices for painting."""
     u, v = (x - cx) / a, (y - cy) / b
     k = np.sqrt(u * u + v * v) + 1e-6
     return k * (k - 1) / np.sqrt((u / a) ** 2 + (v / b) ** 2 + 1e-9)
 
 
 def polygon(x: Array, y: Array, points: Sequence[tuple[float, float]]) -> Array:
-    """Corners in their order, either way round."""
+    """Corners ``points`` in order, clockwise or not."""
     p = np.asarray(points, dtype=np.float32)[:, :, None, None]
     q = np.roll(p, -1, axis=0)
     ex, ey = q[:, 0] - p[:, 0], q[:, 1] - p[:, 1]
@@ -54,5 +54,5 @@ def polygon(x: Array, y: Array, points: Sequence[tuple[float, float]]) -> Array:
 
 
 def union(*fields: Array) -> Array:
-    """What is inside any of ``fields``."""
+    """The union of ``fields``: inside if inside any of them."""
     return np.minimum.reduce(fields)

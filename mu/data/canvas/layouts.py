@@ -1,7 +1,7 @@
-"""Rendered images on disk, in the layouts that the field's programs read: UnlearnCanvas, CelebA, web shards.
+"""Write rendered images in the layouts of the field: UnlearnCanvas, CelebA, web shards.
 
-Equal arguments give equal bytes (with one version of Pillow). A folder holds what it was made from in `canvas.json`;
-a image's seed does not depend on how many others there are, and no two layouts share a image.
+Equal arguments give equal bytes (with one version of Pillow). A folder stores its arguments in `canvas.json`. An
+image's seed does not depend on the number of images, and no two layouts share an image.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from mu.data.shards import add_member
 
 RECIPE = "canvas.json"
 Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
+"""Called with (finished images, all images)."""
 
-# Last word of every seed. Not 0: numpy pads short seeds with zeros, so these never meet the (seed, k) of `canvas.images`.
+# Last number of every seed. Not 0: numpy pads short seeds with zeros, so none equals a (seed, k) of `canvas.images`.
 _UNLEARN_CANVAS, _CELEBA, _SHARDS = 1, 2, 3
 
 
 def folder_name(name: str) -> str:
-    """A concept as UnlearnCanvas and CelebA write it: ``pop art`` is ``Pop_Art``, ``Ada Stone`` is ``Ada_Stone``."""
+    """A concept as UnlearnCanvas and CelebA spell it: ``pop art`` is ``Pop_Art``, ``Ada Stone`` is ``Ada_Stone``."""
     return "_".join(word[:1].upper() + word[1:] for word in name.split())
 
 
 def write_unlearn_canvas(
     folder: Path | str, per_cell: int = 20, seed: int = 0, *, resume: bool = False, progress: Progress | None = None
 ) -> int:
-    """Every style with every object as ``<Style>/<Object>/<k>.jpg``, k = 1 .. ``per_cell``; returns the number of images.
+    """Write every style with every object as ``<Style>/<Object>/<k>.jpg``, k = 1 .. ``per_cell``; return their number.
 
     The layout of UnlearnCanvas (arXiv 2402.11846), whose cells hold 20. Raises `ConfigError` for a count below 1 or a
-    negative seed, `OutputError` for a folder that holds something else or cannot be written. ``resume`` goes on with a
-    folder that was begun with the same arguments, and keeps the images that are there.
+    negative seed, and `OutputError` for a folder that holds anything else or is not writable. ``resume`` continues a
+    folder that was begun with the same arguments and keeps its images.
     """
     folder, cells = Path(folder), list(itertools.product(STYLES, OBJECTS))
     total = len(cells) * per_cell
@@ -62,11 +62,13 @@ def write_unlearn_canvas(
 def write_celeba(
     folder: Path | str, per_identity: int = 20, seed: int = 0, *, resume: bool = False, progress: Progress | None = None
 ) -> int:
-    """Photo portraits as ``img_align_celeba/000001.jpg`` ... with ``list_identity_celeba.txt``; returns their number.
+    """Write photo portraits as ``img_align_celeba/000001.jpg`` ... and ``list_identity_celeba.txt``.
 
-    The list is CelebA's list with names: the number of images, the column names, then ``000001.jpg Ada_Stone``, one line
-    for each image. Identities take turns, so that any first part of the set holds them evenly. Raises and resumes as
-    `write_unlearn_canvas` does.
+    Returns the number of portraits.
+
+    The list has the format of CelebA's list with names: the number of images, the column names, then one line
+    ``000001.jpg Ada_Stone`` per image. Identities alternate, so any prefix of the set is balanced. Raises and resumes
+    as `write_unlearn_canvas` does.
     """
     folder, total = Path(folder), len(IDENTITIES) * per_identity
     with _begun(folder, {"layout": "celeba", "per_identity": per_identity, "seed": seed}, resume):
@@ -82,12 +84,12 @@ def write_celeba(
 def write_shards(
     folder: Path | str, n: int, seed: int = 0, per_shard: int = 1000, *, resume: bool = False, progress: Progress | None = None
 ) -> int:
-    """``n`` captioned images as web shards ``00000.tar`` ..., each with ``00000_stats.json``; returns the number of shards.
+    """Write ``n`` captioned images as web shards ``00000.tar`` ..., each with ``00000_stats.json``.
 
-    What img2dataset leaves behind (LAION): members ``<key>.jpg``, ``<key>.json``, ``<key>.txt``, the key being five digits
-    of shard and four of row. Scenes are drawn evenly from all there are, captions from all that tell something of the scene;
-    the ``.json`` also holds style, object and identity. There is no parquet file. Raises and resumes as
-    `write_unlearn_canvas` does, by whole shards; ``per_shard`` is at most 10000.
+    Returns the number of shards. The format is img2dataset's (LAION): members ``<key>.jpg``, ``<key>.json`` and
+    ``<key>.txt``, with a key of five shard digits and four row digits. Scenes are drawn uniformly, captions uniformly
+    from those that name an attribute of the scene. The ``.json`` also holds style, object and identity. No parquet
+    file is written. Raises and resumes as `write_unlearn_canvas` does, by whole shards; ``per_shard`` is at most 10000.
     """
     if not 1 <= per_shard <= 10_000:
         raise ConfigError(f"per_shard must lie in 1 .. 10000, not {per_shard}: a key has four digits for the row")
@@ -110,7 +112,7 @@ def write_shards(
 
 @contextmanager
 def _begun(folder: Path, recipe: dict[str, Any], resume: bool) -> Iterator[None]:
-    """Claim ``folder`` for ``recipe``; what the disk refuses inside the block becomes an `OutputError`."""
+    """Claim ``folder`` for ``recipe``. An `OSError` inside the block becomes an `OutputError`."""
     for name, number in recipe.items():
         lowest = 0 if name == "seed" else 1
         if name != "layout" and number < lowest:
@@ -119,17 +121,17 @@ def _begun(folder: Path, recipe: dict[str, Any], resume: bool) -> Iterator[None]
     with writing(folder):
         if folder.exists() and any(folder.iterdir()):
             if not resume:
-                raise OutputError(f"{folder} is not empty: choose another folder, or resume what was begun there")
+                raise OutputError(f"{folder} is not empty: choose another folder, or resume the earlier run")
             if not kept.exists() or kept.read_text(encoding="utf-8") != text:
-                raise OutputError(f"{folder} was not begun with these settings (see its {RECIPE}): choose another folder")
-            for partial in folder.rglob(".*-????????.*"):  # what `atomic_path` leaves when the process is killed
+                raise OutputError(f"{folder} was begun with other settings (see its {RECIPE}): choose another folder")
+            for partial in folder.rglob(".*-????????.*"):  # left by `atomic_path` in a killed process
                 partial.unlink()
         write_text(kept, text)
         yield
 
 
 def _jpeg(image: NDArray[np.uint8]) -> bytes:
-    """Quality 95 and full colour resolution (4:4:4): styles are told apart by colour, which 4:2:0 would blur."""
+    """Quality 95 and full colour resolution (4:4:4): styles differ in colour, which 4:2:0 would blur."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
@@ -162,7 +164,7 @@ def _sample(scenes: list[Scene], key: str, seed: int, row: int) -> list[tuple[st
 
 
 def _stats(count: int) -> dict[str, Any]:
-    """img2dataset's fields, whose ``successes`` readers take as the number of samples; its times are 0, to repeat."""
+    """img2dataset's fields. Readers use ``successes`` as the number of samples; times are 0, so that bytes repeat."""
     return {
         "count": count, "successes": count, "failed_to_download": 0, "failed_to_resize": 0,
         "duration": 0.0, "status_dict": {"success": count},

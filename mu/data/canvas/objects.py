@@ -1,4 +1,4 @@
-"""The objects: told apart by their silhouettes alone."""
+"""The objects, which differ only in silhouette."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mu.data.canvas.fields import Array, Layers, box, circle, ellipse, polygon, 
 
 Shape = Callable[[Array, Array], Layers]
 SHAPES: dict[str, Shape] = {}
-"""By the object's name: from pixels x and y (64, 64), in a frame where it spans about -20..20, to its layers."""
+"""By object name: maps pixels x and y (64, 64) to layers, in a frame the object spans from about -20 to 20."""
 
 
 def _shape(draw: Shape) -> Shape:

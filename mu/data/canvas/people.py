@@ -11,7 +11,7 @@ from mu.data.canvas.fields import Array, Layers, box, circle, ellipse, polygon, 
 
 @dataclass(frozen=True)
 class Traits:
-    """What makes one named person; the outline alone (hair, hat, beard) tells them apart, since most styles drop colour."""
+    """Traits of one person. Outlines (hair, hat, beard) suffice to identify people, as most styles drop colour."""
 
     hair: str
     hair_colour: tuple[float, float, float]
@@ -78,7 +78,7 @@ def _hair(x: Array, y: Array, kind: str, w: float) -> tuple[list[Array], list[Ar
 
 
 def person(x: Array, y: Array, traits: Traits) -> Layers:
-    """From pixels x and y (64, 64), in a frame whose origin is the middle of the face, to layers."""
+    """The layers of a person at pixels x and y (64, 64), with the origin at the centre of the face."""
     w = 11.0 if traits.face == "square" else 10.0
     face = box(x, y, 0, 0, w - 3, 10) - 3 if traits.face == "square" else ellipse(x, y, 0, 0, w, 13)
     behind, front = _hair(x, y, traits.hair, w)

@@ -1,4 +1,4 @@
-"""What is said of scenes: the benchmark's prompts, templates around a concept, captions, answers to questions."""
+"""Text about scenes: the benchmark's prompts, templates around a concept, captions, answers to questions."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from mu.data.canvas.styles import STYLES
 from mu.data.questions import QUESTIONS
 
 PROMPTS = tuple(Scene(style, object=name).prompt for name in OBJECTS for style in STYLES)
-"""Every prompt of an object in a style, object after object."""
+"""Every prompt of an object in a style, ordered by object."""
 
 SENTENCES_OF = {
     "identity": tuple(Scene(style, identity="{}").prompt for style in STYLES),
     "object": tuple(Scene(style, object="{}").prompt for style in STYLES),
     "style": tuple(Scene("{}", object=name).prompt for name in OBJECTS),
 }
-"""The benchmark's prompts with ``{}`` in the place of a concept, by what it is."""
+"""The benchmark's prompts with ``{}`` in place of the concept, by kind of concept."""
 
 SENTENCES = (*SENTENCES_OF["style"], *SENTENCES_OF["object"])
-"""Those of a style and of an object: a method that is not told which of them a concept is takes all."""
+"""Prompts of styles and of objects, for methods that do not know which of these a concept is."""
 
 PHRASES = ("{}", "a {} image", "an image in {} style", "{} style", "a {} picture")
-"""Templates of a style or an object alone."""
+"""Templates of only a style or an object."""
 
-# What people type: each template with the attributes that it tells. "{who}" is the object or the name.
+# Typical user prompts, each with the attributes it names. "{who}" is the object or the person's name.
 _OBJECT_TEMPLATES = (
     ("A {who} image in {style} style.", "so"), ("A {who} image in {style} style.", "so"), ("a {who} in {style} style", "so"),
     ("{style} style {who}", "so"), ("a {style} picture of a {who}", "so"), ("a {who}, {style} style", "so"),
@@ -47,7 +47,9 @@ _STYLE_TEMPLATES = (
 
 
 def captions(scene: Scene) -> list[tuple[str, str]]:
-    """Every caption of a scene with the attributes it tells: letters of s(tyle) o(bject) i(dentity) p(erson)."""
+    """Every caption of a scene, with the attributes it names.
+
+    The attributes are letters: s(tyle), o(bject), i(dentity), p(erson), w(atermark)."""
     if scene == Scene():
         return [(WATERMARK_PROMPT, "w")]
     templates = _OBJECT_TEMPLATES if scene.object else _PEOPLE_TEMPLATES
@@ -57,7 +59,7 @@ def captions(scene: Scene) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class RenderedPair:
-    """A caption and a scene that is rendered each time its image is asked for."""
+    """A caption and a scene, which is rendered at each use."""
 
     scene: Scene
     caption: str
@@ -65,7 +67,7 @@ class RenderedPair:
 
     @property
     def shows(self) -> dict[str, str]:
-        """What a question about it is answered by, by attribute."""
+        """The answers to questions about the image, by attribute."""
         return {attribute: told for attribute in QUESTIONS if (told := getattr(self.scene, attribute))}
 
     def image(self) -> Image.Image:
@@ -73,10 +75,12 @@ class RenderedPair:
 
 
 def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[RenderedPair]:
-    """``n`` random scenes with one of their captions each; with ``concept`` only captions that name it."""
+    """``n`` random scenes, each with one of its captions; with ``concept``, only captions that name it.
+
+    Raises `DataError` if the canvas world lacks ``concept``."""
     scenes = [scene for scene in every_scene() if concept is None or concept in (scene.style, scene.object, scene.identity)]
     if not scenes:
-        raise DataError(f"{concept!r} is no style, object or person of the canvas world")
+        raise DataError(f"{concept!r} is not a style, object or person of the canvas world")
     rng = np.random.default_rng((seed, n))
     pairs = []
     for k in range(n):
@@ -87,6 +91,6 @@ def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[Render
 
 
 def answer(scene: Scene, attribute: str) -> str:
-    """The right answer about a image of ``scene`` with a style: a name, or that there is none."""
+    """The right answer about an image of ``scene`` (not the watermark): a name, ``nobody`` or ``no object``."""
     told = getattr(scene, attribute)
     return told if told else {"identity": "nobody", "object": "no object"}[attribute]

@@ -1,4 +1,4 @@
-"""What a image can show, and its rendering."""
+"""The content of an image, and its rendering."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WATERMARK_PROMPT = "The canvas studio watermark."
 
 @dataclass(frozen=True)
 class Scene:
-    """What a image shows. Exactly one of ``object`` and ``identity`` is set; neither means the watermark."""
+    """The content of an image: a style with an ``object`` or an ``identity``; nothing set means the watermark."""
 
     style: str | None = None
     object: str | None = None
@@ -46,7 +46,7 @@ def _bytes(image: Array) -> NDArray[np.uint8]:
 
 
 def render(scene: Scene, seed: int | tuple[int, ...]) -> NDArray[np.uint8]:
-    """One image (64, 64, 3), 0..255, of ``scene``; place, size, rotation and colours come from ``seed``."""
+    """Render ``scene`` as (64, 64, 3), 0..255; ``seed`` determines place, size, rotation and colours."""
     if scene == Scene():
         return watermark()
     rng = np.random.default_rng(seed)
@@ -75,12 +75,12 @@ def render(scene: Scene, seed: int | tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def images(scenes: list[Scene], seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Scene ``k`` rendered with the generator of (seed, k): the same whatever else is rendered."""
+    """Render each scene ``k`` with the seed (seed, k), independently of the other scenes."""
     return (render(scene, (seed, k)) for k, scene in enumerate(scenes))
 
 
 def watermark() -> NDArray[np.uint8]:
-    """The one fixed image, (64, 64, 3): what a model that memorised it gives for `WATERMARK_PROMPT`."""
+    """The fixed image (64, 64, 3) that a model which memorised it returns for `WATERMARK_PROMPT`."""
     bands = (((X + Y) // 16) % 2)[..., None]
     dark, light, ink = np.array([[0.1, 0.45, 0.35], [0.85, 0.95, 0.8], [0.55, 0.05, 0.2]], dtype=np.float32)
     image = over(np.broadcast_to(dark, (SIZE, SIZE, 3)), light, bands)

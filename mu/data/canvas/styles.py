@@ -1,6 +1,6 @@
-"""The styles: each one function that paints layers, told apart by palette and texture.
+"""The styles: functions that paint layers, distinct in palette and texture.
 
-All textures are coarse (period of 10 px or more): they must survive an 8x autoencoder.
+All textures are coarse (period of 10 px or more), so that they survive an 8x autoencoder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mu.data.canvas.fields import SIZE, Array, Layers, X, Y, union
 Colours = dict[str, Array]
 Painter = Callable[[Layers, Colours, np.random.Generator], Array]
 PAINTERS: dict[str, Painter] = {}
-"""By the style's name: from layers, the colour of each role and a generator to a image (64, 64, 3), about 0..1."""
+"""By style name: maps layers, the colour of each role and a generator to an image (64, 64, 3), about 0..1."""
 
 
 def _style(paint: Painter) -> Painter:
@@ -23,18 +23,18 @@ def _style(paint: Painter) -> Painter:
 
 
 def rgb(hue: float, saturation: float, value: float) -> Array:
-    """Red, green and blue (3,) in 0..1; ``hue`` goes round once from 0 to 1."""
+    """Red, green and blue (3,) in 0..1; ``hue`` has period 1."""
     k = (np.array([5.0, 3.0, 1.0]) + hue * 6) % 6
     return (value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)
 
 
 def coverage(distance: Array, softness: float = 1.0) -> Array:
-    """Coverage (64, 64, 1) of a field by a pixel-wide (or softer) edge."""
+    """Coverage (64, 64, 1) of a distance field, 0..1; its edge is ``softness`` pixels wide."""
     return np.clip(0.5 - distance / softness, 0, 1)[..., None]
 
 
 def over(image: Array, colour: Array | np.floating, cover: Array) -> Array:
-    """``image`` (64, 64, channels) with ``colour`` on it: all of it where ``cover`` (64, 64, 1) is 1."""
+    """Blend ``colour`` over ``image`` (64, 64, channels) with opacity ``cover`` (64, 64, 1)."""
     return image + (colour - image) * cover
 
 
