@@ -152,9 +152,9 @@ class ClipErasure(Erasure):
     ) -> dict[str, Tensor]:  # fmt: skip
         """Train on ``sets`` and return the deltas: up on L_f ("forget"), down on the contrastive loss ("retain").
 
-        The rate falls over the steps that the retain pairs take in all epochs (without any: ``schedule_pairs`` pairs). As
-        in the released code, each set counts its own steps, so a forget set smaller than the retain set ends with a rate
-        above 0. ``mask`` (0 or 1) multiplies only the gradients: weight decay changes all weights.
+        The rate falls over the steps that the retain pairs take in all epochs (without any: ``schedule_pairs`` pairs).
+        As in the released code, each set counts its own steps: a forget set smaller than the retain set ends with a
+        rate above 0. ``mask`` (0 or 1) multiplies only the gradients: weight decay changes all weights.
         """
         config, settings, B = self.config, self.config.train, self.config.batch_size
         orders = (

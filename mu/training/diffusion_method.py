@@ -22,7 +22,7 @@ from mu.training.tuning import RunningGradients, Tuning, tuned
 from mu.training.weight_method import Erasure
 
 Step = Callable[[Tuning, int, torch.Generator], Mapping[str, Tensor]]
-"""``step(tuning, i, generator)``: the losses of step i, including ``"loss"``; all random numbers are ``generator``'s."""
+"""``step(tuning, i, generator)``: the losses of step i, including ``"loss"``. ``generator`` is its only randomness."""
 
 log = logging.getLogger("mu")
 
@@ -38,8 +38,7 @@ class TrainConfig(ComputeConfig):
     lr: float = Field(1e-5, gt=0)
     """Learning rate of Adam."""
     gradients: Literal["zeroed", "summed"] = "zeroed"
-    """``summed``: each step uses the sum of all gradients so far, as in programs that never zero them. Weights move several
-    times as far."""
+    """``summed``: each step uses the sum of all gradients so far, which moves weights several times as far."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between checkpoints; a killed run loses at most this many."""
 

@@ -1,4 +1,4 @@
-"""The interface shared by methods that erase concepts by changing weights of any model: their settings and their edit."""
+"""The base of methods that erase concepts by changing weights, of any model: settings and edit."""
 
 from __future__ import annotations
 
