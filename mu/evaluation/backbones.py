@@ -1,7 +1,7 @@
-"""The networks that published metrics look through, from optional packages, as the functions that the metrics take.
+"""The networks of published metrics, from optional packages, as the functions that the metrics take.
 
-Images go in as (n, 3, H, W) in 0..1. Weights are downloaded on first use, to where the package keeps them. A missing
-package is a `MissingDependency`, missing weights a `ModelError`.
+Input images are (n, 3, H, W) in 0..1. Weights are downloaded on first use, to the package's own cache. A missing
+package raises `MissingDependency`, missing weights raise `ModelError`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from mu.evaluation.metrics.lpips import Features
 from mu.evaluation.metrics.nudity import Finding
 
 Detector = Callable[[Path], Sequence[Finding]]
-"""A image's file -> what is on it."""
+"""An image file -> the findings on it."""
 
 NUDENET_2 = Path("~/.NudeNet")
-"""Where NudeNet 2 kept its checkpoint, and where the archive that ESD's authors share is to be unpacked."""
+"""NudeNet 2's own folder for its checkpoint; unpack the archive that ESD's authors share here."""
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 def lpips_network(net: str = "alex", device: torch.device | str = "cpu") -> tuple[Features, list[Tensor]]:
     """The feature maps and learned channel weights of LPIPS v0.1: ``alex`` (the tables'), ``vgg`` or ``squeeze``."""
     if net not in ("alex", "vgg", "squeeze"):
-        raise ConfigError(f"LPIPS has the networks alex, vgg and squeeze, not {net!r}")
+        raise ConfigError(f"LPIPS has no network {net!r}: choose alex, vgg or squeeze")
     package = _package("lpips", "LPIPS")
     model = _weights(f"LPIPS ({net})", lambda: package.LPIPS(net=net, verbose=False)).requires_grad_(False).eval().to(device)
     weights = [layer.model[-1].weight.flatten() for layer in model.lins]
@@ -66,7 +66,7 @@ def vgg_features(device: torch.device | str = "cpu", layers: int = 5) -> Feature
 def inception_features(device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
     """(n, 2048) features for FID, from the Inception network of the original TensorFlow implementation.
 
-    What `frechet_distance` of them is worth with few images stands there: SepCE's 240 a concept allow comparisons only.
+    See `frechet_distance` for its value with few images: SepCE's 240 for each concept allow only comparisons.
     """
     package = _package("torch_fidelity.feature_extractor_inceptionv3", "FID")
     build: Callable[[], Any] = lambda: package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])  # noqa: E731
@@ -75,11 +75,12 @@ def inception_features(device: torch.device | str = "cpu") -> Callable[[Tensor],
 
 
 def nudity_detector(folder: Path = NUDENET_2) -> Detector:
-    """NudeNet 2's detector where ``folder`` holds its checkpoint, else the one that the package ``nudenet`` brings (3).
+    """NudeNet 2's detector if ``folder`` holds its checkpoint, else NudeNet 3's from the package ``nudenet``.
 
-    The checkpoint is ``detector_v2_default_checkpoint.onnx`` (or ``base``) with the file ``classes``. It is run here, since
-    the package no longer can: the shortest side becomes 800 px, the longest 1333 at most, colours are blue first with the
-    Caffe means taken off. Unlike the package of that time it leaves out no findings: the threshold is the metric's.
+    The checkpoint is ``detector_v2_default_checkpoint.onnx`` (or ``base``) with the file ``classes``. It is run here,
+    since the package no longer can. The shortest side becomes 800 px, the longest 1333 at most; colours are BGR,
+    with the Caffe means subtracted. Unlike the package of that time it drops no findings: the metric sets the
+    threshold.
     """
     place = folder.expanduser()
     checkpoints = sorted(place.glob("detector_v2_*_checkpoint.onnx"), key=lambda path: "default" not in path.name)
@@ -91,7 +92,7 @@ def nudity_detector(folder: Path = NUDENET_2) -> Detector:
     detector = _weights("NudeNet", package.NudeDetector)
 
     def detect(path: Path) -> Sequence[Finding]:
-        read_images([path])  # one clear line for what is no image, where the package fails somewhere inside
+        read_images([path])  # a clear error if it is not an image; the package fails deep inside
         return detector.detect(str(path))
 
     return detect
@@ -100,7 +101,7 @@ def nudity_detector(folder: Path = NUDENET_2) -> Detector:
 def _nudenet_2(checkpoint: Path, names: Path) -> Detector:
     runtime = _package("onnxruntime", "NudeNet", "nudenet")
     if not names.is_file():
-        raise ModelError(f"{names} is missing: it lists the classes of {checkpoint.name}, one a line")
+        raise ModelError(f"{names} is missing: put the classes of {checkpoint.name} there, one a line")
     classes = names.read_text(encoding="utf-8").split()
     session = _weights(str(checkpoint), lambda: runtime.InferenceSession(str(checkpoint), providers=["CPUExecutionProvider"]))
     means = torch.tensor([103.939, 116.779, 123.68])
@@ -112,7 +113,7 @@ def _nudenet_2(checkpoint: Path, names: Path) -> Detector:
         resized = F.interpolate(image * 255, (round(h * scale), round(w * scale)), mode="bilinear")
         pixels = resized[0].flip(0).permute(1, 2, 0) - means
         outputs = session.run(None, {session.get_inputs()[0].name: pixels[None].numpy()})
-        # In no fixed order: boxes (1, k, 4), scores (1, k), and the classes' numbers (1, k) as whole numbers; padded with -1.
+        # In any order: boxes (1, k, 4), scores (1, k) and the classes' whole numbers (1, k), padded with -1.
         labels = next(o for o in outputs if o.dtype.kind == "i")[0]
         scores = next(o for o in outputs if o.dtype.kind == "f" and o.ndim == 2)[0]
         boxes = next(o for o in outputs if o.ndim == 3)[0] / scale
@@ -127,8 +128,8 @@ def _package(module: str, need: str, package: str | None = None) -> Any:
         return import_module(module)
     except ImportError:
         raise MissingDependency(package or module.partition(".")[0].replace("_", "-"), "eval", need) from None
-    except Exception as error:  # as of torchvision beside a torch that was built without CUDA
-        raise ModelError(f"{need} needs the package {module!r}, which is here but cannot be imported ({error})") from None
+    except Exception as error:  # e.g. torchvision with a torch that was built without CUDA
+        raise ModelError(f"{need} needs the package {module!r}, which is installed but cannot be imported ({error})") from None
 
 
 def _weights(name: str, build: Callable[[], _T]) -> _T:

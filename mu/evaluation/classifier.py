@@ -1,14 +1,14 @@
-"""A classifier of styles or objects, trained on folders of images: what tells whether an erased concept is still seen.
+"""A classifier of styles or objects, trained on folders of images. It shows whether an erased concept is still visible.
 
-A folder has a subfolder for each class, named by it, with images at any depth::
+A folder has a subfolder for each class, named after it, with images at any depth::
 
     data/train/Van Gogh/0_0.png    data/eval/Van Gogh/700_0.png    or    data/train/{0..9}/    data/eval/{0..9}/
 
-The recipe is that of SepCE's evaluation: the last layer of an ImageNet network trained alone, SGD with momentum 0.9 and weight
-decay 5e-4, the rate going linearly from 0 to its top and back to 0 over the whole run, 20 epochs of batches of 30, the epoch
-that is best on the held-out images kept. It differs in that images are normalised as the backbone was trained, and that
-training and measuring see the same size (theirs: 512 and 256 px, not normalised). As there, batch statistics adapt to the
-images also where the last layer alone is trained.
+The recipe is that of SepCE's evaluation. Only the last layer of an ImageNet network is trained, by SGD with momentum
+0.9 and weight decay 5e-4. The rate rises linearly from 0 to its peak and falls back to 0 over the whole run: 20 epochs
+in batches of 30. The epoch that is best on the held-out images is kept. Two things differ: images are normalised as for
+the backbone's training, and training and scoring use the same size (theirs: 512 and 256 px, not normalised). As in
+theirs, batch statistics adapt to the images even if only the last layer is trained.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from mu.models.quiet import quiet_libraries
 
 PROTOCOL = "classifier/1"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-LOOK_AT = 64  # images at once, where nothing is trained
+LOOK_AT = 64  # images in a batch without training
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained. ``rate`` is the top of the triangle; ``size`` is the images' side (None: the backbone's).
+    """How a classifier is trained. ``rate`` is the peak of the triangle; ``size`` is the images' side in px.
 
-    ``layers``: ``head`` trains the last layer alone, ``all`` everything; None is ``all`` for a random backbone, else ``head``.
+    ``size`` None is the backbone's. ``layers``: ``head`` trains only the last layer, ``all`` everything; None is
+    ``all`` for a random backbone, else ``head``.
     """
 
     backbone: str = RANDOM
@@ -65,26 +66,27 @@ class Recipe:
         if self.layers not in (None, "head", "all"):
             raise ConfigError(f"layers must be head or all, not {self.layers!r}")
         if not self.head or "/" in self.head:
-            raise ConfigError(f"head is a name without '/', like style or object, not {self.head!r}")
+            raise ConfigError(f"head must be a name without '/', like style or object, not {self.head!r}")
 
 
 def train_classifier(
     train: Path, held_out: Path, out: Path, recipe: Recipe = Recipe(), *,
     device: str | None = None, resume: bool = False, overwrite: bool = False,
 ) -> Score:  # fmt: skip
-    """Train on the folder ``train``; leave in ``out`` the epoch that is best on ``held_out``, and ``training.json``.
+    """Train on the folder ``train``; write the epoch that is best on ``held_out``, and ``training.json``, to ``out``.
 
-    Returns that epoch's accuracy on the held-out images: the highest of several, so a little too good; measure on a third
-    folder by `folder_accuracy` where that matters. ``out`` is a transformers folder that `Judge.open` reads. With ``resume``
-    an interrupted training goes on and ends in the same numbers; a finished one is only read. Raises `DataError` for folders
-    without classes or images, or held-out classes that are not trained; `OutputError` for an ``out`` that is in use.
+    Returns that epoch's accuracy on the held-out images. As the highest of several it is slightly too good; if that
+    matters, measure on a third folder with `folder_accuracy`. ``out`` is a transformers folder that `Judge.open` reads.
+    With ``resume`` an interrupted training continues and ends in the same numbers; a finished one is only read. Raises
+    `DataError` for folders without classes or images, or held-out classes that are not trained; `OutputError` for an
+    ``out`` that is in use.
     """
     shown, asked = class_folders(train), class_folders(held_out)
     if len(shown) < 2:
         raise DataError(f"{train} holds one class, {next(iter(shown))!r}: a classifier needs two or more")
     for name in asked:
         if name not in shown:
-            raise DataError(f"{held_out / name} is a class that {train} does not hold.{nearest(name, shown)}")
+            raise DataError(f"{held_out / name} is a class that {train} does not have.{nearest(name, shown)}")
     told = {"protocol": PROTOCOL, "train": str(train), "held_out": str(held_out), **asdict(recipe), "classes": list(shown)}
     record = out / "training.json"
     if (finished := _claim(out, record, told, resume=resume, overwrite=overwrite)) is not None:
@@ -102,12 +104,12 @@ def train_classifier(
 
 
 def folder_accuracy(judge: Judge, folder: Path, *, head: str | None = None, concept: str | None = None) -> Score:
-    """The share of the images in which the classifier sees what was asked for, in 0..1; ``per_item`` for each class.
+    """The share of the images in which the classifier sees the wanted class, in 0..1; ``per_item`` for each class.
 
-    What was asked for is the name of the subfolder, or ``concept`` for all images of ``folder``. For an erased concept low
-    is good. A class is named by its label, in any case and with ``_`` for blanks, or by one of the label's parts between
-    commas: ``church`` is ImageNet's ``church, church building``. ``head`` may be left out where there is one. Raises
-    `DataError` for a class that the classifier does not know, or no images.
+    The wanted class is the name of the subfolder, or ``concept`` for all images of ``folder``. For an erased concept
+    low is good. A class is named by its label, in any case and with ``_`` for blanks, or by one of the label's parts
+    between commas: ``church`` is ImageNet's ``church, church building``. ``head`` is needed only if the classifier has
+    several. Raises `DataError` for a class that the classifier does not know, or no images.
     """
     chosen = the_head(judge, head)
     asked = {concept: images_in(folder)} if concept is not None else class_folders(folder)
@@ -119,7 +121,7 @@ def folder_accuracy(judge: Judge, folder: Path, *, head: str | None = None, conc
 
 
 def answers(judge: Judge, paths: Sequence[Path], head: str | None = None) -> list[str]:
-    """What the classifier sees on each image; they may differ in size."""
+    """The class that the classifier sees on each image; sizes may differ."""
     chosen, found = the_head(judge, head), []
     for first in range(0, len(paths), LOOK_AT):
         with torch.no_grad():
@@ -129,7 +131,7 @@ def answers(judge: Judge, paths: Sequence[Path], head: str | None = None) -> lis
 
 
 def the_head(judge: Judge, head: str | None) -> str:
-    """``head``, or the judge's only one."""
+    """Return ``head``, or the judge's only head. Raises `ConfigError` for a missing or unknown name."""
     if head is None and len(judge.heads) == 1:
         return next(iter(judge.heads))
     if head not in judge.heads:
@@ -138,23 +140,23 @@ def the_head(judge: Judge, head: str | None) -> str:
 
 
 def class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its images, both in order of name. Raises `DataError` for no classes, or one without images."""
+    """Class -> its images, both in order of name. Raises `DataError` for no classes, or a class without images."""
     below = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".") if folder.is_dir() else []
     if not below:
-        raise DataError(f"{folder} holds no folders: each class has its own, named by it, with its pictures")
+        raise DataError(f"{folder} holds no folders: make one for each class, named after it, with its images")
     return {path.name: images_in(path) for path in below}
 
 
 def images_in(folder: Path) -> list[Path]:
-    """All images at any depth, in order of name. Raises `DataError` where there are none."""
+    """All images at any depth, in order of name. Raises `DataError` if there are none."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     if not found:
-        raise DataError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     return found
 
 
 class _Best:
-    """The weights of the best epoch so far; of equally good ones the last, whose rate was lowest."""
+    """The weights of the best epoch so far; among equals the last, whose rate was lowest."""
 
     def __init__(self) -> None:
         self.accuracies: list[float] = []
@@ -229,7 +231,7 @@ def _means(label: str, name: str) -> bool:
 
 
 def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overwrite: bool) -> Score | None:
-    """Make ``out`` ready; the score of a training that is finished there and may be kept."""
+    """Prepare ``out``. Returns the score of a finished training that may be kept there, else None."""
     if record.exists() and not overwrite:
         before = json.loads(record.read_text(encoding="utf-8"))
         score = before.pop("score", None)
@@ -238,7 +240,7 @@ def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overw
         if not resume:
             raise OutputError(f"{out} already holds {state}: choose another folder, or pass --resume or --overwrite")
         if before != told:
-            raise OutputError(f"{out} was begun with other settings (see its training.json): use those, or pass --overwrite")
+            raise OutputError(f"{out} was started with other settings (see its training.json): use those, or pass --overwrite")
         return Score.from_json(score) if score else None
     if not record.exists() and out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out} holds something else: choose another folder")

@@ -1,4 +1,4 @@
-"""The similarity matrix: which of a few names does each of a few images go with? (SLUG, arXiv 2407.11867)"""
+"""The similarity matrix of a few names and images (SLUG, arXiv 2407.11867)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RANGE = (0.1, 0.3)
-"""Of the colours, as published. Where the first state's cosines go beyond, as those of small models do, it is widened to them."""
+"""Colour range, as published. It is widened to the first state's cosines if they exceed it, as in small models."""
 SIZE, DPI = (8.0, 6.0), 100
-"""Of one matrix: inches, and pixels in an inch."""
+"""Size of one matrix in inches, and pixels per inch."""
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Cosines of ``names`` (rows) and ``images`` (columns, each of the class in ``shown``), one matrix (n, m) a state of the model."""
+    """Cosines of ``names`` (rows) and ``images`` (columns): one matrix (n, m) for each state of the model.
+
+    ``shown`` gives each image's class.
+    """
 
     names: Sequence[str]
     shown: Sequence[str]
@@ -33,18 +36,18 @@ class Similarity:
     states: Mapping[str, Tensor]
 
     def write(self, path: Path) -> None:
-        """The numbers: rows are names, columns images."""
+        """Write the numbers: rows are names, columns images."""
         rows = {state: [[round(value, 6) for value in row] for row in found.tolist()] for state, found in self.states.items()}
         write_json(path, {"names": list(self.names), "pictures": list(self.shown), **rows})
 
     def draw(self, path: Path, only: Sequence[str] = (), size: tuple[float, float] = SIZE) -> None:
-        """The matrices side by side, or ``only`` some states, in one scale of colours; each image stands above its column."""
+        """Draw all matrices, or ``only`` some states, side by side in one colour scale. Images are above columns."""
         with atomic_path(path) as partial:
             partial.write_bytes(png(self.figure(only, size), DPI))
 
     @drawing()
     def figure(self, only: Sequence[str] = (), size: tuple[float, float] = SIZE) -> Figure:
-        """What `draw` writes."""
+        """The figure that `draw` writes."""
         states = list(only) or list(self.states)
         values = np.stack([found.detach().cpu().float().numpy() for found in self.states.values()])
         low, high = min(RANGE[0], float(values[0].min())), max(RANGE[1], float(values[0].max()))

@@ -1,4 +1,4 @@
-"""Reports: run directories go in, one self-contained HTML file comes out."""
+"""Reports: one self-contained HTML file from one or more run folders."""
 
 from mu.report.html import write_report
 

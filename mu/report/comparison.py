@@ -13,7 +13,7 @@ from mu.report.page import Page
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row per run; a column holds scores of one name and one protocol only."""
+    """One row per run. Each column holds scores of one name and one protocol."""
 
     keys: list[tuple[str, str]]
     better: dict[tuple[str, str], str]
@@ -23,13 +23,13 @@ class Comparison:
 
     @property
     def ambiguous(self) -> set[str]:
-        """Names that stand over more than one column, so that the protocol must tell them apart."""
+        """Names of more than one column, which need the protocol to be distinct."""
         names = [name for name, _ in self.keys]
         return {name for name in names if names.count(name) > 1}
 
 
 def compare(pages: list[Page]) -> Comparison:
-    """Put the edited columns of several runs side by side, and the images that all runs made of the same start."""
+    """Compare the edited columns of several runs, and the images that all runs made from the same base image."""
     rows = [(page, {m.key: m.edited for m in page.measures if m.edited}) for page in pages]
     found: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for _, cells in rows:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BUCKETS = 160
-"""Stretches of the steps that a curve is summarised in."""
+"""Number of intervals of steps that summarise a curve."""
 WIDTH, HEIGHT = 3.6, 1.8
-"""Inches."""
+"""Size of a chart in inches."""
 INK, SOFT, RULE = "#3547b8", "#655e54", "#e3ddd2"
 
 Point = tuple[float, float]
@@ -27,7 +27,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """What was logged under one name; without ``buckets`` there is nothing to draw."""
+    """The values logged under one name; without ``buckets`` nothing is drawn."""
 
     name: str
     buckets: list[Bucket]
@@ -35,7 +35,7 @@ class Curve:
 
     @property
     def uri(self) -> str:
-        """The chart, drawn when the page wants it."""
+        """The chart as a data URI, drawn on demand."""
         return embedded(svg(line_chart(self.buckets)), "svg+xml")
 
     @property
@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A stretch of the steps: their mean, and the mean, the lowest and the highest value."""
+    """An interval of steps: their mean ``x``, and the mean, lowest and highest value."""
 
     x: float
     mean: float
@@ -55,7 +55,7 @@ class Bucket:
 
 
 def logged(run: RunDirectory) -> tuple[list[Curve], list[str]]:
-    """A curve of everything that changed, the loss first, and what stayed the same as words."""
+    """Curves of all values that changed, the loss first, and the constant ones as text."""
     series: dict[str, list[Point]] = defaultdict(list)
     for row in run.read_metrics():
         for name, value in row.items():
@@ -101,14 +101,14 @@ def line_chart(buckets: Sequence[Bucket]) -> Figure:
 
 
 def spans_decades(buckets: Sequence[Bucket]) -> bool:
-    """Whether all values are positive and four fifths of the line span more than two decades."""
+    """True if all values are positive and four fifths of the line span more than two decades."""
     means = sorted(bucket.mean for bucket in buckets)
     tenth = len(means) // 10
     return min(bucket.low for bucket in buckets) > 0 and means[-1 - tenth] > 100 * means[tenth]
 
 
 def summarised(points: Sequence[Point]) -> list[Bucket]:
-    """``points`` in at most `BUCKETS` stretches; values that are not finite are left out."""
+    """Summarise ``points`` in at most `BUCKETS` intervals; values that are not finite are left out."""
     points = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
     if not points:
         return []

@@ -1,4 +1,4 @@
-"""Numbers and images as text that a page can hold."""
+"""Numbers and images as text for an HTML page."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from PIL import Image
 from mu.core.errors import DataError
 
 PIXEL_ART = 128
-"""Images up to this size (pixels) are kept exactly and enlarged without smoothing."""
+"""Images up to this size in pixels are stored exactly and enlarged without smoothing."""
 LARGEST = 512
-"""Larger images are reduced to this size (pixels), so that the page stays light."""
+"""Larger images are reduced to this size in pixels, to keep the page small."""
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
 def short(value: float, digits: int = 4, padded: bool = False) -> str:
-    """``value`` with so many significant digits, as people write it: 0.2781, 12,400, 1e-4; ``padded`` keeps last zeros."""
+    """``value`` with ``digits`` significant digits: 0.2781, 12,400, 1e-4. ``padded`` keeps trailing zeros."""
     if not math.isfinite(value):
         return "not finite"
     text = f"{value:#.{digits}g}" if padded else f"{value:.{digits}g}"
@@ -38,7 +38,7 @@ def short(value: float, digits: int = 4, padded: bool = False) -> str:
 
 @dataclass(frozen=True)
 class InlineImage:
-    """A image inside the page. Without ``uri`` it is a gap: the file is not there or not readable."""
+    """An image inside the page. Without ``uri`` it is a gap: the file is missing or unreadable."""
 
     alt: str
     uri: str = ""
@@ -51,7 +51,7 @@ class InlineImage:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of ``name`` in ``folder``; a name that leaves the folder, also by a link, is refused."""
+    """The path of ``name`` in ``folder``. Raises `DataError` for a name that leaves the folder, even by a link."""
     parts = PureWindowsPath(name)  # splits at both kinds of slash, and knows drives
     try:
         path = folder / name
@@ -64,7 +64,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def inline_image(folder: Path, name: str, alt: str) -> InlineImage:
-    """The image file ``name`` of ``folder``: small ones exact to the pixel, large ones reduced."""
+    """Read the image file ``name`` of ``folder``: small images exact to the pixel, large ones reduced."""
     path = inside(folder, name)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
@@ -79,5 +79,5 @@ def inline_image(folder: Path, name: str, alt: str) -> InlineImage:
 
 
 def embedded(content: bytes, kind: str) -> str:
-    """The bytes of a image file (``png``, ``jpeg``, ``svg+xml``) as a data URI."""
+    """The bytes of an image file (``png``, ``jpeg``, ``svg+xml``) as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

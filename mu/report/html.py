@@ -1,6 +1,6 @@
-"""The page of a run: what was removed, the images before and after, scores, curves, settings and the citation.
+"""The page of a run: what was erased, images without and with the edit, scores, curves, settings and the citation.
 
-Reads what a run left behind (see `mu.core.run`) and nothing else; no model library is needed.
+Reads only a run's files (see `mu.core.run`); no model library is needed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from mu.report.page import read_page
 
 
 def write_report(run: RunDirectory | Sequence[RunDirectory], path: Path | str | None = None) -> Path:
-    """Write the page of one run, or the comparison of several, and return where.
+    """Write the page of one run, or the comparison of several, and return its path.
 
-    Without ``path`` it is ``report.html`` in the run's folder; for several runs ``comparison.html`` beside the first folder.
+    Default ``path``: ``report.html`` in the run's folder; for several runs ``comparison.html`` next to the first
+    folder.
     """
     runs = [run] if isinstance(run, RunDirectory) else list(run)
     if not runs:
-        raise DataError("there is no run to report on: name at least one run folder")
+        raise DataError("no run to report on: name at least one run folder")
     pages = [read_page(each) for each in runs]
     if len(pages) == 1:
         path, comparison = path or runs[0].report, None

@@ -1,4 +1,4 @@
-"""A run's images: pairs of before and after by role, and grids."""
+"""A run's images: pairs without and with the edit, by role, and grids."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mu.report.figures import InlineImage, inline_image
 T = TypeVar("T")
 
 PAIRS_SHOWN = 6
-"""Pairs of images of what was removed that are seen at once, and twice as many of what was kept; the others are folded."""
+"""Image pairs of erased concepts shown at once; twice as many of retained ones. The others are folded."""
 PAIRS_KEPT = 60
-"""Pairs of images per role that the page holds, spread evenly over all."""
+"""Image pairs per role in the page, spread evenly over all."""
 
-ROLES = {"target": "What was removed", "retain": "What was kept", "": "Other prompts"}
+ROLES = {"target": "What was erased", "retain": "What was retained", "": "Other prompts"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Grid:
 
 
 def paired(run: RunDirectory, prompts: list[Prompt]) -> list[Group]:
-    """The images before and after, what was removed first; at most `PAIRS_KEPT` pairs of each role."""
+    """Images without and with the edit, erased concepts first; at most `PAIRS_KEPT` pairs of each role."""
     cases = {str(p.case_number): (place, p) for place, p in enumerate(prompts)}
     names = {path.name for folder in (run.before, run.after) if folder.is_dir() for path in folder.glob("*.png")}
     by_role: dict[str, list[tuple[Any, str, Prompt | None, str]]] = defaultdict(list)
@@ -68,7 +68,7 @@ def _pair(run: RunDirectory, name: str, prompt: Prompt | None, k: str) -> Pair:
     text = prompt.prompt if prompt else name
     notes = []
     if prompt and prompt.seed is not None:
-        notes.append(f"seed {prompt.seed}" + (f", picture {k}" if k != "0" else ""))
+        notes.append(f"seed {prompt.seed}" + (f", image {k}" if k != "0" else ""))
     if prompt and prompt.gate:
         notes.append("gate " + ", ".join(f"{g:.2f}" for g in prompt.gate))
     before, after = (inline_image(run.folder, f"{side}/{name}", f"{side} the edit: {text}") for side in ("before", "after"))
@@ -81,7 +81,7 @@ def spread(items: list[T], count: int) -> list[T]:
 
 
 def grids(run: RunDirectory) -> list[Grid]:
-    """Those of ``panels.json``."""
+    """The grids of ``panels.json``."""
     return [Grid(panel.title, panel.columns, [_shots(run, panel, row) for row in panel.rows]) for panel in run.read_panels()]
 
 

@@ -1,4 +1,4 @@
-"""Figures of a search for one layer (``slug_<concept>.json``): what each tensor matters, and how the concept goes along it."""
+"""Figures of a search for one layer (``slug_<concept>.json``): tensor importance, and forget accuracy by step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Layer(BaseModel):
 
 
 class Line(BaseModel):
-    """Forget accuracy (0 to 1), at 1 or at 5, at each step ``rho``; the step taken, and what was seen there."""
+    """Forget accuracy (0 to 1), at 1 or at 5, at each step ``rho``; the step taken, and its result."""
 
     name: str
     rho: list[float] = Field(min_length=1)
@@ -40,7 +40,7 @@ class Line(BaseModel):
 
 
 class LayerSearch(BaseModel):
-    """What SLUG writes of one concept; keys that are not here are not drawn."""
+    """SLUG's record of one concept; other keys of the file are not drawn."""
 
     concept: str
     chosen: str = ""
@@ -50,7 +50,7 @@ class LayerSearch(BaseModel):
 
 @dataclass(frozen=True)
 class LayerFigure:
-    """A figure in the page, and the PNG ``file`` beside it; ``alt`` says what it shows."""
+    """A figure in the page, and the PNG ``file`` next to the page; ``alt`` describes it."""
 
     file: str
     alt: str
@@ -66,7 +66,7 @@ class LayerFigure:
 
 
 def layer_figures(search: LayerSearch, stem: str) -> list[LayerFigure]:
-    """``pareto-<tower>-<stem>.png`` of every tower, and ``steps-<stem>.png`` where steps were tried."""
+    """``pareto-<tower>-<stem>.png`` of every tower, and ``steps-<stem>.png`` if steps were tried."""
     figures = []
     for tower in dict.fromkeys(layer.tower for layer in search.layers):
         layers = [layer for layer in search.layers if layer.tower == tower]
@@ -81,8 +81,10 @@ def layer_figures(search: LayerSearch, stem: str) -> list[LayerFigure]:
 
 @charts.drawing()
 def pareto(layers: Sequence[Layer], title: str) -> Figure:
-    """Log-log; the front's members coloured, the others black crosses. An alignment of 0 stands at the left edge, and a note
-    says so."""
+    """Importance against alignment, log-log: the front in colours, other tensors as black crosses.
+
+    An alignment of 0 is drawn at the left edge; the axis label says so.
+    """
     figure, axis = _axes(title, "gradient alignment |cos(g_f, g_r)|", "importance |g_f| / |theta|")
     positive = [layer.alignment for layer in layers if layer.alignment > 0] or [1.0]
     edge = min(positive) / 2
@@ -125,7 +127,7 @@ def steps(search: LayerSearch) -> Figure:
 
 
 def short_name(parameter: str) -> str:
-    """``text_encoder.encoder.layers.3.mlp.fc1.weight`` -> ``3.mlp.fc1``; the component where the rest is empty."""
+    """``text_encoder.encoder.layers.3.mlp.fc1.weight`` -> ``3.mlp.fc1``; the component if the rest is empty."""
     component, _, path = parameter.partition(".")
     return re.sub(r"\.?weight$", "", re.sub(r"^(encoder\.layers|transformer\.resblocks)\.", "", path)) or component
 
@@ -139,7 +141,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _logarithmic(axes: Axes, *directions: str) -> None:
-    """With plain numbers at 1, 2 and 5 of each decade."""
+    """Make the axes logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     for direction in directions:

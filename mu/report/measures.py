@@ -1,4 +1,4 @@
-"""A run's scores as the page shows them: what each means, whether it went up or down, and whether that is better."""
+"""A run's scores for the page: the meaning of each, its change, and whether that is better."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mu.report.figures import short
 
 @dataclass(frozen=True)
 class Cell:
-    """One score as text; ``verdict`` says whether it is better or worse than the base's, by ``change``."""
+    """One score as text. ``change`` is the difference from the base, ``verdict`` better, worse or same."""
 
     score: Score | None
     text: str = ""
@@ -42,7 +42,7 @@ class Measure:
 
     @property
     def edited(self) -> Cell | None:
-        """The cell of the column that tells what the edit did."""
+        """The cell of the edited model's column."""
         return self._measured(self.column)
 
     def _measured(self, column: str) -> Cell | None:
@@ -51,7 +51,7 @@ class Measure:
 
     @property
     def share(self) -> bool:
-        """Whether it is shown in per cent."""
+        """True if it is shown in per cent."""
         return self.metric.unit == SHARE
 
     @property
@@ -64,12 +64,12 @@ class Measure:
 
     @property
     def tone(self) -> str:
-        """Whether it is about what goes or about what stays."""
+        """``removed`` for a measure of erased concepts, ``kept`` for one of retained concepts, else ``other``."""
         return {"gone": "removed", "kept": "kept"}.get(self.metric.about, "other")
 
     @property
     def better(self) -> str:
-        """Which way is better, in words."""
+        """The better direction, in words."""
         aim = target(self.direction)
         return f"{self.direction} is better" if aim is None else f"nearer {value_text(aim, self.share)} is better"
 
@@ -85,7 +85,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """What one suite measured: the names of its columns, and a row for each score under each protocol."""
+    """One suite's scores: the names of its columns, and a row for each score under each protocol."""
 
     suite: str
     columns: list[str]
@@ -93,12 +93,12 @@ class SuiteScores:
 
 
 def edited_column(columns: Sequence[str]) -> str:
-    """``edited``, else the last column that is not the untouched model's; empty where there is none."""
+    """``edited``, else the last column that is not the base's; empty without one."""
     return EDITED if EDITED in columns else next((column for column in reversed(columns) if column != BASE), "")
 
 
 def measured(run: RunDirectory) -> list[SuiteScores]:
-    """``scores.json``, suite by suite."""
+    """The scores of ``scores.json``, suite by suite."""
     return [_suite(name, table) for name, table in run.read_scores().items()]
 
 

@@ -1,4 +1,4 @@
-"""Everything of one run, ready to be shown. A part that is not there is left out, or the page says how to get it."""
+"""All data of one run's page. A missing part is left out, or the page says how to make it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mu.report.measures import Measure, SuiteScores, measured
 
 @dataclass(frozen=True)
 class Page:
-    """A run folder, read."""
+    """The content of a run folder."""
 
     name: str
     origin: Origin
@@ -36,12 +36,12 @@ class Page:
 
     @property
     def measures(self) -> list[Measure]:
-        """Of all suites."""
+        """The measures of all suites."""
         return [measure for suite in self.suites for measure in suite.measures]
 
     @property
     def verdict(self) -> list[Measure]:
-        """The measures that stand at the head of the page, without a kind's own where its retained one is told."""
+        """The measures at the head of the page. A task's ``@1 retained`` replaces its whole ``@1``."""
         return [measure for suite in self.suites for measure in self._head(suite.measures)]
 
     @staticmethod
@@ -57,10 +57,10 @@ class Page:
 
 
 def read_page(run: RunDirectory) -> Page:
-    """Read a run folder; only a folder that holds nothing of a run, or a file that is damaged, is an error."""
+    """Read a run folder. Raises `DataError` for a folder without any file of a run, and for a damaged file."""
     parts = (run.config, run.environment, run.metrics, run.scores, run.before, run.after, run.panels)
     if not any(part.exists() for part in parts):
-        raise DataError(f"{run.folder} holds nothing to report: is it a run's folder?")
+        raise DataError(f"{run.folder} holds nothing to report: give a run folder")
     origin, prompts = run.origin(), run.read_prompts()
     concepts = origin.concept_names()
     curves, constants = logged(run)

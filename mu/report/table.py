@@ -1,4 +1,4 @@
-"""The scores of several runs in one table. A column holds scores of one name and one protocol only."""
+"""The scores of several runs in one table. Each column holds scores of one name and one protocol."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One model: a run's edit, or the untouched one."""
+    """One model: a run's edited model, or the base."""
 
     run: str
     method: str
     concepts: tuple[str, ...]
     scores: dict[tuple[str, str], Score]
-    """By name and protocol."""
+    """Scores by name and protocol."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Table:
         return score.value if score else None
 
     def best(self, column: Column) -> float | None:
-        """Of the edits that differ in it; None where there is nothing to choose."""
+        """The best value of the edits; None if they do not differ."""
         values = {v for row in self.rows if row.method and (v := self.value(row, column)) is not None}
         return min(sorted(values), key=lambda value: loss(column.direction, value)) if len(values) > 1 else None
 
     def headings(self) -> list[str]:
-        """The protocol stands behind a name that has several."""
+        """The columns' names; a name with several protocols is followed by its protocol."""
         names = [column.name for column in self.columns]
         return [f"{c.name} ({c.protocol})" if names.count(c.name) > 1 else c.name for c in self.columns]
 
     def cells(self, row: Row) -> list[str]:
-        """The row's values as text; empty where it was not measured by that protocol."""
+        """The row's values as text; empty if the protocol did not measure it."""
         values = [self.value(row, column) for column in self.columns]
         return ["" if value is None else short(value, padded=True) for value in values]
 
@@ -67,7 +67,7 @@ class Table:
         return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
 
     def to_json(self) -> dict[str, Any]:
-        """``columns``, and ``rows`` whose ``scores`` follow them; null where there is none."""
+        """``columns``, and ``rows`` with ``scores`` in the same order; null for a missing score."""
         return {
             "columns": [vars(column) for column in self.columns],
             "rows": [
@@ -79,7 +79,7 @@ class Table:
 
 
 def arrow(direction: str) -> str:
-    """Which way is better: up, down, or towards a number."""
+    """The better direction as an arrow: up, down, or towards a number."""
     aim = target(direction)
     if aim is not None:
         return f"\N{RIGHTWARDS ARROW} {short(aim)}"
@@ -87,9 +87,9 @@ def arrow(direction: str) -> str:
 
 
 def score_table(runs: Sequence[Path | str]) -> Table:
-    """The edited scores of the ``runs`` (folders), one row each; before them the untouched models', one row where all agree.
+    """The scores of the ``runs`` (folders) with their edits, one row each. Bases come first, in one row if all agree.
 
-    `DataError` for a run without scores, and where two runs call different ways better in the same name and protocol.
+    Raises `DataError` for a run without scores, and if two runs differ in the better direction of a name and protocol.
     """
     names = _names([Path(run) for run in runs])
     rows, bases = [], []
@@ -113,10 +113,10 @@ def score_table(runs: Sequence[Path | str]) -> Table:
 
 
 def _scores(run: RunDirectory) -> tuple[dict[tuple[str, str], Score], dict[tuple[str, str], Score]]:
-    """Of the untouched model and with the edit, by all suites; by name and protocol."""
+    """Scores of the base and of the edited model in all suites, by name and protocol."""
     suites = run.read_scores()
     if not run.folder.is_dir():
-        raise DataError(f"{run.folder} is no run's folder")
+        raise DataError(f"{run.folder} is not a run folder")
     if not suites:
         raise DataError(f"{run.folder} has no scores: run mu evaluate {run.folder}")
     base, edited = (
@@ -127,7 +127,7 @@ def _scores(run: RunDirectory) -> tuple[dict[tuple[str, str], Score], dict[tuple
 
 
 def _merged(bases: list[Row]) -> list[Row]:
-    """One row where no two runs measured the untouched model differently: each may have measured what others did not."""
+    """One row if no two runs disagree on a base score; each run may have measured other scores."""
     together: dict[tuple[str, str], Score] = {}
     for row in bases:
         for key, score in row.scores.items():
@@ -137,7 +137,7 @@ def _merged(bases: list[Row]) -> list[Row]:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The folders' own names; whole paths where two would be the same."""
+    """The folders' names; whole paths for names that occur twice."""
     short_names = [folder.resolve().name for folder in folders]
     return [str(f) if short_names.count(name) > 1 else name for f, name in zip(folders, short_names, strict=True)]
 

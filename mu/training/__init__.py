@@ -1,1 +1,1 @@
-"""What methods share while they search for an edit."""
+"""Code that methods share while they search for an edit."""

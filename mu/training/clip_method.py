@@ -1,7 +1,7 @@
-"""What methods have in common that erase concepts by shifting all weights of a CLIP: settings, loading, training.
+"""Settings, loading and training shared by methods that erase concepts by training all weights of a CLIP.
 
-They are the methods that SLUG (arXiv 2407.11867) is compared with, and train as its released code does: AdamW, a cosine
-schedule without warmup, in each epoch one whole pass over each set.
+SLUG (arXiv 2407.11867) is compared with these methods. They train as its released code does: AdamW, a cosine schedule
+without warmup, and one whole pass over each set in every epoch.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ from mu.training.weight_method import Erasure
 SetName = Literal["forget", "retain"]
 
 TEMPERATURE = "logit_scale"
-"""Trained with the towers, whose gradients depend on it, and not in the edit: no feature and no ranking depends on it."""
+"""Trained with the towers, whose gradients depend on it. Not in the edit: no feature or ranking depends on it."""
 LARGEST_TEMPERATURE = math.log(100)
 
 CANVAS_SETS: dict[str, Any] = {"forget": "canvas", "n_forget": 256, "retain": "canvas", "n_retain": 512}
 
 
 class ClipErasureConfig(BaseConfig):
-    """Settings that every such method has. Without a preset they are those of the published comparison."""
+    """Settings of all these methods. The defaults are those of the published comparison."""
 
     model: str = "open_clip:ViT-B-32/laion400m_e32"
     """The CLIP: ``canvas-clip``, ``open_clip:ARCH/TAG``, a hub id, a folder or a file."""
     concepts: ConceptList = Field([Concept("Elon Musk")], min_length=1)
-    """What is forgotten; several go into one edit."""
+    """Concepts to erase; several go into one edit."""
     batch_size: int = Field(32, ge=2)
-    """Pairs of one step, which stand against each other in the contrastive loss: its value is part of that loss."""
+    """Pairs of one step. The contrastive loss compares them with each other, so its value depends on this number."""
     devices: Devices = "auto"
     """GPU number, cpu, mps or auto."""
     seed: int = Field(0, ge=0)
-    """Decides the order of the retain pairs, and rendered images."""
+    """Sets the order of the retain pairs, and the rendered images."""
 
 
 class TrainConfig(BaseConfig):
     epochs: int = Field(10, ge=1)
-    """Passes over the sets. More forget more, and more of what is near."""
+    """Passes over the sets. More passes erase more, nearby concepts too."""
     lr: float = Field(1e-7, gt=0)
-    """Learning rate of AdamW at the start; it falls as half a cosine."""
+    """Initial learning rate of AdamW; it falls along half a cosine."""
     weight_decay: float = Field(0.1, ge=0)
-    """Of tensors with two dimensions and more; biases, norms and the temperature have none."""
+    """Weight decay of tensors with two or more dimensions; biases, norms and the temperature have none."""
     checkpoint_every: int = Field(500, ge=1)
-    """Steps between checkpoints; also the most that a killed run loses."""
+    """Steps between checkpoints; a killed run loses at most this many."""
 
 
 class TrainedConfig(ClipErasureConfig):
@@ -71,12 +71,12 @@ class TrainedConfig(ClipErasureConfig):
 
 
 class AlternatingConfig(TrainedConfig):
-    """Settings of methods that forget and repair in turns."""
+    """Settings of methods that alternate between the forget set and the retain set."""
 
     data: BothSets = BothSets()
-    """Where pairs come from."""
+    """Sources of the forget and retain pairs."""
     forget_loss: Objective = "cosine"
-    """What is maximised on the forget pairs: the mean of 1 - cos, or (the ``_o`` variants) CLIP's contrastive loss."""
+    """Loss maximised on the forget pairs: the mean of 1 - cos, or (the ``_o`` variants) CLIP's contrastive loss."""
 
 
 class Step(NamedTuple):
@@ -88,19 +88,22 @@ class Step(NamedTuple):
 
 
 def plan(batches: Mapping[SetName, int], epochs: int) -> list[Step]:
-    """Every step of a training: in each epoch one whole pass over each set, in the given order."""
+    """Return every step of a training: in each epoch one whole pass over each set, in the given order."""
     return [Step(name, epoch, k) for epoch in range(epochs) for name, n in batches.items() for k in range(n)]
 
 
 def forget_batches(pairs: Sequence[Captioned], size: int) -> int:
-    """All pairs, in the order of the set; the last batch may be small."""
+    """Number of batches that hold all pairs, in the order of the set; the last one may be small."""
     return -(-len(pairs) // size)
 
 
 def retain_order(n: int, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Indices (batches, size) of one epoch: n pairs shuffled, the last batch filled up from the start. `DataError` for n < size."""
+    """Indices (batches, size) of one epoch: n pairs shuffled, the last batch filled up from the start.
+
+    Raises `DataError` for n < size.
+    """
     if n < size:
-        raise DataError(f"{n} retain pairs fill no batch of {size}: give more pairs or a smaller batch_size")
+        raise DataError(f"{n} retain pairs do not fill a batch of {size}: give more pairs or a smaller batch_size")
     order = np.random.default_rng((seed, epoch)).permutation(n)
     return np.resize(order, (-(-n // size), size))
 
@@ -111,7 +114,10 @@ def half_cosine(done: int, total: int) -> float:
 
 
 def new_optimizer(parameters: Mapping[str, nn.Parameter], settings: TrainConfig) -> torch.optim.AdamW:
-    """AdamW as CLIP was trained with. What the released code exempts from decay by name has less than two dimensions too."""
+    """AdamW with CLIP's settings; tensors with fewer than two dimensions have no weight decay.
+
+    The released code exempts the same tensors, by name.
+    """
     groups = [
         {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
         {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -123,15 +129,15 @@ class ClipErasure(Erasure):
     """A method with a `ClipErasureConfig` whose edit is a `WeightEdit` of both towers and projections of a CLIP."""
 
     def load_model(self) -> ClipModel:
-        """The model that the settings name, or the one given. `ConfigError` where it is no CLIP."""
+        """Return the given model, or load the one that the settings name. Raises `ConfigError` if it is not a CLIP."""
         if self.model is None:
             self.model = load(self.config.model, device=self.config.devices)
         if not isinstance(self.model, ClipModel):
-            raise ConfigError(f"{self.name} trains both towers of a CLIP, and {self.model.name!r} is none")
+            raise ConfigError(f"{self.name} trains both towers of a CLIP, and {self.model.name!r} is not a CLIP")
         return self.model
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All that the model has, the temperature too."""
+        """All parameters of the model, including the temperature."""
         return {TEMPERATURE: self.model.model.logit_scale, **select(self.model, "*")}
 
     def forget_pairs(self) -> list[Captioned]:
@@ -144,11 +150,11 @@ class ClipErasure(Erasure):
         self, sets: Mapping[SetName, Sequence[Captioned]], run: RunDirectory | None, log: loop.Log | None, *,
         schedule_pairs: int | None = None, mask: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """How far the parameters move in epochs over ``sets``: up on L_f ("forget"), down on the contrastive loss ("retain").
+        """Train on ``sets`` and return the deltas: up on L_f ("forget"), down on the contrastive loss ("retain").
 
-        The rate falls over as many steps as the retain pairs take in all epochs (``schedule_pairs`` where there are none), and
-        each set counts its own: so the released code has it, and a forget set that is smaller than the retain set ends
-        with a rate above 0. ``mask`` (0 or 1) multiplies gradients alone: weight decay moves all weights.
+        The rate falls over the steps that the retain pairs take in all epochs (without any: ``schedule_pairs`` pairs).
+        As in the released code, each set counts its own steps: a forget set smaller than the retain set ends with a
+        rate above 0. ``mask`` (0 or 1) multiplies only the gradients: weight decay changes all weights.
         """
         config, settings, B = self.config, self.config.train, self.config.batch_size
         orders = (
@@ -188,7 +194,7 @@ class ClipErasure(Erasure):
             return tuning.shifts()
 
     def edit(self, shifts: Mapping[str, Tensor], concepts: Sequence[str] | None = None, **facts: Any) -> WeightEdit:
-        """Without the temperature's shift."""
+        """Make the edit, without the temperature's delta."""
         kept = {name: shift.cpu() for name, shift in shifts.items() if name != TEMPERATURE}
         return super().edit(kept, concepts, **facts)
 

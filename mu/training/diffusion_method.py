@@ -1,4 +1,4 @@
-"""What methods have in common that erase concepts by shifting weights of a diffusion model: settings, loading, training."""
+"""Settings, loading and training shared by methods that erase concepts by changing weights of a diffusion model."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from mu.training.tuning import RunningGradients, Tuning, tuned
 from mu.training.weight_method import Erasure
 
 Step = Callable[[Tuning, int, torch.Generator], Mapping[str, Tensor]]
-"""``step(tuning, i, generator)``: the losses of step i, ``"loss"`` among them; all its random numbers come from ``generator``."""
+"""``step(tuning, i, generator)``: the losses of step i, including ``"loss"``. ``generator`` is its only randomness."""
 
 log = logging.getLogger("mu")
 
 
 class ComputeConfig(BaseConfig):
     precision: Literal["float32", "fp32", "float16", "fp16", "bfloat16", "bf16"] = "float32"
-    """What the model is loaded and computes in (autocast). What is searched for stays float32 or finer."""
+    """Precision in which the model is loaded and computes (autocast). The search itself uses float32 or finer."""
 
 
 class TrainConfig(ComputeConfig):
     iterations: int = Field(1000, ge=1)
-    """Optimiser steps. More erase more, and more of what is near."""
+    """Optimiser steps. More steps erase more, nearby concepts too."""
     lr: float = Field(1e-5, gt=0)
     """Learning rate of Adam."""
     gradients: Literal["zeroed", "summed"] = "zeroed"
-    """``summed``: each step sees the sum of all gradients so far, as in programs that never zero them; it moves several times as far."""
+    """``summed``: each step uses the sum of all gradients so far, which moves weights several times as far."""
     checkpoint_every: int = Field(500, ge=1)
-    """Steps between checkpoints; also the most that a killed run loses."""
+    """Steps between checkpoints; a killed run loses at most this many."""
 
 
 class ErasureConfig(DiffusionConfig):
-    """Settings of methods whose prompts are templates around the concept, and nothing more."""
+    """Settings of methods whose only prompts are templates around the concept."""
 
     templates: Templates = Field(["{}"], min_length=1)
-    """Prompts around the concept, each with one {}."""
+    """Prompt templates; each has one {} for the concept."""
     train: ComputeConfig = ComputeConfig()
-    """The computation."""
+    """The precision of the computation."""
 
     def prompts(self) -> list[str]:
-        """Each template with each concept."""
+        """Return each template with each concept."""
         return [_filled(template, concept) for concept in self.concepts for template in self.templates]
 
 
@@ -61,10 +61,10 @@ def _filled(template: str, text: str) -> str:
 
 
 class AnchoredConfig(ErasureConfig):
-    """Settings of methods that put something in the concept's place."""
+    """Settings of methods that put an anchor in the concept's place."""
 
     anchors: list[str] = Field([""], min_length=1)
-    """What stands there in the concept's place: one text for all concepts, or one for each. Empty: nothing does."""
+    """Text that replaces the concept in the prompts: one for all concepts, or one for each. Empty: no text."""
 
     @model_validator(mode="after")
     def _one_anchor_each(self) -> Self:
@@ -74,14 +74,16 @@ class AnchoredConfig(ErasureConfig):
             )
         for concept, anchor in zip(self.concepts, self._each(), strict=True):
             if concept.same(anchor):
-                raise ValueError(f"the anchor of {concept!r} is the concept itself: training would erase nothing, name another")
+                raise ValueError(
+                    f"the anchor of {concept!r} is the concept itself and would erase nothing: name another anchor"
+                )
         return self
 
     def _each(self) -> list[str]:
         return self.anchors if len(self.anchors) > 1 else self.anchors * len(self.concepts)
 
     def pairs(self) -> list[list[tuple[str, str]]]:
-        """For each concept: each template with the concept and with its anchor."""
+        """Return, for each concept, each template with the concept and with its anchor."""
         return [
             [(_filled(template, concept), _filled(template, anchor)) for template in self.templates]
             for concept, anchor in zip(self.concepts, self._each(), strict=True)
@@ -92,14 +94,17 @@ class WeightErasure(Erasure):
     """A method with a `DiffusionConfig` whose edit is a `WeightEdit` of a diffusion model."""
 
     def load_model(self) -> DiffusionModel:
-        """The model that the settings name, or the one given; settings that contradict that one are refused, or told."""
+        """Return the given model, or load the one that the settings name.
+
+        Raises `ConfigError` for settings that contradict a given model, except ``devices``, which logs a warning.
+        """
         config = self.config
         if self.model is None:
             self.model = load_diffusion(
                 config.model, device=config.devices, precision=config.train.precision, **config.loading.model_dump()
             )
         elif not isinstance(self.model, DiffusionModel):
-            raise ConfigError(f"{self.name} edits diffusion models, and {self.model.name!r} is none")
+            raise ConfigError(f"{self.name} edits diffusion models, and {self.model.name!r} is not a diffusion model")
         else:
             config.loading.check(self.model)
             set_, train_set = config.model_fields_set, config.train.model_fields_set
@@ -113,7 +118,7 @@ class WeightErasure(Erasure):
     def train(
         self, parameters: Mapping[str, nn.Parameter], step: Step, run: RunDirectory | None, log: loop.Log | None
     ) -> dict[str, Tensor]:
-        """How far Adam moves ``parameters`` in the steps of ``train``; the model is left as it was found."""
+        """Run Adam on ``parameters`` and return their deltas; the model itself is left unchanged."""
         settings, model, generator = self.config.train, self.model, compute.generator(self.config.seed)
         with tuned(parameters) as tuning:
             optimizer = torch.optim.Adam(parameters.values(), lr=settings.lr)
@@ -130,11 +135,14 @@ class WeightErasure(Erasure):
 
 
 def check_placed(model: DiffusionModel, devices: str | None, precision: str | None) -> None:
-    """Settings (None: not set) against a model that was loaded already: refused, or where it changes no number told."""
+    """Compare settings (None: not set) with a model that is already loaded.
+
+    Raises `ConfigError` for another precision. Warns of another device, which changes no number.
+    """
     if precision is not None and compute.precision(precision) != model.precision:
         loaded = str(model.precision).removeprefix("torch.")
-        raise ConfigError(f"train.precision is {precision}, and {model.name!r} was loaded in {loaded}: leave one out")
+        raise ConfigError(f"train.precision is {precision}, but {model.name!r} was loaded in {loaded}: leave one out")
     if devices not in (None, "", "auto"):
         device = compute.pick_device(devices)
         if (device.type, device.index or 0) != (model.device.type, model.device.index or 0):
-            log.warning("devices is %s, and %r is on %s: it stays there", devices, model.name, model.device)
+            log.warning("devices is %s, but %r is already on %s and stays there", devices, model.name, model.device)

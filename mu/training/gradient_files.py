@@ -1,7 +1,7 @@
-"""Gradients of a CLIP's losses as files: one ``.safetensors`` that says of what it is the gradient, and with which sign.
+"""Gradient files: gradients of a CLIP's losses in a ``.safetensors`` file that states the loss and the sign.
 
-The pickles of SLUG's released programs (``forget_grads.pt``, name -> tensor) say neither; they are read, never run, where the
-settings tell their sign.
+The pickles of SLUG's released programs (``forget_grads.pt``, name -> tensor) state neither. They are read, never
+executed, if the settings give their sign.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Sign = Literal["+", "-"]
 
 @dataclass(frozen=True)
 class GradientInfo:
-    """What a file holds the gradient of: the mean ``loss`` of ``pairs`` pairs. ``concept`` is that of a forget gradient.
+    """Describes a gradient file: the gradient of the mean ``loss`` of ``pairs`` pairs.
 
-    ``batch_size`` is the number of pairs that stand against each other, None for a loss of single pairs. ``sign`` is always
-    that of the gradient itself, so that a step along it makes the loss larger.
+    ``concept`` is empty in a retain gradient. ``batch_size`` is the number of pairs that the loss compares with each
+    other, None for a loss of single pairs. ``sign`` is always that of the gradient: a step along it increases the loss.
     """
 
     kind: Kind
@@ -55,18 +55,18 @@ class GradientInfo:
 
 
 def is_gradient_file(source: str) -> bool:
-    """Whether a source of pairs is named as a file of gradients is."""
+    """True if ``source`` has the suffix of a gradient file."""
     return Path(source).suffix.lower() in SUFFIXES
 
 
 def described_model(model: EditableModel, names: Iterable[str]) -> dict[str, Any]:
-    """``model`` and ``fingerprint`` for a `GradientInfo` of gradients of the tensors ``names``."""
+    """Return ``model`` and ``fingerprint`` for the `GradientInfo` of the tensors ``names``."""
     base = described(model, list(names))
     return {"model": base["base"], "fingerprint": base["fingerprint"]}
 
 
 def refuse(path: Path | str, *, overwrite: bool = False) -> None:
-    """`OutputError` where `write_gradients` would not write: to be asked before the hours that gradients may take."""
+    """Raise `OutputError` if `write_gradients` could not write. Call it first: gradients may take hours."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise OutputError(f"{path}: gradients are saved as .safetensors")
@@ -76,7 +76,10 @@ def refuse(path: Path | str, *, overwrite: bool = False) -> None:
 
 
 def write_gradients(path: Path | str, gradients: Mapping[str, Tensor], info: GradientInfo, *, overwrite: bool = False) -> None:
-    """Atomically, in float32. `OutputError` where the file exists, or cannot be written; `DataError` for gradients that are not finite."""
+    """Write a gradient file atomically, in float32.
+
+    Raises `OutputError` if the file exists or cannot be written, `DataError` if a gradient is not finite.
+    """
     refuse(path, overwrite=overwrite)
     for name, tensor in gradients.items():
         check_finite(name, tensor)
@@ -85,15 +88,16 @@ def write_gradients(path: Path | str, gradients: Mapping[str, Tensor], info: Gra
 
 
 def check_finite(name: str, gradient: Tensor) -> None:
-    """`DataError` where a number is not."""
+    """Raise `DataError` if a value of ``gradient`` is not finite."""
     if not gradient.isfinite().all():
-        raise DataError(f"the gradient of {name} is not finite: compute in float32, and look for broken weights or pictures")
+        raise DataError(f"the gradient of {name} is not finite: compute in float32, and check the weights and images")
 
 
 def open_gradients(path: Path | str) -> tuple[GradientInfo | None, dict[str, Tensor]]:
-    """The tensors of a file and what it says of them: None where it says nothing, as files made elsewhere.
+    """Return a file's `GradientInfo` and its tensors. The info is None if the file has none, as when made elsewhere.
 
-    Raises `DataError` for a file that is missing, truncated or holds something else, and as `read_state_dict` does for a pickle.
+    Raises `DataError` for a file that is missing, truncated or holds something else. For a pickle, raises what
+    `read_state_dict` raises.
     """
     path = Path(path)
     if not path.is_file():
@@ -105,37 +109,38 @@ def open_gradients(path: Path | str) -> tuple[GradientInfo | None, dict[str, Ten
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is damaged or no safetensors file ({error}): make or copy it again") from None
+        raise DataError(f"{path} is damaged or not a safetensors file ({error}): make or copy it again") from None
     if not any(key.startswith("mu.") for key in metadata):
         return None, tensors
     try:
         facts = {key.removeprefix("mu."): json.loads(value) for key, value in metadata.items() if key.startswith("mu.")}
         if facts["kind"] not in ("forget", "retain"):
-            raise DataError(f"{path} holds no gradients but an edit: make it with mu gradients")
+            raise DataError(f"{path} holds an edit, not gradients: make a file with mu gradients")
         if facts["format"] > FORMAT:
-            raise DataError(f"{path} has format {facts['format']}, newer than this version of mu knows ({FORMAT}): upgrade mu")
+            raise DataError(f"{path} has format {facts['format']}, newer than this version of mu reads ({FORMAT}): upgrade mu")
         info = GradientInfo(**facts)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the metadata of {path} is not that of gradients ({error})") from None
+        raise DataError(f"{path} has no valid gradient metadata ({error}): make it again with mu gradients") from None
     if info.sign != "+grad":
-        raise DataError(f"{path} holds {info.sign!r}, and mu writes '+grad' only: make it again with mu gradients")
+        raise DataError(f"{path} has sign {info.sign!r}, but mu reads only '+grad': make it again with mu gradients")
     return info, tensors
 
 
 def read_gradients(
     path: Path | str, model: EditableModel, names: Collection[str], sign: Sign | None = None, **wanted: object
 ) -> dict[str, Tensor]:
-    """+grad of the loss with regard to each of ``names``, on ``model``'s device.
+    """Return +grad of the loss for each of ``names``, on ``model``'s device.
 
-    ``wanted`` are facts of `GradientInfo` that must be so (``kind="forget"``). A file that says nothing of itself is read only
-    with ``sign``: ``-`` for the negated loss, as of the released open_clip programs; its names may be open_clip's or transformers'. Raises
-    `DataError` for another loss, concept or model than wanted, and for a file without one of ``names``.
+    ``wanted`` are required values of `GradientInfo` (``kind="forget"``). A file without a `GradientInfo` is read only
+    with ``sign``: ``-`` for the negated loss, as in files of the released open_clip programs. Its names may be those of
+    open_clip or transformers. Raises `DataError` for another loss, concept or model than wanted, and for a file without
+    one of ``names``.
     """
     info, tensors = open_gradients(path)
     if info is None:
         if sign is None:
             raise DataError(
-                f"{path} does not say whether it holds the gradient or its negative: set gradients.grad_sign to + or - "
+                f"{path} does not state whether it holds the gradient or its negative: set gradients.grad_sign to + or - "
                 "(- for a file of SLUG's open_clip programs), or make one with mu gradients"
             )
         tensors = from_clip(tensors)
@@ -144,14 +149,18 @@ def read_gradients(
     found = {}
     for name in tensors if info else names:
         if name not in tensors:
-            raise DataError(f"{path} holds no gradient of {name}: it was made for other layers or another model")
+            raise DataError(f"{path} holds no gradient of {name}: use a file made for these layers and this model")
         try:
             parameter = find_parameter(model, name)
         except EditError:
-            raise DataError(f"{path} holds a gradient of {name}, which {model.name!r} has not: it is another model's") from None
+            raise DataError(
+                f"{path} holds a gradient of {name}, which {model.name!r} lacks: use a file made for this model"
+            ) from None
         if parameter.shape != tensors[name].shape:
             shapes = tuple(tensors[name].shape), tuple(parameter.shape)
-            raise DataError(f"{name} is {shapes[0]} in {path} and {shapes[1]} in {model.name!r}: the file is another model's")
+            raise DataError(
+                f"{name} is {shapes[0]} in {path} and {shapes[1]} in {model.name!r}: use a file made for this model"
+            )
         found[name] = tensors[name].float().to(parameter.device)
     if info and not is_base(model, list(tensors), info.fingerprint):
         raise DataError(
@@ -164,12 +173,12 @@ def read_gradients(
 
 def _agree(path: Path | str, info: GradientInfo, sign: Sign | None, wanted: Mapping[str, object]) -> None:
     if sign == "-":
-        raise DataError(f"{path} says that it holds the gradient itself: leave gradients.grad_sign out")
+        raise DataError(f"{path} states that it holds the gradient itself: leave gradients.grad_sign out")
     for fact, value in wanted.items():
         known = getattr(info, fact)
         same = folded(known) == folded(str(value)) if fact == "concept" else known == value
         if not same:
             what = fact.replace("_", " ")
             raise DataError(
-                f"{path} was made with {what} {known!r}, and the settings say {value!r}: give another file or change them"
+                f"{path} was made with {what} {known!r}, but the settings say {value!r}: give another file or change them"
             )

@@ -1,4 +1,4 @@
-"""Parameters of a model that are trained where they are, and come out as shifts."""
+"""Train parameters of a model in place, and return their deltas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Tensors:
-    """Tensors in training, for the checkpoint of `mu.core.loop.train`."""
+    """Tensors in training, as state for the checkpoints of `mu.core.loop.train`."""
 
     def __init__(self, tensors: Iterable[Tensor]):
         self.tensors = list(tensors)
@@ -26,9 +26,9 @@ class Tensors:
 
 
 class Tuning(Tensors):
-    """Parameters in training (see `tuned`). Of the frozen model only their originals are kept, and nothing writes to those.
+    """Parameters in training (see `tuned`), and their original values, which are never written to.
 
-    They are trained in float32 also where the model holds half precision: there, steps of 1e-5 would be rounded away.
+    Training uses float32 even if the model is in half precision, which would round steps of 1e-5 away.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]):
@@ -38,7 +38,7 @@ class Tuning(Tensors):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """The model as it was found, without gradients, inside the block."""
+        """Inside the block, the model has its original weights and gradients are off."""
         trained = {name: parameter.data for name, parameter in self.parameters.items()}
         self._put(self._originals)
         try:
@@ -48,11 +48,11 @@ class Tuning(Tensors):
             self._put(trained)
 
     def shifts(self) -> dict[str, Tensor]:
-        """How far each parameter has moved, in float32."""
+        """Return the delta of each parameter, in float32."""
         return {name: p.detach() - self._originals[name].float() for name, p in self.parameters.items()}
 
     def restore(self) -> None:
-        """The parameters are the tensors again that they were."""
+        """Put the original tensors back into the parameters."""
         self._put(self._originals)
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
@@ -62,9 +62,9 @@ class Tuning(Tensors):
 
 @contextmanager
 def tuned(parameters: Mapping[str, nn.Parameter]) -> Iterator[Tuning]:
-    """``parameters`` (as `mu.models.parameters.select` gives them) can be trained inside the block.
+    """Make ``parameters`` (from `mu.models.parameters.select`) trainable inside the block.
 
-    Afterwards, also after an exception, they are the very tensors that they were, with the same flags and no gradients.
+    Afterwards, even after an exception, they hold their original tensors and flags, and no gradients.
     """
     tuning = Tuning(parameters)
     flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
@@ -81,10 +81,9 @@ def tuned(parameters: Mapping[str, nn.Parameter]) -> Iterator[Tuning]:
 
 
 class RunningGradients:
-    """Each step of ``optimizer`` sees the sum of all gradients since the first one.
+    """Make each step of ``optimizer`` use the sum of all gradients since the first step.
 
-    That is what programs do that never zero their gradients, and what their published learning rates and numbers of steps
-    were chosen with.
+    Programs that never zero their gradients do this. Their published learning rates and step counts assume it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):

@@ -1,4 +1,4 @@
-"""What methods have in common that erase concepts by shifting weights, whatever the model: how they are asked, and what they leave."""
+"""The base of methods that erase concepts by changing weights, of any model: settings and edit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mu.edits.weights import WeightEdit
 
 
 class Erasure(Algorithm):
-    """A method whose settings have ``model``, ``concepts`` and (of most) ``seed``, and whose edit is a `WeightEdit`."""
+    """A method whose settings have ``model``, ``concepts`` and usually ``seed``, and whose edit is a `WeightEdit`."""
 
     config: Any
 
@@ -32,11 +32,11 @@ class Erasure(Algorithm):
         return {**super().describe(), "model": name, "concepts": self.config.concepts}
 
     def edit(self, shifts: Mapping[str, Tensor], concepts: Sequence[str] | None = None, **facts: Any) -> WeightEdit:
-        """``shifts`` with where they come from. ``concepts``: where they are not all of the settings'."""
+        """Make the edit of the deltas ``shifts``, with its origin. ``concepts`` defaults to those of the settings."""
         return WeightEdit(shifts, self.info(concepts, **described(self.model, list(shifts)), **facts))
 
     def info(self, concepts: Sequence[str] | None = None, **facts: Any) -> EditInfo:
-        """Of an edit that removes ``concepts`` (default: all of the settings')."""
+        """Describe an edit that erases ``concepts`` (default: all of the settings')."""
         known: dict[str, Any] = {
             "method": self.name, "concepts": tuple(concepts or self.config.concepts), "config": self.config.model_dump(mode="json"),
             "seed": getattr(self.config, "seed", None), "citation": citation(type(self)),

@@ -30,7 +30,7 @@ def test_small_images_are_exact_and_each_has_its_text(
 
 
 def test_roles_split_the_images(run: RunDirectory, page_of: Callable[..., str]):
-    removed, kept = page_of(run).split("What was removed")[1].split("What was kept")
+    removed, kept = page_of(run).split("What was erased")[1].split("What was retained")
     assert "seed 188" in removed and "seed 189" not in removed
     assert "seed 189" in kept.split("Two edits")[0]
 
@@ -74,7 +74,7 @@ def test_a_linked_image_folder_is_refused(run: RunDirectory):
 
 
 def test_a_damaged_image_is_a_gap(run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]):
-    assert read(page_of(run)).text.count("no picture") == 1  # the gap that panels.json asks for
+    assert read(page_of(run)).text.count("no image") == 1  # the gap that panels.json asks for
     (run.after / "0_0.png").write_bytes((run.after / "0_0.png").read_bytes()[:300])
     reader = read(page_of(run))
-    assert reader.text.count("no picture") == 2 and len(reader.images()) == 6
+    assert reader.text.count("no image") == 2 and len(reader.images()) == 6

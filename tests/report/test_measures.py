@@ -87,5 +87,5 @@ def test_each_suite_has_its_own_heading_and_columns(run: RunDirectory, read: Cal
     mini, other = page_of(run).split('<section id="scores">')[1].split("</section>")[0].split("<h3>")[1:]
     assert mini.startswith("Suite mini<") and "IRA" in mini and "fresh" not in mini
     assert other.startswith("Suite other<") and "fresh" in other and "IRA" not in other and '<th scope="col">two' in other
-    head = read(page_of(run)).text.partition("Pictures")[0]
+    head = read(page_of(run)).text.partition("Images")[0]
     assert "mini: UA" in head and "fresh" in head

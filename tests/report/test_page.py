@@ -24,7 +24,7 @@ from mu.report import write_report
         ("scores.json", "How each was measured", "mu evaluate"),
         ("prompts.json", "Prompts and gates", "1_0.png"),
         ("panels.json", "Two edits", ""),
-        ("after", "after the edit: A star image in neon style.", "no picture"),
+        ("after", "after the edit: A star image in neon style.", "no image"),
     ],
 )
 def test_a_missing_part_is_left_out(

@@ -10,9 +10,9 @@ from mu.core.errors import DataError
 def accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> float:
     """Share of the rows whose target is among the ``k`` largest logits, in 0..1 (higher is better).
 
-    ``logits`` (n, c) real, ``targets`` (n,) whole numbers in 0..c-1, ``k`` in 1..c. Equal logits count as if put in random
-    order: a model that says the same of every class gets k/c, neither 0 nor 1. Raises `DataError` for other shapes, no rows,
-    targets or k out of range, and logits that are NaN.
+    ``logits`` (n, c) real, ``targets`` (n,) whole numbers in 0..c-1, ``k`` in 1..c. Equal logits count as if put in
+    random order: a model with equal logits for every class gets k/c, neither 0 nor 1. Raises `DataError` for other
+    shapes, no rows, targets or k out of range, and logits that are NaN.
 
     >>> import torch
     >>> logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 2.0, 1.0]])
@@ -23,7 +23,7 @@ def accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> float:
 
 
 def class_accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> dict[int, float]:
-    """`accuracy` of each class that stands among ``targets``, by class number; takes and raises the same.
+    """`accuracy` of each class that occurs in ``targets``, by class number. Arguments and errors are the same.
 
     Its mean is the macro accuracy of SLUG's CelebA score (arXiv 2407.11867), where each person counts once.
 
@@ -36,9 +36,9 @@ def class_accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> dict[int, flo
 
 
 def hits(logits: Tensor, targets: Tensor, k: int = 1) -> Tensor:
-    """(n,) float32 in 0..1: the chance that the target is among the first ``k`` of ``logits`` (n, c), ties broken at random.
+    """(n,) float32 in 0..1: the chance that the target is in the top ``k`` of ``logits`` (n, c), ties broken at random.
 
-    1 or 0 where the target's logit is no other's. A target whose logit is NaN is not hit.
+    1 or 0 if no other class has the target's logit. A target whose logit is NaN scores 0.
 
     >>> import torch
     >>> hits(torch.tensor([[3.0, 1.0], [1.0, 1.0], [torch.nan, 1.0]]), torch.tensor([0, 0, 0]))
@@ -58,5 +58,5 @@ def _checked(logits: Tensor, targets: Tensor, k: int) -> Tensor:
     if not 1 <= k <= logits.shape[1]:
         raise DataError(f"k must lie in 1 .. {logits.shape[1]}, the number of classes, not {k}")
     if logits.isnan().any():
-        raise DataError("logits hold NaN: the model or its input is broken")
+        raise DataError("logits hold NaN: check the model and its input")
     return hits(logits, targets, k).double()

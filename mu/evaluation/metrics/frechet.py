@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features (FID, when they are those of an Inception network)."""
+"""The Fréchet distance between two sets of features (FID, if an Inception network computes them)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mu.core.errors import DataError
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Squared Fréchet (2-Wasserstein) distance of the normal distributions fitted to ``a`` (n, d) and ``b`` (m, d).
 
-    |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) with unbiased covariances S, in float64; 0 and more, lower is
-    closer, 0 for equal moments, symmetric. Source: Dowson & Landau 1982; Heusel et al. 2017 (arXiv 1706.08500).
+    |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) with unbiased covariances S, in float64; 0 and more, lower
+    is closer, 0 for equal moments, symmetric. Source: Dowson & Landau 1982; Heusel et al. 2017 (arXiv 1706.08500).
 
-    Small samples: the distance of two samples of *one* distribution is above 0 and falls like 1/n, and a covariance of n
-    features has rank n - 1 at most. Compare only distances of equal n and m; 2048 Inception features want thousands of
-    images, a few dozen features a few hundred. Raises `DataError` for other shapes, fewer than two rows, or values that are
-    not finite.
+    Small samples: the distance of two samples of *one* distribution is above 0 and falls like 1/n, and a covariance of
+    n features has rank n - 1 at most. Compare only distances of equal n and m. 2048 Inception features need thousands
+    of images, a few dozen features a few hundred. Raises `DataError` for other shapes, fewer than two rows, or values
+    that are not finite.
 
     >>> round(frechet_distance(torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [9.0]])), 9)
     38.0
@@ -29,11 +29,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise DataError(f"features (n, d) and (m, d) with n, m > 1 are needed, not {tuple(a.shape)} and {tuple(b.shape)}")
     if not (a.isfinite().all() and b.isfinite().all()):
-        raise DataError("features hold NaN or infinity")
+        raise DataError("features hold NaN or infinity: check the network and its input")
     mean_a, root_a = _moments(a)
     mean_b, root_b = _moments(b)
-    # With S = R^T R the eigenvalues of S_a S_b are the squared singular values of R_a R_b^T. Taken directly they keep all
-    # digits; the usual matrix root of S_a S_b loses half of them where S is singular, as it is for n <= d.
+    # With S = R^T R the eigenvalues of S_a S_b are the squared singular values of R_a R_b^T. Computed directly they keep
+    # all digits; the usual matrix root of S_a S_b loses half of them if S is singular, as for n <= d.
     shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
     distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * shared
     return max(float(distance), 0.0)

@@ -11,8 +11,8 @@ from mu.core.errors import DataError
 def max_difference(a: ArrayLike, b: ArrayLike) -> int:
     """Largest |a - b| in units of 1/255: 0 (equal) .. 255. ``a`` and ``b``: uint8 of one shape, any layout.
 
-    Arrays, CPU tensors or PIL images. Raises `DataError` for other types, unequal shapes or no pixels; values in 0..1 must be
-    made bytes first, so that no distance is silently 255 times too small. The same holds for all of this file.
+    Arrays, CPU tensors or PIL images. Raises `DataError` for other types, unequal shapes or no pixels; convert values
+    in 0..1 to bytes first, or distances would be 255 times too small. The same holds for all of this file.
 
     >>> max_difference(np.uint8([[0, 10]]), np.uint8([[255, 13]]))
     255
@@ -32,7 +32,7 @@ def mean_difference(a: ArrayLike, b: ArrayLike) -> float:
 def _difference(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     first, second = np.asarray(a), np.asarray(b)
     if first.dtype != np.uint8 or second.dtype != np.uint8:
-        raise DataError(f"pictures must be bytes (uint8, 0..255), not {first.dtype} and {second.dtype}")
+        raise DataError(f"images must be bytes (uint8, 0..255), not {first.dtype} and {second.dtype}")
     if first.shape != second.shape or not first.size:
-        raise DataError(f"pictures must have one shape and some pixels, not {first.shape} and {second.shape}")
+        raise DataError(f"images must have one shape and some pixels, not {first.shape} and {second.shape}")
     return first.astype(np.float64) - second

@@ -1,4 +1,4 @@
-"""Membership inference: can a classifier tell, from one score each, the pairs that a model learned from others?"""
+"""Membership inference: can a classifier separate the pairs that a model learned from others, by one score each?"""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from mu.core.errors import DataError, MissingDependency
 
 SMALLEST = 6
-"""Of each kind: with fewer, a tenth of all holds fewer than one of each."""
+"""Fewest pairs of each kind: with fewer, a tenth of all holds less than one of each."""
 LIMIT = 100.0
 
 
 class Membership(NamedTuple):
-    """Accuracy in 0..1, ``mean`` and population ``std`` over the seeds; ``n`` pairs took part in each."""
+    """Accuracy in 0..1, ``mean`` and population ``std`` over the seeds; ``n`` pairs were used for each seed."""
 
     mean: float
     std: float
@@ -27,15 +27,16 @@ class Membership(NamedTuple):
 def membership_inference(
     members: Sequence[float], others: Sequence[float], *, seeds: Iterable[int] = range(10), splits: int = 10
 ) -> Membership:
-    """How often a logistic regression on one number tells ``members`` from ``others`` (each a score of one pair, any unit).
+    """Accuracy of a logistic regression that separates ``members`` from ``others`` (one score a pair, any unit).
 
-    For every seed: as many of both are drawn without replacement as the shorter list holds, cut to -100..100, and split
-    ``splits`` times into nine tenths to fit and a tenth to test, with the same share of both; the mean test accuracy counts.
-    Published as percent with SLUG (arXiv 2407.11867), on the cosine of image and caption: 0.5 is no leakage. A model that
-    forgets too much is told as well: its forget pairs stand out by how *little* they fit, and the accuracy rises again.
+    For every seed, equal numbers of both (as many as the shorter list holds) are drawn without replacement and cut to
+    -100..100. They are split ``splits`` times into nine tenths to fit and a tenth to test, with the same share of both;
+    the mean test accuracy counts. Published as percent with SLUG (arXiv 2407.11867), on the cosine of image and
+    caption: 0.5 is no leakage. A model that forgets too much is detected too: its forget pairs fit conspicuously
+    *little*, and the accuracy rises again.
 
-    Equal scores in both lists may give less than 0.5. Raises `DataError` for fewer than 6 of a kind and for scores that are not finite,
-    and `MissingDependency` without scikit-learn.
+    Equal scores in both lists may give less than 0.5. Raises `DataError` for fewer than 6 of a kind and for scores that
+    are not finite, and `MissingDependency` without scikit-learn.
 
     >>> membership_inference([0.9] * 20, [0.1] * 30)
     Membership(mean=1.0, std=0.0, n=40)
@@ -44,7 +45,7 @@ def membership_inference(
     if n < SMALLEST:
         raise DataError(f"membership inference needs {SMALLEST} pairs of each kind, not {len(members)} and {len(others)}")
     if not np.isfinite([*members, *others]).all():
-        raise DataError("scores hold NaN or infinity: the model or its input is broken")
+        raise DataError("scores hold NaN or infinity: check the model and its input")
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score

@@ -1,4 +1,4 @@
-"""The suites: each measures a run's edit against its base model by one stated protocol."""
+"""The suites. Each compares a run's edited model with its base by one stated protocol."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mu.models.vision_language import VisionLanguageModel
 
 
 class Suite(NamedTuple):
-    """Where it is, the kind of model that it measures, and which options it takes.
+    """The suite's function, the kind of model that it measures, and the options that it takes.
 
-    Of several suites for one kind of model the ``default`` one is meant where none is named.
+    ``default`` marks the suite used for this kind of model if none is named.
     """
 
     place: str
@@ -43,7 +43,7 @@ SUITES = {
 
 
 def suite_for(model: EditableModel) -> str:
-    """The default suite for this kind of model; `ConfigError`, which names those that fit, where there is none."""
+    """Return the default suite for this kind of model. Without one, raises `ConfigError` and names those that fit."""
     fitting = [name for name, suite in SUITES.items() if isinstance(model, suite.kind)]
     defaults = [name for name in fitting if SUITES[name].default]
     if len(defaults) != 1:
@@ -60,23 +60,25 @@ def evaluate(
     run: RunDirectory, suite: str, model: EditableModel, edit: Edit, *, seeds: Sequence[int] = (188, 288, 588, 688),
     base_answers: Path | None = None, data: Sequence[str] = (),
 ) -> Table:  # fmt: skip
-    """Scores of the base and of the edited model, in one table; it replaces the suite's earlier one in ``scores.json``.
+    """Score the base and the edited model; the table replaces the suite's earlier one in ``scores.json``.
 
-    ``base_answers`` is where suite canvas keeps the base model's images, so that several runs share them. ``data`` is what the
-    others measure on, where it is not what the edit's settings say. Raises `ConfigError` for an unknown suite or an option that
-    it does not take, and `ModelError` for a model of another kind.
+    ``base_answers`` is the folder in which suite canvas keeps the base model's images, so that several runs can share
+    them. ``data`` names the data of the other suites; the edit's settings are the default. Raises `ConfigError` for an
+    unknown suite or an option that the suite does not take, and `ModelError` for a model of another kind.
     """
     if suite not in SUITES:
         raise ConfigError(f"unknown suite {suite!r}.{nearest(suite, SUITES)}")
     chosen = SUITES[suite]
     if not isinstance(model, chosen.kind):
-        raise ModelError(f"suite {suite} measures {chosen.what}, and {model.name!r} is none: choose suite {suite_for(model)}")
+        raise ModelError(
+            f"suite {suite} measures {chosen.what}, and {model.name!r} is not one: choose suite {suite_for(model)}"
+        )
     given: dict[str, Any] = {name: value for name, value in (("base_answers", base_answers), ("data", data)) if value}
     for name in sorted(given.keys() - chosen.options):
         raise ConfigError(f"suite {suite} takes no {name}: leave it out")
     edit.check(model)
     check_writing(run.scores)
-    for read in (run.read_scores, run.read_panels):  # what is damaged is told before the work
+    for read in (run.read_scores, run.read_panels):  # damaged files fail here, before the work
         read()
     module, _, function = chosen.place.partition(":")
     table = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)

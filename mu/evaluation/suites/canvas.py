@@ -1,16 +1,16 @@
-"""Suite ``canvas``: UnlearnCanvas in small, on the styles and objects of the embedded world.
+"""Suite ``canvas``: a small UnlearnCanvas, on the styles and objects of the embedded world.
 
-Answer set: every style x object x seed, prompt ``A {object} image in {style} style.``, 20 steps, guidance 4. The judge, a
-classifier trained on rendered images only, reads style and object off each image. Protocol ``canvas/1``:
+Answer set: every style x object x seed, prompt ``A {object} image in {style} style.``, 20 steps, guidance 4. The judge,
+a classifier trained on rendered images only, names the style and object of each image. Protocol ``canvas/1``:
 
-- UA, IRA, CRA as in `mu.evaluation.metrics.unlearning`: for a style request UA = 1 - style accuracy on its images, IRA =
-  mean style accuracy over the other styles, CRA = mean object accuracy over all images; for an object request the other
-  way round. The base model's row has the same three numbers without the edit.
+- UA, IRA, CRA as in `mu.evaluation.metrics.unlearning`. For an erased style, UA = 1 - style accuracy on its images,
+  IRA = mean style accuracy over the other styles, CRA = mean object accuracy over all images. For an erased object,
+  style and object change places. The base model's row has the same three numbers without the edit.
 - CLIP score of the retained images with their prompts, by the world's own CLIP.
 - Fréchet distance between the judge's features of the retained images and of the base model's images of the same
-  prompts at other seeds; the base's own row is the floor that sampling alone gives.
+  prompts at other seeds. The base's own row is the floor: the distance from sampling alone.
 
-Other diffusion models are refused, whatever they are called: the judge knows this world only.
+Other diffusion models are refused, whatever their name: the judge knows only this world.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ OTHER_SEEDS = 1_000_000  # added to the seeds for the reference images of the Fr
 def evaluate(
     run: RunDirectory, model: DiffusionModel, edit: Edit, *, seeds: Sequence[int], base_answers: Path | None = None
 ) -> Table:
-    """Make what is missing of the answer sets and score them. `ModelError` for another base than the embedded one."""
+    """Make the missing images of the answer sets and score all. Raises `ModelError` if the base is not embedded."""
     require_embedded(model)
     with quiet_libraries():
         judge = Judge.open(EMBEDDED["canvas-judge"], model.device)
@@ -90,23 +90,23 @@ def evaluate(
 
 
 def require_embedded(model: DiffusionModel) -> None:
-    """`ModelError` where the weights of ``model``, under its edits and in any precision, are not the embedded ones.
+    """Raise `ModelError` if the base weights of ``model``, in any precision, are not those of the embedded model.
 
-    The judge and the prompts are of the embedded world; of other models they would give numbers that mean nothing.
+    The judge and the prompts belong to the embedded world; for other models the numbers would mean nothing.
     """
     embedded = load_diffusion("canvas", device="cpu")
     names = list(select(embedded, "*"))
     same = names == list(select(model, "*"))
     if not (same and is_base(model, names, described(embedded, names)["fingerprint"])):
         raise ModelError(
-            f"suite canvas measures the embedded model alone, and {model.name!r} has other weights: make pictures with "
+            f"suite canvas measures only the embedded model, and {model.name!r} has other weights: make images with "
             "`mu generate`, once with --edit RUN and once without, and compare the folders with eval-scripts/lpips_eval.py, "
             "eval-scripts/FID_eval.py or `mu classifier score`"
         )
 
 
 def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
-    """Which style or object an edit of ``concepts`` is to remove: ``("style", "neon")`` for "neon style"."""
+    """Return the style or object that ``concepts`` name: ``("style", "neon")`` for "neon style"."""
     kinds: tuple[Kind, ...] = ("style", "object")
     for kind in kinds:
         for name in judge.classes[kind]:
@@ -117,7 +117,7 @@ def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
 
 
 def answers_recipe(model: DiffusionModel) -> dict[str, Any]:
-    """All that the base's answers follow from, beside prompts and seeds: every weight of every component, and how they are used."""
+    """All that determines the base's answers except prompts and seeds: every weight, and how it is used."""
     return {
         "model": fingerprint(model, select(model, "*")), "scheduler": scheduler_hash(model), **model.loading,
         "precision": str(model.precision).removeprefix("torch."), "steps": STEPS, "guidance": GUIDANCE,
@@ -125,7 +125,7 @@ def answers_recipe(model: DiffusionModel) -> dict[str, Any]:
 
 
 def answers(model: DiffusionModel, folder: Path, asked: Sequence[tuple[Scene, int]], title: str) -> Tensor:
-    """The images of ``asked``, (n, 3, H, W) in 0..1; those that are in ``folder`` are not made again."""
+    """The images of ``asked``, (n, 3, H, W) in 0..1; images already in ``folder`` are not made again."""
     rows = [
         ImageRow(f"{folder_name(str(scene.style))}_{folder_name(str(scene.object))}_seed{seed}.png", scene.prompt, seed)
         for scene, seed in asked

@@ -1,17 +1,20 @@
-"""Suite ``clip``: what a CLIP still knows of a concept, and what it knows of the rest (SLUG, arXiv 2407.11867). Protocol ``clip/1``:
+"""Suite ``clip``: what a CLIP still knows of an erased concept and of the rest (SLUG, arXiv 2407.11867).
 
-- FA@1, FA@5: accuracy on the forgotten class's images among all classes of its task (lower is better).
-- ``identity@1 retained``: macro accuracy over the *other* classes of that task, every class counting once; ``identity@1``: over all
-  of them, as published, where the forgotten one's loss is part of the number (on CelebA the classes are the frequent people,
-  or without their list the hundred with the most images; of a person who is not among them only FA is told). Other tasks
-  likewise; on ImageNet's 2,500 images each image counts once. @5 where a task has more than five classes.
-- MIA: `mu.evaluation.metrics.membership` on the cosine of image and caption; members are the forget pairs that the edit was
-  found with, the others are pairs that it never saw and that do not show the concept (towards 0.5 is better).
-- Cosine of forget pairs: what the forget loss is about.
+Protocol ``clip/1``:
 
-Tasks and forget pairs are those of the edit's settings; rendered images are new ones. CelebA's and ImageNet's are all or a fixed part
-of what there is: where the method searched on them, as SLUG does and its published accuracies have it, the protocol says
-``(seen in the search)``, and these are no accuracies on unseen images. Also written: the similarity matrix of a
+- FA@1, FA@5: accuracy on the erased class's images among all classes of its task (lower is better).
+- ``identity@1 retained``: macro accuracy over the *other* classes of that task; every class counts once.
+- ``identity@1``: macro accuracy over all classes, as published; it includes the erased class. On CelebA the classes are
+  the frequent people, or without their list the hundred with the most images. Any other person has only FA.
+- Other tasks likewise. On ImageNet's 2,500 images each image counts once. @5 is given for tasks of more than five
+  classes.
+- MIA: `mu.evaluation.metrics.membership` on the cosine of image and caption (towards 0.5 is better). Members are the
+  forget pairs of the edit's search; the others are pairs that it never saw and that do not show the concept.
+- Cosine of forget pairs: the quantity in the forget loss.
+
+Tasks and forget pairs are those of the edit's settings; rendered images are new. CelebA and ImageNet give all images or
+a fixed part. If the method searched on them, as SLUG does for its published accuracies, the protocol says
+``(seen in the search)``: these are not accuracies on unseen images. The suite also writes the similarity matrix of a
 few images and names, ``similarity.png`` and ``similarity.json``.
 """
 
@@ -49,11 +52,11 @@ PER_CLASS = 6
 """Rendered images of each class and seed."""
 BATCH = 128
 SHOWN = 5
-"""Classes of the similarity matrix; the forgotten ones are always among them."""
+"""Number of classes in the similarity matrix, the erased ones included."""
 PANEL, PANEL_SIZE = "Pictures and names", (5.12, 4.4)
-"""The matrices in the report, in inches: as large as it takes images."""
+"""Size of the report's matrices in inches: the largest image that the report keeps."""
 POOLED = ("imagenet",)
-"""Tasks where each image counts once."""
+"""Tasks in which each image counts once."""
 
 Tick = Callable[[int], None]
 
@@ -62,7 +65,7 @@ log = logging.getLogger("mu")
 
 @dataclass(frozen=True)
 class Leak:
-    """Of one concept: the pairs that it was forgotten with, and pairs that took no part."""
+    """For one concept: the forget pairs of the search, and pairs that were not used in it."""
 
     forgotten: Sequence[Captioned]
     others: Sequence[Captioned]
@@ -71,8 +74,8 @@ class Leak:
 def evaluate(run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()) -> Table:
     """Score both columns; write the similarity matrix.
 
-    ``data`` stands in for what the edit's settings say: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), ``forget:SOURCE``
-    and ``val:SOURCE``, pairs for the membership inference (see `mu.data.pairs.open_pairs`).
+    ``data`` overrides the edit's settings: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), and
+    ``forget:SOURCE`` and ``val:SOURCE``, pairs for the membership inference (see `mu.data.pairs.open_pairs`).
     """
     sources = {kind: rest for kind, _, rest in (each.partition(":") for each in data) if kind in ("forget", "val")}
     names = [each for each in data if each.partition(":")[0] not in sources] or tasks_of(edit)
@@ -106,7 +109,7 @@ def evaluate(run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence
 
 
 def tasks_of(edit: Edit) -> list[str]:
-    """The tasks that the edit's settings name; those of the embedded world where its forget set comes from there."""
+    """The tasks of the edit's settings; ``canvas`` if they name none and the forget set is the embedded world's."""
     settings: Mapping = edit.info.config.get("data") or {}
     if settings.get("tasks"):
         return list(settings["tasks"])
@@ -118,7 +121,7 @@ def tasks_of(edit: Edit) -> list[str]:
 
 
 def in_protocol(task: str, edit: Edit) -> str:
-    """A task as a protocol tells it: with whether its images are those that the method searched on."""
+    """The task's name in the protocol; it states whether the method searched on the task's images."""
 
     def place(name: str) -> tuple[str, Path]:
         kind, _, folder = name.partition(":")
@@ -130,7 +133,7 @@ def in_protocol(task: str, edit: Edit) -> str:
 
 
 def leak_of(edit: Edit, target: Target, sources: Mapping[str, str], seeds: Sequence[int]) -> Leak:
-    """What the settings or ``sources`` say; empty where they do not say it."""
+    """The pairs that ``sources`` or the settings name; empty if they name none."""
     settings: Mapping = edit.info.config.get("data") or {}
     told = {"forget": "canvas", "n_forget": 256} | {k: v for k, v in settings.items() if k in ForgetSet.model_fields}
     chosen = ForgetSet.parse(told | ({"forget": sources["forget"]} if "forget" in sources else {}))
@@ -150,7 +153,7 @@ def unseen(target: Target, n: int, seeds: Sequence[int]) -> list[RenderedPair]:
 
 
 def shown(targets: Sequence[Target]) -> list[tuple[ZeroShot, int]]:
-    """The forgotten classes, then others of the first one's task that have images, up to `SHOWN` in all."""
+    """The erased classes, then others of the first one's task that have images, up to `SHOWN` in all."""
     task = targets[0].task
     forgotten = [(target.task, target.label) for target in targets]
     own = {label for each, label in forgotten if each is task}
@@ -173,7 +176,7 @@ def parts(images: Sequence[Shown]) -> list[Sequence[Shown]]:
 
 
 def accuracies(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: Sequence[Target], protocol: str) -> list[Score]:
-    """At 1, then at 5: of what is forgotten, of the rest of its task, of every task."""
+    """Accuracies at 1, then at 5: of the erased classes, of the rest of their tasks, of every task."""
     scores = []
     for k in (1, 5):
         told = [task for task in tasks if len(task.classes) > max(k, 1)]
@@ -185,7 +188,7 @@ def accuracies(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: S
             images = sum(target.task.labels.count(target.label) for target in gone)
             scores.append(scored(f"FA@{k}", fmean(each.values()), images, protocol, each))
         forgotten = {task.name: {target.label for target in gone if target.task is task} for task in told}
-        for task in sorted(told, key=lambda task: not forgotten[task.name]):  # the concept's own first
+        for task in sorted(told, key=lambda task: not forgotten[task.name]):  # the concept's own task first
             counted = {label: value for label, value in right[task.name].items() if label not in task.beyond}
             kept = {label: value for label, value in counted.items() if label not in forgotten[task.name]}
             if forgotten[task.name] and kept:
@@ -205,11 +208,11 @@ def _macro(name: str, by_label: Mapping[int, float], task: ZeroShot, protocol: s
 
 
 def fits(model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick) -> list[Score]:
-    """MIA and the mean cosine of the forget pairs; what cannot be measured is left out, and said once."""
+    """MIA and the mean cosine of the forget pairs. Logs one warning for each that cannot be measured."""
     forgotten = {concept: cosines(model, leak.forgotten, tick) for concept, leak in leaks.items() if leak.forgotten}
     others = {concept: cosines(model, leaks[concept].others, tick) for concept in forgotten}
     if not forgotten:
-        log.warning("the edit came from a gradient's file: pass forget:SOURCE for MIA and the cosine of forget pairs")
+        log.warning("the edit used a gradient file: pass forget:SOURCE for MIA and the cosine of forget pairs")
         return []
     scores, found = [], {}
     try:
@@ -217,7 +220,7 @@ def fits(model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick)
             if min(len(forgotten[concept]), len(others[concept])) >= SMALLEST:
                 found[concept] = membership_inference(forgotten[concept], others[concept])
             else:
-                log.warning("MIA of %s is left out: too few pairs that took no part, pass val:SOURCE", concept)
+                log.warning("MIA of %s is left out, too few pairs were unused in the search: pass val:SOURCE", concept)
     except MissingDependency as error:
         log.warning("MIA is left out: %s", error)
     if found:
@@ -231,7 +234,7 @@ def fits(model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick)
 
 
 def cosines(model: ClipModel, pairs: Sequence[Captioned], tick: Tick) -> list[float]:
-    """Of each image with its caption."""
+    """The cosine of each image and its caption."""
     found: list[float] = []
     for start in range(0, len(pairs), BATCH):
         v, t = encode_pairs(model, pairs[start : start + BATCH])
@@ -241,7 +244,7 @@ def cosines(model: ClipModel, pairs: Sequence[Captioned], tick: Tick) -> list[fl
 
 
 def write_similarity(run: RunDirectory, found: Similarity) -> None:
-    """The figure, its numbers, and a panel of the report."""
+    """Write the figure, its numbers, and a panel for the report."""
     found.write(run.similarity)
     found.draw(run.similarity.with_suffix(".png"))
     images = [run.panel_images / f"similarity-{state}.png" for state in found.states]

@@ -1,15 +1,16 @@
-"""Suite ``vlm``: what a vision-language model still answers about a concept, and about the rest. Protocol ``vlm/1``:
+"""Suite ``vlm``: a vision-language model's answers about an erased concept and about the rest. Protocol ``vlm/1``:
 
-An answer is right where it holds the right words, whatever the case (SLUG, arXiv 2407.11867); greedy, up to 16 new tokens.
+An answer is right if it contains the right words, in any case (SLUG, arXiv 2407.11867). Decoding is greedy, up to 16
+new tokens.
 
-- FA: accuracy on images whose right answer is the forgotten concept (lower is better).
-- retained: the same questions about other images; the mean over right answers, each counting once.
-- other questions: the mean over the questions that are not about the concept; and the same on the *forgotten* images
-  alone, where only the name should be gone, and not, say, the style.
+- FA: accuracy on images whose right answer is the erased concept (lower is better).
+- retained: accuracy on the same questions about other images; the mean over right answers, each counting once.
+- other questions: the mean over the questions that are not about the concept. Also on images of the concept alone: the
+  edit should take away the name only, and not, for example, the style.
 
-Images come from the tasks of the edit's settings (a task's question is the first of `mu.data.questions.QUESTIONS`), or
-from a CSV file with the columns image, question, answer. Rendered ones are new; others that the method searched on are
-told as such in the protocol.
+Images come from the tasks of the edit's settings, or from a CSV file with the columns image, question, answer. A task's
+question is the first of `mu.data.questions.QUESTIONS`. Rendered images are new; the protocol marks other images that
+the method searched on.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ COLUMNS = ("image", "question", "answer")
 
 @dataclass(frozen=True)
 class Item:
-    """A question about a image. Items with the same ``shows`` ask about the same image."""
+    """A question about an image. Items with the same ``shows`` ask about the same image."""
 
     shows: Hashable
     image: Shown
@@ -52,7 +53,10 @@ class Item:
 def evaluate(
     run: RunDirectory, model: VisionLanguageModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()
 ) -> Table:
-    """Score both columns. ``data``: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), or CSV files; default the edit's tasks."""
+    """Score both columns.
+
+    ``data``: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``) or CSV files. Default: the edit's tasks.
+    """
     names = list(data) or tasks_of(edit)
     files = [name for name in names if name.endswith(".csv")]
     tasks = [name for name in names if name not in files]
@@ -67,7 +71,7 @@ def evaluate(
 
 
 def task_items(tasks: Sequence[ZeroShot], concepts: Sequence[str]) -> list[Item]:
-    """The task's question about each image; about a forgotten class's also what else it is known to show."""
+    """The task's question about each image. For the erased class, also questions about its other known attributes."""
     targets = [target_of(concept, tasks) for concept in concepts]
     items = []
     for task in tasks:
@@ -83,9 +87,9 @@ def task_items(tasks: Sequence[ZeroShot], concepts: Sequence[str]) -> list[Item]
 
 
 def read_questions(path: Path | str) -> list[Item]:
-    """A CSV file with the columns image (a path that stays in the file's folder), question and answer.
+    """Read a CSV file with the columns image (a path inside the file's folder), question and answer.
 
-    Raises `DataError` for a file that is missing, has other columns or no rows, and for a row that is not complete.
+    Raises `DataError` for a file that is missing, has other columns or no rows, and for an incomplete row.
     """
     path = Path(path)
     try:
@@ -104,9 +108,9 @@ def read_questions(path: Path | str) -> list[Item]:
         image, question, told = ((row[name] or "").strip() for name in COLUMNS)
         place = home / image
         if not (image and question and told):
-            raise DataError(f"{path}, line {number}: image, question and answer must all be there")
+            raise DataError(f"{path}, line {number}: image, question or answer is empty: fill in all three")
         if not (place.resolve().is_relative_to(home) and place.is_file()):
-            raise DataError(f"{path}, line {number}: {image!r} is no file in {path.parent}")
+            raise DataError(f"{path}, line {number}: {image!r} is not a file in {path.parent}")
         items.append(Item(place, ImageFile(place), question, told))
     return items
 
@@ -124,19 +128,23 @@ def column(
 
 
 def answer_scores(items: Sequence[Item], told: Sequence[str], concepts: Sequence[str], protocol: str) -> list[Score]:
-    """The scores of the answers ``told``. `ConfigError` for a concept that is no item's right answer; a group without items is left out."""
+    """Score the answers ``told``; a group without items is left out.
+
+    Raises `ConfigError` for a concept that is not the right answer of any item.
+    """
     named = [next((c for c in concepts if class_of(c, [item.answer]) is not None), None) for item in items]
     for concept in concepts:
         if concept not in named:
             raise ConfigError(
-                f"{concept!r} is the answer to none of the {len(items)} questions: nothing could tell whether it went"
+                f"{concept!r} is the answer to none of the {len(items)} questions, so forgetting cannot be measured: "
+                "add questions with this answer"
             )
     asked = {item.question for item, concept in zip(items, named, strict=True) if concept}
     forgotten = {item.shows for item, concept in zip(items, named, strict=True) if concept}
     right = [float(item.answer.casefold() in each.casefold()) for item, each in zip(items, told, strict=True)]
 
     def score(name: str, group: Callable[[Item, str | None], str | None]) -> list[Score]:
-        """The mean over the groups of items; those whose group is None take no part."""
+        """The mean over the groups of items; items whose group is None do not count."""
         found: dict[str, list[float]] = {}
         for item, concept, value in zip(items, named, right, strict=True):
             if (key := group(item, concept)) is not None:
