@@ -1,9 +1,9 @@
 """Gates of low-rank edits on a model: each row of a batch gets the gate of its own prompt, whoever runs the network.
 
-A hook before the backbone sees the prompt embeddings of every call. Where `DiffusionModel.predict` made the call, the token ids
-are in the conditioning. Where somebody else did, as the stock pipeline does, they are those with which the text encoder gave
-these embeddings while the edits were on. Embeddings that it did not give come from no prompt (soft prompts): ``clipcos`` is then
-computed from the embeddings themselves, and ``tokenuni`` counts as 0.
+A hook before the backbone reads the prompt embeddings of every call. If `DiffusionModel.predict` made the call, the
+conditioning holds the token ids. If other code did, such as the stock pipeline, the ids come from the text encoder call
+that returned these embeddings while the edits were on. Other embeddings come from no prompt (soft prompts): ``clipcos``
+is then computed from the embeddings themselves, and ``tokenuni`` is 0.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from mu.models.diffusion.conditioning import UNEXPLAINED
 from mu.models.parameters import EditableModel
 
 REMEMBERED = 16
-"""Calls of the text encoder whose token ids are kept."""
+"""Number of text encoder calls whose token ids are kept."""
 SAME = 1e-3
-"""Largest difference, as a share of the largest number, between embeddings that are equal but for their precision."""
+"""Largest difference, relative to the largest absolute value, between embeddings that count as equal."""
 
 
 class GatedEdit(HasFactors, Protocol):
@@ -43,14 +43,14 @@ class GatedEdit(HasFactors, Protocol):
 def gated(
     model: EditableModel, edits: Sequence[GatedEdit], strengths: Sequence[float], gates: Sequence[Gate]
 ) -> Iterator[Membrane]:
-    """``edits`` are on inside the block as one membrane, each at its strength times its gate.
+    """Apply ``edits`` inside the block as one membrane, each at its strength times its gate.
 
-    Raises `EditError` for gates of different arithmetic, and for a gate that reads the prompt where the model has none or the
-    edit changes what it reads.
+    Raises `EditError` for gates of different arithmetic, and for a gate that reads the prompt if the model takes no
+    prompts or the edit changes what the gate reads.
     """
     ways = {gate.arithmetic for gate in gates}
     if len(ways) > 1:
-        raise EditError("edits with the paper's and with the reference's arithmetic cannot be on together: pass one gate")
+        raise EditError("edits with the paper's and the reference's arithmetic cannot be on together: pass one gate")
     membrane = Membrane(edits, ways.pop())
     membrane.gates = torch.tensor(
         [s * gate.strength if isinstance(gate, FixedStrength) else s for s, gate in zip(strengths, gates, strict=True)]
@@ -63,26 +63,27 @@ def gated(
 
 
 def _readable(model: EditableModel, edits: Sequence[GatedEdit], gates: Sequence[Gate]) -> DiffusionModel:
-    """``model``, if prompts can gate ``edits`` on it."""
+    """Return ``model`` if prompts can gate ``edits`` on it, else raise `EditError`."""
     if not isinstance(model, DiffusionModel):
         raise EditError(
-            f"a gate that reads the prompt is for diffusion models, and {model.name!r} is none: pass a fixed strength"
+            f"a gate that reads the prompt needs a diffusion model, and {model.name!r} is none: pass a fixed strength"
         )
     backbone = f"{model.backbone_name}."
     for edit, gate in zip(edits, gates, strict=True):
         others = [name for name in edit.parameters if not name.startswith(backbone)]
         if others and isinstance(gate, FacilitatedTransport):
             raise EditError(
-                f"the edit of {edit.concept()!r} changes {others[0]}, on which its own gate depends: pass a fixed strength "
-                "(--gate none)"
+                f"the edit of {edit.concept()!r} changes {others[0]}, which its own gate depends on: "
+                "pass a fixed strength (--gate none)"
             )
     return model
 
 
 class Gatekeeper:
-    """The gates of J edits for a conditioning, (b, J), strengths multiplied in. Concepts are encoded once, here.
+    """Compute the gates of J edits for a conditioning, (b, J), strengths multiplied in.
 
-    Raises `DataError` for an edit that is gated by the prompt and names no concept, or one without tokens.
+    The concepts are encoded once, on construction. Raises `DataError` if an edit gated by the prompt names no concept
+    or a concept without tokens.
     """
 
     def __init__(
@@ -91,26 +92,28 @@ class Gatekeeper:
         self.model, device = model, model.device
         fixed = [gate.strength if isinstance(gate, FixedStrength) else 0.0 for gate in gates]
         factor = [gate.factor if isinstance(gate, FacilitatedTransport) else 0.0 for gate in gates]
-        self.fixed, self.factor = (torch.tensor(each, device=device) * torch.tensor(strengths, device=device) for each in (fixed, factor))  # fmt: skip
+        self.fixed, self.factor = (
+            torch.tensor(each, device=device) * torch.tensor(strengths, device=device) for each in (fixed, factor)
+        )
         reading = [(j, gate) for j, gate in enumerate(gates) if isinstance(gate, FacilitatedTransport)]
         if not all(concepts[j] for j, _ in reading):
             raise DataError("an edit without concepts cannot be gated by the prompt: pass a fixed strength")
         columns = [(j, gate, concept) for j, gate in reading for concept in concepts[j]]
         self.edit = torch.tensor([j for j, _, _ in columns], device=device, dtype=torch.long)
-        """Of each of C concepts: whose it is."""
+        """Index of the edit that each of the C concepts belongs to, (C,)."""
         self.metrics = {
             metric: torch.tensor([metric in gate.metric for _, gate, _ in columns], device=device)
             for metric in ("clipcos", "tokenuni", "allone")
         }
         self._encode([concept for _, _, concept in columns])
         self._last: tuple[Tensor, int, Tensor | None, Tensor] | None = None
-        """The last call's embeddings, their version, the token ids given with them, and the gates."""
+        """The last call's embeddings, their version, their token ids, and the gates."""
         self._spoken: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
-        """Token ids (m, n) and what the first text encoder made of them (m, n, width), the newest last."""
+        """Token ids (m, n) and the first text encoder's prompt embeddings (m, n, width), newest last."""
 
     @torch.no_grad()
     def _encode(self, concepts: Sequence[str]) -> None:
-        """Unit vectors (C, n width) and distinct token ids (C, k), filled up with a number that no token has."""
+        """Store unit vectors (C, n width) and distinct token ids (C, k); the padding is not a token id."""
         if not concepts:
             return
         found, special = self.model.encode(concepts), self.model.text[0].special
@@ -119,13 +122,13 @@ class Gatekeeper:
         words = [sorted(set(ids) - special) for ids in found.tokens.tolist()]
         for concept, ids in zip(concepts, words, strict=True):
             if not ids:
-                raise DataError(f"the concept {concept!r} has no tokens: an empty concept cannot be gated")
+                raise DataError(f"the concept {concept!r} has no tokens, so it cannot be gated: pass a fixed strength")
         self.counts = torch.tensor([len(ids) for ids in words], device=self.model.device)
         rows = [torch.tensor(ids) for ids in words]
         self.words = torch.nn.utils.rnn.pad_sequence(rows, True, UNEXPLAINED - 1).to(self.model.device)
 
     def __call__(self, conditioning: Conditioning) -> Tensor:
-        """(b, J); with gradients to the embeddings, where they are enabled."""
+        """The gates (b, J), with gradients to the embeddings if gradients are enabled."""
         b = len(conditioning)
         if not len(self.edit):
             return self.fixed.repeat(b, 1)
@@ -144,7 +147,7 @@ class Gatekeeper:
         return self.fixed + self.factor * best
 
     def _shared(self, conditioning: Conditioning) -> Tensor:
-        """|T(c) & T(p)| / |T(c)| on sets of token ids (b, C); 0 where no prompt explains a row."""
+        """|T(c) & T(p)| / |T(c)| on sets of token ids, (b, C); 0 for a row that comes from no prompt."""
         if conditioning.tokens is None:
             return self.factor.new_zeros(len(conditioning), len(self.counts))
         held = (conditioning.tokens[:, None, None, :] == self.words[None, :, :, None]).any(-1)
@@ -152,12 +155,12 @@ class Gatekeeper:
 
     @contextmanager
     def watching(self, membrane: Membrane) -> Iterator[None]:
-        """Before each call of the backbone inside the block ``membrane.gates`` are those of its prompts."""
+        """Set ``membrane.gates`` from the prompts before each call of the backbone inside the block."""
 
         def before_backbone(_: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
             states, given = self.model.conditioning_of(args, options), self.model.given
             tokens = None if given is None else given.tokens
-            if states.requires_grad or states.is_inference():  # to be differentiated again, or changed without a trace
+            if states.requires_grad or states.is_inference():  # gradients need new gates; the others have no version
                 self._last, membrane.gates = None, self(given or self._explained(states))
                 return
             last = self._last
@@ -169,7 +172,7 @@ class Gatekeeper:
             ids = options.get("input_ids", args[0] if args else None)
             try:
                 states = self.model.prompt_embedding(0, output)
-            except (AttributeError, TypeError, IndexError):  # a call for something else, without hidden states
+            except (AttributeError, TypeError, IndexError):  # this call returned no hidden states
                 return
             if ids is not None:
                 self._spoken.append((ids, states.detach()))
@@ -185,7 +188,7 @@ class Gatekeeper:
                 handle.remove()
 
     def _explained(self, states: Tensor) -> Conditioning:
-        """``states`` (b, n, width) with the token ids that they come from, as far as the text encoder was seen to read them."""
+        """``states`` (b, n, width) with their token ids, for the rows that a remembered text encoder call returned."""
         n = states.shape[1]
         tokens = torch.full((len(states), n), UNEXPLAINED, device=states.device)
         for row, state in enumerate(states.detach()):
@@ -200,6 +203,6 @@ class Gatekeeper:
 
 
 def prompt_gates(model: DiffusionModel, edits: Sequence[Edit], gates: Sequence[Gate], prompts: Sequence[str]) -> Tensor:
-    """(b, J): how much of each of J edits passes for each of b prompts."""
+    """How much of each of J edits passes for each of b prompts, (b, J)."""
     keeper = Gatekeeper(model, [edit.info.concepts for edit in edits], gates, [1.0] * len(edits))
     return keeper(model.encode(prompts)).cpu()
