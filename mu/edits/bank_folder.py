@@ -98,7 +98,7 @@ class BankFolder:
             if not isinstance(content, dict):
                 raise ConfigError("not keys and values")
             if isinstance(content.get("format"), int) and content["format"] > FORMAT:
-                raise EditError(f"{self.json} has format {content['format']}, newer than this mu knows ({FORMAT}): upgrade mu")
+                raise EditError(f"{self.json} has format {content['format']}, but this mu reads up to {FORMAT}: upgrade mu")
             state = BankState.parse(content)
         except (FileNotFoundError, NotADirectoryError):
             raise EditError(
@@ -111,7 +111,7 @@ class BankFolder:
         for what in ("concept", "file"):
             names = [getattr(entry, what) for entry in state.edits]
             if twice := {name for name in names if names.count(name) > 1}:
-                raise EditError(f"{self.json} is damaged (it lists the {what} {min(twice)!r} twice): put a good copy back")
+                raise EditError(f"{self.json} is damaged ({what} {min(twice)!r} is listed twice): put a good copy back")
         return state
 
     def refuse(self, concepts: Iterable[str]) -> None:
@@ -128,7 +128,7 @@ class BankFolder:
 
     def _check_claimable(self) -> None:
         if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
-            raise EditError(f"{self.folder} exists but is not a bank (it has no bank.json): choose a new or empty folder")
+            raise EditError(f"{self.folder} exists but has no bank.json: choose a new or empty folder")
 
     # -- with the model ----------------------------------------------------------------------------------------------
 
@@ -183,8 +183,8 @@ class BankFolder:
     ) -> list[BankEntry]:  # fmt: skip
         """Add ``edits``, found on ``model``, switched on. The first call makes the folder; ``model`` becomes its base.
 
-        Each edit of ``instead`` replaces the one of the same concept, and keeps its strength and on/restored state. If an
-        added edit promises to retain prompts, leaks between it and the others are logged as warnings.
+        Each edit of ``instead`` replaces the one of the same concept, and keeps its strength and state (on or restored).
+        If an added edit promises to retain prompts, leaks between added edits and the others are logged as warnings.
         Raises `EditError` if an edit does not fit the model; its concept is already in the bank; the concept of a
         replacement is not; the folder holds something else; or ``model`` has other weights than those that the bank was
         made on or ``edits`` were found on. With ``transfer`` other weights only give a warning.

@@ -56,8 +56,8 @@ class Leak:
 def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
     """Measure, for each ordered pair of edits, on or restored, how much the first acts on the second's concept.
 
-    ``share`` = ||E(on) D^T|| / ||E(edit) D^T||, with all token positions and all parameters of the edit in one Frobenius
-    norm. For an edit with several concepts the largest norm counts. ``share`` has no unit and does not depend on the
+    ``share`` = ||E(on) D^T|| / ||E(edit) D^T||, one Frobenius norm over all token positions and all parameters of the
+    edit. For an edit with several concepts the largest norm counts. ``share`` has no unit and does not depend on the
     strength. It is None if the edit changes other parameters too (they act on every prompt), if the edit does nothing
     to its own concept's prompt, or if one of the two names no concept. It holds for the concept's exact prompt only:
     a longer prompt that contains the concept has another embedding.
@@ -65,7 +65,7 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
     """
     model, edits = bank.model, bank.edits
     if not isinstance(model, DiffusionModel):
-        raise EditError(f"{model.name!r} makes no images from prompts, so leaks cannot be measured: use a diffusion model")
+        raise EditError(f"{model.name!r} makes no images, so its leaks cannot be measured: use a diffusion model")
     prompts = list(dict.fromkeys(prompt for edit in edits.values() for prompt in edit.info.concepts))
     shares: dict[tuple[str, str], float | None] = {}
     for concept, edit in edits.items():
