@@ -161,7 +161,7 @@ def noted(folder: Path) -> dict[str, Any]:
 
 
 def _known(folder: Path, note: Mapping[str, Any]) -> dict[str, Any]:
-    """The images that the recipe file in ``folder`` lists, if its recipe is the same as that of ``note``; else empty."""
+    """The images that the recipe file in ``folder`` lists, if its recipe equals that of ``note``; else empty."""
     before = noted(folder)
     same = {**before, "pictures": None} == {**note, "pictures": None}
     return before.get("pictures") or {} if same else {}

@@ -23,13 +23,13 @@ AHEAD = 16
 
 class ImagesConfig(BaseConfig):
     count: int = Field(1000, ge=1)
-    """Most images that the model makes of each concept, its prompt. Each is made when a step first needs it."""
+    """Images that the model makes of each concept, with the concept as prompt; made only as the steps need them."""
     steps: int = Field(50, ge=1)
     """Denoising steps for each image that the model makes."""
     guidance: float = 7.5
     """Guidance scale for each image that the model makes."""
     sources: dict[str, str] = {}
-    """Your own images instead, by concept: a folder, tars, or any other source that `mu.data.pairs.open_pairs` takes."""
+    """Your own images instead, by concept: a folder, tars, or another source that `mu.data.pairs.open_pairs` takes."""
 
 
 class ConceptImages:

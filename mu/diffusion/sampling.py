@@ -26,7 +26,17 @@ def generate(
     common GPU: two images of 512x512 pixels, 128 of 64x64. ``progress`` gets the number of images made so far.
     Raises `DataError` for a different number of prompts and seeds, `ConfigError` for an invalid size or setting.
     """
-    parts = generate_batches(model, prompts, seeds, steps=steps, guidance=guidance, negative=negative, height=height, width=width, batch=batch)  # fmt: skip
+    parts = generate_batches(
+        model,
+        prompts,
+        seeds,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        height=height,
+        width=width,
+        batch=batch,
+    )
     images = []
     for part in parts:
         images.append(part)
@@ -40,7 +50,17 @@ def generate_batches(
     height: int | None = None, width: int | None = None, batch: int | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
     """Yield the images of `generate`, batch by batch."""
-    for latents in generate_latents(model, prompts, seeds, steps=steps, guidance=guidance, negative=negative, height=height, width=width, batch=batch):  # fmt: skip
+    for latents in generate_latents(
+        model,
+        prompts,
+        seeds,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        height=height,
+        width=width,
+        batch=batch,
+    ):
         yield model.decode(latents).cpu()
 
 

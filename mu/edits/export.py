@@ -76,7 +76,7 @@ def _transformers(model: ClipModel | VisionLanguageModel, path: Path) -> None:
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write to. It replaces ``path`` after the block."""
+    """Yield a temporary folder to write to. It replaces ``path`` once the block has succeeded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:

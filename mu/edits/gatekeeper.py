@@ -65,9 +65,7 @@ def gated(
 def _readable(model: EditableModel, edits: Sequence[GatedEdit], gates: Sequence[Gate]) -> DiffusionModel:
     """Return ``model`` if prompts can gate ``edits`` on it, else raise `EditError`."""
     if not isinstance(model, DiffusionModel):
-        raise EditError(
-            f"a gate that reads the prompt needs a diffusion model, and {model.name!r} is none: pass a fixed strength"
-        )
+        raise EditError(f"a gate that reads the prompt needs a diffusion model, not {model.name!r}: pass a fixed strength")
     backbone = f"{model.backbone_name}."
     for edit, gate in zip(edits, gates, strict=True):
         others = [name for name in edit.parameters if not name.startswith(backbone)]

@@ -38,7 +38,7 @@ log = logging.getLogger("mu")
 
 
 class ImportedLora(LowRankEdit):
-    """A LoRA that another tool made. If its file names no concept, as most do, the file name stands for it."""
+    """A LoRA that another tool made. Most such files name no concept, and a bank then uses the file name instead."""
 
     def concept(self) -> str:
         return super().concept() or str(self.info.config.get("file", ""))
