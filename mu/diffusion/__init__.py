@@ -1,1 +1,1 @@
-"""Mathematics on a `mu.models.diffusion.DiffusionModel`: latents, guidance, partial denoising, sampling."""
+"""Sampling from a `mu.models.diffusion.DiffusionModel`: latents, guidance, full or partial denoising, images."""

@@ -1,4 +1,4 @@
-"""Latents, guidance, and denoising all or part of the way."""
+"""Initial noise, classifier-free guidance, and full or partial denoising."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mu.models.diffusion import Conditioning, DiffusionModel
 
 
 def initial_noise(model: DiffusionModel, height: int, width: int, generators: Sequence[torch.Generator]) -> Tensor:
-    """Unit noise (b, c, h/8, w/8), one CPU generator for each sample: the same whatever else is in the batch."""
+    """Unit noise (b, c, h/8, w/8), from one CPU generator per sample, so independent of the rest of the batch."""
     scale = model.pixels_per_latent
     shape = (model.latent_channels, height // scale, width // scale)
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
@@ -21,7 +21,7 @@ def initial_noise(model: DiffusionModel, height: int, width: int, generators: Se
 def guided_noise(model: DiffusionModel, x: Tensor, t: Any, both: Conditioning, guidance: float, rescale: float = 0.0) -> Tensor:
     """Classifier-free guidance; ``both`` is [unconditional half | conditional half] of 2b rows, gated alike.
 
-    ``rescale`` > 0 pulls the result's standard deviation back to the conditional one's (Lin et al. 2023, Eq. 15-16).
+    ``rescale`` > 0 moves the result's standard deviation towards the conditional one's (Lin et al. 2023, Eq. 15-16).
     """
     if both.gate_sequence is None:
         both = halves(both[: len(x)], both[len(x) :])
@@ -43,10 +43,10 @@ def denoise(
     model: DiffusionModel, x: Tensor, cond: Conditioning, uncond: Conditioning, scheduler: Any, *, steps: int | None = None,
     start: int = 0, guidance: float = 7.5, rescale: float = 0.0, generators: Any = None, gradients: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Run the scheduler's timesteps ``start .. steps`` (default: all) from ``x`` (b, c, h, w), which is unit noise at start 0.
+    """Run the scheduler's timesteps ``start .. steps`` (default: all) from ``x`` (b, c, h, w).
 
-    The scheduler must take eps. At guidance 1 only the conditional half is evaluated. With ``gradients`` the result can be
-    differentiated; all steps are then kept in memory.
+    At start 0, ``x`` is unit noise. The scheduler must take eps. At guidance 1 only the conditional half is evaluated.
+    With ``gradients`` the result can be differentiated, and all steps stay in memory.
     """
     if start == 0:
         x = x * scheduler.init_noise_sigma

@@ -1,4 +1,4 @@
-"""Images on disk: written in batches, atomically, and never made twice."""
+"""Images on disk: made in batches, written atomically, and kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image to be made: its file's name, and what decides it."""
+    """One image to make: its file name, prompt, seed and guidance scale."""
 
     name: str
     prompt: str
@@ -44,19 +44,27 @@ def write_images(
     size: tuple[int, int] | None = None, resume: bool = False, overwrite: bool = False, progress: Progress | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> int:  # fmt: skip
-    """Make ``rows`` in ``folder``; the number of images made. With ``resume`` those that exist are kept and skipped.
+    """Make the images of ``rows`` in ``folder`` and return how many were made. ``resume`` skips existing images.
 
-    A ``recipe`` (see `recipe_of`) is noted beside the images, and those of another one are not kept. Raises `OutputError`
-    for them, and where a image exists and neither ``resume`` nor ``overwrite`` is on, before anything is made.
+    A ``recipe`` (see `recipe_of`) is written next to the images. Raises `OutputError`, before any image is made, if an
+    existing image would be kept but has another recipe, or if an image exists without ``resume`` and ``overwrite``.
     """
     there = [] if overwrite else [row for row in rows if (folder / row.name).exists()]
     if there and not resume:
         raise OutputError(
-            f"{folder / there[0].name} exists already: choose another folder, or pass --resume to make the missing ones, or --overwrite"
+            f"{folder / there[0].name} exists already: choose another folder, or pass --resume to make the missing "
+            "images, or --overwrite"
         )
     note: dict[str, Any] = {}
     if recipe is not None:
-        each = {row.name: {"prompt": row.prompt, "seed": row.seed, "guidance": guidance if row.guidance is None else row.guidance} for row in rows}  # fmt: skip
+        each = {
+            row.name: {
+                "prompt": row.prompt,
+                "seed": row.seed,
+                "guidance": guidance if row.guidance is None else row.guidance,
+            }
+            for row in rows
+        }
         note = {**recipe, "steps": steps, "negative": negative, "size": size and list(size), "pictures": each}
         _require(folder, note, [row.name for row in there])
     check_writing(folder / RECIPE)
@@ -70,7 +78,7 @@ def write_images(
         prompts, seeds = [row.prompt for row in group], [row.seed for row in group]
         options: dict[str, Any] = {"steps": steps, "guidance": scale, "negative": negative, "height": height, "width": width}
         for batch in generate_batches(model, prompts, seeds, **options):
-            if note:  # not before something is made: what cannot be made leaves all as it was
+            if note:  # only after the first batch, so that a failure to make it changes nothing on disk
                 _note(folder, note)
                 note = {}
             for image in batch:
@@ -82,7 +90,7 @@ def write_images(
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """(3, H, W) in 0..1 -> PNG."""
+    """Write ``image`` (3, H, W), in 0..1, as a PNG file, atomically."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "PNG")
@@ -91,14 +99,14 @@ def save_image(image: Tensor, path: Path) -> None:
 
 
 def read_images(paths: Sequence[Path]) -> Tensor:
-    """PNG files of one size -> (n, 3, H, W) in 0..1. Raises `DataError` for one that cannot be read."""
+    """Read image files of one size as (n, 3, H, W) in 0..1. Raises `DataError` for a file that cannot be read."""
     pixels = []
     for path in paths:
         try:
             with Image.open(path) as image:
                 pixels.append(np.asarray(image.convert("RGB")))
         except OSError as error:
-            raise DataError(f"picture {path} cannot be read ({error}): remove it and run again") from None
+            raise DataError(f"image {path} cannot be read ({error}): remove it and run again") from None
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
 
 
@@ -106,10 +114,10 @@ def before_after(
     run: RunDirectory, model: DiffusionModel, bank: Bank, target_prompts: Sequence[str] | None = None,
     retain_prompts: Sequence[str] | None = None, seeds: Sequence[int] = (188, 288), *, steps: int = 20, guidance: float = 4.0,
 ) -> None:  # fmt: skip
-    """The same prompts and seeds without and with the bank's edits: ``before/``, ``after/`` and ``prompts.json``.
+    """Make images of the same prompts and seeds without and with the bank's edits.
 
-    Without ``target_prompts`` the bank's concepts in a few phrasings; without ``retain_prompts`` the empty prompt and
-    common ones.
+    Writes ``before/``, ``after/`` and ``prompts.json``. ``target_prompts`` default to the bank's concepts in two
+    phrasings, ``retain_prompts`` to three common prompts.
     """
     concepts = [concept for edit in bank.on for concept in edit.info.concepts]
     targets = list(target_prompts or [phrase.format(c) for c in concepts for phrase in ("{}", "a picture of {}")])
@@ -132,11 +140,11 @@ def before_after(
 
 
 RECIPE = "recipe.json"
-"""Beside images: what made them."""
+"""File next to images that states how they were made."""
 
 
 def claim(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Keep the images of ``folder`` only if they were made by the same ``recipe``, and note it there."""
+    """Delete the images of ``folder`` if they were made by another recipe, then write ``recipe`` there."""
     if (folder / RECIPE).exists() and noted(folder) != recipe:
         for stale in folder.glob("*.png"):
             stale.unlink()
@@ -144,7 +152,7 @@ def claim(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def noted(folder: Path) -> dict[str, Any]:
-    """The recipe that is noted in ``folder``; empty where there is none, or none that can be read."""
+    """The recipe in ``folder``; empty if the file is missing or cannot be read."""
     try:
         recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -153,28 +161,29 @@ def noted(folder: Path) -> dict[str, Any]:
 
 
 def _known(folder: Path, note: Mapping[str, Any]) -> dict[str, Any]:
-    """The images that the note in ``folder`` tells to be made by the same recipe as ``note``."""
+    """The images that the recipe file in ``folder`` lists, if its recipe equals that of ``note``; else empty."""
     before = noted(folder)
     same = {**before, "pictures": None} == {**note, "pictures": None}
     return before.get("pictures") or {} if same else {}
 
 
 def _require(folder: Path, note: Mapping[str, Any], kept: Sequence[str]) -> None:
-    """`OutputError` where the images ``kept`` in ``folder`` were not made as ``note`` says."""
+    """Raise `OutputError` if the images ``kept`` in ``folder`` were not made as ``note`` says."""
     before = noted(folder)
     for name in kept:
         if name not in before.get("pictures", {}):
-            raise OutputError(f"nothing tells how {folder / name} was made: choose another folder, or pass --overwrite")
+            raise OutputError(f"how {folder / name} was made is unknown: choose another folder, or pass --overwrite")
         old, new = ({**of, **of["pictures"][name], "pictures": None} for of in (before, note))
         differing = ", ".join(_told(option, old.get(option), new[option]) for option in new if old.get(option) != new[option])
         if differing:
             raise OutputError(
-                f"{folder / name} was made otherwise ({differing}): pass the same, choose another folder, or pass --overwrite"
+                f"{folder / name} was made differently ({differing}): pass the same settings, choose another folder, "
+                "or pass --overwrite"
             )
 
 
 def _told(option: str, before: Any, now: Any) -> str:
-    """``steps 20, now 30``; of what a reader cannot compare, as hashes, the name alone."""
+    """Describe a difference: ``steps 20, now 30``, or the name alone for values that are hashes."""
     if isinstance(now, dict) or isinstance(before, dict):
         return f"another {option}"
     old, new = ("default" if value is None else json.dumps(value, ensure_ascii=False) for value in (before, now))
@@ -182,7 +191,7 @@ def _told(option: str, before: Any, now: Any) -> str:
 
 
 def _note(folder: Path, note: dict[str, Any]) -> None:
-    """Write ``note``; images that it is wrong of are removed, lest an interruption leave them beside it."""
+    """Write ``note``, after deleting images it does not describe, so that an interrupted run leaves no mismatch."""
     known = _known(folder, note)
     with writing(folder):
         for name, row in note["pictures"].items():
@@ -192,12 +201,13 @@ def _note(folder: Path, note: dict[str, Any]) -> None:
 
 
 def recipe_of(bank: Bank, strengths: Sequence[float] | None = None, gate: Gate | None = None) -> dict[str, Any]:
-    """What decides images that ``bank.model`` makes with ``bank`` applied so, beside what `write_images` is told.
+    """All that determines the images of ``bank.model`` with ``bank`` applied, except the arguments of `write_images`.
 
-    To be asked while no edit is on. The weights are sampled: milliseconds, see `mu.models.parameters.fingerprint`.
+    Call it while no edit is on. It takes milliseconds, because the fingerprint samples the weights (see
+    `mu.models.parameters.fingerprint`).
     """
     model = bank.model
-    assert isinstance(model, DiffusionModel), "others make no pictures"
+    assert isinstance(model, DiffusionModel), "only diffusion models make images"
     return {
         "model": {**described(model, list(select(model, "*"))), "scheduler": scheduler_hash(model)},
         "precision": str(model.precision).removeprefix("torch."),
@@ -207,7 +217,7 @@ def recipe_of(bank: Bank, strengths: Sequence[float] | None = None, gate: Gate |
 
 
 def content_hash(edit: Edit) -> str:
-    """What an edit does, as a hash: its tensors and its gate."""
+    """Hash of an edit's tensors and gate."""
     digest = hashlib.blake2b(repr(sorted(gate_to_json(edit.info.gate).items())).encode(), digest_size=16)
     for name, tensor in sorted(edit.tensors().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
@@ -215,7 +225,7 @@ def content_hash(edit: Edit) -> str:
 
 
 def scheduler_hash(model: DiffusionModel) -> str:
-    """Of the kind and the settings of the scheduler that images are made with."""
+    """Hash of the kind and settings of the model's scheduler."""
     scheduler = model.pipeline.scheduler
     settings = sorted((name, str(value)) for name, value in scheduler.config.items() if not name.startswith("_"))
     return hashlib.blake2b(f"{type(scheduler).__name__} {settings}".encode(), digest_size=16).hexdigest()

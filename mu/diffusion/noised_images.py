@@ -1,4 +1,4 @@
-"""Latents of a concept's images, noised as in the training of a diffusion model."""
+"""Noised latents of a concept's images, as in the training of a diffusion model."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from mu.diffusion.sampling import PIXELS_AT_ONCE, generate_latents
 from mu.models.diffusion import DiffusionModel
 
 AHEAD = 16
-"""At most so many images are made at once: more may be more than the training asks for."""
+"""Largest number of images made at once. More might never be needed by the training."""
 
 
 class ImagesConfig(BaseConfig):
     count: int = Field(1000, ge=1)
-    """Images of each concept that the model makes itself with the concept as the prompt; only as many as the steps ask for."""
+    """Images that the model makes of each concept, with the concept as prompt; made only as the steps need them."""
     steps: int = Field(50, ge=1)
-    """Denoising steps of each of them."""
+    """Denoising steps for each image that the model makes."""
     guidance: float = 7.5
-    """Guidance scale of each of them."""
+    """Guidance scale for each image that the model makes."""
     sources: dict[str, str] = {}
-    """Own images in their place, by concept: a folder, tars, or whatever else `mu.data.pairs.open_pairs` takes."""
+    """Your own images instead, by concept: a folder, tars, or another source that `mu.data.pairs.open_pairs` takes."""
 
 
 class ConceptImages:
-    """The clean latents of a concept's images: of ``own`` ones, or made by the model when they are first asked for.
+    """The clean latents of a concept's images: ``own`` images, or images that the model makes on first use.
 
-    The k-th shows the k-th of ``prompts``, in turn, and depends on its prompt and the k-th of ``seeds`` alone, so that an
-    interrupted run meets the same ones again. What the model makes stays a latent: the released programs write a PNG and encode that.
+    The k-th latents show the k-th of ``prompts``, in turn. They depend on that prompt and the k-th of ``seeds`` alone,
+    so an interrupted run gets the same latents again. Images that the model makes stay latents. The released programs
+    write a PNG and encode that.
     """
 
     def __init__(
@@ -51,14 +52,17 @@ class ConceptImages:
         return len(self.own) or len(self.seeds)
 
     def __getitem__(self, k: int) -> Tensor:
-        """x_0 (1, c, h, w) of the k-th image, in turn. The model must be as it was found (`mu.training.tuning.Tuning.frozen`)."""
+        """x_0 (1, c, h, w) of the k-th image, in turn.
+
+        The model must be the unedited one (`mu.training.tuning.Tuning.frozen`).
+        """
         k %= len(self)
         if k not in self._kept:
             self._kept |= {k: self._encoded(k)} if self.own else self._made(k)
         return self._kept[k]
 
     def _made(self, k: int) -> dict[int, Tensor]:
-        """The k-th and as many beside it as fit."""
+        """The latents of the k-th image and of its neighbours that fit into one batch, by index."""
         together = max(1, min(PIXELS_AT_ONCE // self.model.default_size**2, AHEAD))
         ks = range(k - k % together, min(k - k % together + together, len(self)))
         texts, seeds = [self.prompts[j % len(self.prompts)] for j in ks], [self.seeds[j] for j in ks]
@@ -66,7 +70,7 @@ class ConceptImages:
         return dict(zip(ks, torch.cat(list(made)).split(1), strict=True))
 
     def _encoded(self, k: int) -> Tensor:
-        """Short side to the model's size, then the centre; drawn from the autoencoder's posterior."""
+        """Resize the short side to the model's size, crop the centre, and sample the autoencoder's posterior."""
         size = self.model.default_size
         fitted = ImageOps.fit(self.own[k].image(), (size, size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
@@ -75,10 +79,10 @@ class ConceptImages:
 
 
 def concept_images(model: DiffusionModel, config: ImagesConfig, concepts: Sequence[str], seed: int) -> list[ConceptImages]:
-    """The images of each concept. Raises `ConfigError` for a source of what is no concept."""
+    """The images of each concept. Raises `ConfigError` if ``config.sources`` names something that is not erased."""
     for name in config.sources:
         if name not in concepts:
-            raise ConfigError(f"pictures.sources names {name!r}, which is not erased.{nearest(name, concepts)}")
+            raise ConfigError(f"images.sources names {name!r}, which is not erased.{nearest(name, concepts)}")
     drawn = torch.randint(2**62, (config.count,), generator=compute.generator(seed)).tolist()
 
     def images(concept: str) -> ConceptImages:

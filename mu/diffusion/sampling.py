@@ -20,12 +20,23 @@ def generate(
     negative: str = "", height: int | None = None, width: int | None = None, batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Images (n, 3, H, W) in 0..1 on the CPU, one for each prompt with its seed, by the model's own scheduler.
+    """Make images (n, 3, H, W) in 0..1 on the CPU, one for each prompt and its seed, with the model's own scheduler.
 
-    A image depends on its prompt and seed, not on what else is in its batch. ``batch`` defaults to what fits a
-    common GPU: two images of 512x512, 128 of 64x64.
+    An image depends on its prompt and seed, not on the rest of its batch. ``batch`` defaults to a size that fits a
+    common GPU: two images of 512x512 pixels, 128 of 64x64. ``progress`` gets the number of images made so far.
+    Raises `DataError` for a different number of prompts and seeds, `ConfigError` for an invalid size or setting.
     """
-    parts = generate_batches(model, prompts, seeds, steps=steps, guidance=guidance, negative=negative, height=height, width=width, batch=batch)  # fmt: skip
+    parts = generate_batches(
+        model,
+        prompts,
+        seeds,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        height=height,
+        width=width,
+        batch=batch,
+    )
     images = []
     for part in parts:
         images.append(part)
@@ -38,8 +49,18 @@ def generate_batches(
     model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float, negative: str = "",
     height: int | None = None, width: int | None = None, batch: int | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """`generate`, batch by batch."""
-    for latents in generate_latents(model, prompts, seeds, steps=steps, guidance=guidance, negative=negative, height=height, width=width, batch=batch):  # fmt: skip
+    """Yield the images of `generate`, batch by batch."""
+    for latents in generate_latents(
+        model,
+        prompts,
+        seeds,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        height=height,
+        width=width,
+        batch=batch,
+    ):
         yield model.decode(latents).cpu()
 
 
@@ -47,15 +68,15 @@ def generate_latents(
     model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float, negative: str = "",
     height: int | None = None, width: int | None = None, batch: int | None = None,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """The latents (b, c, h, w) of the images of `generate`, batch by batch, on the model's device."""
+    """Yield the latents (b, c, h, w) of the images of `generate`, batch by batch, on the model's device."""
     if len(prompts) != len(seeds) or not prompts:
-        raise DataError(f"{len(prompts)} prompts and {len(seeds)} seeds: one seed for each of at least one prompt is needed")
+        raise DataError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and a seed for each")
     height, width = height or model.default_size, width or model.default_size
     unit = model.pixels_per_latent
     if height % unit or width % unit or min(height, width) < unit:
-        raise ConfigError(f"height and width must be multiples of {unit}, got {height}x{width}")
+        raise ConfigError(f"height and width must be multiples of {unit}, not {height}x{width}")
     if steps < 1:
-        raise ConfigError(f"at least one denoising step is needed, got {steps}")
+        raise ConfigError(f"the number of denoising steps must be at least one, not {steps}")
     if not math.isfinite(guidance):
         raise ConfigError(f"the guidance scale must be a number, not {guidance}")
     batch = batch or max(1, PIXELS_AT_ONCE // (height * width))

@@ -1,1 +1,1 @@
-"""Edits: what every method returns. See `mu.edits.edit.Edit` for the laws they keep."""
+"""Edits: what every method returns. See `mu.edits.edit.Edit` for the laws that every edit keeps."""

@@ -1,4 +1,4 @@
-"""Many edits on one model: which are on, how they pass, and what they come to together."""
+"""Several edits on one model: which are on, how much of each passes, and their sum."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mu.models.parameters import EditableModel
 
 
 class Bank:
-    """Edits of one model. Each can be put on and taken off again: restoring a concept is leaving its edit out.
+    """Edits of one model. Each can be switched on and off; restoring a concept switches its edit off.
 
-    Dense edits add up in the weights; low-rank edits run beside them as one membrane with a gate for each.
+    Dense edits add up in the weights. Low-rank edits run in parallel as one membrane, with a gate for each edit.
     """
 
     def __init__(self, model: EditableModel, edits: Sequence[Edit] = ()):
@@ -32,14 +32,14 @@ class Bank:
             self.add(edit)
 
     def add(self, edit: Edit, strength: float = 1.0) -> None:
-        """``strength`` is the edit's own, where none is given when it is put on.
+        """Add ``edit``. ``strength`` is its default, used if none is given when the bank is applied.
 
-        Raises `EditError` for an edit that does not fit the model, or a concept that is in the bank already. An edit
-        that was found on other weights of the same shapes is taken with a warning.
+        Raises `EditError` for an edit that does not fit the model, or a concept that is already in the bank. Warns if
+        the edit was found on other weights of the same shapes.
         """
         edit.check(self.model)
         if edit.concept() in self.edits:
-            raise EditError(f"there is an edit of {edit.concept()!r} already: leave one of the two out")
+            raise EditError(f"the bank already holds an edit of {edit.concept()!r}: leave one of the two out")
         warn_of_other_base(edit, self.model)
         self.edits[edit.concept()], self.strength[edit.concept()] = edit, strength
 
@@ -50,12 +50,12 @@ class Bank:
         return self.edits.pop(concept)
 
     def restore(self, concept: str) -> None:
-        """Give ``concept`` back: its edit stays in the bank and is off."""
+        """Restore ``concept``: its edit stays in the bank, switched off."""
         self._known(concept)
         self.restored.add(concept)
 
     def erase(self, concept: str) -> None:
-        """Put a restored concept's edit on again."""
+        """Switch the edit of a restored concept on again."""
         self._known(concept)
         self.restored.discard(concept)
 
@@ -64,11 +64,14 @@ class Bank:
             raise EditError(f"{concept!r} is not in the bank.{nearest(concept, self.edits)}")
 
     def strengths(self, given: Sequence[float] | None) -> list[float]:
-        """One for each edit that is on; by default its own. `EditError` for another count, and for what is no finite number."""
+        """One strength for each edit that is on, ``given`` or its own.
+
+        Raises `EditError` for a wrong count or a strength that is not a finite number.
+        """
         if given is None:
             return [self.strength[edit.concept()] for edit in self.on]
         if len(given) != len(self.on):
-            raise EditError(f"{len(self.on)} edits are on, but {len(given)} strengths were given")
+            raise EditError(f"{len(self.on)} edits are on, but {len(given)} strengths were given: give one for each")
         for each in given:
             check_strength(each)
         return [float(each) for each in given]
@@ -79,10 +82,10 @@ class Bank:
 
     @contextmanager
     def applied(self, strengths: Sequence[float] | None = None, gate: Gate | None = None) -> Iterator[Membrane | None]:
-        """Put the edits that are on on the model; after the block the model is as it was, bit for bit.
+        """Apply the edits that are on inside the block, then restore the model bit for bit.
 
-        ``strengths`` has one number for each edit that is on, in order. ``gate`` replaces what the edits' files say. Yields the
-        membrane of the low-rank edits, None without any.
+        ``strengths`` has one number for each edit that is on, in order. ``gate`` replaces the gates that the edits' files
+        state. Yields the membrane of the low-rank edits, or None if no low-rank edit is on.
         """
         active = [(edit, strength) for edit, strength in zip(self.on, self.strengths(strengths), strict=True) if strength]
         low_rank = [(edit, strength) for edit, strength in active if isinstance(edit, LowRankEdit)]
@@ -95,19 +98,19 @@ class Bank:
             yield stack.enter_context(gated(self.model, edits, sizes, [gate or edit.info.gate for edit in edits]))
 
     def gates(self, prompts: Sequence[str]) -> Tensor:
-        """How much of each edit that is on passes for each prompt: (b, J); dense edits always pass in full."""
-        assert isinstance(self.model, DiffusionModel), "only its edits have gates that look at the model"
+        """How much of each edit that is on passes for each prompt, (b, J); dense edits always pass in full."""
+        assert isinstance(self.model, DiffusionModel), "gates that read the prompt need a diffusion model"
         return prompt_gates(
             self.model, self.on, [e.info.gate if isinstance(e, LowRankEdit) else OPEN for e in self.on], prompts
         )
 
     def deltas(self, strengths: Sequence[float] | None = None) -> dict[str, Tensor]:
-        """The dense sum of the edits that are on, ungated: what a merged checkpoint adds to the base."""
+        """The dense sum of the edits that are on, ungated: the deltas that a merged checkpoint adds to the base."""
         return summed(zip(self.on, self.strengths(strengths), strict=True))
 
 
 def summed(edits: Iterable[tuple[Edit, float]]) -> dict[str, Tensor]:
-    """Dense shifts of ``(edit, strength)`` pairs added up by parameter."""
+    """Sum the dense deltas of ``(edit, strength)`` pairs by parameter."""
     total: dict[str, Tensor] = {}
     for edit, strength in edits:
         for name, shift in edit.deltas():

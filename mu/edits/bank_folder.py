@@ -1,10 +1,10 @@
-"""A bank on disk: a folder of edits of one model, which of them are on, and a log of every change.
+"""A bank on disk: a folder of edits of one model, their state (on or restored), and a log of every change.
 
     <folder>/  bank.json  log.jsonl  <concept>.safetensors ...
 
-Without a lock, a change is written in an order that a killed process cannot spoil: first the edit's file, then a line of the
-log, then ``bank.json``, which alone says what is in the bank. So the log may tell of a change that was cut off, and never
-misses one. Importing this module loads no torch: what is on is told and changed at once.
+There is no lock. A change is written in an order that is safe if the process is killed: first the edit's file, then a
+line of the log, then ``bank.json``, which alone defines the contents of the bank. So the log never misses a change, but
+may list one that was cut off. Importing this module does not load torch, so listing and switching edits is fast.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class BankEntry(BaseConfig):
 
 
 class BankState(BaseConfig):
-    """What ``bank.json`` holds. The order of the edits is that in which they are added up."""
+    """The contents of ``bank.json``. Edits are added up in the order listed."""
 
     format: int = FORMAT
     base: str
@@ -70,7 +70,7 @@ class BankState(BaseConfig):
     edits: list[BankEntry] = []
 
     def find(self, concept: str) -> BankEntry | None:
-        """The edit of ``concept``, in that spelling, else in any."""
+        """The edit of ``concept`` in that spelling, else in any spelling; None if the bank has none."""
         spelt = [entry for entry in self.edits if entry.concept == concept]
         return next(iter(spelt or [entry for entry in self.edits if folded(entry.concept) == folded(concept)]), None)
 
@@ -81,7 +81,7 @@ class BankState(BaseConfig):
 
 
 class BankFolder:
-    """The bank in ``folder``, which need not exist yet. Nothing is kept in memory: each call reads what is there.
+    """The bank in ``folder``, which need not exist yet. Each call reads the folder again; nothing is kept in memory.
 
     Every method that changes something takes a ``reason`` for the log, and does all of its work or none.
     """
@@ -92,13 +92,13 @@ class BankFolder:
         self.log = self.folder / "log.jsonl"
 
     def read(self) -> BankState:
-        """Raises `EditError` for a folder that holds no bank, and for a ``bank.json`` that is damaged."""
+        """Read ``bank.json``. Raises `EditError` for a folder without one, and for a damaged one."""
         try:
             content = json.loads(self.json.read_text(encoding="utf-8"))
             if not isinstance(content, dict):
                 raise ConfigError("not keys and values")
             if isinstance(content.get("format"), int) and content["format"] > FORMAT:
-                raise EditError(f"{self.json} has format {content['format']}, newer than this mu knows ({FORMAT}): upgrade mu")
+                raise EditError(f"{self.json} has format {content['format']}, but this mu reads up to {FORMAT}: upgrade mu")
             state = BankState.parse(content)
         except (FileNotFoundError, NotADirectoryError):
             raise EditError(
@@ -106,16 +106,16 @@ class BankFolder:
             ) from None
         except (OSError, ValueError, RecursionError, ConfigError) as error:
             raise EditError(
-                f"{self.json} is damaged ({error}): put a good copy back, {self.log.name} tells what was on"
+                f"{self.json} is damaged ({error}): put a good copy back; {self.log.name} lists what was on"
             ) from None
         for what in ("concept", "file"):
             names = [getattr(entry, what) for entry in state.edits]
             if twice := {name for name in names if names.count(name) > 1}:
-                raise EditError(f"{self.json} is damaged (the {what} {min(twice)!r} is there twice): put a good copy back")
+                raise EditError(f"{self.json} is damaged ({what} {min(twice)!r} is listed twice): put a good copy back")
         return state
 
     def refuse(self, concepts: Iterable[str]) -> None:
-        """`EditError` where one of ``concepts`` cannot be added: for who asks before a long search."""
+        """Raise `EditError` if one of ``concepts`` cannot be added. Call it before a long search."""
         state = None
         if self.json.exists():
             state = self.read()
@@ -128,15 +128,15 @@ class BankFolder:
 
     def _check_claimable(self) -> None:
         if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
-            raise EditError(f"{self.folder} exists and is no bank (it has no bank.json): choose a new or empty folder")
+            raise EditError(f"{self.folder} exists but has no bank.json: choose a new or empty folder")
 
-    # -- with the model -------------------------------------------------------------------------------------------------
+    # -- with the model ----------------------------------------------------------------------------------------------
 
     def open(self, model: EditableModel, only: Sequence[str] | None = None) -> Bank:
-        """The bank in memory, as it was left; ``only`` names the concepts that are on instead.
+        """Load the bank into memory, as it was left. ``only`` names the concepts that are on instead.
 
-        Raises `EditError` for a file that is missing, damaged or another than was added. Other weights than those the bank
-        was made on are taken with a warning.
+        Raises `EditError` for a file that is missing, damaged or not the one that was added. Warns if the bank was made
+        on other weights.
         """
         state = self.read()
         chosen = None if only is None else [state.entry(concept) for concept in only]
@@ -146,7 +146,7 @@ class BankFolder:
     def _in_memory(
         self, state: BankState, model: EditableModel, chosen: Sequence[BankEntry] | None = None, at_hand: Iterable[Edit] = ()
     ) -> Bank:
-        """All edits of ``state``, read from their files but those ``at_hand``; ``chosen`` are on instead."""
+        """All edits of ``state``, read from their files except those ``at_hand``; ``chosen`` replaces what is on."""
         from mu.edits.bank import Bank
 
         bank, known = Bank(model), {edit.concept(): edit for edit in at_hand}
@@ -157,12 +157,12 @@ class BankFolder:
         return bank
 
     def require(self, model: EditableModel) -> None:
-        """`EditError` where ``model`` has other weights than those the bank was made on."""
+        """Raise `EditError` if ``model`` has other weights than those the bank was made on."""
         state = self.read()
         if not self._is_base(state, model):
             raise EditError(
                 f"the bank {self.folder} was made on other weights ({state.base!r}) than those of {model.name!r}: "
-                "name its model with --model, or begin a new bank"
+                "name its model with --model, or start a new bank"
             )
 
     @staticmethod
@@ -172,21 +172,22 @@ class BankFolder:
         for edit in edits:
             if not is_found_on(edit, model):
                 raise EditError(
-                    f"the edit of {edit.concept()!r} was found on other weights ({edit.info.base!r}) than those of {model.name!r}: "
-                    "find it anew on that model, or take it as it is with --transfer"
+                    f"the edit of {edit.concept()!r} was found on other weights ({edit.info.base!r}) "
+                    f"than those of {model.name!r}: "
+                    "search again on that model, or add the edit unchanged with --transfer"
                 )
 
     def add(
         self, model: EditableModel, *edits: Edit, strength: float = 1.0, instead: Sequence[Edit] = (), reason: str = "",
         transfer: bool = False,
     ) -> list[BankEntry]:  # fmt: skip
-        """Keep ``edits``, found on ``model``, on. The first ones make the folder, and ``model`` its base.
+        """Add ``edits``, found on ``model``, switched on. The first call makes the folder; ``model`` becomes its base.
 
-        ``instead`` are edits that take the places of those of the same concepts, at their strengths, on or restored as those were.
-        Where an edit promises to leave prompts alone, and one of the bank acts on another's concept, that is told.
-        Raises `EditError` for an edit that does not fit the model, for a concept that the bank has, or has not though it is
-        to be exchanged, for a folder that holds something else, and for a ``model`` of other weights than those that the bank
-        was made on, or ``edits`` were found on: with ``transfer`` that is only told.
+        Each edit of ``instead`` replaces the one of the same concept, and keeps its strength and state (on or restored).
+        If an added edit promises to retain prompts, leaks between added edits and the others are logged as warnings.
+        Raises `EditError` if an edit does not fit the model; its concept is already in the bank; the concept of a
+        replacement is not; the folder holds something else; or ``model`` has other weights than those that the bank was
+        made on or ``edits`` were found on. With ``transfer`` other weights only give a warning.
         """
         from mu.edits.bank import Bank
         from mu.edits.protection import tell_leaks
@@ -198,7 +199,7 @@ class BankFolder:
             if self.json.exists():
                 self.require(model)
             self._require_found_on(model, edits)
-        Bank(model, edits)  # each must fit, and stand there once
+        Bank(model, edits)  # raises unless each edit fits and each concept occurs once
         state = self.read() if self.json.exists() else BankState(**_base(model))
         old = [state.entry(concept) for concept in Bank(model, instead).edits]
         self._compare(state, model)
@@ -221,7 +222,7 @@ class BankFolder:
         return added
 
     def check(self, model: EditableModel, tolerance: float | None = None) -> list[Leak]:
-        """Which edits leave which concepts alone: `mu.edits.protection.leaks`."""
+        """Measure which edits act on which concepts: `mu.edits.protection.leaks`."""
         from mu.edits.protection import TOLERANCE, leaks
 
         return leaks(self.open(model), TOLERANCE if tolerance is None else tolerance)
@@ -230,18 +231,18 @@ class BankFolder:
         self, model: EditableModel, out: Path | str, form: str, *, only: Sequence[str] | None = None, overwrite: bool = False,
         reason: str = "", transfer: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        """`mu.edits.export.export` of what is on, or of ``only``; returns the line of the log, which tells the result's hash.
+        """Export what is on, or ``only``, with `mu.edits.export.export`. Returns the log's line with the result's hash.
 
-        The same base, bank and subset give the same bytes, in whatever order ``only`` names it. Which of the edits does not
-        spare another's concept, though it promises to leave prompts alone, is told. Raises `EditError` for a ``model`` of other
-        weights than those that the bank was made on: with ``transfer`` that is only told.
+        The same base, bank and subset give the same bytes, whatever the order of ``only``. Warns of each edit that
+        promises to retain prompts but acts on another edit's concept. Raises `EditError` if ``model`` has other weights
+        than those that the bank was made on. With ``transfer`` that only gives a warning.
         """
         from mu.edits.export import export
         from mu.edits.protection import tell_leaks
 
         state, out = self.read(), Path(out)
         if out.resolve().is_relative_to(self.folder.resolve()):
-            raise OutputError(f"{out} lies inside the bank, which holds edits only: choose another path")
+            raise OutputError(f"{out} is inside the bank, which holds edits only: choose another path")
         if not transfer:
             self.require(model)
         bank = self.open(model, only)
@@ -251,10 +252,10 @@ class BankFolder:
         with self._writing():
             return self._note(_base(model), "merge", merged, reason, format=form, out=str(out), sha256=sha256(out))
 
-    # -- without it -----------------------------------------------------------------------------------------------------
+    # -- without the model -------------------------------------------------------------------------------------------
 
     def remove(self, *concepts: str, reason: str = "") -> list[BankEntry]:
-        """Take edits out, and delete their files. The log goes on telling of them."""
+        """Remove edits and delete their files. The log keeps their history."""
         state = self.read()
         gone = list({entry.concept: entry for entry in map(state.entry, concepts)}.values())
         with self._writing():
@@ -265,17 +266,17 @@ class BankFolder:
         return gone
 
     def restore(self, *concepts: str, reason: str = "") -> list[BankEntry]:
-        """Give concepts back: their edits stay in the bank and are off."""
+        """Restore concepts: their edits stay in the bank, switched off."""
         return self._switch("restore", concepts, reason, {"on": False})
 
     def erase(self, *concepts: str, strength: float | None = None, reason: str = "") -> list[BankEntry]:
-        """Put restored concepts' edits on again, at another ``strength`` where one is given."""
+        """Switch the edits of restored concepts on again, at a new ``strength`` if one is given."""
         if strength is not None and not math.isfinite(strength):
             raise EditError(f"an edit's strength must be a number, not {strength}")
         return self._switch("erase", concepts, reason, {"on": True} | ({} if strength is None else {"strength": strength}))
 
     def history(self) -> list[dict[str, Any]]:
-        """The log, oldest first. A line that is damaged, as a killed process may leave one, is told and left out."""
+        """The log, oldest first. A damaged line, as a killed process may leave, is skipped with a warning."""
         self.read()
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.exists() else []
@@ -289,10 +290,10 @@ class BankFolder:
                     raise ValueError
                 rows += [row] if row else []
             except (ValueError, RecursionError):
-                log.warning("line %d of %s is damaged and left out", number, self.log)
+                log.warning("line %d of %s is damaged and is skipped", number, self.log)
         return rows
 
-    # -- below ----------------------------------------------------------------------------------------------------------
+    # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _switch(self, verb: str, concepts: Sequence[str], reason: str, change: dict[str, Any]) -> list[BankEntry]:
         state = self.read()
@@ -309,7 +310,7 @@ class BankFolder:
     def _note(
         self, base: Mapping[str, Any], verb: str, entries: Sequence[BankEntry], reason: str, **more: str
     ) -> dict[str, Any]:
-        """One more line of the log, on the disk when this returns."""
+        """Append a line to the log. It is on the disk when this returns."""
         edits = [entry.model_dump(mode="json", include={"concept", "sha256", "strength"}) for entry in entries]
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         row = {"time": now, "verb": verb, "edits": edits, "reason": reason, **more, **base, "versions": versions()}
@@ -321,12 +322,12 @@ class BankFolder:
         return row
 
     def _keep(self, edit: Edit, strength: float) -> BankEntry:
-        """Write its file under a name that nothing has."""
+        """Write the file of ``edit`` under an unused name."""
         stem = slug(edit.concept()) or "edit"
         for k in itertools.count(1):
             path = self.folder / f"{stem}{f'-{k}' if k > 1 else ''}.safetensors"
             try:
-                path.touch(exist_ok=False)  # the name is taken at once, also from another process
+                path.touch(exist_ok=False)  # reserves the name, also against another process
                 break
             except FileExistsError:
                 continue
@@ -341,7 +342,7 @@ class BankFolder:
         from mu.edits.files import open_edit
 
         path = self.folder / entry.file
-        instead = "put the file back, or take the edit out with `mu bank remove`"
+        instead = "put the file back, or remove the edit with `mu bank remove`"
         if path.resolve().parent != self.folder.resolve():
             raise EditError(f"{path} is a link that leads out of the bank: {instead}")
         if not path.is_file():
@@ -350,7 +351,7 @@ class BankFolder:
             raise EditError(f"{path} is not the file that was added for {entry.concept!r} (its SHA-256 differs): {instead}")
         edit = open_edit(path)
         if edit.concept() != entry.concept:
-            raise EditError(f"{path} holds the edit of {edit.concept()!r}, and bank.json says {entry.concept!r}: {instead}")
+            raise EditError(f"{path} holds the edit of {edit.concept()!r}, but bank.json says {entry.concept!r}: {instead}")
         return edit
 
     @staticmethod
@@ -366,7 +367,7 @@ class BankFolder:
 
     @contextmanager
     def _undone(self) -> Iterator[Callable[[Edit, float], BankEntry]]:
-        """`_keep`, whose files are deleted where the block fails before ``bank.json`` tells of them."""
+        """Yield `_keep`. If the block fails, files that ``bank.json`` does not list are deleted."""
         begun, files = self.json.exists(), list[str]()
 
         def keep(edit: Edit, strength: float) -> BankEntry:
@@ -403,7 +404,7 @@ def _told(state: BankState) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file; of a folder, that of what ``find . -type f | LC_ALL=C sort | xargs sha256sum`` prints in it."""
+    """SHA-256 of a file, or of what ``find . -type f | LC_ALL=C sort | xargs sha256sum`` prints in a folder."""
     if not path.is_dir():
         with path.open("rb") as file:
             digest = hashlib.sha256()

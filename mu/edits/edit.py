@@ -1,4 +1,4 @@
-"""The one idea of this package: every method returns an edit, and an edit knows nothing of how it was found."""
+"""The one idea of this package: every method returns an edit, and an edit does not depend on how it was found."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ log = logging.getLogger("mu")
 
 @dataclass(frozen=True)
 class EditInfo:
-    """Where an edit comes from; all of it is in its file."""
+    """The origin of an edit. The edit's file holds every field."""
 
     method: str
     concepts: tuple[str, ...]
     base: str = ""
     fingerprint: str = ""
     loading: Mapping[str, Any] = field(default_factory=dict)
-    """How a diffusion model was loaded: see `mu.models.load_options`."""
+    """The options that a diffusion model was loaded with: see `mu.models.load_options`."""
     gate: Gate = OPEN
-    """How much of it passes for a prompt."""
+    """How much of the edit passes for a prompt."""
     config: Mapping[str, Any] = field(default_factory=dict)
     protects: tuple[str, ...] = ()
-    """Prompts that it leaves exactly as they are."""
+    """Prompts that the edit leaves exactly unchanged."""
     spares: tuple[str, ...] = ()
-    """Prompts that it leaves alone up to a leak."""
+    """Prompts that the edit leaves unchanged up to a leak."""
     found: Mapping[str, Any] = field(default_factory=dict)
-    """What its search came to, as the method tells it."""
+    """Results of the search, in the method's own terms."""
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
     citation: str = ""
@@ -52,7 +52,7 @@ class EditInfo:
 
     @property
     def promises(self) -> tuple[str, ...]:
-        """All prompts that it leaves alone, exactly or up to a leak."""
+        """All prompts that the edit leaves unchanged, exactly or up to a leak."""
         return (*self.protects, *self.spares)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,49 +60,49 @@ class EditInfo:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> EditInfo:
-        """The inverse of `to_json`. Raises `TypeError` for names that are unknown and `ConfigError` for such a gate."""
+        """The inverse of `to_json`. Raises `TypeError` for an unknown name and `ConfigError` for an unknown gate."""
         several = {name: tuple(facts.get(name, ())) for name in ("concepts", "protects", "spares")}
         return cls(**{**facts, **several, "gate": gate_from_json(facts.get("gate") or {})})
 
 
 class Edit(ABC):
-    """A change of some parameters that can be put on, taken off, scaled, added to others and kept in a file.
+    """A change of some parameters. It can be applied, taken off, scaled, added to other edits and saved to a file.
 
-    Laws, tested for every kind: taking an edit off restores the kept tensors bit for bit, also after an exception;
-    ``strength=0`` changes nothing; a low-rank edit equals its dense twin.
+    Three laws are tested for every kind. Taking an edit off restores the original tensors bit for bit, also after an
+    exception. ``strength=0`` changes nothing. A low-rank edit equals its dense delta.
     """
 
     info: EditInfo
     kind: ClassVar[str]
-    """What its file calls this kind of edit."""
+    """The name of this kind of edit in its file."""
 
     @property
     @abstractmethod
     def parameters(self) -> list[str]:
-        """Full names of the parameters it changes: ``unet.mid_block....weight``."""
+        """Full names of the parameters that the edit changes: ``unet.mid_block....weight``."""
 
     @abstractmethod
     def deltas(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter with its dense shift at strength 1, one at a time."""
+        """Yield each parameter's name and its dense delta at strength 1, one at a time."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What its file holds."""
+        """The tensors that the edit's file holds."""
 
     @abstractmethod
     def check(self, model: EditableModel) -> None:
-        """Raise `EditError` where ``model`` lacks a parameter or has another shape."""
+        """Raise `EditError` if ``model`` lacks a parameter or has it in another shape."""
 
     @abstractmethod
     def put_on(self, model: EditableModel, strength: float) -> AbstractContextManager[Any]:
-        """The edit is on inside the block, and nothing is left of it after; ``model`` was checked."""
+        """Apply the edit inside the block and remove it completely after. ``model`` was checked."""
 
     @contextmanager
     def applied(self, model: EditableModel, strength: float = 1.0) -> Iterator[Any]:
-        """``with edit.applied(model): ...``: the edit is on inside the block, whoever runs the model there.
+        """Apply the edit inside the block, whoever runs the model: ``with edit.applied(model): ...``.
 
-        A gate belongs to the edit: our sampler, a loop of your own and the stock pipeline meet the same gated edit. Raises
-        `EditError` for an edit that does not fit the model.
+        The gate belongs to the edit. mu's sampler, your own loop and the stock pipeline all run the same gated edit.
+        Raises `EditError` for an edit that does not fit the model.
         """
         self.check(model)
         check_strength(strength)
@@ -116,25 +116,25 @@ class Edit(ABC):
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise EditError(
-                    f"the edit of {self.concept()!r} is not finite in {name}: its search diverged, lower the learning rate"
+                    f"the edit of {self.concept()!r} is not finite in {name}, so its search diverged: lower the learning rate"
                 )
         facts = {"kind": self.kind, **self.info.to_json()}
         write_tensors(path, tensors, {f"mu.{key}": json.dumps(value) for key, value in facts.items()})
 
     def concept(self) -> str:
-        """Its concepts as one line."""
+        """The edit's concepts as one line."""
         return ", ".join(self.info.concepts)
 
 
 def check_strength(strength: float) -> None:
-    """Raise `EditError` for a ``strength`` that is no finite number."""
+    """Raise `EditError` if ``strength`` is not a finite number."""
     if not math.isfinite(strength):
         raise EditError(f"an edit's strength must be a number, not {strength}")
 
 
 @contextmanager
 def shifted(model: EditableModel, shifts: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add ``shifts`` to the named parameters; afterwards copy the kept originals back (never subtract)."""
+    """Add the deltas ``shifts`` to the named parameters; afterwards copy the originals back (never subtract)."""
     kept: dict[str, Tensor] = {}
     try:
         with torch.no_grad():
@@ -157,38 +157,47 @@ def shifted(model: EditableModel, shifts: Mapping[str, Tensor]) -> Iterator[None
 def described(model: EditableModel, parameters: list[str]) -> dict[str, Any]:
     """``base``, ``fingerprint`` and ``loading`` for an `EditInfo` of an edit found on ``model``.
 
-    The fingerprint is of about 4096 values of each tensor: it tells checkpoints apart, and is no proof that two are equal.
+    The fingerprint samples about 4096 values of each tensor. It distinguishes checkpoints, but does not prove that two
+    are equal.
     """
     prints = " ".join(_fingerprints(model, parameters))
     return {"base": model.name, "fingerprint": prints, "loading": getattr(model, "loading", {})}
 
 
 def warn_of_other_base(edit: Edit, model: EditableModel) -> None:
-    """Transfer is a feature; that it happens is said. Edits made elsewhere know no base and are not compared.
+    """Warn if ``edit`` was found on other weights or with other load options than those of ``model``.
 
-    Inside other edits the base is the model with them, where the edit was found so, or without.
+    Transfer is allowed. Edits from other tools state no base and are not compared. With other edits applied, either
+    the edited or the original weights may match.
     """
     if not is_found_on(edit, model):
         half = any(find_parameter(model, name).dtype != torch.float32 for name in edit.parameters)
         log.warning(
-            "the edit of %r was found on other weights (%r) than those of %r%s", edit.concept(), edit.info.base, model.name,
-            ", or on the same in another half precision" if half else "",
-        )  # fmt: skip
+            "the edit of %r was found on other weights (%r) than those of %r%s",
+            edit.concept(),
+            edit.info.base,
+            model.name,
+            ", or on the same weights in the other half precision" if half else "",
+        )
     for option, found in getattr(model, "loading", {}).items():
         if edit.info.loading.get(option, found) != found:
             log.warning(
-                "the edit of %r was found with %s %s, and %r is loaded with %s", edit.concept(), option, edit.info.loading[option],
-                model.name, found,
-            )  # fmt: skip
+                "the edit of %r was found with %s %s, but %r is loaded with %s",
+                edit.concept(),
+                option,
+                edit.info.loading[option],
+                model.name,
+                found,
+            )
 
 
 def is_found_on(edit: Edit, model: EditableModel) -> bool:
-    """Whether ``edit`` is of the weights of ``model``, as far as it tells: one made elsewhere does not."""
+    """Whether ``edit`` was found on the weights of ``model``. True if it has no fingerprint (made by another tool)."""
     return not edit.info.fingerprint or is_base(model, edit.parameters, edit.info.fingerprint)
 
 
 def is_base(model: EditableModel, parameters: list[str], known: str) -> bool:
-    """Whether ``known``, the fingerprint of `described`, is that of ``model``, with or without the edits that are on it."""
+    """Whether the fingerprint ``known`` (see `described`) is that of ``model``, with or without its applied edits."""
     for before in (False, True):
         found = _fingerprints(model, parameters, before_edits=before)
         if any(a == b for a, b in zip(known.split(), found, strict=False)):  # older files hold the first one only
@@ -197,9 +206,10 @@ def is_base(model: EditableModel, parameters: list[str], known: str) -> bool:
 
 
 def _fingerprints(model: EditableModel, parameters: list[str], *, before_edits: bool = False) -> list[str]:
-    """In float16 and in bfloat16: of one model loaded in two precisions, float32 among them, one of them is equal.
+    """The fingerprints in float16 and in bfloat16.
 
-    Between float16 and bfloat16 none is: neither holds what the other has left of the weights.
+    One of the two is equal for a model loaded in float32 and in one half precision. None is equal between float16 and
+    bfloat16, because each rounds away bits that the other keeps.
     """
     halves = (torch.float16, torch.bfloat16)
     return [fingerprint(model, parameters, _SAMPLED, precision=half, before_edits=before_edits) for half in halves]

@@ -1,4 +1,4 @@
-"""Edits in the formats of other tools. What has no gate there is written ungated: one strength for all prompts."""
+"""Edits in the formats of other tools. These formats have no gates, so edits have one strength for all prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from mu.models.vision_language import VisionLanguageModel
 
 
 def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
-    """The low-rank edits that are on as one: ranks concatenated, so the sum is exact. `EditError` for dense edits."""
+    """Join the low-rank edits that are on. Their ranks are concatenated, so the sum is exact.
+
+    Raises `EditError` for dense edits.
+    """
     sizes = bank.strengths(strengths)
     edits = [edit for edit in bank.on if isinstance(edit, LowRankEdit)]
     if len(edits) != len(bank.on) or not edits:
@@ -49,7 +52,7 @@ def _kohya(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
     if len(model.text) > 1:
         from mu.models.formats.compvis import kohya_module_names, sdxl_module_names
 
-        # WebUI and kohya name SDXL's layers as its own repository does. Of another UNet such a name would tell another layer.
+        # WebUI and kohya use the SGM names of SDXL's layers. For any other UNet they would point at different layers.
         named = kohya_module_names(model.backbone.config)
         modules = named if named.items() <= sdxl_module_names().items() else None
     two = "text_encoder_2" in model.components
@@ -73,7 +76,7 @@ def _transformers(model: ClipModel | VisionLanguageModel, path: Path) -> None:
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of ``path`` when all of it is written."""
+    """Yield a temporary folder to write to. It replaces ``path`` once the block has succeeded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
@@ -103,18 +106,21 @@ def _state(content: Mapping, path: Path) -> None:
         write_tensors(path, content, {"format": "pt"})
     elif path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         with atomic_path(path) as partial, partial.open("wb") as file:
-            torch.save(dict(content), file)  # by its path, the archive inside would have the partial file's random name
+            torch.save(dict(content), file)  # given a path, it would store the partial file's random name inside
     else:
-        raise OutputError(f"{path}: the file's ending must be .safetensors, .pt, .pth, .bin or .ckpt")
+        raise OutputError(f"{path} has an unknown suffix: use .safetensors, .pt, .pth, .bin or .ckpt")
 
 
 _LORA: dict[str, Callable[[LowRankEdit, Any, Path], None]] = {"kohya": _kohya, "peft": _peft}
 _MERGED: dict[str, Callable[[Any, Path], None]] = {
-    "diffusers": _diffusers, "unet": _unet, "compvis": _compvis, "transformers": _transformers,
-}  # fmt: skip
+    "diffusers": _diffusers,
+    "unet": _unet,
+    "compvis": _compvis,
+    "transformers": _transformers,
+}
 FORMATS = (*_LORA, *_MERGED)
 _FOLDERS = {"diffusers": PIPELINE, "transformers": TRANSFORMERS_CONFIG}
-"""Formats that are folders, and the file by which such a folder is known."""
+"""Formats that are folders, and the file that identifies each."""
 
 
 def export(
@@ -124,9 +130,10 @@ def export(
 
     ``kohya``, ``peft``: one LoRA ``.safetensors``. ``diffusers``: a folder with the merged model, loaded by
     ``DiffusionPipeline.from_pretrained`` alone. ``unet``: the merged UNet's state dict. ``compvis``: one merged file.
-    ``transformers``, for a CLIP or a LLaVA: a folder with the merged model, loaded by transformers alone. A merged model is
-    written from the base itself with the edits on, which come off again; no copy of it is made.
-    Raises `OutputError` for an existing ``path`` without ``overwrite``, and `EditError` for a format of another kind of model.
+    ``transformers``, for a CLIP or a LLaVA: a folder with the merged model, loaded by transformers alone. To write a
+    merged model, the edits are applied to the base model itself and then taken off; the model is not copied.
+    Raises `OutputError` for an existing ``path`` without ``overwrite``. Raises `EditError` for a format that does not
+    fit the kind of model.
     """
     path, model = Path(path), bank.model
     if form not in FORMATS:
@@ -134,9 +141,9 @@ def export(
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already: choose another path or pass --overwrite")
     if path.is_dir() and not (form in _FOLDERS and (path / _FOLDERS[form]).exists()):
-        raise OutputError(f"{path} is a folder that holds no {form} model: it is not replaced, choose another path")
+        raise OutputError(f"{path} is a folder without a {form} model and is not replaced: choose another path")
     if isinstance(model, DiffusionModel) == (form == "transformers"):
-        what = "a diffusion model: choose diffusers" if form == "transformers" else "no diffusion model: choose transformers"
+        what = "a diffusion model: choose diffusers" if form == "transformers" else "not a diffusion model: choose transformers"
         raise EditError(f"format {form} cannot hold {model.name!r}, which is {what}")
     with writing(path):
         if form in _LORA:

@@ -1,4 +1,4 @@
-"""Edit files: mu's own format, and the way to those of other tools (`mu.edits.lora_files`)."""
+"""Read edit files: mu's own format, and those of other tools through `mu.edits.lora_files`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {cls.kind: cls for cls
 
 
 def open_edit(path: Path | str) -> Edit:
-    """Open an edit's file, or the folder of a run, of PEFT or of diffusers; also LoRA and SPM files of other tools.
+    """Open an edit's file, a LoRA or SPM file of another tool, or a folder of a run, of PEFT or of diffusers.
 
-    Raises `EditError` for a file that is missing, truncated, holds no edit, or holds numbers that are not finite.
+    Raises `EditError` if the file is missing or truncated, holds no edit, or holds numbers that are not finite.
     """
     path = _file(Path(path))
     tensors, metadata = _read(path)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise EditError(f"{path} is not finite in {name}: its training diverged, use an earlier save of it")
+            raise EditError(f"{path} is not finite in {name}, so its training diverged: use an earlier save of it")
     if not any(key.startswith("mu.") for key in metadata):
         return read_lora(tensors, metadata, path)
     try:
@@ -37,19 +37,19 @@ def open_edit(path: Path | str) -> Edit:
         kind = _KINDS[facts.pop("kind")]
         info = EditInfo.from_json(facts)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise EditError(f"the metadata of {path} is not that of an edit ({error})") from None
+        raise EditError(f"the metadata of {path} is not that of an edit ({error}): make or copy it again") from None
     if kind is LowRankEdit and info.method == IMPORTED:
         kind = ImportedLora
     return kind.from_tensors(tensors, info)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, or of a pickle: it has no metadata, and nothing in it is run."""
+    """Tensors and metadata of a safetensors file or a pickle. A pickle has no metadata, and its code is not run."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
         if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            raise EditError(f"{path} is an HTML page and not the weights: download the file that the page tells of")
+            raise EditError(f"{path} is an HTML page and not the weights: download the file that the page links to")
         tensors = read_state_dict(path)
         if path.suffix.lower() in PICKLES:
             return tensors, {}
@@ -69,5 +69,5 @@ def _file(path: Path) -> Path:
                 return candidate
         raise EditError(f"{path} holds neither {', '.join(names[:-1])} nor {names[-1]}: name the edit's file")
     if not path.exists():
-        raise EditError(f"edit file {path} does not exist")
+        raise EditError(f"edit file {path} does not exist: check the path")
     return path

@@ -1,12 +1,12 @@
 """Gates of low-rank edits on a model: each row of a batch gets the gate of its prompt, whoever runs the network.
 
-A hook before the backbone sees the prompt embeddings of every call. Where `DiffusionModel.predict` made the call, the token ids
-are in the conditioning. Where somebody else did, as the stock pipeline does, they are those with which the text encoder gave
-these embeddings while the edits were on. Embeddings that it did not give come from no prompt (soft prompts): ``clipcos`` is then
-computed from the embeddings themselves, and ``tokenuni`` counts as 0.
+A hook before the backbone reads the prompt embeddings of every call. If `DiffusionModel.predict` made the call, the
+conditioning holds the token ids. If other code did, such as the stock pipeline, the ids come from the text encoder call
+that returned these embeddings while the edits were on. Other embeddings come from no prompt (soft prompts): ``clipcos``
+is then computed from the embeddings themselves, and ``tokenuni`` is 0.
 
-Both halves of classifier-free guidance have the gate of the prompt that is guided to. `mu.diffusion` pairs them by
-`Conditioning.guiding`; in other calls they are known by their latents, which are the same in both halves.
+Both halves of classifier-free guidance get the gate of the prompt that is guided to. `mu.diffusion` pairs them with
+`Conditioning.guiding`. In other calls the halves are recognised by their latents, which are equal.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from mu.models.diffusion.conditioning import UNEXPLAINED
 from mu.models.parameters import EditableModel
 
 REMEMBERED = 16
-"""Calls of the text encoder whose token ids are kept."""
+"""Number of text encoder calls whose token ids are kept."""
 SAME = 1e-3
-"""Largest difference, as a share of the largest number, between embeddings that are equal but for their precision."""
+"""Largest difference, relative to the largest absolute value, between embeddings that count as equal."""
 
 
 class GatedEdit(HasFactors, Protocol):
@@ -46,14 +46,14 @@ class GatedEdit(HasFactors, Protocol):
 def gated(
     model: EditableModel, edits: Sequence[GatedEdit], strengths: Sequence[float], gates: Sequence[Gate]
 ) -> Iterator[Membrane]:
-    """``edits`` are on inside the block as one membrane, each at its strength times its gate.
+    """Apply ``edits`` inside the block as one membrane, each at its strength times its gate.
 
-    Raises `EditError` for gates of different arithmetic, and for a gate that reads the prompt where the model has none or the
-    edit changes what it reads.
+    Raises `EditError` for gates of different arithmetic, and for a gate that reads the prompt if the model takes no
+    prompts or the edit changes what the gate reads.
     """
     ways = {gate.arithmetic for gate in gates}
     if len(ways) > 1:
-        raise EditError("edits with the paper's and with the reference's arithmetic cannot be on together: pass one gate")
+        raise EditError("edits with the paper's and the reference's arithmetic cannot be on together: pass one gate")
     membrane = Membrane(edits, ways.pop())
     membrane.gates = torch.tensor(
         [s * gate.strength if isinstance(gate, FixedStrength) else s for s, gate in zip(strengths, gates, strict=True)]
@@ -66,26 +66,25 @@ def gated(
 
 
 def _readable(model: EditableModel, edits: Sequence[GatedEdit], gates: Sequence[Gate]) -> DiffusionModel:
-    """``model``, if prompts can gate ``edits`` on it."""
+    """Return ``model`` if prompts can gate ``edits`` on it, else raise `EditError`."""
     if not isinstance(model, DiffusionModel):
-        raise EditError(
-            f"a gate that reads the prompt is for diffusion models, and {model.name!r} is none: pass a fixed strength"
-        )
+        raise EditError(f"a gate that reads the prompt needs a diffusion model, not {model.name!r}: pass a fixed strength")
     backbone = f"{model.backbone_name}."
     for edit, gate in zip(edits, gates, strict=True):
         others = [name for name in edit.parameters if not name.startswith(backbone)]
         if others and isinstance(gate, FacilitatedTransport):
             raise EditError(
-                f"the edit of {edit.concept()!r} changes {others[0]}, on which its own gate depends: pass a fixed strength "
-                "(--gate none)"
+                f"the edit of {edit.concept()!r} changes {others[0]}, which its own gate depends on: "
+                "pass a fixed strength (--gate none)"
             )
     return model
 
 
 class Gatekeeper:
-    """The gates of J edits for a conditioning, (b, J), strengths multiplied in. Concepts are encoded once, here.
+    """Compute the gates of J edits for a conditioning, (b, J), strengths multiplied in.
 
-    Raises `DataError` for an edit that is gated by the prompt and names no concept, or one without tokens.
+    The concepts are encoded once, on construction. Raises `DataError` if an edit gated by the prompt names no concept
+    or a concept without tokens.
     """
 
     def __init__(
@@ -94,26 +93,28 @@ class Gatekeeper:
         self.model, device = model, model.device
         fixed = [gate.strength if isinstance(gate, FixedStrength) else 0.0 for gate in gates]
         factor = [gate.factor if isinstance(gate, FacilitatedTransport) else 0.0 for gate in gates]
-        self.fixed, self.factor = (torch.tensor(each, device=device) * torch.tensor(strengths, device=device) for each in (fixed, factor))  # fmt: skip
+        self.fixed, self.factor = (
+            torch.tensor(each, device=device) * torch.tensor(strengths, device=device) for each in (fixed, factor)
+        )
         reading = [(j, gate) for j, gate in enumerate(gates) if isinstance(gate, FacilitatedTransport)]
         if not all(concepts[j] for j, _ in reading):
             raise DataError("an edit without concepts cannot be gated by the prompt: pass a fixed strength")
         columns = [(j, gate, concept) for j, gate in reading for concept in concepts[j]]
         self.edit = torch.tensor([j for j, _, _ in columns], device=device, dtype=torch.long)
-        """Of each of C concepts: whose it is."""
+        """Index of the edit that each of the C concepts belongs to, (C,)."""
         self.metrics = {
             metric: torch.tensor([metric in gate.metric for _, gate, _ in columns], device=device)
             for metric in ("clipcos", "tokenuni", "allone")
         }
         self._encode([concept for _, _, concept in columns])
         self._last: tuple[tuple[Tensor, int, Tensor | None, int], Tensor] | None = None
-        """By what the last call is known (embeddings, their version, token ids given with them, halves), and its gates."""
+        """Key of the last call (embeddings, their version, their token ids, rows of a half) and its gates."""
         self._spoken: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
-        """Token ids (m, n) and what the first text encoder made of them (m, n, width), the newest last."""
+        """Token ids (m, n) and the first text encoder's prompt embeddings (m, n, width), newest last."""
 
     @torch.no_grad()
     def _encode(self, concepts: Sequence[str]) -> None:
-        """Unit vectors (C, n width) and distinct token ids (C, k), filled up with a number that no token has."""
+        """Store unit vectors (C, n width) and distinct token ids (C, k); the padding is not a token id."""
         if not concepts:
             return
         found, special = self.model.encode(concepts), self.model.text[0].special
@@ -123,13 +124,13 @@ class Gatekeeper:
         words = [sorted(set(ids) - special) for ids in found.tokens.tolist()]
         for concept, ids in zip(concepts, words, strict=True):
             if not ids:
-                raise DataError(f"the concept {concept!r} has no tokens: an empty concept cannot be gated")
+                raise DataError(f"the concept {concept!r} has no tokens, so it cannot be gated: pass a fixed strength")
         self.counts = torch.tensor([len(ids) for ids in words], device=self.model.device)
         rows = [torch.tensor(ids) for ids in words]
         self.words = torch.nn.utils.rnn.pad_sequence(rows, True, UNEXPLAINED - 1).to(self.model.device)
 
     def __call__(self, conditioning: Conditioning) -> Tensor:
-        """(b, J); with gradients to the embeddings, where they are enabled."""
+        """The gates (b, J), with gradients to the embeddings if gradients are enabled."""
         conditioning, b = conditioning.gating(), len(conditioning)
         if not len(self.edit):
             return self.fixed.repeat(b, 1)
@@ -148,7 +149,7 @@ class Gatekeeper:
         return self.fixed + self.factor * best
 
     def _shared(self, conditioning: Conditioning) -> Tensor:
-        """|T(c) & T(p)| / |T(c)| on sets of token ids (b, C); 0 where no prompt explains a row."""
+        """|T(c) & T(p)| / |T(c)| on sets of token ids, (b, C); 0 for a row that comes from no prompt."""
         if conditioning.tokens is None:
             return self.factor.new_zeros(len(conditioning), len(self.counts))
         held = (conditioning.tokens[:, None, None, :] == self.words[None, :, :, None]).any(-1)
@@ -156,7 +157,7 @@ class Gatekeeper:
 
     @contextmanager
     def watching(self, membrane: Membrane) -> Iterator[None]:
-        """Before each call of the backbone inside the block ``membrane.gates`` are those of its prompts."""
+        """Set ``membrane.gates`` from the prompts before each call of the backbone inside the block."""
 
         def before_backbone(_: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
             states, given = self.model.conditioning_of(args, options), self.model.given
@@ -167,14 +168,14 @@ class Gatekeeper:
                 if pairs:
                     conditioning = Conditioning.cat([conditioning[:pairs].guiding(conditioning[pairs:]), conditioning[pairs:]])
                 membrane.gates = gates = self(conditioning)
-                # Embeddings to be differentiated again, or that change without a trace, are gated anew each time.
+                # Gradients need new gates each time; so do embeddings without a version.
                 self._last = None if key is None else (key, gates)
 
         def after_text(_: Any, args: tuple[Any, ...], options: Mapping[str, Any], output: Any) -> None:
             ids = options.get("input_ids", args[0] if args else None)
             try:
                 states = self.model.prompt_embedding(0, output)
-            except (AttributeError, TypeError, IndexError):  # a call for something else, without hidden states
+            except (AttributeError, TypeError, IndexError):  # this call returned no hidden states
                 return
             if ids is not None:
                 self._spoken.append((ids, states.detach()))
@@ -190,10 +191,10 @@ class Gatekeeper:
                 handle.remove()
 
     def _halves(self, x: Tensor, given: Conditioning | None) -> int:
-        """Rows of the unconditional half, if a call with latents ``x`` holds both halves of guidance; else 0.
+        """Return the rows of the unconditional half if a call with latents ``x`` holds both halves of guidance, else 0.
 
-        The latents are the same in both. Of our own calls only those count that have empty prompts in the first half: two
-        prompts at the same latents may as well be compared.
+        Both halves have the same latents. In calls of `DiffusionModel.predict` the first half must also have empty
+        prompts, because two prompts may be compared at the same latents.
         """
         half, odd = divmod(len(x), 2)
         if odd or not half or (given is not None and (given.gate_sequence is not None or not self._empty(given[:half]))):
@@ -204,7 +205,7 @@ class Gatekeeper:
         return conditioning.tokens is not None and bool(torch.isin(conditioning.tokens, self.special).all())
 
     def _token_ids(self, states: Tensor) -> Tensor:
-        """(b, n), `UNEXPLAINED` for embeddings that the text encoder was not seen to give."""
+        """Token ids (b, n) of ``states``; `UNEXPLAINED` for rows that no remembered text encoder call returned."""
         n = states.shape[1]
         tokens = torch.full((len(states), n), UNEXPLAINED, device=states.device)
         for row, state in enumerate(states.detach()):
@@ -224,6 +225,6 @@ def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 def prompt_gates(model: DiffusionModel, edits: Sequence[Edit], gates: Sequence[Gate], prompts: Sequence[str]) -> Tensor:
-    """(b, J): how much of each of J edits passes for each of b prompts."""
+    """How much of each of J edits passes for each of b prompts, (b, J)."""
     keeper = Gatekeeper(model, [edit.info.concepts for edit in edits], gates, [1.0] * len(edits))
     return keeper(model.encode(prompts)).cpu()

@@ -1,9 +1,9 @@
 """LoRA files of other tools, read and written: kohya, LyCORIS' plain LoRA, diffusers (old and new), PEFT and SPM.
 
-Reading accounts for every tensor and every metadata key: it is used, it is known not to matter, or it is an
-`EditError`. A key has a prefix, which names the component; a layer; and an ending, which names the part. Layers are
-looked up in tables that are made from the module names of the published models, with dots and underscores alike and
-with numbers left open, so that one table serves all spellings and all sizes.
+Reading accounts for every tensor and every metadata key: it is used, known not to matter, or an `EditError`. A key
+consists of a prefix (the component), a layer and an ending (the part). Layers are looked up in tables of the published
+models' module names. The tables treat dots and underscores alike and leave numbers open, so one table serves all
+spellings and sizes.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 
 IMPORTED = "imported"
-"""`EditInfo.method` of what another tool made."""
+"""`EditInfo.method` of an edit that another tool made."""
 
 ADAPTER_FILES = tuple(
     name + ending for ending in (".safetensors", ".bin") for name in ("adapter_model", "pytorch_lora_weights")
 )
-"""What PEFT and diffusers call every LoRA, each in a folder of its own."""
+"""File names that PEFT and diffusers give to every LoRA, each in its own folder."""
 
 log = logging.getLogger("mu")
 
 
 class ImportedLora(LowRankEdit):
-    """A LoRA that another tool made. Most such files name no concept: a bank then knows it by the name of the file."""
+    """A LoRA that another tool made. Most such files name no concept, and a bank then uses the file name instead."""
 
     def concept(self) -> str:
         return super().concept() or str(self.info.config.get("file", ""))
@@ -48,22 +48,22 @@ class ImportedLora(LowRankEdit):
 
 
 def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> ImportedLora:
-    """The edit in the ``tensors`` and ``metadata`` of the file at ``path``; with PEFT's its adapter_config.json.
+    """The edit in the ``tensors`` and ``metadata`` of the file at ``path`` (and PEFT's adapter_config.json next to it).
 
-    Raises `EditError` for a file without LoRA factors, for a tensor or a setting that a LoRA here has no place for,
-    and for a layer that no model here has.
+    Raises `EditError` for a file without LoRA factors, a tensor or setting that mu's LoRA does not support, and a layer
+    of an unknown model.
     """
     name = path.parent.absolute().name if path.name in ADAPTER_FILES else path.stem
     layers = _layers(tensors, name)
     scales = _Scales.of(metadata, path, name)
     if not scales.settings and any("base_model.model." in key for key in tensors):
-        log.warning("%r is of PEFT and its adapter_config.json with alpha is missing: alpha = rank is taken", name)
+        log.warning("%r is a PEFT file without its adapter_config.json, which holds alpha: alpha = rank is used", name)
     factors = {parameter: layer.factors(scales, name) for parameter, layer in layers.items()}
     return ImportedLora(factors, EditInfo(IMPORTED, _concepts(metadata, name), config={"file": name, **metadata}))
 
 
 def _concepts(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
-    """Of an SPM file's metadata; its comma-joined ``prompts`` cannot tell a comma in a concept from two concepts."""
+    """Read the concepts from the metadata. SPM's ``prompts`` joins concepts by commas, so a comma always separates."""
     if "mu_concepts" in metadata:
         return tuple(map(str, _json(metadata["mu_concepts"], list, f"mu_concepts of {name!r}")))
     return tuple(part.strip() for part in metadata.get("prompts", "").split(",") if part.strip())
@@ -73,9 +73,9 @@ def _json(text: str, kind: type, what: str) -> Any:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise EditError(f"{what} is no JSON ({error}): make or copy the file again") from None
+        raise EditError(f"{what} is not valid JSON ({error}): make or copy the file again") from None
     if not isinstance(content, kind):
-        raise EditError(f"{what} is JSON of another kind than expected: make or copy the file again")
+        raise EditError(f"{what} is not the expected kind of JSON: make or copy the file again")
     return content
 
 
@@ -88,11 +88,11 @@ _ENDINGS = {
 }
 _PARTS = {part: re.compile(f"(?P<layer>.+?){ending}") for part, ending in _ENDINGS.items()}
 
-# What other adapters are told by. Left out, the rest of such a file would be another edit than the one it was made for.
+# Keys that identify other adapter kinds. Ignoring them would load a different edit than the author trained.
 _OTHER_KINDS = {
     "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lora_mid": "LoCon (Tucker factors)", "hada_": "LoHa",
     "lokr_": "LoKr", "oft_": "OFT", "boft_": "BOFT", "ia3_": "(IA)3",
-    "diff": "full-rank shift", "diff_b": "full-rank shift",
+    "diff": "full-rank delta", "diff_b": "full-rank delta",
     "w_norm": "LyCORIS norm", "b_norm": "LyCORIS norm", "scalar": "LyCORIS scalar", "bundle_emb": "LoRA and embedding",
     "emb_params": "embedding", "lora_embedding_": "LoRA of an embedding", "bias": "LoRA with biases",
 }  # fmt: skip
@@ -100,7 +100,7 @@ _OTHER_KINDS = {
 
 @dataclass
 class _Layer:
-    """What a file holds of one layer. ``spelled`` is its name there without the prefix, as PEFT's patterns have it."""
+    """The tensors of one layer in a file. ``spelled`` is its name there without the prefix, as in PEFT's patterns."""
 
     component: str
     spelled: str
@@ -114,22 +114,24 @@ class _Layer:
     def _factor(self, part: str, name: str) -> Tensor:
         if part not in self.parts:
             there = " and ".join(self.parts)
-            raise EditError(f"{self.spelled} has {there} but not both factors: {name!r} is damaged, copy it again")
+            raise EditError(f"{self.spelled} has {there} but not both factors, so {name!r} is damaged: copy it again")
         if not self.parts[part].is_floating_point():
             kind = str(self.parts[part].dtype).removeprefix("torch.")
             raise EditError(f"the factors of {self.spelled} in {name!r} are {kind}: save them as float16 or float32")
         return self.parts[part]
 
     def _alpha(self, name: str) -> float:
-        """0 where the file has none, or has 0, by which kohya and SPM mean the rank."""
+        """The layer's alpha, or 0 if the file has none or 0 (by which kohya and SPM mean the rank)."""
         alpha = self.parts.get("alpha", torch.zeros(()))
         if alpha.numel() != 1:
-            raise EditError(f"alpha of {self.spelled} in {name!r} is {tuple(alpha.shape)}: the file is damaged")
+            raise EditError(
+                f"alpha of {self.spelled} in {name!r} is {tuple(alpha.shape)} and not a number: copy the file again"
+            )
         return float(alpha)
 
 
 def _layers(tensors: Mapping[str, Tensor], name: str) -> dict[str, _Layer]:
-    """By parameter name; `EditError` for the first key that is no part of a LoRA, or of no layer that is known."""
+    """Group ``tensors`` by parameter. Raises `EditError` for a key that is not a LoRA's or names an unknown layer."""
     layers: dict[str, _Layer] = {}
     strange: list[str] = []
     adapters: set[str] = set()
@@ -141,7 +143,7 @@ def _layers(tensors: Mapping[str, Tensor], name: str) -> dict[str, _Layer]:
         component, spelled, parameter = _place(layer)
         if not parameter:
             what = "which names no layer that mu knows"
-            raise EditError(f"{name!r} holds {key}, {what}: it was made for another architecture")
+            raise EditError(f"{name!r} holds {key}, {what}: use a LoRA for an architecture that mu supports")
         found = layers.setdefault(parameter, _Layer(component, spelled, {}))
         if part in found.parts or found.spelled != spelled:
             raise EditError(f"{name!r} holds {parameter} twice, the second time as {key}: keep one of the two")
@@ -157,16 +159,16 @@ def _layers(tensors: Mapping[str, Tensor], name: str) -> dict[str, _Layer]:
             )
     if not layers:
         seen = f" (it holds {next(iter(tensors))})" if tensors else ""
-        raise EditError(f"{name!r} holds no edit: neither mu's own metadata nor LoRA or SPM factors{seen}")
+        raise EditError(f"{name!r} holds neither mu's metadata nor LoRA or SPM factors{seen}: name an edit's file")
     if strange:
         raise EditError(
-            f"{name!r} holds {strange[0]}, which is no part of a LoRA that mu knows: merge the file with its own tool"
+            f"{name!r} holds {strange[0]}, which is not part of a LoRA that mu knows: merge the file with its own tool"
         )
     return layers
 
 
 def _split(key: str) -> tuple[str, str, str | None]:
-    """Part, layer and PEFT's name of the adapter, if the key has one; the part is empty for what is none of a LoRA."""
+    """Part, layer, and PEFT's adapter name if the key has one. The part is empty if the key is not a LoRA's."""
     for part, pattern in _PARTS.items():
         if found := pattern.fullmatch(key):
             return part, found["layer"], found.groupdict().get("adapter")
@@ -177,14 +179,14 @@ def _other_kind(key: str) -> str:
     pieces = key.split(".")
     for mark, kind in _OTHER_KINDS.items():
         if any(piece == mark or (mark[-1] == "_" and piece.startswith(mark)) for piece in pieces):
-            lora = mark != "bias" or "lora" in key  # the bias of a whole model is another thing
+            lora = mark != "bias" or "lora" in key  # a plain bias belongs to a whole model
             return kind if lora else ""
     return ""
 
 
 # -- tensors: the layer ------------------------------------------------------------------------------------------------
 
-# Stand before all else, and between the component and the layer.
+# Wrapper prefixes: before the component, or between the component and the layer.
 _WRAPPERS = ("base_model.model.", "module.", "model.")
 _COMPONENTS = {
     "unet.": "unet", "diffusion_model.": "unet", "lora_unet_": "unet", "lycoris_": "unet",
@@ -195,7 +197,7 @@ _COMPONENTS = {
     "vision_model.": "vision_model", "vision_tower.": "vision_model", "language_model.": "language_model",
     "multi_modal_projector.": "projector", "projector.": "projector",
 }  # fmt: skip
-# Levels that one version of a library has and another has not, and that SD-WebUI puts there.
+# Levels that some versions of a library have, or that SD-WebUI adds.
 _LEVELS = {
     "text_encoder": r"(?:0_)?(?:transformer_)?(?:text_model_)?", "text_encoder_2": r"(?:transformer_)?(?:text_model_)?",
     "vision_model": r"(?:vision_model_)?", "language_model": r"(?:model_)?",
@@ -204,7 +206,7 @@ _WITHOUT_PREFIX = ("unet", "text_encoder", "projections")
 
 
 def parameter_of(layer: str) -> str:
-    """The parameter that a file's name of a layer means, empty where no known model has it.
+    """The parameter that a layer's name in a file refers to, empty if no known model has it.
 
     ``lora_unet_mid_block_attentions_0_proj_in``, ``base_model.model.mid_block.attentions.0.proj_in`` and
     ``lora_unet_middle_block_1_proj_in`` (as SGM names it) are all ``unet.mid_block.attentions.0.proj_in.weight``.
@@ -213,7 +215,7 @@ def parameter_of(layer: str) -> str:
 
 
 def _place(layer: str) -> tuple[str, str, str]:
-    """Component, the layer's name without it as the file spells it, and the parameter, empty where none is known."""
+    """Component, layer name without it as the file spells it, and parameter (empty if unknown)."""
     rest = _unwrapped(layer)
     prefix = next((prefix for prefix in _COMPONENTS if rest.startswith(prefix)), "")
     rest = _unwrapped(rest.removeprefix(prefix))
@@ -231,7 +233,7 @@ def _unwrapped(name: str) -> str:
 
 
 def _module(component: str, spelled: str) -> str:
-    """The module path of a layer in its component, empty where there is none."""
+    """The module path of a layer in its component, empty if the component has no such layer."""
     name = spelled.replace(".", "_").replace("_processor_", "_")  # diffusers' attention processors
     if component == "unet" and name in _sgm_modules():
         return _sgm_modules()[name]
@@ -248,7 +250,7 @@ def _open(name: str) -> str:
 
 @cache
 def _modules(component: str) -> dict[str, str]:
-    """Name with underscores -> module path, both with their numbers left open, of each layer that can have factors."""
+    """Map underscore names to module paths of the layers that can have factors. Numbers are left open in both."""
     known = {}
     for module in map(_open, _module_names(component)):
         name = re.sub("^" + _LEVELS.get(component, ""), "", module.replace(".", "_"))
@@ -259,12 +261,12 @@ def _modules(component: str) -> dict[str, str]:
     return known
 
 
-# Diffusers' first LoRA trainings named a text encoder's layers as the UNet's.
+# The first LoRA trainers of diffusers gave text encoder layers the names of UNet layers.
 _OLD_TEXT = {f"attn_{layer}_proj": f"attn_to_{layer}" for layer in ("q", "k", "v", "out")}
 
 
 def _module_names(component: str) -> Iterator[str]:
-    """Of the published models, as the installed libraries name their linear and convolutional layers."""
+    """Names of the published models' linear and convolutional layers in the installed libraries."""
     from mu.models.formats.architectures import stable_diffusion_1, stable_diffusion_xl
 
     if component == "unet":
@@ -291,9 +293,9 @@ def _layer_names(config: Mapping[str, Any]) -> Iterator[str]:
 
 @cache
 def _sgm_modules() -> dict[str, str]:
-    """``input_blocks_4_1_proj_in`` -> ``down_blocks.1.attentions.0.proj_in``: from the names in Stability's code.
+    """Map the names in Stability's code: ``input_blocks_4_1_proj_in`` -> ``down_blocks.1.attentions.0.proj_in``.
 
-    SD 1.x, SD 2.x and SDXL number their blocks alike, so that one table holds all: no name means two layers.
+    SD 1.x, SD 2.x and SDXL number their blocks alike. So one table holds all, and each name means one layer.
     """
     from mu.models.formats.architectures import stable_diffusion_1
     from mu.models.formats.compvis import kohya_module_names, sdxl_module_names
@@ -305,14 +307,14 @@ def _sgm_modules() -> dict[str, str]:
 # -- metadata ----------------------------------------------------------------------------------------------------------
 
 _DIFFUSERS_CONFIG, _PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"
-# What trainers and other programs note. None of it changes what the factors mean.
+# Notes of trainers and other programs. They do not change the meaning of the factors.
 _NOTES = {
     "format", "prompts", "rank", "name", "title", "author", "description", "license", "tags", "date", "created",
     "notes", "software", "version", "training_info", "hash", "prompt", "workflow", "trigger_words", "base_model",
 }  # fmt: skip
 _NOTE_PREFIXES = ("ss_", "sshs_", "modelspec.", "mu_", "ot_", "civitai")
 _PEFT_USED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
-# Where and how it was trained; the tensors tell the first themselves.
+# Which layers were trained, and how. The tensors already show the layers.
 _PEFT_NOTES = {
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern",
@@ -321,14 +323,14 @@ _PEFT_NOTES = {
 }  # fmt: skip
 _PEFT_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",),
-    # the others begin with another base than the one that is published
+    # other initialisations change the base weights, so the published base does not fit
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva", "mini_lora"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Scales:
-    """What metadata say of the scale: PEFT's settings for each component (for all, ``""``), or SPM's alpha."""
+    """The scale in the metadata: PEFT's settings for each component (``""`` for all), or SPM's alpha."""
 
     settings: Mapping[str, Mapping[str, Any]]
     spm_alpha: float
@@ -336,11 +338,11 @@ class _Scales:
 
     @classmethod
     def of(cls, metadata: Mapping[str, str], path: Path, name: str) -> _Scales:
-        """`EditError` for the first metadata key, or setting of PEFT, that is not known to change nothing."""
+        """Raise `EditError` for the first metadata key or PEFT setting that may change the scale in an unknown way."""
         for key in metadata:
             if key not in _NOTES | {_DIFFUSERS_CONFIG, "alpha"} and not key.startswith(_NOTE_PREFIXES):
-                what = f"the metadata of {name!r} holds {key!r}, which mu does not know and which may tell the scale"
-                raise EditError(f"{what}: save the tensors without it, if it does not")
+                what = f"the metadata of {name!r} holds {key!r}, which mu does not know and which may set the scale"
+                raise EditError(f"{what}: if it does not, save the tensors without it")
         settings: dict[str, dict[str, Any]] = {}
         beside = path.parent / _PEFT_CONFIG
         if path.stem == "adapter_model" and beside.is_file():
@@ -355,26 +357,24 @@ class _Scales:
         return cls(settings, _number(metadata.get("alpha", 0), "alpha", name), name)
 
     def alpha(self, layer: _Layer, rank: int) -> float:
-        """What ``scale * rank`` is by the metadata; 0 where it tells nothing."""
+        """``scale * rank`` according to the metadata; 0 if the metadata does not state it."""
         settings = self.settings.get(layer.component, self.settings.get(""))
         if settings is None:
             return self.spm_alpha
         r = _number(_for_layer(settings, "rank_pattern", layer, settings.get("r", 8)), "r", self.name)
         if r != rank:
             raise EditError(
-                f"{layer.spelled} has rank {rank} in {self.name!r}, and its settings say {r:g}: the file is damaged"
+                f"{layer.spelled} has rank {rank} in {self.name!r}, but its settings say {r:g}: copy the file again"
             )
         told = _for_layer(settings, "alpha_pattern", layer, settings.get("lora_alpha", 8))
         alpha = _number(told, "lora_alpha", self.name)
         if alpha == 0:
-            raise EditError(
-                f"{layer.spelled} has lora_alpha 0 in {self.name!r}, so that it changes nothing: leave the file out"
-            )
+            raise EditError(f"{layer.spelled} has lora_alpha 0 in {self.name!r}, so it changes nothing: leave the file out")
         return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
 
 
 def _for_layer(settings: Mapping[str, Any], patterns: str, layer: _Layer, default: Any) -> Any:
-    """As PEFT does: the value of the first pattern that is the end of the layer's name."""
+    """The value of the first pattern that matches the end of the layer's name, as in PEFT."""
     for spelled in (layer.spelled, layer.spelled.removeprefix("text_model.")):
         for pattern, value in (settings.get(patterns) or {}).items():
             if re.match(rf"(.*\.)?({pattern})$", spelled):
@@ -385,18 +385,21 @@ def _for_layer(settings: Mapping[str, Any], patterns: str, layer: _Layer, defaul
 def _check_settings(settings: Mapping[str, Any], component: str, name: str) -> None:
     if component not in ("", *_COMPONENTS.values()):
         first = next(iter(settings))
-        raise EditError(f"the metadata of {name!r} holds {component}.{first}: it was made for another architecture")
+        raise EditError(
+            f"the metadata of {name!r} holds {component}.{first}, of a component that mu does not know: "
+            "use a LoRA for an architecture that mu supports"
+        )
     for key, value in settings.items():
         off = value in (None, False, "", [], {})
         if not (off or key in _PEFT_USED | _PEFT_NOTES or value in _PEFT_NEUTRAL.get(key, ())):
             told = f"{key} = {json.dumps(value)[:60]}"
-            raise EditError(f"{name!r} was made with {told}, which is no plain LoRA: merge it with PEFT first")
+            raise EditError(f"{name!r} was made with {told}, so it is not a plain LoRA: merge it with PEFT first")
     for key in ("rank_pattern", "alpha_pattern"):
         try:
             for pattern in dict(settings.get(key) or {}):
                 re.compile(pattern)
         except (TypeError, ValueError, re.error):
-            what = "no mapping from patterns of layers to numbers"
+            what = "not a mapping from layer patterns to numbers"
             raise EditError(f"{key} of {name!r} is {what}: make or copy the file again") from None
 
 
@@ -406,7 +409,7 @@ def _number(value: Any, what: str, name: str) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if not math.isfinite(number):
-        raise EditError(f"{what} of {name!r} is {value!r} and no number: make or copy the file again")
+        raise EditError(f"{what} of {name!r} is {value!r}, not a finite number: make or copy the file again")
     return number
 
 
@@ -418,16 +421,16 @@ _KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder
 def kohya_tensors(
     edit: LowRankEdit, modules: Mapping[str, str] | None = None, *, two_encoders: bool = False
 ) -> dict[str, Tensor]:
-    """Kohya keys, as SD-WebUI and ComfyUI read them; ``modules`` maps UNet module paths to other names (SDXL's).
+    """Kohya keys, as SD-WebUI and ComfyUI read them. ``modules`` maps UNet module paths to other names (SDXL's).
 
-    Of a model with ``two_encoders`` the first is ``te1``, else it is ``te``.
+    The first text encoder is ``te1`` with ``two_encoders``, else ``te``.
     """
     prefixes = _KOHYA_PREFIX | ({"text_encoder": "lora_te1_"} if two_encoders else {})
     named = {}
     for name, factors in edit.factors.items():
         component, _, path = name.removesuffix(".weight").partition(".")
         if component not in prefixes:
-            raise EditError(f"a LoRA file cannot hold {name}: it has places for the UNet and the text encoders only")
+            raise EditError(f"a LoRA file holds edits of the UNet and text encoders only, not of {name}: export a merged model")
         if component == "unet" and modules:
             path = modules[path]
         elif component != "unet" and not path.startswith(("text_projection", "text_model.")):
@@ -446,7 +449,7 @@ def kohya_metadata(edit: LowRankEdit) -> dict[str, str]:
 
 
 def peft_tensors(edit: LowRankEdit) -> dict[str, Tensor]:
-    """diffusers/PEFT keys; the format has no alpha, so the scale alpha / r is multiplied into ``lora_B``."""
+    """Diffusers/PEFT keys. The format has no alpha, so the scale alpha / r is multiplied into ``lora_B``."""
     named = {}
     for name, factors in edit.factors.items():
         layer = name.removesuffix(".weight")
@@ -456,14 +459,14 @@ def peft_tensors(edit: LowRankEdit) -> dict[str, Tensor]:
 
 
 def spm_tensors(edit: LowRankEdit) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of ``edit`` in the file format of SPM (kohya key names, three legacy metadata keys)."""
+    """Tensors and metadata of ``edit`` in SPM's file format: kohya keys and three legacy metadata keys."""
     first = next(iter(edit.factors.values()))
     legacy = {"prompts": ",".join(edit.info.concepts), "rank": str(first.rank), "alpha": str(first.alpha)}
     return kohya_tensors(edit), {**legacy, **edit_metadata(edit)}
 
 
 def edit_metadata(edit: Edit) -> dict[str, str]:
-    """What a foreign format can carry of where an edit comes from."""
+    """The edit's origin, as metadata for the formats of other tools."""
     info = edit.info
     facts: dict[str, Any] = {"mu_concepts": list(info.concepts), "mu_method": info.method, "mu_base": info.base}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}

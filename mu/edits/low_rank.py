@@ -1,4 +1,4 @@
-"""Low-rank edits: a pair of thin factors beside each layer that they change, with a gate that reads the prompt."""
+"""Low-rank edits: a pair of thin factors for each layer that they change, with a gate that reads the prompt."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from mu.edits.membrane import Factors, Membrane
 from mu.models.parameters import EditableModel, find_parameter
 
 _SHARED = "shared_down"
-"""A ``down`` that several layers have in common is kept once, as ``shared_down.0``; ``<layer>.shared_down`` is its number."""
+"""Prefix of a ``down`` that several layers share, saved once as ``shared_down.0``.
+
+``<layer>.shared_down`` holds its number.
+"""
 
 
 class LowRankEdit(Edit):
-    """Factors by parameter name, ``unet....to_q.weight``."""
+    """An edit of LoRA factors, by parameter name: ``unet....to_q.weight``."""
 
     kind: ClassVar[str] = "low_rank"
 
@@ -36,9 +39,9 @@ class LowRankEdit(Edit):
     def fresh(
         cls, modules: Mapping[str, nn.Linear | nn.Conv2d], rank: int, alpha: float, generator: torch.Generator, info: EditInfo
     ) -> LowRankEdit:
-        """An edit that is zero and can be trained: ``down`` uniform in +-1/sqrt(fan_in), ``up`` zero.
+        """A trainable edit whose delta is zero: ``down`` uniform in +-1/sqrt(fan_in), ``up`` zero.
 
-        ``modules`` go by parameter name; the rank is cut to what a layer can hold.
+        ``modules`` are keyed by parameter name. The rank is capped at the layer's smaller dimension.
         """
         factors = {}
         for name, layer in modules.items():
@@ -79,7 +82,7 @@ class LowRankEdit(Edit):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], info: EditInfo) -> LowRankEdit:
-        """The inverse of `tensors`; a missing alpha means alpha = r. Raises `EditError` for a half pair."""
+        """The inverse of `tensors`. A missing alpha means alpha = r. Raises `EditError` if one factor is missing."""
         factors = {}
         for key, tensor in tensors.items():
             layer, down = key.removesuffix(".lora_down.weight"), tensor
@@ -88,11 +91,11 @@ class LowRankEdit(Edit):
                 if layer == key:
                     continue
                 if (place := f"{_SHARED}.{tensor.tolist()}") not in tensors:
-                    raise EditError(f"{layer} shares a factor that is not there: the file is damaged")
+                    raise EditError(f"the shared factor of {layer} is missing, so the file is damaged: copy it again")
                 down = tensors[place].clone()
             up = tensors.get(f"{layer}.lora_up.weight")
             if up is None:
-                raise EditError(f"{layer} has a lora_down and no lora_up: the file is damaged")
+                raise EditError(f"{layer} has a lora_down but no lora_up, so the file is damaged: copy it again")
             alpha = float(tensors.get(f"{layer}.alpha", 0.0))
             factors[f"{layer}.weight"] = Factors(down, up, alpha or float(len(down)))
         return cls(factors, info)
@@ -107,7 +110,9 @@ class LowRankEdit(Edit):
             there = tuple(find_parameter(model, name).shape)
             here = (factors.up.shape[0], *factors.down.shape[1:])
             if there[:2] != here[:2] or math.prod(there) != math.prod(here):
-                raise EditError(f"{name} is {there} in {model.name!r} and {here} in the edit: another architecture")
+                raise EditError(
+                    f"{name} is {there} in {model.name!r} but {here} in the edit: use a model of the edit's architecture"
+                )
 
 
 def _content(tensor: Tensor) -> tuple[Any, ...]:

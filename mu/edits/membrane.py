@@ -1,10 +1,10 @@
-"""Low-rank factors on a model: thin factors beside frozen layers, with a gate that may differ for each sample of a batch.
+"""Low-rank factors on a model: thin factors parallel to frozen layers, with a gate that may differ for each sample.
 
 J edits on one layer are one concatenated factor pair and one vector of gates:
 
     y = f(x) + U (g * (D x)),   D = [D_1; ...; D_J],   U = [U_1, ..., U_J],   g_j = gate_j * alpha_j / r_j
 
-so K edits cost two thin matrix products for each layer, and different prompts share a batch (g is then (b, R)).
+So any number of edits costs two thin matrix products per layer, and different prompts share a batch (g is then (b, R)).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mu.models.parameters import EditableModel, find_module, find_parameter
 
 @dataclass
 class Factors:
-    """``down`` (r, in[, kh, kw]) and ``up`` (out, r[, 1, 1]) of one layer; the shift is ``alpha / r * up @ down``."""
+    """``down`` (r, in[, kh, kw]) and ``up`` (out, r[, 1, 1]) of one layer; the delta is ``alpha / r * up @ down``."""
 
     down: Tensor
     up: Tensor
@@ -34,7 +34,8 @@ class Factors:
     def __post_init__(self) -> None:
         if min(self.down.dim(), self.up.dim()) < 2 or self.up.shape[1] != len(self.down) or not len(self.down):
             raise EditError(
-                f"factors {tuple(self.down.shape)} and {tuple(self.up.shape)} do not fit each other: the file is damaged"
+                f"factors {tuple(self.down.shape)} and {tuple(self.up.shape)} do not fit each other, "
+                "so the file is damaged: copy it again"
             )
 
     @property
@@ -46,7 +47,7 @@ class Factors:
         return self.alpha / self.rank
 
     def dense(self, shape: Sequence[int] | None = None) -> Tensor:
-        """The shift as a dense tensor in float32, in ``shape`` where a 1x1 convolution stands for a linear layer."""
+        """The dense delta in float32, reshaped to ``shape`` (a 1x1 convolution can replace a linear layer)."""
         down, up = self.down.detach().float(), self.up.detach().float().flatten(1)
         shift = self.scale * torch.einsum("or,r...->o...", up, down)
         return shift if shape is None else shift.reshape(tuple(shape))
@@ -55,14 +56,14 @@ class Factors:
 class HasFactors(Protocol):
     @property
     def factors(self) -> Mapping[str, Factors]:
-        """By the full name of the weight beside which they run."""
+        """The factors of each layer, by the full name of its weight."""
 
 
 class Membrane:
-    """Low-rank edits installed on a model by forward hooks; ``gates`` decides how much of each passes.
+    """Low-rank edits installed on a model by forward hooks; ``gates`` sets how much of each edit passes.
 
-    ``gates`` is None (off: the low-rank branch is not computed), (J,) or (b, J). A batch that is k times as long as the
-    gates (the halves of classifier-free guidance) repeats them k times.
+    ``gates`` is None (off: the low-rank branch is not computed), (J,) or (b, J). If the batch is k times as long as the
+    gates (as with the halves of classifier-free guidance), they repeat k times.
     """
 
     def __init__(self, edits: Sequence[HasFactors], arithmetic: Arithmetic = "paper"):
@@ -83,7 +84,7 @@ class Membrane:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The frozen model inside the block."""
+        """Run the frozen model, without the edits, inside the block."""
         gates, self._gates = self._gates, None
         try:
             yield
@@ -104,7 +105,7 @@ class Membrane:
                 handle.remove()
 
     def weights(self, layout: tuple[tuple[int, int, float], ...], like: Tensor) -> Tensor:
-        """g (R,) or (b, R) for a layer whose rows are ``layout``: (edit, rank, scale) each; shared by equal layers."""
+        """g (R,) or (b, R) for a layer with ``layout``, one (edit, rank, scale) per edit. Equal layouts share g."""
         key = (layout, like.device, like.dtype)
         if key not in self._weights:
             assert self._gates is not None, "a membrane that is off has no weights"
@@ -115,7 +116,7 @@ class Membrane:
 
 
 class _Layer:
-    """The hook of one layer: all edits that reach it, as one factor pair."""
+    """The hook of one layer: all edits that change it, as one factor pair."""
 
     def __init__(self, membrane: Membrane, name: str, weight: Tensor):
         reach = [(j, edit.factors[name]) for j, edit in enumerate(membrane.edits) if name in edit.factors]
@@ -123,7 +124,7 @@ class _Layer:
         self.layout = tuple((j, factors.rank, factors.scale) for j, factors in reach)
 
         def side(tensors: list[Tensor], dim: int, shape: list[tuple[int, ...]]) -> Tensor:
-            # The very tensor where the shape is right, so that trained factors stay the optimiser's own.
+            # Return the same tensor if its shape fits, so that the optimiser's parameters are the ones in use.
             pairs = zip(tensors, shape, strict=True)
             shaped = [(t if t.shape == s else t.reshape(s)).to(weight.device, torch.float32) for t, s in pairs]
             return shaped[0] if len(shaped) == 1 else torch.cat(shaped, dim)
@@ -145,31 +146,31 @@ class _Layer:
         return out + shift.to(out.dtype)
 
     def _gated(self, h: Tensor, channel: int) -> Tensor:
-        """``h``, the rows of D x, each times its gate; ``channel`` is the dimension of the rows."""
+        """Multiply each row of D x, ``h``, by its gate; ``channel`` is the dimension of the rows."""
         g = self.membrane.weights(self.layout, h)
         if g.dim() == 2:
             if len(h) % len(g):
-                raise EditError(f"gates for {len(g)} samples do not fit a batch of {len(h)}")
+                raise EditError(f"gates for {len(g)} samples do not fit a batch of {len(h)}: set gates for this batch")
             g = g.repeat(len(h) // len(g), 1)
         if self.membrane.arithmetic == "paper":
             return h * _along(g, h, channel)
         return self._as_released(h, _along(g / self._scales(g), h, channel), channel)
 
     def _scales(self, like: Tensor) -> Tensor:
-        """alpha / r of each row (R,)."""
+        """alpha / r of each row, (R,)."""
         return like.new_tensor([scale for _, rank, scale in self.layout for _ in range(rank)])
 
     def _as_released(self, h: Tensor, gamma: Tensor, channel: int) -> Tensor:
-        """The released code sums gamma_j * tensor over up and down alike: (sum_i gamma_i U_i)(sum_j gamma_j D_j) x."""
+        """Compute (sum_i gamma_i U_i)(sum_j gamma_j D_j) x: the released code sums both factors over all edits."""
         ranks = {rank for _, rank, _ in self.layout}
         if len(ranks) > 1:
-            raise EditError("the reference's arithmetic sums factors, so all edits must have one rank")
+            raise EditError("the reference's arithmetic sums factors: apply edits of one rank, or the paper's arithmetic")
         mixed = sum((h * gamma).split(ranks.pop(), dim=channel))
         return torch.cat([mixed] * len(self.layout), dim=channel) * gamma * self.layout[0][2]
 
 
 def _along(g: Tensor, h: Tensor, channel: int) -> Tensor:
-    """``g`` (R,) or (b, R) in the shape that multiplies ``h`` (b, ...) along ``channel``."""
+    """Reshape ``g``, (R,) or (b, R), to multiply ``h`` (b, ...) along ``channel``."""
     shape = [len(g) if g.dim() == 2 else 1, *[1] * (h.dim() - 1)]
     shape[channel] = g.shape[-1]
     return g.reshape(shape)

@@ -1,8 +1,8 @@
-"""Which edits of a bank leave each other's concepts alone: what restoring one of them changes elsewhere.
+"""Which edits of a bank act on each other's concepts, and so what restoring one edit changes for the others.
 
-In cross-attention, keys and values are linear in the text's embedding E (tokens, d): an edit of them alone adds E D^T. Where
-that is 0 for a prompt, the prompt's images stay exactly as they are, whatever the latents. With edits found one after
-another this often holds in one direction only: the new one was kept off the old concepts, the old one never saw the new.
+In cross-attention, keys and values are linear in the prompt embedding E (tokens, d). An edit of them alone adds E D^T.
+If that is 0 for a prompt, the prompt's images stay exactly the same for all latents. For edits found one after another
+this often holds in one direction only: the new edit protects the old concepts, but the old edit did not know the new.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Verdict = Literal["spared", "one-sided", "both ways", "other way unknown", "not 
 
 @dataclass(frozen=True)
 class Leak:
-    """What the edit of ``edit`` does to the prompt ``on``: ``share`` of what it does to its own, None where unknown.
+    """The effect of the edit of ``edit`` on the prompt ``on``.
 
-    ``listed``: the edit's file says that it protects ``on``. ``verdict``: ``spared`` up to the tolerance, or that it is not
-    and whether the other direction is.
+    ``share``: the effect relative to that on its own concept, None if unknown. ``listed``: the edit's file lists ``on``
+    as protected. ``verdict``: ``spared`` if ``share`` is within the tolerance; else the other direction's result.
     """
 
     edit: str
@@ -43,29 +43,29 @@ class Leak:
 
     @property
     def leaking(self) -> bool:
-        """Restoring ``edit`` changes what ``on`` gives."""
+        """Whether restoring ``edit`` changes the images of ``on``."""
         return self.verdict not in ("spared", "not measurable")
 
     def __str__(self) -> str:
-        return f"{self.verdict}: the edit of {self.edit!r} acts on {self.on!r}: restoring {self.edit!r} changes {self.on!r}"
+        return f"{self.verdict}: the edit of {self.edit!r} acts on {self.on!r}, so restoring {self.edit!r} changes {self.on!r}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
-    """Each ordered pair of different edits, on or restored: how much the first acts on the second's concept.
+    """Measure, for each ordered pair of edits, on or restored, how much the first acts on the second's concept.
 
-    ``share`` = ||E(on) D^T|| / ||E(edit) D^T||, all token positions and all parameters of the edit in one Frobenius norm;
-    of an edit with several concepts the largest norm. It is without unit and does not depend on the strength. None
-    for an edit that changes other parameters too, which act whatever the text, for one that does nothing to its own
-    concept's prompt, and where one of the two names no concept. It is true for the concept's very words: another prompt
-    with them in it is another embedding.
+    ``share`` = ||E(on) D^T|| / ||E(edit) D^T||, one Frobenius norm over all token positions and all parameters of the
+    edit. For an edit with several concepts the largest norm counts. ``share`` has no unit and does not depend on the
+    strength. It is None if the edit changes other parameters too (they act on every prompt), if the edit does nothing
+    to its own concept's prompt, or if one of the two names no concept. It holds for the concept's exact prompt only:
+    a longer prompt that contains the concept has another embedding.
     Raises `EditError` for a model that makes no images.
     """
     model, edits = bank.model, bank.edits
     if not isinstance(model, DiffusionModel):
-        raise EditError(f"{model.name!r} makes no pictures from prompts: what protects what cannot be measured on it")
+        raise EditError(f"{model.name!r} makes no images, so its leaks cannot be measured: use a diffusion model")
     prompts = list(dict.fromkeys(prompt for edit in edits.values() for prompt in edit.info.concepts))
     shares: dict[tuple[str, str], float | None] = {}
     for concept, edit in edits.items():
@@ -86,9 +86,10 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
 
 
 def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
-    """Warn of each edit that promises to leave prompts alone and acts on another's concept, where both are on.
+    """Warn of each edit that promises to retain prompts but acts on another edit's concept, if both are on.
 
-    With ``new`` of those pairs, on or restored, of which one is ``new``. Nothing is told of a model that makes no images.
+    With ``new``, warn of the pairs, on or restored, that include a concept in ``new``. A model that makes no images
+    gets no warning.
     """
     if not isinstance(bank.model, DiffusionModel) or len(bank.edits) < 2:
         return
@@ -105,7 +106,7 @@ def _lists(edit: Edit, other: Edit) -> bool:
 
 @torch.no_grad()
 def _norms(model: DiffusionModel, edit: Edit, prompts: Sequence[str]) -> dict[str, float]:
-    """||E(p) D^T|| by prompt, in float64; empty for an edit that text alone does not decide."""
+    """||E(p) D^T|| by prompt, in float64; empty for an edit that changes more than the keys and values of text."""
     text_only = model.layers("text-keys") | model.layers("text-values")
     if not prompts or not set(edit.parameters) <= text_only.keys():
         return {}

@@ -1,4 +1,4 @@
-"""Writing named tensors as a safetensors file."""
+"""Write named tensors as a safetensors file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mu.core.files import atomic_path, writing
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """An atomic safetensors file; the same content gives the same bytes."""
+    """Write a safetensors file atomically. The same content gives the same bytes. Raises `OutputError`."""
     if Path(path).suffix != ".safetensors":
-        raise OutputError(f"{path}: edits are saved as .safetensors")
+        raise OutputError(f"{path} is not a .safetensors path: edits are saved as .safetensors")
     try:
         with writing(path), atomic_path(path) as partial:
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -28,7 +28,7 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def _sort_metadata(path: Path) -> None:
-    """safetensors writes the metadata's keys in an order that differs between runs: sorted, in the header's own place."""
+    """Sort the metadata's keys in place: safetensors writes them in an order that differs between runs."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

@@ -1,4 +1,4 @@
-"""Dense shifts of named tensors."""
+"""Dense edits: a delta for each named weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mu.models.parameters import EditableModel, find_parameter
 
 
 class WeightEdit(Edit):
-    """``W + strength * shift`` for each named tensor."""
+    """``W + strength * delta`` for each named weight; ``shifts`` holds the deltas."""
 
     kind: ClassVar[str] = "weights"
 
@@ -48,4 +48,6 @@ class WeightEdit(Edit):
         for name, shift in self.shifts.items():
             there, here = tuple(find_parameter(model, name).shape), tuple(shift.shape)
             if there != here:
-                raise EditError(f"{name} is {there} in {model.name!r} and {here} in the edit: another architecture")
+                raise EditError(
+                    f"{name} is {there} in {model.name!r} but {here} in the edit: use a model of the edit's architecture"
+                )
