@@ -1,4 +1,4 @@
-"""FID between the images of an edited model and those of the unchanged one, by its older flags."""
+"""FID between images of the base and of the edited model, with the released program's flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from _measuring import check_table, flags, images, judge, write_table
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
 
-HELP = "The Fréchet distance of all pictures of two folders, or of each pair of their subfolders with equal names."
+HELP = "Measure the Fréchet distance of two image folders, or of each pair of equally named subfolders."
 EXAMPLE = "python eval-scripts/FID_eval.py --path1 evaluation_folder/SD-v1-4 --path2 evaluation_folder/compvis-word_VanGogh-..."
 
 
@@ -18,10 +18,10 @@ def main() -> None:
     parser = flags(HELP, EXAMPLE, network="inception")
     parser.add_argument("--path1", "--original_path", type=Path, default=Path("clean_patch/"))
     parser.add_argument("--path2", "--edited_path", type=Path, default=Path("noisy_patch/"))
-    parser.add_argument("--save_path", type=Path, help="also write the distances as CSV there")
-    parser.add_argument("--batch-size", help="has no effect: all pictures count, one after another")
-    parser.add_argument("--dims", type=int, choices=(2048,), default=2048, help="of Inception's features")
-    parser.add_argument("-c", "--gpu", dest="device", help="a GPU's number, in place of --device")
+    parser.add_argument("--save_path", type=Path, help="also write the distances to this CSV")
+    parser.add_argument("--batch-size", help="has no effect: all images count, one after another")
+    parser.add_argument("--dims", type=int, choices=(2048,), default=2048, help="width of Inception's features")
+    parser.add_argument("-c", "--gpu", dest="device", help="a GPU number, instead of --device")
     options = parser.parse_args()
     show_log()
     import torch
@@ -36,7 +36,7 @@ def main() -> None:
     pairs = {name: (a / name, b / name) for name in names} if names and not [*a.glob("*.png")] else {b.name: (a, b)}
     sets = {name: [images(folder) for folder in pair] for name, pair in pairs.items()}
     if few := [name for name, both in sets.items() if min(map(len, both)) < 2]:
-        raise DataError(f"{few[0]!r} has a single picture in one of the folders: a distribution needs two and more")
+        raise DataError(f"{few[0]!r} has a single image in one of the folders: put two or more in each")
     if options.save_path:
         check_table(options.save_path, options.overwrite)
     device = pick_device(there(options.device))
@@ -52,7 +52,7 @@ def main() -> None:
         rows.append(
             {"name": name, "FID": frechet_distance(*seen), "network": options.network, "n1": len(seen[0]), "n2": len(seen[1])}
         )
-        print(f"FID ({options.network})  {rows[-1]['FID']:.4f}  {name}, {len(seen[0])} and {len(seen[1])} pictures")
+        print(f"FID ({options.network})  {rows[-1]['FID']:.4f}  {name}, {len(seen[0])} and {len(seen[1])} images")
     if options.save_path:
         write_table(options.save_path, rows)
 

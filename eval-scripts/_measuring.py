@@ -1,4 +1,4 @@
-"""What the measuring programs share: their flags, folders of images, and the table that they leave."""
+"""Code that the measuring programs share: flags, image folders, and the output table."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from mu.core.files import check_writing, write_text
 
 
 def flags(help_: str, example: str, network: str = "") -> argparse.ArgumentParser:
-    """With ``network``, also what the images are looked at through."""
+    """Make the parser. With ``network``, add the flags that choose the feature network and its device."""
     parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
-    parser.add_argument("--overwrite", action="store_true", help="replace a table that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing table")
     if network:
         parser.add_argument(
-            "--network", choices=(network, "canvas-judge"), default=network, help="canvas-judge: a stand-in of its own, offline"
+            "--network",
+            choices=(network, "canvas-judge"),
+            default=network,
+            help="canvas-judge: an offline substitute with its own scale",
         )
-        parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+        parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, or the CPU without a GPU")
     return parser
 
 
 def images(folder: Path) -> list[Path]:
-    """The PNG files of ``folder``, sorted; `DataError` where there are none."""
+    """Return the PNG files of ``folder``, sorted. Raises `DataError` if it has none."""
     found = sorted(folder.glob("*.png"))
     if not found:
-        raise DataError(f"{folder} holds no PNG pictures")
+        raise DataError(f"{folder} holds no PNG images: name a folder that does")
     return found
 
 
 def of_cases(paths: Sequence[Path], prompts: Path | None) -> list[Path]:
-    """Those named ``<case_number>_<k>.png`` of a case in the CSV ``prompts``, or all."""
+    """Return the images ``<case_number>_<k>.png`` whose case is in the CSV ``prompts``; without it, all."""
     from mu.data.prompts import read_prompts
 
     if prompts is None:
@@ -45,7 +48,7 @@ def of_cases(paths: Sequence[Path], prompts: Path | None) -> list[Path]:
 
 
 def judge(device: Any) -> Any:
-    """The classifier that ships with the package."""
+    """Open the classifier that ships with the package."""
     from mu.models import EMBEDDED
     from mu.models.judge import Judge
 
@@ -53,7 +56,7 @@ def judge(device: Any) -> Any:
 
 
 def check_table(path: Path, overwrite: bool) -> None:
-    """`OutputError` where `write_table` would not write: to be asked before the work."""
+    """Raise `OutputError` if `write_table` could not write. Call it before the work."""
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already: choose another --save_path, or pass --overwrite")
     check_writing(path)

@@ -1,4 +1,4 @@
-"""What `generate-data.py` and `generate-images.py` share: their flags, the models they name, and their sampler."""
+"""Code that `generate-data.py` and `generate-images.py` share: flags, model names, and the sampler."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ BASES = {
     "canvas": "canvas",
 }
 ROOTS = (Path("models"), Path("stable-diffusion"), Path("."))
-"""Where a model's folder is looked for."""
+"""The folders that are searched for a model's folder."""
 
 
 def flags(help_: str, example: str, *, samples: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
-    parser.add_argument("--save_path", type=Path, required=True, help="pictures go into a folder in it, <model_name>/")
-    parser.add_argument("--base", help="the model in place of Stable Diffusion 1.4: canvas, a folder, a file, a hub id")
-    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    parser.add_argument("--save_path", type=Path, required=True, help="images go to <save_path>/<model_name>/")
+    parser.add_argument("--base", help="the base model instead of Stable Diffusion 1.4: canvas, a folder, a file, a hub id")
+    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, or the CPU without a GPU")
     parser.add_argument("--guidance_scale", type=float, default=7.5)
-    parser.add_argument("--image_size", type=int, help="default: what the model was trained for, 512 of Stable Diffusion 1.4")
-    parser.add_argument("--from_case", type=int, default=0, help="leave out cases with smaller numbers")
-    parser.add_argument("--num_samples", type=int, default=samples, help=f"pictures of each case (default: {samples})")
-    parser.add_argument("--ddim_steps", type=int, default=100, help="denoising steps, of the LMS sampler (default: 100)")
-    parser.add_argument("--resume", action="store_true", help="make what is missing")
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
+    parser.add_argument(
+        "--image_size", type=int, help="pixels (default: the model's training size, 512 for Stable Diffusion 1.4)"
+    )
+    parser.add_argument("--from_case", type=int, default=0, help="skip cases with smaller numbers")
+    parser.add_argument("--num_samples", type=int, default=samples, help=f"images per case (default: {samples})")
+    parser.add_argument("--ddim_steps", type=int, default=100, help="denoising steps of the LMS sampler (default: 100)")
+    parser.add_argument("--resume", action="store_true", help="generate the missing images")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing images")
     return parser
 
 
 def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
-    """The base model and the edits of ``name``: of a base none, of ``models/<name>/`` those of its run or bank.
+    """Load the base model and the edits of ``name``: none for a base, else the run's or bank's in ``models/<name>/``.
 
-    It is loaded as they were found: clip skip, prediction type. ``models/<name>/<name with "diffusers" for "compvis">.pt`` is a UNet's state dict and takes the base's place. Raises
-    `ModelError` for a name that is none of these: no image of an unchanged model passes for one of an edited model.
+    The base gets the clip skip and prediction type that the edits were found with. A file ``models/<name>/<name with
+    "diffusers" for "compvis">.pt`` is a UNet's state dict and replaces the base's UNet. Raises `ModelError` for any other
+    name, so that images of an unedited model are never mistaken for those of an edited one.
     """
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
@@ -69,29 +72,31 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
                 model.unet.load_state_dict(read_state_dict(weights))
             except RuntimeError as error:
                 line = " ".join(str(error).split())[:200]
-                raise ModelError(f"{weights} is no state dict of this UNet ({line}): name its base with --base") from None
+                raise ModelError(f"{weights} does not fit this UNet ({line}): name its base with --base") from None
             return model, []
     there = [path.name for root in ROOTS[:2] if root.is_dir() for path in root.iterdir() if path.is_dir()]
     places = ", ".join(f"{root}/" for root in ROOTS[:2])
-    raise ModelError(f"no model {name!r} in {places} and none of {', '.join(BASES)}.{nearest(name, [*BASES, *there])}")
+    raise ModelError(
+        f"no model {name!r} in {places}, and it is not one of {', '.join(BASES)}.{nearest(name, [*BASES, *there])}"
+    )
 
 
 def sample_seed(seed: int, k: int) -> int:
-    """The seed of the ``k``-th image of a case; of the first the case's own.
+    """Return the seed of a case's ``k``-th image. The first has the case's own.
 
-    Multiples of 2^32 / phi lie apart on the circle of 32-bit numbers, the most that a seed holds: the first 1000 images of cases whose
-    seeds are less than a million apart are all different.
+    Multiples of 2^32 / phi are spread out modulo 2^32, the range of a seed. The first 1000 images of cases
+    whose seeds are less than a million apart all have different seeds.
     """
     return (seed + k * 2654435769) % 2**32 if k else seed
 
 
 def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, options: argparse.Namespace) -> None:
-    """Make ``rows`` in ``folder`` by the LMS sampler, as the released program."""
+    """Generate ``rows`` in ``folder`` with the LMS sampler, like the released program."""
     from mu.diffusion.image_folder import write_images
     from mu.edits.bank import Bank
 
     size = (options.image_size, options.image_size) if options.image_size else None
-    with lms(model), Bank(model, edits).applied(), progress_bar("pictures", len(rows)) as advance:
+    with lms(model), Bank(model, edits).applied(), progress_bar("images", len(rows)) as advance:
         write_images(
             model, rows, folder, steps=options.ddim_steps, guidance=options.guidance_scale, size=size,
             resume=options.resume, overwrite=options.overwrite, progress=lambda done, _: advance(done, ""),
@@ -100,7 +105,7 @@ def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, o
 
 @contextmanager
 def lms(model: Any):
-    """``model`` samples by LMS inside the block, with its own noise schedule."""
+    """Make ``model`` sample by LMS inside the block, with its own noise schedule."""
     from mu.models.diffusion.schedulers import training_scheduler
 
     own = model.pipeline.scheduler

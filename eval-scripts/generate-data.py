@@ -1,4 +1,4 @@
-"""Images of a concept by the unchanged model, as training takes them: ``mu generate`` by its older flags."""
+"""Generate training images of a concept with the base model and the released program's flags: ``mu generate``."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from _sampling import BASES, flags, paint
 from mu.core.errors import ConfigError
 from mu.core.program import guarded, show_log
 
-HELP = "Make pictures of a concept with Stable Diffusion 1.4 (or --base) in <save_path>/<model_name>/<case>_<k>.png."
+HELP = "Generate images of a concept with Stable Diffusion 1.4 (or --base) in <save_path>/<model_name>/<case>_<k>.png."
 EXAMPLE = "python eval-scripts/generate-data.py --model_name='Van Gogh' --save_path './data/' --num_samples 1 --device cuda:0"
 
 
 def main() -> None:
     parser = flags(HELP, EXAMPLE, samples=1)
-    parser.add_argument("--model_name", required=True, help="the concept, and the folder's name; a model's name with --prompt")
-    parser.add_argument("--prompt", help="the prompt, where it is not the model's name")
-    parser.add_argument(
-        "--cases", type=int, default=1000, help="how many cases; the seed of a case is its number (default: 1000)"
-    )
+    parser.add_argument("--model_name", required=True, help="the concept and the folder's name; with --prompt, a model's name")
+    parser.add_argument("--prompt", help="the prompt (default: the model's name)")
+    parser.add_argument("--cases", type=int, default=1000, help="number of cases; a case's number is its seed (default: 1000)")
     options = parser.parse_args()
     show_log()
     if options.cases < 1 or options.num_samples < 1 or options.from_case >= options.cases:
-        raise ConfigError("nothing to make: --cases and --num_samples must be 1 or more, and --from_case below --cases")
+        raise ConfigError("nothing to generate: --cases and --num_samples must be 1 or more, and --from_case below --cases")
     from mu.core.concept import Concept
     from mu.diffusion.image_folder import ImageRow
     from mu.models import load_diffusion
@@ -31,7 +29,7 @@ def main() -> None:
     prompt = options.prompt if options.prompt is not None else str(Concept(options.model_name))
     folder = options.save_path / options.model_name
     if folder.resolve().parent != options.save_path.resolve():
-        raise ConfigError(f"--model_name {options.model_name!r} leads out of --save_path: leave slashes out")
+        raise ConfigError(f"--model_name {options.model_name!r} leads out of --save_path: use a name without slashes")
     rows = [
         ImageRow(f"{case}_{k}.png", prompt, case * options.num_samples + k)
         for case in range(options.from_case, options.cases)

@@ -1,4 +1,4 @@
-"""Images of a prompt list by an edited model: ``mu generate --prompts`` by its older flags."""
+"""Generate images of a prompt list with an edited model and the released program's flags: ``mu generate --prompts``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from _sampling import flags, opened, paint, sample_seed
 from mu.core.errors import ConfigError
 from mu.core.program import guarded, show_log
 
-HELP = "Make pictures of each row of a CSV (prompt, evaluation_seed, case_number) in <save_path>/<model_name>/<case>_<k>.png."
+HELP = (
+    "Generate images for each row of a CSV (prompt, evaluation_seed, case_number) in <save_path>/<model_name>/<case>_<k>.png."
+)
 EXAMPLE = (
     "python eval-scripts/generate-images.py --model_name='compvis-word_VanGogh-method_xattn-sg_3-ng_1-iter_1000-lr_1e-05' "
     "--prompts_path 'stable-diffusion/art_prompts.csv' --save_path 'evaluation_folder' --num_samples 10"
@@ -22,9 +24,10 @@ def main() -> None:
     parser.add_argument(
         "--model_name",
         required=True,
-        help="a folder in models/ or stable-diffusion/ that holds a run, a bank or diffusers-....pt; or SD-v1-4, SD-V2, SD-V2-1, canvas",
+        help="a folder in models/ or stable-diffusion/ that holds a run, a bank or diffusers-....pt; or SD-v1-4, SD-V2, "
+        "SD-V2-1, canvas",
     )
-    parser.add_argument("--prompts_path", type=Path, required=True, help="the CSV; columns by name, others are left out")
+    parser.add_argument("--prompts_path", type=Path, required=True, help="the CSV; columns are found by name, others ignored")
     options = parser.parse_args()
     show_log()
     from mu.data.prompts import read_prompts
@@ -32,7 +35,9 @@ def main() -> None:
 
     cases = [case for case in read_prompts(options.prompts_path) if case.case_number >= options.from_case]
     if not cases or options.num_samples < 1:
-        raise ConfigError(f"nothing to make: no case of {options.prompts_path} from {options.from_case} on, or no samples")
+        raise ConfigError(
+            f"nothing to generate: {options.prompts_path} has no case from {options.from_case} on, or --num_samples is below 1"
+        )
     rows = [
         ImageRow(f"{case.case_number}_{k}.png", case.prompt, sample_seed(case.evaluation_seed or 0, k))
         for case in cases

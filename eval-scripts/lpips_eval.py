@@ -1,4 +1,4 @@
-"""LPIPS of the images of an edited model from those of the unchanged one, by its older flags."""
+"""LPIPS between images of the base and of the edited model, with the released program's flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mu.core.compute import there
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
 
-HELP = "The mean LPIPS (AlexNet) of pictures with equal names in two folders, at the size they have."
+HELP = "Measure the mean LPIPS (AlexNet) of equally named images in two folders, at their own size."
 EXAMPLE = (
     "example: python eval-scripts/lpips_eval.py --original_path original --edited_path edited --prompts_path art_prompts.csv"
 )
@@ -22,11 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=HELP, epilog=EXAMPLE)
     parser.add_argument("--original_path", "--path1", type=Path, required=True)
     parser.add_argument("--edited_path", "--path2", type=Path, required=True)
-    parser.add_argument("--prompts_path", type=Path, help="a CSV: only the pictures <case_number>_<k>.png of its cases")
+    parser.add_argument("--prompts_path", type=Path, help="a CSV: only images <case_number>_<k>.png of its cases")
     parser.add_argument(
         "--network", choices=("alex", "canvas-judge"), default="alex", help="canvas-judge: an LPIPS-like distance, offline"
     )
-    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, or the CPU without a GPU")
     options = parser.parse_args()
     show_log()
     from mu.core.compute import pick_device
@@ -38,7 +38,9 @@ def main() -> None:
     edited = of_cases(sorted(options.edited_path.glob("*.png")), options.prompts_path)
     names = [path.name for path in edited if path.name in there_too]
     if not names:
-        raise DataError(f"{options.original_path} and {options.edited_path} have no PNG pictures with equal names")
+        raise DataError(
+            f"{options.original_path} and {options.edited_path} have no PNG images with equal names: name the folders of the same prompts"
+        )
     device = pick_device(options.device)
     if options.network == "alex":
         features, weights = lpips_network("alex", device)
@@ -48,7 +50,7 @@ def main() -> None:
     for name in names:
         a, b = (read_images([folder / name]) for folder in (options.original_path, options.edited_path))
         total += float(lpips(a, b, features, weights))
-    print(f"LPIPS ({options.network})  {total / len(names):.4f} of {len(names)} pictures")
+    print(f"LPIPS ({options.network})  {total / len(names):.4f} of {len(names)} images")
 
 
 if __name__ == "__main__":

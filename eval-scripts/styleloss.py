@@ -1,4 +1,4 @@
-"""The style loss of the images of an edited model from those of the unchanged one, by its older flags."""
+"""Style loss between images of the base and of the edited model, with the released program's flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from _measuring import check_table, flags, images, judge, of_cases, write_table
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
 
-HELP = "Gatys' style and content loss (VGG-19) of pictures with equal names in two folders, at the size they have, as CSV."
+HELP = "Write Gatys' style and content loss (VGG-19) of equally named images in two folders, at their own size, as CSV."
 EXAMPLE = "python eval-scripts/styleloss.py --original_path original --edited_path edited --promtps_path art_prompts.csv"
 
 
@@ -19,10 +19,10 @@ def main() -> None:
     parser.add_argument("--original_path", type=Path, required=True)
     parser.add_argument("--edited_path", type=Path, required=True)
     parser.add_argument(
-        "--prompts_path", "--promtps_path", type=Path, help="a CSV: only the pictures <case_number>_<k>.png of its cases"
+        "--prompts_path", "--promtps_path", type=Path, help="a CSV: only images <case_number>_<k>.png of its cases"
     )
     parser.add_argument("--save_path", type=Path, help="the CSV (default: <edited_path>/<its name>_styleloss.csv)")
-    parser.add_argument("--image", action="store_true", help="the paths are those of two pictures; no CSV without --save_path")
+    parser.add_argument("--image", action="store_true", help="the paths name two images; no CSV without --save_path")
     options = parser.parse_args()
     show_log()
     from mu.core.compute import pick_device
@@ -38,7 +38,7 @@ def main() -> None:
         pairs = [(first / p.name, p) for p in of_cases(images(second), options.prompts_path) if p.name in there]
         out = out or second / f"{second.resolve().name}_styleloss.csv"
     if not pairs:
-        raise DataError(f"{first} and {second} have no PNG pictures with equal names")
+        raise DataError(f"{first} and {second} have no PNG images with equal names: name the folders of the same prompts")
     if out:
         check_table(out, options.overwrite)
     device = pick_device(options.device)
@@ -52,7 +52,7 @@ def main() -> None:
     if out:
         write_table(out, rows)
     mean = sum(row["total"] for row in rows) / len(rows)
-    print(f"style loss ({options.network})  {mean:.4f} of {len(rows)} pictures{f'  {out}' if out else ''}")
+    print(f"style loss ({options.network})  {mean:.4f} of {len(rows)} images{f'  {out}' if out else ''}")
 
 
 if __name__ == "__main__":

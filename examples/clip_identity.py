@@ -1,7 +1,7 @@
-"""SLUG makes CLIP forget a person: who is recognised before and after, on images that the search has not seen.
+"""SLUG erases a person from CLIP: accuracy before and after, on images that the search has not seen.
 
 python examples/clip_identity.py
-python examples/clip_identity.py --model open_clip:ViT-B-32/laion400m_e32    # wants data/, see docs/slug.md
+python examples/clip_identity.py --model open_clip:ViT-B-32/laion400m_e32    # needs data/, see docs/slug.md
 """
 
 import argparse
@@ -17,7 +17,7 @@ from mu.models.zero_shot import logits, open_tasks
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--model", default="canvas-clip")
 options.add_argument("--out", default="clip_identity.png")
-options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of slug")
+options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of slug")
 args = options.parse_args()
 concept = "Ada Stone" if args.model.startswith("canvas") else "Elon Musk"
 
@@ -35,6 +35,6 @@ for axis, strength, when in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("be
     print(f"{when:6}  {concept}: {right[gone].mean():.0%} recognised, the others: {right[~gone].mean():.0%}")
     means = torch.stack([images[labels == label].mean(dim=0) for label in shown])
     axis.imshow(logits(means, people.weights(names))[:, shown].T.cpu())
-    axis.set(title=f"{when}: name (row), pictures of (column)", xticks=range(len(shown)), yticks=range(len(shown)))
+    axis.set(title=f"{when}: name (row), images of (column)", xticks=range(len(shown)), yticks=range(len(shown)))
     axis.set_yticklabels(people.classes[label] for label in shown)
 figure.savefig(args.out)

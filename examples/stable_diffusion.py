@@ -1,7 +1,7 @@
-"""SLUG in the text encoder of a Stable Diffusion: portraits by name before and after, and how sure its CLIP is of them.
+"""SLUG in the text encoder of a Stable Diffusion: portraits before and after, and CLIP's probability of each name.
 
 python examples/stable_diffusion.py
-python examples/stable_diffusion.py --model stabilityai/stable-diffusion-2-1    # wants data/, see docs/slug.md
+python examples/stable_diffusion.py --model stabilityai/stable-diffusion-2-1    # needs data/, see docs/slug.md
 """
 
 import argparse
@@ -15,7 +15,7 @@ options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.
 options.add_argument("--model", default="canvas")
 options.add_argument("--out", default="stable_diffusion.png")
 options.add_argument("--steps", type=int, default=30)
-options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of slug")
+options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of slug")
 args = options.parse_args()
 canvas = args.model.startswith("canvas")
 people = ["Ada Stone", "Boris Vale", "Clara Moss"] if canvas else ["Elon Musk", "Mark Zuckerberg", "Taylor Swift"]

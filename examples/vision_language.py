@@ -1,6 +1,6 @@
-"""SLUG in the vision tower of a LLaVA: who it says is in a image, before and after.
+"""SLUG in the vision tower of a LLaVA: the names it gives to people in images, before and after.
 
-python examples/vision_language.py --model llava-hf/llava-1.5-7b-hf    # wants data/, see docs/slug.md; default: canvas-vlm
+python examples/vision_language.py --model llava-hf/llava-1.5-7b-hf    # needs data/, see docs/slug.md; default: canvas-vlm
 """
 
 import argparse
@@ -13,7 +13,7 @@ from mu.models.zero_shot import open_tasks
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--model", default="canvas-vlm")
-options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of slug")
+options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of slug")
 args = options.parse_args()
 concept = "Ada Stone" if args.model == "canvas-vlm" else "Elon Musk"
 settings = dict(pair.split("=", 1) for pair in args.set)

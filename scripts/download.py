@@ -1,10 +1,10 @@
-"""What the scripts download_*.sh do: python3 scripts/download.py {models|i2p_dataset|quick_canvas_dataset} CHOICE
+"""Download and unpack, for download_*.sh: python3 scripts/download.py {models|i2p_dataset|quick_canvas_dataset} CHOICE
 
-An archive grows as FOLDER.zip.part, so a broken download goes on where it stopped, in this run or a later one. It is
-FOLDER.zip once it is whole, is unpacked beside FOLDER and moved there in one step: FOLDER is never half full.
+An archive grows as FOLDER.zip.part, so a broken download continues where it stopped, in this run or a later one. When
+complete it is FOLDER.zip. It is unpacked next to FOLDER and moved in one step, so FOLDER is never half full.
 
-Exit codes: 0 done or already there; 1 the host sent something else than the archive; 2 could not begin or go on (wrong
-argument, missing package, no network, no room); 130 stopped by Ctrl-C.
+Exit codes: 0 done, or already there; 1 the host sent something other than the archive; 2 could not start or continue
+(wrong argument, missing package, no network, no disk space); 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 try:
     import huggingface_hub as hub
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
-    from huggingface_hub.file_download import http_get  # `hf_hub_download` throws away what an earlier run got
+    from huggingface_hub.file_download import http_get  # `hf_hub_download` discards an earlier run's part
     from huggingface_hub.utils import build_hf_headers, disable_progress_bars, logging
 except ImportError:
     hub = None
 
 MODELS = "nebulaanish/unlearn_models"
-FEW, ALL = "a few pictures, enough to try the commands", "everything"
-ARCHIVES = {  # script, choice -> repository, file in it, what it is
+FEW, ALL = "a few images, enough to try the commands", "everything"
+ARCHIVES = {  # script, choice -> repository, its file, description
     "models": {
         "compvis": (MODELS, "compvis.zip", "Stable Diffusion as one CompVis checkpoint (archive of 3.84 GB)"),
         "diffuser": (MODELS, "diffuser.zip", "Stable Diffusion as diffusers folders (archive of 24.1 GB)"),
@@ -47,9 +47,9 @@ USAGE = """Usage: scripts/{script} {{{choices}}}
 
 {rows}
 
-Needs python3 with huggingface_hub, which comes with mu. A broken download goes on where it stopped; what is already
-there is left alone; the archive is removed once it is unpacked. Where a data set has no archive of everything, its
-single files are taken.
+Needs python3 with huggingface_hub, which mu installs. A broken download continues where it stopped. An existing folder
+is left alone. The archive is removed after unpacking. If a data set has no archive of everything, its single files are
+downloaded.
 Other places: {prefix}_FOLDER, {prefix}_REPOSITORY or {prefix}_{{{upper}}}_{{REPOSITORY,FILE}}, HF_ENDPOINT.
 
 Example: scripts/{script} {first} && ls -lh {folder}/{first}/"""
@@ -69,37 +69,37 @@ def usage(script: str, prefix: str, folder: str, archives: dict[str, tuple[str, 
 
 
 def fetch(repository: str, name: str, kind: str, folder: str, single_files: bool) -> None:
-    """``single_files``: without the archive ``name``, take all files of the repository."""
+    """Download and unpack an archive. ``single_files``: if ``name`` does not exist, download the single files."""
     if os.path.isdir(folder) and os.listdir(folder):
         print(f"{folder} is already there (remove it to download it again)")
         return
     if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise Failed(2, f"{folder} is in the way: it is not a folder")
+        raise Failed(2, f"{folder} is in the way, it is not a folder: move it")
     file, url = Path(f"{folder}.zip"), hub.hf_hub_url(repository, name, repo_type=kind)
     if file.exists() or download(url, file):
         print(f"unpacking in {folder}", flush=True)
         unpack(file, folder, url)
     elif single_files:
-        print(f"no archive there: getting the files of the dataset {repository}", flush=True)
+        print(f"no archive: getting the files of the dataset {repository}", flush=True)
         fetch_files(repository, folder)
     else:
-        raise Failed(1, f"there is no file {url} (HTTP 404): --help says how to name another place")
+        raise Failed(1, f"{url} does not exist (HTTP 404): name another place, see --help")
     print(f"done: {folder}")
 
 
 def download(url: str, file: Path) -> bool:
-    """False where there is no such file. Goes on as long as each attempt brings something."""
+    """Return False if the file does not exist. Retry as long as each attempt adds bytes."""
     part, have, size = Path(f"{file}.part"), -1, None
     try:
         size = hub.get_hf_file_metadata(url).size
     except HfHubHTTPError as error:
         if error.response.status_code == 404:
             return False
-        if error.response.status_code not in (405, 501):  # a host that answers no HEAD
+        if error.response.status_code not in (405, 501):  # the host does not support HEAD
             raise
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("ab") as out:
-        if size is None or out.tell() > size:  # nothing tells whether it is a piece of this archive
+        if size is None or out.tell() > size:  # it may be part of another archive
             out.truncate(0)
     need_room(part, size or 0)
     print(f"downloading {url}" + (f" ({human(size)})" if size else ""), flush=True)
@@ -109,17 +109,19 @@ def download(url: str, file: Path) -> bool:
                 http_get(url, out, resume_size=have, headers=build_hf_headers(), expected_size=size)
             part.rename(file)
             return True
-        except HTTPError as error:  # a connection that broke, and an answer that refuses
+        except HTTPError as error:  # a broken connection, or an error status
             if isinstance(error, HfHubHTTPError):
                 raise
     broke = f"the connection to {urlsplit(url).netloc} broke after {have} of {size or 'unknown'} bytes"
-    raise Failed(2, f"{broke}: what came is kept, run this again to go on")
+    raise Failed(2, f"{broke}: the part is kept, run this again to continue")
 
 
 def need_room(part: Path, size: int) -> None:
     need, free = 2 * size - part.stat().st_size, shutil.disk_usage(part.parent).free
     if need > free:
-        raise Failed(2, f"needs {human(need)} in {part.parent} (the archive and its content), {human(free)} is free")
+        raise Failed(
+            2, f"needs {human(need)} in {part.parent} (the archive and its content), {human(free)} is free: free the rest"
+        )
 
 
 def human(size: int) -> str:
@@ -127,35 +129,35 @@ def human(size: int) -> str:
 
 
 def unpack(file: Path, folder: str, url: str) -> None:
-    """An archive whose only entry is a folder of the same name is taken as that folder."""
+    """Unpack ``file`` to ``folder``. If its only entry is a folder of that name, unpack the entry as that folder."""
     staging = Path(f"{folder}.unpacking")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         with ZipFile(file) as content:
             for entry in filter(leads_outside, content.infolist()):
-                raise BadZipFile(f"it could write outside its folder: {entry.filename}")
+                raise BadZipFile(f"an entry leads outside its folder: {entry.filename}")
             content.extractall(staging)
         shutil.rmtree(staging / "__MACOSX", ignore_errors=True)
         inner = staging / Path(folder).name
         os.replace(inner if os.listdir(staging) == [inner.name] and inner.is_dir() else staging, folder)
     except (BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         file.unlink()
-        raise Failed(1, f"what {url} sent is no whole, safe zip archive ({error}): removed, run this again") from None
+        raise Failed(1, f"{url} is not a whole, safe zip archive ({error}): it was removed, run this again") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     file.unlink()
 
 
 def leads_outside(entry: ZipInfo) -> bool:
-    path = PureWindowsPath(entry.filename)  # knows both slashes, and drives
+    path = PureWindowsPath(entry.filename)  # parses both slashes, and drives
     return bool(path.anchor) or ".." in path.parts or stat.S_ISLNK(entry.external_attr >> 16)
 
 
 def fetch_files(repository: str, folder: str) -> None:
     part, wanted = Path(f"{folder}.part"), hub.HfApi().list_repo_files(repository, repo_type="dataset")
     hub.snapshot_download(repository, repo_type="dataset", local_dir=part)
-    if not all((part / name).exists() for name in wanted):  # it takes less for all where the hub stops answering
-        raise ConnectionError("some files did not come")
+    if not all((part / name).exists() for name in wanted):  # it returns early without an error if the hub stops answering
+        raise ConnectionError("some files are missing")
     shutil.rmtree(part / ".cache")
     os.replace(part, folder)
 
@@ -169,7 +171,7 @@ def explain(error: Exception, folder: str) -> tuple[int, str]:
             return 1, f"{host} refuses {url} (HTTP {code}): private, gated or moved"
         return 1, f"{host} answers HTTP {code} for {url}: run this again later"
     if isinstance(error, OSError) and error.errno:
-        return 2, f"cannot write {error.filename or folder}: {error.strerror}; what came is kept, run this again"
+        return 2, f"cannot write {error.filename or folder}: {error.strerror}; the part is kept, run this again"
     if isinstance(error, (HTTPError, ConnectionError, LocalEntryNotFoundError)):
         return 2, f"no network: {host} cannot be reached ({reason}); connect and run this again"
     return 2, reason
@@ -189,7 +191,7 @@ def main(name: str, *arguments: str) -> int:
     try:
         if choice not in archives:
             wrong = f"unknown argument '{choice}': " if len(arguments) == 1 else ""
-            raise Failed(2, f"{wrong}give one of: {' '.join(archives)} (--help says more)")
+            raise Failed(2, f"{wrong}give one of: {' '.join(archives)} (see --help)")
         if hub is None:
             install = f"{sys.executable} -m pip install -U huggingface_hub"
             raise Failed(2, f"needs huggingface_hub, not installed here: {install}, then run this again")

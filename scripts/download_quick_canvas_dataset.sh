@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The UnlearnCanvas benchmark pictures; run at the top of the repository they land in ./data.
+# Download the UnlearnCanvas benchmark images to ./data. Run it at the top of the repository.
 here=$(dirname "${BASH_SOURCE[0]}")
 export PATH=$here/../.venv/bin:$PATH
 exec python3 "$here/download.py" quick_canvas_dataset "$@"

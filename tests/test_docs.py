@@ -46,7 +46,7 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     assert quick != code
     names: dict = {}
     exec(compile(quick, "README.md", "exec"), names)
-    assert names["pictures"].shape == (1, 3, 64, 64)
+    assert names["images"].shape == (1, 3, 64, 64)
     assert (tmp_path / "neon.safetensors").exists()
     assert names["bank"].restored == {"neon"}
 

@@ -1,4 +1,4 @@
-"""Concept ablation by its older flags: ``mu erase ca``."""
+"""Concept ablation with the released program's flags: ``mu erase ca``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from _training import concept_flags, concept_of, erase, flags, images_of
 
 from mu.core.program import guarded, show_log
 
-HELP = "Concept ablation of a prompt, as separable erasure was compared with; the edit goes to models/abconcept-..."
+HELP = "Concept ablation of a prompt, which separable erasure is compared with; writes the edit to models/abconcept-..."
 EXAMPLE = "python train-scripts/Abconcept.py --lr 1e-5 --iter_break 50 --prompt 'Van Gogh' --devices '0,1'"
 
 

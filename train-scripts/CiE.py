@@ -1,4 +1,4 @@
-"""Concept-irrelevant erasure by its older flags: ``mu erase cie``."""
+"""Concept-irrelevant erasure with the released program's flags: ``mu erase cie``."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from _training import WithoutEffect, erase, flags, images_of, word
 
 from mu.core.program import guarded, show_log
 
-HELP = "Shift all cross-attention weights until a prompt has nothing left of its own direction; the edit goes to models/CiE-..."
+HELP = "Train all cross-attention weights until a prompt adds nothing of its own direction; writes the edit to models/CiE-..."
 EXAMPLE = "python train-scripts/CiE.py --threshold 0 --lr 1e-6 --reg_beta 3e-5 --prompt 'Van Gogh' --devices '0,1'"
 
 
 def main() -> None:
     parser = flags(HELP, EXAMPLE)
-    parser.add_argument("--prompt", required=True, help="the concept, as the prompt that it is")
+    parser.add_argument("--prompt", required=True, help="the concept, used as the prompt")
     parser.add_argument("--lr", type=float, default=1e-6)
-    parser.add_argument("--iterations", type=int, default=1000, help="at most so many updates")
+    parser.add_argument("--iterations", type=int, default=1000, help="the largest number of updates")
     parser.add_argument("--threshold", type=float, default=5e-5, help="tau of the early stop")
-    parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the shift's L1 norm")
+    parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the delta's L1 norm")
     parser.add_argument("--ddim_steps", action=WithoutEffect, help="has no effect: timesteps are uniform over all")
     parser.add_argument("--seperator", action=WithoutEffect, help="has no effect: the prompt is one concept")
-    parser.add_argument(
-        "--image_size", action=WithoutEffect, help="has no effect: pictures have the size that the model asks for"
-    )
+    parser.add_argument("--image_size", action=WithoutEffect, help="has no effect: images have the model's own size")
     options = parser.parse_args()
     show_log()
     name = f"CiE-{word(options.prompt)}-threshold_{options.threshold}-iter_{options.iterations}_beta-{options.reg_beta}"

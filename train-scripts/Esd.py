@@ -1,4 +1,4 @@
-"""ESD by its older flags: ``mu erase esd``."""
+"""ESD with the released program's flags: ``mu erase esd``."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from _training import WithoutEffect, erase, flags, word
 
 from mu.core.program import guarded, show_log
 
-HELP = "Fine-tune away from a prompt on the frozen model's own guidance; the edit goes to models/compvis-word_..."
+HELP = "Fine-tune away from a prompt with the frozen model's own guidance; writes the edit to models/compvis-word_..."
 EXAMPLE = "python train-scripts/Esd.py --prompt 'Van Gogh' --train_method 'xattn' --iterations 1000 --devices '0,1'"
 VARIANTS = {"xattn": "esd-x", "noxattn": "esd-u"}
 
 
 def main() -> None:
     parser = flags(HELP, EXAMPLE)
-    parser.add_argument("--prompt", required=True, help="the concept, as the prompt that it is")
+    parser.add_argument("--prompt", required=True, help="the concept, used as the prompt")
     parser.add_argument(
-        "--train_method", required=True, choices=VARIANTS, help="what is trained: the cross-attention, or the rest"
+        "--train_method", required=True, choices=VARIANTS, help="the layers to train: cross-attention, or all others"
     )
-    # As in the released program a default is printed as it stands here: sg_3, but sg_3.0 where 3 was given.
+    # Like the released program: the default appears in the folder name as sg_3, a given 3 as sg_3.0.
     parser.add_argument("--start_guidance", type=float, default=3)
     parser.add_argument("--negative_guidance", type=float, default=1)
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--ddim_steps", type=int, default=50, help="K of the partial denoising")
-    parser.add_argument("--seperator", help="the prompt names several concepts, with this between")
-    parser.add_argument(
-        "--image_size", action=WithoutEffect, help="has no effect: latents have the size that the model asks for"
-    )
+    parser.add_argument("--seperator", help="the text that separates several concepts in --prompt")
+    parser.add_argument("--image_size", action=WithoutEffect, help="has no effect: latents have the model's own size")
     options = parser.parse_args()
     show_log()
     name = (

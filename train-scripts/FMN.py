@@ -1,4 +1,4 @@
-"""Forget-Me-Not by its older flags: ``mu erase fmn``."""
+"""Forget-Me-Not with the released program's flags: ``mu erase fmn``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from _training import concept_flags, concept_of, erase, flags, images_of
 
 from mu.core.program import guarded, show_log
 
-HELP = "Forget-Me-Not of a prompt, as separable erasure was compared with; the edit goes to models/FMN-..."
+HELP = "Forget-Me-Not of a prompt, which separable erasure is compared with; writes the edit to models/FMN-..."
 EXAMPLE = "python train-scripts/FMN.py --lr 1e-5 --iter_break 10 --prompt 'Van Gogh' --devices '0,1'"
 
 

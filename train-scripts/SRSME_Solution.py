@@ -1,4 +1,4 @@
-"""What a shift of a scene must leave alone, and how much room that leaves: the first of two steps; SRS_ME.py is the second."""
+"""Write what a scene's delta must protect and the room that remains; SRS_ME.py is the next step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from _training import at, base, flags, prompts
 from mu.core.errors import ConfigError
 from mu.core.program import guarded, show_log
 
-HELP = "Write scene/scene<S>/<T>/<index>.json: a concept, the prompts that its shift protects, and the directions they leave."
+HELP = "Write scene/scene<S>/<T>/<index>.json: a concept, the prompts that its delta protects, and the directions left."
 EXAMPLE = "python train-scripts/SRSME_Solution.py --erase_cat 'style' --erased_index 0 --em_indexes '1,2' --scenei 1 --timei 0 --device '0'"
 
 
 def main() -> None:
     parser = flags(HELP, EXAMPLE)
-    parser.add_argument("--erase_cat", default="object", help="style, object, similar or nudity: the list that indices count")
-    parser.add_argument("--erased_index", type=int, required=True, help="the concept")
     parser.add_argument(
-        "--em_indexes", required=True, help="protected beside the empty prompt, with commas between; '' for none"
+        "--erase_cat", default="object", help="style, object, similar or nudity: the list that the indices refer to"
+    )
+    parser.add_argument("--erased_index", type=int, required=True, help="the concept's index")
+    parser.add_argument(
+        "--em_indexes",
+        required=True,
+        help="indices of protected prompts, comma-separated, in addition to the empty prompt; '' for none",
     )
     parser.add_argument("--scenei", type=int, required=True, help="number of the scene, a folder's name")
     parser.add_argument("--timei", type=int, required=True, help="number of the time, a folder's name")
@@ -33,7 +37,7 @@ def main() -> None:
     try:
         indices = [int(part) for part in options.em_indexes.split(",") if part.strip()]
     except ValueError:
-        raise ConfigError(f"--em_indexes takes numbers with commas between, not {options.em_indexes!r}") from None
+        raise ConfigError(f"--em_indexes takes comma-separated numbers, not {options.em_indexes!r}") from None
     concept = at(listed, options.erased_index, "--erased_index")
     protected = [at(listed, index, "--em_indexes") for index in indices]
     settings = {"concepts": [concept], "protect.prompts": protected, "basis.kind": "elimination"}

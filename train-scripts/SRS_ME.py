@@ -1,4 +1,4 @@
-"""Separable concept erasure of one concept of a scene by its older flags: ``mu erase sepce``."""
+"""Separable concept erasure of a scene's concept, with the released program's flags: ``mu erase sepce``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from _training import at, erase, flags, images_of, prompts
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
 
-HELP = "The shift of a concept, with what scene/scene<S>/<T>/<index>.json of SRSME_Solution.py protects."
+HELP = "Find the delta of a concept. It protects the prompts in scene/scene<S>/<T>/<index>.json of SRSME_Solution.py."
 EXAMPLE = (
     "python train-scripts/SRS_ME.py --lr 1e-1 --scale_factor 1e-4 --threshold 1e-4 --reg_beta 1e-6 --erased_index 0 --scenei 1 "
     "--timei 0 --max_base 691 --erase_cat 'style' --devices '0,1'"
@@ -20,16 +20,18 @@ EXAMPLE = (
 
 def main() -> None:
     parser = flags(HELP, EXAMPLE)
-    parser.add_argument("--erase_cat", default="object", help="style, object, similar or nudity: the list that indices count")
-    parser.add_argument("--erased_index", type=int, required=True, help="the concept")
+    parser.add_argument(
+        "--erase_cat", default="object", help="style, object, similar or nudity: the list that the index refers to"
+    )
+    parser.add_argument("--erased_index", type=int, required=True, help="the concept's index")
     parser.add_argument("--scenei", type=int, required=True)
     parser.add_argument("--timei", type=int, required=True)
-    parser.add_argument("--max_base", type=int, required=True, help="vectors of the basis; all of them where there are fewer")
+    parser.add_argument("--max_base", type=int, required=True, help="the largest number of basis vectors")
     parser.add_argument("--lr", type=float, default=1e-6)
-    parser.add_argument("--iter_break", type=int, default=1000, help="at most so many updates")
-    parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the shift's L1 norm")
+    parser.add_argument("--iter_break", type=int, default=1000, help="the largest number of updates")
+    parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the delta's L1 norm")
     parser.add_argument("--threshold", type=float, default=5e-5, help="tau of the early stop")
-    parser.add_argument("--scale_factor", type=float, default=1e-2, help="beta, by which the basis is multiplied")
+    parser.add_argument("--scale_factor", type=float, default=1e-2, help="beta, the factor of the basis")
     parser.add_argument("--ddim_steps", type=int, default=50, help="has no effect: timesteps are uniform over all")
     options = parser.parse_args()
     show_log()
@@ -43,7 +45,9 @@ def main() -> None:
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is damaged ({error}): make it again with train-scripts/SRSME_Solution.py") from None
     if other != concept:
-        raise DataError(f"{path} is of {other!r}, and --erased_index {options.erased_index} is {concept!r}")
+        raise DataError(
+            f"{path} is for {other!r}, but --erased_index {options.erased_index} is {concept!r}: use matching indices"
+        )
     name = (
         f"train-sepme-{options.erase_cat}-scene_{options.scenei}-time_{options.timei}-lr_{options.lr}-threshold_{options.threshold}"
         f"-iter_{options.iter_break}-beta_{options.reg_beta}-{options.erased_index}"

@@ -1,4 +1,4 @@
-"""Separable concept erasure of several concepts at once by its older flags: ``mu erase sepce --bank``."""
+"""Separable concept erasure of several concepts, with the released program's flags: ``mu erase sepce --bank``."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from _training import base, erase, flags, images_of, word
 from mu.core.errors import ConfigError
 from mu.core.program import guarded, show_log
 
-HELP = "One shift for each prompt, null on the empty prompt and the others; all of them in the bank models/SepCE-.../"
+HELP = "Find one delta per prompt, null on the empty prompt and the others; writes them to the bank models/SepCE-.../"
 EXAMPLE = "python train-scripts/SepCE.py --lr 1e-2 --scale_factor 1e-4 --reg_beta 3e-5 --devices '0,1'"
 THRESHOLDS = {"VanGogh": 0.0, "Cezanne": 1.5e-4, "Picasso": 0.0}
-"""The prompts of the released program, with the tau that it has for each."""
+"""The released program's prompts, each with its tau."""
 
 
 def main() -> None:
     parser = flags(HELP, EXAMPLE)
     parser.add_argument("--prompts", default=",".join(THRESHOLDS), help="the concepts (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-6)
-    parser.add_argument("--scale_factor", type=float, default=1e-2, help="beta, by which the basis is multiplied")
-    parser.add_argument("--iter_break", type=int, default=1000, help="at most so many updates of each")
-    parser.add_argument("--threshold", type=float, help="tau of all (default: 1.5e-4 of Cezanne, 0 of others)")
-    parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the shift's L1 norm")
+    parser.add_argument("--scale_factor", type=float, default=1e-2, help="beta, the factor of the basis")
+    parser.add_argument("--iter_break", type=int, default=1000, help="the largest number of updates per prompt")
+    parser.add_argument("--threshold", type=float, help="tau of all prompts (default: 1.5e-4 for Cezanne, 0 for others)")
+    parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the delta's L1 norm")
     options = parser.parse_args()
     show_log()
     from mu.edits.bank_folder import BankFolder
@@ -32,7 +32,7 @@ def main() -> None:
 
     concepts = [part.strip() for part in options.prompts.split(",") if part.strip()]
     if not concepts or len(set(concepts)) < len(concepts):
-        raise ConfigError(f"--prompts {options.prompts!r} must name each concept, and once")
+        raise ConfigError(f"--prompts {options.prompts!r} must name at least one concept, and each only once")
     name = f"SepCE-{'-'.join(map(word, concepts))}-iter_{options.iter_break}-beta_{options.reg_beta}"
     bank = BankFolder(options.models / name)
     if bank.json.exists() and not options.overwrite:

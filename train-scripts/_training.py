@@ -1,4 +1,4 @@
-"""What the training programs share: flags that all of them have, and where a run goes."""
+"""Code that the training programs share: common flags, and the location of a run."""
 
 from __future__ import annotations
 
@@ -20,44 +20,49 @@ HUB = "CompVis/stable-diffusion-v1-4"
 log = logging.getLogger("mu")
 
 PROMPTS = Path(__file__).parent / "prompts.json"
-"""The prompts of each category in the order of the released programs; --erased_index and --em_indexes count them."""
+"""The prompts of each category, in the released programs' order. --erased_index and --em_indexes index them."""
 
 
 def flags(help_: str, example: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
     parser.add_argument(
-        "--ckpt_path", type=Path, default=CKPT, help=f"the model, a CompVis checkpoint; without it {HUB} (default: {CKPT})"
+        "--ckpt_path",
+        type=Path,
+        default=CKPT,
+        help=f"the model, a CompVis checkpoint; {HUB} if it does not exist (default: {CKPT})",
     )
-    parser.add_argument("--model_name", help="the model by any name that mu knows, in place of --ckpt_path: canvas, a folder")
+    parser.add_argument("--model_name", help="the model by any name that mu accepts, instead of --ckpt_path: canvas, a folder")
     parser.add_argument("--config_path", help="has no effect: the architecture follows from the weights")
-    parser.add_argument("--diffusers_config_path", help="has no effect, likewise")
+    parser.add_argument("--diffusers_config_path", help="has no effect: the architecture follows from the weights")
     parser.add_argument(
-        "--devices", "--device", type=there, default="0,0", help="GPU numbers; the first does the work, or else the CPU"
+        "--devices", "--device", type=there, default="0,0", help="GPU numbers; the first is used, or the CPU without a GPU"
     )
-    parser.add_argument("--models", type=Path, default=Path("models"), help="runs go into folders in it (default: models)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    parser.add_argument(
+        "--models", type=Path, default=Path("models"), help="the folder that holds the runs' folders (default: models)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run")
     return parser
 
 
 class WithoutEffect(argparse.Action):
-    """A flag of the released program that is taken and changes nothing, which is told where it is given."""
+    """A flag of the released program that is accepted without effect. A warning is logged if it is given."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         log.warning("%s has no effect: %s", option_string, (self.help or "").partition(": ")[2])
 
 
 def concept_flags(parser: argparse.ArgumentParser) -> None:
-    """A concept by ``--prompt``, or by its number in a list of the released programs."""
+    """Add the flags that name a concept: ``--prompt``, or its index in a list of the released programs."""
     named = parser.add_mutually_exclusive_group(required=True)
-    named.add_argument("--prompt", help="the concept, as the prompt that it is")
-    named.add_argument("--erased_index", type=int, help="the concept's number in the list of --erase_cat")
+    named.add_argument("--prompt", help="the concept, used as the prompt")
+    named.add_argument("--erased_index", type=int, help="the concept's index in the list of --erase_cat")
     parser.add_argument("--erase_cat", default="object", help="style, object, similar or nudity: the list of --erased_index")
     parser.add_argument("--ddim_steps", action=WithoutEffect, help="has no effect: timesteps are uniform over all")
 
 
 def concept_of(options: argparse.Namespace) -> tuple[str, str]:
-    """The concept, and how the released programs name it in folders."""
+    """Return the concept, and its name in the released programs' folder names."""
     if options.erased_index is None:
         return options.prompt, word(options.prompt)
     concept = at(prompts(options.erase_cat), options.erased_index, "--erased_index")
@@ -65,7 +70,7 @@ def concept_of(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def base(options: argparse.Namespace) -> str:
-    """The model's name. Raises `ConfigError` for a --ckpt_path that was given and is not there."""
+    """Return the model's name. Raises `ConfigError` if a given --ckpt_path does not exist."""
     if options.model_name:
         return str(options.model_name)
     if options.ckpt_path != CKPT and not options.ckpt_path.exists():
@@ -81,7 +86,7 @@ def erase(
     options: argparse.Namespace,
     model: Any = None,
 ) -> Found:
-    """Find the edit of ``concept`` (one or several) with ``settings`` (by dotted name), in ``models/<name>/``."""
+    """Find the edit of ``concept`` (one or several) with ``settings`` (by dotted name). It goes to ``models/<name>/``."""
     chosen, concepts = algorithm(method), [concept] if isinstance(concept, str) else concept
     named = {"model": base(options), "concepts": list(concepts)}
     placed = {"devices": options.devices, "output_dir": str(options.models / name)}
@@ -90,13 +95,13 @@ def erase(
 
 
 def images_of(concept: str) -> str | None:
-    """``./data/<concept>`` where generate-data.py has been; otherwise the model makes what training asks for."""
+    """Return ``./data/<concept>`` if generate-data.py made it. With None, training generates its own images."""
     folder = Path("data") / concept
     return str(folder) if folder.is_dir() else None
 
 
 def word(text: str) -> str:
-    """``Van Gogh`` as the released programs write it in names: ``VanGogh``."""
+    """Return ``Van Gogh`` as ``VanGogh``, the released programs' form in file names."""
     return slug(text.replace(" ", ""))
 
 
@@ -109,5 +114,5 @@ def prompts(category: str) -> list[str]:
 
 def at(listed: list[str], index: int, flag: str) -> str:
     if not 0 <= index < len(listed):
-        raise ConfigError(f"{flag} {index} is none of 0..{len(listed) - 1}: {', '.join(listed)}")
+        raise ConfigError(f"{flag} {index} is not in 0..{len(listed) - 1}: choose from {', '.join(listed)}")
     return listed[index]

@@ -1,4 +1,4 @@
-"""What the style classifier sees in folders of images, by its older flags: ``mu classifier score``."""
+"""Accuracy of the style classifier, with the released program's flags: ``mu classifier score``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from pathlib import Path
 from mu.core.compute import there
 from mu.core.program import guarded, show_log
 
-HELP = "The accuracy of a classifier on a folder of pictures for each class."
+HELP = "Measure a classifier's accuracy on folders of images, one folder per class."
 EXAMPLE = "example: python train-scripts/artist-cls-test.py --path './evaluation_folder/'"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=HELP, epilog=EXAMPLE)
-    parser.add_argument("--path", type=Path, default=Path("./evaluation_folder/"), help="folders named as the classes")
-    parser.add_argument("--model_path", type=Path, default=Path("./models/artis_model_10"), help="or canvas-judge, or a hub id")
-    parser.add_argument("--head", help="which question, where the classifier answers several: style, object")
+    parser.add_argument(
+        "--path", type=Path, default=Path("./evaluation_folder/"), help="holds one folder per class, with the class's name"
+    )
+    parser.add_argument(
+        "--model_path",
+        type=Path,
+        default=Path("./models/artis_model_10"),
+        help="the classifier's folder, canvas-judge, or a hub id",
+    )
+    parser.add_argument("--head", help="the head to use if the classifier has several: style, object")
     parser.add_argument("--batch_size", help="has no effect")
-    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, and the CPU where there is none")
+    parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, or the CPU without a GPU")
     options = parser.parse_args()
     show_log()
     from mu.core.compute import pick_device
@@ -31,7 +38,7 @@ def main() -> None:
     score = folder_accuracy(Judge.open(place, pick_device(options.device)), options.path, head=options.head)
     for name, share in score.per_item.items():
         print(f"{name}  {share:.4g}")
-    print(f"accuracy  {score.value:.4g} of {score.n} pictures")
+    print(f"accuracy  {score.value:.4g} of {score.n} images")
 
 
 if __name__ == "__main__":

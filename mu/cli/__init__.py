@@ -1,4 +1,4 @@
-"""``mu``: the command line. Each verb has its file, which only calls the packages; nothing here loads torch."""
+"""``mu``: the command line. Each verb is one file that calls the packages. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ app.add_typer(data_app)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     app(prog_name="mu")
 
 

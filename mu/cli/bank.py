@@ -1,4 +1,4 @@
-"""``mu bank``: edits of one model that are kept together"""
+"""``mu bank``: keep several edits of one model in a folder."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from mu.models.parameters import EditableModel
 
 app = typer.Typer(
-    name="bank", help="Keep the edits of a model in a folder: erase, restore, merge any of them.", no_args_is_help=False
+    name="bank", help="Keep edits of a model in a folder; erase, restore or merge any of them.", no_args_is_help=False
 )
 
 Folder = Annotated[Path, typer.Option("--bank", metavar="DIR", help="The bank's folder.")]
-Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="As `mu bank list` names them.")]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; kept in the bank's log.")]
+Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="Concepts, by the names that `mu bank list` prints.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, recorded in the bank's log.")]
 Transfer = Annotated[
-    bool, typer.Option("--transfer", help="Take other weights than the edits were found on, as a sibling checkpoint's.")
+    bool, typer.Option("--transfer", help="Accept a model whose weights differ, such as a sibling checkpoint.")
 ]
-BaseModel = Annotated[str | None, typer.Option("--model", help="In place of the bank's own base.")]
+BaseModel = Annotated[str | None, typer.Option("--model", help="The base model. Default: the bank's own.")]
 
 
 @app.command("list")
 def list_(bank: Folder, json: Json = False) -> None:
-    """List the edits of a bank: which are on, and at what strength.
+    """List the edits of a bank, which of them are on, and their strengths.
 
     Example: mu bank list --bank outputs/bank
     """
@@ -41,14 +41,16 @@ def list_(bank: Folder, json: Json = False) -> None:
 def add(
     edits: Annotated[list[str], typer.Argument(metavar="EDIT|RUN...", help="Edit files or run folders.")],
     bank: Folder,
-    model: Annotated[str | None, typer.Option(help="Default: the bank's base; of a new bank, the edit's.")] = None,
-    strength: Annotated[float, typer.Option(help="How much of them acts.")] = 1.0,
+    model: Annotated[
+        str | None, typer.Option(help="The base model. Default: the bank's base; for a new bank, the edit's.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="The number that the edits are multiplied by.")] = 1.0,
     transfer: Transfer = False,
     reason: Reason = "",
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Add edits to a bank, and put them on. The first ones make the folder.
+    """Add edits to a bank and switch them on. The folder is created if it does not exist.
 
     Example: mu bank add outputs/neon outputs/star --bank outputs/bank --reason "first release"
     """
@@ -68,7 +70,7 @@ def add(
 
 @app.command()
 def remove(concepts: Concepts, bank: Folder, reason: Reason = "", json: Json = False) -> None:
-    """Take edits out of a bank and delete their files. To give concepts back for a time, restore them.
+    """Remove edits from a bank and delete their files. To bring a concept back temporarily, use restore.
 
     Example: mu bank remove "neon style" --bank outputs/bank --reason "replaced by a better edit"
     """
@@ -80,7 +82,7 @@ def remove(concepts: Concepts, bank: Folder, reason: Reason = "", json: Json = F
 
 @app.command()
 def restore(concepts: Concepts, bank: Folder, reason: Reason = "", json: Json = False) -> None:
-    """Give concepts back exactly: their edits stay in the bank, and are off.
+    """Restore concepts exactly. Their edits stay in the bank, switched off.
 
     Example: mu bank restore "neon style" --bank outputs/bank --reason "the artist agreed"
     """
@@ -94,11 +96,11 @@ def restore(concepts: Concepts, bank: Folder, reason: Reason = "", json: Json = 
 def erase(
     concepts: Concepts,
     bank: Folder,
-    strength: Annotated[float | None, typer.Option(help="Default: as before.")] = None,
+    strength: Annotated[float | None, typer.Option(help="The edits' new strength. Default: unchanged.")] = None,
     reason: Reason = "",
     json: Json = False,
 ) -> None:
-    """Put the edits of restored concepts on again, or change their strength.
+    """Switch the edits of restored concepts on again, or change their strength.
 
     Example: mu bank erase "neon style" --bank outputs/bank --reason "the artist withdrew"
     """
@@ -113,12 +115,12 @@ def check(
     bank: Folder,
     model: BaseModel = None,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Up to which share a concept counts as spared. Default: 0.01.")
+        float | None, typer.Option(min=0, help="The largest share at which a concept counts as retained. Default: 0.01.")
     ] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measure which edits act on which other concepts. Ends with 1 where one does: restoring it changes the other concept.
+    """Measure which edits act on other concepts, so that restoring them changes those. Exit with 1 if any does.
 
     Example: mu bank check --bank outputs/bank
     """
@@ -133,10 +135,19 @@ def check(
     if json:
         print_json([leak.to_json() for leak in found])
     else:
-        cells = [(leak.edit, leak.on, "" if leak.share is None else f"{leak.share:.2g}", "yes" if leak.listed else "no", leak.verdict) for leak in found]  # fmt: skip
-        print_table(["edit of", "acts on", "share", "said to protect", "verdict"], cells)
+        cells = [
+            (
+                leak.edit,
+                leak.on,
+                "" if leak.share is None else f"{leak.share:.2g}",
+                "yes" if leak.listed else "no",
+                leak.verdict,
+            )
+            for leak in found
+        ]
+        print_table(["edit of", "acts on", "share", "listed as protected", "verdict"], cells)
         unknown = dict.fromkeys(leak.edit for leak in found if leak.share is None)
-        print(*leaking, *(f"{name!r} is not measurable by text: generate pictures to see" for name in unknown), sep="\n")
+        print(*leaking, *(f"{name!r} is not measurable by text: generate images to see" for name in unknown), sep="\n")
     if leaking:
         raise typer.Exit(1)
 
@@ -144,13 +155,15 @@ def check(
 @app.command()
 def merge(
     bank: Folder,
-    out: Annotated[Path, typer.Option(help="The file, or the folder for diffusers.")],
+    out: Annotated[Path, typer.Option(help="The output file; for diffusers and transformers, the output folder.")],
     form: Annotated[
         str, typer.Option("--format", help="kohya, peft, diffusers, unet, compvis or transformers, as in `mu merge`.")
     ],
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="CONCEPT", help="Merge this, on or not; repeat for several. Default: what is on."),
+        typer.Option(
+            metavar="CONCEPT", help="Merge this concept's edit, on or off; repeat for several. Default: every edit that is on."
+        ),
     ] = None,
     model: BaseModel = None,
     transfer: Transfer = False,
@@ -159,7 +172,7 @@ def merge(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Write what is on for other tools, and note in the log what went in and the result's SHA-256.
+    """Write the edits that are on for other tools, and log which they are and the result's SHA-256.
 
     Example: mu bank merge --bank outputs/bank --format diffusers --out outputs/merged --reason "release 1.2"
     """
@@ -180,7 +193,7 @@ def merge(
 
 @app.command("log")
 def log_(bank: Folder, json: Json = False) -> None:
-    """Show who was erased, restored and merged when, and why.
+    """Show when concepts were erased, restored and merged, and why.
 
     Example: mu bank log --bank outputs/bank --json
     """
@@ -218,5 +231,13 @@ def _show(bank: Path, json: bool) -> None:
     if json:
         print_json(state.model_dump(mode="json"))
         return
-    cells = [[e.concept, "erased" if e.on else "restored", f"{e.strength:g}", e.file if (folder.folder / e.file).exists() else f"{e.file} is missing"] for e in state.edits]  # fmt: skip
+    cells = [
+        [
+            e.concept,
+            "erased" if e.on else "restored",
+            f"{e.strength:g}",
+            e.file if (folder.folder / e.file).exists() else f"{e.file} is missing",
+        ]
+        for e in state.edits
+    ]
     print_table(["concept", "state", "strength", "file"], cells, title=f"{bank}: edits of {state.base}")

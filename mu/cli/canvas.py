@@ -1,4 +1,4 @@
-"""``mu canvas``: the world of the embedded model"""
+"""``mu canvas``: train the embedded model, render its data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import typer
 from mu.cli.options import Device, Resume, pairs, whole_numbers
 from mu.core.errors import ConfigError, nearest
 
-app = typer.Typer(name="canvas", help="Train the embedded model anew, or render its world as data.", no_args_is_help=False)
+app = typer.Typer(
+    name="canvas", help="Train the embedded model from scratch, or render its world as a data set.", no_args_is_help=False
+)
 
 
 class Layout(str, Enum):
@@ -23,17 +25,19 @@ class Layout(str, Enum):
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Where the models go; a stage whose folder exists is skipped.")] = Path(
+    out: Annotated[Path, typer.Option(help="The output folder. A stage whose folder exists is skipped.")] = Path(
         "outputs/canvas"
     ),
-    seed: Annotated[int, typer.Option(help="Decides all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     device: Device = None,
-    stages: Annotated[str, typer.Option(help="Which, with commas between, in this order.")] = "judge,clip,autoencoder,unet,vlm",
+    stages: Annotated[
+        str, typer.Option(help="Stages to train, comma-separated, in this order.")
+    ] = "judge,clip,autoencoder,unet,vlm",
     steps: Annotated[
-        str | None, typer.Option(metavar="STAGE=N,...", help="Optimiser steps in place of the stages' own.")
+        str | None, typer.Option(metavar="STAGE=N,...", help="Optimiser steps per stage. Default: each stage's own.")
     ] = None,
 ) -> None:
-    """Train the embedded model from nothing. Run again, it goes on where it stopped.
+    """Train the embedded model from scratch. A second run continues where the first stopped.
 
     Example: mu canvas train --out outputs/canvas --stages judge,clip --steps judge=200,clip=300
     """
@@ -53,15 +57,16 @@ def train(
 
 @app.command()
 def render(
-    layout: Annotated[Layout, typer.Argument(help="How the files lie.")],
+    layout: Annotated[Layout, typer.Argument(help="The layout of the files.")],
     out: Annotated[Path, typer.Argument(help="An empty or new folder.")],
     n: Annotated[
-        int, typer.Option("--n", help="unlearn-canvas: pictures per style and object. celeba: per identity. shards: in all.")
+        int,
+        typer.Option("--n", help="Images: per style and object (unlearn-canvas), per identity (celeba), in total (shards)."),
     ] = 20,
-    seed: Annotated[int, typer.Option(help="Decides every picture.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all images.")] = 0,
     resume: Resume = False,
 ) -> None:
-    """Render images of the canvas world in a layout that the field's programs read.
+    """Render images of the canvas world in a data set layout that other programs read.
 
     Example: mu canvas render unlearn-canvas outputs/images --n 5
     """

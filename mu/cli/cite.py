@@ -1,4 +1,4 @@
-"""``mu cite``"""
+"""``mu cite``: print BibTeX entries."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mu.core.errors import DataError
 
 
 def cite(
-    what: Annotated[str, typer.Argument(metavar="METHOD|RUN|EDIT", help="A method's name, or what one left behind.")],
+    what: Annotated[str, typer.Argument(metavar="METHOD|RUN|EDIT", help="A method, a run folder or an edit file.")],
 ) -> None:
-    """Print the BibTeX entry of a method, of a run, or of an edit's file.
+    """Print the BibTeX entry of a method, a run or an edit file.
 
     Example: mu cite spm
     """

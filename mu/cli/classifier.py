@@ -1,4 +1,4 @@
-"""``mu classifier``: what tells whether a style or an object is seen"""
+"""``mu classifier``: recognise styles and objects in images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import typer
 
 from mu.cli.options import Device, Json, Overwrite, Resume
 
-app = typer.Typer(
-    name="classifier", help="Train a classifier on folders of pictures, or ask one what it sees.", no_args_is_help=False
-)
+app = typer.Typer(name="classifier", help="Train a classifier on folders of images, or classify images.", no_args_is_help=False)
 
-Head = Annotated[str | None, typer.Option(help="Which question, where the classifier answers several: style, object.")]
+Head = Annotated[str | None, typer.Option(help="The head to use if the classifier has several: style, object.")]
 
 
 class Layers(str, Enum):
@@ -24,29 +22,29 @@ class Layers(str, Enum):
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Where the classifier goes, a transformers folder.")],
-    train: Annotated[Path, typer.Option(metavar="DIR", help="Pictures to learn from, a folder for each class.")] = Path(
-        "data/train"
-    ),
-    held_out: Annotated[Path, typer.Option("--eval", metavar="DIR", help="Pictures to choose the best epoch by.")] = Path(
-        "data/eval"
-    ),
-    backbone: Annotated[str, typer.Option(help="A hub id or folder like microsoft/resnet-18; random: a small one.")] = "random",
+    out: Annotated[Path, typer.Option(help="The output: a transformers folder.")],
+    train: Annotated[Path, typer.Option(metavar="DIR", help="Training images, one folder per class.")] = Path("data/train"),
+    held_out: Annotated[
+        Path, typer.Option("--eval", metavar="DIR", help="Held-out images that select the best epoch, one folder per class.")
+    ] = Path("data/eval"),
+    backbone: Annotated[
+        str, typer.Option(help="A hub id or folder like microsoft/resnet-18; random: a small network.")
+    ] = "random",
     head: Annotated[str, typer.Option(help="What the classes are: style, object.")] = "style",
     layers: Annotated[
-        Layers | None, typer.Option(help="What learns. Default: all of a random backbone, else the head alone.")
+        Layers | None, typer.Option(help="Layers to train. Default: all for a random backbone, else the head.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="How often each picture is seen.")] = 20,
-    batch: Annotated[int, typer.Option(help="Pictures for each step.")] = 30,
-    rate: Annotated[float, typer.Option(help="The highest learning rate, half-way through.")] = 0.01,
-    size: Annotated[int | None, typer.Option(help="The pictures' side in pixels. Default: the backbone's own.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides all random numbers.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 30,
+    rate: Annotated[float, typer.Option(help="The highest learning rate, reached half-way.")] = 0.01,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels. Default: the backbone's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     device: Device = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Train a classifier of styles or objects; a folder's name is the name of its class.
+    """Train a classifier of styles or objects. Each folder's name is its class.
 
     Example: mu classifier train --train ./data/train --eval ./data/eval --out outputs/classifier
     """
@@ -60,19 +58,19 @@ def train(
     if json:
         print_json({"classifier": str(out), **score.to_json()})
         return
-    print(f"classifier  {out}\naccuracy    {score.value:.4g} on {score.n} held-out pictures")
+    print(f"classifier  {out}\naccuracy    {score.value:.4g} on {score.n} held-out images")
 
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(help="A classifier's folder, canvas-judge, or a hub id that is in the local cache.")],
-    images: Annotated[Path, typer.Argument(help="Pictures, or a folder for each class that was asked for.")],
-    concept: Annotated[str | None, typer.Option(help="The class that all pictures were asked to show.")] = None,
+    model: Annotated[str, typer.Argument(help="A classifier's folder, canvas-judge, or a hub id in the local cache.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images, or of one folder per requested class.")],
+    concept: Annotated[str | None, typer.Option(help="The class that all images should show.")] = None,
     head: Head = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """The share of images in which a classifier sees what was asked for; without a question, what it sees.
+    """Compute the share of images in the requested class; without a class, count the classifier's answers.
 
     Example: mu classifier score outputs/classifier outputs/images --concept "Van Gogh"
     """
@@ -93,10 +91,10 @@ def score(
             print_json(found.to_json())
             return
         print_table(["asked for", "seen in"], [[name, f"{share:.4g}"] for name, share in found.per_item.items()])
-        print(f"accuracy  {found.value:.4g} of {found.n} pictures")
+        print(f"accuracy  {found.value:.4g} of {found.n} images")
         return
     seen = Counter(answers(judge, images_in(images), head))
     if json:
         print_json({"n": seen.total(), "seen": dict(seen.most_common())})
         return
-    print_table(["seen", "pictures"], [[name, str(count)] for name, count in seen.most_common()])
+    print_table(["seen", "images"], [[name, str(count)] for name, count in seen.most_common()])

@@ -1,4 +1,4 @@
-"""``mu compare``"""
+"""``mu compare``: a table of several runs' scores."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mu.cli.options import Json
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs with scores, see mu evaluate.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders with scores; see mu evaluate.")],
     json: Json = False,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print a Markdown table, the best of each column in bold.")
+        bool, typer.Option("--markdown", help="Print a Markdown table, with the best value of each column in bold.")
     ] = False,
 ) -> None:
-    """Put the scores of runs side by side. Numbers of different protocols never share a column.
+    """Print the scores of several runs side by side. Different protocols never share a column.
 
     Example: mu compare outputs/neon outputs/star --markdown
     """
@@ -26,7 +26,7 @@ def compare(
     from mu.report.table import score_table
 
     if json and markdown:
-        raise ConfigError("--json and --markdown are two forms of the same table: choose one")
+        raise ConfigError("--json and --markdown exclude each other: choose one")
     table = score_table(runs)
     if json:
         print_json(table.to_json())

@@ -1,4 +1,4 @@
-"""``mu config``"""
+"""``mu config``: print a method's settings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import typer
 
 def config(
     method: Annotated[str, typer.Argument(help="The method: see `mu methods`.")],
-    preset: Annotated[str | None, typer.Option(help="Settings by name in place of the defaults.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A preset to print. Default: the method's defaults.")] = None,
 ) -> None:
-    """Print a method's settings as YAML, each under what it does.
+    """Print a method's settings as YAML, each under its description.
 
     Example: mu config spm --preset canvas > neon.yaml
     """

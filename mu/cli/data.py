@@ -1,4 +1,4 @@
-"""``mu data``"""
+"""``mu data``: prepare training data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mu.core.errors import ConfigError, OutputError
 if TYPE_CHECKING:
     from mu.data.pairs import Pair
 
-app = typer.Typer(name="data", help="Prepare data for the methods that need pictures.", no_args_is_help=False)
+app = typer.Typer(name="data", help="Prepare data for the methods that need images.", no_args_is_help=False)
 
 
 @app.command()
@@ -27,14 +27,16 @@ def forget_set(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Make the pictures instead: canvas, a hub id, a diffusers folder, or a model file.")
+        str | None, typer.Option(help="Generate the images instead: canvas, a hub id, a diffusers folder, or a model file.")
     ] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="With --model; repeat to take turns. Default: the name.")] = None,
-    n_imgs: Annotated[int, typer.Option(min=1, help="At most so many pictures.")] = 500,
-    out: Annotated[Path, typer.Option(help="The folder of NAME.tar and, with --model, of the pictures.")] = Path(
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="With --model: a prompt; several take turns. Default: the name.")
+    ] = None,
+    n_imgs: Annotated[int, typer.Option(min=1, help="The largest number of images.")] = 500,
+    out: Annotated[Path, typer.Option(help="The folder for NAME.tar and, with --model, for the images.")] = Path(
         "data/tar_files"
     ),
-    seed: Annotated[int, typer.Option(help="With --model: of the first picture; the others follow by one.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --model: seed of the first image; each next image adds one.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="With --model: denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option(help="With --model: guidance scale.")] = 7.5,
     overwrite: Overwrite = False,
@@ -79,7 +81,7 @@ def forget_set(
 
 
 def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, overwrite: bool) -> list[Pair]:
-    """``n`` images in the folder named as ``tar``; those that ``recipe`` made there before are kept."""
+    """Generate ``n`` images in the folder named like ``tar``. Images that ``recipe`` already made there are kept."""
     from mu.core.progress import progress_bar
     from mu.data.pairs import Pair
     from mu.data.shards import Extent
@@ -88,14 +90,14 @@ def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, over
 
     folder = tar.with_suffix("")
     if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).exists():
-        raise OutputError(f"{folder} holds something else: choose another --out")
+        raise OutputError(f"{folder} holds other files: choose another --out")
     if tar.exists() and not overwrite and noted(folder) != recipe:
-        raise OutputError(f"{tar} exists and was made otherwise: choose another --out, or pass --overwrite")
+        raise OutputError(f"{tar} exists and was made with other options: choose another --out, or pass --overwrite")
     painter = load_diffusion(recipe["model"], device=device, precision=recipe["precision"])
     claim(folder, recipe)
     prompts = itertools.islice(itertools.cycle(recipe["prompts"]), n)
     rows = [ImageRow(f"{k:05d}.png", text, recipe["seed"] + k) for k, text in enumerate(prompts)]
-    with progress_bar("pictures", n) as advance:
+    with progress_bar("images", n) as advance:
         write_images(
             painter, rows, folder, steps=recipe["steps"], guidance=recipe["guidance"], resume=True,
             progress=lambda done, _: advance(done, ""),

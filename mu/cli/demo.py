@@ -1,4 +1,4 @@
-"""``mu demo``"""
+"""``mu demo``: show the whole program on the embedded model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mu.cli.options import Overwrite
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("outputs/demo"), overwrite: Overwrite = False
+    out: Annotated[Path, typer.Option(help="The output folder.")] = Path("outputs/demo"), overwrite: Overwrite = False
 ) -> None:
-    """Erase a style and an object from the embedded model, put one back, and write a report.
+    """Erase a style and an object from the embedded model, restore one, and write a report.
 
     Example: mu demo --out outputs/demo
     """

@@ -1,4 +1,4 @@
-"""``mu erase``"""
+"""``mu erase``: find the edit that erases a concept."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
 
 def erase(
     method: Annotated[str, typer.Argument(help="The method: see `mu methods`.")],
-    concept: Annotated[list[str] | None, typer.Option(help="What to erase; repeat for several.")] = None,
+    concept: Annotated[list[str] | None, typer.Option(help="The concept to erase; repeat for several.")] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="canvas, a hub id, a folder, or a .safetensors/.ckpt file. Default: what an embedded --preset is for, or canvas."
+            help="canvas, a hub id, a folder, or a .safetensors/.ckpt file. Default: the preset's embedded model, else canvas."
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings as YAML (see `mu config`); --concept goes on top.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings by name. Default: those that fit the model.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings as YAML (see `mu config`); --concept overrides its concepts.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A preset. Default: the one for the model.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting on top, like train.iterations=100.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, like train.iterations=100.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. Default: outputs/METHOD/CONCEPT.")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt of the pictures before and after; repeatable.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt for the images before and after; repeat for several.")
+    ] = None,
     images: Annotated[
-        bool, typer.Option("--images/--no-images", "--pictures/--no-pictures", help="Make images before and after.")
+        bool, typer.Option("--images/--no-images", "--pictures/--no-pictures", help="Generate images before and after.")
     ] = True,
-    bank: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also add the edit to the bank there; see `mu bank`.")
-    ] = None,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="With --bank: why; kept in the bank's log.")] = "",
-    track: Annotated[
-        str | None, typer.Option(metavar="TRACKER", help="wandb or tensorboard: send the losses there too.")
-    ] = None,
+    bank: Annotated[Path | None, typer.Option(metavar="DIR", help="Also add the edit to this bank; see `mu bank`.")] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="With --bank: the reason, recorded in the bank's log.")] = "",
+    track: Annotated[str | None, typer.Option(metavar="TRACKER", help="Also send the losses to wandb or tensorboard.")] = None,
     device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: as the settings say.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: the settings' value.")] = None,
 ) -> None:
-    """Find the edit that erases concepts; leave the edit, images before and after, and a report in a folder.
+    """Find the edit that erases concepts. Writes the edit, images before and after, and a report to a folder.
 
     Example: mu erase spm --concept "neon style" --set train.iterations=100 --out outputs/neon
     """
@@ -65,7 +65,9 @@ def erase(
     if reason and not bank:
         raise ConfigError("--reason belongs to --bank")
     if config and (model or preset or device or precision):
-        raise ConfigError("--config FILE already says model and device: change them in it or with --set KEY=VALUE")
+        raise ConfigError(
+            "--config FILE already sets model, preset, device and precision: change them in it or with --set KEY=VALUE"
+        )
     if not (config or concepts):
         raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
     name = None if config else model or _embedded(chosen, preset)
@@ -87,7 +89,7 @@ def erase(
 
 
 def _embedded(method: type[Algorithm], preset: str | None) -> str:
-    """The embedded model that ``preset`` is for; canvas where it is for none."""
+    """Return the embedded model that ``preset`` is made for, or canvas."""
     from mu.models import EMBEDDED
 
     name = getattr(method.preset(preset), "model", "") if preset else ""
@@ -95,7 +97,7 @@ def _embedded(method: type[Algorithm], preset: str | None) -> str:
 
 
 def _flags(config: type[BaseConfig], out: Path | None, device: str | None, precision: str | None) -> dict[str, str]:
-    """What --out, --device and --precision say, by the names that the method's settings have for it."""
+    """Return --out, --device and --precision under the method's own setting names."""
     names = config.model_fields
     given = {name: str(out) for name in ("output_dir", "run_dir") if out and name in names}
     where = "precision" if "precision" in names else "train.precision"
@@ -103,7 +105,7 @@ def _flags(config: type[BaseConfig], out: Path | None, device: str | None, preci
 
 
 def _expect(work: Algorithm, bank: Path) -> None:
-    """Before the search: what the bank would not take is refused now, and the search takes account of what is in it."""
+    """Refuse, before the search, what the bank would not accept; let the search account for the bank's edits."""
     from mu.edits.bank_folder import BankFolder
 
     BankFolder(bank).refuse([*work.concepts(), ", ".join(work.concepts())])
@@ -111,7 +113,7 @@ def _expect(work: Algorithm, bank: Path) -> None:
 
 
 def _model(work: Algorithm, found: Found, device: str | None) -> Any:
-    """What the edit was found on; loaded anew, in the same way, where a resumed run had nothing left to search."""
+    """Return the model that the edit was found on. Load it the same way if a resumed run had nothing left to search."""
     from mu.models import load
     from mu.models.load_options import loading
 
@@ -126,7 +128,7 @@ def _edit(found: Found) -> Edit:
 
 
 def _add(work: Algorithm, found: Found, model: Any, bank: Path, reason: str) -> None:
-    """The run's edits go into the bank, one for each concept where the method finds them apart."""
+    """Add the run's edits to the bank, one per concept if the method finds them separately."""
     from mu.edits.bank_folder import BankFolder
 
     folder, added = BankFolder(bank), cast("Sequence[Edit]", work.separate(found.edit))

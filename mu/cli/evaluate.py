@@ -1,4 +1,4 @@
-"""``mu evaluate``"""
+"""``mu evaluate``: measure a run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ def evaluate(
     run: RunFolder,
     suite: Annotated[
         str | None,
-        typer.Option(help="What is measured, by a stated protocol: canvas, clip, vlm. Default: by the kind of model."),
+        typer.Option(help="What to measure, by a stated protocol: canvas, clip, vlm. Default: the suite for the model."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The base model. Default: the run's own.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of the pictures, with commas between.")] = "188,288,588,688",
+    seeds: Annotated[str, typer.Option(help="Seeds of the images, comma-separated.")] = "188,288,588,688",
     base_answers: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the base model's pictures are kept, for several runs to share.")
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder that keeps the base model's images, so that several runs share them."),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="What clip and vlm measure on, instead of what the run's settings say; repeat for several: canvas, celeba:FOLDER, "
-            "imagenet:FOLDER; for clip also forget:SOURCE and val:SOURCE, for vlm FILE.csv (image, question, answer)."
+            help="Data for clip and vlm. Default: the run's settings. Repeat for several: canvas, celeba:FOLDER, "
+            "imagenet:FOLDER; clip: also forget:SOURCE, val:SOURCE; vlm: also FILE.csv (image, question, answer)."
         ),
     ] = None,
     device: Device = None,
@@ -34,7 +35,7 @@ def evaluate(
     prediction_type: PredictionType = None,
     json: Json = False,
 ) -> None:
-    """Measure a run: what left, what stayed. Writes scores.json and the report anew.
+    """Measure what a run erased and what it retained. Updates scores.json and the report.
 
     Example: mu evaluate outputs/neon --base-answers outputs/answers
     """

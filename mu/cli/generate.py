@@ -1,4 +1,4 @@
-"""``mu generate``"""
+"""``mu generate``: make images."""
 
 from __future__ import annotations
 
@@ -35,27 +35,30 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="canvas (default; with --bank its base), a hub id, a diffusers folder, or a .safetensors/.ckpt file."
+            help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file. Default: the bank's base, else canvas."
         ),
     ] = None,
-    edit: Annotated[list[str] | None, typer.Option(metavar="FILE|RUN", help="An edit to put on; repeat for several.")] = None,
+    edit: Annotated[list[str] | None, typer.Option(metavar="FILE|RUN", help="An edit to apply; repeat for several.")] = None,
     bank: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="In place of --edit: what is on in the bank there; see `mu bank`.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Instead of --edit: apply the edits that are on in this bank; see `mu bank`."),
     ] = None,
     strength: Annotated[
-        list[float] | None, typer.Option(help="One for each edit, in order. Default: 1, or as the bank says.")
+        list[float] | None, typer.Option(help="One strength per edit, in order. Default: the bank's, else 1.")
     ] = None,
     gate: Annotated[
-        GateChoice, typer.Option(help="How low-rank edits pass: as their file says, in full, or by prompt.")
+        GateChoice, typer.Option(help="Gate of low-rank edits: the file's own, none (always in full), or by prompt.")
     ] = GateChoice.file,
     factor: Annotated[float | None, typer.Option(help="Multiplies the gate of facilitated_transport. Default: 1.")] = None,
-    seed: Annotated[int, typer.Option(help="Of each prompt's first picture, where the file gives none.")] = 0,
-    n: Annotated[int, typer.Option("--n", min=1, help="Pictures for each prompt, with seeds one apart.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of each prompt's first image, unless the prompt file has one.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Images per prompt; each next seed adds one.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the file's, else 7.5.")] = None,
-    negative: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Pixels. Default: what the model was trained for.")] = None,
-    out: Annotated[Path, typer.Option(help="The folder of CASE_K.png and prompts.json.")] = Path("outputs/pictures"),
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the prompt file's, else 7.5.")] = None,
+    negative: Annotated[str, typer.Option(help="The negative prompt.")] = "",
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height x width in pixels. Default: the model's training size.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The output folder for CASE_K.png and prompts.json.")] = Path("outputs/pictures"),
     overwrite: Overwrite = False,
     resume: Resume = False,
     device: Device = None,
@@ -63,7 +66,7 @@ def generate(
     clip_skip: ClipSkip = None,
     prediction_type: PredictionType = None,
 ) -> None:
-    """Make images from prompts, with any number of edits on.
+    """Generate images from prompts, with any number of edits applied.
 
     Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/images
     """
@@ -81,7 +84,7 @@ def generate(
     if factor is not None and gate is not GateChoice.facilitated_transport:
         raise ConfigError("--factor belongs to --gate facilitated_transport")
     if edit and bank:
-        raise ConfigError("pass --edit or --bank, not both: `mu bank add` puts an edit into the bank")
+        raise ConfigError("pass --edit or --bank, not both: `mu bank add` adds an edit to the bank")
     cases = _cases(prompt, prompts, seed)
     rows = _rows(cases, n, guidance)
     pixels = _size(size) if size else None
@@ -89,7 +92,7 @@ def generate(
     painter, put_on = _opened(edit or [], bank, model, loaded, clip_skip=clip_skip, prediction_type=prediction_type)
     passes = _gate(gate, factor)
     recipe = recipe_of(put_on, strength or None, passes)
-    with put_on.applied(strength or None, passes), progress_bar("pictures", len(rows)) as advance:
+    with put_on.applied(strength or None, passes), progress_bar("images", len(rows)) as advance:
         write_images(
             painter, rows, out, steps=steps, guidance=7.5 if guidance is None else guidance, negative=negative, size=pixels,
             resume=resume, overwrite=overwrite, recipe=recipe, progress=lambda done, _: advance(done, ""),
@@ -101,7 +104,7 @@ def generate(
 
 
 def _cases(prompt: list[str] | None, file: Path | None, seed: int) -> list[PromptRow]:
-    """The prompts, each with the seed of its first image."""
+    """Return the prompts, each with the seed of its first image."""
     from mu.data.prompts import PromptRow, read_prompts
 
     cases = read_prompts(file) if file else [PromptRow(text, k) for k, text in enumerate(prompt or ())]
@@ -109,7 +112,7 @@ def _cases(prompt: list[str] | None, file: Path | None, seed: int) -> list[Promp
 
 
 def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None) -> list[ImageRow]:
-    """``n`` images of each case, with seeds one apart; a case's own guidance holds where none is given."""
+    """Return ``n`` rows per case, with consecutive seeds. A case's own guidance applies if ``guidance`` is None."""
     from mu.diffusion.image_folder import ImageRow
 
     return [
@@ -123,7 +126,10 @@ def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None) -> list[Im
 def _opened(
     edits: Sequence[str], bank: Path | None, model: str | None, loaded: Mapping[str, Any], **noted: Any
 ) -> tuple[DiffusionModel, Bank]:
-    """The model and what is to be put on it: the edits, or the bank. Options in ``noted`` that are None are as the edits note them."""
+    """Load the model, and a bank with the edits or with ``bank``'s.
+
+    Options in ``noted`` that are None take the edits' values.
+    """
     from mu.edits.bank import Bank
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
@@ -139,7 +145,7 @@ def _opened(
 
 
 def _gate(choice: GateChoice, factor: float | None) -> Gate | None:
-    """In place of the edits' own gates; None leaves them theirs."""
+    """Return the gate that replaces the edits' own; None keeps theirs."""
     from mu.edits.gates import FacilitatedTransport, FixedStrength
 
     match choice:

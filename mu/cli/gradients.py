@@ -1,4 +1,4 @@
-"""``mu gradients``"""
+"""``mu gradients``: compute a gradient file for slug."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ if TYPE_CHECKING:
 
 
 def gradients(
-    out: Annotated[Path, typer.Option(help="The file, NAME.safetensors.")],
+    out: Annotated[Path, typer.Option(help="The output file, NAME.safetensors.")],
     model: Annotated[str, typer.Option(help="A CLIP: canvas-clip, open_clip:ARCH/TAG, or a folder.")] = "canvas-clip",
     forget: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Pairs of --concept: web shards, a folder of pictures, or canvas.")
+        str | None, typer.Option(metavar="SOURCE", help="Pairs that show --concept: web shards, an image folder, or canvas.")
     ] = None,
-    concept: Annotated[str | None, typer.Option(help="With --forget: what they show.")] = None,
+    concept: Annotated[str | None, typer.Option(help="With --forget: the concept that the pairs show.")] = None,
     retain: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Instead of --forget: pairs of everything else, for all concepts.")
+        str | None,
+        typer.Option(metavar="SOURCE", help="Instead of --forget: pairs of everything else; one file serves all concepts."),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of slug on top, like data.n_retain=2000.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of slug, like data.n_retain=2000."),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compute the forget or the retain gradient of a CLIP once, as a file that slug takes in place of images.
+    """Compute a CLIP's forget or retain gradient, and write it as a file that slug reads instead of images.
 
-    Example: mu gradients --model canvas-clip --forget canvas --concept "Ada Stone" --out outputs/gradients/Ada_Stone.safetensors
+    Example: mu gradients --model canvas-clip --forget canvas --concept "Ada Stone" --out outputs/ada.safetensors
     """
     from mu.algorithms import algorithm
     from mu.cli.output import print_json
@@ -47,7 +49,7 @@ def gradients(
     if bool(forget) == bool(retain):
         raise ConfigError("pass --forget SOURCE with --concept, or --retain SOURCE" + (", not both" if forget else ""))
     if bool(forget) != bool(concept):
-        raise ConfigError("--forget needs --concept: what do the pictures show?" if forget else "--concept belongs to --forget")
+        raise ConfigError("--forget needs --concept: name what the images show" if forget else "--concept belongs to --forget")
     refuse(out, overwrite=overwrite)
     name = Concept(concept) if concept else ""
     slug = algorithm("slug")

@@ -1,4 +1,4 @@
-"""``mu info``"""
+"""``mu info``: describe an edit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mu.cli.options import Json
 
 
 def info(
-    edit: Annotated[str, typer.Argument(metavar="EDIT|RUN", help="An edit's file, or a run's folder.")], json: Json = False
+    edit: Annotated[str, typer.Argument(metavar="EDIT|RUN", help="An edit file or a run folder.")], json: Json = False
 ) -> None:
-    """Say what an edit's file holds: concepts, method, base model, gate, size and, as JSON, its whole settings.
+    """Print an edit's concepts, method, base model, gate and size; as JSON, also all its settings.
 
     Example: mu info outputs/neon/edit.safetensors --json
     """
@@ -33,7 +33,7 @@ def info(
         return
     about = opened.info
     facts = {
-        "concepts": ", ".join(about.concepts) or "none named",
+        "concepts": ", ".join(about.concepts) or "not named",
         "method": about.method,
         "kind": type(opened).__name__,
         "base": about.base or "not noted",
@@ -41,7 +41,7 @@ def info(
         "fingerprint": about.fingerprint or "not noted",
         "gate": ", ".join(f"{name} {value}" for name, value in gate_to_json(about.gate).items()) or "none",
         "protects": _few(about.protects),
-        "spares up to a leak": _few(about.spares),
+        "retains up to a leak": _few(about.spares),
         "found": ", ".join(f"{name} {value}" for name, value in about.found.items()) or "nothing noted",
         "seed": "not noted" if about.seed is None else str(about.seed),
         "made with": ", ".join(f"{name} {version}" for name, version in about.versions.items()),

@@ -1,4 +1,4 @@
-"""``mu merge``"""
+"""``mu merge``: write edits for other tools."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from mu.cli.options import Device, Model, Overwrite, PredictionType
 
 def merge(
     edits: Annotated[list[str], typer.Argument(metavar="EDIT|RUN...", help="Edit files or run folders.")],
-    out: Annotated[Path, typer.Option(help="The file, or the folder for diffusers and transformers.")],
+    out: Annotated[Path, typer.Option(help="The output file; for diffusers and transformers, the output folder.")],
     form: Annotated[
         str,
         typer.Option(
             "--format",
-            help="kohya, peft: one LoRA file. diffusers: a folder with the merged model; of a CLIP or a LLaVA: transformers. "
+            help="kohya, peft: one LoRA file. diffusers: a folder with the merged model (CLIP, LLaVA: transformers). "
             "unet, compvis: merged weights in one file.",
         ),
     ],
     model: Model = "canvas",
-    strength: Annotated[list[float] | None, typer.Option(help="One for each edit, in order. Default: 1.")] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="One strength per edit, in order. Default: 1.")] = None,
     overwrite: Overwrite = False,
     device: Device = None,
     prediction_type: PredictionType = None,
 ) -> None:
-    """Write edits for other tools: as one LoRA, or merged into the model.
+    """Write edits for other tools, as one LoRA or merged into the model.
 
     Example: mu merge outputs/neon outputs/star --format diffusers --out outputs/merged
     """
@@ -42,7 +42,7 @@ def merge(
 
     show_log()
     if prediction_type and form != "diffusers":
-        raise ConfigError("--prediction-type belongs to --format diffusers: other formats do not say what the UNet predicts")
+        raise ConfigError("--prediction-type belongs to --format diffusers: other formats do not record what the UNet predicts")
     opened = [open_edit(each) for each in edits]
     how = loading(model, [edit.info for edit in opened], prediction_type=prediction_type) if form == "diffusers" else {}
     bank = Bank(load(model, device=device, **how), opened)

@@ -1,4 +1,4 @@
-"""``mu methods``"""
+"""``mu methods``: list the methods."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def methods(json: Json = False) -> None:
 
 
 def _field(bibtex: str, name: str) -> str:
-    """Of an entry with one field a line, whose values may go on below."""
+    """Return the field ``name`` of a BibTeX entry. Each field starts a line; its value may span several."""
     match = re.search(rf"^\s*{name}\s*=\s*[{{\"]?(.*?)[}}\"]?,?\s*$(?=\s*(?:\w+\s*=|\}}))", bibtex, re.MULTILINE | re.DOTALL)
     return re.sub(r"[{}]", "", " ".join(match[1].split())) if match else ""

@@ -1,4 +1,4 @@
-"""Options that several verbs share, so that they read the same everywhere."""
+"""Options that several verbs share."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ import typer
 from mu.core.errors import ConfigError
 
 Model = Annotated[str, typer.Option(help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or GPU numbers like 0. Default: the best there is.")]
-Precision = Annotated[str, typer.Option(help="What the model computes in: float32, float16 or bfloat16.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or GPU numbers like 0. Default: the best available.")]
+Precision = Annotated[str, typer.Option(help="The model's number format: float32, float16 or bfloat16.")]
 ClipSkip = Annotated[
     int | None,
-    typer.Option(
-        min=1, help="The text encoder's hidden state so many layers from the end. Default: as the edits note of it, else 1."
-    ),
+    typer.Option(min=1, help="Use the text encoder's hidden state N layers from the end. Default: the edits' value, else 1."),
 ]
 PredictionType = Annotated[
     str | None,
-    typer.Option(help="What the UNet predicts: epsilon, v_prediction, sample. Default: as the edits note, or the model says."),
+    typer.Option(help="What the UNet predicts: epsilon, v_prediction, sample. Default: the edits' value, else the model's."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted there.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """``188,288`` as numbers."""
+    """Parse ``188,288`` into numbers. Raises `ConfigError`."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"{option} takes whole numbers with commas between, like 188,288, not {text!r}") from None
+        raise ConfigError(f"{option} takes comma-separated whole numbers, like 188,288, not {text!r}") from None
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:
-    """``["train.lr=1e-3"]`` as names and values, both still text."""
+    """Parse ``["train.lr=1e-3"]`` into names and values, both text. Raises `ConfigError`."""
     for text in texts:
         if not text.partition("=")[0].strip() or "=" not in text:
             raise ConfigError(f"{option} takes name=value, not {text!r}")

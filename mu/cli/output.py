@@ -1,4 +1,4 @@
-"""Printing for people and for programs."""
+"""Print tables for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def print_json(content: Any) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """What stands in the cells is shown as it is, never read as markup."""
+    """Print a table. Cells are shown literally, never parsed as markup."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

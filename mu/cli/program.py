@@ -1,4 +1,4 @@
-"""How ``mu`` ends: 0, or 2 with one line for bad input, 130 on Ctrl-C; a defect of this package keeps its traceback."""
+"""Exit codes of ``mu``: 0; 2 with one line for bad input; 130 on Ctrl-C. A bug in mu keeps its traceback."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typer.core import TyperGroup
 from mu.core.errors import ConfigError
 
 UsageError: Any = typer.BadParameter.__base__
-"""What typer raises for unknown options and missing arguments; it has had several homes, this way leads to all."""
+"""What typer raises for unknown options and missing arguments. Its module differs between versions of typer."""
 
 
 class Program(TyperGroup):
-    """Ends every verb by `mu.core.program.guarded`, the way of each method's own script."""
+    """Run every verb under `mu.core.program.guarded`, like each method's own script."""
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         try:
@@ -28,7 +28,7 @@ class Program(TyperGroup):
             code = _told(ConfigError(_usage(error)))
         except typer.Abort:
             code = _told(KeyboardInterrupt())
-        except BrokenPipeError:  # as of `mu methods | head -1`
+        except BrokenPipeError:  # for example `mu methods | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
         except (Exception, KeyboardInterrupt) as error:
@@ -37,7 +37,7 @@ class Program(TyperGroup):
 
 
 def _told(trouble: BaseException) -> int:
-    from mu.core.program import guarded  # with the settings library: only where something went wrong
+    from mu.core.program import guarded  # imports the settings library, so only on an error
 
     def again() -> NoReturn:
         raise trouble
@@ -62,7 +62,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    """Take a concept out of an image model, keep the rest, put it back exactly, and prove all three.
+    """Erase a concept from an image model, retain the rest, restore it exactly, and show evidence for all three.
 
     Example: mu demo
     """

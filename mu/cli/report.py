@@ -1,4 +1,4 @@
-"""``mu report``"""
+"""``mu report``: write a run's report."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import typer
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; several are compared.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")],
     out: Annotated[
-        Path | None, typer.Option(help="The page. Default: report.html in the run, comparison.html beside runs.")
+        Path | None,
+        typer.Option(help="The output page. Default: report.html in the run; for several, comparison.html next to them."),
     ] = None,
 ) -> None:
-    """Write the page of a run again, or compare several. Needs no model.
+    """Write a run's report again, or a comparison of several runs. Needs no model.
 
     Example: mu report outputs/neon outputs/star --out comparison.html
     """

@@ -1,4 +1,4 @@
-"""The forget set of a name or an object, out of the LAION shards under ``--data_root``: ``mu data forget-set`` by its older name."""
+"""Build a concept's forget set from LAION shards: ``mu data forget-set`` with its older flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
 from mu.data.forget_set import make_forget_set
 
-HELP = "Collect the pictures and captions of one concept in <data_root>/tar_files/<Name>.tar."
+HELP = "Collect the images and captions of one concept in <data_root>/tar_files/<Name>.tar."
 EXAMPLE = 'example: python src/clip/a0_create_tar.py --name "Elon Musk" --n_imgs 500'
 
 
@@ -21,14 +21,15 @@ def main() -> None:
     flags.add_argument(
         "--workers", type=int, default=4, help="has no effect: captions are read first, so one process is enough"
     )
-    flags.add_argument("--n_imgs", type=int, default=500, help="at most so many pictures (default: 500)")
-    flags.add_argument("--overwrite", action="store_true", help="replace the file where it would become another one")
+    flags.add_argument("--n_imgs", type=int, default=500, help="the largest number of images (default: 500)")
+    flags.add_argument("--overwrite", action="store_true", help="replace an existing file with different content")
     options = flags.parse_args()
     show_log()
     shards = options.data_root / "laion" / "laion400m"
     if not any(shards.glob("*.tar")):
         raise DataError(
-            f"{shards} holds no tar files: put img2dataset's shards of LAION-400M there, or render some: mu canvas render shards {shards} --n 1000"
+            f"{shards} holds no tar files: put img2dataset's shards of LAION-400M in it, or render some: "
+            f"mu canvas render shards {shards} --n 1000"
         )
     out = options.data_root / "tar_files"
     print(make_forget_set(options.name, shards, out, options.n_imgs, overwrite=options.overwrite).path)
