@@ -1,4 +1,4 @@
-"""Models, each kind behind one face: diffusion models, CLIP, vision-language models. `loader` opens them."""
+"""Diffusion models, CLIP and vision-language models, one class for each kind. `loader` opens them."""
 
 from mu.models.loader import load, load_diffusion
 from mu.models.places import EMBEDDED, WEIGHTS, is_single_file

@@ -1,4 +1,4 @@
-"""What a batch of network evaluations is conditioned on."""
+"""The conditioning of a batch of network evaluations."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 UNEXPLAINED = -1
-"""In place of token ids: no prompt explains this row."""
+"""Stands for the token ids of a row that comes from no prompt."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Prompt embeddings and what goes with them, one row for each evaluation.
+    """Prompt embeddings and all other conditioning, one row for each evaluation.
 
-    ``sequence`` (b, n, width). ``tokens`` (b, n): the ids that the first text encoder read, padded; None or `UNEXPLAINED` where
-    the embeddings come from no prompt, as soft prompts do. For SDXL also ``pooled`` (b, width) and ``time_ids`` (b, 6).
+    ``sequence`` (b, n, width) are the prompt embeddings. ``tokens`` (b, n) are the padded ids that the first text
+    encoder read; None or `UNEXPLAINED` for soft prompts. SDXL also has ``pooled`` (b, width) and ``time_ids`` (b, 6).
     """
 
     sequence: Tensor
@@ -42,14 +42,14 @@ class Conditioning:
         return self._each(lambda part: part.repeat(times, *[1] * (part.dim() - 1)))
 
     def at(self, time_ids: Tensor | None) -> Conditioning:
-        """The same with ``time_ids`` (6,); unchanged for None, as models without size conditioning have it."""
+        """A copy with ``time_ids`` (6,). Unchanged for None, which models without size conditioning have."""
         if time_ids is None or self.pooled is None:
             return self
         return replace(self, time_ids=time_ids.to(self.pooled.device, self.pooled.dtype).expand(len(self), -1))
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Rows of all ``parts``, in order. Rows without tokens among rows with them become `UNEXPLAINED`."""
+        """Join the rows of ``parts``. If some parts have tokens, those of the others become `UNEXPLAINED`."""
         known = next((part.tokens for part in parts if part.tokens is not None), None)
         if known is not None:
             parts = [part if part.tokens is not None else part._unexplained(known) for part in parts]
