@@ -1,4 +1,4 @@
-"""One interface for latent diffusion models. Methods, edits and samplers use only this class; a family overrides it.
+"""One interface for latent diffusion models. Methods, edits and samplers use this class; a family overrides it.
 
 The interface hides the differences. `DiffusionModel.predict_noise` always returns eps, for every prediction type.
 Layers are selected by role. `Conditioning` holds all conditioning of the network.
@@ -31,7 +31,7 @@ class DiffusionModel(ABC):
 
     ``components`` are the modules that an edit may change: the backbone (``unet``, ...), ``text_encoder``,
     ``text_encoder_2``, ``vae``. The weights are frozen and in eval mode. With ``precision`` float16 or bfloat16,
-    autocast runs backbone and text encoders in it. The autoencoder stays in float32: SDXL's overflows in half precision.
+    autocast runs backbone and text encoders in it. The autoencoder stays in float32 (SDXL's overflows otherwise).
 
     ``placed=False`` keeps the device and precision of the pipeline's modules, for a pipeline that the user passed in.
     """
@@ -68,7 +68,7 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def text_encoders(self, pipeline: Any) -> list[TextEncoder]:
-        """The text encoders, in the order that their embeddings are joined."""
+        """The text encoders, in the order in which their embeddings are joined."""
 
     @abstractmethod
     def prompt_embedding(self, k: int, output: Any) -> Tensor:

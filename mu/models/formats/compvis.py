@@ -43,8 +43,8 @@ def component_names(family: str, component: str, config: Mapping[str, Any]) -> d
 
     Components are ``unet``, ``vae``, ``text_encoder`` and ``text_encoder_2``. The map is one to one, except that q, k
     and v of an open_clip layer, in this order, have one name. SD 2.x files also hold a last layer of the text encoder.
-    It is never evaluated, diffusers leaves it out, and no parameter is mapped to it. Raises `ModelError` for a part that
-    has no name in CompVis.
+    It is never evaluated, diffusers leaves it out, and no parameter is mapped to it. Raises `ModelError` for a part
+    that has no name in CompVis.
     """
     model = blueprint({**config, **_KINDS[component]})
     own = list(model.state_dict())

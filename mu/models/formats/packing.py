@@ -7,8 +7,8 @@ The map serves both directions. Some tensors differ in more than the name:
 - the attention of the autoencoder is a 1x1 convolution in CompVis and a linear layer in diffusers.
 
 The tests compare with the converters in ``diffusers.loaders.single_file_utils``, which are not used here. They
-convert in one direction only. They do not name missing or surplus tensors, cut q, k and v at the wrong rows if a size is
-unexpected, and drop the 24th layer of every text encoder in SD 2.x's layout.
+convert in one direction only. They do not name missing or surplus tensors, cut q, k and v at the wrong rows if a size
+is unexpected, and drop the 24th layer of every text encoder in SD 2.x's layout.
 """
 
 from __future__ import annotations

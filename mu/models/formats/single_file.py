@@ -57,7 +57,7 @@ def load_single_file(
     it. By default SD 2.x is the 768 x 768 model (``v_prediction``), SDXL is ``v_prediction`` if the file has the marker
     ``v_pred``, and all others are ``epsilon``. ``configs`` replaces the published config of the components it lists
     (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers folder with configs
-    and a tokenizer. ``dtype=None`` keeps the precision of the file. Tensors from training (EMA copies, ...) are ignored.
+    and a tokenizer. ``dtype=None`` keeps the precision of the file. Tensors from training (EMA copies) are ignored.
     ``tensors`` is the content of the file, if it was read before; the mapping is emptied.
 
     Raises `ModelError` if the file cannot be read, is not a Stable Diffusion checkpoint, lacks a tensor of its config,
