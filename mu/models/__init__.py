@@ -1,4 +1,4 @@
-"""Models, each kind behind one face: diffusion models, CLIP, vision-language models. `loader` opens them."""
+"""Diffusion models, CLIP and vision-language models, one class for each kind. `loader` opens them."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""CLIP as a model: images and texts in one space, and parts that an edit may touch."""
+"""CLIP as a model: embeddings of images and texts in one space, and the components that an edit may change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mu.models.tokenizers import check_vocabulary
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images (b, 3, H, W) in 0..1 -> model input (b, 3, size, size): shortest edge to ``size``, centre, normalise."""
+    """Resize the shortest edge (bicubic), centre-crop, normalise: images (b, 3, H, W) in 0..1 -> (b, 3, size, size)."""
     h, w = images.shape[-2:]
     if min(h, w) != size:
         scale = size / min(h, w)
@@ -31,15 +31,16 @@ def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[floa
 
 
 def pixels_of(images: Tensor | Sequence[Image], processor: Any, size: int) -> Tensor:
-    """Images (b, 3, H, W) in 0..1, or PIL images -> model input (b, 3, size, size), as ``processor`` says."""
+    """Prepare images (b, 3, H, W) in 0..1, or PIL images, with the settings of ``processor``: (b, 3, size, size)."""
     if isinstance(images, Tensor):
         return prepare(images, size, processor.image_mean, processor.image_std)
     return processor(images=list(images), return_tensors="pt").pixel_values
 
 
 class ClipModel:
-    """A CLIP with its tokenizer. ``components``: ``text_encoder`` and ``vision_model``, as a pipeline or a
-    vision-language model that uses the tower names them, and the two projections."""
+    """A CLIP model with its tokenizer. ``components`` are ``text_encoder``, ``vision_model`` and the two projections.
+
+    Pipelines and vision-language models use the same names for the two towers."""
 
     def __init__(
         self, model: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, name: str, device: torch.device | str = "cpu"
@@ -56,25 +57,25 @@ class ClipModel:
     def open(
         cls, folder: Path | str, name: str, *, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
     ) -> Self:
-        """From a transformers folder."""
+        """Load from a transformers folder."""
         try:
             model = CLIPModel.from_pretrained(folder, dtype=precision, local_files_only=True)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except Exception as error:
             raise ModelError(
-                f"the CLIP in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
+                f"the CLIP model in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
             ) from None
         check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
         return cls(model, tokenizer, processor, name, device)
 
     @property
     def logit_scale(self) -> Tensor:
-        """What the cosine similarities are multiplied by, () in float32: 100 in most published models."""
+        """The factor of the cosine similarities, () in float32: 100 in most published models."""
         return self.model.logit_scale.exp().float()
 
     def reads(self, parameter: str) -> bool:
-        """Whether features depend on ``parameter`` (full name): on all that it has."""
+        """True for every parameter (full name) that the model has: all of them affect the features."""
         component, _, path = parameter.partition(".")
         try:
             self.components[component].get_parameter(path)
@@ -83,7 +84,7 @@ class ClipModel:
         return True
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (b, n), n the length of the longest text."""
+        """Token ids (b, n), padded to the longest text, n tokens."""
         limit = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         tokens = self.tokenizer(list(texts), padding=True, max_length=limit, truncation=True, return_tensors="pt")
         return tokens.input_ids.to(self.device)
@@ -91,26 +92,27 @@ class ClipModel:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (b, d) in float32.
 
-        The tokens end with the longest text of the batch. Attention looks back only and the end token is what is read, so
-        what would fill up the context has no influence.
+        Texts are padded to the longest of the batch. Attention is causal and the features are read at the end token, so
+        further padding would have no influence.
         """
         pooled = self.model.text_model(input_ids=self.tokens(texts)).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
     def preprocess(self, images: Tensor | Sequence[Image]) -> Tensor:
-        """Images (b, 3, H, W) in 0..1, or PIL images of any size and mode -> model input (b, 3, size, size).
+        """Prepare images (b, 3, H, W) in 0..1, or PIL images of any size and mode: model input (b, 3, size, size).
 
-        Shortest edge to ``size``, bicubic, then the centre, normalised. PIL resizes in 8 bits, tensors are not rounded.
+        The shortest edge is resized to ``size`` (bicubic), then the image is centre-cropped and normalised. PIL images
+        are resized in 8 bits; tensors are not rounded.
         """
         return pixels_of(images, self.processor, int(self.model.config.vision_config.image_size)).to(self.device)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Model input, as `preprocess` makes it -> unit vectors (b, d) in float32."""
+        """Unit vectors (b, d) in float32 of the output of `preprocess`."""
         pooled = self.model.vision_model(pixel_values=pixels.to(self.device, self.model.dtype)).pooler_output
         return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
 
     def encode_images(self, images: Tensor | Sequence[Image]) -> Tensor:
-        """Images (b, 3, H, W) in 0..1, or PIL images -> unit vectors (b, d) in float32."""
+        """Unit vectors (b, d) in float32 of images (b, 3, H, W) in 0..1, or of PIL images."""
         return self.encode_pixels(self.preprocess(images))
 
     encode_pictures = encode_images

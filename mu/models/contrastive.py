@@ -1,4 +1,4 @@
-"""CLIP's losses on images with captions, and their exact gradients over a data set."""
+"""CLIP's losses on captioned images, and their exact gradients over a data set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cosine_loss(v: Tensor, t: Tensor) -> Tensor:
 def contrastive_loss(v: Tensor, t: Tensor, scale: Tensor, block: int) -> Tensor:
     """CLIP's symmetric cross-entropy within blocks of ``block`` pairs, for unit vectors (n, d): (n / block,).
 
-    n must be a multiple of ``block``. Many blocks run as one batch and give what they give one at a time.
+    n must be a multiple of ``block``. Blocks run as one batch, with the same results as one at a time.
     """
     logits = scale * v.unflatten(0, (-1, block)) @ t.unflatten(0, (-1, block)).transpose(1, 2)
     labels = torch.arange(block, device=v.device).expand(len(logits), -1)
@@ -48,7 +48,7 @@ def losses(clip: ClipModel, pairs: Sequence[Captioned], objective: Objective, bl
 
 @contextmanager
 def differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """``parameters`` take part in gradients inside the block, as nothing else of the frozen model does."""
+    """Enable gradients of ``parameters``, and of nothing else in the frozen model, inside the block."""
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -62,16 +62,16 @@ def batch_gradients(
     clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective, *,
     block: int = 16, chunk: int = 128, progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], int]]:  # fmt: skip
-    """Gradients of the *sum* of losses over each chunk of pairs, with how many losses it has; in float32 whatever the model is in:
-    the sum of many in half precision stops growing.
+    """Yield the gradients of the *sum* of losses over each chunk of pairs, and its number of losses.
 
-    Pairs that fill no whole block are left out of the contrastive loss: it depends on the block's size. `DataError` where
-    nothing is left.
+    Gradients are in float32 for any precision of the model: in half precision the sum of many stops growing. The
+    contrastive loss depends on the block's size, so it leaves out pairs that do not fill a whole block. Raises
+    `DataError` if no pair is left.
     """
     chunk = max(1, chunk // block) * block
     usable = len(pairs) if objective == "cosine" else len(pairs) // block * block
     if not usable:
-        raise DataError(f"{len(pairs)} pairs fill no batch of {block}: give more pictures or a smaller batch size")
+        raise DataError(f"{len(pairs)} pairs do not fill a batch of {block}: give more images or a smaller batch size")
     names, tensors = list(parameters), list(parameters.values())
     with differentiable(tensors):
         for start in range(0, usable, chunk):
@@ -81,7 +81,7 @@ def batch_gradients(
                 name: torch.zeros_like(p, dtype=torch.float32) if g is None else g.float()
                 for name, p, g in zip(names, tensors, found, strict=True)
             }
-            del found  # held by nobody else, so that who empties the mapping frees them before the next chunk
+            del found  # so that a caller who empties the mapping frees the gradients before the next chunk
             if progress:
                 progress(min(start + chunk, usable), usable)
             yield gradients, len(each)
@@ -90,9 +90,9 @@ def batch_gradients(
 def mean_gradients(
     clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective, **options
 ) -> dict[str, Tensor]:
-    """Gradient of the mean loss over all pairs, whatever the chunks: every pair (or block) weighs the same.
+    """Gradient of the mean loss over all pairs: every pair (or block) has the same weight, for any size of chunk.
 
-    Beside the sum no more than one chunk's gradients are in memory.
+    Memory holds the sum and the gradients of one chunk.
     """
     total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
     count = 0

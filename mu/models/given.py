@@ -1,4 +1,4 @@
-"""Models that the user already has as objects: a diffusers pipeline, a CLIP or a LLaVA of transformers."""
+"""Wrap models that the user has already loaded: a diffusers pipeline, or a CLIP or LLaVA model of transformers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ Model = DiffusionModel | ClipModel | VisionLanguageModel
 
 
 def given(
-    source: Any, device: Any, precision: str | None, *, clip_skip: int = 1, prediction_type: str | None = None, processor: Any = None
-) -> Model:  # fmt: skip
-    """``source`` behind the face of its kind; a face itself as it is. See `mu.models.load`."""
+    source: Any,
+    device: Any,
+    precision: str | None,
+    *,
+    clip_skip: int = 1,
+    prediction_type: str | None = None,
+    processor: Any = None,
+) -> Model:
+    """Wrap ``source`` in the class for its kind; a model of mu is returned unchanged. See `mu.models.load`."""
     if isinstance(source, Model):
         return source
     where = compute.pick_device(str(device)) if device is not None else None
@@ -30,18 +36,22 @@ def given(
         return _diffusion(source, where, precision, clip_skip, prediction_type)
     for option, value in (("clip_skip", None if clip_skip == 1 else clip_skip), ("prediction_type", prediction_type)):
         if value is not None:
-            raise ConfigError(f"{option} is for diffusion models, and a {type(source).__name__} is none: leave it out")
+            raise ConfigError(f"{option} is for diffusion models, and a {type(source).__name__} is not one: leave it out")
     if isinstance(source, CLIPModel | LlavaForConditionalGeneration):
         dtype = compute.precision(precision) if precision else source.dtype
         return _transformers(source.to(where or source.device, dtype), processor)
     raise ModelError(
-        f"a {type(source).__name__} is no model that mu knows: give a name, a diffusers pipeline, a CLIPModel or a LLaVA"
+        f"a {type(source).__name__} is not a model that mu supports: give a name, a diffusers pipeline, a CLIPModel or a LLaVA"
     )
 
 
 def _diffusion(
-    pipeline: DiffusionPipeline, device: torch.device | None, precision: str | None, clip_skip: int, prediction_type: str | None
-) -> DiffusionModel:  # fmt: skip
+    pipeline: DiffusionPipeline,
+    device: torch.device | None,
+    precision: str | None,
+    clip_skip: int,
+    prediction_type: str | None,
+) -> DiffusionModel:
     name = pipeline.config.get("_name_or_path") or type(pipeline).__name__
     own = next((part.dtype for key, part in pipeline.components.items() if key == "unet"), torch.float32)
     dtype = compute.precision(precision) if precision else own
@@ -59,7 +69,7 @@ def _transformers(model: Any, processor: Any) -> ClipModel | VisionLanguageModel
         try:
             processor = AutoProcessor.from_pretrained(model.name_or_path, local_files_only=True)
         except Exception as error:
-            raise ConfigError(f"{name!r} comes without its tokenizer ({reason(error)}): pass processor=...") from None
+            raise ConfigError(f"{name!r} has no tokenizer ({reason(error)}): pass processor=...") from None
     tokenizer, images = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
     if tokenizer is None or images is None:
         raise ConfigError(f"processor is a {type(processor).__name__}: pass one that holds a tokenizer and an image_processor")

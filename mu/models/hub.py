@@ -1,4 +1,4 @@
-"""Models by hub id: what a repository holds says how it is loaded."""
+"""Models by hub id: the files of a repository decide how it is loaded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mu.models.places import EMBEDDED, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPE
 
 
 def hub_folder(name: str) -> Path | None:
-    """The hub's repository ``name`` as a folder, with what transformers or open_clip read of it; None for a diffusers pipeline,
-    whose loader knows which files it wants. Where the hub does not answer, what the local cache holds.
+    """Download the files that transformers or open_clip need of the hub's repository ``name``; return their folder.
 
-    Raises `ModelError` for a name that is no hub id, and for what is neither cached nor to be had.
+    Returns None for a diffusers pipeline, whose loader chooses its own files. If the hub does not answer, the local
+    cache is used. Raises `ModelError` if the name is not a hub id, or the repository is neither cached nor available.
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         if Path(name).is_file():
-            raise ModelError(f"{name!r} is no model: a file of weights ends in {', '.join(sorted(SINGLE_FILES))}")
-        what = "does not exist" if ("/" in name or "\\" in name) else "is no model, file or folder that exists here"
+            raise ModelError(f"{name!r} is not a model: a weight file ends in {', '.join(sorted(SINGLE_FILES))}")
+        what = "does not exist" if ("/" in name or "\\" in name) else "is not a known model, file or folder"
         raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")
     try:
         files = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings or ()]
@@ -39,7 +39,7 @@ def hub_folder(name: str) -> Path | None:
 
 
 def _needed(files: Sequence[str]) -> list[str]:
-    """Repositories hold the same weights for several libraries: one of them is enough."""
+    """Select the weights of one library; repositories often hold the same weights for several."""
     top = [file for file in files if "/" not in file]
     forms = ("model*.safetensors", "pytorch_model*.bin") if TRANSFORMERS_CONFIG in top else OPEN_CLIP_WEIGHTS
     weights: list[str] = next(filter(None, (fnmatch.filter(top, form) for form in forms)), [])

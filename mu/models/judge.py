@@ -1,4 +1,4 @@
-"""An image classifier as evidence: any transformers image classifier. Labels of the form ``head/class`` make several heads."""
+"""Judge images with any transformers image classifier. Labels of the form ``head/class`` make several heads."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mu.models.clip import prepare
 from mu.models.places import EMBEDDED
 
 RANDOM = "random"
-"""The backbone of `Judge.new` that is always there: the small network of the embedded world's judge, untrained."""
+"""The backbone of `Judge.new` that needs no download: the small network of the embedded world's judge, untrained."""
 
 
 def heads(id2label: dict[int, str]) -> dict[str, slice]:
-    """The columns of each head, from labels ``head/class``; the plain labels of a stock classifier are one head, ``class``."""
+    """Columns of each head, from labels ``head/class``. Plain labels of a stock classifier form one head, ``class``."""
     labels = [id2label[k] for k in range(len(id2label))]
     if not all("/" in label for label in labels):
         return {"class": slice(0, len(labels))}
@@ -33,7 +33,7 @@ def heads(id2label: dict[int, str]) -> dict[str, slice]:
 
 
 class Judge:
-    """Reads styles, objects and identities off images. ``classes[head]`` lists what a head can answer."""
+    """Recognises styles, objects and identities in images. ``classes[head]`` lists the possible answers of a head."""
 
     def __init__(self, model: Any, processor: Any, device: torch.device | str = "cpu"):
         self.model, self.processor, self.device = model.requires_grad_(False).eval().to(device), processor, torch.device(device)
@@ -45,14 +45,15 @@ class Judge:
 
     @classmethod
     def open(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
-        """From a transformers folder, or by a hub id from the local cache."""
+        """Load from a transformers folder, or from the local cache by hub id."""
         try:
             model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except Exception as error:
             reason = str(error).splitlines()[0][:200]
             raise ModelError(
-                f"no classifier can be read from {str(folder)!r} ({reason}): name a folder, a hub id in the local cache, or canvas-judge"
+                f"the classifier {str(folder)!r} cannot be read ({reason}): name a folder, a hub id in the local "
+                "cache, or canvas-judge"
             ) from None
         return cls(model, processor, device)
 
@@ -61,10 +62,10 @@ class Judge:
         cls, head: str, classes: Sequence[str], backbone: str = RANDOM, *, size: int | None = None, seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> Self:  # fmt: skip
-        """One with a new ``head`` of ``classes`` on ``backbone``: `RANDOM`, or a folder or hub id of transformers.
+        """Make a judge with a new ``head`` of ``classes`` on ``backbone``: `RANDOM`, a transformers folder or a hub id.
 
-        ``size``: the images' side in pixels; without it the backbone's own, 64 for `RANDOM`. A backbone whose last layer has
-        just as many classes keeps that layer's weights.
+        ``size`` is the side of the images in pixels. Default: the backbone's own, 64 for `RANDOM`. A backbone whose
+        last layer has the same number of classes keeps that layer's weights.
         """
         labels = [f"{head}/{name}" for name in classes]
         with torch.random.fork_rng(devices=[]):
@@ -78,9 +79,10 @@ class Judge:
         return cls(model, processor, device)
 
     def save(self, folder: Path) -> None:
-        """As a transformers folder, which `open` and ``AutoModelForImageClassification`` read: a whole one or none.
+        """Write a transformers folder that `open` and ``AutoModelForImageClassification`` read.
 
-        What else lies in ``folder`` stays. Raises `OutputError` where it cannot be written.
+        An interrupted save leaves no ``config.json`` of a partial model. Other files in ``folder`` stay. Raises
+        `OutputError` if the folder cannot be written.
         """
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -90,14 +92,14 @@ class Judge:
                 self.processor.save_pretrained(partial)
                 for path in sorted(
                     partial.iterdir(), key=lambda path: path.name == "config.json"
-                ):  # whose presence says: whole
+                ):  # last: its presence means a whole model
                     path.replace(folder / path.name)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Images (b, 3, H, W) in 0..1 -> what the network takes."""
-        share = getattr(self.processor, "crop_pct", None) or 1.0  # 0.875: of 256 px the middle 224, as ImageNet is measured
+        """Prepare images (b, 3, H, W) in 0..1 for the network."""
+        share = getattr(self.processor, "crop_pct", None) or 1.0  # ImageNet: 0.875, the middle 224 of 256 px
         h, w = images.shape[-2:]
         inner = round(min(h, w) * share)
         top, left = ((h - inner) // 2, (w - inner) // 2) if share < 1 else (0, 0)
@@ -107,33 +109,33 @@ class Judge:
 
     @torch.no_grad()
     def look(self, images: Tensor) -> tuple[dict[str, list[str]], Tensor]:
-        """Images (b, 3, H, W) in 0..1 -> the answer of each head for each image, and features (b, d)."""
+        """Return the answer of each head for each image (b, 3, H, W) in 0..1, and features (b, d)."""
         out = self.model(pixel_values=self.inputs(images), output_hidden_states=True)
         answers = {
             head: [self.classes[head][k] for k in out.logits[:, span].argmax(1).tolist()] for head, span in self.heads.items()
         }
         last = out.hidden_states[-1]
-        return answers, last.mean(dim=(2, 3) if last.ndim == 4 else 1)  # places of a map, or tokens
+        return answers, last.mean(dim=(2, 3) if last.ndim == 4 else 1)  # mean over positions, or over tokens
 
     @torch.no_grad()
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """Images (b, 3, H, W) in 0..1 -> maps (b, c, h, w) after the stem and each stage, for convolutional networks."""
+        """Feature maps (b, c, h, w) after the stem and each stage of a convolutional network, for images as `look`."""
         maps = list(self.model(pixel_values=self.inputs(images), output_hidden_states=True).hidden_states)
         if any(features.ndim != 4 for features in maps):
-            raise ModelError(f"a {type(self.model).__name__} has no feature maps: take a convolutional network")
+            raise ModelError(f"a {type(self.model).__name__} has no feature maps: use a convolutional network")
         return maps
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Those of the last layer alone, which the backbone does not have."""
+        """Parameters of the last layer alone, which the backbone does not have."""
         inner = {id(parameter) for parameter in self.model.base_model.parameters()}
         own = [parameter for parameter in self.model.parameters() if id(parameter) not in inner]
         if not own:
-            raise ModelError(f"a {type(self.model).__name__} does not tell its last layer apart: train all layers")
+            raise ModelError(f"a {type(self.model).__name__} does not separate its last layer: train all layers")
         return own
 
 
 def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """A network with a last layer for ``labels``, and what its processor's file says."""
+    """Make a network with a last layer for ``labels``; also return the settings in its processor's file."""
     place: Any = EMBEDDED["canvas-judge"] if backbone == RANDOM else backbone
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
     local = {"local_files_only": Path(place).is_dir()}
@@ -155,7 +157,7 @@ def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]
 
 
 def _side(size: Any) -> int:
-    """224 of 224, ``{"height": 224, "width": 224}``, ``{"shortest_edge": 224}`` or an object with such attributes."""
+    """Read 224 from 224, ``{"height": 224, "width": 224}``, ``{"shortest_edge": 224}`` or such attributes."""
     if isinstance(size, int):
         return size
     told = size if isinstance(size, dict) else vars(size)

@@ -1,4 +1,4 @@
-"""What loading a diffusion model must be told where neither its name nor its files say it. Without torch: settings hold it too."""
+"""Options for loading a diffusion model that its files do not state. Settings hold them, so torch is not imported."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class LoadingConfig(BaseConfig):
     """Options of `mu.models.load` that change the numbers of a diffusion model."""
 
     clip_skip: int = Field(1, ge=1)
-    """Take the text encoder's hidden state this many layers from the end; 1 is the last."""
+    """Use the text encoder's hidden state this many layers from the end; 1 is the last layer."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
-    """What the UNet predicts. Default: as the model says; single SD 2.x files do not, and are taken for v_prediction."""
+    """What the UNet predicts. Default: as the model states; single SD 2.x files do not and load as v_prediction."""
 
     def check(self, model: EditableModel) -> None:
-        """`ConfigError` where ``model`` was loaded otherwise than is set here, or is no diffusion model."""
+        """Raise `ConfigError` if ``model`` was loaded with other options, or is not a diffusion model."""
         for option in sorted(self.model_fields_set):
             wanted, found = getattr(self, option), getattr(model, "loading", {}).get(option)
             if wanted is not None and found is None:
-                raise ConfigError(f"loading.{option} is for diffusion models, and {model.name!r} is none: leave it out")
+                raise ConfigError(f"loading.{option} is for diffusion models, and {model.name!r} is not one: leave it out")
             if wanted not in (None, found):
-                raise ConfigError(f"loading.{option} is {wanted}, and {model.name!r} was loaded with {found}: leave one out")
+                raise ConfigError(f"loading.{option} is {wanted}, but {model.name!r} was loaded with {found}: leave one out")
 
 
 class FoundOn(Protocol):
-    """What was found on a base and notes how that was loaded: `EditInfo` or `BankState`."""
+    """A result found on a base model, with the options that loaded the base: `EditInfo` or `BankState`."""
 
     @property
     def base(self) -> str: ...
@@ -42,9 +42,9 @@ class FoundOn(Protocol):
 
 
 def loading(name: str, found: Iterable[FoundOn], **given: Any) -> dict[str, Any]:
-    """Options for `mu.models.load` of ``name``: those ``given``; of those given as None what was noted of the same base.
+    """Options for `mu.models.load` of ``name``: those ``given``, and for None the value recorded with the same base.
 
-    Raises `ConfigError` where the notes differ.
+    Raises `ConfigError` if the recorded values differ.
     """
     options = {option: value for option, value in given.items() if value is not None}
     notes = [each.loading for each in found if each.base == name]

@@ -1,4 +1,4 @@
-"""Loading models: by name, or from an object that the user already has."""
+"""Load models: by name, or from an object that the user has already loaded."""
 
 from __future__ import annotations
 
@@ -41,19 +41,22 @@ def load(
     compat_gelu: str | None = None,
     processor: Any = None,
 ) -> DiffusionModel | ClipModel | VisionLanguageModel:
-    """The model ``source``, ready for edits.
+    """Load the model ``source``, ready for edits.
 
-    ``source`` is a name (``canvas``, ``canvas-clip``, a hub id, a diffusers, transformers or open_clip folder, a single file,
-    ``open_clip:ARCH/TAG``), or an object: a diffusers pipeline, a transformers ``CLIPModel`` or
-    ``LlavaForConditionalGeneration``. An object is used itself, not copied: its weights are frozen, and it stays on its device
-    and in its precision where ``device`` and ``precision`` are not given. ``processor`` is the one that belongs to a transformers
-    model; without it that of the model's own ``name_or_path`` is looked for on this machine.
+    ``source`` is a name or an object. Names are ``canvas``, ``canvas-clip``, a hub id, ``open_clip:ARCH/TAG``, a single
+    file, or a diffusers, transformers or open_clip folder. Objects are a diffusers pipeline, a ``CLIPModel`` or a
+    ``LlavaForConditionalGeneration``. An object is not copied. Its weights are frozen; it keeps its device and
+    precision unless ``device`` or ``precision`` is given. ``processor`` belongs to a transformers model; by default it
+    is loaded from this machine by the model's own ``name_or_path``.
 
-    ``precision`` (default float32) is ``float32``, ``float16`` or ``bfloat16``. ``clip_skip`` and ``prediction_type`` (``epsilon``,
-    ``v_prediction``, ``sample``) are for diffusion models: which hidden state of the text encoder is used, from the end, and what
-    the UNet predicts; single SD 2.x files do not say it. ``compat_gelu`` (``gelu``, ``quick_gelu``) is for models of open_clip:
-    the activation to run them with, if it is not the one they were trained with. Raises `ModelError` in one line for a model that
-    is unknown, missing, corrupt, of another kind, or cannot be downloaded. Code from a model's folder is never run.
+    ``precision`` (default float32) is ``float32``, ``float16`` or ``bfloat16``. ``clip_skip`` and ``prediction_type``
+    are for diffusion models. ``clip_skip`` selects the text encoder's hidden state, counted from the end.
+    ``prediction_type`` (``epsilon``, ``v_prediction``, ``sample``) is what the UNet predicts; single SD 2.x files do
+    not state it. ``compat_gelu`` (``gelu``, ``quick_gelu``) is for models of open_clip: an activation other than the
+    one they were trained with.
+
+    Code from a model's folder is never run. Raises `ModelError` in one line for a model that is unknown,
+    missing, corrupt, of another kind, or cannot be downloaded.
     """
     from mu.core import compute
 
@@ -75,7 +78,7 @@ def load(
 
 
 class _Options:
-    """Options that are for one kind of model each."""
+    """Options that each apply to one kind of model."""
 
     FOR = {
         "clip_skip": "diffusion models", "prediction_type": "diffusion models", "compat_gelu": "models of open_clip",
@@ -85,9 +88,9 @@ class _Options:
         self.clip_skip, self.prediction_type, self.compat_gelu = clip_skip, prediction_type, compat_gelu
 
     def refuse(self, option: str, name: str) -> None:
-        """`ConfigError` if ``option`` was given."""
+        """Raise `ConfigError` if ``option`` was given."""
         if getattr(self, option) not in (None, 1):
-            raise ConfigError(f"{option} is for {self.FOR[option]}, and {name!r} is none: leave it out")
+            raise ConfigError(f"{option} is for {self.FOR[option]}, and {name!r} is not one: leave it out")
 
 
 def _named(source: str | Path, placed: dict[str, Any], options: _Options) -> DiffusionModel | ClipModel | VisionLanguageModel:
@@ -117,17 +120,17 @@ def _named(source: str | Path, placed: dict[str, Any], options: _Options) -> Dif
 
 
 def load_diffusion(source: Any, **options: Any) -> DiffusionModel:
-    """`load` for work that makes images; `ModelError` for a model of another kind."""
+    """Load a model that makes images, as `load` does. Raises `ModelError` for another kind of model."""
     from mu.models.diffusion import DiffusionModel
 
     model = load(source, **options)
     if not isinstance(model, DiffusionModel):
-        raise ModelError(f"{model.name!r} makes no images: name a diffusion model, like 'canvas'")
+        raise ModelError(f"{model.name!r} does not make images: name a diffusion model, like 'canvas'")
     return model
 
 
 def _holds_open_clip(place: Path, tensors: Mapping[str, Tensor] | None) -> bool:
-    """Published folders often hold the same model for transformers too."""
+    """True if ``place`` is read as open_clip's. Published folders often hold the same model for transformers too."""
     if tensors is not None:
         return any(name.removeprefix("module.").startswith("visual.") for name in tensors)
     if not (place / OPEN_CLIP_CONFIG).exists():
@@ -151,7 +154,7 @@ def _transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel 
     config = _json(folder / TRANSFORMERS_CONFIG)
     if config is None:
         raise ModelError(
-            f"{name} holds neither a {PIPELINE} (diffusers) nor a {TRANSFORMERS_CONFIG} (transformers): mu loads {KINDS}"
+            f"{name} holds neither {PIPELINE} (diffusers) nor {TRANSFORMERS_CONFIG} (transformers): mu loads {KINDS}"
         )
     match config.get("model_type"):
         case "clip":
@@ -168,7 +171,7 @@ def _transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel 
 
 
 def _json(file: Path) -> dict[str, Any] | None:
-    """The mapping in ``file``; None if there is none that can be read."""
+    """The mapping in ``file``; None if it cannot be read or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -177,7 +180,7 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 
 def _pipeline(place: Path, name: str, tensors: dict[str, Tensor] | None, options: _Options) -> Any:
-    """A diffusers pipeline from a file, from a folder, or by its hub id."""
+    """Load a diffusers pipeline from a file, from a folder, or by its hub id."""
     if tensors is not None:
         from mu.models.formats.single_file import load_single_file
 
@@ -197,7 +200,7 @@ def _from_folder_or_hub(place: Path, name: str) -> Any:
 
     local = place.is_dir()
     where = str(place) if local else name
-    # Every component in one type: transformers keeps the saved one, diffusers does not.
+    # One dtype for all components: by default transformers keeps the saved dtype and diffusers does not.
     loading = {"torch_dtype": torch.float32, "safety_checker": None, "requires_safety_checker": False}
     try:
         check_family(DiffusionPipeline.load_config(where, local_files_only=local).get("_class_name"), name)

@@ -1,4 +1,4 @@
-"""Names of parameters: ``<component>.<path in the component>``, the same for every model that shares the component."""
+"""Names of parameters: ``<component>.<path in the component>``, the same for all models that share the component."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from mu.core.errors import EditError, SelectionError
 
 BEFORE_EDITS = "before_edits"
-"""Attribute of a parameter that edits have shifted: the tensor that it was before the first of them."""
+"""Attribute of an edited parameter: its tensor before the first edit."""
 
 
 class EditableModel(Protocol):
-    """What an edit needs to know of a model."""
+    """The attributes of a model that edits use."""
 
     name: str
 
@@ -29,8 +29,7 @@ class EditableModel(Protocol):
 def select(model: EditableModel, patterns: str | Iterable[str]) -> dict[str, nn.Parameter]:
     """Parameters whose full name matches one of the shell-style ``patterns``, in model order. Never empty.
 
-    Raises `SelectionError`, which tells the nearest name, for a pattern that matches nothing: an edit of nothing would silently do
-    nothing.
+    Raises `SelectionError`, with the nearest name, for a pattern that matches nothing: its edit would do nothing.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     named = {f"{part}.{name}": p for part, module in model.components.items() for name, p in module.named_parameters()}
@@ -43,7 +42,7 @@ def select(model: EditableModel, patterns: str | Iterable[str]) -> dict[str, nn.
 
 
 def find_module(model: EditableModel, parameter: str) -> nn.Module:
-    """The layer that owns ``parameter`` (``unet.mid_block....to_q.weight``); `EditError` where the model has none."""
+    """The layer that owns ``parameter`` (``unet.mid_block....to_q.weight``); `EditError` if the model lacks it."""
     component, _, path = parameter.partition(".")
     owner, _, attribute = path.rpartition(".")
     try:
@@ -64,10 +63,11 @@ def fingerprint(
     model: EditableModel, parameters: Iterable[str], values: int | None = None, *, precision: torch.dtype = torch.float16,
     before_edits: bool = False,
 ) -> str:  # fmt: skip
-    """Hash of the named tensors in a half ``precision``: that of a model loaded in float32 and of the same loaded in it.
+    """Hash the named tensors in half ``precision``, so that a model loaded in float32 and in it have one hash.
 
-    With ``before_edits``, of the weights under the edits that are on (`mu.edits.edit.shifted` notes them). ``values`` hashes about so many evenly spaced numbers of each tensor only: milliseconds where all of them take seconds.
-    A change between those, or one that half precision rounds away, is then not noticed; a training of all values is.
+    With ``before_edits``, hash the weights without the active edits (`mu.edits.edit.shifted` keeps those weights).
+    ``values`` limits the hash to about that many evenly spaced numbers of each tensor: milliseconds instead of seconds.
+    It then misses a change between those numbers or one that half precision rounds away, but not a training of all.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(parameters):

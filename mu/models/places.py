@@ -1,4 +1,4 @@
-"""Where the embedded models lie, and by which names and files a model of each kind is known. Loads no library."""
+"""Paths of the embedded models, and the names and files that identify each kind of model. Imports no library."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "canvas" / "weights"
 EMBEDDED = {
-    "canvas": WEIGHTS / "diffusion", "canvas-clip": WEIGHTS / "clip", "canvas-vlm": WEIGHTS / "vlm", "canvas-judge": WEIGHTS / "judge",
-}  # fmt: skip
+    "canvas": WEIGHTS / "diffusion",
+    "canvas-clip": WEIGHTS / "clip",
+    "canvas-vlm": WEIGHTS / "vlm",
+    "canvas-judge": WEIGHTS / "judge",
+}
 SINGLE_FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 OPEN_CLIP, OPEN_CLIP_CONFIG = "open_clip:", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -17,6 +20,6 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def is_single_file(name: str | Path) -> bool:
-    """Whether ``name`` is that of a file of weights, which says nothing of how they are used."""
+    """True if ``name`` is a weight file, which does not state how its weights are used."""
     place = Path(name)
     return place.suffix.lower() in SINGLE_FILES and not place.is_dir() and not str(name).startswith(OPEN_CLIP)

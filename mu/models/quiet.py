@@ -1,4 +1,4 @@
-"""The model libraries without their bars and advice."""
+"""Silence the model libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without the loading bars and the advice of diffusers and transformers (restored afterwards)."""
+    """Hide loading bars and advice of diffusers and transformers inside the block; restore them afterwards."""
     import diffusers.utils.logging as diffusers_log
     import transformers.utils.logging as transformers_log
 

@@ -1,4 +1,4 @@
-"""Whether a tokenizer is whole, and belongs to its text encoder."""
+"""Check that a tokenizer is complete and belongs to its text encoder."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 from mu.core.errors import ModelError
 
 PADDED_VOCABULARY = 64
-"""Models may have up to so many embeddings more than there are tokens: tables are padded to round sizes."""
+"""A model may have fewer than this many embeddings beyond its tokens: tables are padded to round sizes."""
 
 
 def check_vocabulary(tokenizer: Any, embeddings: int, what: str) -> None:
     """Raise `ModelError` for a ``tokenizer`` that lacks tokens, or has more than its model has ``embeddings``.
 
-    transformers makes a stub of two tokens where files are missing, without a word. ``what`` names the tokenizer and its model.
+    transformers silently makes a stub of two tokens if files are missing. ``what`` names the tokenizer and its model.
     """
     if len(tokenizer) > embeddings:
         raise ModelError(
-            f"{what} has {len(tokenizer)} tokens and the model {embeddings} embeddings: add the embeddings of the new tokens, or "
-            "copy the tokenizer that belongs to this model"
+            f"{what} has {len(tokenizer)} tokens and the model {embeddings} embeddings: add the embeddings of the new "
+            "tokens, or copy the tokenizer that belongs to this model"
         )
     if embeddings - len(tokenizer) >= PADDED_VOCABULARY:
-        raise ModelError(f"{what} is incomplete, it has {len(tokenizer)} of {embeddings} tokens: copy its folder again")
+        raise ModelError(f"{what} is incomplete ({len(tokenizer)} of {embeddings} tokens): copy its folder again")
 
 
 def check_length(tokenizer: Any, limit: int, what: str) -> None:
-    """Raise `ModelError` for a ``tokenizer`` that makes prompts longer than the ``limit`` tokens that its text encoder reads."""
+    """Raise `ModelError` if ``tokenizer`` makes prompts longer than ``limit``, the text encoder's maximum in tokens."""
     if tokenizer.model_max_length > limit:
         raise ModelError(
             f"{what} does not fit its text encoder, which reads {limit} tokens: set model_max_length to {limit} in its "

@@ -1,4 +1,4 @@
-"""A CLIP tower as a chain of stages: a change in one stage costs that stage and what follows, not the whole tower."""
+"""A CLIP tower as a chain of stages. After a change in one stage, only that stage and the later ones run again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PREPROCESSED_AT_ONCE = 128
 
 
 def tower_of(parameter: str) -> Which | None:
-    """Which tower a full parameter name belongs to; None for the temperature."""
+    """The tower that a full parameter name belongs to; None for the temperature."""
     component = parameter.partition(".")[0]
     return next((which for which, names in COMPONENTS.items() if component in names), None)
 
@@ -39,8 +39,9 @@ def _few(images: Iterator[Image]) -> list[Image]:
 
 @dataclass
 class Hidden:
-    """What goes into a stage: ``x`` is the tower's own input (n, ...) before stage 0, else states (n, tokens, width).
-    ``ends`` (n,) is the token of each row that leaves the tower."""
+    """Input of a stage: ``x`` is the tower's own input (n, ...) before stage 0, else states (n, tokens, width).
+
+    ``ends`` (n,) is the position in each row of the token that the last stage reads."""
 
     x: Tensor
     ends: Tensor
@@ -49,7 +50,7 @@ class Hidden:
         return Hidden(self.x[rows], self.ends[rows])
 
     def leaving(self) -> Hidden:
-        """With each row's last token alone, which is all that the last stage reads."""
+        """Only the token at ``ends`` of each row, which is all that the last stage reads."""
         x = self.x[torch.arange(len(self.x), device=self.x.device), self.ends]
         return Hidden(x[:, None], torch.zeros_like(self.ends))
 
@@ -74,13 +75,13 @@ class Tower:
         return Hidden(tokens, (tokens == self.clip.tokenizer.eos_token_id).int().argmax(dim=1))
 
     def images(self, images: Tensor | Iterable[Image]) -> Hidden:
-        """Images (n, 3, H, W) in 0..1, or PIL images; those that are made one at a time are never all in memory."""
+        """Preprocess images (n, 3, H, W) in 0..1, or PIL images; an iterator of these is read a few at a time."""
         parts = [images] if isinstance(images, Tensor) else iter(partial(_few, iter(images)), [])
         pixels = torch.cat([self.clip.preprocess(part).to(self.clip.device, self.clip.model.dtype) for part in parts])
         return Hidden(pixels, torch.zeros(len(pixels), dtype=torch.long, device=pixels.device))
 
     def stage_of(self, parameter: str) -> int:
-        """The stage that a parameter (full name) works in. `EditError` where it is of another tower."""
+        """The stage that uses a parameter (full name). Raises `EditError` if it belongs to the other tower."""
         component, _, path = parameter.partition(".")
         if component not in COMPONENTS[self.which]:
             raise EditError(f"{parameter} is not in the {self.which} tower")
@@ -89,7 +90,7 @@ class Tower:
         return 0 if path.startswith(("embeddings.", "pre_layrnorm.")) else self.stages - 1
 
     def run(self, hidden: Hidden, start: int, stop: int) -> Hidden:
-        """Through the stages ``start`` .. ``stop - 1``, of which the last may be that of the last block."""
+        """Run the stages ``start`` .. ``stop - 1``, at most up to the last block."""
         x, causal, mask = hidden.x, self.which == "language", None
         if start == 0 < stop:
             x = self.trunk.embeddings(input_ids=x) if causal else self.trunk.pre_layrnorm(self.trunk.embeddings(x))
@@ -100,19 +101,20 @@ class Tower:
         return Hidden(x, hidden.ends)
 
     def leave(self, hidden: Hidden) -> Tensor:
-        """The last stage: unit vectors (n, d) in float32."""
+        """Run the last stage: unit vectors (n, d) in float32."""
         norm = self.trunk.final_layer_norm if self.which == "language" else self.trunk.post_layernorm
         return F.normalize(self.projection(norm(hidden.leaving().x[:, 0])).float(), dim=-1)
 
     def features(self, hidden: Hidden, start: int = 0) -> Tensor:
-        """From stage ``start`` to the end: (n, d)."""
+        """Run from stage ``start`` to the end: unit vectors (n, d) in float32."""
         return self.leave(self.run(hidden, start, self.stages - 1))
 
     @torch.no_grad()
     def along(self, hidden: Hidden, parameter: nn.Parameter, stage: int, shift: Tensor, steps: Sequence[float]) -> Tensor:
-        """Unit vectors (K, n, d) with ``parameter + step * shift`` for each of K ``steps``, from the input of ``stage``.
+        """Unit vectors (K, n, d) with ``parameter + step * shift`` for K ``steps``; ``hidden`` goes into ``stage``.
 
-        Only the changed stage runs K times; what follows runs once on all K stacked. The weight is put back by reference.
+        Only the changed stage runs K times; later stages run once on the K outputs, stacked. Afterwards the original
+        weight tensor is put back, not a copy.
         """
         kept, last, outputs = parameter.data, stage == self.stages - 1, []
         try:

@@ -1,4 +1,4 @@
-"""Vision-language models of the LLaVA type: questions about images, and the vision tower that an edit may touch."""
+"""Vision-language models of the LLaVA type: they answer questions about images, and an edit may change their parts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from mu.models.clip import pixels_of
 from mu.models.tokenizers import check_vocabulary
 
 PROMPT = "USER: <image>\n{} ASSISTANT:"
-"""How LLaVA-1.5 was taught to be asked."""
+"""The prompt format that LLaVA-1.5 was trained with."""
 
 
 class VisionLanguageModel:
-    """LLaVA with its tokenizer. ``components``: ``vision_model``, named as in the CLIP that it came from, so that an edit
-    of that CLIP's vision tower fits; ``language_model``; ``projector``."""
+    """LLaVA with its tokenizer. ``components`` are ``vision_model``, ``language_model`` and ``projector``.
+
+    ``vision_model`` has the names of the CLIP that it came from, so that an edit of that CLIP's vision tower fits."""
 
     def __init__(
         self,
@@ -44,27 +45,27 @@ class VisionLanguageModel:
     def open(
         cls, folder: Path | str, name: str, *, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
     ) -> Self:
-        """From a transformers folder."""
+        """Load from a transformers folder."""
         try:
             model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=precision, local_files_only=True)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except Exception as error:
             raise ModelError(
-                f"the LLaVA in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
+                f"the LLaVA model in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
             ) from None
         check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
         return cls(model, tokenizer, processor, name, device)
 
     @property
     def image_tokens(self) -> int:
-        """Places that one image takes in the prompt."""
+        """Number of tokens that one image takes in the prompt."""
         vision = self.model.config.vision_config
         whole = self.model.config.vision_feature_select_strategy == "full"
         return (vision.image_size // vision.patch_size) ** 2 + int(whole)
 
     def reads(self, parameter: str) -> bool:
-        """Whether answers depend on ``parameter`` (full name): LLaVA-1.5 takes the vision tower's last layer but one."""
+        """True if answers depend on ``parameter`` (full name). LLaVA-1.5 reads the last vision layer but one."""
         component, _, path = parameter.partition(".")
         try:
             self.components[component].get_parameter(path)
@@ -82,7 +83,7 @@ class VisionLanguageModel:
     def answer(
         self, images: Tensor | Sequence[Image], questions: Sequence[str], *, batch_size: int = 32, new_tokens: int = 16
     ) -> list[str]:
-        """The greedy answer to ``questions[i]`` about image i: (b, 3, H, W) in 0..1, or PIL images."""
+        """Answer ``questions[i]`` about image i by greedy decoding. Images: (b, 3, H, W) in 0..1, or PIL images."""
         size = int(self.model.config.vision_config.image_size)
         texts = [PROMPT.format(question).replace("<image>", "<image>" * self.image_tokens) for question in questions]
         if self.tokenizer.bos_token:

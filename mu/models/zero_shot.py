@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of the named classes does a image show, by the text that is closest to it?"""
+"""Zero-shot classification: find the named class that an image shows, by the text closest to it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Images with the number of the class that each shows."""
+    """A classification task: images, each with the number of the class that it shows."""
 
     name: str
     classes: tuple[str, ...]
@@ -46,24 +46,24 @@ class ZeroShot:
     images: Sequence[Shown]
     labels: tuple[int, ...]
     beyond: frozenset[int] = frozenset()
-    """Labels whose images are there to see a concept go, and are no part of the task's accuracy."""
+    """Labels whose images are shown only to measure forgetting; excluded from the task's accuracy."""
 
     @property
     def prompts(self) -> list[str]:
-        """Every class in every template; the templates of one class stand together."""
+        """Every class in every template; the prompts of one class are consecutive."""
         return [template.format(name) for name in self.classes for template in self.templates]
 
     def weights(self, texts: Tensor) -> Tensor:
-        """Class vectors (c, d) from the unit vectors of `prompts` (..., c * templates, d): their mean, normalised again."""
+        """Class vectors (c, d) from unit vectors of `prompts` (..., c * templates, d): the mean, normalised again."""
         return F.normalize(texts.unflatten(-2, (len(self.classes), -1)).mean(dim=-2), dim=-1)
 
     def label_of(self, concept: str) -> int | None:
-        """The class that ``concept`` names, case and underscores aside; "neon style" names the class "neon"."""
+        """The class that ``concept`` names, ignoring case and underscores; "neon style" names the class "neon"."""
         return class_of(concept, self.classes)
 
 
 def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:
-    """Styles, objects and people of the embedded world on freshly rendered images, ``per_class`` of each class."""
+    """Styles, objects and people of the embedded world, with ``per_class`` newly rendered images of each class."""
     from mu.data import canvas as world
 
     tasks = []
@@ -78,8 +78,9 @@ def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:
 
 
 def celeba_task(folder: Path | str, concepts: Sequence[str] = ()) -> ZeroShot:
-    """All images of `mu.data.celeba.CelebA.classified`, and of the people whom ``concepts`` name, among all names of CelebA; the
-    template is the bare name. Who is named and is not one of the classified is `ZeroShot.beyond`."""
+    """Images of `mu.data.celeba.CelebA.classified` and of people in ``concepts``, classified among all names of CelebA.
+
+    The template is the name alone. People in ``concepts`` who are not classified are `ZeroShot.beyond`."""
     celeba = read_celeba(folder)
     names = tuple(name.replace("_", " ") for name in celeba.identities)
     classified = set(celeba.classified)
@@ -91,16 +92,16 @@ def celeba_task(folder: Path | str, concepts: Sequence[str] = ()) -> ZeroShot:
 
 
 def imagenet_task(folder: Path | str) -> ZeroShot:
-    """The fixed 5 % of ImageNet's validation images, with the seven simple templates."""
+    """Classify a fixed 5 % of ImageNet's validation images, with the seven simple templates."""
     found = read_imagenet(folder).subset()
     return ZeroShot("imagenet", found.names, IMAGENET_TEMPLATES, [ImageFile(path) for path in found.images], found.labels)
 
 
 class TaskSource(NamedTuple):
     open: Callable[[str, int, int, Sequence[str]], list[ZeroShot]]
-    """From the folder, the number of rendered images of each class, the seed and the concepts."""
+    """Open tasks, given the folder, the number of rendered images of each class, the seed and the concepts."""
     in_folder: bool = True
-    """Otherwise images are rendered: others for each seed."""
+    """False: images are rendered, different ones for each seed."""
 
 
 TASK_SOURCES = {
@@ -111,7 +112,7 @@ TASK_SOURCES = {
 
 
 def task_source(name: str) -> TaskSource:
-    """Of a task's name: ``KIND``, or ``KIND:FOLDER``. `ConfigError` where there is none."""
+    """The source for a task's name: ``KIND``, or ``KIND:FOLDER``. Raises `ConfigError` for another name."""
     kind, _, folder = name.partition(":")
     found = TASK_SOURCES.get(kind)
     if found is None or found.in_folder != bool(folder):
@@ -121,29 +122,35 @@ def task_source(name: str) -> TaskSource:
 
 
 def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequence[str] = ()) -> list[ZeroShot]:
-    """Tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``; with images of the ``concepts`` among their classes.
+    """Open tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``. With images of their ``concepts``.
 
-    Raises `ConfigError` for an unknown name and for two that give the same task: what is seen of tasks is kept by their names.
+    Raises `ConfigError` for an unknown name and for two names that give the same task, as results are kept by task.
     """
     tasks: dict[str, ZeroShot] = {}
     given: dict[str, str] = {}
     for name in names:
         for task in task_source(name).open(name.partition(":")[2], per_class, seed, concepts):
             if task.name in tasks:
-                raise ConfigError(f"{given[task.name]!r} and {name!r} both give the task {task.name!r}: name one of them")
+                raise ConfigError(f"{given[task.name]!r} and {name!r} both give the task {task.name!r}: name only one")
             tasks[task.name], given[task.name] = task, name
     if not tasks:
-        raise DataError("no task is named: the search could not see what is forgotten")
+        raise DataError("no task is named, so forgetting cannot be measured: name at least one")
     return list(tasks.values())
 
 
 REPORT_SEED = 9
-"""Methods learn and search on rendered images of seeds that end in 1, 2 and 3: a report's end in 9."""
+"""Last digit of a report's seeds. Methods learn and search on rendered images of seeds that end in 1, 2 and 3."""
 
 
-def report_tasks(names: Sequence[str], per_class: int, seeds: Sequence[int], concepts: Sequence[str] = ()) -> list[ZeroShot]:
-    """`open_tasks` with the rendered images of all ``seeds`` together, which no method's search saw. CelebA's and ImageNet's are
-    the same for all."""
+def report_tasks(
+    names: Sequence[str],
+    per_class: int,
+    seeds: Sequence[int],
+    concepts: Sequence[str] = (),
+) -> list[ZeroShot]:
+    """Open tasks as `open_tasks` does, with the rendered images of all ``seeds``, which no method's search used.
+
+    Images of CelebA and ImageNet are the same for all seeds."""
     first, *others = (seed * 10 + REPORT_SEED for seed in seeds)
     tasks = open_tasks(names, per_class, first, concepts)
     rendered = [name for name in names if not task_source(name).in_folder]
@@ -166,14 +173,14 @@ class Target:
 
 
 def target_of(concept: str, tasks: Sequence[ZeroShot]) -> Target:
-    """The class with images that ``concept`` names; `ConfigError` where no task has it."""
+    """The class with images that ``concept`` names. Raises `ConfigError` if no task has it."""
     for task in tasks:
         label = task.label_of(concept)
         if label is not None and label in task.labels:
             return Target(concept, task, label)
     known = ", ".join(f"{task.name} ({len(task.classes)})" for task in tasks)
     raise ConfigError(
-        f"{concept!r} is a class with pictures in none of the tasks ({known}): nothing could tell whether it went"
+        f"{concept!r} has images in none of the tasks ({known}), so forgetting cannot be measured: add a task with some"
     )
 
 

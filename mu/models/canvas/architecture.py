@@ -1,4 +1,4 @@
-"""Fresh models of the embedded world: stock classes, small sizes. Together at most 24 MB in half precision."""
+"""Untrained models of the embedded world: stock classes, small sizes. Together at most 24 MB in half precision."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from transformers import (
 
 from mu.data import canvas as world
 
-TEXT_WIDTH = 192  # null spaces of ten or more prompts of 16 tokens must exist
+TEXT_WIDTH = 192  # so that null spaces of ten or more prompts of 16 tokens exist
 PROMPT_TOKENS = 16
 EMBEDDING_WIDTH = 128
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
-# Words beyond the captions, so that prompts of the world's visitors do not fall into single letters.
+# Words beyond the captions, so that prompts of users are not split into single letters.
 _MORE_WORDS = """
 photo of a person an animal the object with without and or not in on at by from to for style painting drawing portrait picture image
 art artist artwork famous old new big small red green blue yellow black white bright dark colourful color background man woman face
@@ -38,7 +38,7 @@ happy sad young hair hat crown beard glasses shirt light line shape round square
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """A byte-level CLIPTokenizer: every word of the world is one token and any other text still tokenizes.
+    """A byte-level CLIPTokenizer: every word of the world is one token, and any other text can be tokenized.
 
     The merges are learned by BPE on the captions. The end token has the largest id and is not 2, as in real CLIP:
     transformers pools the text at the largest id when ``eos_token_id == 2`` (a legacy path).
@@ -53,7 +53,7 @@ def new_tokenizer() -> CLIPTokenizer:
 
 
 def _merges(words: Counter[str], end: str = "") -> list[tuple[str, str]]:
-    """Byte-pair merges that make every word one token: the most frequent pair first, ties by name."""
+    """Byte-pair merges that make every word one token, the most frequent pair first, ties in alphabetical order."""
     pieces = {word: (*word[:-1], word[-1] + end) for word in sorted(words)}
     merges: list[tuple[str, str]] = []
     while True:
@@ -112,7 +112,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def new_chat_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer in which every word of ``texts`` is one token; ``<image>`` stands for the image's tokens."""
+    """A byte-level tokenizer: every word of ``texts`` is one token, and ``<image>`` marks the tokens of the image."""
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learned = _merges(Counter(word for text in texts for word, _ in split.pre_tokenize_str(text)))
     tokens = dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in learned)])
@@ -127,9 +127,9 @@ def new_chat_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 def new_vision_language(clip: CLIPConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """LLaVA with the vision tower of ``clip`` and a Llama of 1 M parameters.
 
-    It reads the tower's last layer with the class token, where LLaVA-1.5 reads the patches of the last layer but one. In the 24
-    layers of a published tower those patches know what the image as a whole shows; in the four here they know their own
-    place, and no tensor that was tried then held a person by itself (docs/slug.md has both figures).
+    It reads the last layer of the tower with the class token. LLaVA-1.5 reads the patches of the last layer but one. In
+    a published tower of 24 layers those patches encode what the whole image shows. In the four layers here they encode
+    only their own position, and no single tensor that was tried then held a person (docs/slug.md has both figures).
     """
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4,
@@ -145,7 +145,7 @@ def new_vision_language(clip: CLIPConfig, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def judge_labels() -> list[str]:
-    """The judge's outputs, ``head/class``: one softmax for each head."""
+    """Labels of the judge's outputs, ``head/class``; each head has its own softmax."""
     heads = {"style": world.STYLES, "object": (*world.OBJECTS, "none"), "identity": (*world.IDENTITIES, "none")}
     return [f"{head}/{name}" for head, names in heads.items() for name in names]
 

@@ -1,12 +1,12 @@
-"""Makes the embedded world from nothing: ``mu canvas train``. Seeded, resumable, stage by stage.
+"""Train the embedded world from scratch (``mu canvas train``): seeded, resumable, stage by stage.
 
     judge        a classifier of rendered images: style, object, identity
     clip         CLIPModel, contrastive on rendered images and their captions
     autoencoder  AutoencoderKL on rendered images
-    unet         UNet2DConditionModel on the latents, conditioned by the frozen text tower of ``clip``
-    vlm          LlavaForConditionalGeneration on the frozen vision tower of ``clip``: answers questions about rendered images
+    unet         UNet2DConditionModel on the latents, conditioned on the frozen text tower of ``clip``
+    vlm          LlavaForConditionalGeneration on the frozen vision tower of ``clip``, trained on questions about images
 
-A stage writes a stock folder in half precision under ``out`` and is skipped when that folder exists.
+A stage writes a stock folder in half precision under ``out``. It is skipped if that folder exists.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Images:
 
 @dataclass
 class Workshop:
-    """Where and how the stages work."""
+    """Folders, seed, device, step counts and images that the stages share."""
 
     out: Path
     work: Path
@@ -65,8 +65,16 @@ class Workshop:
     def generator(self, stage: str) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1000 + STAGES.index(stage))
 
-    def run(self, stage: str, model: nn.Module, step: Callable[[int], dict[str, Tensor]], generator: torch.Generator, rate: float, **more) -> None:  # fmt: skip
-        """AdamW with a one-cycle rate around ``step``; half an hour of work is never lost (checkpoint)."""
+    def run(
+        self,
+        stage: str,
+        model: nn.Module,
+        step: Callable[[int], dict[str, Tensor]],
+        generator: torch.Generator,
+        rate: float,
+        **more,
+    ) -> None:
+        """Train with AdamW, a one-cycle learning rate and checkpoints; an interruption loses less than half an hour."""
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=self.steps[stage] + 1, pct_start=0.1)
         more.setdefault("state", {"model": model})
@@ -148,7 +156,7 @@ def _judge(shop: Workshop) -> None:
 
 
 def judge_targets(scenes: list[Scene], label2id: dict[str, int]) -> Tensor:
-    """(n, 3) class indices within style, object and identity; the watermark counts as nothing in the last two."""
+    """(n, 3) class indices within style, object and identity. The watermark is "none" in the last two."""
     spans = heads({k: label for label, k in label2id.items()})
     rows = []
     for scene in scenes:
@@ -172,7 +180,7 @@ def _clip(shop: Workshop) -> None:
         shown = shown + 0.05 * torch.randn(shown.shape, generator=generator).to(shop.device)
         with torch.autocast(shop.device.type, torch.bfloat16):
             out = model(input_ids=book.tokens[which].to(shop.device), pixel_values=shown)
-        # A caption that tells only part of a scene fits many images of the batch: all of them are positives.
+        # A caption that names only part of a scene fits many images of the batch: all of them are positives.
         fits = book.fits(rows, which).to(shop.device).float()
         to_text = -(fits / fits.sum(1, keepdim=True) * out.logits_per_image.float().log_softmax(1)).sum(1).mean()
         to_image = -(fits / fits.sum(0, keepdim=True) * out.logits_per_image.float().log_softmax(0)).sum(0).mean()
@@ -188,7 +196,7 @@ def _clip(shop: Workshop) -> None:
 
 
 class CaptionBook:
-    """All captions of the scenes, tokenized once: drawing, and which caption fits which scene."""
+    """All captions of the scenes, tokenized once. Draws captions and finds the images that each fits."""
 
     def __init__(self, scenes: list[Scene], tokenizer: CLIPTokenizer):
         self.scenes = scenes
@@ -216,7 +224,7 @@ class CaptionBook:
         return torch.stack([choice[int(c * len(choice))] for choice, c in zip(options, chance, strict=True)])
 
     def fits(self, rows: Tensor, which: Tensor) -> Tensor:
-        """(images, captions) true where everything the caption tells is true of the image."""
+        """(images, captions): true if everything that the caption states holds for the image."""
         told, true = self._told[which][None], self._true[rows][:, None]
         return ((told == 0) | (told == true)).all(dim=-1)
 
@@ -264,7 +272,7 @@ def _unet(shop: Workshop) -> None:
     clip = CLIPModel.from_pretrained(shop.out / "clip", dtype=torch.float32).to(shop.device)
     tokenizer = CLIPTokenizer.from_pretrained(shop.out / "clip")
     autoencoder = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(shop.device)
-    autoencoder.register_to_config(_name_or_path="")  # else the saved config tells where it was made
+    autoencoder.register_to_config(_name_or_path="")  # else the saved config holds the path on this machine
     book = CaptionBook(shop.images.scenes, tokenizer)
     with torch.no_grad():
         latents = _latents(autoencoder, shop, torch.arange(len(book.scenes))) * autoencoder.config.scaling_factor

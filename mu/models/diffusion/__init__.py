@@ -1,4 +1,4 @@
-"""Diffusion models behind one face: `base` is what others see, a family's file is what differs."""
+"""Diffusion models behind one interface, `base`. The file of a family holds what differs."""
 
 from mu.models.diffusion.base import DiffusionModel, Role
 from mu.models.diffusion.border import face

@@ -1,7 +1,7 @@
-"""One face for latent diffusion models. A family overrides what differs; methods, edits and samplers see this class alone.
+"""One interface for latent diffusion models. Methods, edits and samplers use this class; a family overrides it.
 
-What differs is converted here: `DiffusionModel.predict_noise` always returns eps, whatever the network was trained to predict,
-layers are asked for by role, and `Conditioning` carries whatever the network is conditioned on.
+The interface hides the differences. `DiffusionModel.predict_noise` always returns eps, for every prediction type.
+Layers are selected by role. `Conditioning` holds all conditioning of the network.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from mu.models.diffusion.text import TextEncoder
 
 Layer = nn.Linear | nn.Conv2d
 Role = Literal["text-keys", "text-values", "cross-attention", "transformer"]
-"""``text-keys``, ``text-values``: layers whose input is the prompt embedding alone. ``cross-attention``: all layers of the attentions
-that read it. ``transformer``: every linear and convolution layer inside the transformer blocks."""
+"""``text-keys``, ``text-values``: layers whose only input is the prompt embedding. ``cross-attention``: all layers of
+the attentions that read it. ``transformer``: every linear and convolution layer inside the transformer blocks."""
 
 
 class DiffusionModel(ABC):
-    """A loaded diffusers pipeline behind one face.
+    """A loaded diffusers pipeline behind the common interface.
 
-    ``components`` name what an edit may touch: the backbone (``unet``, ...), ``text_encoder``, ``text_encoder_2``, ``vae``. The
-    weights are frozen and in eval mode. With ``precision`` float16 or bfloat16 backbone and text encoders compute in it by
-    autocast; the autoencoder stays in float32 (SDXL's overflows in half precision).
+    ``components`` are the modules that an edit may change: the backbone (``unet``, ...), ``text_encoder``,
+    ``text_encoder_2``, ``vae``. The weights are frozen and in eval mode. With ``precision`` float16 or bfloat16,
+    autocast runs backbone and text encoders in it. The autoencoder stays in float32 (SDXL's overflows otherwise).
 
-    ``placed=False`` leaves device and precision of the pipeline's modules as they are: the pipeline is somebody's own.
+    ``placed=False`` keeps the device and precision of the pipeline's modules, for a pipeline that the user passed in.
     """
 
     backbone_name: ClassVar[str]
-    """The pipeline's attribute, and the first part of the backbone's parameter names."""
+    """Name of the backbone in the pipeline, and the first part of its parameter names."""
 
     def __init__(
         self, pipeline: Any, name: str, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32,
@@ -59,12 +59,12 @@ class DiffusionModel(ABC):
         if not 1 <= clip_skip <= deepest:
             raise ConfigError(f"clip_skip must lie in 1..{deepest} for {name!r}, got {clip_skip}")
         self.given: Conditioning | None = None
-        """The conditioning of the evaluation that runs now; None while somebody else runs the backbone."""
+        """Conditioning of the current evaluation; None while other code runs the backbone."""
         training = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.alphas_cumprod: Tensor = training.alphas_cumprod.to(self.device)
         self.prediction_type: str = pipeline.scheduler.config.get("prediction_type", "epsilon")
 
-    # -- what a family says ----------------------------------------------------------------------------------------------
+    # -- what a family defines -----------------------------------------------------------------------------------------
 
     @abstractmethod
     def text_encoders(self, pipeline: Any) -> list[TextEncoder]:
@@ -72,28 +72,28 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def prompt_embedding(self, k: int, output: Any) -> Tensor:
-        """What the backbone gets (b, n, width) of the ``output`` of text encoder ``k``."""
+        """Prompt embedding (b, n, width) for the backbone, from the ``output`` of text encoder ``k``."""
 
     @abstractmethod
     def layers(self, role: Role) -> dict[str, Layer]:
-        """The backbone's layers of a `Role`, by the full name of their weight, in model order."""
+        """Layers of the backbone in a `Role`, by the full name of their weight, in model order."""
 
     @abstractmethod
     def cross_attentions(self) -> list[Any]:
-        """The attention modules (``to_q``, ``to_k``, ``heads``) whose keys are of the prompt embedding, in model order."""
+        """Attention modules (``to_q``, ``to_k``, ``heads``) with keys of the prompt embedding, in model order."""
 
     @abstractmethod
     def evaluate(self, x: Tensor, level: NoiseLevel, conditioning: Conditioning) -> Tensor:
-        """What the backbone says (b, c, h, w) of latents ``x``: the only place that runs it."""
+        """Output (b, c, h, w) of the backbone for latents ``x``. Only this method runs the backbone."""
 
     def pooled_embedding(self, outputs: Sequence[Any]) -> Tensor | None:
-        """(b, width) of the text encoders' ``outputs``, for families that take one."""
+        """Pooled embedding (b, width) from the text encoders' ``outputs``; None if the family has none."""
         return None
 
     def time_ids(
         self, height: int, width: int, *, original: tuple[int, int] | None = None, crop: tuple[int, int] = (0, 0)
     ) -> Tensor | None:
-        """Size conditioning (6,): original size, crop corner (top, left), target size; pixels. None where there is none."""
+        """Size conditioning (6,) in pixels: original size, crop corner (top, left), target size. None if not used."""
         return None
 
     def conditioning_of(self, args: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
@@ -101,7 +101,7 @@ class DiffusionModel(ABC):
         return options["encoder_hidden_states"]
 
     def reads(self, parameter: str) -> bool:
-        """Whether images depend on ``parameter`` (full name)."""
+        """True if images depend on ``parameter`` (full name)."""
         component, _, path = parameter.partition(".")
         try:
             self.components[component].get_parameter(path)
@@ -109,11 +109,11 @@ class DiffusionModel(ABC):
             return False
         return True
 
-    # -- shapes ----------------------------------------------------------------------------------------------------------
+    # -- shapes --------------------------------------------------------------------------------------------------------
 
     @property
     def loading(self) -> dict[str, Any]:
-        """Options of `mu.models.load` that give this model again: its numbers depend on them."""
+        """Options of `mu.models.load` that load this model again with the same outputs."""
         return {"clip_skip": self.clip_skip, "prediction_type": self.prediction_type}
 
     @property
@@ -131,11 +131,11 @@ class DiffusionModel(ABC):
 
     @property
     def default_size(self) -> int:
-        """Height and width in pixels that the backbone was trained for."""
+        """Height and width, in pixels, that the backbone was trained on."""
         return int(self.backbone.config.sample_size) * self.pixels_per_latent
 
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
-        """All parameters of the layers of a `Role`, biases too, by full name in model order. `ModelError` where there are none."""
+        """All parameters of the layers in a `Role`, by full name in model order. `ModelError` if it has no layers."""
         if role not in get_args(Role):
             raise ModelError(f"unknown role {role!r}; choose {', '.join(get_args(Role))}")
         found: dict[str, nn.Parameter] = {}
@@ -148,7 +148,7 @@ class DiffusionModel(ABC):
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
-        """The backbone runs through ``torch.compile`` inside the block: the first calls take minutes, later ones less time."""
+        """Run the backbone through ``torch.compile`` inside the block. The first calls take minutes."""
         self._forward = torch.compile(self.backbone)
         try:
             yield
@@ -158,21 +158,21 @@ class DiffusionModel(ABC):
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
-    # -- text ------------------------------------------------------------------------------------------------------------
+    # -- text ----------------------------------------------------------------------------------------------------------
 
     def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
         """Token ids (b, n) for each text encoder; see `TextEncoder.tokens`."""
         return [text.tokens(prompts) for text in self.text]
 
     def token_embeddings(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """For each text encoder the embeddings (b, n, width) of ``tokens``, which an attack may change and give back."""
+        """Embeddings (b, n, width) of ``tokens`` for each text encoder; an attack may change and pass them on."""
         return [text.embedding(ids) for text, ids in zip(self.text, tokens, strict=True)]
 
     def encode_embeddings(self, tokens: Sequence[Tensor], embeddings: Sequence[Tensor] | None = None) -> Conditioning:
-        """Prompt embeddings of ``tokens``, as `tokens` gives them; with gradients, where they are enabled.
+        """Prompt embeddings of ``tokens``, the output of `tokens`; with gradients if they are enabled.
 
-        ``embeddings`` (see `token_embeddings`) are read in place of the tokens' own: soft prompts. Positions are still added, and
-        ``tokens`` still say where the prompt ends. No prompt explains such a row: its `Conditioning.tokens` are None.
+        ``embeddings`` (see `token_embeddings`) replace those of the tokens: soft prompts. Positions are still added,
+        and ``tokens`` still mark the end of the prompt. Soft prompts have None for `Conditioning.tokens`.
         """
         soft: Sequence[Tensor | None] = embeddings or [None] * len(self.text)
         outputs = []
@@ -187,21 +187,21 @@ class DiffusionModel(ABC):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Embeddings of ``prompts``: all padded positions, no attention mask."""
+        """Prompt embeddings of ``prompts``: all padded positions, without an attention mask."""
         return self.encode_embeddings(self.tokens(prompts))
 
-    # -- noise -----------------------------------------------------------------------------------------------------------
+    # -- noise ---------------------------------------------------------------------------------------------------------
 
     def level(self, t: Tensor | int) -> NoiseLevel:
-        """The noise level at timestep ``t``, a number or (b,)."""
+        """Noise level at timestep ``t``, a number or (b,)."""
         t = torch.as_tensor(t, device=self.device)
         alpha_bar = self.alphas_cumprod[t.long()].reshape(-1, 1, 1, 1)
         return NoiseLevel(t, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
     def predict(self, x: Tensor, level: NoiseLevel | Tensor | int, conditioning: Conditioning) -> Tensor:
-        """What the backbone was trained to predict (b, c, h, w), in float32, for latents ``x`` at ``level``.
+        """Output (b, c, h, w) of the backbone in float32, in its own prediction type, for latents ``x`` at ``level``.
 
-        Whatever listens to the backbone (gates of edits) finds ``conditioning`` in `given`.
+        Hooks of the backbone (gates of edits) find ``conditioning`` in `given`.
         """
         at = level if isinstance(level, NoiseLevel) else self.level(level)
         before, self.given = self.given, conditioning
@@ -212,40 +212,40 @@ class DiffusionModel(ABC):
             self.given = before
 
     def predict_noise(self, x: Tensor, level: NoiseLevel | Tensor | int, conditioning: Conditioning) -> Tensor:
-        """eps (b, c, h, w) in float32 for latents ``x`` of unit-variance diffusion at ``level``: a level, or a timestep (b,)."""
+        """eps (b, c, h, w) in float32 for unit-variance latents ``x`` at ``level``, a noise level or timestep (b,)."""
         at = level if isinstance(level, NoiseLevel) else self.level(level)
         return PREDICTIONS[self.prediction_type].noise(self.predict(x, at, conditioning), x, at)
 
     def native_weight(self, t: int) -> float:
-        """The squared-error weight at ``t`` that turns an eps loss into one on what the backbone itself predicts."""
+        """Weight at ``t`` that turns a squared eps error into one in the backbone's own prediction type."""
         level = self.level(t)
         return PREDICTIONS[self.prediction_type].slope(float(level.alpha), float(level.sigma)) ** -2
 
     def new_scheduler(self, steps: int) -> Any:
-        """A fresh scheduler of the pipeline's own kind, told that it is given eps, with ``steps`` steps set."""
+        """A new scheduler of the pipeline's own class that expects eps, with ``steps`` steps set."""
         scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config, prediction_type="epsilon")
         if float(getattr(scheduler, "alphas_cumprod", self.alphas_cumprod)[-1]) == 0:
             raise ModelError(
-                f"the scheduler of {self.name!r} ends in pure noise (rescale_betas_zero_snr), where a prediction of the noise "
-                "says nothing: set rescale_betas_zero_snr to false in its scheduler_config.json"
+                f"the scheduler of {self.name!r} ends in pure noise (rescale_betas_zero_snr), where eps has no "
+                "information: set rescale_betas_zero_snr to false in its scheduler_config.json"
             )
         try:
             scheduler.set_timesteps(steps, device=self.device)
-        except ValueError as error:  # more steps than the model was trained on
+        except ValueError as error:  # more steps than in training
             raise ConfigError(f"{steps} denoising steps are not possible with {self.name!r}: {error}") from None
         return scheduler
 
-    # -- images ----------------------------------------------------------------------------------------------------------
+    # -- images --------------------------------------------------------------------------------------------------------
 
     def decode(self, latents: Tensor, *, gradients: bool = False) -> Tensor:
-        """(b, c, h, w) -> images (b, 3, H, W) in 0..1; differentiable with ``gradients``."""
+        """Decode latents (b, c, h, w) to images (b, 3, H, W) in 0..1; differentiable with ``gradients``."""
         mean, scale = self._latent_statistics(latents)
         with torch.set_grad_enabled(gradients):
             pixels = self.vae.decode((latents / scale + mean).to(self.vae.dtype)).sample.float()
             return (pixels / 2 + 0.5).clamp(0, 1)
 
     def encode_images(self, images: Tensor, generator: torch.Generator | None = None, *, gradients: bool = False) -> Tensor:
-        """Images (b, 3, H, W) in 0..1 -> latents (b, c, h, w); the posterior's mean without a ``generator``."""
+        """Encode images (b, 3, H, W) in 0..1 to latents (b, c, h, w); without ``generator``, the posterior mean."""
         with torch.set_grad_enabled(gradients):
             posterior = self.vae.encode(images.to(self.device, self.vae.dtype) * 2 - 1).latent_dist
             latents = posterior.mean if generator is None else posterior.sample(generator)
@@ -256,7 +256,7 @@ class DiffusionModel(ABC):
     """The name before 0.1.0."""
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """(mean, scale): latents are (the autoencoder's own - mean) * scale. By channel where the autoencoder says so."""
+        """(mean, scale): latents are (the autoencoder's own - mean) * scale; by channel if its config has them so."""
         config = self.vae.config
         scale, mean, std = config.scaling_factor, config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:

@@ -1,4 +1,4 @@
-"""What is refused when a pipeline is loaded, so that nothing later has to ask."""
+"""Check a pipeline once, when it is loaded, and refuse what mu cannot run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "mu.models.diffusion.stable_diffusion:StableDiffusionXL",
     "StableDiffusionXLImg2ImgPipeline": "mu.models.diffusion.stable_diffusion:StableDiffusionXL",
 }
-"""The face of each pipeline class of diffusers. A new family is its file and its rows here."""
+"""The `DiffusionModel` for each pipeline class of diffusers. A new family adds its file and its entries here."""
 
 UNUSUAL_INPUTS = {
     "class_embed_type": "class labels",
@@ -28,22 +28,24 @@ UNUSUAL_INPUTS = {
     "encoder_hid_dim_type": "a projection of its own for prompt embeddings",
     "time_cond_proj_dim": "an embedding of the guidance scale (LCM)",
 }
-"""Settings of a UNet that ask for an input which a prompt does not give."""
+"""Settings of a UNet that require an input which a prompt does not give."""
 
 
 def check_family(kind: Any, name: str) -> None:
-    """Raise `ModelError` for a pipeline class that no family stands for. ``kind`` is ``_class_name`` of a model_index.json."""
+    """Raise `ModelError` for a pipeline class outside `FAMILIES`. ``kind``: ``_class_name`` in model_index.json."""
     if isinstance(kind, list | tuple):
-        raise ModelError(f"{name!r} runs code of its own ({' '.join(map(str, kind))}): mu runs none, name a stock pipeline")
+        raise ModelError(
+            f"{name!r} runs code of its own ({' '.join(map(str, kind))}): mu does not run it; name a stock pipeline"
+        )
     if kind not in FAMILIES:
-        raise ModelError(f"{name!r} is a {kind}: mu works with Stable Diffusion 1.x, 2.x and XL, name one of those")
+        raise ModelError(f"{name!r} is a {kind}: mu supports Stable Diffusion 1.x, 2.x and XL; name one of those")
 
 
 def face(
     pipeline: Any, name: str, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32, clip_skip: int = 1,
     *, placed: bool = True,
 ) -> DiffusionModel:  # fmt: skip
-    """``pipeline`` behind the face of its family; see `DiffusionModel`. Raises `ModelError` for one that mu cannot run rightly."""
+    """Wrap ``pipeline`` in its family's `DiffusionModel`. Raises `ModelError` if mu cannot run it correctly."""
     kind = type(pipeline).__name__
     check_family(kind, name)
     module, _, attribute = FAMILIES[kind].partition(":")
@@ -57,21 +59,20 @@ def _check(pipeline: Any, backbone_name: str, name: str) -> None:
     tokenizers = [part.replace("text_encoder", "tokenizer") for part in encoders]
     for part in (backbone_name, "vae", "scheduler", *encoders, *tokenizers):
         if getattr(pipeline, part, None) is None:
-            raise ModelError(f"{name!r} has no {part}: name a whole model, as refiners and parts of one are none")
+            raise ModelError(f"{name!r} has no {part}: name a complete model, not a refiner or a part")
     config, vae = getattr(pipeline, backbone_name).config, pipeline.vae.config
     for setting, need in UNUSUAL_INPUTS.items():
         if config.get(setting) is not None:
-            raise ModelError(
-                f"the {backbone_name} of {name!r} needs {need} ({setting}), which mu does not give: name another model"
-            )
+            raise ModelError(f"the {backbone_name} of {name!r} needs {need} ({setting}), which mu lacks: name another model")
     if config.get("addition_embed_type") not in (None, "text_time"):
         raise ModelError(
             f"the {backbone_name} of {name!r} needs {config.addition_embed_type} (addition_embed_type): name another model"
         )
     if config.in_channels != vae.latent_channels:
         raise ModelError(
-            f"the {backbone_name} of {name!r} takes {config.in_channels} channels, and latents have {vae.latent_channels}: it wants an "
-            "image or a mask beside the prompt (inpainting, InstructPix2Pix, upscaling); name a text-to-image model"
+            f"the {backbone_name} of {name!r} takes {config.in_channels} channels, and latents have {vae.latent_channels}: "
+            "it needs an image or a mask in addition to the prompt (inpainting, InstructPix2Pix, upscaling); "
+            "name a text-to-image model"
         )
     predicts = pipeline.scheduler.config.get("prediction_type", "epsilon")
     if predicts not in PREDICTIONS:
@@ -83,5 +84,6 @@ def _check(pipeline: Any, backbone_name: str, name: str) -> None:
     width = sum(int(getattr(pipeline, encoder).config.hidden_size) for encoder in encoders)
     if config.cross_attention_dim != width:
         raise ModelError(
-            f"the {backbone_name} of {name!r} reads text of width {config.cross_attention_dim}, and its text encoders give {width}"
+            f"the {backbone_name} of {name!r} reads prompt embeddings of width {config.cross_attention_dim}, "
+            f"and its text encoders give {width}"
         )

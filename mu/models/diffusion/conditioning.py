@@ -1,4 +1,4 @@
-"""What a batch of network evaluations is conditioned on."""
+"""The conditioning of a batch of network evaluations."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 UNEXPLAINED = -1
-"""In place of token ids: no prompt explains this row."""
+"""Stands for the token ids of a row that comes from no prompt."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Prompt embeddings and what goes with them, one row for each evaluation.
+    """Prompt embeddings and all other conditioning, one row for each evaluation.
 
-    ``sequence`` (b, n, width). ``tokens`` (b, n): the ids that the first text encoder read, padded; None or `UNEXPLAINED` where
-    the embeddings come from no prompt, as soft prompts do. For SDXL also ``pooled`` (b, width) and ``time_ids`` (b, 6).
-    ``gate_sequence`` and ``gate_tokens`` are those of the prompt that gates the row, if it is not its own: see `guiding`.
+    ``sequence`` (b, n, width) are the prompt embeddings. ``tokens`` (b, n) are the padded ids that the first text
+    encoder read; None or `UNEXPLAINED` for soft prompts. SDXL also has ``pooled`` (b, width) and ``time_ids`` (b, 6).
+    ``gate_sequence`` and ``gate_tokens`` belong to the prompt that gates a row, if that is another one: see `guiding`.
     """
 
     sequence: Tensor
@@ -45,27 +45,27 @@ class Conditioning:
         return self._each(lambda part: part.repeat(times, *[1] * (part.dim() - 1)))
 
     def at(self, time_ids: Tensor | None) -> Conditioning:
-        """The same with ``time_ids`` (6,); unchanged for None, as models without size conditioning have it."""
+        """A copy with ``time_ids`` (6,). Unchanged for None, which models without size conditioning have."""
         if time_ids is None or self.pooled is None:
             return self
         return replace(self, time_ids=time_ids.to(self.pooled.device, self.pooled.dtype).expand(len(self), -1))
 
     def guiding(self, prompts: Conditioning) -> Conditioning:
-        """These rows as the unconditional ones of ``prompts``: a gated edit passes for them as for the prompt beside each.
+        """Return these rows as the unconditional rows of ``prompts``: row i gets the gate of prompt i.
 
-        So it is in Semi-Permeable Membranes (Lyu et al., CVPR 2024): one gate for both halves of classifier-free guidance.
+        Semi-Permeable Membranes (Lyu et al., CVPR 2024) use one gate for both halves of classifier-free guidance.
         """
         return replace(self, gate_sequence=prompts.sequence, gate_tokens=prompts.tokens)
 
     def gating(self) -> Conditioning:
-        """The prompts by which the rows are gated."""
+        """Return the prompts that gate the rows."""
         if self.gate_sequence is None:
             return self
         return Conditioning(self.gate_sequence, tokens=self.gate_tokens)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Rows of all ``parts``, in order. Rows without tokens among rows with them become `UNEXPLAINED`."""
+        """Join the rows of ``parts``. If some parts have tokens, those of the others become `UNEXPLAINED`."""
         if any(part.gate_sequence is not None for part in parts):
             parts = [part if part.gate_sequence is not None else part.guiding(part) for part in parts]
         for name in ("tokens", "gate_tokens"):

@@ -1,4 +1,4 @@
-"""Noise levels, and what a network can be trained to predict at one."""
+"""Noise levels, and the quantities that a network can predict at one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 class NoiseLevel:
     """How noisy the latents of a batch are: ``x = alpha x_0 + sigma eps``.
 
-    ``t`` () or (b,) is the time that the network is given. ``alpha`` and ``sigma`` broadcast over latents (b, c, h, w).
+    ``t`` () or (b,) is the timestep for the network. ``alpha`` and ``sigma`` broadcast over latents (b, c, h, w).
     """
 
     t: Tensor
@@ -20,14 +20,15 @@ class NoiseLevel:
     sigma: Tensor
 
     def noised(self, x_0: Tensor, eps: Tensor) -> Tensor:
-        """x (b, c, h, w) of the forward process."""
+        """Noisy latents x (b, c, h, w) of the forward process."""
         return self.alpha * x_0 + self.sigma * eps
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One thing that networks predict. ``noise(out, x, level)`` is the eps that it implies; at fixed x a difference of it is
-    ``slope(alpha, sigma)`` times as large in eps."""
+    """A prediction type. ``noise(out, x, level)`` converts the network's output to eps.
+
+    At fixed x, a difference in the output is ``slope(alpha, sigma)`` times as large in eps."""
 
     noise: Callable[[Tensor, Tensor, NoiseLevel], Tensor]
     slope: Callable[[float, float], float]
@@ -38,4 +39,4 @@ PREDICTIONS = {
     "v_prediction": Prediction(lambda out, x, at: at.alpha * out + at.sigma * x, lambda alpha, sigma: alpha),
     "sample": Prediction(lambda out, x, at: (x - at.alpha * out) / at.sigma, lambda alpha, sigma: alpha / sigma),
 }
-"""By diffusers' names. A family with another space (a velocity, say) adds its row."""
+"""By diffusers' names. A family with another prediction type (a velocity, for example) adds its entry."""

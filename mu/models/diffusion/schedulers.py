@@ -1,4 +1,4 @@
-"""Schedulers for training: built from constants, not from the checkpoint; and schedules of the learning rate by name."""
+"""Noise schedulers for training, built from constants and not from the checkpoint, and learning rate schedules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAINING_SCHEDULERS = {
 
 
 def training_scheduler(name: str) -> Any:
-    """A scheduler built from the constants of Stable Diffusion and not from the checkpoint (specification of SPM, 2.1).
+    """Build a scheduler from the constants of Stable Diffusion, not from the checkpoint (specification of SPM, 2.1).
 
     For DDIM: leading spacing, offset 0, final alpha 1; the 30-step grid is 957, 924, ..., 0.
     """
@@ -36,7 +36,7 @@ def learning_rate_schedule(
     name: str, optimizer: torch.optim.Optimizer, iterations: int, *, warmup: int = 0, cycles: int = 1, power: float = 1.0,
     options: Mapping[str, Any] | None = None,
 ) -> torch.optim.lr_scheduler.LRScheduler:  # fmt: skip
-    """Any schedule of diffusers by name, ``one_cycle`` (torch's), or ``adafactor:<lr>`` (transformers').
+    """Make a schedule by name: any of diffusers, ``one_cycle`` (torch) or ``adafactor:<lr>`` (transformers).
 
     ``cosine_with_restarts`` at step i >= W = ``warmup``: lr * max(0, (1 + cos(pi * frac(cycles (i - W) / (T - W)))) / 2).
     """

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, Stable Diffusion XL, and models of their form: a UNet with cross-attention to CLIP's text."""
+"""Stable Diffusion 1.x, 2.x and XL, and similar models: a UNet with cross-attention to CLIP's prompt embeddings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from mu.models.diffusion.text import TextEncoder
 
 
 class StableDiffusion(DiffusionModel):
-    """SD 1.x and 2.x: one text encoder, whose hidden state ``clip_skip`` layers from the end (1: the last) is used after the
-    final norm."""
+    """SD 1.x and 2.x, with one text encoder.
+
+    Its hidden state ``clip_skip`` layers from the end (1: the last) is used, after the final norm."""
 
     backbone_name: ClassVar[str] = "unet"
 
@@ -36,8 +37,11 @@ class StableDiffusion(DiffusionModel):
 
     def layers(self, role: Role) -> dict[str, Layer]:
         ends = {
-            "text-keys": ".attn2.to_k.weight", "text-values": ".attn2.to_v.weight", "cross-attention": ".attn2.", "transformer": "",
-        }[role]  # fmt: skip
+            "text-keys": ".attn2.to_k.weight",
+            "text-values": ".attn2.to_v.weight",
+            "cross-attention": ".attn2.",
+            "transformer": "",
+        }[role]
         return {
             name: layer
             for name, layer in self._in_transformers().items()
@@ -61,14 +65,14 @@ class StableDiffusion(DiffusionModel):
         return self._forward(x, level.t, conditioning.sequence, added_cond_kwargs=added).sample
 
     def added_conditioning(self, conditioning: Conditioning) -> dict[str, Tensor | None] | None:
-        """What the UNet takes beside the prompt embeddings."""
+        """Conditioning of the UNet in addition to the prompt embeddings."""
         return None
 
     def conditioning_of(self, args: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
         return args[2] if len(args) > 2 else options["encoder_hidden_states"]
 
     def reads(self, parameter: str) -> bool:
-        """As `DiffusionModel.reads`; layers of a text encoder behind the hidden state that is used do not count."""
+        """True if images depend on ``parameter``. False for layers after a text encoder's hidden state that is used."""
         component, _, path = parameter.partition(".")
         if not super().reads(parameter):
             return False
@@ -80,20 +84,29 @@ class StableDiffusion(DiffusionModel):
         return path.startswith("embeddings.") or self.reads_outside_layers(text)
 
     def layers_read(self, text: TextEncoder) -> int:
-        """How many layers of ``text`` stand before the hidden state that is used."""
+        """Number of layers of ``text`` up to the hidden state that is used."""
         return text.depth - self.clip_skip + 1
 
     def reads_outside_layers(self, text: TextEncoder) -> bool:
-        """Whether final norm and projection of ``text`` count."""
+        """True if images depend on the final norm and projection of ``text``."""
         return True
 
 
 class StableDiffusionXL(StableDiffusion):
-    """SDXL: the hidden states before the last of two text encoders side by side, without final norm, the second one's pooled
-    projection, and the size of the image."""
+    """SDXL, with two text encoders and size conditioning.
+
+    The prompt embedding joins their hidden states before the last layer, without final norm. The second encoder's
+    pooled projection and the image size are added conditioning."""
 
     def text_encoders(self, pipeline: Any) -> list[TextEncoder]:
-        pairs = [(f"text_encoder{s}", getattr(pipeline, f"tokenizer{s}"), getattr(pipeline, f"text_encoder{s}")) for s in ("", "_2")]  # fmt: skip
+        pairs = [
+            (
+                f"text_encoder{s}",
+                getattr(pipeline, f"tokenizer{s}"),
+                getattr(pipeline, f"text_encoder{s}"),
+            )
+            for s in ("", "_2")
+        ]
         return [TextEncoder(*pair) for pair in pairs]
 
     def prompt_embedding(self, k: int, output: Any) -> Tensor:

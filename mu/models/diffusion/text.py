@@ -1,4 +1,4 @@
-"""A text encoder of a diffusion model: its tokenizer, its module, and how it reads."""
+"""A text encoder of a diffusion model: its tokenizer and its module."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ log = logging.getLogger("mu")
 
 @dataclass
 class TextEncoder:
-    """``component`` is the name of ``module`` in parameter names. ``causal``: a position depends on those before it alone, so equal
-    beginnings of prompts have equal embeddings."""
+    """A tokenizer and a text encoder; ``component`` is the name of ``module`` in parameter names.
+
+    ``causal``: a position depends only on itself and earlier ones, so prompts that begin equally share embeddings."""
 
     component: str
     tokenizer: Any
@@ -27,7 +28,7 @@ class TextEncoder:
 
     @property
     def length(self) -> int:
-        """Tokens of a prompt, padding included."""
+        """Number of tokens of a prompt, with padding."""
         return int(self.tokenizer.model_max_length)
 
     @property
@@ -41,22 +42,22 @@ class TextEncoder:
 
     @property
     def special(self) -> set[int]:
-        """Ids of tokens that are no words."""
+        """Ids of tokens that are not words, such as start, end and padding."""
         return set(self.tokenizer.all_special_ids)
 
     def words(self, text: str) -> list[int]:
-        """Token ids of ``text`` alone: no start, end or padding."""
+        """Token ids of ``text`` alone, without start, end or padding."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (b, n), padded; a prompt that is too long is cut, with one warning that names what was cut."""
+        """Token ids (b, n), padded. A prompt that is too long is cut, with one warning that quotes the lost part."""
         for prompt in prompts:
             if prompt not in self._cut:
                 ids = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
                 if len(ids) > self.length:
                     self._cut.add(prompt)
                     lost = self.tokenizer.decode(ids[self.length - 1 : -1])
-                    log.warning("the text encoder takes %d tokens; cut from the prompt: %r", self.length - 2, lost)
+                    log.warning("the text encoder reads %d tokens; cut from the prompt: %r", self.length - 2, lost)
         options = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
         return self.tokenizer(list(prompts), **options).input_ids.to(self.module.device)
 
@@ -67,7 +68,7 @@ class TextEncoder:
 
     @contextmanager
     def reading(self, embeddings: Tensor | None) -> Iterator[None]:
-        """Inside the block the module reads ``embeddings`` (b, n, width) in place of those that belong to its token ids."""
+        """Make the module read ``embeddings`` (b, n, width) inside the block, not those of its token ids."""
         if embeddings is None:
             yield
             return

@@ -1,1 +1,1 @@
-"""File formats of other projects: their checkpoints, their names of parameters, their architectures as data."""
+"""File formats of other projects: checkpoints, parameter names, and architectures as data."""

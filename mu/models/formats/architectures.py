@@ -1,8 +1,8 @@
 """The published Stable Diffusion architectures as data, so that building one needs no download.
 
-A pipeline is described by the configs that its diffusers folder would hold, one mapping for each component:
-``unet``, ``vae``, ``text_encoder`` (and ``text_encoder_2``), ``scheduler``. `new_component` turns one into the stock model,
-with random weights, `blueprint` into one with none.
+A pipeline is described by the configs in its diffusers folder, one mapping for each component: ``unet``, ``vae``,
+``text_encoder`` (and ``text_encoder_2``), ``scheduler``. `new_component` builds the stock model of a config with random
+weights, `blueprint` without weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Config = dict[str, Any]
 
 
 def stable_diffusion_1() -> dict[str, Config]:
-    """Stable Diffusion 1.1 to 1.5: 512 x 512, CLIP ViT-L/14, predicts the noise."""
+    """Stable Diffusion 1.1 to 1.5: 512 x 512, CLIP ViT-L/14, predicts eps."""
     return {
         "unet": _unet(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
         "vae": _vae(sample_size=512),
@@ -32,7 +32,7 @@ def stable_diffusion_1() -> dict[str, Config]:
 def stable_diffusion_2(prediction_type: str = "v_prediction") -> dict[str, Config]:
     """Stable Diffusion 2.0 and 2.1, OpenCLIP ViT-H/14 without its last layer.
 
-    ``v_prediction`` is the 768 x 768 model, ``epsilon`` the 512 x 512 "base" model: the same tensors, another target.
+    ``v_prediction`` is the 768 x 768 model, ``epsilon`` the 512 x 512 "base" model. Both have the same tensors.
     """
     large = prediction_type == "v_prediction"
     unet = _unet(
@@ -58,7 +58,7 @@ def stable_diffusion_2(prediction_type: str = "v_prediction") -> dict[str, Confi
 
 
 def stable_diffusion_xl() -> dict[str, Config]:
-    """Stable Diffusion XL base 1.0: 1024 x 1024, CLIP ViT-L/14 and OpenCLIP ViT-bigG/14, predicts the noise."""
+    """Stable Diffusion XL base 1.0: 1024 x 1024, CLIP ViT-L/14 and OpenCLIP ViT-bigG/14, predicts eps."""
     unet = _unet(
         sample_size=128,
         cross_attention_dim=2048,
@@ -70,7 +70,7 @@ def stable_diffusion_xl() -> dict[str, Config]:
         up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         addition_embed_type="text_time",
         addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,  # the pooled prompt, 1280, and six sizes of 256
+        projection_class_embeddings_input_dim=2816,  # pooled prompt embedding of width 1280, and six sizes of 256
     )
     big = {
         "hidden_size": 1280,
@@ -89,11 +89,13 @@ def stable_diffusion_xl() -> dict[str, Config]:
 
 
 def new_component(config: Mapping[str, Any]) -> Any:
-    """The model or scheduler that ``config`` describes, as in a diffusers folder: by ``_class_name`` or ``architectures``.
+    """Build the model or scheduler of ``config``, as in a diffusers folder, by ``_class_name`` or ``architectures``.
 
-    Raises `ModelError` for a config of which nothing can be built.
+    Raises `ModelError` if nothing can be built from the config.
     """
-    settings = {key: value for key, value in config.items() if key != "_use_default_values"}  # diffusers drops what it lists
+    settings = {
+        key: value for key, value in config.items() if key != "_use_default_values"
+    }  # diffusers drops the settings in this list
     try:
         if "_class_name" in settings:
             return getattr(diffusers, settings["_class_name"]).from_config(settings)
@@ -104,9 +106,9 @@ def new_component(config: Mapping[str, Any]) -> Any:
 
 
 def blueprint(config: Mapping[str, Any]) -> Any:
-    """The model of ``config`` with parameters on the meta device; its few buffers, which no file holds, are real.
+    """Build the model of ``config`` with parameters on the meta device. Its few buffers, which no file holds, are real.
 
-    ``torch.device("meta")`` would leave the buffers, CLIP's numbers of positions, without values.
+    ``torch.device("meta")`` would leave the buffers (CLIP's position ids) without values.
     """
     with init_empty_weights(include_buffers=False):
         return new_component(config)

@@ -1,10 +1,10 @@
-"""Reading the tensors of a weight file without running anything that the file says.
+"""Read the tensors of a weight file without running any code that it contains.
 
-A ``.safetensors`` file holds tensors only. A ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file is a pickle, and a pickle is a
-program: it may call any function that can be imported. Published checkpoints also hold remains of their training
-(callbacks, numpy scalars), so that torch's ``weights_only`` refuses them. Here the pickle is run by an unpickler that
-imports nothing: the few names that tensors are made of yield descriptions of tensors, every other name yields `_Nothing`,
-and the tensors are read afterwards from the file, only those of the state dict.
+A ``.safetensors`` file holds tensors only. A ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file is a pickle. A pickle is a
+program that may call any function that can be imported. Published checkpoints also hold objects from training
+(callbacks, numpy scalars), so torch's ``weights_only`` refuses them. The unpickler here imports nothing. The few names
+that tensors need give descriptions of tensors, and every other name gives `_Nothing`. Afterwards the tensors of the
+state dict, and no others, are read from the file.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SUFFIXES = {".safetensors"} | PICKLES
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Name -> tensor of a weight file, on the CPU. What is no tensor is left out; ``{"state_dict": ...}`` is unwrapped.
+    """Name -> tensor of a weight file, on the CPU. Other objects are left out; ``{"state_dict": ...}`` is unwrapped.
 
     Safe for files of any origin. Raises `ModelError` for a file that is missing, empty, truncated, corrupt, in torch's
     format from before 1.6, or without tensors.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(f"{path} is no weight file: its name must end in one of {', '.join(sorted(SUFFIXES))}")
+        raise ModelError(f"{path} is not a weight file: its name must end in one of {', '.join(sorted(SUFFIXES))}")
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -53,7 +53,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except Exception as error:  # the header is JSON of any content: besides SafetensorError it can raise much
+    except Exception as error:  # the header is arbitrary JSON: errors other than SafetensorError occur
         kind = "truncated or corrupt" if isinstance(error, SafetensorError) else "corrupt"
         raise ModelError(f"{path} is {kind} ({_line(error)}): download or copy it again") from None
 
@@ -65,7 +65,7 @@ def _read_pickle(path: Path, head: bytes) -> dict[str, Tensor]:
         if head.startswith(b"\x80"):
             advice = "if you trust it, load it with torch.load and save it as .safetensors"
             raise ModelError(f"{path} is in torch's format from before 1.6, which cannot be read safely: {advice}")
-        raise ModelError(f"{path} is no torch file: download it again, and check that the link leads to the weights")
+        raise ModelError(f"{path} is not a torch file: download it again, and check that the link leads to the weights")
     try:
         with zipfile.ZipFile(path) as archive:
             return _Archive(archive).state_dict()
@@ -79,11 +79,11 @@ def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-# -- What a pickle can get hold of ----------------------------------------------------------------------------------------
+# -- What a pickle can get hold of -------------------------------------------------------------------------------------
 #
-# Besides plain data, only the objects below. A pickle can call them, and it can try to set attributes on them (the BUILD
-# instruction); neither may reach anything. So they have no ``__dict__`` and no attribute that can be set, and where files
-# do send a state, ``__setstate__`` drops it. Plain functions and dataclasses would not do: both take a state.
+# A pickle reaches plain data and the objects below. It can call them and try to set attributes on them (the BUILD
+# instruction); neither may have an effect. So they have no ``__dict__`` and no attribute that can be set, and
+# ``__setstate__`` drops any state that a file sends. Plain functions and dataclasses are unsafe: both accept a state.
 
 
 def _ignore(*_: Any, **__: Any) -> None:
@@ -91,7 +91,7 @@ def _ignore(*_: Any, **__: Any) -> None:
 
 
 class _Nothing:
-    """Stands for every class, function and object that tensors do not need: takes anything, keeps and does nothing."""
+    """Replaces every class, function and object that tensors do not need. Accepts all calls and does nothing."""
 
     __slots__ = ()
 
@@ -106,7 +106,7 @@ class _Nothing:
 
 
 class _Dict(dict):
-    """Stands for OrderedDict, whose state is torch's version number of each module."""
+    """Replaces OrderedDict. Its state, torch's version number of each module, is dropped."""
 
     __slots__ = ()
     __setstate__ = staticmethod(_ignore)
@@ -123,7 +123,7 @@ class _Storage(NamedTuple):
 
 
 class _Strided(NamedTuple):
-    """A tensor that is still in the file."""
+    """Description of a tensor that is still in the file."""
 
     storage: _Storage
     offset: int
@@ -169,7 +169,7 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(kind.dtype, key, count) if isinstance(kind, _StorageType) else _Nothing()
 
 
-# -- The file -------------------------------------------------------------------------------------------------------------
+# -- The file ----------------------------------------------------------------------------------------------------------
 
 
 class _Archive:
@@ -180,7 +180,7 @@ class _Archive:
         members = archive.namelist()
         pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise ModelError("is a zip file but no torch file: name the weight file itself")
+            raise ModelError("is a zip file but not a torch file: name the weight file itself")
         self.folder = pickles[0].removesuffix("data.pkl")
         if self.folder + "constants.pkl" in members:
             raise ModelError("is a TorchScript program: export the model's state dict, best as .safetensors")
@@ -195,7 +195,7 @@ class _Archive:
 
     def _tensor(self, found: _Strided) -> Tensor:
         if not isinstance(found.storage, _Storage):
-            raise ModelError("holds tensors of a kind that mu does not read: save it as .safetensors")
+            raise ModelError("holds a kind of tensors that mu does not read: save it as .safetensors")
         if found.storage not in self.storages:
             self.storages[found.storage] = self._storage(found.storage)
         return self.storages[found.storage].as_strided(found.size, found.stride, found.offset)
@@ -204,7 +204,7 @@ class _Archive:
         content = self._member(f"data/{storage.key}")
         if len(content) != storage.elements * storage.dtype.itemsize:
             raise ValueError(
-                f"storage {storage.key} has {len(content)} bytes, announced are {storage.elements} {storage.dtype}"
+                f"storage {storage.key} has {len(content)} bytes, not {storage.elements} {storage.dtype} as stated"
             )
         return torch.frombuffer(bytearray(content), dtype=storage.dtype) if content else torch.empty(0, dtype=storage.dtype)
 

@@ -1,6 +1,6 @@
-"""Parameter names between diffusers and the single-file layout of CompVis (Stability's SGM for SDXL).
+"""Map parameter names between diffusers and the single-file layout of CompVis (Stability's SGM for SDXL).
 
-The maps are derived from a config: the model is built without weights and its blocks are numbered as CompVis numbers them.
+The maps follow from a config: the model is built without weights, and its blocks get the numbers of CompVis.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ _UNET_RESNET = {
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-# -- maps ---------------------------------------------------------------------------------------------------------------
+# -- maps --------------------------------------------------------------------------------------------------------------
 
 
 def component_names(family: str, component: str, config: Mapping[str, Any]) -> dict[str, str]:
     """Name in diffusers or transformers -> name in the file, for a ``component`` of ``sd1``, ``sd2`` or ``sdxl``.
 
-    ``unet``, ``vae``, ``text_encoder`` or ``text_encoder_2``. One to one, but that q, k and v of a layer of open_clip,
-    in this order, have one name. SD 2.x files also hold a last layer of the text encoder that is never evaluated and that
-    diffusers leaves out: no parameter is mapped to it. Raises `ModelError` for a part that CompVis has no place for.
+    Components are ``unet``, ``vae``, ``text_encoder`` and ``text_encoder_2``. The map is one to one, except that q, k
+    and v of an open_clip layer, in this order, have one name. SD 2.x files also hold a last layer of the text encoder.
+    It is never evaluated, diffusers leaves it out, and no parameter is mapped to it. Raises `ModelError` for a part
+    that has no name in CompVis.
     """
     model = blueprint({**config, **_KINDS[component]})
     own = list(model.state_dict())
@@ -68,21 +69,21 @@ def kohya_module_names(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sdxl_module_names() -> dict[str, str]:
-    """`kohya_module_names` of the published SDXL, whose 794 layers they name one to one."""
+    """`kohya_module_names` of the published SDXL: one name for each of its 794 layers."""
     return kohya_module_names(stable_diffusion_xl()["unet"])
 
 
-# -- places -------------------------------------------------------------------------------------------------------------
+# -- places ------------------------------------------------------------------------------------------------------------
 
 
 def _renamed(names: Iterable[str], places: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Each name with the longest part at its head that has a place replaced by that place."""
+    """Replace the longest beginning of each name that is in ``places`` by its place."""
     for name in names:
         head = name
         while head and head not in places:
             head = head.rpartition(".")[0]
         if not head:
-            raise ModelError(f"the CompVis layout has no place for {name!r}")
+            raise ModelError(f"the CompVis layout has no name for {name!r}")
         yield name, places[head] + name[len(head) :]
 
 
@@ -119,7 +120,7 @@ def _unet_places(unet: Any) -> Iterator[tuple[str, str]]:
 
 
 def _unet_block(block: str, places: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """CompVis counts each resnet, with the attention that may follow it, as a block of its own: ``places``."""
+    """In CompVis each resnet, with the attention that may follow it, is a block of its own; ``places`` names them."""
     for j, place in enumerate(places):
         yield from _inside(f"{block}.resnets.{j}", f"{place}.0", _UNET_RESNET)
         yield f"{block}.attentions.{j}", f"{place}.1"

@@ -1,8 +1,8 @@
 """Models of open_clip as a `ClipModel`: by tag, from a folder in open_clip's hub layout, or from a state dict.
 
-The weights are converted to transformers' CLIP, whatever wrote them; open_clip itself is needed only for the list of tags
-and the download. The architecture follows from the shapes, except what shapes do not tell: how many heads an attention has,
-and whether the activation is GELU or QuickGELU. Those come from the config, the tag or the published file's name.
+The weights are converted to transformers' CLIP. open_clip itself is needed only for the list of tags and the download.
+The architecture follows from the shapes, except the number of attention heads and the activation (GELU or QuickGELU).
+Those come from the config, the tag or the published file's name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mu.models.places import GELUS, OPEN_CLIP, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGH
 
 Config = Mapping[str, Any]
 
-# Attention heads are 64 wide, but for the image towers of ViT-H, g, bigG and e.
+# Attention heads are 64 wide, except in the image towers of ViT-H, g, bigG and e.
 _HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 _READS = "mu reads open_clip models with a ViT and CLIP's own text tower"
 _OTHER_KINDS = {
@@ -39,7 +39,7 @@ _OTHER_KINDS = {
     "text.": "a text tower of another kind (SigLIP, CLIPA, CoCa, Hugging Face)",
     "logit_bias": "SigLIP's loss with a bias",
 }
-# Settings of a tower's config: those whose effect is in the shapes or in training only, and the only other ones known.
+# Settings of a tower's config: those that affect only shapes or training, and the supported values of others.
 _IN_SHAPES = {
     "image_size", "patch_size", "width", "layers", "mlp_ratio", "context_length", "vocab_size", "heads", "head_width",
     "patch_dropout", "output_tokens", "attn_pooler_heads", "attn_pooler_queries", "pad_id", "eos_id",
@@ -55,16 +55,16 @@ _LOOK = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest", "
 log = logging.getLogger("mu")
 
 
-# -- where a model comes from ---------------------------------------------------------------------------------------------
+# -- where a model comes from ------------------------------------------------------------------------------------------
 
 
 def from_tag(
     name: str, *, compat_gelu: str | None = None, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
 ) -> ClipModel:
-    """``open_clip:ARCH/TAG``, from open_clip's cache or the network.
+    """Load ``open_clip:ARCH/TAG`` from open_clip's cache or the network.
 
-    The activation is the one that the weights were trained with. open_clip itself runs ``ViT-B-32/laion400m_e32`` and its
-    like with GELU although they were trained with QuickGELU, and warns; ``compat_gelu="gelu"`` does the same.
+    The activation is the one that the weights were trained with. open_clip itself runs ``ViT-B-32/laion400m_e32`` and
+    similar models with GELU although they were trained with QuickGELU, and warns; ``compat_gelu="gelu"`` does the same.
     """
     try:
         import open_clip
@@ -79,7 +79,7 @@ def from_tag(
     if not known:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         raise ModelError(f"open_clip has no weights {tag!r} of {architecture}.{nearest(tag, tags)}")
-    # Versions of open_clip that do not say it of a tag list the tag under this name too.
+    # Versions of open_clip without this setting for a tag list the tag under this name too.
     quick = tag in open_clip.list_pretrained_tags_by_model(f"{architecture}-quickgelu")
     trained = {"quick_gelu": any((quick, model.get("quick_gelu"), known.get("quick_gelu")))}
     config = {"model_cfg": {**model, **trained}, "preprocess_cfg": known}
@@ -97,7 +97,7 @@ def from_folder(
     folder: Path, name: str, *, compat_gelu: str | None = None, device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,
 ) -> ClipModel:  # fmt: skip
-    """A folder with ``open_clip_config.json`` and weights, as open_clip writes it for the hub."""
+    """Load a folder with ``open_clip_config.json`` and weights, as open_clip writes it for the hub."""
     config = _read_config(folder)
     weights = next((folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).exists()), None)
     if weights is None:
@@ -111,22 +111,22 @@ def from_file(
     path: Path, tensors: Mapping[str, Tensor], name: str, *, compat_gelu: str | None = None,
     device: torch.device | str = "cpu", precision: torch.dtype = torch.float32,
 ) -> ClipModel:  # fmt: skip
-    """A state dict, ``tensors`` of the file at ``path``, as open_clip publishes and its training writes it.
+    """Load a state dict, the ``tensors`` of the file at ``path``, as open_clip publishes it or writes it in training.
 
-    Such a file does not tell the activation. One warning says so where neither ``compat_gelu`` nor the file's name does.
+    The file does not state the activation. One warning is logged if neither ``compat_gelu`` nor the file's name does.
     """
     if path.name in OPEN_CLIP_WEIGHTS and (path.parent / OPEN_CLIP_CONFIG).exists():
         return _opened(tensors, [path.parent], _read_config(path.parent), name, compat_gelu, device, precision)
     quick = any(word in path.stem.lower() for word in ("quickgelu", "quick_gelu", "openai"))
     if not quick and compat_gelu is None:
         log.warning(
-            "%s does not say how it was trained: GELU is assumed; OpenAI's models and '-quickgelu' ones need "
+            "%s does not state its activation: GELU is assumed; OpenAI's models and '-quickgelu' ones need "
             "compat_gelu='quick_gelu'", path,
         )  # fmt: skip
     return _opened(tensors, [path.parent], {"model_cfg": {"quick_gelu": quick}}, name, compat_gelu, device, precision)
 
 
-# -- config ---------------------------------------------------------------------------------------------------------------
+# -- config ------------------------------------------------------------------------------------------------------------
 
 
 def _read_config(folder: Path) -> Config:
@@ -140,12 +140,12 @@ def _read_config(folder: Path) -> Config:
 
 
 def _check_config(config: Any, where: str) -> None:
-    """Refuse what a CLIP of transformers would compute otherwise without a word."""
+    """Refuse settings that CLIP in transformers would silently ignore."""
 
     def part(of: Any, key: str) -> dict[str, Any]:
         found = of.get(key, {}) if isinstance(of, dict) else None
         if not isinstance(found, dict):
-            raise ModelError(f"{where} is no config of open_clip: {key} is missing or no mapping")
+            raise ModelError(f"{where} is not a config of open_clip: {key} is missing or not a mapping")
         return found
 
     model, look = part(config, "model_cfg"), part(config, "preprocess_cfg")
@@ -163,27 +163,27 @@ def _check_config(config: Any, where: str) -> None:
         raise ModelError(f"{where} has {kind}: {_READS}")
     for key, value in (*vision.items(), *text.items()):
         if value and key not in _IN_SHAPES and value not in _KNOWN.get(key, ()):
-            raise ModelError(f"{where} has the setting {key} = {value!r}, which CLIP in transformers has not: {_READS}")
+            raise ModelError(f"{where} has the setting {key} = {value!r}, which CLIP in transformers lacks: {_READS}")
     for key, value in look.items():
         if value != _LOOK.get(key, value):
-            raise ModelError(f"{where} prepares pictures with {key} = {value!r}: mu knows {_LOOK[key]!r} only")
+            raise ModelError(f"{where} prepares images with {key} = {value!r}: mu supports {_LOOK[key]!r} only")
         numbers = [part for part in value if isinstance(part, (int, float))] if isinstance(value, (list, tuple)) else []
         if key in ("mean", "std") and len(numbers) != 3:
-            raise ModelError(f"{where} has {key} = {value!r}, which are not three numbers")
+            raise ModelError(f"{where} has {key} = {value!r}: three numbers are needed")
 
 
 def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_act: str) -> dict[str, Any]:
-    """What a transformers folder with these weights has in its config.json, without the tokenizer's numbers."""
+    """The config.json of a transformers folder with these weights, without the token ids of the tokenizer."""
     vision, text = (config["model_cfg"].get(part) for part in ("vision_cfg", "text_cfg"))
 
     def shape(key: str, dimensions: int) -> tuple[int, ...]:
         if key not in tensors or tensors[key].dim() != dimensions or not tensors[key].numel():
-            raise ModelError(f"there is no tensor {key} of {dimensions} dimensions: this is no whole CLIP with a ViT")
+            raise ModelError(f"the tensor {key} of {dimensions} dimensions is missing: this is not a complete CLIP with a ViT")
         return tuple(tensors[key].shape)
 
     def tower(prefix: str, width: int, heads: Any) -> dict[str, Any]:
         if not isinstance(heads, int) or heads < 1 or width % heads:
-            raise ModelError(f"{heads!r} heads cannot share the width {width}: check {OPEN_CLIP_CONFIG}")
+            raise ModelError(f"{heads!r} heads do not divide the width {width}: check {OPEN_CLIP_CONFIG}")
         blocks = f"{prefix}transformer.resblocks."
         return {
             "hidden_size": width,
@@ -211,7 +211,7 @@ def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_a
     }
 
 
-# -- conversion -----------------------------------------------------------------------------------------------------------
+# -- conversion --------------------------------------------------------------------------------------------------------
 
 
 def _opened(
@@ -224,16 +224,16 @@ def _opened(
             raise ModelError(f"{name!r} has {kind}: {_READS}")
     try:
         described = _transformers_config(tensors, config, compat_gelu or GELUS[bool(config["model_cfg"].get("quick_gelu"))])
-        # Not "!", open_clip's own: as a special token it would be cut out of texts. What follows the end is not read.
+        # Not open_clip's "!": as a special token it would be removed from texts. Padding after the end is not read.
         tokenizer = find_tokenizer(places, ".", described["text_config"], pad=END)
         if len(tokenizer) != described["text_config"]["vocab_size"]:
             what = f"its vocabulary has {described['text_config']['vocab_size']} tokens, the tokenizer {len(tokenizer)}"
-            raise ModelError(f"{what}: put the model's own tokenizer.json beside the weights")
+            raise ModelError(f"{what}: put the model's own tokenizer.json into the folder of the weights")
         described["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         model = blueprint(described)
         mapped = open_clip_map(model.state_dict())
         if surplus := sorted(tensors.keys() - mapped.values()):
-            raise ModelError(f"{len(surplus)} tensors have no place in a CLIP with a ViT, as {surplus[0]}")
+            raise ModelError(f"{len(surplus)} tensors do not belong to a CLIP with a ViT, for example {surplus[0]}")
         weights = unpack(tensors, mapped, {key: parameter.shape for key, parameter in model.state_dict().items()})
     except ModelError as error:
         raise ModelError(f"{name!r}: {error}") from None

@@ -1,4 +1,4 @@
-"""Names of a CLIP's parameters between open_clip, transformers and edits. No config is needed."""
+"""Convert names of CLIP parameters between open_clip, transformers and edits. No config is needed."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ _REST = {
 
 
 def open_clip_map(parameters: Iterable[str]) -> dict[str, str]:
-    """Each of a CLIP's parameters -> its name in open_clip, those with q, k or v in their name in this order.
+    """Map each parameter of a CLIP model to its name in open_clip; q, k and v come in this order.
 
     ``text_encoder.encoder.layers.3.mlp.fc1.weight`` -> ``transformer.resblocks.3.mlp.c_fc.weight``; `CLIPModel` has
-    ``text_model.`` for ``text_encoder.``. Raises `ModelError` for a parameter that open_clip's CLIP does not have.
+    ``text_model.``, not ``text_encoder.``. Raises `ModelError` for a parameter that open_clip's CLIP does not have.
     """
     return {name: _open_clip_name(_edits_name(name)) for name in sorted(parameters, key=_which_of_qkv)}
 
 
 def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights or shifts in open_clip's names, or a part of them, in the names of edits and transformers' layout.
+    """Convert weights or deltas, all or some, from open_clip's names to the names of edits and transformers' layout.
 
-    ``module.``, which training on several devices puts before each name, is taken off. Raises `ModelError` for a tensor
-    that a CLIP with a ViT does not have.
+    The prefix ``module.`` from training on several devices is removed. Raises `ModelError` for a tensor that a CLIP
+    with a ViT does not have.
     """
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -68,9 +68,9 @@ def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights or shifts, or a part of them, in the names of a `CLIPModel`, of open_clip or of edits, in those of edits.
+    """Convert weights or deltas, all or some, to the names of edits, from those of `CLIPModel`, open_clip or edits.
 
-    Raises as `from_open_clip` does.
+    Raises `ModelError` as `from_open_clip` does.
     """
     own = {_edits_name(name): tensor for name, tensor in tensors.items()}
     known = any(name.startswith(("text_encoder", "vision_model")) or name.endswith("projection.weight") for name in own)
@@ -78,7 +78,7 @@ def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _edits_name(name: str) -> str:
-    """As edits name the parameters of the text tower; in a `CLIPModel` it is ``text_model``."""
+    """The name in edits: the text tower is ``text_encoder``, in a `CLIPModel` ``text_model``."""
     return re.sub(r"^(text_encoder\.)?text_model\.", "text_encoder.", name)
 
 
@@ -93,7 +93,7 @@ def _open_clip_name(name: str) -> str:
         number, layer = _in_layer(name, own)
         if layer in _LAYER:
             return f"{other}{number}.{_LAYER[layer]}"
-    raise ModelError(f"open_clip's CLIP has no place for {name!r}")
+    raise ModelError(f"open_clip's CLIP has no parameter for {name!r}")
 
 
 def _of_open_clip(key: str) -> list[str]:
@@ -103,11 +103,11 @@ def _of_open_clip(key: str) -> list[str]:
         number, layer = _in_layer(key, other)
         names += [f"{own}{number}.{inside}" for inside, outside in _LAYER.items() if outside == layer]
     if not names:
-        raise ModelError(f"{key!r} is no parameter of open_clip's CLIP with a ViT")
+        raise ModelError(f"{key!r} is not a parameter of open_clip's CLIP with a ViT")
     return names
 
 
 def _in_layer(name: str, layers: str) -> tuple[str, str]:
-    """The number and the rest of ``name``, both empty where it does not begin with ``layers`` and a number."""
+    """The number and the rest of ``name``; both are empty if it does not begin with ``layers`` and a number."""
     number, _, rest = name.removeprefix(layers).partition(".")
     return (number, rest) if name.startswith(layers) and number.isdecimal() else ("", "")

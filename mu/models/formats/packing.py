@@ -1,14 +1,14 @@
-"""Tensors between diffusers or transformers and the layouts of CompVis and open_clip, by a map of names, both ways.
+"""Convert tensors between diffusers or transformers and the layouts of CompVis and open_clip, by a map of names.
 
-Where the layouts differ in more than the name, the tensors are converted:
+The map serves both directions. Some tensors differ in more than the name:
 
-- open_clip towers keep q, k and v in one tensor: three parameters then have the same name in the map, in this order;
+- open_clip towers keep q, k and v in one tensor: three parameters have the same name in the map, in this order;
 - open_clip's ``text_projection`` and ``visual.proj`` are the transpose of the weight of a linear layer;
 - the attention of the autoencoder is a 1x1 convolution in CompVis and a linear layer in diffusers.
 
-The converters in ``diffusers.loaders.single_file_utils`` are the oracle of the tests and not used here. They have no way
-back, and the map that it needs is the way in too. They name no tensor that is missing or left over, cut q, k and v at
-the wrong rows where a size is unexpected, and drop the 24th layer of every text encoder in SD 2.x's layout.
+The tests compare with the converters in ``diffusers.loaders.single_file_utils``, which are not used here. They
+convert in one direction only. They do not name missing or surplus tensors, cut q, k and v at the wrong rows if a size
+is unexpected, and drop the 24th layer of every text encoder in SD 2.x's layout.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _TRANSPOSED = ("text_projection", "visual.proj")
 
 
 def pack(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors of a model, renamed and laid out as CompVis or open_clip has them; bit for bit the same numbers.
+    """Rename and lay out the tensors of a model as in CompVis or open_clip; the numbers are the same bit for bit.
 
-    Raises `ModelError` where ``weights`` are not those that ``names`` was made for, as with LoRA layers put in.
+    Raises `ModelError` if ``weights`` are not those that ``names`` was made for, for example with LoRA layers added.
     """
     if strange := names.keys() ^ weights.keys():
         raise ModelError(
@@ -39,7 +39,7 @@ def pack(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, T
 
 
 def unpack(checkpoint: Mapping[str, Tensor], names: Mapping[str, str], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The inverse of `pack`: of a ``checkpoint`` that may hold more, the tensors that ``names`` lists, in ``shapes``.
+    """Invert `pack`: take the tensors in ``names`` out of ``checkpoint``, in ``shapes``; others are ignored.
 
     Raises `ModelError` for missing tensors and for other shapes.
     """
@@ -56,16 +56,16 @@ def unpack(checkpoint: Mapping[str, Tensor], names: Mapping[str, str], shapes: M
 
 
 def parts_of(tensor: Tensor, count: int, key: str) -> list[Tensor]:
-    """``tensor``, which has the name ``key`` in the file, as the ``count`` parameters that it holds.
+    """Split ``tensor``, which is ``key`` in the file, into the ``count`` parameters that it holds.
 
-    Raises `ModelError` where that many equal parts cannot be made of it.
+    Raises `ModelError` if it cannot be split into that many equal parts.
     """
     if key.endswith(_TRANSPOSED):
         return [tensor.transpose(0, -1).contiguous()]
     if count == 1:
         return [tensor]
     if tensor.dim() == 0 or len(tensor) % count:
-        raise ModelError(f"{key} has the shape {_shape(tensor.shape)}, of which {count} equal parts cannot be made")
+        raise ModelError(f"{key} has the shape {_shape(tensor.shape)}, which cannot be split into {count} equal parts")
     return [part.clone() for part in tensor.chunk(count)]
 
 
@@ -77,7 +77,7 @@ def _packed(tensor: Tensor, key: str) -> Tensor:
 
 def _fitted(tensor: Tensor, key: str, shape: torch.Size) -> Tensor:
     if shape not in (tensor.shape, (*tensor.shape, 1, 1)) and (*shape, 1, 1) != tensor.shape:
-        raise ModelError(f"{key} has the shape {_shape(tensor.shape)} where the model needs {_shape(shape)}")
+        raise ModelError(f"{key} has the shape {_shape(tensor.shape)}, and the model needs {_shape(shape)}")
     return tensor.reshape(shape).contiguous()
 
 

@@ -1,6 +1,6 @@
-"""A Stable Diffusion pipeline from one weight file, and back: SD 1.x, SD 2.x and SDXL in the layout of CompVis.
+"""Convert a Stable Diffusion pipeline from and to one weight file: SD 1.x, 2.x and SDXL in the layout of CompVis.
 
-The file holds weights only. The architecture follows from its names, the tokenizer is looked for offline.
+The file holds weights only. The architecture follows from the tensor names; the tokenizer is searched for offline.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from mu.models.quiet import quiet_libraries
 START, END = "<|startoftext|>", "<|endoftext|>"
 Configs = Mapping[str, Mapping[str, Any]]
 
-# Of the tensors in each component's place, those that published files hold and no pipeline reads.
+# Tensors under the prefix of each component that published files hold and pipelines do not read.
 _UNREAD = {
     compvis.UNET: r"",
     compvis.VAE: r"(loss|model_ema)\..*",
     **dict.fromkeys((compvis.CLIP, compvis.CLIP_XL), r"embeddings\.position_ids|text_projection\.weight"),
     **dict.fromkeys((compvis.OPEN_CLIP, compvis.OPEN_CLIP_XL), r"text_projection|logit_scale|attn_mask|visual\..*"),
 }
-# open_clip's towers were trained with zeros after the text. As in the published diffusers folders, "!" is token 0.
+# open_clip's towers were trained with zeros after the text. Token 0 is "!", as in the published diffusers folders.
 _PAD = {("sd1", "tokenizer"): END, ("sd2", "tokenizer"): "!", ("sdxl", "tokenizer"): END, ("sdxl", "tokenizer_2"): "!"}
 _CLIP = "openai/clip-vit-large-patch14"
-_MERGES = 49152 - 256 - 2  # of the larger list that open_clip ships, those that CLIP was trained with
+_MERGES = 49152 - 256 - 2  # the merges that CLIP was trained with; open_clip ships more
 
 
 def load_single_file(
@@ -51,17 +51,17 @@ def load_single_file(
     dtype: torch.dtype | None = torch.float32,
     tensors: dict[str, Tensor] | None = None,
 ) -> DiffusionPipeline:
-    """The stock diffusers pipeline in the file at ``path``, without safety checker.
+    """Load the file at ``path`` as a stock diffusers pipeline without safety checker.
 
-    ``prediction_type`` is what the UNet predicts: ``epsilon``, ``v_prediction`` or ``sample``. The weights do not tell;
-    by default SD 2.x is taken for the 768 x 768 model (``v_prediction``), SDXL for ``v_prediction`` where the file has the
-    marker ``v_pred``, all others for ``epsilon``. ``configs`` replaces the published config of the components it lists
-    (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers folder that has them,
-    and its tokenizer. ``dtype=None`` keeps the precision of the file. What training left in the file, as EMA copies, is
-    passed over. ``tensors`` is the file's content where it was read already; it is used up.
+    ``prediction_type`` is what the UNet predicts: ``epsilon``, ``v_prediction`` or ``sample``. The weights do not state
+    it. By default SD 2.x is the 768 x 768 model (``v_prediction``), SDXL is ``v_prediction`` if the file has the marker
+    ``v_pred``, and all others are ``epsilon``. ``configs`` replaces the published config of the components it lists
+    (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers folder with configs
+    and a tokenizer. ``dtype=None`` keeps the precision of the file. Tensors from training (EMA copies) are ignored.
+    ``tensors`` is the content of the file, if it was read before; the mapping is emptied.
 
-    Raises `ModelError` for a file that cannot be read, is no Stable Diffusion checkpoint, lacks a tensor of its config,
-    has one of another shape or one too many in UNet, autoencoder or text encoders, and where no tokenizer can be found.
+    Raises `ModelError` if the file cannot be read, is not a Stable Diffusion checkpoint, lacks a tensor of its config,
+    or has a surplus tensor or one of another shape in UNet, autoencoder or text encoders; or if no tokenizer is found.
     """
     if prediction_type not in (None, *PREDICTIONS):
         raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
@@ -88,17 +88,17 @@ def load_single_file(
             except ModelError as error:
                 raise ModelError(f"{component} in {path}: {error}; if this is a variant, pass its `configs`") from None
         if surplus := _surplus(tensors, described["text_encoder"]):
-            what = f"{len(surplus)} tensors that {family} does not know, as {surplus[0]}"
+            what = f"{len(surplus)} tensors that {family} does not have, for example {surplus[0]}"
             raise ModelError(f"{path} holds {what}; if this is a variant, pass its `configs`")
         return _assembled(family, parts)
 
 
 def to_compvis(pipeline: Any) -> dict[str, Tensor]:
-    """All weights of ``pipeline`` as a single file in CompVis layout has them; bit for bit the same numbers.
+    """All weights of ``pipeline`` in the single-file layout of CompVis; the numbers are the same bit for bit.
 
-    The family is told from the text encoders: two are SDXL; one with GELU is SD 2.x (open_clip), with QuickGELU SD 1.x.
-    Left out is what no pipeline has: the noise schedule, EMA copies, and the last layer of SD 2.x's text encoder, which
-    is never evaluated. Raises `ModelError` while adapters (LoRA) are in the model.
+    The text encoders determine the family: two are SDXL; one with GELU is SD 2.x (open_clip), with QuickGELU SD 1.x.
+    The noise schedule, EMA copies and the last layer of SD 2.x's text encoder, which is never evaluated, are left out,
+    because a pipeline does not hold them. Raises `ModelError` while adapters (LoRA) are in the model.
     """
     if getattr(pipeline, "text_encoder_2", None) is not None:
         family = "sdxl"
@@ -113,25 +113,25 @@ def to_compvis(pipeline: Any) -> dict[str, Tensor]:
 
 
 def find_tokenizer(places: Sequence[Path], folder: str, text_config: Mapping[str, Any], pad: str) -> CLIPTokenizer:
-    """A CLIP tokenizer without network: ``folder`` (or ``tokenizer``) in one of ``places``, else CLIP's own.
+    """Find a CLIP tokenizer without network: ``folder`` (or ``tokenizer``) in one of ``places``, else CLIP's own.
 
-    CLIP's own is taken from the local Hugging Face cache or made from the vocabulary that open_clip ships, and fills
-    up with ``pad``. Raises `ModelError` where there is none, or where it has more tokens than the text encoder.
+    CLIP's own comes from the local Hugging Face cache or the vocabulary that open_clip ships, and pads with ``pad``.
+    Raises `ModelError` if none is found, or if it has more tokens than the text encoder.
     """
     limit = text_config.get("max_position_embeddings", 77)
     tokenizer = _beside(places, folder, pad) or _cached(pad, limit) or _from_open_clip(pad, limit)
     if tokenizer is None:
         where = "its tokenizer.json" if folder == "." else f"the folder {folder}/ of a diffusers model"
-        ways = f"pip install 'mu-unlearning[clip]', or put {where} beside the file"
-        raise ModelError(f"a single file holds no tokenizer and none is on this machine: {ways}")
+        ways = f"pip install 'mu-unlearning[clip]', or put {where} into the folder of the file"
+        raise ModelError(f"a single file has no tokenizer, and none was found on this machine: {ways}")
     known = text_config.get("vocab_size", 49408)
     if len(tokenizer) > known:
         what = f"the tokenizer has {len(tokenizer)} tokens, the text encoder {known}"
-        raise ModelError(f"{what}: put the model's own folder {folder}/ beside the file")
+        raise ModelError(f"{what}: put the model's own folder {folder}/ into the folder of the file")
     return tokenizer
 
 
-# -- architecture ---------------------------------------------------------------------------------------------------------
+# -- architecture ------------------------------------------------------------------------------------------------------
 
 
 def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
@@ -139,16 +139,16 @@ def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
         return any(name.startswith(prefix) for name in tensors)
 
     if not has(compvis.UNET):
-        hint = "a LoRA, an autoencoder or a UNet alone is no model; name a full checkpoint or a diffusers folder"
-        raise ModelError(f"{path} is no Stable Diffusion checkpoint (it holds e.g. {next(iter(tensors))!r}): {hint}")
+        hint = "a LoRA, an autoencoder or a UNet alone is not enough; name a full checkpoint or a diffusers folder"
+        raise ModelError(f"{path} is not a Stable Diffusion checkpoint (it holds e.g. {next(iter(tensors))!r}): {hint}")
     if "edm_mean" in tensors:
-        raise ModelError(f"{path} is an SDXL model in the EDM formulation, which mu does not know: use another checkpoint")
+        raise ModelError(f"{path} is an SDXL model in the EDM formulation, which mu lacks: use another checkpoint")
     for family, prefix in (("sdxl", compvis.OPEN_CLIP_XL), ("sd2", compvis.OPEN_CLIP), ("sd1", compvis.CLIP)):
         if has(prefix):
             return family
     if has("conditioner.embedders.0.model."):
-        raise ModelError(f"{path} is the SDXL refiner, which cannot draw from text alone: name the SDXL base model")
-    raise ModelError(f"{path} holds a UNet and no text encoder that mu knows: name a full SD 1.x, SD 2.x or SDXL checkpoint")
+        raise ModelError(f"{path} is the SDXL refiner, which needs more than text: name the SDXL base model")
+    raise ModelError(f"{path} holds a UNet but no known text encoder: name a full SD 1.x, SD 2.x or SDXL checkpoint")
 
 
 def _text_encoders(family: str) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ def _published(family: str, prediction_type: str | None) -> dict[str, Mapping[st
 
 
 def _folder_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """The configs of a diffusers folder, as far as it has them."""
+    """The configs that a diffusers folder has."""
     files = {part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")}
     files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
     try:
@@ -175,7 +175,7 @@ def _folder_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _with_text_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Some merging tools leave out the level ``text_model`` of SD 1.x's text encoder: put it in."""
+    """Insert the level ``text_model`` of SD 1.x's text encoder, which some merging tools leave out."""
     outer = compvis.CLIP.removesuffix("text_model.")
 
     for name in [name for name in tensors if name.startswith(outer) and not name.startswith(compvis.CLIP)]:
@@ -186,10 +186,10 @@ def _with_text_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _take(
     tensors: dict[str, Tensor], family: str, component: str, config: Mapping[str, Any], dtype: torch.dtype | None
 ) -> nn.Module:
-    """The component with its weights, which leave ``tensors`` one by one, so that few are in memory twice.
+    """Build the component and move its weights out of ``tensors`` one by one, so that few are in memory twice.
 
-    They are copied, because in the file they lie at odd addresses, where kernels round otherwise: from a diffusers folder
-    and from a file the same weights shall give the same image.
+    The weights are copied, because in the file they have unaligned addresses, where kernels round differently. The same
+    weights from a diffusers folder and from a file must give the same image.
     """
     module = architectures.blueprint(config)
     mapped = compvis.component_names(family, component, config)
@@ -201,7 +201,7 @@ def _take(
 
 
 def _surplus(tensors: Mapping[str, Tensor], text_config: Mapping[str, Any]) -> list[str]:
-    """Of the tensors that no component took, those in a component's place that are not known to be read by none."""
+    """Unused tensors under the prefix of a component, except those that pipelines are known not to read."""
     last = f"{compvis.OPEN_CLIP}transformer.resblocks.{text_config.get('num_hidden_layers')}."  # never evaluated in SD 2.x
     return [
         name
@@ -217,7 +217,7 @@ def _assembled(family: str, parts: dict[str, Any]) -> DiffusionPipeline:
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-# -- tokenizers -----------------------------------------------------------------------------------------------------------
+# -- tokenizers --------------------------------------------------------------------------------------------------------
 
 
 def _beside(places: Sequence[Path], folder: str, pad: str) -> CLIPTokenizer | None:
@@ -238,7 +238,7 @@ def _cached(pad: str, model_max_length: int) -> CLIPTokenizer | None:
 
 
 def _holds_tokenizer(folder: Path) -> bool:
-    """Asked first, because transformers makes an empty tokenizer of a folder without vocabulary, and says nothing."""
+    """True if ``folder`` has a vocabulary. Without one, transformers silently makes an empty tokenizer."""
     return (folder / "tokenizer.json").exists() or ((folder / "vocab.json").exists() and (folder / "merges.txt").exists())
 
 
@@ -251,7 +251,7 @@ def _opened(folder: Path, **options: Any) -> CLIPTokenizer:
 
 
 def _from_open_clip(pad: str, model_max_length: int) -> CLIPTokenizer | None:
-    """CLIP's tokenizer from open_clip's list of merges; the package is looked up and not imported."""
+    """Make CLIP's tokenizer from open_clip's list of merges. The package is located but not imported."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         return None

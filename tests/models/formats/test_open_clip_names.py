@@ -45,7 +45,7 @@ def test_the_text_tower_goes_to_open_clip_and_back_and_diffusers_agrees() -> Non
     ],
 )
 def test_names_without_a_place_are_one_line(name: str) -> None:
-    with pytest.raises(ModelError, match="has no place for"):
+    with pytest.raises(ModelError, match="open_clip's CLIP has no"):
         open_clip_map([name])
 
 
@@ -60,5 +60,5 @@ def test_names_without_a_place_are_one_line(name: str) -> None:
     ],
 )
 def test_tensors_that_clip_does_not_have_are_one_line(name: str) -> None:
-    with pytest.raises(ModelError, match="is no parameter of open_clip's CLIP"):
+    with pytest.raises(ModelError, match="parameter of open_clip's CLIP"):
         from_open_clip({name: torch.ones(3, 3)})

@@ -56,7 +56,7 @@ def test_missing_misshapen_and_foreign_tensors_are_refused():
     assert unpack(good, known, shapes).keys() == known.keys()
     with pytest.raises(ModelError, match=r"1 tensors of the model are missing \(y\)"):
         unpack({"x": good["x"]}, known, shapes)
-    with pytest.raises(ModelError, match="x has the shape 3x2 where the model needs 2x3"):
+    with pytest.raises(ModelError, match=r"x has the shape 3x2.*needs 2x3"):
         unpack(good | {"x": torch.ones(3, 2)}, known, shapes)
     fused = {"q": "x", "k": "x", "v": "x"}
     with pytest.raises(ModelError, match="3 equal parts"):
