@@ -86,7 +86,7 @@ class UCE(WeightErasure):
         X = solve(C, A, K, config.erase_scale, config.preserve_scale, config.lamb)
         if not X.any():
             raise ConfigError(
-                "the anchors mean the same as the concepts to the text encoder and would erase nothing: name other anchors"
+                "the text encoder gives anchors and concepts the same embedding, nothing would be erased: name other anchors"
             )
         with torch.no_grad():
             shifts = {name: (W.cpu().double() @ X).float().to(model.device) for name, W in weights.items()}

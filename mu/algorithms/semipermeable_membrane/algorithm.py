@@ -86,13 +86,14 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         if wanted.v2 not in (None, width == 1024):
             said = str(wanted.v2).lower()
             raise ConfigError(
-                f"pretrained_model.v2 is {said}, but the text width of {model.name!r} is {width} (SD 2.x: 1024): remove v2"
+                f"pretrained_model.v2 is {said}, but the text width of {model.name!r} is {width} "
+                f"(SD 2.x: 1024): remove v2 or name another model"
             )
         if wanted.v_pred is True and model.prediction_type == "epsilon":
             model = copy.copy(model)  # do not change the caller's model; the copy shares all weights
             model.prediction_type = "v_prediction"
         elif wanted.v_pred is False and model.prediction_type == "v_prediction":
-            log.warning("pretrained_model.v_pred is false, but %s states that it predicts v: v_pred is ignored", model.name)
+            log.warning("pretrained_model.v_pred is false, but %s predicts v by its own files: v_pred is ignored", model.name)
         return model
 
     def _prediction_type(self) -> str | None:
@@ -111,7 +112,8 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         skip, train = self.config.pretrained_model.clip_skip, self.config.train
         if skip not in (None, model.clip_skip):
             raise ConfigError(
-                f"pretrained_model.clip_skip is {skip}, but {model.name!r} was loaded with {model.clip_skip}: set them equal"
+                f"pretrained_model.clip_skip is {skip}, but {model.name!r} was loaded with {model.clip_skip}: "
+                f"load it with the same"
             )
         check_placed(
             model, self.config.devices if "devices" in self.config.model_fields_set else None,

@@ -25,7 +25,7 @@ class SemipermeableMembraneModel:
     def __init__(self, base: DiffusionModel, rank: int, alpha: float | None, generator: torch.Generator, info: EditInfo):
         layers = base.layers("transformer")
         if not layers:
-            raise ModelError(f"{base.name!r} has no transformer layers for SPM to adapt: choose another model or method")
+            raise ModelError(f"{base.name!r} has no transformer layers for SPM to adapt: name another model or method")
         self.base = base
         self.edit = LowRankEdit.fresh(layers, rank, alpha or 0.0, generator, info)
 
