@@ -86,7 +86,7 @@ class UCE(WeightErasure):
         X = solve(C, A, K, config.erase_scale, config.preserve_scale, config.lamb)
         if not X.any():
             raise ConfigError(
-                "the text encoder gives anchors and concepts the same embedding, nothing would be erased: name other anchors"
+                "the text encoder gives anchors and concepts the same embedding, which erases nothing: name others"
             )
         with torch.no_grad():
             shifts = {name: (W.cpu().double() @ X).float().to(model.device) for name, W in weights.items()}

@@ -93,7 +93,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
             model = copy.copy(model)  # do not change the caller's model; the copy shares all weights
             model.prediction_type = "v_prediction"
         elif wanted.v_pred is False and model.prediction_type == "v_prediction":
-            log.warning("pretrained_model.v_pred is false, but %s predicts v by its own files: v_pred is ignored", model.name)
+            log.warning("pretrained_model.v_pred is false, but %s predicts v: v_pred is ignored, remove it", model.name)
         return model
 
     def _prediction_type(self) -> str | None:

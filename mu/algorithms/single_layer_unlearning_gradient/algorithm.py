@@ -188,13 +188,11 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         if settings.precondition is None:
             return g_f
         if data.gradient_file("retain", concept):
-            raise ConfigError("gradients.precondition needs retain pairs, but data.retain is a gradient file: set it to images")
+            raise ConfigError("gradients.precondition needs retain pairs, data.retain is a gradient file: name images")
         named = folded(concept).removesuffix(" style")
         others = [pair for pair in data.pairs("retain", concept) if named not in folded(pair.caption)]
         if not others:
-            raise DataError(
-                f"every retain caption names {concept!r}: gradients.precondition needs pairs of other concepts, add some"
-            )
+            raise DataError(f"every retain caption names {concept!r}: gradients.precondition needs others, add some")
         return preconditioned(g_f, second_moments(self.clip, others, list(g_f), settings.chunk), settings.precondition)
 
     def _probe(self, target: Target, tasks: list[ZeroShot], first: Probe | None = None) -> Probe:

@@ -214,8 +214,8 @@ def joint_factor(shifts: dict[str, Tensor], look: Callable[[dict[str, Tensor]], 
         if max(seen) <= target:
             return factor
     raise EditError(
-        f"the concepts are not all forgotten together (forget accuracies {', '.join(f'{each:.2f}' for each in seen)} at "
-        f"twice the steps): erase fewer at once"
+        f"together the concepts are not forgotten (forget accuracies {', '.join(f'{each:.2f}' for each in seen)} "
+        f"at twice the steps): erase fewer at once"
     )
 
 
