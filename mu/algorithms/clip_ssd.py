@@ -36,7 +36,7 @@ class ClipSSDConfig(ClipErasureConfig):
     """alpha: dampen a weight if its importance to the concept is more than this many times its importance to the retain
     pairs. A lower value dampens more weights."""
     dampening: float = Field(0.1, gt=0)
-    """lambda: the factor that is left of such a weight, in units of F_r / F_f. A lower value forgets more."""
+    """lambda: the factor that is left of a dampened weight, in units of F_r / F_f. A lower value forgets more."""
     compat: bool = False
     """Dampen by each of 0.1, 0.64, ... 5 up to ``dampening`` in turn, as the released program does over its epochs. The
     factors multiply."""

@@ -60,7 +60,7 @@ class ConceptIrrelevantErasureAlgorithm(WeightErasure):
     def _begin(self) -> SeparableConceptErasureDataHandler:
         model = self.load_model()
         if compute.precision("bfloat16") == model.precision:
-            log.warning("bfloat16 rounding is about as large as a concept's effect on predictions: use float32 or float16")
+            log.warning("bfloat16 rounds as much as a concept changes predictions: use float32 or float16")
         return SeparableConceptErasureDataHandler(self.config, model)
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> Edit:
@@ -211,7 +211,7 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         for line in str(room.capacity).splitlines():
             log.info(line)
         if room.capacity.erasability < 0.1:
-            log.warning("%r will hardly be erased, protected prompts have most of its directions: protect fewer", concept)
+            log.warning("%r will hardly be erased, most of its directions are protected: protect fewer", concept)
         return room
 
     @staticmethod

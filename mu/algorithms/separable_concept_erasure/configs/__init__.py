@@ -101,8 +101,8 @@ class ProtectConfig(BaseConfig):
     """Prompts whose images stay exactly as they are; a prompt must match word for word. The empty prompt is always
     protected, and so are the other erased concepts."""
     others: list[str] = []
-    """Words to protect too, in this order, while capacity lasts. Words that share a word with the concept are
-    skipped."""
+    """Words to protect too, in this order, while capacity lasts. Words that contain the concept, or are part of
+    it, are skipped."""
     templates: Templates = ["{}"]
     """Prompts in which ``others`` and the other erased concepts are protected; each uses capacity for its tokens."""
     erased: Literal["exactly", "nearly"] = "exactly"
