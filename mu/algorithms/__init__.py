@@ -1,4 +1,4 @@
-"""The methods. `ALGORITHMS` is the only list: a new method is its folder (or file) and one row here."""
+"""The methods. `ALGORITHMS` is the only list: a new method needs its folder (or file) and one entry here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALGORITHMS = {
 
 
 def algorithm(name: str) -> type[Algorithm]:
-    """The class of the method ``name``; `ConfigError` names the nearest known one."""
+    """The class of the method ``name``. Raises `ConfigError` with the nearest known name."""
     if name not in ALGORITHMS:
         raise ConfigError(f"unknown method {name!r}.{nearest(name, ALGORITHMS)}")
     module, _, attribute = ALGORITHMS[name].partition(":")
@@ -40,10 +40,10 @@ def algorithm(name: str) -> type[Algorithm]:
 def erase(
     model: Any, concept: str | Sequence[str], method: str = "spm", *, preset: str | None = None, **overrides: Any
 ) -> Edit:
-    """Find the edit that removes ``concept`` (one or several) from ``model`` (loaded, or a name for `mu.load`).
+    """Find the edit that erases ``concept`` (one or several) from ``model`` (loaded, or a name for `mu.load`).
 
-    ``preset`` names published settings of the method; without it those made for this model are used, where there are
-    any. ``overrides`` are settings, nested as mappings: ``train={"iterations": 500}``. The model stays as it was.
+    ``preset`` names published settings of the method. Without it the preset for this model is used, if one exists.
+    ``overrides`` are settings, nested as mappings: ``train={"iterations": 500}``. The model itself is not changed.
     """
     from mu.models import load
 

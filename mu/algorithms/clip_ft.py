@@ -1,4 +1,4 @@
-"""Fine-tuning of a CLIP: training goes on without the concept, in the hope that it fades."""
+"""Fine-tuning of a CLIP: continue training without the concept, so that the model may forget it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mu.training.clip_method import CANVAS_SETS, ClipErasure, TrainedConfig
 
 
 class ClipFineTuningConfig(TrainedConfig):
-    """All settings of fine-tuning. The concepts are what the edit is named by: no forget set is read."""
+    """All settings of fine-tuning. The concepts only name the edit: no forget set is read."""
 
     data: RetainSet = RetainSet()
-    """Where pairs come from. The published comparison does not take the concept's own out of them."""
+    """Source of the pairs. The published comparison does not exclude the concept's own pairs."""
     output_dir: str = "outputs/clip-ft"
-    """The run's folder."""
+    """The run folder."""
 
 
 PRESETS: dict[str, ClipFineTuningConfig] = {
@@ -27,10 +27,10 @@ PRESETS: dict[str, ClipFineTuningConfig] = {
 
 
 class ClipFineTuning(ClipErasure):
-    """Fine-tuning of a CLIP on everything else: the weakest thing that can be called unlearning.
+    """Fine-tuning of a CLIP on the retain pairs: the weakest form of unlearning.
 
-    Minimise CLIP's symmetric contrastive loss on the retain pairs, in shuffled batches. It is the control of the comparison: a
-    method that forgets no more than this one does not forget.
+    Minimise CLIP's symmetric contrastive loss on the retain pairs, in shuffled batches. This is the control of the
+    comparison: a method that forgets no more than this one does not forget.
 
     @inproceedings{warnecke2023machine,
       title     = {Machine Unlearning of Features and Labels},

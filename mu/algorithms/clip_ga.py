@@ -1,4 +1,4 @@
-"""Gradient ascent on a CLIP: images and captions of the concept are driven apart."""
+"""Gradient ascent on a CLIP: drive the features of the concept's images and captions apart."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mu.training.clip_method import CANVAS_SETS, ClipErasure, TrainedConfig
 
 
 class ClipGradientAscentConfig(TrainedConfig):
-    """All settings of gradient ascent. Without a preset they are the published ones for a ViT-B/32."""
+    """All settings of gradient ascent. Defaults: the published settings for a ViT-B/32."""
 
     data: ForgetSet = ForgetSet()
-    """Where pairs come from."""
+    """Source of the pairs."""
     forget_loss: Objective = "cosine"
-    """What is maximised: the mean of 1 - cos, or (``ga_o``) CLIP's contrastive loss."""
+    """The loss to maximise: the mean of 1 - cos, or (``ga_o``) CLIP's contrastive loss."""
     n_retain: int = Field(8000, ge=2)
-    """The learning rate falls over as many steps as fine-tuning on so many pairs would take; none are read."""
+    """Length of the learning rate schedule: the steps of fine-tuning on this many pairs. No retain pair is read."""
     output_dir: str = "outputs/clip-ga"
-    """The run's folder."""
+    """The run folder."""
 
 
 PRESETS: dict[str, ClipGradientAscentConfig] = {
@@ -37,8 +37,8 @@ PRESETS: dict[str, ClipGradientAscentConfig] = {
 class ClipGradientAscent(ClipErasure):
     """Gradient ascent on the concept's pairs alone.
 
-    Maximise L_f = mean of 1 - cos(v_i, t_i), batch after batch in the set's order. Nothing holds the rest: how much of it
-    goes too depends on the learning rate and on nothing else.
+    Maximise L_f = mean of 1 - cos(v_i, t_i), batch after batch in the set's order. No term retains other classes: how
+    much of them is lost depends only on the learning rate.
 
     @inproceedings{thudi2022unrolling,
       title     = {Unrolling {SGD}: Understanding Factors Influencing Machine Unlearning},

@@ -1,4 +1,4 @@
-"""Gradient ascent and fine-tuning of a CLIP in turns: forget, then repair."""
+"""Alternating gradient ascent and fine-tuning of a CLIP: forget, then repair."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mu.training.clip_method import CANVAS_SETS, AlternatingConfig, ClipErasure
 
 
 class ClipGAFTConfig(AlternatingConfig):
-    """All settings of GAFT. Without a preset they are the published ones for a ViT-B/32."""
+    """All settings of GAFT. Defaults: the published settings for a ViT-B/32."""
 
     output_dir: str = "outputs/clip-gaft"
-    """The run's folder."""
+    """The run folder."""
 
 
 PRESETS: dict[str, ClipGAFTConfig] = {
@@ -22,10 +22,10 @@ PRESETS: dict[str, ClipGAFTConfig] = {
 
 
 class ClipGAFT(ClipErasure):
-    """Gradient ascent on the concept, then fine-tuning on the rest, in every epoch.
+    """Gradient ascent on the concept, then fine-tuning on the retain pairs, in every epoch.
 
-    Each epoch is one whole pass of ascent over the forget pairs, as in ``clip-ga``, then one whole pass of descent over the
-    retain pairs, as in ``clip-ft``; the passes are not interleaved, and share the moments of one AdamW.
+    Each epoch is one full pass of ascent over the forget pairs, as in ``clip-ga``, then one full pass of descent over
+    the retain pairs, as in ``clip-ft``. The passes are not interleaved. They share the moments of one AdamW.
 
     @inproceedings{cai2025slug,
       title     = {Targeted Unlearning with Single Layer Unlearning Gradient},

@@ -1,4 +1,4 @@
-"""SalUn on a CLIP: forget and repair in turns, in the weights that the concept's gradient points at."""
+"""SalUn on a CLIP: alternate forgetting and repair, in the weights with the largest forget gradients."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mu.training.tuning import tuned
 
 
 class ClipSalUnConfig(AlternatingConfig):
-    """All settings of SalUn on a CLIP. Without a preset they are the published ones for a ViT-B/32."""
+    """All settings of SalUn on a CLIP. Defaults: the published settings for a ViT-B/32."""
 
     share: float = Field(0.5, gt=0, le=1)
-    """The share of all weights that the gradients may move."""
+    """Share of all weights that the gradients may change."""
     output_dir: str = "outputs/clip-salun"
-    """The run's folder."""
+    """The run folder."""
 
 
 PRESETS: dict[str, ClipSalUnConfig] = {
@@ -34,25 +34,26 @@ PRESETS: dict[str, ClipSalUnConfig] = {
 
 
 def salient(gradients: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Which numbers are among the ``share`` of all with the largest |g|: one ranking over all tensors, by one k-th value.
+    """Masks of the ``share`` of all elements with the largest |g|, ranked over all tensors together by one k-th value.
 
-    Equals of the k-th are all in; a number without any gradient never is. A sort would fill up with arbitrary ones, such as
-    embeddings of tokens that occur in no caption. `EditError` where nothing has a gradient.
+    Ties with the k-th value are all included; an element with gradient 0 never is. A sort would add arbitrary elements,
+    for example embeddings of tokens that occur in no caption. Raises `EditError` if all gradients are 0.
     """
     sizes = torch.cat([g.detach().abs().flatten() for g in gradients.values()])
     k = max(1, int(share * len(sizes)))
     level = sizes.kthvalue(len(sizes) - k + 1).values
     if not sizes.any():
-        raise EditError("the forget pairs give no gradient: are their captions and pictures those of the concept?")
+        raise EditError("the forget pairs give no gradient: check that their captions and images show the concept")
     return {name: (g.abs() >= level) & (g != 0) for name, g in gradients.items()}
 
 
 class ClipSalUn(ClipErasure):
-    """Saliency unlearning: ascent and fine-tuning in turns, with gradients masked to half of the weights.
+    """Saliency unlearning: alternating ascent and fine-tuning, with gradients masked to half of the weights.
 
-    The mask is 1 for the 50 % of all weights, embeddings included, whose |gradient of L_f| at the untouched weights is largest.
-    It is ``clip-gaft`` otherwise. The mask multiplies gradients alone, as in the released code of the comparison: weight
-    decay (lr * 0.1 a step) moves the other half. SalUn itself relabels where this ascends.
+    The mask is 1 for the 50 % of all weights, embeddings included, with the largest |gradient of L_f| at the base
+    weights. Otherwise the method is ``clip-gaft``. The mask multiplies only gradients, as in the released code of the
+    comparison, so weight decay (lr * 0.1 per step) moves the other half too. The original SalUn relabels instead of
+    ascending.
 
     @inproceedings{fan2024salun,
       title     = {{SalUn}: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image Classification and Generation},

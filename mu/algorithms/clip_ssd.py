@@ -1,4 +1,4 @@
-"""SSD on a CLIP: weights that matter much more to the concept than to the rest are made smaller. No training."""
+"""SSD on a CLIP: shrink weights that are much more important to the concept than to the retain pairs. No training."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ from mu.training.clip_method import CANVAS_SETS, TEMPERATURE, ClipErasure, ClipE
 from mu.training.tuning import tuned
 
 CONSTANTS = np.linspace(0.1, 5, 10)
-"""Of the published comparison, one an epoch."""
+"""The constants of the published comparison, one per epoch."""
 
 
 class ClipSSDConfig(ClipErasureConfig):
-    """All settings of SSD. Without a preset they are those of the published comparison's best, which is its first, epoch."""
+    """All settings of SSD. Defaults: those of the first epoch of the published comparison, which is its best."""
 
     data: BothSets = BothSets()
-    """Where pairs come from."""
+    """Source of the pairs."""
     forget_loss: Objective = "cosine"
-    """Whose squared gradients are the concept's importances: the mean of 1 - cos, or (``ssd_o``) the contrastive loss."""
+    """Loss whose squared gradients are the concept's importances: mean of 1 - cos, or (``ssd_o``) the contrastive
+    loss."""
     selection: float = Field(10.0, gt=0)
-    """alpha: a weight is dampened where it matters so many times as much to the concept as to the rest. Lower: more weights."""
+    """alpha: dampen a weight if its importance to the concept is more than this many times its importance to the retain
+    pairs. A lower value dampens more weights."""
     dampening: float = Field(0.1, gt=0)
-    """lambda: how much is left of such a weight, in units of F_r / F_f. Lower forgets more."""
+    """lambda: the factor that is left of a dampened weight, in units of F_r / F_f. A lower value forgets more."""
     compat: bool = False
-    """Dampen by each of 0.1, 0.64, ... 5 up to ``dampening``, one on top of the other, as the released program does by epochs."""
+    """Dampen by each of 0.1, 0.64, ... 5 up to ``dampening`` in turn, as the released program does over its epochs. The
+    factors multiply."""
     output_dir: str = "outputs/clip-ssd"
-    """The run's folder."""
+    """The run folder."""
 
     @model_validator(mode="after")
     def _has_a_first(self) -> Self:
         if self.compat and self.dampening < CONSTANTS[0]:
-            raise ValueError(f"compat begins with {CONSTANTS[0]:g}: dampening must be at least that")
+            raise ValueError(f"compat begins with {CONSTANTS[0]:g}: set dampening to at least that")
         return self
 
 
@@ -56,9 +59,9 @@ PRESETS: dict[str, ClipSSDConfig] = {
 
 
 def dampened(f: Tensor, r: Tensor, selection: float, constants: Sequence[float]) -> Tensor:
-    """What each weight is multiplied by, from importances ``f`` (to the concept) and ``r`` (to the rest) of its shape.
+    """Factor of each weight, from importances ``f`` (to the concept) and ``r`` (to the retain pairs) of its shape.
 
-    prod over c of min(1, c r / f) where f > selection * r, else 1. ``dampened(8, 0.5, 10, [2])`` is 0.125.
+    The product over c of min(1, c r / f) if f > selection * r, else 1. ``dampened(8, 0.5, 10, [2])`` is 0.125.
     """
     chosen = f > selection * r
     ratio = torch.where(chosen, r, 1) / torch.where(chosen, f, 1)
@@ -71,15 +74,16 @@ def dampened(f: Tensor, r: Tensor, selection: float, constants: Sequence[float])
 class ClipSSD(ClipErasure):
     """Selective synaptic dampening: no training, two passes for importances, one multiplication.
 
-    With F = the mean over batches of the squared gradient of a batch's mean loss, of the forget pairs (L_f) and of the
-    retain pairs (contrastive), each number theta with F_f > alpha F_r becomes
+    The importance F is the mean over batches of the squared gradient of a batch's mean loss: F_f of the forget pairs
+    (L_f), F_r of the retain pairs (contrastive). Each element theta with F_f > alpha F_r becomes
 
         theta min(1, lambda F_r / F_f)
 
-    and scalars stay. The released comparison tries lambda = 0.1 .. 5 in ten "epochs", but multiplies what the epoch before has
-    left: its numbers for lambda = 5 are those of the product of all ten factors, at most 1/100 of it from the first alone, and not
-    of lambda = 5. Here every lambda starts from the untouched weights; ``compat`` gives the product. To check: with F_r / F_f = 0.05,
-    lambda = 5 leaves 0.25 of a weight, ``compat`` 2.4e-11.
+    and scalars stay unchanged. The released comparison tries lambda = 0.1 .. 5 in ten "epochs", but each epoch
+    multiplies the weights that the one before left. Its numbers for lambda = 5 are therefore those of the product of
+    all ten factors, of which the first alone is at most 1/100. Here every lambda starts from the base weights;
+    ``compat`` gives the product. To check: with F_r / F_f = 0.05, lambda = 5 leaves 0.25 of a weight, ``compat``
+    2.4e-11.
 
     @inproceedings{foster2024fast,
       title     = {Fast Machine Unlearning without Retraining through Selective Synaptic Dampening},
@@ -95,7 +99,7 @@ class ClipSSD(ClipErasure):
     config: ClipSSDConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
-        """`EditError` where no weight matters so much more to the concept."""
+        """Dampen the selected weights. Raises `EditError` if no weight is selected."""
         self.load_model()
         F_f = self.importances("forget", self.forget_pairs(), self.config.forget_loss)
         F_r = self.importances("retain", self.retain_pairs(), "contrastive")
@@ -105,7 +109,7 @@ class ClipSSD(ClipErasure):
             if theta.numel() > 1 and bool((factor < 1).any()):
                 shifts[name] = theta.detach().float() * (factor - 1)
         if not set(shifts) - {TEMPERATURE}:
-            raise EditError(f"no weight matters {self.config.selection:g} times as much to the concept: lower selection")
+            raise EditError(f"no weight is {self.config.selection:g} times as important to the concept: lower selection")
         return self.edit(shifts)
 
     def constants(self) -> list[float]:

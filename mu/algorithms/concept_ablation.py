@@ -1,4 +1,4 @@
-"""Concept ablation: the UNet learns to predict for prompts of the concept what it predicts for prompts of an anchor."""
+"""Concept ablation: train the UNet to predict for prompts of the concept what it predicts for prompts of an anchor."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from mu.training.tuning import Tuning
 
 class ConceptAblationTrainConfig(TrainConfig):
     iterations: int = Field(75, ge=1)
-    """Optimiser steps. More erase more, and more of what is near. Published: 50 or 75, for nudity 100 or 150."""
+    """Optimiser steps. More steps erase more, also of similar concepts. Published: 50 or 75, for nudity 100 or 150."""
     gradients: Literal["zeroed", "summed"] = "summed"
-    """``summed``: each step sees the sum of all gradients so far, as in the program that the published numbers are of."""
+    """``summed``: each step uses the sum of all gradients so far, as in the program behind the published numbers."""
 
 
 class ConceptAblationConfig(AnchoredConfig):
-    """All settings of concept ablation. Without a preset they are those of the published comparison on SD 1.4."""
+    """All settings of concept ablation. Defaults: those of the published comparison on SD 1.4."""
 
     renamed: ClassVar[Mapping[str, str]] = {"pictures": "images"}
 
     train: ConceptAblationTrainConfig = ConceptAblationTrainConfig()
     """The optimisation."""
     templates: Templates = Field(["{} painting"], min_length=1)
-    """Prompts around the concept, each with one {}; one is drawn each step."""
+    """Prompts that contain the concept, each with one {}; one is drawn at each step."""
     images: ImagesConfig = ImagesConfig()
-    """What is noised: images of the concepts."""
+    """The images of the concepts that are noised."""
     anchor_weight: float = Field(10.0, ge=0)
-    """Weight of keeping the prediction for the anchor. Larger keeps what is near and erases less."""
+    """Weight of keeping the prediction for the anchor. A larger value retains similar concepts and erases less."""
     seed: int = 0
-    """Decides all random numbers: same seed, same edit."""
+    """Seed of all random numbers: the same seed gives the same edit."""
     output_dir: str = "outputs/ca"
-    """The run's folder."""
+    """The run folder."""
 
 
 PRESETS: Presets[ConceptAblationConfig] = Presets({
@@ -54,25 +54,27 @@ PRESETS: Presets[ConceptAblationConfig] = Presets({
     "canvas": lambda: ConceptAblationConfig.load(Path(__file__).parent / "presets" / "ca-canvas.yaml"),
     "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
 })  # fmt: skip
-"""Published ones for Stable Diffusion 1.4, those of the embedded model for styles, and for objects."""
+"""Published settings for Stable Diffusion 1.4, and settings for styles and objects of the embedded model."""
 
 
 class ConceptAblation(WeightErasure):
     """Concept ablation: fine-tuning that makes prompts of the concept mean what prompts of an anchor mean.
 
-    Per step: a template with the concept, c, and with the anchor, a ("X painting" and "painting"), a image of the concept and
-    x_t by the forward process at t uniform in 0 .. 999. With theta* frozen,
+    Each step draws a template, with the concept (c) and with the anchor (a): "X painting" and "painting". It noises an
+    image of the concept to x_t by the forward process, t uniform in 0 .. 999. The loss, with theta* frozen, is
 
         L = |eps_theta(x_t, c) - eps_theta*(x_t, a)|^2 + anchor_weight |eps_theta(x_t, a) - eps_theta*(x_t, a)|^2,
 
-    means over x_t's numbers: the model-based objective of the paper with its regulariser, both towards the frozen model. One
-    sample without and two with gradient; all cross-attention tensors are trained.
+    means over the elements of x_t. This is the model-based objective of the paper with its regulariser, both towards
+    the frozen model. A step costs one sample without gradient and two with gradient; all cross-attention tensors are
+    trained.
 
-    Constants and form are those of the program that separable concept erasure was compared with. It says "painting" for objects
-    too (``templates``), never zeroes its gradients (``train.gradients``; check: with ``summed`` the n-th step is taken with the sum
-    of n gradients), and reads images from disk (``images``). The authors' own program differs more: it noises images
-    of the anchor, regularises with the ordinary training loss on such images, trains ``to_k`` and ``to_v`` alone, with
-    learning rate 2e-6 and larger batches. For models that predict v the loss is in their own space.
+    Constants and form are those of the program with which separable concept erasure was compared. That program uses
+    "painting" for objects too (``templates``) and reads images from disk (``images``). It never zeroes its gradients
+    (``train.gradients``; check: with ``summed`` the n-th step uses the sum of n gradients). The authors' own program
+    differs more: it noises images of the anchor and regularises with the ordinary training loss on those images. It
+    trains only ``to_k`` and ``to_v``, with learning rate 2e-6 and larger batches. For v-prediction models the loss is
+    on v.
 
     @inproceedings{kumari2023ablating,
       title     = {Ablating Concepts in Text-to-Image Diffusion Models},
@@ -93,7 +95,7 @@ class ConceptAblation(WeightErasure):
         return self.edit(self.train(model.parameters("cross-attention"), self.step, run, log))
 
     def prepare(self, model: DiffusionModel) -> None:
-        """What all steps share: for each concept its images, and each template encoded with it and with its anchor."""
+        """Make what all steps share: each concept's images, and each template encoded with it and with its anchor."""
         config = self.config
         self.images = concept_images(model, config.images, config.concepts, config.seed)
         self.encoded = [[model.encode(pair) for pair in of_one] for of_one in config.pairs()]

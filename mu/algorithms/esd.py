@@ -1,4 +1,4 @@
-"""ESD: the UNet learns to predict for the concept what its own frozen copy predicts away from it."""
+"""ESD: train the UNet so that its prediction for the concept points away from the frozen model's prediction for it."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ from mu.training.tuning import Tuning
 
 
 class ESDConfig(ErasureConfig):
-    """All settings of ESD. Without a preset they are the published ones for styles on SD 1.4 (ESD-x)."""
+    """All settings of ESD. Defaults: the published settings for styles on SD 1.4 (ESD-x)."""
 
     train: TrainConfig = TrainConfig()
     """The optimisation."""
     variant: Literal["esd-x", "esd-u"] = "esd-x"
-    """``esd-x`` trains the cross-attention, for what a prompt names; ``esd-u`` all the rest, for what shows also unasked."""
+    """``esd-x`` trains the cross-attention, for concepts that a prompt names. ``esd-u`` trains all other parameters,
+    for concepts that also appear when the prompt does not name them."""
     negative_guidance: float = Field(1.0, gt=0)
     """eta: how far past the unconditional prediction the concept is pushed."""
     start_guidance: float = 3.0
     """Guidance scale of the partial denoising."""
     denoising_steps: int = Field(50, ge=1)
-    """K: each step denoises 0 .. K-1 of K steps before it compares predictions."""
+    """K: each training step denoises for 0 .. K-1 of K steps before it compares predictions."""
     latents_from: Literal["edited", "frozen"] = "edited"
-    """The model that denoises: the one in training (paper, released code of 2023), or the frozen one (released code of 2025)."""
+    """The model that denoises: the edited one (paper, released code of 2023), or the frozen one (released code of
+    2025)."""
     seed: int = 0
-    """Decides all random numbers: same seed, same edit."""
+    """Seed of all random numbers: the same seed gives the same edit."""
     output_dir: str = "outputs/esd"
-    """The run's folder."""
+    """The run folder."""
 
 
 PRESETS: Presets[ESDConfig] = Presets({
@@ -54,18 +56,20 @@ PRESETS: Presets[ESDConfig] = Presets({
 class ESD(WeightErasure):
     """Erased Stable Diffusion: fine-tuning on the frozen model's own negative guidance.
 
-    Per step: a prompt c (published: the concept's name alone; see ``templates``), a number k of DDIM steps in 0 .. K-1, and x_t
-    after k steps from noise under c, guided. Then, with theta* frozen,
+    Each step draws a prompt c (published: only the concept's name; see ``templates``) and a number k of DDIM steps in
+    0 .. K-1. It computes x_t by k guided steps from noise under c. The loss, with theta* frozen, is
 
-        L = |eps_theta(x_t, c) - (eps_theta*(x_t) - eta (eps_theta*(x_t, c) - eps_theta*(x_t)))|^2,  the mean over x_t's numbers
+        L = |eps_theta(x_t, c) - (eps_theta*(x_t) - eta (eps_theta*(x_t, c) - eps_theta*(x_t)))|^2,
 
-    at the noise level of x_t. K = 50 costs 24.5 guided steps on average, that is 2 k + 2 samples without and 1 with gradient.
+    the mean over the elements of x_t, at the noise level of x_t. K = 50 costs 24.5 guided steps on average: 2 k + 2
+    samples without gradient and 1 with gradient.
 
-    Where we differ: the released code of 2023 tells the UNet a t drawn from the 1000/K steps up to the next level, we the level
-    that x_t has. Its ``noxattn`` leaves out time embedding and output layers, that of 2025 all normalisations; ESD-u here is every
-    parameter outside the cross-attention, as in the paper. The ESD that the code of separable concept erasure compares with
-    denoises to x_0 whatever t is, since its sampler does not know the argument that stops it (check: ``k`` in the log is
-    the number of guided steps; count the UNet's calls). For models that predict v the loss is in their own space.
+    Departures. The released code of 2023 gives the UNet a t drawn from the 1000/K timesteps up to the next noise level;
+    we give it the noise level of x_t. Its ``noxattn`` excludes time embedding and output layers, that of 2025 excludes
+    all normalisations. ESD-u here trains every parameter outside the cross-attention, as in the paper. The ESD in the
+    code of separable concept erasure always denoises to x_0, because its sampler ignores the argument that should stop
+    it (check: ``k`` in the log is the number of guided steps; count the UNet's calls). For v-prediction models the loss
+    is on v.
 
     @inproceedings{gandikota2023erasing,
       title     = {Erasing Concepts from Diffusion Models},
@@ -86,7 +90,7 @@ class ESD(WeightErasure):
         return self.edit(self.train(self.parameters(model), self.step, run, log))
 
     def prepare(self, model: DiffusionModel) -> None:
-        """What all steps share."""
+        """Encode what all steps share: the empty prompt and the concepts' prompts."""
         self.nothing = model.encode([""])
         self.encoded = [model.encode([prompt]) for prompt in self.config.prompts()]
 
@@ -112,7 +116,7 @@ class ESD(WeightErasure):
         return {"loss": loss, "k": torch.tensor(k)}
 
     def partly_denoised(self, c: Conditioning, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """x (1, c, h, w) after ``k`` of K guided steps, and the timestep of its noise level."""
+        """Latents x (1, c, h, w) after ``k`` of K guided steps, and the timestep of their noise level."""
         model, scheduler = self.model, training_scheduler("ddim")
         scheduler.set_timesteps(self.config.denoising_steps, device=model.device)
         x = initial_noise(model, model.default_size, model.default_size, [generator])

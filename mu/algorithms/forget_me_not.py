@@ -1,4 +1,4 @@
-"""Forget-Me-Not: the cross-attention learns to look past the words of the concept."""
+"""Forget-Me-Not: train the cross-attention to ignore the words of the concept."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ from mu.training.tuning import Tuning
 
 class ForgetMeNotTrainConfig(TrainConfig):
     iterations: int = Field(30, ge=1)
-    """Optimiser steps. More erase more, and more of what is near. Published: 20 or 30 for styles, 30 to 50 for objects, 75 for nudity."""
+    """Optimiser steps. More steps erase more, also of similar concepts. Published: 20 or 30 for styles, 30 to 50 for
+    objects, 75 for nudity."""
     gradients: Literal["zeroed", "summed"] = "summed"
-    """``summed``: each step sees the sum of all gradients so far, as in the program that the published numbers are of."""
+    """``summed``: each step uses the sum of all gradients so far, as in the program behind the published numbers."""
 
 
 class ForgetMeNotConfig(AnchoredConfig):
-    """All settings of Forget-Me-Not. Without a preset they are those of the published comparison for styles on SD 1.4."""
+    """All settings of Forget-Me-Not. Defaults: those of the published comparison for styles on SD 1.4."""
 
     renamed: ClassVar[Mapping[str, str]] = {"pictures": "images"}
 
     train: ForgetMeNotTrainConfig = ForgetMeNotTrainConfig()
     """The optimisation."""
     templates: Templates = Field(["a painting of {}"], min_length=1)
-    """Prompts around the concept, each with one {}; one is drawn each step."""
+    """Prompts that contain the concept, each with one {}; one is drawn at each step."""
     objective: Literal["logits", "attention"] = "logits"
-    """``logits``: attention logits become those of the anchor (the published comparison). ``attention``: the concept's words get
-    no attention (the paper)."""
+    """``logits``: move the attention logits to those of the anchor (the published comparison). ``attention``: remove
+    all attention from the concept's words (the paper)."""
     images: ImagesConfig = ImagesConfig()
-    """What is noised: images of the concepts."""
+    """The images of the concepts that are noised."""
     seed: int = 0
-    """Decides all random numbers: same seed, same edit."""
+    """Seed of all random numbers: the same seed gives the same edit."""
     output_dir: str = "outputs/fmn"
-    """The run's folder."""
+    """The run folder."""
 
 
 PRESETS: Presets[ForgetMeNotConfig] = Presets({
@@ -57,24 +58,26 @@ PRESETS: Presets[ForgetMeNotConfig] = Presets({
     "canvas": lambda: ForgetMeNotConfig.load(Path(__file__).parent / "presets" / "fmn-canvas.yaml"),
     "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
 })  # fmt: skip
-"""Published ones for Stable Diffusion 1.4, those of the embedded model for styles, and for objects."""
+"""Published settings for Stable Diffusion 1.4, and settings for styles and objects of the embedded model."""
 
 
 class ForgetMeNot(WeightErasure):
-    """Forget-Me-Not: fine-tuning of the cross-attention alone, on its own maps.
+    """Forget-Me-Not: fine-tuning of the cross-attention on its own attention maps.
 
-    Per step: a template with the concept, c, and with the anchor, a ("a painting of X" and "a painting of"), a image of the
-    concept and x_t by the forward process at t uniform in 0 .. 999. One pass of the UNet under c gives each layer's queries Q;
-    K_c and K_a are its keys of the two prompts, d the width of a head:
+    Each step draws a template, with the concept (c) and with the anchor (a): "a painting of X" and "a painting of". It
+    noises an image of the concept to x_t by the forward process, t uniform in 0 .. 999. One pass of the UNet under c
+    gives each layer's queries Q. K_c and K_a are the layer's keys of the two prompts, d is the width of a head:
 
         logits      L = sum over layers of mean((Q K_c^T - Q K_a^T)^2 / d)       over heads, places and tokens
-        attention   L = sum over layers of |A_X|^2,  A = softmax(Q K_c^T / sqrt(d)),  A_X its columns of the concept's words
+        attention   L = sum over layers of |A_X|^2,  A = softmax(Q K_c^T / sqrt(d))
 
-    ``attention`` is the attention resteering of the paper; its released code takes the norm of all A_X together, not the sum of squares,
-    and may use words learned by textual inversion, which we leave out. ``logits`` and the constants are those of the program
-    that separable concept erasure was compared with. That program never zeroes its gradients (``train.gradients``; check: with
-    ``summed`` the n-th step is taken with the sum of n gradients) and reads images from disk (``images``). As there, the
-    loss does not reach the values and the output of the last layer: their shift is 0.
+    A_X are the columns of A for the concept's words.
+    ``attention`` is the attention resteering of the paper. Its released code takes the norm of all A_X together, not
+    the sum of squares, and may use words learned by textual inversion, which we leave out. ``logits`` and the constants
+    are those of the program with which separable concept erasure was compared. That program reads images from disk
+    (``images``) and never zeroes its gradients (``train.gradients``; check: with ``summed`` the n-th step uses the sum
+    of n gradients). As in that program, the loss does not reach the values and the output of the last layer: their
+    delta is 0.
 
     @inproceedings{zhang2024forget,
       title     = {Forget-Me-Not: Learning to Forget in Text-to-Image Diffusion Models},
@@ -95,7 +98,8 @@ class ForgetMeNot(WeightErasure):
         return self.edit(self.train(model.parameters("cross-attention"), self.step, run, log))
 
     def prepare(self, model: DiffusionModel) -> None:
-        """What all steps share: for each concept its images, and each template with it and with its anchor, and where its words are."""
+        """Make what all steps share: each concept's images, its templates encoded with it and with its anchor, and the
+        positions of its words."""
         config, pairs = self.config, self.config.pairs()
         self.images = concept_images(model, config.images, config.concepts, config.seed)
         self.encoded = [[model.encode(pair) for pair in of_one] for of_one in pairs]
@@ -131,7 +135,7 @@ class ForgetMeNot(WeightErasure):
 
 @contextmanager
 def queries(model: DiffusionModel) -> Iterator[list[tuple[nn.Module, Tensor]]]:
-    """Each cross-attention layer with the queries it computes inside the block, in the order of computation."""
+    """Collect each cross-attention layer with the queries it computes inside the block, in the order of computation."""
     found: list[tuple[nn.Module, Tensor]] = []
 
     def noting(layer: nn.Module) -> Any:
@@ -146,10 +150,10 @@ def queries(model: DiffusionModel) -> Iterator[list[tuple[nn.Module, Tensor]]]:
 
 
 def word_positions(model: DiffusionModel, prompt: str, concept: str) -> list[int]:
-    """Where the tokens of ``concept`` stand among those of ``prompt``."""
+    """Positions of the tokens of ``concept`` in ``prompt``. Raises `ConfigError` if they do not all occur there."""
     encoder = model.text[0]
     ids, words = encoder.tokens([prompt])[0].tolist(), encoder.words(concept)
     for start in range(len(ids) - len(words) + 1):
         if ids[start : start + len(words)] == words:
             return list(range(start, start + len(words)))
-    raise ConfigError(f"the words of {concept!r} do not fit into {prompt!r} for the text encoder: use a shorter template")
+    raise ConfigError(f"the tokens of {concept!r} are not all found in those of {prompt!r}: use a shorter template")

@@ -1,1 +1,1 @@
-"""SPM: one-dimensional adapters beside the UNet's transformer layers, that stop one concept and let the others pass."""
+"""SPM: one-dimensional adapters in the UNet's transformer layers that block one concept and let the others pass."""

@@ -33,7 +33,7 @@ log = logging.getLogger("mu")
 
 
 class SemipermeableMembraneAlgorithm(Algorithm):
-    """Concept Semi-Permeable Membrane: rank-1 adapters that stop one concept, held back elsewhere by latent anchoring.
+    """Concept Semi-Permeable Membrane: rank-1 adapters that erase one concept; latent anchoring retains the others.
 
     @inproceedings{lyu2024one,
       title     = {One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications},
@@ -59,7 +59,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
 
     @property
     def final_file(self) -> Path:
-        """The SPM file as the original tools name it, beside the run's folder."""
+        """The SPM file, named as by the original tools, next to the run folder."""
         return self.config.folder / f"{self.config.file_stem}_last.safetensors"
 
     def concepts(self) -> tuple[Concept, ...]:
@@ -71,7 +71,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         return {**super().describe(), "model": name, "concepts": list(self.concepts())}
 
     def load_model(self) -> DiffusionModel:
-        """The model that the settings name, or the one given; settings that contradict it are refused."""
+        """The model that the settings name, or the one given. Raises `ConfigError` if settings contradict it."""
         wanted, model = self.config.pretrained_model, self.model
         if model is None:
             model = load(
@@ -79,32 +79,42 @@ class SemipermeableMembraneAlgorithm(Algorithm):
                 prediction_type=self._prediction_type(),
             )  # fmt: skip
         if not isinstance(model, DiffusionModel):
-            raise ConfigError(f"SPM edits diffusion models, and {model.name!r} is none")
+            raise ConfigError(f"SPM edits diffusion models, but {model.name!r} is not one: name a diffusion model")
         if model is self.model:
             self._check_loaded(model)
         width = model.text_width
         if wanted.v2 not in (None, width == 1024):
             said = str(wanted.v2).lower()
-            raise ConfigError(f"pretrained_model.v2 is {said}, but the text width of {model.name!r} is {width} (SD 2.x: 1024)")
+            raise ConfigError(
+                f"pretrained_model.v2 is {said}, but the text width of {model.name!r} is {width} "
+                f"(SD 2.x: 1024): remove v2 or name another model"
+            )
         if wanted.v_pred is True and model.prediction_type == "epsilon":
-            model = copy.copy(model)  # the model given is its owner's: the copy shares all weights and differs in this alone
+            model = copy.copy(model)  # do not change the caller's model; the copy shares all weights
             model.prediction_type = "v_prediction"
         elif wanted.v_pred is False and model.prediction_type == "v_prediction":
-            log.warning("pretrained_model.v_pred is false, but %s says that it predicts v: its own word counts", model.name)
+            log.warning("pretrained_model.v_pred is false, but %s predicts v: v_pred is ignored, remove it", model.name)
         return model
 
     def _prediction_type(self) -> str | None:
-        """To load with. Old settings say ``v_pred: false`` of every model: there a folder's own word counts."""
+        """The prediction type to load with. Old settings have ``v_pred: false`` for every model: a folder overrides
+        it."""
         wanted = self.config.pretrained_model
         if wanted.v_pred:
             return "v_prediction"
         return "epsilon" if wanted.v_pred is False and is_single_file(wanted.name) else None
 
     def _check_loaded(self, model: DiffusionModel) -> None:
-        """What was set of loading, against a model that was loaded already: refused, or where it changes no number told."""
+        """Check the loading settings against a model that is already loaded.
+
+        Raises `ConfigError` if they differ; a difference that changes no result is logged.
+        """
         skip, train = self.config.pretrained_model.clip_skip, self.config.train
         if skip not in (None, model.clip_skip):
-            raise ConfigError(f"pretrained_model.clip_skip is {skip}, and {model.name!r} was loaded with {model.clip_skip}")
+            raise ConfigError(
+                f"pretrained_model.clip_skip is {skip}, but {model.name!r} was loaded with {model.clip_skip}: "
+                f"load it with the same"
+            )
         check_placed(
             model, self.config.devices if "devices" in self.config.model_fields_set else None,
             train.precision if "precision" in train.model_fields_set else None,
@@ -143,7 +153,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         return open_edit(path)
 
     def run(self, *, resume: bool = False, overwrite: bool = False, track: str | None = None) -> Found:
-        """As `Algorithm.run`; the edit is also written as an SPM file, `final_file`, which LoRA loaders take."""
+        """Like `Algorithm.run`, but also write the edit as an SPM file, `final_file`, which LoRA loaders can read."""
         found = super().run(resume=resume, overwrite=overwrite, track=track)
         assert isinstance(found.edit, LowRankEdit), "find_edit returns one"
         self._write(found.edit, self.final_file)

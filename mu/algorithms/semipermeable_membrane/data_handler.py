@@ -1,4 +1,4 @@
-"""From settings to what a training step draws: concepts, their embeddings, resolutions, anchors. SPM reads no dataset."""
+"""Turn settings into training inputs: concepts, their embeddings, resolutions, anchors. SPM reads no dataset."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mu.models.diffusion import Conditioning, DiffusionModel
 
 @dataclass
 class Task:
-    """One entry of the prompt settings, encoded: each conditioning has one row, anchors are drawn by `Anchors`."""
+    """One encoded entry of the prompt settings. Each conditioning has one row; anchors are drawn by `Anchors`."""
 
     number: int
-    """Which entry."""
+    """Index of the entry."""
     entry: PromptConfig
     target: Conditioning
     positive: Conditioning
@@ -28,7 +28,7 @@ class Task:
 
 
 class SemipermeableMembraneDataHandler:
-    """Encodes every text once and draws what changes from step to step."""
+    """Encodes every text once and draws the inputs that change from step to step."""
 
     def __init__(self, config: SemipermeableMembraneConfig, model: DiffusionModel):
         self.config, self.model = config, model
@@ -42,7 +42,8 @@ class SemipermeableMembraneDataHandler:
         return self._kept[text]
 
     def draw(self, generator: torch.Generator) -> Task:
-        """An entry, and with use_template a template for its target and positive (and neutral, where asked)."""
+        """Draw an entry; with use_template, also a template for target and positive (with template_neutral,
+        neutral)."""
         k = int(torch.randint(len(self.entries), (1,), generator=generator))
         entry = self.entries[k]
         template = "{}"
@@ -58,8 +59,8 @@ class SemipermeableMembraneDataHandler:
     def size(self, entry: PromptConfig, generator: torch.Generator) -> tuple[int, int]:
         """Height and width in pixels.
 
-        ``dynamic_resolution`` draws them independently from 64 * {floor(R/128), ..., floor(R/64) - 1}: as in the released
-        code R itself is never drawn (R = 512 gives 256 .. 448). Where that set is empty (R < 128) it is R.
+        ``dynamic_resolution`` draws them independently from 64 * {floor(R/128), ..., floor(R/64) - 1}. As in the
+        released code, R itself is never drawn (R = 512 gives 256 .. 448). If that set is empty (R < 128), both are R.
         """
         full = entry.resolution or self.model.default_size
         unit = self.model.pixels_per_latent
@@ -70,7 +71,7 @@ class SemipermeableMembraneDataHandler:
         return height, width
 
     def time_ids(self, entry: PromptConfig, height: int, width: int, generator: torch.Generator) -> Tensor | None:
-        """SDXL's size conditioning; with dynamic_crops a random original size and crop corner, one for all passes."""
+        """SDXL's size conditioning; with dynamic_crops, a random original size and crop corner shared by all passes."""
         plain = self.model.time_ids(height, width)
         if not entry.dynamic_crops or plain is None:
             return plain
@@ -81,12 +82,12 @@ class SemipermeableMembraneDataHandler:
 
 
 def resolutions(full: int) -> list[int]:
-    """Sides that ``dynamic_resolution`` draws from for the resolution ``full``."""
+    """Side lengths in pixels that ``dynamic_resolution`` draws from at resolution ``full``."""
     return [64 * k for k in range(max(1, full // 2 // 64), full // 64)] or [full]
 
 
 class Anchors:
-    """Conditionings that the edit must leave alone (latent anchoring, Eq. 6-8)."""
+    """Conditionings whose predictions the edit must not change (latent anchoring, Eq. 6-8)."""
 
     POOL = 512
     LONGEST = 6
@@ -98,7 +99,7 @@ class Anchors:
             self.pool = self._vocabulary(model, torch.Generator().manual_seed(seed))
 
     def draw(self, generator: torch.Generator, unconditional: Conditioning) -> Conditioning:
-        """S rows in the layout of the settings; ``paper+empty`` adds one unconditional row."""
+        """Draw S rows in the layout of the settings; ``paper+empty`` adds one unconditional row."""
         count = self.entry.sampling_batch_size
         rows = self._paper(count, generator)
         match self.entry.anchor_layout:
@@ -106,7 +107,7 @@ class Anchors:
                 return rows
             case "paper+empty":
                 return Conditioning.cat([rows, unconditional])
-        # The released code interleaves [u, a1, u, a2, ...] and uses the second half of it.
+        # The released code interleaves [u, a1, u, a2, ...] and uses the second half.
         pairs = Conditioning.cat([part for k in range(count) for part in (unconditional, rows[k : k + 1])])
         return pairs[count:]
 
@@ -119,7 +120,8 @@ class Anchors:
         return Conditioning(shell(self.target.sequence, count, generator), pooled, ids)
 
     def _vocabulary(self, model: DiffusionModel, generator: torch.Generator) -> tuple[Conditioning, Tensor]:
-        """Texts of 1 to 6 random words that share none with the target; chosen with (1 - |cos|)^alpha, Eq. 6."""
+        """Encoded texts of 1 to 6 random words, none of them in the target, and their weights (1 - |cos|)^alpha, Eq.
+        6."""
         tokenizer = model.text[0].tokenizer
         avoided = set(tokenizer(str(self.entry.target), verbose=False).input_ids)
         words = [
@@ -140,8 +142,8 @@ def shell(target: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``count`` random directions at 0.8 to 1.2 times the target's norm: (1, ...) -> (count, ...).
 
     As in the released code, a direction with cosine s to the target is kept with probability 1 - s (s signed). In the
-    59,136 dimensions of SD 1.x s has a standard deviation of 0.004, so this stands for Eq. 6 in name only: the distance
-    weighting of the paper has no measurable effect there. ``anchors: vocabulary`` samples Eq. 6 from real texts.
+    59,136 dimensions of SD 1.x, s has a standard deviation of 0.004. The distance weighting of the paper (Eq. 6)
+    therefore has no measurable effect here. ``anchors: vocabulary`` samples Eq. 6 from real texts.
     """
     kept: list[Tensor] = []
     flat = F.normalize(target.detach().flatten().cpu().float(), dim=0)

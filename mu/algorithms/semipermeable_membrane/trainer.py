@@ -29,11 +29,11 @@ log = logging.getLogger("mu")
 
 
 class SemipermeableMembraneTrainer:
-    """One step denoises a random part of the way with the adapters on and then compares predictions there.
+    """Trains the adapters. A step denoises for a random number of steps with them on, then compares predictions.
 
-    Model evaluations a step at batch B, S anchors and k denoising steps: ``k + 2`` calls, ``2Bk + 3B + 2S`` samples, of
-    which ``B + S`` carry gradients. The released code spends ``2Bk + 6B + 4S``: it also computes unconditional halves
-    and multiplies them by zero (guidance 1).
+    Model evaluations per step at batch B, S anchors and k denoising steps: ``k + 2`` calls and ``2Bk + 3B + 2S``
+    samples, ``B + S`` of them with gradients. The released code spends ``2Bk + 6B + 4S``: it also computes
+    unconditional halves and multiplies them by zero (guidance 1).
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class SemipermeableMembraneTrainer:
         self, generator: torch.Generator, *, checkpoint: Path | None = None, log: Log | None = None,
         snapshot: Callable[[int], None] | None = None,
     ) -> None:  # fmt: skip
-        """Optimise the adapters in place. ``snapshot(i)`` is called every ``save.per_steps`` steps but the last."""
+        """Optimise the adapters in place. ``snapshot(i)`` is called every ``save.per_steps`` steps, except the last."""
         settings = self.config.train
         weights = self.model.edit.trainable()
         optimizer = make_optimizer(settings, weights)
@@ -102,15 +102,15 @@ Walked = tuple[Tensor, int, Tensor | None]
 
 
 class _Walker:
-    """Partially denoised latents x_k of the target, with the adapters on, and the timestep that the UNet is told."""
+    """Makes partially denoised latents x_k of the target, with the adapters on, and the timestep for the UNet."""
 
     def __init__(self, settings: TrainConfig, model: SemipermeableMembraneModel, data: SemipermeableMembraneDataHandler):
         self.settings, self.model, self.data = settings, model, data
         self.kept: dict[int, list[Walked]] = {}
-        """For each entry of the prompt settings its own: the latents of one target are no latents of another."""
+        """Separate latents for each entry of the prompt settings: one target's latents cannot serve another."""
 
     def latents(self, task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x (b, c, h, w) as the UNet takes it, the timestep, and SDXL's size conditioning."""
+        """UNet input x (b, c, h, w), the timestep, and SDXL's size conditioning."""
         many, kept = self.settings.timesteps_per_trajectory, self.kept.get(task.number, [])
         pool = self.settings.latent_pool
         if pool and len(kept) >= pool and torch.rand(1, generator=generator) < 0.75:
@@ -166,7 +166,7 @@ class _Walker:
 
 
 def warmup_steps(settings: TrainConfig) -> int:
-    """The warm-up, cut to a tenth of a run that is shorter than it: two iterations must change something."""
+    """Warm-up steps. A run not longer than the warm-up gets a tenth of its iterations, so that short runs train too."""
     if settings.lr_warmup_steps < settings.iterations:
         return settings.lr_warmup_steps
     tenth = settings.iterations // 10
@@ -174,7 +174,7 @@ def warmup_steps(settings: TrainConfig) -> int:
     return tenth
 
 
-# Where the optimisers outside torch live: lower-case name -> module, class.
+# Optimisers outside torch: lower-case name -> module, class.
 _FOREIGN_OPTIMIZERS = {
     **{f"{name}8bit".lower(): ("bitsandbytes.optim", f"{name}8bit") for name in ("AdamW", "PagedAdamW", "Lion", "PagedLion")},
     "sgdnesterov8bit": ("bitsandbytes.optim", "SGD8bit"), "lion": ("lion_pytorch", "Lion"), "prodigy": ("prodigyopt", "Prodigy"),
@@ -184,10 +184,11 @@ _FOREIGN_OPTIMIZERS = {
 
 
 def make_optimizer(settings: TrainConfig, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """By name, case aside: torch's own, bitsandbytes' 8-bit ones, and those of the packages that kohya's scripts know.
+    """Make the optimiser by its name, in any case: from torch, bitsandbytes (8-bit), or the packages of kohya's
+    scripts.
 
-    Without bitsandbytes an 8-bit AdamW is plain AdamW: only 17 of the 384 tensors of SD 1.x are large enough to be
-    kept in 8 bits at all.
+    Without bitsandbytes an 8-bit AdamW is plain AdamW: only 17 of the 384 tensors of SD 1.x are large enough for 8-bit
+    storage. Raises `ConfigError` for an unknown name, wrong arguments or a missing package.
     """
     name, options = settings.optimizer_type.lower(), _options(settings.optimizer_args or [])
     options = {"lr": settings.lr, **options}
@@ -204,7 +205,7 @@ def make_optimizer(settings: TrainConfig, weights: Iterable[Tensor]) -> torch.op
                 raise ConfigError(
                     f"optimizer {settings.optimizer_type} needs the package {package}: pip install {package}"
                 ) from None
-            log.info("bitsandbytes is not installed: %s is plain AdamW, nearly the same numbers", settings.optimizer_type)
+            log.info("bitsandbytes is not installed: %s is plain AdamW, with nearly the same results", settings.optimizer_type)
             name = "adamw"
     classes = {key.lower(): cls for key, cls in vars(torch.optim).items() if isinstance(cls, type)}
     known = name.removeprefix("torch.optim.")
@@ -217,7 +218,7 @@ def make_optimizer(settings: TrainConfig, weights: Iterable[Tensor]) -> torch.op
 
 
 def _options(pairs: str | list[str]) -> dict[str, Any]:
-    """``["weight_decay=0.01", "betas=(0.9, 0.95)"]``, or the same in one string with blanks between."""
+    """Parse ``["weight_decay=0.01", "betas=(0.9, 0.95)"]``, or the same in one string separated by spaces."""
     options = {}
     for pair in pairs.split() if isinstance(pairs, str) else pairs:
         key, equals, value = pair.partition("=")
@@ -226,5 +227,5 @@ def _options(pairs: str | list[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             equals = ""
         if not equals:
-            raise ConfigError(f"{pair!r} is not of the form name=value")
+            raise ConfigError(f"{pair!r} is not valid: write it as name=value")
     return options

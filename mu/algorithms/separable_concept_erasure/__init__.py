@@ -1,1 +1,2 @@
-"""CiE and SepCE: predictions for a concept turn away from its direction; SepCE inside the null space of what it protects."""
+"""CiE and SepCE: turn predictions for a concept away from its direction; SepCE works in the null space of protected
+prompts."""

@@ -37,11 +37,11 @@ log = logging.getLogger("mu")
 
 
 ENOUGH = 0.9
-"""The share of its effect that an older shift must have after it was made null on new concepts."""
+"""The share of its effect that an older delta must keep when it is made null on new concepts."""
 
 
 class ConceptIrrelevantErasureAlgorithm(WeightErasure):
-    """CiE: all cross-attention weights turn predictions for a concept away from its direction, until they have nothing of it.
+    """CiE: train all cross-attention weights until predictions for a concept have no component in its direction.
 
     @article{zhao2024separable,
       title   = {Separable Multi-Concept Erasure from Diffusion Models},
@@ -60,13 +60,11 @@ class ConceptIrrelevantErasureAlgorithm(WeightErasure):
     def _begin(self) -> SeparableConceptErasureDataHandler:
         model = self.load_model()
         if compute.precision("bfloat16") == model.precision:
-            log.warning(
-                "bfloat16 rounds predictions by about as much as a concept changes them: float32 or float16 erase better"
-            )
+            log.warning("bfloat16 rounds as much as a concept changes predictions: use float32 or float16")
         return SeparableConceptErasureDataHandler(self.config, model)
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> Edit:
-        """One dense shift; several concepts share it (SRS-ME-double-dagger) and cannot be taken off one by one."""
+        """Find one dense delta. Several concepts share it (SRS-ME-double-dagger) and cannot be restored one by one."""
         data, concepts = self._begin(), self.config.concepts
         shift = DenseShift(data.model, self.info(concepts))
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, concepts, anchor_moves=True)
@@ -78,7 +76,7 @@ class ConceptIrrelevantErasureAlgorithm(WeightErasure):
 
 
 class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
-    """SepCE: each concept gets a weight shift of its own, in the null space of everything that is to stay.
+    """SepCE: give each concept a delta of its own, in the null space of the protected prompts.
 
     @article{zhao2024separable,
       title   = {Separable Multi-Concept Erasure from Diffusion Models},
@@ -95,32 +93,35 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
     parts: Sequence[LowRankEdit] = ()
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
-        """The sum of `find_edits`, which are also left in ``self.parts``."""
+        """The sum of the edits from `find_edits`, which are also kept in ``self.parts``."""
         self.parts = self.find_edits(run, log)
         return self.parts[0] if len(self.parts) == 1 else summed(self.parts, self.info(self.config.concepts))
 
     def find_edits(self, run: RunDirectory | None = None, log: Log | None = None) -> list[LowRankEdit]:
-        """One edit for each concept, each null on all others: the parts of a bank. N independent searches give exactly what
-        training them together would (section 2.7). With ``run``, those that are done are kept among its checkpoints."""
+        """Find one edit for each concept, each null on all others: the parts of a bank.
+
+        N independent searches give exactly the same result as joint training (section 2.7). With ``run``, finished
+        edits are kept in its checkpoints.
+        """
         data = self._begin()
         rooms = [self.room(data, concept) for concept in self.config.concepts]
         for concept in self.config.concepts:
-            data.images(concept)  # one that has none is told before the first is trained
+            data.images(concept)  # raises for a concept without images before the first one is trained
         if run:
             run.describe({"capacity": [asdict(room.capacity) for room in rooms]})
         return [self._find(data, k, room, run, log) for k, room in enumerate(rooms)]
 
     def separate(self, edit: Saveable) -> Sequence[Saveable]:
-        """The edits of which ``edit``, found by this object or kept in its run's folder, is the sum."""
+        """The edits whose sum is ``edit``, found by this object or kept in its run folder."""
         parts: Sequence[Saveable] = self.parts or [
             open_edit(p) for p in self._kept(RunDirectory(self.run_folder())) if p.exists()
         ]
         return parts if len(parts) == len(self.config.concepts) else [edit]
 
     def join(self, bank: Any) -> None:
-        """Protect what the bank's edits erase, whether they are on or restored: a shift is null on all that is known (section 2.9).
+        """Protect the concepts of the bank's edits, whether erased or restored (section 2.9).
 
-        Raises `EditError` for a bank of other weights, in whose null spaces nothing that is found here would lie.
+        Raises `EditError` for a bank of other weights: edits found here would not lie in its null spaces.
         """
         super().join(bank)
         if bank.json.exists():
@@ -133,7 +134,7 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
             self.config = self.config.merged({"protect": more})
 
     def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> list[LowRankEdit]:
-        """The shifts among ``older`` that knew nothing of this run's concepts, made null on them too; see `mended`."""
+        """The edits among ``older`` that do not protect this run's concepts, made null on them too; see `mended`."""
         model = self.load_model()
         prompts, found = self._protecting(self.config.concepts), []
         for edit in older:
@@ -141,7 +142,8 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
                 continue
             if not is_separable(edit, model):
                 log.warning(
-                    "the edit of %r is none of separable erasure: restoring it may change the new concepts", edit.concept()
+                    "the edit of %r was not made by separable erasure: restoring it may change the new concepts",
+                    edit.concept(),
                 )
                 continue
             mended, kept = self.mended(edit, prompts, self.config.protect.mend)
@@ -152,12 +154,12 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         return found
 
     def mended(self, edit: LowRankEdit, prompts: Sequence[str], updates: int) -> tuple[LowRankEdit, float]:
-        """``edit`` made null on ``prompts``, and the share of its effect that it then has.
+        """``edit`` made null on ``prompts``, and the share of its effect that is left.
 
-        The effect is how far it pushes the correlation (Eq. 28) of its concept below that of the frozen model, on noised
-        images that stay the same. Where projecting costs more than a tenth of it, the projected shift is trained on, by the edit's
-        own settings, until that much is back; at most ``updates`` times. Where its settings are not known, or nothing of its concept is
-        left beside ``prompts``, it comes back as it is.
+        The effect is the drop of its concept's correlation (Eq. 28) below that of the frozen model, on fixed noised
+        images. If the projection costs more than a tenth of it, the projected delta is trained by the edit's own
+        settings until that share is back, for at most ``updates`` updates. The edit is returned unchanged if its
+        settings are unknown, or if protecting ``prompts`` leaves nothing of its concept to erase.
         """
         assert self.model is not None, "load_model() comes first"
         try:
@@ -174,15 +176,15 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
             trainer = SeparableConceptErasureTrainer(config, self.model, data, shift, [concept], anchor_moves=False)
             effect = Effect(trainer)
         except MuError as error:
-            log.warning("the edit of %r stays as it is, and restoring it changes the new concepts: %s", edit.concept(), error)
+            log.warning("the edit of %r is unchanged; restoring it changes the new concepts: %s", edit.concept(), error)
             return edit, 1.0
         projected = also_protecting(edit, self.model, prompts)
         whole, left = effect.of(edit), effect.of(projected)
         kept = left / whole if whole > 0 else 1.0
         if kept >= ENOUGH or not updates:
-            log.info("%r was made null on %s: %.0f %% of its effect are left", concept, ", ".join(prompts), 100 * kept)
+            log.info("%r was made null on %s: %.0f %% of its effect is left", concept, ", ".join(prompts), 100 * kept)
             if kept < ENOUGH:
-                log.warning("%r erases less than before and is not trained again: protect.mend is 0", concept)
+                log.warning("%r erases less than before and is not trained again: raise protect.mend above 0", concept)
             return projected, kept
         shift.start_from(projected)
         with shift.installed():
@@ -193,14 +195,14 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
             concept, ", ".join(prompts), 100 * kept, trainer.done, 100 * again,
         )  # fmt: skip
         if again < ENOUGH:
-            log.warning("%r erases less than before: look at its pictures, or erase it anew", concept)
+            log.warning("%r erases less than before: check its images, or erase it again", concept)
         return (shift.finished(), again) if again > kept else (projected, kept)
 
     def _protecting(self, concepts: Sequence[str]) -> list[str]:
         return [template.replace("{}", concept) for concept in concepts for template in self.config.protect.templates]
 
     def capacities(self) -> list[Capacity]:
-        """How much room there is for each concept, without training: look before a long run."""
+        """The room for each concept, without training: check it before a long run."""
         data = self._begin()
         return [self.room(data, concept).capacity for concept in self.config.concepts]
 
@@ -209,7 +211,7 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         for line in str(room.capacity).splitlines():
             log.info(line)
         if room.capacity.erasability < 0.1:
-            log.warning("%r shares most of its directions with what is protected: it will hardly be erased", concept)
+            log.warning("%r will hardly be erased, most of its directions are protected: protect fewer", concept)
         return room
 
     @staticmethod
@@ -232,7 +234,7 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
             return cast(LowRankEdit, open_edit(self._kept(run)[k]))
         shift = SeparableShift(data.model, room, self.info([concept]))
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, [concept], anchor_moves=False)
-        first = k * self.config.train.iterations  # rows of the log go on counting, concept after concept
+        first = k * self.config.train.iterations  # the log's steps count on from concept to concept
         with shift.installed():
             trainer.train(
                 f"SepCE {concept!r}", checkpoint=run.checkpoints / f"training_{k}.pt" if run else None,
@@ -247,14 +249,14 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
 
 
 def findings(concept: str, trainer: SeparableConceptErasureTrainer, shift: SeparableShift | DenseShift) -> dict[str, Any]:
-    """What the search came to, for the edit's file and the log: whether it stopped by itself can be seen from it later."""
+    """The search's results, for the edit's file and the log; they show later whether the search stopped by itself."""
     m, norm = trainer.momentum.value, float(shift.norm().detach())
     found = {
         "updates": trainer.done, "updates_at_most": trainer.config.train.iterations, "correlation": None if m is None else float(m),
         "norm": norm,
     }  # fmt: skip
     log.info(
-        "%r: %d updates, correlation %s (momentum statistic), mean L1 norm of the shifts %.3g",
+        "%r: %d updates, correlation %s (momentum statistic), mean L1 norm of the deltas %.3g",
         concept, trainer.done, "unknown" if m is None else f"{float(m):.3g}", norm,
     )  # fmt: skip
     if isinstance(shift, SeparableShift):
@@ -265,8 +267,6 @@ def findings(concept: str, trainer: SeparableConceptErasureTrainer, shift: Separ
 
 def tell_leak(concept: str, shift: SeparableShift) -> None:
     bound, moved = shift.leak()
-    log.info("%r: leak: protected keys and values move by at most %.3g; the largest by %.2g of itself", concept, bound, moved)
+    log.info("%r: leak: protected keys and values change by at most %.3g; largest share %.2g", concept, bound, moved)
     if shift.room.space.leak < 1e-8 and moved > 1e-4:
-        log.warning(
-            "%r: what is protected exactly moves all the same: are the text encoder's rows those of a causal one?", concept
-        )
+        log.warning("%r: exactly protected prompts still change: check that the text encoder is causal", concept)

@@ -1,4 +1,5 @@
-"""From settings to what training sees: a concept's prompts, what is protected from its shift, and its images as latents."""
+"""Turn settings into training inputs: a concept's prompts, the prompts its delta protects, and its images as
+latents."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class SeparableConceptErasureDataHandler:
         return self._kept[text]
 
     def prompts(self, concept: str, held_out: bool = False) -> list[tuple[str, str]]:
-        """(prompt, anchor) of each template."""
+        """The pairs (prompt, anchor), one for each template."""
         settings = self.config.prompt
         templates = settings.held_out if held_out else settings.templates
         return [
@@ -34,15 +35,18 @@ class SeparableConceptErasureDataHandler:
         ]  # fmt: skip
 
     def exact(self, concept: str, protect: ProtectConfig) -> list[str]:
-        """Prompts that ``concept``'s shift must leave exactly as they are: the anchor, those given, the other concepts."""
+        """Prompts that ``concept``'s delta must not change: "", the anchor, the given prompts, the other concepts."""
         anchor = [] if self.config.prompt.template_anchor else [self.config.prompt.anchor]
         erased = self.config.concepts if protect.erased == "exactly" else []
         others = [template.replace("{}", other) for other in erased if other != concept for template in protect.templates]
         return list(dict.fromkeys(["", *anchor, *protect.prompts, *others]))
 
     def others(self, concept: str, protect: ProtectConfig) -> dict[str, list[str]]:
-        """Prompts of each word that is protected as far as capacity goes: of ``protect.others`` and, where ``protect.erased`` is ``nearly``,
-        of the other erased concepts, which come first. Words that lie in what is erased, or hold it, are left out."""
+        """Prompts of each word to protect while capacity lasts.
+
+        These are the words of ``protect.others``. If ``protect.erased`` is ``nearly``, the other erased concepts come
+        first. A word whose words contain an erased concept's, or are contained in them, is skipped.
+        """
         exactly = protect.erased == "exactly"
         own = [words_of(each) for each in (self.config.concepts if exactly else [concept])]
         named = protect.others if exactly else dict.fromkeys([*self.config.concepts, *protect.others])
@@ -50,7 +54,7 @@ class SeparableConceptErasureDataHandler:
         return {word: [template.replace("{}", word) for template in protect.templates] for word in words}
 
     def images(self, concept: str) -> ConceptImages:
-        """Images of its templates in turn, or those in ``data.folder``; ``data.images`` at most."""
+        """Generated images of the concept's templates in turn, or those in ``data.folder``; at most ``data.images``."""
         if concept not in self._images:
             data, folder = self.config.data, self.config.data.folder
             self._images[concept] = ConceptImages(
@@ -66,5 +70,5 @@ def words_of(text: str) -> set[str]:
 
 
 def image_seed(seed: int, k: int) -> int:
-    """Of the k-th image. The generators of the CPU use the last 32 bits of a seed, so both numbers must be in them."""
+    """The seed of the k-th image. CPU generators use the last 32 bits of a seed, so those must hold both numbers."""
     return (seed * 1_000_003 + k) % 2**32

@@ -1,7 +1,7 @@
-"""What separable erasure adds to a diffusion model: null spaces of protected prompts, and weight shifts inside them.
+"""The parts that separable erasure adds to a diffusion model: null spaces of protected prompts, and deltas inside them.
 
-A cross-attention computes keys and values from the text's token rows E (tokens, d) alone: K = E W^T. A shift D with
-D e = 0 for every row e of the protected prompts leaves their keys and values, and so their predictions, as they are.
+A cross-attention computes keys and values only from the prompt embedding E (tokens, d): K = E W^T. A delta D with D e =
+0 for every row e of the protected prompts leaves their keys and values, and therefore their predictions, unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mu.models.parameters import find_parameter
 from mu.training.tuning import Tuning, tuned
 
 SMALLEST = 16
-"""A null space with fewer directions is refused."""
+"""The fewest directions that a null space may have."""
 _ROUNDING = 16 * torch.finfo(torch.float64).eps
 
 log = logging.getLogger("mu")
@@ -38,10 +38,10 @@ log = logging.getLogger("mu")
 
 
 def token_rows(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
-    """Embeddings of ``prompts``, one row for each distinct token prefix, padding included: (m, d), float64, on the CPU.
+    """Embeddings (m, d) of ``prompts``, one row for each distinct token prefix with padding; float64, on the CPU.
 
-    The text encoders are causal, so equal prefixes have equal rows and m bounds the rank: 77 + 76 p on SD 1.x for the empty
-    prompt and p others with different first words (section 2.3).
+    The text encoders are causal, so equal prefixes have equal rows, and m bounds the rank. On SD 1.x m is 77 + 76 p for
+    the empty prompt and p others with different first words (section 2.3).
     """
     tokens = [ids.tolist() for ids in model.tokens(prompts)]
     sequence = model.encode(prompts).sequence.cpu().double()
@@ -53,7 +53,10 @@ def token_rows(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
 
 
 def begins(model: DiffusionModel, text: str, start: str) -> bool:
-    """Whether the tokens of ``text`` begin with all those of ``start``, which has some: its words' rows are then rows of ``text``."""
+    """Whether the tokens of ``text`` begin with all tokens of ``start``, which must have some.
+
+    The embedding rows of these tokens are then also rows of ``text``.
+    """
 
     def words(prompt: str, encoder: TextEncoder) -> list[int]:
         ids = encoder.tokens([prompt])[0].tolist()
@@ -65,11 +68,11 @@ def begins(model: DiffusionModel, text: str, start: str) -> bool:
 
 @dataclass(frozen=True)
 class NullSpace:
-    """Directions (n, d), orthonormal, that no protected row has; ``span`` (r, d) is their orthogonal complement.
+    """Orthonormal directions (n, d) orthogonal to all protected rows; ``span`` (r, d) is their orthogonal complement.
 
-    ``leak`` is the largest singular value of the protected rows on ``directions``: a shift D moves no protected key or value by
-    more than ``leak * ||D||_2``. It is 0 up to rounding where everything is protected exactly. ``weakest`` is the smallest
-    singular value of the rows that are protected exactly, as a share of their largest.
+    ``leak`` is the largest singular value of the protected rows on ``directions``: a delta D moves no protected key or
+    value by more than ``leak * ||D||_2``. It is 0 up to rounding if everything is protected exactly. ``weakest`` is the
+    smallest singular value of the rows that are protected exactly, as a share of their largest.
     """
 
     directions: Tensor
@@ -79,16 +82,19 @@ class NullSpace:
 
     @classmethod
     def of(cls, rows: Tensor) -> NullSpace:
-        """Of ``rows`` (m, d), exactly.
+        """The exact null space of ``rows`` (m, d).
 
-        By SVD in float64: elimination in the embeddings' own precision leaves residuals of 1e-6 (section 6.2).
+        It uses an SVD in float64: elimination in the embeddings' own precision leaves residuals of 1e-6 (section 6.2).
         """
         _, s, directions = torch.linalg.svd(rows.double(), full_matrices=True)
         rank = int((s > _ROUNDING * rows.shape[1] * s[0]).sum())
         return cls(directions[rank:], directions[:rank], 0.0, float(s[rank - 1] / s[0]))
 
     def without(self, rows: Tensor, tol: float = 0.0) -> NullSpace:
-        """What is left of it where ``rows`` (l, d) are protected too, but for singular values below ``tol`` times their largest."""
+        """The part of the null space that is left when ``rows`` (l, d) are protected too.
+
+        Singular values of ``rows`` below ``tol`` times their largest are ignored.
+        """
         largest = torch.linalg.matrix_norm(rows.double(), 2)
         _, s, turned = torch.linalg.svd(rows.double() @ self.directions.T, full_matrices=True)
         rank = int((s > max(tol, _ROUNDING * rows.shape[1]) * largest).sum())
@@ -101,8 +107,11 @@ class NullSpace:
 
 
 def eliminated(span: Tensor) -> Tensor:
-    """The released code's basis of the null space of ``span`` (r, d): Gauss-Jordan elimination over the columns from the
-    left, one vector for each free column, divided by its norm: (d - r, d). Unit rows that are not orthogonal."""
+    """The released code's basis (d - r, d) of the null space of ``span`` (r, d), by Gauss-Jordan elimination from the
+    left.
+
+    It has one vector for each free column, divided by its norm. The rows are unit vectors, but not orthogonal.
+    """
     A = span.clone()
     r, d = A.shape
     pivots: list[int] = []
@@ -126,10 +135,10 @@ def eliminated(span: Tensor) -> Tensor:
 
 
 def basis_of(space: NullSpace, concept: Tensor, config: BasisConfig) -> Tensor:
-    """beta S (k, d), float64: what the rows of a shift for the token rows ``concept`` (m, d) are combined from (section 2.4).
+    """Basis beta S (k, d), float64, of the rows of a delta for the token rows ``concept`` (m, d) (section 2.4).
 
-    Orthonormal: the row space of E P, at most 76 directions for one prompt on SD 1.x. The gradient of the loss lies in it, and
-    what a shift has outside of it does nothing to the concept and can only disturb other prompts (section 6.5).
+    Orthonormal: the row space of E P, at most 76 directions for one prompt on SD 1.x. The gradient of the loss lies in
+    it. A part of a delta outside of it does not affect the concept and can only disturb other prompts (section 6.5).
     """
     if config.kind == "elimination":
         S = eliminated(space.span)
@@ -137,19 +146,19 @@ def basis_of(space: NullSpace, concept: Tensor, config: BasisConfig) -> Tensor:
         _, s, directions = torch.linalg.svd(concept @ space.directions.T, full_matrices=False)
         S = directions[s > config.concept_tol * s[0]] @ space.directions
     if config.max_base and config.max_base > len(S):
-        log.warning("basis.max_base is %d, but there are %d vectors: using them", config.max_base, len(S))
+        log.warning("basis.max_base is %d, but the basis has only %d vectors: all are used", config.max_base, len(S))
     return config.scale_factor * S[: config.max_base]
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much room the protected prompts leave for erasing a concept; `str` gives its lines."""
+    """The room that protected prompts leave for erasing a concept; `str` gives the lines for the log."""
 
     concept: str
     protected: tuple[str, ...]
-    """Exactly."""
+    """Prompts protected exactly."""
     spared: tuple[str, ...]
-    """Up to the leak."""
+    """Prompts protected up to the leak."""
     left_out: tuple[str, ...]
     rows: int
     """Distinct token rows of the protected prompts."""
@@ -157,29 +166,29 @@ class Capacity:
     free: int
     """Directions of the null space, n."""
     used: int
-    """Of those, vectors of the shift's basis."""
+    """Vectors in the delta's basis."""
     erasability: float
-    """||E P_k|| / ||E P_0||, of the concept's rows: 1 where protecting cost nothing, 0 where nothing can be erased."""
+    """||E P_k|| / ||E P_0|| of the concept's rows: 1 if protecting costs nothing, 0 if nothing can be erased."""
     singular: tuple[float, ...]
     """Singular values of E P_k."""
     leak: float
-    """Times the norm of the shift: how far protected keys and values can move at most."""
+    """Times the norm of the delta, the largest possible change of protected keys and values."""
 
     def __str__(self) -> str:
         lines = [
-            f"{self.concept!r}: {len(self.protected)} prompts protected exactly and {len(self.spared)} nearly, with {self.rows} token rows, leave {self.free} of "
-            f"{self.width} directions, {self.used} are used",
+            f"{self.concept!r}: {len(self.protected)} prompts protected exactly and {len(self.spared)} nearly, with "
+            f"{self.rows} token rows, leave {self.free} of {self.width} directions; {self.used} are used",
             f"{self.concept!r}: erasability {self.erasability:.2f}; singular values "
             + (f"{self.singular[0]:.3g} to {self.singular[-1]:.3g}" if self.singular else "none"),
         ]
         if self.left_out:
-            lines.append(f"{self.concept!r}: not protected for want of room: {', '.join(map(repr, self.left_out))}")
+            lines.append(f"{self.concept!r}: not protected, no room left: {', '.join(map(repr, self.left_out))}")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Room:
-    """A concept's protected prompts, what their null space is, and the basis of its shift."""
+    """A concept's null space of protected prompts, the basis of its delta, and its capacity."""
 
     space: NullSpace
     basis: Tensor
@@ -190,25 +199,25 @@ def room_for(
     model: DiffusionModel, concept: str, prompts: Sequence[str], exact: Sequence[str], others: Mapping[str, Sequence[str]],
     config: BasisConfig, *, leave: int = SMALLEST, tol: float = 0.0,
 ) -> Room:  # fmt: skip
-    """Protect the prompts ``exact`` and then, while ``leave`` directions are left, those of each of ``others``.
+    """Protect the prompts ``exact`` and then, while ``leave`` directions are left, the prompts of each of ``others``.
 
-    Raises `ConfigError` where too few directions are left or nothing of the concept's ``prompts`` is.
+    Raises `ConfigError` if too few directions are left, or if none of them acts on the concept's ``prompts``.
     """
     exact = list(dict.fromkeys(["", *exact]))
     begun = [next((p for p in exact if begins(model, p, prompt)), None) for prompt in prompts]
     if all(begun):
         raise ConfigError(
-            f"{concept!r} lies inside what is protected: {begun[0]!r} begins with it, and its words cannot go and stay; "
-            f"leave {begun[0]!r} out of what is protected"
+            f"{concept!r} lies inside what is protected: {begun[0]!r} begins with it, and its words cannot be both "
+            f"erased and retained; do not protect {begun[0]!r}"
         )
     fixed, E = token_rows(model, exact), token_rows(model, prompts)
     space = NullSpace.of(fixed)
     if len(space.directions) < SMALLEST:
         cost = ", ".join(f"{prompt!r} {len(token_rows(model, [prompt]))}" for prompt in exact)
         raise ConfigError(
-            f"protecting {len(exact)} prompts ({len(fixed)} token rows) leaves {len(space.directions)} of {fixed.shape[1]} "
-            f"directions to erase {concept!r}, fewer than {SMALLEST}: protect fewer of {cost}; name them in protect.others, or where they are "
-            f"erased concepts set protect.erased=nearly, with a protect.null_tol"
+            f"protecting {len(exact)} prompts ({len(fixed)} token rows) leaves {len(space.directions)} of "
+            f"{fixed.shape[1]} directions to erase {concept!r}, fewer than {SMALLEST}: protect fewer of {cost}; "
+            f"name them in protect.others, or for erased concepts set protect.erased=nearly, with a protect.null_tol"
         )
     kept = space
     taken: list[str] = []
@@ -224,12 +233,12 @@ def room_for(
     bound = E @ space.directions.T
     erasability = float(bound.norm() / free.norm())
     if erasability < 1e-3:
-        raise ConfigError(f"{concept!r} lies inside what is protected: nothing of it can be erased; protect fewer prompts")
+        raise ConfigError(f"{concept!r} lies inside what is protected and cannot be erased: protect fewer prompts")
     basis, singular = basis_of(space, E, config), torch.linalg.svdvals(bound)
     rows = len(token_rows(model, [*exact, *taken]))
     if space.weakest < 1e-6:
         log.warning(
-            "%r: the weakest direction of what is protected is %.1g of the strongest: rounding of the text encoder may decide it",
+            "%r: the weakest protected direction is %.1g of the strongest and may be noise: protect fewer prompts",
             concept,
             space.weakest,
         )
@@ -242,11 +251,11 @@ def room_for(
     return Room(space, basis, capacity)
 
 
-# -- shifts in training -----------------------------------------------------------------------------------------------------
+# -- deltas in training -----------------------------------------------------------------------------------------------------
 
 
 class Shift(Protocol):
-    """A weight shift in training. It is on inside ``installed()``, and off again inside ``frozen()``."""
+    """A delta in training. It is on inside ``installed()``, and off again inside ``frozen()``."""
 
     weights: list[nn.Parameter]
 
@@ -255,16 +264,16 @@ class Shift(Protocol):
     def frozen(self) -> AbstractContextManager[None]: ...
 
     def norm(self) -> Tensor:
-        """R = 1/M sum_l ||D_l||_1: entries summed, mean over the M tensors; with gradient."""
+        """R = 1/M sum_l ||D_l||_1: sum over the elements, mean over the M tensors; with gradient."""
         ...
 
 
 def text_layers(model: DiffusionModel) -> dict[str, nn.Linear | nn.Conv2d]:
-    """``to_k`` and ``to_v`` of every cross-attention, by the name of their weight: 32 on SD 1.x, 19,169,280 numbers."""
+    """``to_k`` and ``to_v`` of every cross-attention by weight name: 32 layers and 19,169,280 parameters on SD 1.x."""
     text = model.layers("text-keys") | model.layers("text-values")
     layers = {name: layer for name, layer in model.layers("transformer").items() if name in text}
     if not layers:
-        raise ModelError(f"{model.name!r} has no cross-attention: separable erasure has nothing to shift")
+        raise ModelError(f"{model.name!r} has no cross-attention for separable erasure to change: name another model")
     return layers
 
 
@@ -273,13 +282,15 @@ def _described(model: DiffusionModel, parameters: list[str], info: EditInfo) -> 
 
 
 class SeparableShift:
-    """D_l = w_l (beta S) of one concept on every text layer; w_l (d_out, k) is trained from zero (section 2.4)."""
+    """One concept's delta D_l = w_l (beta S) on every text layer; w_l (d_out, k) is trained from zero (section 2.4)."""
 
     def __init__(self, model: DiffusionModel, room: Room, info: EditInfo):
         layers = text_layers(model)
         down = room.basis.float().to(model.device)
         if wrong := [name for name, layer in layers.items() if layer.weight.shape[1] != down.shape[1]]:
-            raise ModelError(f"{wrong[0]} of {model.name!r} does not read the text's embedding of width {down.shape[1]}")
+            raise ModelError(
+                f"{wrong[0]} of {model.name!r} does not read prompt embeddings of width {down.shape[1]}: name another"
+            )
         factors: dict[str, Factors] = {}
         self.weights: list[nn.Parameter] = []
         for name, layer in layers.items():
@@ -304,7 +315,7 @@ class SeparableShift:
 
     @torch.no_grad()
     def start_from(self, edit: LowRankEdit) -> None:
-        """Take over the shift of ``edit``, as far as it lies in the span of the basis."""
+        """Start from the delta of ``edit``, projected onto the span of the basis."""
         inverse = torch.linalg.pinv(self.room.basis)
         for weight, name in zip(self.weights, self.edit.factors, strict=True):
             weight.copy_((edit.factors[name].dense().double().cpu() @ inverse).to(weight))
@@ -317,8 +328,9 @@ class SeparableShift:
 
     @torch.no_grad()
     def leak(self) -> tuple[float, float]:
-        """How far protected keys and values can move at most, and how far they do, as a share of the largest of them."""
-        # The embeddings as the model gives them, every row, also those that `token_rows` takes as equal to another.
+        """The bound on the change of protected keys and values, and the change itself as a share of the largest of
+        them."""
+        # Every row of the model's embeddings, also those that `token_rows` treats as equal.
         E = self.model.encode([*self.room.capacity.protected, *self.room.capacity.spared]).sequence.flatten(0, 1).double().cpu()
         bound, moved = 0.0, 0.0
         for name, shift in self.edit.deltas():
@@ -329,7 +341,7 @@ class SeparableShift:
 
 
 class DenseShift:
-    """CiE's shift: every parameter of the cross-attentions, 80 tensors and 43,962,560 numbers on SD 1.x (section 1.2)."""
+    """CiE's delta: every cross-attention parameter, 80 tensors and 43,962,560 numbers on SD 1.x (section 1.2)."""
 
     def __init__(self, model: DiffusionModel, info: EditInfo):
         self.parameters = model.parameters("cross-attention")
@@ -352,7 +364,7 @@ class DenseShift:
         return torch.stack([(weight - original).abs().sum() for weight, original in pairs]).mean()
 
     def finished(self) -> WeightEdit:
-        """To be asked for inside ``installed()``."""
+        """The trained edit. Call it inside ``installed()``."""
         assert self.tuning is not None, "installed() comes first"
         return WeightEdit(self.tuning.shifts(), self.info)
 
@@ -361,7 +373,10 @@ class DenseShift:
 
 
 def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:
-    """Their shifts added up: factors side by side. It protects what all of them do, and spares what all spare or protect."""
+    """The sum of the ``edits``, with their LoRA factors concatenated.
+
+    It protects the prompts that all of them protect, and spares those that all of them spare or protect.
+    """
     factors = {}
     for name in edits[0].factors:
         parts = [edit.factors[name] for edit in edits]
@@ -382,24 +397,27 @@ def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:
 
 
 def is_separable(edit: Edit, model: DiffusionModel) -> TypeGuard[LowRankEdit]:
-    """Whether ``edit`` shifts keys and values of the cross-attentions alone and protects the empty prompt, as `SeparableShift` does."""
+    """Whether ``edit`` is like a `SeparableShift`: it changes only cross-attention keys and values, and protects ""."""
     known = isinstance(edit, LowRankEdit) and set(edit.factors) <= set(text_layers(model))
     return known and "" in edit.info.protects and edit.info.gate == OPEN
 
 
 @torch.no_grad()
 def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[str]) -> LowRankEdit:
-    """``edit`` made null on ``prompts`` as well, with everything that it protected before (section 2.9).
+    """``edit`` made null on ``prompts`` too, in addition to everything that it protected before (section 2.9).
 
-    An edit found before a later concept was known acts on it, so that taking the old one off would change the new one's
-    images. D (I - B B^T), with B the row space of the new rows inside the old null space, mends that exactly; what the edit
-    did along B is lost, so look again how well it erases. Raises `EditError` for an edit that is none of separable erasure.
+    An edit found before a later concept was known acts on that concept: to take the old edit off would change the new
+    concept's images. D (I - B B^T), with B the row space of the new rows inside the old null space, corrects that
+    exactly. The effect of the edit along B is lost, so evaluate again how well it erases. Raises `EditError` for an
+    edit that separable erasure did not make.
     """
     if not is_separable(edit, model):
-        raise EditError(f"the edit of {edit.concept()!r} protects no prompts: it is none of separable erasure")
+        raise EditError(
+            f"the edit of {edit.concept()!r} protects no prompts, it is not from separable erasure: erase with sepce"
+        )
     downs = [factors.down.double().cpu() for factors in edit.factors.values()]
     distinct = [downs[0], *(down for down in downs[1:] if not torch.equal(down, downs[0]))]
-    # The old null space again, with the edit's own rows: where prompts are spared, other rows may have bounded it.
+    # The old null space again, with the edit's own rows: if prompts are spared, other rows may have bounded it.
     space = NullSpace.of(token_rows(model, edit.info.protects))
     if edit.info.spares:
         space = space.without(token_rows(model, edit.info.spares), float(edit.info.config["protect"]["null_tol"]))

@@ -1,10 +1,10 @@
-"""The direction term of CiE and SepCE and its optimisation (numbers of the paper, SRS-ME: Eq. 27 and 28).
+"""The direction term of CiE and SepCE and its optimisation (Eq. 27 and 28 of the paper, SRS-ME).
 
     r(c; theta) = eps(x_t, t, c; theta) - eps(x_t, t, anchor; theta)                       Eq. 27
     L_cor       = mean( r(c; theta0 + D) * r(c; theta0) )                                  Eq. 28
     L           = L_cor + lambda R,   R = 1/M sum_l ||D_l||_1
 
-L_cor starts at mean(r^2) and has no lower bound: to stop early is part of the method.
+L_cor starts at mean(r^2) and has no lower bound: early stopping is part of the method.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIRST_STOP = 11
 
 @dataclass
 class States:
-    """Noised images of a concept with what the frozen model predicts for them; all of b rows."""
+    """Noised images of a concept with the frozen model's predictions for them; every field has b rows."""
 
     x: Tensor
     t: Tensor
@@ -53,8 +53,8 @@ class States:
 
 
 class NoisedImages:
-    """`States` of one concept. The k-th depends on the seed and k alone: an interrupted run, and every other concept, meets
-    the same noise and timestep again."""
+    """`States` of one concept. The k-th depends only on the seed and k: a resumed run, and every other concept, gets
+    the same noise and timestep."""
 
     def __init__(
         self, config: ConceptIrrelevantErasureConfig, model: DiffusionModel, data: SeparableConceptErasureDataHandler,
@@ -64,12 +64,12 @@ class NoisedImages:
         self.prompts = [(data.encoded(c), data.encoded(a)) for c, a in data.prompts(concept, held_out)]
         self.images = data.images(concept)
         self.period = len(self.prompts) if config.data.folder else config.data.images
-        """Images after which the same prompts come again; a image of a folder is of no prompt."""
+        """Number of images after which the prompts repeat; an image from a folder has no prompt of its own."""
         self._kept: dict[int, States] = {}
 
     @torch.no_grad()
     def batch(self, i: int, size: int) -> States:
-        """The states of step ``i``; the model must be as it was found. Two evaluations, none of what is stored."""
+        """The states of step ``i``, from the frozen model. It costs two evaluations, or none for stored states."""
         ks = range(i * size, (i + 1) * size)
         if not self.stored:
             return self.predicted(ks)
@@ -103,7 +103,7 @@ def direction(r: Tensor, r_0: Tensor) -> Tensor:
 
 
 class Momentum:
-    """m = L at first, then alpha m + (1 - alpha) L: the statistic that decides when to stop."""
+    """The statistic that decides when to stop: m = L at first, then alpha m + (1 - alpha) L."""
 
     def __init__(self, alpha: float):
         self.alpha = alpha
@@ -121,12 +121,13 @@ class Momentum:
 
 
 class SeparableConceptErasureTrainer:
-    """Trains one shift against the direction term of ``concepts``: one for SepCE, any number for CiE.
+    """Trains one delta against the direction term of ``concepts``: one for SepCE, any number for CiE.
 
-    With ``anchor_moves`` (CiE) the trained prediction for the anchor is taken at each step. Without (SepCE) it is the frozen one:
-    the shift is null on the anchor's prompt, so the two are equal, and an evaluation with its gradient is spared
-    (section 6.4). Where anchors are not protected (``template_anchor``) r is then measured against what the frozen model predicts.
-    UNet calls a step: 2 samples without gradient (none with stored targets) and, with gradient, 1 (SepCE) or 2 (CiE).
+    With ``anchor_moves`` (CiE), r uses the trained model's prediction for the anchor. Without it (SepCE), r uses the
+    frozen model's: the delta is null on the anchor's prompt, so the two are equal, and one evaluation with gradient is
+    saved (section 6.4). If anchors are not protected (``template_anchor``), r is thus relative to the frozen
+    prediction. UNet calls per step: 2 samples without gradient (none with stored targets), and with gradient 1 (SepCE)
+    or 2 (CiE).
     """
 
     HELD_OUT_STATES = 32
@@ -148,7 +149,7 @@ class SeparableConceptErasureTrainer:
     def train(
         self, title: str, *, checkpoint: Path | None = None, log: Log | None = None, stop: Callable[[int], bool] | None = None
     ) -> None:
-        """Optimise the shift in place; it must be installed. ``stop`` decides in place of the settings' rule."""
+        """Optimise the delta in place; it must be installed. ``stop`` replaces the stopping rule of the settings."""
         settings = self.config.train
         optimizer = torch.optim.Adam(self.shift.weights, lr=settings.lr, eps=settings.adam_eps)
         state: dict[str, Any] = {"weights": Tensors(self.shift.weights), "momentum": self.momentum}
@@ -161,7 +162,7 @@ class SeparableConceptErasureTrainer:
         )  # fmt: skip
 
     def step(self, i: int) -> dict[str, Tensor]:
-        """The losses of one step, with gradients to the shift."""
+        """The losses of one step, with gradients to the delta."""
         size, lambda_ = self.config.train.batch_size, self.config.train.regulariser
         with self.shift.frozen():
             states = [images.batch(i, size) for images in self.images]
@@ -182,7 +183,7 @@ class SeparableConceptErasureTrainer:
         return e_c - e_a
 
     def stop(self, i: int) -> bool:
-        """After the update of step ``i``."""
+        """Whether to stop after the update of step ``i``."""
         settings = self.config.train
         if i < FIRST_STOP or settings.stop == "steps":
             return False
@@ -192,8 +193,10 @@ class SeparableConceptErasureTrainer:
         return i % self.HELD_OUT_EVERY == 0 and self.held_out_left() < settings.left
 
     def held_out_left(self) -> float:
-        """L_cor of the held-out templates as a share of the frozen model's, mean(r^2), on noised images that are the same each
-        time; the mean over concepts."""
+        """L_cor of the held-out templates as a share of the frozen model's, mean(r^2), on fixed noised images.
+
+        The mean over concepts.
+        """
         with self.shift.frozen():
             self._seen = self._seen or [images.predicted(range(self.HELD_OUT_STATES)) for images in self.held_out]
         with torch.no_grad():
@@ -202,7 +205,7 @@ class SeparableConceptErasureTrainer:
 
 
 class Effect:
-    """How far a shift of one concept pushes its correlation down: mean(r_0^2) - L_cor, on noised images that stay the same."""
+    """The drop of a concept's correlation by its delta: mean(r_0^2) - L_cor, on fixed noised images."""
 
     def __init__(self, trainer: SeparableConceptErasureTrainer, count: int = SeparableConceptErasureTrainer.HELD_OUT_STATES):
         (images,) = trainer.images
@@ -210,7 +213,7 @@ class Effect:
 
     @torch.no_grad()
     def now(self) -> float:
-        """Of what is on the model."""
+        """The effect of the edits that are on the model."""
         return float(self.states.r.square().mean() - direction(self.trainer.r(self.states), self.states.r))
 
     def of(self, edit: Edit) -> float:
@@ -219,6 +222,6 @@ class Effect:
 
 
 def scales(losses: Sequence[Tensor]) -> list[Tensor]:
-    """eta_i = |max_k L_k| / |L_i| of several concepts in one shift (section 2.6); constants."""
+    """Constants eta_i = |max_k L_k| / |L_i| that balance several concepts in one delta (section 2.6)."""
     values = torch.stack([loss.detach() for loss in losses])
     return list(values.max().abs() / values.abs().clamp_min(torch.finfo(values.dtype).tiny))

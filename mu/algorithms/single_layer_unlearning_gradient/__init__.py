@@ -1,1 +1,1 @@
-"""SLUG: one gradient, one layer, one step; for CLIP, for models that use its text tower, and for those that use its vision tower."""
+"""SLUG: one gradient, one layer, one step; for CLIP and for models that use its text tower or its vision tower."""

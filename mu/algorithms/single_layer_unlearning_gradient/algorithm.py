@@ -53,11 +53,11 @@ from mu.training.weight_method import Erasure
 
 log = logging.getLogger("mu")
 
-_NO_COMPAT = "gradients.compat is how one run accumulates its gradients over both sets: it does not go with gradient files"
+_NO_COMPAT = "gradients.compat accumulates gradients over both sets in one run: unset it to use gradient files"
 
 
 class SingleLayerUnlearningGradientAlgorithm(Erasure):
-    """SLUG: one tensor of a CLIP tower moves along the forget gradient, as far as it takes.
+    """SLUG: move one tensor of a CLIP tower along the forget gradient until the concept is forgotten.
 
     @inproceedings{cai2025slug,
       title     = {Targeted Unlearning with Single Layer Unlearning Gradient},
@@ -73,7 +73,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
     config: SlugConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
-        """All concepts at once. The single edits, each found on the untouched model, are in ``self.parts``."""
+        """Find one edit for all concepts. The single edits, each found on the base model, are in ``self.parts``."""
         self.load_model()
         data = SingleLayerUnlearningGradientDataHandler(self.config)
         targets, tasks = data.targets()
@@ -90,17 +90,20 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         return self._edit(self.config.concepts, shifts)
 
     def load_model(self) -> ClipModel | DiffusionModel | VisionLanguageModel:
-        """The model that the settings name, or the one given: ``self.model`` is what is edited, ``self.clip`` gives the gradients."""
+        """Load the model that the settings name, or use the one given.
+
+        ``self.model`` is the model to edit, ``self.clip`` gives the gradients.
+        """
         name, device, precision = self.config.clip, self.config.devices, self.config.precision
         if self.model is None:
             self.model = load(self.config.model, device=device, precision=precision, **self.config.loading.model_dump())
         else:
             self.config.loading.check(self.model)
         if name is None and not isinstance(self.model, ClipModel):
-            raise ConfigError(f"{self.model.name!r} is no CLIP: name the CLIP that it was made with, in the setting clip")
+            raise ConfigError(f"{self.model.name!r} is not a CLIP: set clip to the CLIP that it was made with")
         clip = self.model if isinstance(self.model, ClipModel) else load(str(name), device=device, precision=precision)
         if not isinstance(clip, ClipModel):
-            raise ModelError(f"{name!r} is no CLIP: SLUG needs both towers for its gradients")
+            raise ModelError(f"{name!r} is not a CLIP: set clip to a CLIP, SLUG needs both towers for its gradients")
         self.clip = clip
         return self.model
 
@@ -114,14 +117,17 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             matches = select(self.clip, pattern)
             if not (fit := {name: found[name] for name in matches if name in found}):
                 raise ConfigError(
-                    f"layers.names: {next(iter(matches))} cannot change what {self.model.name!r} gives out, or is excluded"
+                    f"layers.names: {next(iter(matches))} does not affect the output of {self.model.name!r} or is in "
+                    f"layers.exclude: name another tensor"
                 )
             chosen.update(fit)
         return chosen
 
     def save_gradients(self, kind: Kind, path: Path | str, concept: str = "", *, overwrite: bool = False) -> GradientInfo:
-        """The gradient of all candidates on the forget pairs of ``concept``, or on the retain pairs, as a file for ``data.forget``
-        or ``data.retain``."""
+        """Write the gradient of all candidates on the forget pairs of ``concept``, or on the retain pairs, to ``path``.
+
+        The file can be named in ``data.forget`` or ``data.retain``.
+        """
         if self.config.gradients.compat:
             raise ConfigError(_NO_COMPAT)
         self.load_model()
@@ -134,7 +140,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         return info
 
     def _facts(self, kind: Kind, concept: str) -> dict[str, Any]:
-        """What a gradient is of, as `GradientInfo` tells it."""
+        """The description of a gradient: fields of `GradientInfo`."""
         settings, forget = self.config.gradients, kind == "forget"
         loss = settings.forget_loss if forget else "contrastive"
         block = settings.batch_size if loss == "contrastive" else None
@@ -144,7 +150,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
     def _gradients(
         self, kind: Kind, data: SingleLayerUnlearningGradientDataHandler, concept: str, parameters, carried: Gradients | None = None
     ) -> tuple[Gradients, Gradients]:  # fmt: skip
-        """From a file where the settings name one, else from images."""
+        """Gradients from a file if the settings name one, else from images."""
         facts, settings = self._facts(kind, concept), self.config.gradients
         file = data.gradient_file(kind, concept)
         if file is None:
@@ -161,8 +167,10 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
     def _scored(
         self, data: SingleLayerUnlearningGradientDataHandler, targets: Sequence[Target], parameters: dict[str, Any]
     ) -> list[tuple[dict[str, LayerScore], Gradients]]:
-        """For each target the scores of all tensors, and what those that are searched move along, in that order: the other gradients
-        are let go here."""
+        """For each target, the scores of all tensors and the directions of the tensors to search, in search order.
+
+        The gradients of all other tensors are freed here.
+        """
         most = None if self.config.layers.names else self.config.layers.max_front
         retain, found = None, []
         for target in targets:
@@ -175,22 +183,21 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         return found
 
     def _directions(self, data: SingleLayerUnlearningGradientDataHandler, concept: str, g_f: Gradients) -> Gradients:
-        """What each tensor moves along: the forget gradient, or the preconditioned one."""
+        """The direction of each tensor: the forget gradient, or the preconditioned one."""
         settings = self.config.gradients
         if settings.precondition is None:
             return g_f
         if data.gradient_file("retain", concept):
-            raise ConfigError(
-                "gradients.precondition needs retain pairs, and data.retain is a gradient file: name pictures there"
-            )
+            raise ConfigError("gradients.precondition needs retain pairs, data.retain is a gradient file: name images")
         named = folded(concept).removesuffix(" style")
         others = [pair for pair in data.pairs("retain", concept) if named not in folded(pair.caption)]
         if not others:
-            raise DataError(f"every retain caption names {concept!r}: gradients.precondition needs pairs of something else")
+            raise DataError(f"every retain caption names {concept!r}: gradients.precondition needs others, add some")
         return preconditioned(g_f, second_moments(self.clip, others, list(g_f), settings.chunk), settings.precondition)
 
     def _probe(self, target: Target, tasks: list[ZeroShot], first: Probe | None = None) -> Probe:
-        """``first``: another concept's probe of the same tasks, of which what the untouched CLIP sees is taken over."""
+        """The probe for ``target``. ``first`` is another concept's probe of the same tasks; its base features are
+        reused."""
         if self.config.search.on == "clip" or self.model is self.clip:
             probe = copy(first) if isinstance(first, ClipProbe) else ClipProbe(self.clip, target, tasks)
             probe.target = target
@@ -198,10 +205,11 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         settings = self.config.search.images
         judge = Judge.open(EMBEDDED.get(settings.judge, Path(settings.judge)), self.model.device) if settings.judge else None
         if self.config.search.criterion == "fa5" and (judge or isinstance(self.model, VisionLanguageModel)):
-            raise ConfigError("search.criterion fa5 needs a ranking, and answers have none: set search.criterion=fa1")
+            raise ConfigError("search.criterion fa5 needs a ranking, but answers have none: set search.criterion=fa1")
         if judge and not set(target.task.classes) <= set(judge.classes.get(target.task.name, ())):
             raise ConfigError(
-                f"search.pictures.judge: {settings.judge} has no head {target.task.name!r} with all of its classes: name another, or none"
+                f"search.images.judge: {settings.judge} has no head {target.task.name!r} with all of its classes: "
+                f"name another judge, or none"
             )
         if isinstance(self.model, DiffusionModel):
             return ImageProbe(self.model, self.clip, target, tasks, settings, self.config.seed, judge)
@@ -214,14 +222,15 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         base = probe.base()
         if getattr(base, self.config.search.criterion) <= self.config.search.target:
             raise EditError(
-                f"{self.model.name!r} does not know {target.concept!r} (forget accuracy {base.fa1:.2f}): it was erased before, or never there"
+                f"{self.model.name!r} does not know {target.concept!r} (forget accuracy {base.fa1:.2f}): it was erased "
+                f"before or never learned, name another concept"
             )
         with progress_bar(f"search {target.concept}", len(directions)) as advance:
             for name, direction in directions.items():
                 curves.append(search(probe, scores[name], direction, self.config.search))
                 advance(len(curves), name)
         portions = sum(len(probe.portions(curve.score.name)) for curve in curves if curve.outcome)
-        with progress_bar(f"what stays without {target.concept}", portions) as advance:
+        with progress_bar(f"retained without {target.concept}", portions) as advance:
             curve = best(probe, curves, directions, base, self.config.search, lambda done: advance(done, ""))
         assert curve.chosen is not None and curve.outcome is not None
         shift = curve.score.step(curve.chosen) * directions[curve.score.name]
@@ -234,7 +243,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         return target.concept, curve.score.name, shift.detach().cpu()
 
     def _record(self, run: RunDirectory, target: Target, scores, curves: list[Curve], base, chosen: Curve) -> None:
-        """``slug_<concept>.json``: every tensor's importance and alignment, every curve, what was chosen."""
+        """Write ``slug_<concept>.json``: every tensor's importance and alignment, every curve, the chosen step."""
         front = {score.name for each in fronts(scores).values() for score in each}
         write_json(run.folder / f"slug_{Concept(target.concept).file_stem}.json", {
             "concept": target.concept, "sign": "+grad L_f", "precondition": self.config.gradients.precondition, "chosen": chosen.score.name, "rho": chosen.chosen,
@@ -247,7 +256,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         })  # fmt: skip
 
     def _joint(self, probes: Sequence[Probe], shifts: dict[str, Tensor]) -> float:
-        """What all shifts are multiplied by. `EditError` where too little of the rest stays with all of them on."""
+        """The common factor of all deltas. Raises `EditError` if too little is retained with all of them on."""
         on = self.clip if isinstance(probes[0], ClipProbe) else self.model
 
         def look(tried: dict[str, Tensor]) -> list[float]:
@@ -257,7 +266,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         factor = joint_factor(shifts, look, self.config.search.target)
         base = probes[0].base()
         with shifted(on, {name: factor * shift for name, shift in shifts.items()}):
-            seen = probes[0].now()  # any will do: none of the concepts counts as retained for any of them
+            seen = probes[0].now()  # any probe: no erased concept counts as retained in any of them
         check_kept(seen.kept(base), self.config.search)
         log.info("%d concepts together: steps times %g, retained %.3f -> %.3f", len(probes), factor, base.utility, seen.utility)
         return factor

@@ -1,4 +1,4 @@
-"""How much each tensor matters to what is forgotten and to what stays (SLUG, section 3): importance, alignment, Pareto front."""
+"""Scores of each tensor for forgetting and retaining (SLUG, section 3): importance, alignment, Pareto front."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LayerScore:
     gradient_norm: float
 
     def step(self, rho: float) -> float:
-        """lambda: what g_f is multiplied by so that the change is ``rho`` of the tensor's norm."""
+        """lambda: the factor of g_f that changes the tensor by the share ``rho`` of its norm."""
         return rho * self.norm / self.gradient_norm
 
 
@@ -40,11 +40,12 @@ class Reader(EditableModel, Protocol):
 
 
 def candidates(model: Reader, clip: ClipModel, tower: str, exclude: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Tensors of ``clip`` whose change can reach what ``model`` gives out. `ModelError` where there are none.
+    """Tensors of ``clip`` that affect the output of ``model``.
 
-    Left out: what ``model`` has not (a Stable Diffusion has no vision tower and no projections), and layers behind the one
-    that it reads (SD 2.1 reads 23 of 24 text layers, LLaVA-1.5 the last vision layer but one): a change there would do
-    nothing and pass for a success. `ModelError` where the model's tower has other shapes than the CLIP's.
+    Excluded are tensors that ``model`` lacks (Stable Diffusion has no vision tower and no projections), and layers
+    behind the one that it reads (SD 2.1 reads 23 of 24 text layers, LLaVA-1.5 the last vision layer but one). A change
+    there has no effect and could pass for a success. Raises `ModelError` if no tensor is left, or if shapes of model
+    and CLIP differ.
     """
     found = {}
     for name, parameter in select(clip, "*").items():
@@ -56,11 +57,15 @@ def candidates(model: Reader, clip: ClipModel, tower: str, exclude: Sequence[str
         shape = find_parameter(model, name).shape
         if shape != parameter.shape:
             raise ModelError(
-                f"{name} is {tuple(shape)} in {model.name!r} and {tuple(parameter.shape)} in {clip.name!r}: name the CLIP that the model was made with"
+                f"{name} is {tuple(shape)} in {model.name!r} and {tuple(parameter.shape)} in {clip.name!r}: "
+                f"name the CLIP that the model was made with"
             )
         found[name] = parameter
     if not found:
-        raise ModelError(f"no tensor of {clip.name!r} (tower: {tower}) reaches what {model.name!r} gives out")
+        raise ModelError(
+            f"no tensor of {clip.name!r} (tower: {tower}) affects the output of {model.name!r}: change layers.tower or "
+            f"layers.exclude"
+        )
     return found
 
 
@@ -71,7 +76,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def layer_scores(
     parameters: Mapping[str, Tensor], g_f: Mapping[str, Tensor], g_r: Mapping[str, Tensor]
 ) -> dict[str, LayerScore]:
-    """For every tensor with a forget gradient. `DataError` where a gradient is not finite."""
+    """Score every tensor with a forget gradient. Raises `DataError` if a gradient is not finite."""
     scores = {}
     for name, theta in parameters.items():
         f, r = (g[name].detach().flatten().cpu().double() for g in (g_f, g_r))
@@ -85,7 +90,10 @@ def layer_scores(
 
 
 def pareto_front(scores: Sequence[LayerScore]) -> list[LayerScore]:
-    """Those that no other beats in both, by descending alignment. As in the released code a tie in one coordinate stays."""
+    """Scores that no other score beats in both numbers, by descending alignment.
+
+    As in the released code, a tie in one number stays on the front.
+    """
     kept, best, level = [], -torch.inf, -torch.inf
     previous = None
     for score in sorted(scores, key=lambda s: s.alignment):
@@ -98,7 +106,7 @@ def pareto_front(scores: Sequence[LayerScore]) -> list[LayerScore]:
 
 
 def fronts(scores: Mapping[str, LayerScore]) -> dict[Which, list[LayerScore]]:
-    """The front of each tower that has candidates."""
+    """The Pareto front of each tower that has candidates."""
     towers: dict[Which, list[LayerScore]] = {}
     for name, score in scores.items():
         which = tower_of(name)
@@ -108,7 +116,7 @@ def fronts(scores: Mapping[str, LayerScore]) -> dict[Which, list[LayerScore]]:
 
 
 def to_search(clip: ClipModel, scores: Mapping[str, LayerScore], most: int | None) -> list[LayerScore]:
-    """Of each tower's front the ``most`` important ones, or all tensors (None); in the order in which a pass meets them."""
+    """The ``most`` important tensors of each tower's front, or all tensors (None), in the order of the forward pass."""
     chosen = list(scores.values())
     if most is not None:
         chosen = [s for front in fronts(scores).values() for s in sorted(front, key=lambda s: -s.importance)[:most]]

@@ -1,16 +1,17 @@
-"""The forget gradient, turned away from what the layers see of everything else.
+"""The forget gradient, rotated away from the layers' inputs for the retain pairs.
 
-A linear layer W with inputs x of the retain set has the second moment C = mean(x x^T). Of all shifts D with the same first-order
-effect <g_f, D> on the forget loss, the one with the least tr(D C' D^T), C' = C + eps c I, c = tr(C) / d, is along
+Let C = mean(x x^T) be the second moment of the inputs x of a linear layer W on the retain set. Many deltas D have the
+same first-order effect <g_f, D> on the forget loss. The one with the least tr(D C' D^T), C' = C + eps c I, c = tr(C) /
+d, is along
 
     g_f C'^-1
 
-and tr(D C D^T) is the mean square of what changes in the layer's retained outputs; eps keeps directions that C hardly
-holds from taking all of the step.
+Here tr(D C D^T) is the mean square change of the layer's retained outputs. eps keeps directions that are almost absent
+from C from taking the whole step.
 
-A departure from the paper, which moves along g_f: off unless ``gradients.precondition`` is set. It is the step of closed-form
-editing (UCE, ROME) with SLUG's gradient in place of a target. To check: ``benchmarks/canvas_clip_methods.py`` tunes
-SLUG with and without it.
+This departs from the paper, which moves along g_f. It is off unless ``gradients.precondition`` is set. It is the step
+of closed-form editing (UCE, ROME) with SLUG's gradient in place of a target. To check:
+``benchmarks/canvas_clip_methods.py`` tunes SLUG with and without it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from mu.models.parameters import find_module
 
 @torch.no_grad()
 def second_moments(clip: ClipModel, pairs: Sequence[Captioned], names: Sequence[str], chunk: int = 128) -> dict[str, Tensor]:
-    """C (d, d) in float64, on the CPU, of each of the parameters ``names`` that is a linear layer's weight. `ConfigError` for none.
+    """C (d, d), float64 on the CPU, for each parameter in ``names`` that is the weight of a linear layer.
 
-    Over all tokens, those behind a caption's end too: a diffusion model reads them. A caption that occurs twice in a chunk counts once.
+    The mean is over all tokens, also those after a caption's end, because a diffusion model reads them. A caption that
+    occurs twice in a chunk counts once. Raises `ConfigError` if no parameter is the weight of a linear layer.
     """
     layers = {name: find_module(clip, name) for name in names if name.endswith(".weight")}
     sums: dict[str, Tensor] = {}
@@ -54,12 +56,15 @@ def second_moments(clip: ClipModel, pairs: Sequence[Captioned], names: Sequence[
         for hook in hooks:
             hook.remove()
     if not sums:
-        raise ConfigError("gradients.precondition acts on linear layers, and none of the tensors is one: leave it out")
+        raise ConfigError("gradients.precondition needs a linear layer, but none of the tensors is one: unset it")
     return {name: each / counts[name] for name, each in sums.items()}
 
 
 def preconditioned(g_f: Mapping[str, Tensor], moments: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
-    """g_f (C + eps c I)^-1 where there is a C, of the norm of g_f, so that steps are told as before; others as they are."""
+    """g_f (C + eps c I)^-1 for tensors with a C, scaled to the norm of g_f so that rho keeps its meaning.
+
+    Tensors without a C keep their g_f.
+    """
     turned = dict(g_f)
     for name, C in moments.items():
         g = g_f[name].detach().cpu().double()

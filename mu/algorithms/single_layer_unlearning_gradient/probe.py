@@ -1,4 +1,4 @@
-"""What a model still knows while one tensor changes: forget accuracy and retained accuracy along a line of steps."""
+"""Forget accuracy and retained accuracy of a model while one tensor changes along a line of steps."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ from mu.models.vision_language import VisionLanguageModel
 from mu.models.zero_shot import Target, ZeroShot, logits
 
 Rows = Mapping[str, Tensor]
-"""Of each task, by name: the numbers (n,) of the images that are looked at."""
+"""For each task, by name: the indices (n,) of the images to evaluate."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``fa1``, ``fa5``: accuracy on the forgotten class. ``retained``: macro accuracy at 1 over the other classes of its task,
-    and over all classes of each other task, by task, without those that are `ZeroShot.beyond`; tasks not looked at are missing."""
+    """Accuracies at one step. ``fa1``, ``fa5``: accuracy at 1 and at 5 on the erased class.
+
+    ``retained``: macro accuracy at 1 of each task, by name, over all classes except the erased one and
+    `ZeroShot.beyond`. Tasks that were not evaluated are missing.
+    """
 
     fa1: float
     fa5: float
@@ -41,26 +44,28 @@ class Outcome:
         return sum(self.retained.values()) / max(len(self.retained), 1)
 
     def kept(self, base: Outcome) -> float:
-        """The mean share of the base's retained accuracies; more than the base on one task does not make up for another."""
+        """The mean share of the base's retained accuracies; a gain on one task does not make up for a loss on
+        another."""
         shares = [min(1.0, now / base.retained[name]) if base.retained[name] else 1.0 for name, now in self.retained.items()]
         return sum(shares) / max(len(shares), 1)
 
 
 def stays(task: ZeroShot, target: Target) -> Tensor:
-    """(n,) bool: the task's images of classes that are to stay."""
+    """(n,) bool: the task's images of classes to retain."""
     labels, gone = torch.tensor(task.labels), set(task.beyond) | ({target.label} if task is target.task else set())
     return ~torch.isin(labels, labels.new_tensor(sorted(gone)))
 
 
 class Tally:
-    """Which images of each task were classified right so far; of the others nothing is known yet."""
+    """Records which images of each task were classified correctly so far; the others are unknown (nan)."""
 
     def __init__(self, target: Target, tasks: Sequence[ZeroShot]):
         self.target, self.tasks = target, tasks
         self.right = {task.name: torch.full((2, len(task.labels)), torch.nan) for task in tasks}
 
     def add(self, scores: Mapping[str, Tensor], rows: Rows) -> Tally:
-        """Logits (n, c) of the images ``rows`` of each task, at 1 and at 5 (at 1 twice where there are fewer classes)."""
+        """Add logits (n, c) of the images ``rows`` of each task, at 1 and at 5 (at 1 twice if there are fewer
+        classes)."""
         for task in self.tasks:
             if task.name in scores:
                 found, seen = scores[task.name], rows[task.name]
@@ -70,7 +75,7 @@ class Tally:
         return self
 
     def outcome(self, *, at_best: bool = False) -> Outcome:
-        """Of what was looked at; ``at_best``: retained accuracies as if all other images were classified right."""
+        """The accuracies so far; with ``at_best``, all other retained images count as classified correctly."""
         forgotten, retained = torch.full((2,), torch.nan), {}
         for task in self.tasks:
             labels, right, counted = torch.tensor(task.labels), self.right[task.name], stays(task, self.target)
@@ -86,8 +91,11 @@ class Tally:
 
 
 class Probe(ABC):
-    """Looks at a model with one tensor changed. ``at_once`` is how many steps are worth a look before it is known whether one of
-    them forgets, ``PORTION`` how many retained images before it is asked whether a step can still be the best."""
+    """Evaluates a model with one tensor changed.
+
+    ``at_once``: steps to evaluate before checking whether one of them forgets. ``PORTION``: retained images to evaluate
+    before checking whether a step can still be the best.
+    """
 
     at_once = 4
     PORTION = 32
@@ -97,32 +105,32 @@ class Probe(ABC):
 
     @abstractmethod
     def scores(self, rows: Rows) -> dict[str, Tensor]:
-        """Logits (n, c) of the images ``rows`` of each task, from the model as it is."""
+        """Logits (n, c) of the images ``rows`` of each task, from the model in its current state."""
 
     @abstractmethod
     def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
-        """The same for each ``parameter + step * shift``."""
+        """The same for each value ``parameter + step * shift`` of the parameter ``name``."""
 
     def prepare(self, names: Collection[str]) -> None:  # noqa: B027  # most have nothing to prepare
-        """Told before `base` which parameters will be looked at."""
+        """Prepare for the parameters ``names``. Call it before `base`."""
 
     def base(self) -> Outcome:
-        """Of the model untouched, and to be asked while it is."""
+        """The outcome of the base model. Call it while no edit is on."""
         return self.now()
 
     def now(self, *, forget_only: bool = False) -> Outcome:
-        """Of the model with whatever is on it."""
+        """The outcome of the model with all edits that are on."""
         rows = self._rows(forget_only)
         return Tally(self.target, self.tasks).add(self.scores(rows), rows).outcome()
 
     def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
-        """One for each step; ``forget_only``: of the forgotten class alone."""
+        """The outcome at each step; with ``forget_only``, on the erased class only."""
         rows = self._rows(forget_only)
         found = self.scores_along(name, shift, steps, rows)
         return [Tally(self.target, self.tasks).add(each, rows).outcome() for each in found]
 
     def portions(self, name: str) -> list[Rows]:
-        """The images that are to stay, in portions that hold their share of every task; ``name`` is the changed parameter."""
+        """The images to retain, in portions with a share of every task; ``name`` is the changed parameter."""
         rows = self._staying()
         n = -(-sum(map(len, rows.values())) // self.PORTION)
         return [{task: each[k::n] for task, each in rows.items() if len(each[k::n])} for k in range(n)]
@@ -139,11 +147,11 @@ class Probe(ABC):
 
 
 class ClipProbe(Probe):
-    """CLIP's zero-shot classification. The untouched model is encoded once; of the tower that changes, the input of the
-    changed stage is kept, so that K steps cost K times that stage and what follows it.
+    """CLIP's zero-shot classification. The base model encodes everything once, and the input of the changed stage is
+    kept. K steps then cost K times the changed stage and the stages after it.
 
-    Kept are the inputs of the stages that `prepare` was told of, of all images and prompts, up to ``keep_bytes``: beyond it the
-    untouched tower runs again from the last stage kept. The last stage needs one token of each row and is always kept.
+    The inputs of the stages given to `prepare` are kept for all images and prompts, up to ``keep_bytes``. Beyond that
+    the base tower runs again from the last stage kept. The last stage needs one token of each row and is always kept.
     """
 
     def __init__(
@@ -164,7 +172,7 @@ class ClipProbe(Probe):
 
     @cached_property
     def _inputs(self) -> dict[Which, dict[str, Hidden]]:
-        """Of both towers, each task's."""
+        """The inputs of both towers, by task."""
         return {
             "language": {t.name: self.towers["language"].texts(t.prompts) for t in self.tasks},
             "vision": {t.name: self.towers["vision"].images(p.image() for p in t.images) for t in self.tasks},
@@ -172,7 +180,7 @@ class ClipProbe(Probe):
 
     @cached_property
     def _features(self) -> dict[Which, dict[str, Tensor]]:
-        """Unit vectors (n, d) of the untouched model's towers; on the way the states that are kept."""
+        """Unit vectors (n, d) of the base model's towers. Computing them also stores the hidden states to keep."""
         with torch.no_grad():
             return {which: {task: self._untouched(which, task) for task in each} for which, each in self._inputs.items()}
 
@@ -222,7 +230,7 @@ class ClipProbe(Probe):
         return found
 
     def portions(self, name: str) -> list[Rows]:
-        """Of a text tensor one for each task: every image needs all of its prompts."""
+        """For a text tensor, one portion for each task: every image needs all prompts of its task."""
         if tower_of(name) == "vision":
             return super().portions(name)
         return [{task: rows} for task, rows in self._staying().items()]
@@ -237,7 +245,7 @@ class ClipProbe(Probe):
         return torch.cat([tower.along(hidden[part], parameter, stage, shift, steps) for part in parts], dim=1)
 
     def _entering(self, which: Which, task: str, stage: int, rows: Tensor | None) -> Hidden:
-        """What enters ``stage`` of the untouched tower; of the same rows as last time it is still there."""
+        """The input of ``stage`` in the base tower; that of the last call is reused for the same rows."""
         asked = (which, task, stage, b"" if rows is None else rows.cpu().numpy().tobytes())
         if self._entered is None or self._entered[0] != asked:
             tower, start = (
@@ -259,7 +267,7 @@ class ClipProbe(Probe):
 
 
 class _Outputs(Probe):
-    """A probe of a model that uses one of CLIP's towers, by what it gives out: each step is one batch of outputs."""
+    """A probe of the outputs of a model that uses one of CLIP's towers: each step is one batch of outputs."""
 
     def __init__(self, model: DiffusionModel | VisionLanguageModel, target: Target, tasks: Sequence[ZeroShot]):
         super().__init__(target, tasks)
@@ -267,7 +275,7 @@ class _Outputs(Probe):
 
     @abstractmethod
     def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
-        """(n, c) for the outputs ``rows`` of the task: a image of each, or an answer about each."""
+        """Scores (n, c) of the outputs ``rows`` of the task: one generated image or one answer each."""
 
     @torch.no_grad()
     def scores(self, rows: Rows) -> dict[str, Tensor]:
@@ -282,8 +290,8 @@ class _Outputs(Probe):
 
 
 class ImageProbe(_Outputs):
-    """The images that a diffusion model makes of each class, as the untouched CLIP classifies them, or a ``judge`` with a head for
-    the task. Prompts and seeds are fixed."""
+    """The images that a diffusion model makes of each class, classified by the base CLIP or by a ``judge`` with a head
+    for the task. Prompts and seeds are fixed."""
 
     def __init__(
         self, model: DiffusionModel, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], settings: ImagesConfig, seed: int,
@@ -311,7 +319,10 @@ class ImageProbe(_Outputs):
 
 
 def _drawn(task: ZeroShot, target: Target, settings: ImagesConfig) -> ZeroShot:
-    """The task on images to be drawn: its labels say what, each class that has images and counts so often as the settings say."""
+    """The task for generated images: its labels are the classes to draw, as often as the settings state.
+
+    Classes without images, and those that are `ZeroShot.beyond`, are skipped.
+    """
     own = {target.label} if task is target.task else set()
     counts = {label: settings.retained for label in sorted(set(task.labels) - (task.beyond - own))}
     counts |= dict.fromkeys(own, settings.forget)
@@ -319,8 +330,8 @@ def _drawn(task: ZeroShot, target: Target, settings: ImagesConfig) -> ZeroShot:
 
 
 class AnswerProbe(_Outputs):
-    """The answers of a vision-language model: right where they hold the class's name, whatever the case. ``rows_at_once`` images
-    are opened and asked about together."""
+    """The answers of a vision-language model: correct if they contain the class's name, in any case. ``rows_at_once``
+    images are opened and asked about together."""
 
     rows_at_once = 32
     PORTION = 96
@@ -333,11 +344,11 @@ class AnswerProbe(_Outputs):
             images = [task.images[int(row)].image() for row in part]
             answers += self.model.answer(images, [question] * len(images), batch_size=len(images))
         told = _said(answers, task, lambda answer, name: name.casefold() in answer.casefold())
-        told[torch.arange(len(rows)), torch.tensor(task.labels)[rows]] *= 2  # right also where other names are said beside it
+        told[torch.arange(len(rows)), torch.tensor(task.labels)[rows]] *= 2  # correct even if it names other classes too
         return told
 
 
 def _said(answers: Sequence[str], task: ZeroShot, names: Callable[[str, str], bool]) -> Tensor:
-    """(n, c + 1): 1 for a class that the answer names, 0 for the others; the last column stands for none of them."""
+    """Scores (n, c + 1): 1 for a class that the answer names, 0 for the others; the last column means no class."""
     told = [[float(names(answer, name)) for name in task.classes] for answer in answers]
     return torch.cat([torch.tensor(told), torch.full((len(told), 1), 0.5)], dim=1)

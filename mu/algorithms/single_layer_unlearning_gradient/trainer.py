@@ -1,11 +1,11 @@
-"""SLUG (Cai et al., ICML 2025): two gradients, once; then a search for one tensor and one step.
+"""SLUG (Cai et al., ICML 2025): compute two gradients once, then search for one tensor and one step.
 
     L_f = mean over the forget set of 1 - cos(v_i, t_i)            L_r = CLIP's contrastive loss, mean over retain batches
-    theta_l(lambda) = theta_l + lambda g_f,l,  lambda > 0          gradient *ascent* on L_f, all other tensors as they were
+    theta_l(lambda) = theta_l + lambda g_f,l,  lambda > 0          gradient *ascent* on L_f, all other tensors unchanged
 
-The released programs disagree on the sign; here g_f is always +grad L_f, and lambda is always positive. To check: the mean
-cosine of the forget pairs falls as lambda grows. The step is told as rho = lambda |g_f,l| / |theta_l|: any scale of the
-gradient cancels, only its direction counts.
+The released programs disagree on the sign. Here g_f is always +grad L_f, and lambda is always positive. To check: the
+mean cosine of the forget pairs falls as lambda grows. Steps are given as rho = lambda |g_f,l| / |theta_l|: the scale of
+the gradient cancels and only its direction counts.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def gradients(
     clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective,
     settings: GradientConfig, carried: Gradients | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Gradients, Gradients]:  # fmt: skip
-    """The gradient of the mean loss, and what the ``cumulative`` programs carry on from it.
+    """The gradient of the mean loss, and the gradients that the ``cumulative`` programs carry over.
 
-    By default the exact mean over the data set. ``compat``: ``batch_mean`` weighs every batch of ``batch_size`` the same,
-    also a last one with few pairs; ``cumulative`` never zeroes, so that batch i of N counts N - i times and the second set
-    starts from all gradients of the first (``carried``).
+    By default it is the exact mean over the data set. With ``compat``, ``batch_mean`` weighs every batch of
+    ``batch_size`` the same, also a shorter last one. ``cumulative`` never zeroes: batch i of N counts N - i times, and
+    the second set starts from all gradients of the first (``carried``).
     """
     B = settings.batch_size
     if not settings.compat or settings.compat == ["constant_retain_caption"]:
@@ -57,9 +57,9 @@ def gradients(
 
 @dataclass
 class Curve:
-    """What was seen along one tensor: steps (rho) and forget accuracies; the step that was chosen, and what stays there.
+    """The search along one tensor: steps (rho), forget accuracies, the chosen step and its outcome.
 
-    ``seen``: share of the retained images that were looked at there; of those that were not, ``outcome`` has none as lost.
+    ``seen``: share of the retained images evaluated at the chosen step. ``outcome`` counts the others as retained.
     """
 
     score: LayerScore
@@ -75,10 +75,10 @@ class Curve:
 
 
 def search(probe: Probe, score: LayerScore, direction: Tensor, settings: SearchConfig) -> Curve:
-    """The smallest step seen at which the concept is gone, times ``margin``; ``chosen`` is None where there is none.
+    """Find the smallest evaluated step at which the concept is gone, times ``margin``; without one ``chosen`` is None.
 
-    A curve can come back: where the concept is not gone at the enlarged step, the step itself is chosen. What stays there is
-    not looked at yet: see `best`.
+    A curve can rise again: if the concept is not gone at the enlarged step, the step itself is chosen. The retained
+    images are not evaluated yet: see `best`.
     """
     curve, found = Curve(score), dict[float, Outcome]()
 
@@ -98,9 +98,9 @@ def search(probe: Probe, score: LayerScore, direction: Tensor, settings: SearchC
 
 
 def grid(gone: Callable[[Sequence[float]], list[bool]], settings: SearchConfig, at_once: int = 16) -> float | None:
-    """A grid in the logarithm, then a finer one below its first step that forgets; ``at_once`` steps a batch, up to that step.
+    """Search a logarithmic grid, then a finer grid below its first step that forgets, in batches of ``at_once`` steps.
 
-    The forget accuracy need not fall monotonously: the first grid finds the first of several crossings.
+    The forget accuracy need not fall monotonically: the first grid finds the first of several crossings.
     """
     low, high, K = settings.rho_min, settings.rho_max, settings.steps
 
@@ -122,7 +122,10 @@ def grid(gone: Callable[[Sequence[float]], list[bool]], settings: SearchConfig, 
 
 
 def bisect(gone: Callable[[Sequence[float]], list[bool]], start: float = 0.1, evaluations: int = 10) -> float | None:
-    """The released search: doubled until the concept is gone, then halved; always ten evaluations. The last ``hi``, or None."""
+    """The released search: double rho until the concept is gone, then bisect; always ten evaluations.
+
+    Returns the last ``hi``, or None.
+    """
     lo, hi, rho = 0.0, math.inf, start
     for _ in range(evaluations):
         if gone([rho])[0]:
@@ -138,12 +141,13 @@ def best(
     probe: Probe, curves: Sequence[Curve], directions: Mapping[str, Tensor], base: Outcome, settings: SearchConfig,
     progress: Callable[[int], None] | None = None,
 ) -> Curve:  # fmt: skip
-    """Of the tensors at which the concept is gone, the one that keeps most (our rule; the released code leaves the choice to
-    the reader), of equals that with the smaller step. `EditError` where there is none.
+    """The tensor that forgets the concept and retains most; ties go to the smaller step. Raises `EditError` without
+    one.
 
-    Best first: a portion of the retained images is looked at where most can still be kept, until that tensor has
-    seen all of them. No other can keep more then, and most of theirs were never looked at. ``progress`` is told after each portion how many
-    it has been.
+    This is our rule; the released code leaves the choice to the reader. The search is best first: it evaluates a
+    portion of the retained images for the tensor that can still retain most, until that tensor has seen all of them. No
+    other tensor can then retain more, and most of their images were never evaluated. ``progress`` gets the number of
+    portions so far.
     """
     forgot = [curve for curve in curves if curve.outcome]
     if not forgot:
@@ -164,7 +168,7 @@ def best(
 
 
 class _Race:
-    """What a curve's step keeps, at best, by the images seen so far."""
+    """An upper bound on the share that a curve's step retains, from the images seen so far."""
 
     def __init__(self, probe: Probe, curve: Curve, direction: Tensor, base: Outcome):
         assert curve.chosen is not None and curve.outcome is not None
@@ -190,29 +194,33 @@ class _Race:
 
 
 def check_kept(share: float, settings: SearchConfig) -> None:
-    """`EditError` for a ``share`` of the retained accuracies that is too small."""
+    """Raise `EditError` if the ``share`` of the retained accuracies is too small."""
     if share < settings.retained:
         raise EditError(
-            f"what is forgotten goes only where less than {settings.retained:.0%} of the rest stays (at best {share:.1%}): lower search.retained"
+            f"forgetting leaves less than {settings.retained:.0%} of the retained accuracies (at best {share:.1%}): "
+            f"lower search.retained"
         )
 
 
 def joint_factor(shifts: dict[str, Tensor], look: Callable[[dict[str, Tensor]], list[float]], target: float) -> float:
-    """The smallest common factor of all shifts at which every concept is gone when all are on at once.
+    """The smallest common factor of all deltas at which every concept is gone with all deltas on.
 
-    Single searches do not see each other: one concept's shift may bring back a part of another. `EditError` where no factor up to
-    2 does it. ``look`` tells each concept's forget accuracy with the given shifts on.
+    The searches are independent, so one concept's delta may restore a part of another. ``look`` returns each concept's
+    forget accuracy with the given deltas on. Raises `EditError` if no factor up to 2 is enough.
     """
     seen: list[float] = []
     for factor in (1.0, 1.1, 1.25, 1.5, 2.0):
         seen = look({name: factor * shift for name, shift in shifts.items()})
         if max(seen) <= target:
             return factor
-    raise EditError(f"together the concepts do not go (forget accuracies {', '.join(f'{each:.2f}' for each in seen)} at twice the steps): erase fewer at once")  # fmt: skip
+    raise EditError(
+        f"together the concepts are not forgotten (forget accuracies {', '.join(f'{each:.2f}' for each in seen)} "
+        f"at twice the steps): erase fewer at once"
+    )
 
 
 def summed(parts: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Shifts by tensor; two concepts that chose the same one add up."""
+    """Deltas by tensor; the deltas of concepts that chose the same tensor are added."""
     total: dict[str, Tensor] = {}
     for name, shift in parts:
         total[name] = total[name] + shift if name in total else shift

@@ -1,4 +1,4 @@
-"""Settings of CiE and SepCE. Equation and section numbers are those of the paper (SRS-ME)."""
+"""Settings of CiE and SepCE. Equation and section numbers refer to the paper (SRS-ME)."""
 
 from __future__ import annotations
 
@@ -15,134 +15,140 @@ from mu.training.diffusion_config import DiffusionConfig
 
 class PromptConfig(BaseConfig):
     templates: Templates = Field(["{}"], min_length=1)
-    """The prompts to erase; ``{}`` is the concept. What users type is erased only where it is like one of these."""
+    """The prompts to erase; ``{}`` is the concept. A user's prompt is erased only if it is similar to one of these."""
     anchor: str = ""
-    """What the concept's predictions are measured against: r(c) = eps(c) - eps(anchor)."""
+    """The prompt whose predictions are the reference: r(c) = eps(c) - eps(anchor)."""
     template_anchor: bool = False
-    """Put ``anchor`` into the template too: "a fish in {} style" is then measured against what it is without the concept."""
+    """Put ``anchor`` into the template too: the reference of "a fish in {} style" is then the same prompt without the
+    concept."""
     held_out: Templates = []
-    """Templates that are never trained on; ``train.stop: held_out`` looks at them."""
+    """Templates that are never trained on; ``train.stop: held_out`` evaluates them."""
 
 
 class DataConfig(BaseConfig):
     images: int = Field(1000, ge=1)
-    """At most so many images of the concept, over all templates; each is noised anew every time it is used."""
+    """Maximum number of images of the concept, over all templates; each is noised anew at every use."""
     steps: int = Field(50, ge=1)
-    """Denoising steps of a image that the model makes itself (100 in the released code)."""
+    """Denoising steps of the images that the model makes (100 in the released code)."""
     guidance: float = 7.5
-    """Guidance scale of such a image."""
+    """Guidance scale of those images."""
     folder: str | None = None
-    """Images of your own in place of those, like ``./data/{}``; ``{}`` is the concept."""
+    """Folder of your own images in place of those, like ``./data/{}``; ``{}`` is the concept."""
     stored_targets: int = Field(0, ge=0)
-    """Keep the frozen predictions of so many noised images and use them in turn: two of three evaluations less, and
-    noise and timestep are then fixed for each. 0 draws them anew every step."""
+    """Store the frozen predictions of this many noised images and use them in turn. That saves two of three
+    evaluations, but fixes the noise and timestep of each image. 0 draws them anew at every step."""
 
 
 class TrainConfig(BaseConfig):
     precision: Literal["float32", "fp32", "float16", "fp16", "bfloat16", "bf16"] = "float32"
-    """What the frozen model computes in (autocast). bfloat16 is coarse: its rounding is of the size of r."""
+    """Number type in which the frozen model computes (autocast). bfloat16 is coarse: its rounding error is about as
+    large as r."""
     iterations: int = Field(1000, ge=1)
-    """Optimiser steps at most."""
+    """Maximum number of optimiser steps."""
     batch_size: int = Field(1, ge=1)
-    """Noised images a step."""
+    """Noised images per step."""
     lr: float = Field(1e-5, gt=0)
     """Learning rate of Adam."""
     adam_eps: float = Field(1e-8, gt=0)
-    """Adam's eps. Gradients can be far below 1e-8: where they are, Adam is linear in them and hardly moves."""
+    """Adam's eps. Gradients can be far below 1e-8; Adam is then linear in them and hardly moves."""
     regulariser: float = Field(1e-6, ge=0)
-    """lambda: weight of the mean over the trained tensors of the shift's L1 norm."""
+    """lambda: weight of the delta's L1 norm, averaged over the trained tensors."""
     stop: Literal["correlation", "held_out", "steps"] = "correlation"
-    """``correlation``: when the momentum statistic of the loss falls below ``threshold``, as published. ``held_out``: then, but not
-    before less than ``left`` of the held-out templates' correlation is left. ``steps``: after all of them."""
+    """``correlation``: stop when the momentum statistic of the loss falls below ``threshold``, as published.
+    ``held_out``: the held-out templates' correlation must also fall below the share ``left``. ``steps``: never stop
+    early."""
     threshold: float = 1e-4
-    """tau of the stop; never before 12 updates. Lower erases more and harms more."""
+    """tau of the stop; training never stops before 12 updates. A lower value erases more and harms more."""
     left: float = Field(0.0, lt=1)
-    """Share of the held-out templates' correlation below which ``held_out`` may stop. Lower, also below 0, erases more and harms more."""
+    """Share of the held-out templates' correlation below which ``held_out`` may stop. A lower value, also below 0,
+    erases more and harms more."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """alpha of the statistic m = alpha m + (1 - alpha) L."""
     gradients: Literal["zeroed", "summed"] = "zeroed"
-    """``summed``: each step sees the sum of all gradients so far, as in the released code, which never zeroes them; published rates
-    and scales are tuned to that."""
+    """``summed``: each step uses the sum of all gradients so far. The released code never zeroes them, and the
+    published learning rates and scales are tuned to that."""
     checkpoint_every: int = Field(100, ge=1)
-    """Steps between checkpoints; the most that a killed run loses."""
+    """Steps between checkpoints; a killed run loses at most this many steps."""
 
 
 class ConceptIrrelevantErasureConfig(DiffusionConfig):
-    """All settings of CiE. Without a preset they are the paper's for Stable Diffusion 1.4, gradients zeroed."""
+    """All settings of CiE. Defaults: the paper's for Stable Diffusion 1.4, but with gradients zeroed."""
 
     prompt: PromptConfig = PromptConfig()
-    """The prompts that stand for a concept."""
+    """The prompts that express a concept."""
     data: DataConfig = DataConfig()
-    """Images of the concept, which are noised for training."""
+    """Images of the concept that are noised for training."""
     train: TrainConfig = TrainConfig()
     """The optimisation."""
     output_dir: str = "outputs/cie"
-    """The run's folder."""
+    """The run folder."""
     seed: int = 0
-    """Decides all random numbers: same seed, same edit."""
+    """Seed of all random numbers: the same seed gives the same edit."""
     verbose: bool = True
-    """More lines in the log."""
+    """Write more lines to the log."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.data.folder and "{}" not in self.data.folder and len(self.concepts) > 1:
-            raise ValueError("data.folder is one folder for several concepts: put {} in place of the concept")
+            raise ValueError("data.folder is the same for several concepts: put {} in it for the concept's name")
         if self.train.stop == "held_out" and not self.prompt.held_out:
-            raise ValueError("train.stop is held_out, but prompt.held_out names no template")
+            raise ValueError("train.stop is held_out, but prompt.held_out is empty: add a template to it")
         return self
 
 
 class ProtectConfig(BaseConfig):
     prompts: list[str] = []
-    """Prompts whose images stay exactly as they are, word for word. The empty prompt and the other erased concepts always are."""
+    """Prompts whose images stay exactly as they are; a prompt must match word for word. The empty prompt is always
+    protected, and so are the other erased concepts."""
     others: list[str] = []
-    """Words that are protected too, in this order, as far as capacity goes; those that share their words with the concept
-    are left out."""
+    """Words to protect too, in this order, while capacity lasts. Words that contain the concept, or are part of
+    it, are skipped."""
     templates: Templates = ["{}"]
-    """Prompts in which ``others`` and the other erased concepts are protected; each costs its tokens in capacity."""
+    """Prompts in which ``others`` and the other erased concepts are protected; each uses capacity for its tokens."""
     erased: Literal["exactly", "nearly"] = "exactly"
-    """How the other erased concepts, and those of a bank, are protected. ``nearly``: as ``others``, before those, up to ``null_tol``: room
-    for many more, and restoring one then changes another by up to the leak."""
+    """How the other erased concepts, and those of a bank, are protected. ``nearly``: like ``others``, ahead of them, up
+    to ``null_tol``. That leaves room for many more, but restoring one then changes another by up to the leak."""
     leave: int = Field(64, ge=16)
-    """``others`` must leave the shift so many directions."""
+    """Number of directions that ``others`` must leave for the delta."""
     null_tol: float = Field(0.0, ge=0, lt=1)
-    """Forget directions of ``others`` whose singular value is below this share of the largest: room for many more of them,
-    protected up to a leak that the log tells. 0 protects them exactly."""
+    """Ignore directions of ``others`` whose singular value is below this share of the largest. That makes room for many
+    more of them, protected up to a leak that is logged. 0 protects them exactly."""
     mend: int | None = Field(100, ge=0)
-    """With ``mu erase --bank``: older shifts of the bank are made null on the new concepts too, and one that loses more than a
-    tenth of its effect by that is trained for at most so many updates. null leaves older shifts as they are."""
+    """With ``mu erase --bank``: make the bank's older deltas null on the new concepts too. A delta that thereby loses
+    more than a tenth of its effect is trained again, for at most this many updates. null leaves older deltas as they
+    are."""
 
 
 class BasisConfig(BaseConfig):
     kind: Literal["orthonormal", "elimination"] = "orthonormal"
-    """``orthonormal``: only the directions of the null space that act on the concept's tokens. ``elimination``: all of it, by
-    Gauss-Jordan elimination, unit vectors that are not orthogonal, as the released code."""
+    """``orthonormal``: only the directions of the null space that act on the concept's tokens. ``elimination``: the
+    whole null space by Gauss-Jordan elimination, in unit vectors that are not orthogonal, as in the released code."""
     scale_factor: float = Field(1.0, gt=0)
-    """beta, by which the basis is multiplied once. Acts like a learning rate."""
+    """beta, a constant factor on the basis. Acts like a learning rate."""
     max_base: int | None = Field(None, ge=1)
-    """Use only the first so many vectors."""
+    """Use only this many vectors, from the first on."""
     concept_tol: float = Field(1e-6, ge=0, lt=1)
-    """Drop orthonormal directions that act on the concept less than this share of the strongest one."""
+    """Drop orthonormal directions whose effect on the concept is below this share of the strongest direction's."""
 
 
 class SeparableTrainConfig(TrainConfig):
     lr: float = Field(3e-5, gt=0)
     """Learning rate of Adam."""
     adam_eps: float = Field(1e-12, gt=0)
-    """Adam's eps. Gradients can be far below 1e-8: where they are, Adam is linear in them and hardly moves."""
+    """Adam's eps. Gradients can be far below 1e-8; with a larger eps Adam is then linear in them and hardly moves."""
 
 
 class SeparableConceptErasureConfig(ConceptIrrelevantErasureConfig):
-    """All settings of SepCE. Without a preset: orthonormal basis, gradients zeroed; the published ones are presets."""
+    """All settings of SepCE. Defaults: orthonormal basis, gradients zeroed. The published settings are presets."""
 
     protect: ProtectConfig = ProtectConfig()
-    """What the shifts must leave alone."""
+    """Prompts that the deltas must leave unchanged."""
     basis: BasisConfig = BasisConfig()
-    """The directions that a shift may use."""
+    """The directions that a delta may use."""
     train: SeparableTrainConfig = SeparableTrainConfig()
     """The optimisation."""
     output_dir: str = "outputs/sepce"
-    """The run's folder."""
+    """The run folder."""
 
 
 _CIE = ConceptIrrelevantErasureConfig.parse({"train": {"gradients": "summed"}})
@@ -152,9 +158,9 @@ CIE_PRESETS: Presets[ConceptIrrelevantErasureConfig] = Presets({
     "nudity": _CIE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     "canvas": lambda: ConceptIrrelevantErasureConfig.load(Path(__file__).with_name("cie-canvas.yaml")),
 })  # fmt: skip
-"""The paper's settings, and those for the embedded model, tuned on images of seeds that no figure reports."""
+"""The paper's settings, and settings for the embedded model that were tuned on images of unreported seeds."""
 
-# Published for styles and objects; the paper's nudity is CiE's alone, so that preset takes only its threshold over.
+# Published for styles and objects. The paper erases nudity with CiE only, so that preset takes over only its threshold.
 _SEPCE = SeparableConceptErasureConfig.parse({
     "basis": {"kind": "elimination", "scale_factor": 1e-4},
     "train": {"lr": 0.1, "adam_eps": 1e-8, "gradients": "summed"},
@@ -165,4 +171,5 @@ SEPCE_PRESETS: Presets[SeparableConceptErasureConfig] = Presets({
     "nudity": _SEPCE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
     "canvas": lambda: SeparableConceptErasureConfig.load(Path(__file__).with_name("sepce-canvas.yaml")),
 })  # fmt: skip
-"""The paper's settings for styles and objects, and those for the embedded model, tuned on images of seeds that no figure reports."""
+"""The paper's settings for styles and objects, and settings for the embedded model, tuned on images of unreported
+seeds."""

@@ -18,52 +18,57 @@ from mu.models.load_options import LoadingConfig
 
 class DataConfig(BothSets):
     tasks: list[str] = ["celeba:data/celeba", "imagenet:data/ImageNet"]
-    """What is classified in the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``canvas``. The concept is a class of one of them."""
+    """Classification tasks of the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``canvas``. The concept must be a
+    class of one of them."""
     per_class: int = Field(8, ge=1)
-    """Rendered images of each class where a task renders its own."""
+    """Images per class, for tasks that render their own."""
 
 
 class GradientConfig(BaseConfig):
     batch_size: int = Field(16, ge=2)
-    """Pairs that stand against each other in the retain loss; its value is part of the loss, not of the speed."""
+    """Pairs contrasted with each other in the retain loss. It changes the loss; for speed set ``chunk``."""
     chunk: int = Field(128, ge=1)
-    """Pairs that run at once: memory and speed, the same gradient."""
+    """Pairs computed at once. It changes memory and speed, not the gradient."""
     forget_loss: Literal["cosine", "contrastive"] = "cosine"
-    """Mean of 1 - cos, or (the ``_o`` variants) CLIP's contrastive loss."""
+    """``cosine``: mean of 1 - cos. ``contrastive`` (the ``_o`` variants): CLIP's contrastive loss."""
     compat: list[Literal["batch_mean", "cumulative", "constant_retain_caption"]] = []
-    """Reproduce the released programs: mean of batch means; gradients never zeroed, over both sets; one caption for all retain pairs."""
+    """Reproduce the released programs. ``batch_mean``: mean of batch means. ``cumulative``: gradients never zeroed,
+    over both sets. ``constant_retain_caption``: one caption for all retain pairs."""
     precondition: float | None = Field(None, gt=0)
-    """Turn the forget gradient of linear layers away from what they see of the retain pairs that do not name the concept (see
-    `preconditioner`): less of the rest goes with it. The value damps: 1 is gentle, 0.1 strong. Needs retain pairs, not a file."""
+    """Rotate the forget gradient of linear layers away from their inputs for retain pairs that do not name the concept
+    (see `preconditioner`), so that more is retained. The value is the damping: 1 is gentle, 0.1 strong. Needs retain
+    pairs, not a gradient file."""
     grad_sign: str | None = Field(None, pattern=r"^[+-]$")
-    """Of a gradient file in data.forget or data.retain that does not say it: ``+`` for the gradient of the loss, ``-`` for its negative.
-    Files of `mu gradients` say it; the released programs' ``.pt`` do not. (Both sources take such a file in place of images.)"""
+    """Sign of a gradient file that does not state it: ``+`` for the gradient of the loss, ``-`` for its negative.
+    Files of `mu gradients` state it; the released programs' ``.pt`` files do not. Both data.forget and data.retain
+    accept a gradient file in place of images."""
 
 
 class LayersConfig(BaseConfig):
     tower: Literal["both", "vision", "language"] = "both"
-    """Towers whose tensors may be changed. A diffusion model has only the language tower, LLaVA only the vision tower."""
+    """Towers whose tensors may change. A diffusion model has only the language tower, LLaVA only the vision tower."""
     exclude: list[str] = ["*bias", "*position*", "*class_embedding", "*token_embedding*"]
     """Patterns of tensors that are never changed."""
     names: list[str] = []
-    """Change one of these instead of the Pareto front (patterns)."""
+    """Patterns of tensors to search instead of the Pareto front; one of them is changed."""
     max_front: int = Field(8, ge=1)
-    """Search at most so many tensors of each tower's front, those with the largest importance first."""
+    """Search at most this many tensors of each tower's Pareto front, those with the largest importance first."""
 
 
 class ImagesConfig(BaseConfig):
     templates: dict[str, list[str]] = {}
-    """By task (``identity``, ``object``, ...): what is drawn of a class, the templates in turn. Default: the first of the task's own."""
+    """Prompt templates for the images of each task (``identity``, ``object``, ...), used in turn. Default: the task's
+    first template."""
     forget: int = Field(8, ge=1)
-    """Images of the concept at each step."""
+    """Images of the concept at each step size."""
     retained: int = Field(1, ge=1)
-    """Images of each other class, at the step that is chosen."""
+    """Images of each other class, at the chosen step size."""
     steps: int = Field(20, ge=1)
     """Denoising steps."""
     guidance: float = 7.5
-    """Guidance scale: take what the model is used with."""
+    """Guidance scale: set the one with which the model is used."""
     judge: str | None = None
-    """An image classifier that reads the images in place of the CLIP: a folder of `mu classifier train`, or ``canvas-judge``. A CLIP may
+    """An image classifier that replaces the CLIP: a folder of `mu classifier train`, or ``canvas-judge``. A CLIP may
     still recognise what a classifier and people no longer do."""
 
 
@@ -71,26 +76,28 @@ class SearchConfig(BaseConfig):
     renamed: ClassVar[Mapping[str, str]] = {"pictures": "images"}
 
     method: Literal["grid", "reference"] = "grid"
-    """``grid``: many steps at once, then a finer grid before the first that forgets. ``reference``: ten steps, doubling, then halving."""
+    """``grid``: many steps at once, then a finer grid below the first step that forgets. ``reference``: ten steps,
+    doubling, then halving."""
     criterion: Literal["fa1", "fa5"] = "fa5"
-    """Forget accuracy that must fall: the concept first, or among the first five classes."""
+    """The forget accuracy that must fall: with the concept ranked first (fa1), or among the first five classes
+    (fa5)."""
     target: float = Field(0.0, ge=0, le=1)
-    """How far it must fall."""
+    """The forget accuracy to reach, 0 to 1."""
     rho_min: float = Field(0.004, gt=0)
     """Smallest step of the grid, as a share of the tensor's norm."""
     rho_max: float = Field(4.0, gt=0)
-    """Largest step of the grid."""
+    """Largest step of the grid, in the same unit."""
     steps: int = Field(16, ge=2)
-    """Steps of the grid, evenly spaced in the logarithm; the finer grid has half as many."""
+    """Number of steps in the grid, evenly spaced in the logarithm; the finer grid has half as many."""
     margin: float = Field(1.0, ge=1)
-    """The smallest step that forgets every search image lies on the edge: the chosen one is so many times as large."""
+    """The chosen step is the smallest that forgets every search image, times this factor. At 1 it may barely forget."""
     on: Literal["clip", "model"] = "clip"
-    """What the search looks at: CLIP's own classification, or the images or answers of the model that is edited."""
+    """What the search evaluates: CLIP's own classification, or the images or answers of the edited model."""
     images: ImagesConfig = ImagesConfig()
-    """What is drawn where the search looks at a diffusion model's images."""
+    """The images that the search makes with a diffusion model."""
     retained: float = Field(0.0, ge=0, le=1)
-    """A step that keeps less than this mean share of the untouched model's retained accuracies is never chosen; nor are the steps of
-    several concepts that keep less together. Concepts that are erased together are no part of it."""
+    """Never choose a step that keeps less than this mean share of the base model's retained accuracies. The same limit
+    holds for several concepts together. Concepts that are erased together do not count as retained."""
 
     @model_validator(mode="after")
     def _grid_goes_up(self) -> Self:
@@ -100,32 +107,32 @@ class SearchConfig(BaseConfig):
 
 
 class SlugConfig(BaseConfig):
-    """All settings of SLUG. Without a preset they are those of the paper's CLIP experiments."""
+    """All settings of SLUG. Defaults: those of the paper's CLIP experiments."""
 
     model: str = "open_clip:ViT-B-32/laion400m_e32"
-    """What is edited: a CLIP, a diffusion model with its text tower, a LLaVA with its vision tower."""
+    """The model to edit: a CLIP, a diffusion model (its text encoder), or a LLaVA (its vision tower)."""
     clip: str | None = None
-    """The CLIP that gives the gradients. Default: the model itself, where it is one."""
+    """The CLIP that gives the gradients. Default: the model itself, if it is a CLIP."""
     concepts: ConceptList = [Concept("Elon Musk")]
-    """What is forgotten, each with one tensor of its own, all found on the original model."""
+    """The concepts to erase, each with one tensor of its own; all are searched on the base model."""
     data: DataConfig = DataConfig()
-    """Where pairs and test images come from."""
+    """Sources of pairs and test images."""
     gradients: GradientConfig = GradientConfig()
     """The two gradients."""
     layers: LayersConfig = LayersConfig()
     """Which tensors may be changed."""
     search: SearchConfig = SearchConfig()
-    """How large the step is, and which tensor takes it."""
+    """How the step size and the tensor are chosen."""
     loading: LoadingConfig = LoadingConfig()
-    """How a diffusion model is loaded, where its files do not say it."""
+    """How a diffusion model is loaded, if its files do not say."""
     devices: Devices = "auto"
     """GPU number, cpu, mps or auto."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    """What the models compute in. The search decides on single images: float32 is the careful choice."""
+    """Number type in which the models compute. Single images decide the search, so float32 is the safe choice."""
     output_dir: str = "outputs/slug"
-    """The run's folder."""
+    """The run folder."""
     seed: int = 0
-    """Decides rendered images and everything else that is drawn."""
+    """Seed of rendered images and all other random numbers."""
 
 
 PRESETS: Presets[SlugConfig] = Presets({
