@@ -1,4 +1,5 @@
-"""What the benchmarks on the embedded world share. No benchmark itself: `make bench` leaves it out, as its name begins with _."""
+"""What the benchmarks on the embedded world share. No benchmark itself: `make bench` leaves it out, as its name begins
+with _."""
 
 from __future__ import annotations
 
@@ -57,8 +58,8 @@ def made_once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def keep_result(path: Path | None, result: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> None:
-    """Print the ``table`` of ``result``; with a ``path`` write ``result`` there, with its day and versions, and its table beside it as
-    Markdown."""
+    """Print the ``table`` of ``result``; with a ``path`` write ``result`` there, with its day and versions, and its
+    table beside it as Markdown."""
     result = {**result, "made": time.strftime("%Y-%m-%d"), "versions": versions()}
     told = table(result)
     print(told)
@@ -69,7 +70,8 @@ def keep_result(path: Path | None, result: dict[str, Any], table: Callable[[dict
 
 @contextmanager
 def peak_memory():
-    """``.MiB`` after the block: the largest resident memory of this process inside it (on Linux; elsewhere since its start)."""
+    """``.MiB`` after the block: the largest resident memory of this process inside it (on Linux; elsewhere since its
+    start)."""
     found = SimpleNamespace(MiB=None)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
@@ -92,8 +94,8 @@ def judge() -> Judge:
 
 
 def other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int, noted: Path) -> dict[str, float]:
-    """Share of images on which the judge does not see the concept, base and edited, over all phrasings and the other kind. The
-    base's is kept in the folder ``noted``."""
+    """Share of images on which the judge does not see the concept, base and edited, over all phrasings and the other
+    kind. The base's is kept in the folder ``noted``."""
     kind = kind_of(concept)
     rest = "object" if kind == "style" else "style"
     prompts = [text.format(**{kind: concept, rest: other}) for text in OTHER_PHRASINGS for other in KINDS[rest]]
@@ -108,9 +110,11 @@ def other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int, 
         return {"base": before["gone"], "edited": gone()}
 
 
-def kept_in_other_phrasings(model: DiffusionModel, edit: Edit, concept: str, seed: int, noted: Path) -> dict[str, float]:
-    """Share of right styles and objects, base and edited, in 32 images of `OTHER_PHRASINGS` that do not name the concept. The base's
-    is kept in the folder ``noted``."""
+def kept_in_other_phrasings(
+    model: DiffusionModel, edit: Edit, concept: str, seed: int, noted: Path
+) -> dict[str, float]:
+    """Share of right styles and objects, base and edited, in 32 images of `OTHER_PHRASINGS` that do not name the
+    concept. The base's is kept in the folder ``noted``."""
     styles, objects = ([name for name in KINDS[kind] if name != concept] for kind in ("style", "object"))
     pairs = [(styles[k % len(styles)], objects[(3 * k + k // 8) % len(objects)]) for k in range(32)]
     prompts = [OTHER_PHRASINGS[k // 8].format(style=style, object=name) for k, (style, name) in enumerate(pairs)]
@@ -119,7 +123,10 @@ def kept_in_other_phrasings(model: DiffusionModel, edit: Edit, concept: str, see
     def right() -> float:
         seen, _ = reader.look(drawn(model, prompts, [seed]))
         return (
-            sum((s == style) + (o == name) for s, o, (style, name) in zip(seen["style"], seen["object"], pairs, strict=True))
+            sum(
+                (s == style) + (o == name)
+                for s, o, (style, name) in zip(seen["style"], seen["object"], pairs, strict=True)
+            )
             / 64
         )
 
@@ -128,11 +135,13 @@ def kept_in_other_phrasings(model: DiffusionModel, edit: Edit, concept: str, see
         return {"base": before["right"], "edited": right()}
 
 
-def shares(reader: Judge, images: Tensor, scenes: Sequence[world.Scene], erased: Collection[str]) -> dict[str, float | None]:
+def shares(
+    reader: Judge, images: Tensor, scenes: Sequence[world.Scene], erased: Collection[str]
+) -> dict[str, float | None]:
     """What the judge reads in ``images`` of ``scenes``; each the mean over concepts, None where there are none.
 
-    ``UA``: share of the images of an erased concept that do not show it. ``kept``: accuracy of concepts in images whose prompts
-    name nothing erased. ``beside``: accuracy of what is named beside something erased.
+    ``UA``: share of the images of an erased concept that do not show it. ``kept``: accuracy of concepts in images whose
+    prompts name nothing erased. ``beside``: accuracy of what is named beside something erased.
     """
     seen, _ = reader.look(images)
     hits: dict[str, dict[str, list[bool]]] = {"erased": {}, "kept": {}, "beside": {}}
@@ -147,7 +156,8 @@ def shares(reader: Judge, images: Tensor, scenes: Sequence[world.Scene], erased:
 
 
 def differences(reader: Judge, before: Tensor, after: Tensor) -> dict[str, float]:
-    """How far ``after`` is from ``before``, both (n, 3, H, W) in 0..1: in units of 1/255, and LPIPS-like in the judge's maps."""
+    """How far ``after`` is from ``before``, both (n, 3, H, W) in 0..1: in units of 1/255, and LPIPS-like in the judge's
+    maps."""
     a, b = ((images.clamp(0, 1) * 255).round().to(torch.uint8).numpy() for images in (before, after))
     return {"max": max_difference(a, b), "mean": mean_difference(a, b), "LPIPS": closeness(reader, before, after)}
 

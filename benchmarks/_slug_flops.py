@@ -23,7 +23,8 @@ def padded(clip: ClipModel, texts: Sequence[str]) -> Tensor:
 
 
 def counted(work: Callable[[], Any]) -> int:
-    """FLOPs of matrix products, attention and convolutions in ``work``; torch leaves the CPU's attention kernel out by itself."""
+    """FLOPs of matrix products, attention and convolutions in ``work``; torch leaves the CPU's attention kernel out by
+    itself."""
 
     def attention(query, key, value, *_, **__) -> int:
         return sdpa_flop_count(query, key, value)
@@ -134,9 +135,16 @@ def kept_stages(
     found, left = {}, ClipProbe(clip, target_of(tasks[0].classes[0], tasks), tasks).keep_bytes
     for which, rows in (("language", sizes.prompts), ("vision", sizes.images)):
         tower = Tower(clip, which)
-        last, wanted = tower.stages - 1, sorted({tower.stage_of(name) for name in names if tower_of(name) == which} - {0})
+        last, wanted = (
+            tower.stages - 1,
+            sorted({tower.stage_of(name) for name in names if tower_of(name) == which} - {0}),
+        )
         for task in tasks:
-            row = tower.texts(task.prompts)[torch.arange(1)] if which == "language" else tower.images([task.images[0].image()])
+            row = (
+                tower.texts(task.prompts)[torch.arange(1)]
+                if which == "language"
+                else tower.images([task.images[0].image()])
+            )
             size = rows[task.name] * tower.run(row, 0, 1).x.nbytes
             fit = [stage for stage in wanted if stage != last][: left // size]
             left -= len(fit) * size
@@ -147,9 +155,9 @@ def kept_stages(
 def bill_of(
     looks: Sequence[Look], clip: ClipModel, prices: Prices, sizes: Sizes, kept: dict[tuple[str, str], list[int]]
 ) -> Bill:
-    """The untouched model once; then ``looks`` as `ClipProbe` works: from the last kept stage to the changed tensor's once,
-    from there on once for each step. A share of the images is the same share at other ``sizes``, though there a tensor that
-    loses is known sooner."""
+    """The untouched model once; then ``looks`` as `ClipProbe` works: from the last kept stage to the changed tensor's
+    once, from there on once for each step. A share of the images is the same share at other ``sizes``, though there a
+    tensor that loses is known sooner."""
     bill = sizes.everything(prices, "language")
     for look in looks:
         which = tower_of(look.name)

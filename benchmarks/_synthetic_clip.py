@@ -1,4 +1,5 @@
-"""A CLIP of ViT-B/32's shapes with random weights, which knows synthetic images by synthetic names: see slug_speed.py."""
+"""A CLIP of ViT-B/32's shapes with random weights, which knows synthetic images by synthetic names: see
+slug_speed.py."""
 
 from __future__ import annotations
 
@@ -24,14 +25,19 @@ class Drawn:
     number: int
 
     def image(self) -> Image.Image:
-        own, each = (np.random.default_rng(seed).random((8, 8, 3)) for seed in ((1, self.label), (2, self.label, self.number)))
-        return Image.fromarray((255 * (0.8 * own + 0.2 * each)).astype(np.uint8)).resize((224, 224), Image.Resampling.BICUBIC)
+        own, each = (
+            np.random.default_rng(seed).random((8, 8, 3)) for seed in ((1, self.label), (2, self.label, self.number))
+        )
+        return Image.fromarray((255 * (0.8 * own + 0.2 * each)).astype(np.uint8)).resize(
+            (224, 224), Image.Resampling.BICUBIC
+        )
 
 
 def vit_b_32(names: int, images: int) -> tuple[ClipModel, list[ZeroShot], list[Drawn], list[Drawn]]:
     """The model, its tasks, forget pairs of the first name, retain pairs of the others.
 
-    Half of the images show the people, half a third as many objects; names are four words, as many tokens as names have in CLIP.
+    Half of the images show the people, half a third as many objects; names are four words, as many tokens as names have
+    in CLIP.
     """
     tokenizer = new_tokenizer()
     tokenizer.model_max_length = 77

@@ -2,11 +2,12 @@
 
     python benchmarks/canvas_clip_methods.py --out outputs/canvas_clip_methods --json docs/results/canvas_clip_methods.json
 
-Every method has the same number of settings to choose from, on the same two persons, by the same rule, on images of seed 777:
-forget accuracy at most 5 % first, then the largest mean share of what stays; where nothing forgets, the largest difference of both.
-SLUG also searches its tensor and step for each concept, on images of its own: that is the method, and the others have nothing like it.
-What was chosen is then measured on every person, on images (``--seed``) that neither training nor choice saw. ``_o`` stands
-for CLIP's contrastive loss on the forget pairs in place of 1 - cos. An interrupted benchmark goes on where it stopped.
+Every method has the same number of settings to choose from, on the same two persons, by the same rule, on images of
+seed 777: forget accuracy at most 5 % first, then the largest mean share of what stays; where nothing forgets, the
+largest difference of both. SLUG also searches its tensor and step for each concept, on images of its own: that is the
+method, and the others have nothing like it. What was chosen is then measured on every person, on images (``--seed``)
+that neither training nor choice saw. ``_o`` stands for CLIP's contrastive loss on the forget pairs in place of 1 - cos.
+An interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SETTINGS: dict[str, list[dict]] = {
     "clip-ssd": [{"forget_loss": "cosine", "selection": a, "dampening": d} for a in (2.0, 5.0) for d in (0.1, 1.0)],
     "clip-ssd_o": [{**CONTRASTIVE, "selection": a, "dampening": d} for a in (2.0, 5.0) for d in (0.1, 1.0)],
     "slug": [{"search": {"margin": m}, "gradients": {"precondition": p}} for m in (1.1, 1.2) for p in (None, 0.3)],
-}  # fmt: skip
+}
 
 
 class Meter:
@@ -114,7 +115,12 @@ def main() -> None:
             c: kept(options.out / name / stem(settings, options.seed, c), report, name, c, settings, 0)
             for c in options.concepts
         }
-        found[name] = {"chosen": settings, "tuning": [merit(each) for each in tried], "mean": mean(rows), "concepts": rows}
+        found[name] = {
+            "chosen": settings,
+            "tuning": [merit(each) for each in tried],
+            "mean": mean(rows),
+            "concepts": rows,
+        }
         print(name, settings, found[name]["mean"], flush=True)
     keep_result(options.json, {"methods": found, "seed": options.seed}, table_of)
 
@@ -124,9 +130,10 @@ def mean(rows: dict[str, dict]) -> dict[str, float]:
     if not done:
         return {"failed": len(rows)}
     return {
-        "failed": len(rows) - len(done), **{name: fmean(row[name] for row in done) for name in ("FA@1", "FA@5", "seconds", "numbers")},
+        "failed": len(rows) - len(done),
+        **{name: fmean(row[name] for row in done) for name in ("FA@1", "FA@5", "seconds", "numbers")},
         **{f"{task} kept": fmean(row["kept"][task] for row in done) for task in ("identity", "object", "style")},
-    }  # fmt: skip
+    }
 
 
 def table_of(result: dict[str, Any]) -> str:

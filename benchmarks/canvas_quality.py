@@ -3,7 +3,8 @@
     python benchmarks/canvas_quality.py [--json docs/results/canvas_quality.json] [--card mu/models/canvas/weights/README.md]
 
 Goals: judge at least 99 % on rendered images; images of the base model judged right at least 97 % for style, 95 % for
-object and identity; canvas-clip zero-shot and canvas-vlm's answers at least 95 % each; 256 images in under a minute on two cores.
+object and identity; canvas-clip zero-shot and canvas-vlm's answers at least 95 % each; 256 images in under a minute on
+two cores.
 """
 
 from __future__ import annotations
@@ -139,14 +140,25 @@ def card(result: dict) -> str:
         parts.append(f"| {file.parent.relative_to(WEIGHTS)} | {name} | {numbers / 1e6:.2f} M |")
     made = result["generated"]
     return CARD.format(
-        styles=len(world.STYLES), objects=len(world.OBJECTS), people=len(world.IDENTITIES), parts="\n".join(parts),
-        megabytes=size / 1e6, steps=", ".join(f"{stage} {count}" for stage, count in STEPS.items()),
-        versions=", ".join(f"{name} {version}" for name, version in result["versions"].items()), render_seed=RENDER_SEED,
-        image_seed=IMAGE_SEED, n=made["n"], ddim=made["steps"], guidance=made["guidance"], rendered=row(result["rendered"]),
-        generated=row(made), zero_shot=row(result["clip_zero_shot"]),
-        answers=row(result["vlm_answers"]), seconds=result["seconds_for_256_pictures"],
+        styles=len(world.STYLES),
+        objects=len(world.OBJECTS),
+        people=len(world.IDENTITIES),
+        parts="\n".join(parts),
+        megabytes=size / 1e6,
+        steps=", ".join(f"{stage} {count}" for stage, count in STEPS.items()),
+        versions=", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+        render_seed=RENDER_SEED,
+        image_seed=IMAGE_SEED,
+        n=made["n"],
+        ddim=made["steps"],
+        guidance=made["guidance"],
+        rendered=row(result["rendered"]),
+        generated=row(made),
+        zero_shot=row(result["clip_zero_shot"]),
+        answers=row(result["vlm_answers"]),
+        seconds=result["seconds_for_256_pictures"],
         watermark=result["watermark_mean_difference"],
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

@@ -1,21 +1,25 @@
-"""CiE and SepCE beside SPM, ESD, CA, FMN and UCE on the embedded world: one concept, eight, all, one given back, scenes.
+"""CiE and SepCE beside SPM, ESD, CA, FMN and UCE on the embedded world: one concept, eight, all, one given back,
+scenes.
 
     python benchmarks/canvas_separable.py --out outputs/canvas_separable --json docs/results/canvas_separable.json
 
-Every method with its preset ``canvas``, on every style and object; the judge reads the images. Five parts (``--parts``):
+Every method with its preset ``canvas``, on every style and object; the judge reads the images. Five parts
+(``--parts``):
 
-- ``single``: each concept alone, by suite canvas: UA, IRA, CRA and the Fréchet distance; LPIPS-like distance, in the judge's maps,
-  of the images from the base's of the same prompt and seed; UA in `_shared.OTHER_PHRASINGS`; seconds, peak memory, size.
+- ``single``: each concept alone, by suite canvas: UA, IRA, CRA and the Fréchet distance; LPIPS-like distance, in the
+  judge's maps, of the images from the base's of the same prompt and seed; UA in `_shared.OTHER_PHRASINGS`; seconds,
+  peak memory, size.
 - ``phrasings``: what is left of all else where the words are put otherwise than anybody trained on or protected.
-- ``multi``: eight concepts, found ``together`` (one call) and ``added`` (the eight single edits); then one of them given
-  back: how far its images, and those of the other seven, are from what they are to be.
-- ``capacity``: SepCE with 8, 16 and all 28 concepts (``--capacity``), each found alone with the others in ``protect.others``,
-  before what the preset has there.
-- ``scenes``: the scenes of the paper (its Fig. 7), the concepts of a kind as c0 .. c7, bare words as prompts, its protected sets
-  exactly. What every shift that is on protects must look as the base has it: ``broken`` counts where it does not.
+- ``multi``: eight concepts, found ``together`` (one call) and ``added`` (the eight single edits); then one of them
+  given back: how far its images, and those of the other seven, are from what they are to be.
+- ``capacity``: SepCE with 8, 16 and all 28 concepts (``--capacity``), each found alone with the others in
+  ``protect.others``, before what the preset has there.
+- ``scenes``: the scenes of the paper (its Fig. 7), the concepts of a kind as c0 .. c7, bare words as prompts, its
+  protected sets exactly. What every shift that is on protects must look as the base has it: ``broken`` counts where it
+  does not.
 
-One JSON for each method and concept lies in ``--out``; what is there is not made again. ``--set METHOD.KEY=VALUE`` tries settings.
-An SPM edit of benchmarks/canvas_spm.py (``--spm``) is taken where there is one.
+One JSON for each method and concept lies in ``--out``; what is there is not made again. ``--set METHOD.KEY=VALUE``
+tries settings. An SPM edit of benchmarks/canvas_spm.py (``--spm``) is taken where there is one.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ from _shared import (
     other_phrasings,
     peak_memory,
     shares,
-)  # fmt: skip
+)
 from torch import Tensor
 
 import mu
@@ -103,9 +107,12 @@ class Bench:
         self.cells = [world.Scene(style, object=name) for style, name in product(world.STYLES, world.OBJECTS)]
         self._base: dict[str, Tensor] = {}
 
-    # -- searches -------------------------------------------------------------------------------------------------------
+    # -- searches
+    # -------------------------------------------------------------------------------------------------------
 
-    def search(self, method: str, concepts: Sequence[str], folder: Path, **overrides: Any) -> tuple[RunDirectory, list[Edit]]:
+    def search(
+        self, method: str, concepts: Sequence[str], folder: Path, **overrides: Any
+    ) -> tuple[RunDirectory, list[Edit]]:
         """The run of ``method`` and its edits, one for each concept where the method finds them apart."""
         run, chosen = RunDirectory(folder), algorithm(method)
         places = {name: str(folder) for name in ("output_dir", "run_dir") if name in chosen.config_class.model_fields}
@@ -134,7 +141,8 @@ class Bench:
             return found, [open_edit(found.edit)]
         return self.search(method, [concept], self.out / method / slug(concept))
 
-    # -- one concept ----------------------------------------------------------------------------------------------------
+    # -- one concept
+    # ----------------------------------------------------------------------------------------------------
 
     def single(self, method: str, concept: str) -> dict[str, Any]:
         run = self.alone(method, concept)[0]
@@ -146,19 +154,22 @@ class Bench:
         named = torch.tensor([getattr(scene, kind) == concept for scene, _ in asked])
         facts = run.read_environment()
         return {
-            "kind": kind, "seconds": facts["seconds"], "peak_memory_MiB": facts.get("peak_memory_MiB"),
+            "kind": kind,
+            "seconds": facts["seconds"],
+            "peak_memory_MiB": facts.get("peak_memory_MiB"),
             "bytes": run.edit.stat().st_size,
             "UA, other phrasings": other_phrasings(self.model, edit, concept, self.seeds[0], self.out / "phrasings"),
             "LPIPS, erased": closeness(self.judge, before[named], after[named]),
             "LPIPS, retained": closeness(self.judge, before[~named], after[~named]),
             **{column: {score.name: score.value for score in scores} for column, scores in table.items()},
-        }  # fmt: skip
+        }
 
     def phrased(self, method: str, concept: str) -> dict[str, float]:
         edit = open_edit(self.alone(method, concept)[0].edit)
         return kept_in_other_phrasings(self.model, edit, concept, self.seeds[0], self.out / "phrasings")
 
-    # -- several --------------------------------------------------------------------------------------------------------
+    # -- several
+    # --------------------------------------------------------------------------------------------------------
 
     def base(self, prompts: Sequence[str]) -> Tensor:
         for prompt in prompts:
@@ -187,9 +198,10 @@ class Bench:
         """Images of ``back`` against the base's, those of the others against what they were with it erased."""
         others, bank = [concept for concept in concepts if concept != back], Bank(self.model, edits)
         naming = [
-            scene.prompt for scene in self.cells
+            scene.prompt
+            for scene in self.cells
             if back in (scene.style, scene.object) and not {scene.style, scene.object} & set(others)
-        ]  # fmt: skip
+        ]
         groups = {"bare": [back], "sentences": naming, "others": others}
         found = {}
         for name, prompts in groups.items():
@@ -216,9 +228,11 @@ class Bench:
             files = [self.alone(method, concept)[0].edit for concept in concepts]
             edits = [open_edit(file) for file in files]
         return {
-            **facts, "bytes": sum(file.stat().st_size for file in files), **self.several(edits, concepts),
+            **facts,
+            "bytes": sum(file.stat().st_size for file in files),
+            **self.several(edits, concepts),
             "restored": self.restored(edits, concepts, concepts[0]) if len(edits) == len(concepts) else None,
-        }  # fmt: skip
+        }
 
     def capacity(self, count: int) -> dict[str, Any]:
         concepts = (EIGHT + [name for name in ALL if name not in EIGHT])[:count]
@@ -230,12 +244,17 @@ class Bench:
             facts = run.read_environment()
             edits, rooms, seconds = [*edits, edit], [*rooms, facts["capacity"][0]], seconds + facts["seconds"]
         return {
-            "concepts": count, "seconds": seconds, "free": min(room["free"] for room in rooms),
-            "left out": max(len(room["left_out"]) for room in rooms), "erasability": mean([room["erasability"] for room in rooms]),
-            **self.several(edits, concepts), "restored": self.restored(edits, concepts, concepts[0]),
-        }  # fmt: skip
+            "concepts": count,
+            "seconds": seconds,
+            "free": min(room["free"] for room in rooms),
+            "left out": max(len(room["left_out"]) for room in rooms),
+            "erasability": mean([room["erasability"] for room in rooms]),
+            **self.several(edits, concepts),
+            "restored": self.restored(edits, concepts, concepts[0]),
+        }
 
-    # -- scenes ---------------------------------------------------------------------------------------------------------
+    # -- scenes
+    # ---------------------------------------------------------------------------------------------------------
 
     def protecting(self, concept: str, protected: Sequence[str]) -> Edit:
         """The shift of ``concept`` with exactly these prompts protected; found once, whatever scene asks for it."""
@@ -282,7 +301,8 @@ class Bench:
             rows[f"t{time_}"] = {"cells": cells, "broken": broken}
         return rows
 
-    # -- all of it ------------------------------------------------------------------------------------------------------
+    # -- all of it
+    # ------------------------------------------------------------------------------------------------------
 
     def units(self) -> dict[str, list[Unit]]:
         options, cells = self.options, len(self.cells) * len(self.seeds)
@@ -292,24 +312,39 @@ class Bench:
             searches = 0 if self.edit_exists(method, concept) else 1
             found["single"].append(
                 Unit(
-                    path, lambda m=method, c=concept: {"method": m, "concept": c, **self.single(m, c)}, method, searches, cells
+                    path,
+                    lambda m=method, c=concept: {"method": m, "concept": c, **self.single(m, c)},
+                    method,
+                    searches,
+                    cells,
                 )
             )
             found["phrasings"].append(
                 Unit(
                     self.out / method / f"phrasings-{slug(concept)}.json",
-                    lambda m=method, c=concept: {"method": m, "concept": c, "kind": kind_of(c), **self.phrased(m, c)}, method, 0, 32,
+                    lambda m=method, c=concept: {"method": m, "concept": c, "kind": kind_of(c), **self.phrased(m, c)},
+                    method,
+                    0,
+                    32,
                 )
-            )  # fmt: skip
+            )
         for method in options.methods:
             for way in ("together", "added"):
                 if way == "together" and method == "spm":
                     continue  # SPM is composed of single membranes
-                alone = [] if "single" in options.parts else [c for c in options.eight if not self.edit_exists(method, c)]
+                alone = (
+                    [] if "single" in options.parts else [c for c in options.eight if not self.edit_exists(method, c)]
+                )
                 searches = len(alone) if way == "added" else len(options.eight) if method in ("sepce", "uce") else 1
                 path = self.out / method / f"multi-{way}.json"
                 found["multi"].append(
-                    Unit(path, lambda m=method, w=way: {"method": m, "way": w, **self.multi(m, w)}, method, searches, 2 * cells)
+                    Unit(
+                        path,
+                        lambda m=method, w=way: {"method": m, "way": w, **self.multi(m, w)},
+                        method,
+                        searches,
+                        2 * cells,
+                    )
                 )
         if "sepce" in options.methods:
             for count in options.capacity:
@@ -321,8 +356,14 @@ class Bench:
                 path, times = self.out / "scenes" / f"{kind}-{number}.json", sum(map(bool, SCENES[number]))
                 searches = sum(len(indices) for indices in SCENES[number][::2])
                 found["scenes"].append(
-                    Unit(path, lambda k=kind, n=number: {"kind": k, "scene": n, "times": self.scene(k, n)}, "sepce", searches, 10 * times * len(self.seeds))
-                )  # fmt: skip
+                    Unit(
+                        path,
+                        lambda k=kind, n=number: {"kind": k, "scene": n, "times": self.scene(k, n)},
+                        "sepce",
+                        searches,
+                        10 * times * len(self.seeds),
+                    )
+                )
         return {part: found[part] for part in PARTS if part in options.parts}
 
     def edit_exists(self, method: str, concept: str) -> bool:
@@ -343,7 +384,8 @@ class Bench:
         searching = sum(unit.searches * (mean(known.get(unit.method, [])) or SECONDS[unit.method]) for unit in missing)
         hours = (searching + images * image) / 3600
         return (
-            f"{len(missing)} of {len(units)} parts are to be made: {sum(unit.searches for unit in missing)} searches and "
+            f"{len(missing)} of {len(units)} parts are to be made: "
+            f"{sum(unit.searches for unit in missing)} searches and "
             f"{images} pictures, about {hours:.1f} hours"
         )
 
@@ -352,20 +394,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/canvas_separable"))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--spm", type=Path, default=Path("outputs/canvas_spm"), help="where canvas_spm.py left its runs")
+    parser.add_argument(
+        "--spm", type=Path, default=Path("outputs/canvas_spm"), help="where canvas_spm.py left its runs"
+    )
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--concepts", nargs="*", default=[*world.STYLES, *world.OBJECTS], help="of part single")
-    parser.add_argument("--eight", nargs="*", default=EIGHT, metavar="CONCEPT", help="of part multi; the first is given back")
+    parser.add_argument(
+        "--eight", nargs="*", default=EIGHT, metavar="CONCEPT", help="of part multi; the first is given back"
+    )
     parser.add_argument("--capacity", nargs="*", type=int, default=[8, 16, len(ALL)])
     parser.add_argument("--scenes", nargs="*", type=int, choices=SCENES, default=list(SCENES))
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[188, 288])
     parser.add_argument("--made", action="store_true", help="search nothing: the tables of what has been made so far")
-    parser.add_argument("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="settings on top of a preset")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="settings on top of a preset"
+    )
     options = parser.parse_args()
     options.set = dict(pair.split("=", 1) for pair in options.set)
     presets = {
-        method: {name: p.model_dump(mode="json") for name, p in algorithm(method).presets.items() if name.startswith("canvas")}
+        method: {
+            name: p.model_dump(mode="json")
+            for name, p in algorithm(method).presets.items()
+            if name.startswith("canvas")
+        }
         for method in METHODS
     }
     recipe = {
@@ -386,7 +438,11 @@ def main() -> None:
     for part, units in parts.items():
         for unit in units:
             rows.setdefault(part, []).append(tried(unit))
-            print(unit.path, {key: value for key, value in rows[part][-1].items() if key in ("edited", "failed")}, flush=True)
+            print(
+                unit.path,
+                {key: value for key, value in rows[part][-1].items() if key in ("edited", "failed")},
+                flush=True,
+            )
     keep_result(options.json, {**rows, "seeds": options.seeds, "settings": options.set}, tables)
     if options.json and "single" in rows:
         imaged(bench, options.json.with_suffix(".png"))
@@ -403,9 +459,11 @@ def tried(unit: Unit) -> dict[str, Any]:
 def imaged(bench: Bench, path: Path) -> None:
     """Each concept in a sentence: the base above, each method below it."""
     scenes = [
-        world.Scene(concept, object="house" if concept != "photo" else "star") if kind_of(concept) == "style"
-        else world.Scene("photo", object=concept) for concept in bench.options.concepts
-    ]  # fmt: skip
+        world.Scene(concept, object="house" if concept != "photo" else "star")
+        if kind_of(concept) == "style"
+        else world.Scene("photo", object=concept)
+        for concept in bench.options.concepts
+    ]
     rows: list[tuple[str, list[Tensor | None]]] = [
         ("base", list(bench.base([scene.prompt for scene in scenes])[:: len(bench.seeds)]))
     ]

@@ -2,11 +2,12 @@
 
     python benchmarks/canvas_slug.py --out outputs/canvas_slug --json docs/results/canvas_slug.json
 
-Settings: the presets ``canvas-clip``, ``canvas``, ``canvas-vlm`` and ``canvas-vlm-style``, chosen on images of seed 777; reported on other
-images (``--seed``), which no search saw. An interrupted benchmark goes on where it stopped.
+Settings: the presets ``canvas-clip``, ``canvas``, ``canvas-vlm`` and ``canvas-vlm-style``, chosen on images of seed
+777; reported on other images (``--seed``), which no search saw. An interrupted benchmark goes on where it stopped.
 
-CLIP and LLaVA: forget accuracy and macro accuracy of the rest, of the same kind and of the other kinds. Diffusion model: the judge
-reads one image of each style x object and style x person; UA = 1 - accuracy on the concept's prompts, the rest likewise.
+CLIP and LLaVA: forget accuracy and macro accuracy of the rest, of the same kind and of the other kinds. Diffusion
+model: the judge reads one image of each style x object and style x person; UA = 1 - accuracy on the concept's prompts,
+the rest likewise.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ KINDS = {"identity": world.IDENTITIES, "object": world.OBJECTS, "style": world.S
 
 
 class Drawn:
-    """What the judge reads in the diffusion model's images; looks like a probe. The images are the same for every concept, so
-    those of the untouched model are made once."""
+    """What the judge reads in the diffusion model's images; looks like a probe. The images are the same for every
+    concept, so those of the untouched model are made once."""
 
     judge = Judge.open(EMBEDDED["canvas-judge"])
     scenes = tuple(scene for scene in world.every_scene() if scene.style)
@@ -54,9 +55,10 @@ class Drawn:
     def scores(self, seen: dict[str, list[str]], concept: str, kind: str) -> dict[str, float]:
         def share(head: str, gone: bool) -> float:
             rows = [
-                k for k, scene in enumerate(self.scenes)
+                k
+                for k, scene in enumerate(self.scenes)
                 if getattr(scene, head) and (getattr(scene, kind) == concept) == gone
-            ]  # fmt: skip
+            ]
             return sum(seen[head][k] == getattr(self.scenes[k], head) for k in rows) / len(rows)
 
         return {"forget": share(kind, True), **{head: share(head, False) for head in KINDS}}
@@ -95,13 +97,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=188)
     options = parser.parse_args()
     slug, rows = algorithm("slug"), []
-    settings = {name: preset.model_dump(mode="json") for name, preset in slug.presets.items() if name.startswith("canvas")}
+    settings = {
+        name: preset.model_dump(mode="json") for name, preset in slug.presets.items() if name.startswith("canvas")
+    }
     keep_recipe(parser, options.out, settings)
     for name in options.models:
         model = mu.load(name)
         meter = (Drawn if name == "canvas" else Probed)(model, options.seed)
         for kind, concept in [
-            (each, concept) for each in options.kinds for concept in KINDS[each] if concept in (options.concepts or KINDS[each])
+            (each, concept)
+            for each in options.kinds
+            for concept in KINDS[each]
+            if concept in (options.concepts or KINDS[each])
         ]:
             folder = options.out / name / concept.replace(" ", "_")
             file = folder / f"measured-{options.seed}.json"
@@ -121,8 +128,12 @@ def chart(rows: list[dict]) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         for kind, colour in zip(KINDS, ("#2b6cb0", "#c05621", "#2f855a"), strict=True):
             own = [row for row in done if (row["model"], row["kind"]) == (name, kind)]
-            for column, values in enumerate(([row["edited"]["forget"] for row in own], *zip(*map(kept, own), strict=True))):
-                jitter = [column + 0.25 * ([*KINDS].index(kind) - 1) + 0.012 * (k - len(own) / 2) for k in range(len(own))]
+            for column, values in enumerate(
+                ([row["edited"]["forget"] for row in own], *zip(*map(kept, own), strict=True))
+            ):
+                jitter = [
+                    column + 0.25 * ([*KINDS].index(kind) - 1) + 0.012 * (k - len(own) / 2) for k in range(len(own))
+                ]
                 axes.plot(jitter, values, "o", color=colour, alpha=0.6, ms=4, mew=0, label=None if column else kind)
         for column, values in enumerate(
             (
@@ -132,7 +143,9 @@ def chart(rows: list[dict]) -> Figure:
         ):
             axes.hlines(fmean(values), column - 0.4, column + 0.4, color="black", lw=1)
         axes.set_title(name, fontsize=10)
-        axes.set_xticks(range(3), ["forgotten:\naccuracy", "same kind:\nshare kept", "other kinds:\nshare kept"], fontsize=8)
+        axes.set_xticks(
+            range(3), ["forgotten:\naccuracy", "same kind:\nshare kept", "other kinds:\nshare kept"], fontsize=8
+        )
         axes.set_ylim(-0.04, 1.08)
     panels[0].legend(fontsize=8, loc="center left")
     return figure
@@ -150,14 +163,19 @@ def row_of(slug, meter: Drawn | Probed, name: str, kind: str, concept: str, fold
     try:
         if not run.edit.exists():
             preset = f"{name}-{kind}" if f"{name}-{kind}" in slug.presets else None
-            slug(slug.for_concepts([concept], name, preset), model=meter.model, output_dir=str(folder)).run(overwrite=True)
+            slug(slug.for_concepts([concept], name, preset), model=meter.model, output_dir=str(folder)).run(
+                overwrite=True
+            )
     except MuError as error:
         return {**row, "failed": str(error)}
     edit = open_edit(run.edit)
     return {
-        **row, "tensor": edit.parameters[0], "seconds": run.read_environment()["seconds"], "bytes": run.edit.stat().st_size,
+        **row,
+        "tensor": edit.parameters[0],
+        "seconds": run.read_environment()["seconds"],
+        "bytes": run.edit.stat().st_size,
         **meter.measured(concept, kind, edit),
-    }  # fmt: skip
+    }
 
 
 def means(rows: list[dict]) -> dict[str, dict[str, float]]:
@@ -168,18 +186,21 @@ def means(rows: list[dict]) -> dict[str, dict[str, float]]:
         done = [row for row in all_rows if "edited" in row]
         if done:
             found[f"{name}, {kind}"] = {
-                "concepts": len(all_rows), "failed": len(all_rows) - len(done),
+                "concepts": len(all_rows),
+                "failed": len(all_rows) - len(done),
                 "forget, base": fmean(row["base"]["forget"] for row in done),
                 "forget": fmean(row["edited"]["forget"] for row in done),
                 "same kind kept": fmean(kept(row)[0] for row in done),
                 "other kinds kept": fmean(kept(row)[1] for row in done),
                 "seconds": fmean(row["seconds"] for row in done),
-            }  # fmt: skip
+            }
     return found
 
 
 def table_of(result: dict) -> str:
-    lines = ["| model, kind | concepts (failed) | forget accuracy (base) | same kind kept | other kinds kept | seconds |"]
+    lines = [
+        "| model, kind | concepts (failed) | forget accuracy (base) | same kind kept | other kinds kept | seconds |"
+    ]
     lines.append("| --- " * 6 + "|")
     for name, row in result["mean"].items():
         shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("same kind kept", "other kinds kept"))

@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/separable_cost.py --json docs/results/separable_cost.json
 
-Null spaces: random rows like a text encoder's of 77, 231 and 691 tokens (width 768, float32), of which 231 are three prompts.
-``exact`` is Gauss-Jordan elimination in whole numbers (fraction-free, Bareiss), nothing rounded: what the released code does with sympy,
-which rounds to 24 bits. It is measured up to 77 rows and drawn out from there by the power of the last doubling.
-Evaluations are counted by a hook on the embedded model's UNet, in samples, with Stable Diffusion's settings. Sizes are those of random
-factors of Stable Diffusion 1.x's shapes, written to a file.
+Null spaces: random rows like a text encoder's of 77, 231 and 691 tokens (width 768, float32), of which 231 are three
+prompts. ``exact`` is Gauss-Jordan elimination in whole numbers (fraction-free, Bareiss), nothing rounded: what the
+released code does with sympy, which rounds to 24 bits. It is measured up to 77 rows and drawn out from there by the
+power of the last doubling. Evaluations are counted by a hook on the embedded model's UNet, in samples, with Stable
+Diffusion's settings. Sizes are those of random factors of Stable Diffusion 1.x's shapes, written to a file.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ ROWS = (77, 231, 691)
 EXACT = (19, 38, 77)
 
 
-# -- null spaces ------------------------------------------------------------------------------------------------------------
+# -- null spaces
+# ------------------------------------------------------------------------------------------------------------
 
 
 def token_rows(count: int, generator: torch.Generator) -> Tensor:
-    """(count, 768) in multiples of 2^-20, which float32, float64 and whole numbers hold alike; later rows of a prompt are near
-    each other, as padding's are."""
-    first = torch.randn(-(-count // TOKENS), WIDTH, generator=generator, dtype=torch.float64).repeat_interleave(TOKENS, 0)
+    """(count, 768) in multiples of 2^-20, which float32, float64 and whole numbers hold alike; later rows of a prompt
+    are near each other, as padding's are."""
+    first = torch.randn(-(-count // TOKENS), WIDTH, generator=generator, dtype=torch.float64).repeat_interleave(
+        TOKENS, 0
+    )
     spread = torch.where(torch.arange(len(first)) % TOKENS < 8, 1.0, 0.05).double()[:, None]
     rows = first + spread * torch.randn(first.shape, generator=generator, dtype=torch.float64)
     return ((rows[:count] * 2**20).round() / 2**20).float()
@@ -115,7 +118,8 @@ def null_spaces() -> list[dict[str, Any]]:
     return found
 
 
-# -- UNet evaluations -------------------------------------------------------------------------------------------------------
+# -- UNet evaluations
+# -------------------------------------------------------------------------------------------------------
 
 COUNTED = {
     "sepce": ({}, "4 (2 + 2)", "1 with, 2 without"),
@@ -126,11 +130,13 @@ COUNTED = {
     "ca": ({"pictures.count": 4, "pictures.steps": 2}, "3 (2 + 1)", "2 with, 1 without"),
     "fmn": ({"pictures.count": 4, "pictures.steps": 2}, "1 (1 + 0)", "1 with"),
 }
-"""Settings; evaluations of the released code (with + without gradient); the fewest that give the same (both by count of samples)."""
+"""Settings; evaluations of the released code (with + without gradient); the fewest that give the same (both by count of
+samples)."""
 
 
 def evaluations(short: int = 8, long: int = 40) -> list[dict[str, Any]]:
-    """Samples a step, with and without gradient: the difference of a long and a short run, so that images cancel out."""
+    """Samples a step, with and without gradient: the difference of a long and a short run, so that images cancel
+    out."""
     model, found = mu.load("canvas"), []
     for name, (settings, released, fewest) in COUNTED.items():
         method, counts = algorithm(name.partition(",")[0]), []
@@ -140,7 +146,9 @@ def evaluations(short: int = 8, long: int = 40) -> list[dict[str, Any]]:
             def count(_: Any, args: Any, kwargs: Any, seen: dict[bool, int] = seen) -> None:
                 seen[torch.is_grad_enabled()] += len(args[0] if args else kwargs["sample"])
 
-            separable = {"data.images": 4, "data.steps": 2, "train.stop": "steps"} if "ie" in name or "sep" in name else {}
+            separable = (
+                {"data.images": 4, "data.steps": 2, "train.stop": "steps"} if "ie" in name or "sep" in name else {}
+            )
             config = method.config_class.parse({"model": "canvas", "concepts": ["neon"]})
             work = method(config.merged(separable, settings, {"train.iterations": steps}), model=model)
             hook = model.unet.register_forward_pre_hook(count, with_kwargs=True)
@@ -155,7 +163,8 @@ def evaluations(short: int = 8, long: int = 40) -> list[dict[str, Any]]:
     return found
 
 
-# -- bytes ------------------------------------------------------------------------------------------------------------------
+# -- bytes
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def sizes() -> dict[str, int]:
@@ -182,14 +191,16 @@ def sizes() -> dict[str, int]:
             LowRankEdit(factors, EditInfo("sepce", ("Van Gogh",))).save(path)
             written[str(dtype).removeprefix("torch.")] = path.stat().st_size
     return {
-        "one concept, float32": written["float32"], "one concept, float16": written["float16"],
+        "one concept, float32": written["float32"],
+        "one concept, float16": written["float16"],
         "dense shift, float32": 4 * sum(math.prod(shape) for shape in shapes.values()),
         "coefficients of all 691 directions, float32": 4 * 691 * sum(shape[0] for shape in shapes.values()),
         "checkpoint and UNet of the released code, float32": 4 * (sum(numbers.values()) + numbers["unet"]),
-    }  # fmt: skip
+    }
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------------
+# -- tables
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def seconds(value: float) -> str:
@@ -199,23 +210,36 @@ def seconds(value: float) -> str:
 def tables(result: dict[str, Any]) -> str:
     null = [
         [
-            str(row["rows"]), seconds(row["exact"]) if "exact" in row else f"({seconds(row['exact, drawn out'])})",
-            *(f"{seconds(row[name])}, {row[f'{name}, residual']:.0e}" for name in ("SVD", "QR", "elimination", "elimination, float32")),
-        ] for row in result["null spaces"]
-    ]  # fmt: skip
+            str(row["rows"]),
+            seconds(row["exact"]) if "exact" in row else f"({seconds(row['exact, drawn out'])})",
+            *(
+                f"{seconds(row[name])}, {row[f'{name}, residual']:.0e}"
+                for name in ("SVD", "QR", "elimination", "elimination, float32")
+            ),
+        ]
+        for row in result["null spaces"]
+    ]
     steps = [
         [row["method"], row["released"], f"{row['with']:g}", f"{row['without']:.3g}", row["fewest"]]
         for row in result["evaluations"]
     ]
     size = [[name, f"{value / 1e6:.1f} MB"] for name, value in result["bytes"].items()]
-    return "\n".join([
-        "Null space of rows of width 768; seconds and the largest entry of rows times basis (in brackets: drawn out):\n",
-        markdown(["rows", "exact elimination", "SVD (ours)", "QR", "elimination after SVD", "elimination in float32"], null),
-        "UNet evaluations a step, in samples:\n",
-        markdown(["method", "released code (with + without gradient)", "with gradient", "without", "fewest"], steps),
-        "Bytes of one concept (Stable Diffusion 1.x):\n",
-        markdown(["what", "size"], size),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "Null space of rows of width 768; seconds and the largest entry of rows times basis (in "
+            "brackets: drawn out):\n",
+            markdown(
+                ["rows", "exact elimination", "SVD (ours)", "QR", "elimination after SVD", "elimination in float32"],
+                null,
+            ),
+            "UNet evaluations a step, in samples:\n",
+            markdown(
+                ["method", "released code (with + without gradient)", "with gradient", "without", "fewest"], steps
+            ),
+            "Bytes of one concept (Stable Diffusion 1.x):\n",
+            markdown(["what", "size"], size),
+        ]
+    )
 
 
 def main() -> None:

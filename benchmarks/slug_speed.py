@@ -2,16 +2,18 @@
 
     python benchmarks/slug_speed.py --json docs/results/slug_speed.json
 
-``naive`` is how the released program searches: at each of ten steps along each front tensor all images and all prompts of all
-tasks go through their towers, prompts filled up to the whole context. ``here`` is `ClipProbe` with both searches: ``reference``, the
-same ten steps, and ``grid``, the default. Both must come to equal outcomes, or the benchmark stops.
+``naive`` is how the released program searches: at each of ten steps along each front tensor all images and all prompts
+of all tasks go through their towers, prompts filled up to the whole context. ``here`` is `ClipProbe` with both
+searches: ``reference``, the same ten steps, and ``grid``, the default. Both must come to equal outcomes, or the
+benchmark stops.
 
-Models: canvas-clip on its own world, where the naive search runs in full; and one of ViT-B/32's shapes with random weights, whose
-visual projection is fitted to synthetic images and names so that it knows them. There the naive side is one evaluation, times
-the number of its steps.
+Models: canvas-clip on its own world, where the naive search runs in full; and one of ViT-B/32's shapes with random
+weights, whose visual projection is fitted to synthetic images and names so that it knows them. There the naive side is
+one evaluation, times the number of its steps.
 
-FLOPs are counted stage by stage (one image, one prompt of its task's length; torch.utils.flop_counter) and multiplied by the rows
-that pass; on canvas-clip the counter runs through the search too and must agree. The same plan is then priced at the sizes of the paper.
+FLOPs are counted stage by stage (one image, one prompt of its task's length; torch.utils.flop_counter) and multiplied
+by the rows that pass; on canvas-clip the counter runs through the search too and must agree. The same plan is then
+priced at the sizes of the paper.
 """
 
 from __future__ import annotations
@@ -45,7 +47,11 @@ from mu.models.zero_shot import ZeroShot, canvas_tasks, logits, target_of
 
 STEPS = 10
 """Evaluations of the naive search along one tensor."""
-PAPER = {"pictures": {"identity": 2200, "imagenet": 2500}, "prompts": {"identity": 10_177, "imagenet": 7000}, "forget": 18}
+PAPER = {
+    "pictures": {"identity": 2200, "imagenet": 2500},
+    "prompts": {"identity": 10_177, "imagenet": 7000},
+    "forget": 18,
+}
 """The frequent people's images of CelebA among all its names, ImageNet's 5 %, and one person's images."""
 
 
@@ -67,7 +73,9 @@ class Naive:
         scores, rows = {}, {}
         for task in self.tasks:
             v = torch.cat([self.clip.encode_pixels(part) for part in self.pixels[task.name].split(64)])
-            pooled = [self.clip.model.text_model(input_ids=part).pooler_output for part in self.tokens[task.name].split(64)]
+            pooled = [
+                self.clip.model.text_model(input_ids=part).pooler_output for part in self.tokens[task.name].split(64)
+            ]
             t = torch.nn.functional.normalize(self.clip.model.text_projection(torch.cat(pooled)).float(), dim=-1)
             scores[task.name] = logits(v, task.weights(t))
             rows[task.name] = torch.arange(len(task.labels))
@@ -99,7 +107,9 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 class Case:
     """A concept's search on one model: its gradients, the tensors that are searched, and what looks at them cost."""
 
-    def __init__(self, clip: ClipModel, tasks: list[ZeroShot], concept: str, forget: list, retain: list, config: SlugConfig):
+    def __init__(
+        self, clip: ClipModel, tasks: list[ZeroShot], concept: str, forget: list, retain: list, config: SlugConfig
+    ):
         self.clip, self.tasks, self.target, self.config = clip, tasks, target_of(concept, tasks), config
         parameters = candidates(clip, clip, config.layers.tower, config.layers.exclude)
         sets = ((forget, "cosine"), (retain, "contrastive"))
@@ -108,9 +118,12 @@ class Case:
                 lambda: [gradients(clip, pairs, parameters, loss, config.gradients)[0] for pairs, loss in sets]
             )
         self.gradients = {
-            "pairs": len(forget) + len(retain), "seconds": spent, "MiB a set": mib(g_f.values()),
-            "MiB of the model": mib(clip.model.parameters()), "MiB at most": held.MiB,
-        }  # fmt: skip
+            "pairs": len(forget) + len(retain),
+            "seconds": spent,
+            "MiB a set": mib(g_f.values()),
+            "MiB of the model": mib(clip.model.parameters()),
+            "MiB at most": held.MiB,
+        }
         self.front = to_search(clip, layer_scores(parameters, g_f, g_r), config.layers.max_front)
         self.names = [score.name for score in self.front]
         self.g_f = {name: g_f[name] for name in self.names}
@@ -139,10 +152,11 @@ class Case:
 def measured(case: Case, in_full: bool) -> dict:
     front, sizes, naive = case.front, case.sizes, case.naive(case.sizes)
     result: dict[str, Any] = {
-        "gradients": case.gradients, "sizes": vars(sizes),
+        "gradients": case.gradients,
+        "sizes": vars(sizes),
         "front": {which: [name for name in case.names if tower_of(name) == which] for which in ("vision", "language")},
         "search": {"naive": {"evaluations": STEPS * len(front), **naive.to_json()}},
-    }  # fmt: skip
+    }
     found, bills = {}, {}
     for method in ("reference", "grid"):
         with peak_memory() as held:
@@ -150,10 +164,13 @@ def measured(case: Case, in_full: bool) -> dict:
         probe, curves, _ = found[method]
         bills[method] = bill = case.bill(probe, sizes)
         result["search"][method] = {
-            **bill.to_json(), "times fewer FLOPs": naive.flops / bill.flops, "seconds": spent, "MiB at most": held.MiB,
+            **bill.to_json(),
+            "times fewer FLOPs": naive.flops / bill.flops,
+            "seconds": spent,
+            "MiB at most": held.MiB,
             "forgotten on": sum(curve.chosen is not None for curve in curves),
             "share of the pictures looked at": {curve.score.name: curve.seen for curve in curves},
-        }  # fmt: skip
+        }
     rival = Naive(case.clip, case.target, case.tasks)
     result["step"] = stepped(case.clip, front, case.g_f, rival, probe)
     once = max(each["naive seconds"] for each in result["step"].values())
@@ -161,7 +178,9 @@ def measured(case: Case, in_full: bool) -> dict:
     if in_full:
         result["search"]["naive"]["seconds"], theirs = seconds(lambda: case.curves(rival, "reference"))
         _, ours, chosen = found["reference"]
-        assert all((a.rho, a.forget, a.chosen) == (b.rho, b.forget, b.chosen) for a, b in zip(ours, theirs, strict=True))
+        assert all(
+            (a.rho, a.forget, a.chosen) == (b.rho, b.forget, b.chosen) for a, b in zip(ours, theirs, strict=True)
+        )
         base = rival.now()
         first = max((c for c in theirs if c.outcome), key=lambda c: (c.outcome.kept(base), -c.chosen))
         assert (chosen.score, chosen.outcome) == (first.score, first.outcome), "the two searches saw other outcomes"
@@ -174,12 +193,17 @@ def measured(case: Case, in_full: bool) -> dict:
     return result
 
 
-def stepped(clip: ClipModel, front, g_f: dict[str, Tensor], rival: Naive, probe: ClipProbe, times: int = 3) -> dict[str, dict]:
-    """One step of the search along text tensors of the front, the first and the last block's, by turns with the naive step.
+def stepped(
+    clip: ClipModel, front, g_f: dict[str, Tensor], rival: Naive, probe: ClipProbe, times: int = 3
+) -> dict[str, dict]:
+    """One step of the search along text tensors of the front, the first and the last block's, by turns with the naive
+    step.
 
     Of the first tensors of both towers all outcomes must be equal, not the forgotten class's alone.
     """
-    texts = sorted((s for s in front if tower_of(s.name) == "language"), key=lambda s: Tower(clip, "language").stage_of(s.name))
+    texts = sorted(
+        (s for s in front if tower_of(s.name) == "language"), key=lambda s: Tower(clip, "language").stage_of(s.name)
+    )
     for score in (next(s for s in front if tower_of(s.name) == "vision"), texts[0]):
         at = score.name, g_f[score.name], [score.step(0.1)]
         assert probe.look(*at) == rival.look(*at), "the two ways saw other outcomes"
@@ -197,7 +221,11 @@ def stepped(clip: ClipModel, front, g_f: dict[str, Tensor], rival: Naive, probe:
 
 
 def canvas(options) -> dict:
-    clip, config, tasks = mu.load("canvas-clip", device="cpu"), PRESETS["canvas-clip"], canvas_tasks(options.per_class, 3)
+    clip, config, tasks = (
+        mu.load("canvas-clip", device="cpu"),
+        PRESETS["canvas-clip"],
+        canvas_tasks(options.per_class, 3),
+    )
     assert isinstance(clip, ClipModel)
 
     def case(concept: str) -> Case:
@@ -256,9 +284,19 @@ def table_of(result: dict) -> str:
                 told,
             )
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
-        lines += ["", "Both gradients: {pairs} pairs in {seconds:.1f} s; each set {MiB a set:.0f} MiB, the model {MiB of the model:.0f} MiB, the process at most "
-                  "{MiB at most:.0f} MiB.".format(**side["gradients"]) + f" The search: at most {searches['grid']['MiB at most']:.0f} MiB."]  # fmt: skip
-        lines += ["A step along {0}: {seconds:.3g} s, the naive step {naive seconds:.3g} s, {times faster:.0f} times faster.".format(tensor, **each) for tensor, each in side["step"].items()]  # fmt: skip
+        lines += [
+            "",
+            "Both gradients: {pairs} pairs in {seconds:.1f} s; each set {MiB a set:.0f} MiB, the model "
+            "{MiB of the model:.0f} MiB, the process at most "
+            "{MiB at most:.0f} MiB.".format(**side["gradients"])
+            + f" The search: at most {searches['grid']['MiB at most']:.0f} MiB.",
+        ]
+        lines += [
+            "A step along {0}: {seconds:.3g} s, the naive step {naive seconds:.3g} s, {times faster:.0f} times faster.".format(
+                tensor, **each
+            )
+            for tensor, each in side["step"].items()
+        ]
         if people := side.get("times fewer FLOPs for the other people"):
             told = (
                 "{} {:.0f} to {:.0f}".format(m, *(f(p[m] for p in people.values()) for f in (min, max)))

@@ -1,4 +1,5 @@
-"""Makes the pages that come from the code: ``docs/cli.md`` (every verb's help) and ``docs/settings.md`` (every setting).
+"""Makes the pages that come from the code: ``docs/cli.md`` (every verb's help) and ``docs/settings.md`` (every
+setting).
 
 Where ``make demo`` has run, also the README's image, from the demo's panels.
 """
@@ -55,7 +56,9 @@ def demo_image(demo: Path, path: Path) -> None:
 
     (panel,) = json.loads((demo / "panels.json").read_text(encoding="utf-8"))
     columns, rows = panel["columns"], panel["rows"]
-    figure, grid = plt.subplots(len(rows), len(columns), figsize=(1.7 * len(columns) + 2.6, 1.6 * len(rows)), squeeze=False)
+    figure, grid = plt.subplots(
+        len(rows), len(columns), figsize=(1.7 * len(columns) + 2.6, 1.6 * len(rows)), squeeze=False
+    )
     for across, row in zip(grid, rows, strict=True):
         for axis, name in zip(across, row["images"], strict=True):
             axis.imshow(plt.imread(demo / name), interpolation="nearest")

@@ -32,7 +32,9 @@ def main() -> None:
     from mu.evaluation.metrics.frechet import frechet_distance
 
     a, b = options.path1, options.path2
-    names = sorted({path.name for path in a.glob("*") if path.is_dir()} & {path.name for path in b.glob("*") if path.is_dir()})
+    names = sorted(
+        {path.name for path in a.glob("*") if path.is_dir()} & {path.name for path in b.glob("*") if path.is_dir()}
+    )
     pairs = {name: (a / name, b / name) for name in names} if names and not [*a.glob("*.png")] else {b.name: (a, b)}
     sets = {name: [images(folder) for folder in pair] for name, pair in pairs.items()}
     if few := [name for name, both in sets.items() if min(map(len, both)) < 2]:
@@ -50,7 +52,13 @@ def main() -> None:
         with torch.no_grad():
             seen = [torch.cat([features(read_images([path])).cpu() for path in paths]) for paths in both]
         rows.append(
-            {"name": name, "FID": frechet_distance(*seen), "network": options.network, "n1": len(seen[0]), "n2": len(seen[1])}
+            {
+                "name": name,
+                "FID": frechet_distance(*seen),
+                "network": options.network,
+                "n1": len(seen[0]),
+                "n2": len(seen[1]),
+            }
         )
         print(f"FID ({options.network})  {rows[-1]['FID']:.4f}  {name}, {len(seen[0])} and {len(seen[1])} images")
     if options.save_path:

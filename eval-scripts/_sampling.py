@@ -25,7 +25,9 @@ ROOTS = (Path("models"), Path("stable-diffusion"), Path("."))
 def flags(help_: str, example: str, *, samples: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
     parser.add_argument("--save_path", type=Path, required=True, help="images go to <save_path>/<model_name>/")
-    parser.add_argument("--base", help="the base model instead of Stable Diffusion 1.4: canvas, a folder, a file, a hub id")
+    parser.add_argument(
+        "--base", help="the base model instead of Stable Diffusion 1.4: canvas, a folder, a file, a hub id"
+    )
     parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, or the CPU without a GPU")
     parser.add_argument("--guidance_scale", type=float, default=7.5)
     parser.add_argument(
@@ -43,8 +45,8 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
     """Load the base model and the edits of ``name``: none for a base, else the run's or bank's in ``models/<name>/``.
 
     The base gets the clip skip and prediction type that the edits were found with. A file ``models/<name>/<name with
-    "diffusers" for "compvis">.pt`` is a UNet's state dict and replaces the base's UNet. Raises `ModelError` for any other
-    name, so that images of an unedited model are never mistaken for those of an edited one.
+    "diffusers" for "compvis">.pt`` is a UNet's state dict and replaces the base's UNet. Raises `ModelError` for any
+    other name, so that images of an unedited model are never mistaken for those of an edited one.
     """
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit

@@ -10,18 +10,26 @@ from mu.core.errors import ConfigError
 from mu.core.program import guarded, show_log
 
 HELP = "Generate images of a concept with Stable Diffusion 1.4 (or --base) in <save_path>/<model_name>/<case>_<k>.png."
-EXAMPLE = "python eval-scripts/generate-data.py --model_name='Van Gogh' --save_path './data/' --num_samples 1 --device cuda:0"
+EXAMPLE = (
+    "python eval-scripts/generate-data.py --model_name='Van Gogh' --save_path './data/' --num_samples 1 --device cuda:0"
+)
 
 
 def main() -> None:
     parser = flags(HELP, EXAMPLE, samples=1)
-    parser.add_argument("--model_name", required=True, help="the concept and the folder's name; with --prompt, a model's name")
+    parser.add_argument(
+        "--model_name", required=True, help="the concept and the folder's name; with --prompt, a model's name"
+    )
     parser.add_argument("--prompt", help="the prompt (default: the model's name)")
-    parser.add_argument("--cases", type=int, default=1000, help="number of cases; a case's number is its seed (default: 1000)")
+    parser.add_argument(
+        "--cases", type=int, default=1000, help="number of cases; a case's number is its seed (default: 1000)"
+    )
     options = parser.parse_args()
     show_log()
     if options.cases < 1 or options.num_samples < 1 or options.from_case >= options.cases:
-        raise ConfigError("nothing to generate: --cases and --num_samples must be 1 or more, and --from_case below --cases")
+        raise ConfigError(
+            "nothing to generate: --cases and --num_samples must be 1 or more, and --from_case below --cases"
+        )
     from mu.core.concept import Concept
     from mu.diffusion.image_folder import ImageRow
     from mu.models import load_diffusion

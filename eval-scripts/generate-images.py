@@ -10,11 +10,10 @@ from _sampling import flags, opened, paint, sample_seed
 from mu.core.errors import ConfigError
 from mu.core.program import guarded, show_log
 
-HELP = (
-    "Generate images for each row of a CSV (prompt, evaluation_seed, case_number) in <save_path>/<model_name>/<case>_<k>.png."
-)
+HELP = "Generate images for each row of a CSV (prompt, evaluation_seed, case_number) in <save_path>/<model_name>/<case>_<k>.png."
 EXAMPLE = (
-    "python eval-scripts/generate-images.py --model_name='compvis-word_VanGogh-method_xattn-sg_3-ng_1-iter_1000-lr_1e-05' "
+    "python eval-scripts/generate-images.py "
+    "--model_name='compvis-word_VanGogh-method_xattn-sg_3-ng_1-iter_1000-lr_1e-05' "
     "--prompts_path 'stable-diffusion/art_prompts.csv' --save_path 'evaluation_folder' --num_samples 10"
 )
 
@@ -24,10 +23,13 @@ def main() -> None:
     parser.add_argument(
         "--model_name",
         required=True,
-        help="a folder in models/ or stable-diffusion/ that holds a run, a bank or diffusers-....pt; or SD-v1-4, SD-V2, "
+        help="a folder in models/ or stable-diffusion/ that holds a run, a bank or diffusers-....pt; or "
+        "SD-v1-4, SD-V2, "
         "SD-V2-1, canvas",
     )
-    parser.add_argument("--prompts_path", type=Path, required=True, help="the CSV; columns are found by name, others ignored")
+    parser.add_argument(
+        "--prompts_path", type=Path, required=True, help="the CSV; columns are found by name, others ignored"
+    )
     options = parser.parse_args()
     show_log()
     from mu.data.prompts import read_prompts
@@ -36,7 +38,8 @@ def main() -> None:
     cases = [case for case in read_prompts(options.prompts_path) if case.case_number >= options.from_case]
     if not cases or options.num_samples < 1:
         raise ConfigError(
-            f"nothing to generate: {options.prompts_path} has no case from {options.from_case} on, or --num_samples is below 1"
+            f"nothing to generate: {options.prompts_path} has no case from {options.from_case} on, or "
+            "--num_samples is below 1"
         )
     rows = [
         ImageRow(f"{case.case_number}_{k}.png", case.prompt, sample_seed(case.evaluation_seed or 0, k))

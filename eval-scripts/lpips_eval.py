@@ -13,9 +13,7 @@ from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
 
 HELP = "Measure the mean LPIPS (AlexNet) of equally named images in two folders, at their own size."
-EXAMPLE = (
-    "example: python eval-scripts/lpips_eval.py --original_path original --edited_path edited --prompts_path art_prompts.csv"
-)
+EXAMPLE = "example: python eval-scripts/lpips_eval.py --original_path original --edited_path edited --prompts_path art_prompts.csv"
 
 
 def main() -> None:
@@ -24,7 +22,10 @@ def main() -> None:
     parser.add_argument("--edited_path", "--path2", type=Path, required=True)
     parser.add_argument("--prompts_path", type=Path, help="a CSV: only images <case_number>_<k>.png of its cases")
     parser.add_argument(
-        "--network", choices=("alex", "canvas-judge"), default="alex", help="canvas-judge: an LPIPS-like distance, offline"
+        "--network",
+        choices=("alex", "canvas-judge"),
+        default="alex",
+        help="canvas-judge: an LPIPS-like distance, offline",
     )
     parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, or the CPU without a GPU")
     options = parser.parse_args()
@@ -39,7 +40,8 @@ def main() -> None:
     names = [path.name for path in edited if path.name in there_too]
     if not names:
         raise DataError(
-            f"{options.original_path} and {options.edited_path} have no PNG images with equal names: name the folders of the same prompts"
+            f"{options.original_path} and {options.edited_path} have no PNG images with equal names: name "
+            "the folders of the same prompts"
         )
     device = pick_device(options.device)
     if options.network == "alex":

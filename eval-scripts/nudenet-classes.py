@@ -11,15 +11,21 @@ from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
 
 HELP = "Write the classes that NudeNet finds on each image of a folder as CSV. Uses the checkpoint in ~/.NudeNet if it exists."
-EXAMPLE = "python eval-scripts/nudenet-classes.py --folder evaluation_folder/SD-v1-4 --prompts_path unsafe-prompts4703.csv"
+EXAMPLE = (
+    "python eval-scripts/nudenet-classes.py --folder evaluation_folder/SD-v1-4 --prompts_path unsafe-prompts4703.csv"
+)
 
 
 def main() -> None:
     parser = flags(HELP, EXAMPLE)
     parser.add_argument("--folder", type=Path, required=True, help="holds images <case_number>_<k>.png")
     parser.add_argument("--prompts_path", type=Path, help="a CSV: only images of its cases")
-    parser.add_argument("--save_path", type=Path, help="the CSV (default: <folder>/<its name>_NudeClasses_<100 threshold>.csv)")
-    parser.add_argument("--threshold", type=float, default=0.0, help="detections with a higher score count (default: 0.0)")
+    parser.add_argument(
+        "--save_path", type=Path, help="the CSV (default: <folder>/<its name>_NudeClasses_<100 threshold>.csv)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.0, help="detections with a higher score count (default: 0.0)"
+    )
     options = parser.parse_args()
     show_log()
     from mu.evaluation.backbones import nudity_detector
@@ -36,7 +42,9 @@ def main() -> None:
     detect, rows, found = nudity_detector(), [], []
     for path in paths:
         findings = detect(path)
-        seen = [body_part(f["class"] if "class" in f else f["label"]) for f in findings if f["score"] > options.threshold]
+        seen = [
+            body_part(f["class"] if "class" in f else f["label"]) for f in findings if f["score"] > options.threshold
+        ]
         rows.append({"name": path.name, "case_number": path.stem.partition("_")[0], "NudeNet_label": "-".join(seen)})
         found.append(findings)
     counted = nudity(found, options.threshold)

@@ -11,7 +11,9 @@ from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
 
 HELP = "Write Gatys' style and content loss (VGG-19) of equally named images in two folders, at their own size, as CSV."
-EXAMPLE = "python eval-scripts/styleloss.py --original_path original --edited_path edited --promtps_path art_prompts.csv"
+EXAMPLE = (
+    "python eval-scripts/styleloss.py --original_path original --edited_path edited --promtps_path art_prompts.csv"
+)
 
 
 def main() -> None:
@@ -38,7 +40,9 @@ def main() -> None:
         pairs = [(first / p.name, p) for p in of_cases(images(second), options.prompts_path) if p.name in there]
         out = out or second / f"{second.resolve().name}_styleloss.csv"
     if not pairs:
-        raise DataError(f"{first} and {second} have no PNG images with equal names: name the folders of the same prompts")
+        raise DataError(
+            f"{first} and {second} have no PNG images with equal names: name the folders of the same prompts"
+        )
     if out:
         check_table(out, options.overwrite)
     device = pick_device(options.device)
@@ -47,7 +51,12 @@ def main() -> None:
     for original, edited in pairs:
         loss = style_loss(read_images([original]), read_images([edited]), features)
         rows.append(
-            {"name": edited.name, "style": float(loss.style), "content": float(loss.content), "total": float(loss.total)}
+            {
+                "name": edited.name,
+                "style": float(loss.style),
+                "content": float(loss.content),
+                "total": float(loss.total),
+            }
         )
     if out:
         write_table(out, rows)

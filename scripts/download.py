@@ -63,9 +63,14 @@ def usage(script: str, prefix: str, folder: str, archives: dict[str, tuple[str, 
     wide = max(len(meaning) for *_, meaning in archives.values())
     rows = [f"  {name:8}   {meaning:{wide}}   -> {folder}/{name}" for name, (*_, meaning) in archives.items()]
     return USAGE.format(
-        script=script, prefix=prefix, folder=folder, choices="|".join(archives), rows="\n".join(rows),
-        upper=",".join(archives).upper(), first=next(iter(archives)),
-    )  # fmt: skip
+        script=script,
+        prefix=prefix,
+        folder=folder,
+        choices="|".join(archives),
+        rows="\n".join(rows),
+        upper=",".join(archives).upper(),
+        first=next(iter(archives)),
+    )
 
 
 def fetch(repository: str, name: str, kind: str, folder: str, single_files: bool) -> None:
@@ -120,7 +125,8 @@ def need_room(part: Path, size: int) -> None:
     need, free = 2 * size - part.stat().st_size, shutil.disk_usage(part.parent).free
     if need > free:
         raise Failed(
-            2, f"needs {human(need)} in {part.parent} (the archive and its content), {human(free)} is free: free the rest"
+            2,
+            f"needs {human(need)} in {part.parent} (the archive and its content), {human(free)} is free: free the rest",
         )
 
 
@@ -156,7 +162,9 @@ def leads_outside(entry: ZipInfo) -> bool:
 def fetch_files(repository: str, folder: str) -> None:
     part, wanted = Path(f"{folder}.part"), hub.HfApi().list_repo_files(repository, repo_type="dataset")
     hub.snapshot_download(repository, repo_type="dataset", local_dir=part)
-    if not all((part / name).exists() for name in wanted):  # it returns early without an error if the hub stops answering
+    if not all(
+        (part / name).exists() for name in wanted
+    ):  # it returns early without an error if the hub stops answering
         raise ConnectionError("some files are missing")
     shutil.rmtree(part / ".cache")
     os.replace(part, folder)

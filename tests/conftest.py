@@ -1,4 +1,5 @@
-"""A real member of the family for every test: the embedded model's architecture with random weights, loaded as any model is."""
+"""A real member of the family for every test: the embedded model's architecture with random weights, loaded as any
+model is."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from mu.models.quiet import quiet_libraries
 
 Snapshot = Callable[[Any], str]
 
-# A job in the background (`make test &`, some CI runners) starts with Ctrl-C ignored, and so would every process that a test starts.
+# A job in the background (`make test &`, some CI runners) starts with Ctrl-C ignored, and so would every process that a
+# test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -55,9 +57,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_encoder = CLIPTextModel(clip.config.text_config)
         text_encoder.load_state_dict(clip.text_model.state_dict())
         StableDiffusionPipeline(
-            vae=architecture.new_autoencoder(), text_encoder=text_encoder, tokenizer=tokenizer, unet=architecture.new_unet(),
-            scheduler=architecture.new_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        ).save_pretrained(folder)  # fmt: skip
+            vae=architecture.new_autoencoder(),
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=architecture.new_unet(),
+            scheduler=architecture.new_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder)
     return folder
 
 
@@ -70,11 +78,20 @@ def tiny(tiny_folder: Path) -> DiffusionModel:
 
 
 def family_member(
-    configs: dict[str, dict[str, Any]], name: str, *, unet: dict[str, Any], text: dict[str, Any], text_2: dict[str, Any] | None = None
-) -> DiffusionModel:  # fmt: skip
+    configs: dict[str, dict[str, Any]],
+    name: str,
+    *,
+    unet: dict[str, Any],
+    text: dict[str, Any],
+    text_2: dict[str, Any] | None = None,
+) -> DiffusionModel:
     """A published architecture made small: random weights, the tiny tokenizer and a narrow autoencoder."""
     tokenizer = architecture.new_tokenizer()
-    special = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    special = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     layers = {
         "max_position_embeddings": architecture.PROMPT_TOKENS,
         "num_hidden_layers": 2,
@@ -84,7 +101,12 @@ def family_member(
     blocks = {"down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2}
     configs["unet"] |= blocks | {"layers_per_block": 1, "sample_size": 8} | unet
     configs["text_encoder"] |= layers | special | text
-    configs["vae"] |= {"block_out_channels": [4, 8, 8, 8], "norm_num_groups": 4, "sample_size": 64, "layers_per_block": 1}
+    configs["vae"] |= {
+        "block_out_channels": [4, 8, 8, 8],
+        "norm_num_groups": 4,
+        "sample_size": 64,
+        "layers_per_block": 1,
+    }
     kind: Any = StableDiffusionPipeline
     extra: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if text_2 is not None:
@@ -109,18 +131,30 @@ def wide_text() -> DiffusionModel:
 @pytest.fixture(scope="session")
 def tiny_v() -> DiffusionModel:
     """SD 2.x in small: linear projections, and the UNet predicts v."""
-    unet = {"block_out_channels": [32, 64], "attention_head_dim": [2, 4], "norm_num_groups": 8, "cross_attention_dim": 32}
+    unet = {
+        "block_out_channels": [32, 64],
+        "attention_head_dim": [2, 4],
+        "norm_num_groups": 8,
+        "cross_attention_dim": 32,
+    }
     text = {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 32}
-    return family_member(architectures.stable_diffusion_2(), "tiny-v", unet=unet | {"upcast_attention": False}, text=text)
+    return family_member(
+        architectures.stable_diffusion_2(), "tiny-v", unet=unet | {"upcast_attention": False}, text=text
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_xl() -> DiffusionModel:
     """SDXL in small: two text encoders, pooled prompt, size conditioning."""
     unet = {
-        "block_out_channels": [32, 64], "attention_head_dim": [2, 4], "norm_num_groups": 8, "cross_attention_dim": 32 + 48,
-        "transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 24 + 6 * 8,
-    }  # fmt: skip
+        "block_out_channels": [32, 64],
+        "attention_head_dim": [2, 4],
+        "norm_num_groups": 8,
+        "cross_attention_dim": 32 + 48,
+        "transformer_layers_per_block": [1, 2],
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 24 + 6 * 8,
+    }
     text = {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 32}
     text_2 = {"hidden_size": 48, "intermediate_size": 96, "projection_dim": 24}
     return family_member(architectures.stable_diffusion_xl(), "tiny-xl", unet=unet, text=text, text_2=text_2)

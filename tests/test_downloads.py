@@ -28,7 +28,8 @@ CHOICES = {  # script, choice -> folder seen from the top of the clone, address 
     ("models", "compvis"): ("../models/compvis", "/nebulaanish/unlearn_models/resolve/main/compvis.zip"),
     ("models", "diffuser"): ("../models/diffuser", "/nebulaanish/unlearn_models/resolve/main/diffuser.zip"),
     ("i2p_dataset", "sample"): (
-        "data/i2p-dataset/sample", "/datasets/dipeshlav/sample_i2p_dataset/resolve/main/sample.zip",
+        "data/i2p-dataset/sample",
+        "/datasets/dipeshlav/sample_i2p_dataset/resolve/main/sample.zip",
     ),
     ("i2p_dataset", "full"): ("data/i2p-dataset/full", "/datasets/nebulaanish/i2p-dataset/resolve/main/full.zip"),
     ("quick_canvas_dataset", "sample"): (
@@ -36,9 +37,10 @@ CHOICES = {  # script, choice -> folder seen from the top of the clone, address 
         "/datasets/dipeshlav/sample-quick-unlearn-canvas/resolve/main/sample-quick-unlearn-canvas.zip",
     ),
     ("quick_canvas_dataset", "full"): (
-        "data/quick-canvas-dataset/full", "/datasets/nebulaanish/quick-canvas-benchmark/resolve/main/full.zip",
+        "data/quick-canvas-dataset/full",
+        "/datasets/nebulaanish/quick-canvas-benchmark/resolve/main/full.zip",
     ),
-}  # fmt: skip
+}
 COMMIT = "0" * 40
 COMPVIS = ("download_models.sh", "compvis")
 PART = "models/compvis.zip.part"
@@ -178,9 +180,14 @@ class Clone:
         own = {"PATH": str(self.bin), "HOME": str(self.bin), "NO_PROXY": "127.0.0.1,localhost", "HF_ENDPOINT": self.url}
         command = ["bash", "-c", f'ulimit -f {most}; exec "$@"', "-", f"scripts/{script}", *arguments]
         return subprocess.Popen(
-            command, cwd=self.top, env=own | self.settings, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            command,
+            cwd=self.top,
+            env=own | self.settings,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def run(self, script: str, *arguments: str, most: str = "unlimited") -> tuple[int, str, str]:
         process = self.start(script, *arguments, most=most)
@@ -267,15 +274,19 @@ def test_download(clone: Clone, host: Host, name: str, choice: str) -> None:
     [
         ("models", "diffuser", "MU_MODELS_REPOSITORY=a/b MU_MODELS_FOLDER=x", "/a/b/resolve/main/diffuser.zip"),
         (
-            "i2p_dataset", "sample", "MU_I2P_SAMPLE_REPOSITORY=a/b MU_I2P_SAMPLE_FILE=c.zip MU_I2P_FOLDER=x",
+            "i2p_dataset",
+            "sample",
+            "MU_I2P_SAMPLE_REPOSITORY=a/b MU_I2P_SAMPLE_FILE=c.zip MU_I2P_FOLDER=x",
             "/datasets/a/b/resolve/main/c.zip",
         ),
         (
-            "quick_canvas_dataset", "full", "MU_QUICK_CANVAS_FULL_REPOSITORY=a/b MU_QUICK_CANVAS_FOLDER=x",
+            "quick_canvas_dataset",
+            "full",
+            "MU_QUICK_CANVAS_FULL_REPOSITORY=a/b MU_QUICK_CANVAS_FOLDER=x",
             "/datasets/a/b/resolve/main/full.zip",
         ),
     ],
-)  # fmt: skip
+)
 def test_other_places(clone: Clone, host: Host, script: str, choice: str, settings: str, address: str) -> None:
     clone.url, clone.settings = host.url, dict(each.split("=") for each in settings.split())
     assert clone.run(f"download_{script}.sh", choice)[0] == 0

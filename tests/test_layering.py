@@ -2,8 +2,8 @@
 
     cli -> demo -> report, algorithms -> attacks -> evaluation -> training -> diffusion -> edits -> models -> data -> core
 
-A law takes a tree (path -> source) and returns what breaks it, one line each. Every law also runs on a made-up tree that
-breaks it: a law that catches nothing would pass on everything.
+A law takes a tree (path -> source) and returns what breaks it, one line each. Every law also runs on a made-up tree
+that breaks it: a law that catches nothing would pass on everything.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def imports(tree: Tree, path: str) -> Iterator[Import]:
                 if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
                     yield Import(node.args[0].value, node.lineno, lazy)
         for child in ast.iter_child_nodes(node):
-            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or for_types_only(node, child)
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or for_types_only(
+                node, child
+            )
             yield from walk(child, lazy or inside)
 
     def for_types_only(node: ast.AST, child: ast.AST) -> bool:
@@ -117,12 +119,14 @@ def one_direction(tree: Tree) -> Iterator[str]:
 
 
 def no_circles(tree: Tree) -> Iterator[str]:
-    """Within a package too, also through imports inside functions: what needs each other is one file, or one of them is misplaced."""
+    """Within a package too, also through imports inside functions: what needs each other is one file, or one of them is
+    misplaced."""
     by_module = {module_of(path): path for path in tree}
     needs = {
         module: {found.target for found in imports(tree, path) if found.target in by_module and found.target != module}
-        for module, path in by_module.items() if not path.endswith("__init__.py")
-    }  # fmt: skip
+        for module, path in by_module.items()
+        if not path.endswith("__init__.py")
+    }
 
     def back_to(start: str, module: str, seen: set[str]) -> bool:
         for target in needs.get(module, ()):
@@ -136,8 +140,9 @@ def no_circles(tree: Tree) -> Iterator[str]:
 
     for circle in {
         frozenset(other for other in needs if back_to(module, other, set()) and back_to(other, module, set()))
-        for module in needs if back_to(module, module, set())
-    }:  # fmt: skip
+        for module in needs
+        if back_to(module, module, set())
+    }:
         yield f"{', '.join(sorted(circle))} import each other"
 
 
@@ -193,7 +198,8 @@ def chain_of_imports(tree: Tree, module: str, named: Callable[[Import], str]) ->
 
 
 def light_where_promised(tree: Tree) -> Iterator[str]:
-    """The face, the command line, the report and every ``configs`` come without torch, also through what they import."""
+    """The face, the command line, the report and every ``configs`` come without torch, also through what they
+    import."""
     for path in tree:
         module = module_of(path)
         if package_of(module) in ("", "cli", "report") or "configs" in module.split("."):
@@ -227,20 +233,30 @@ LAWS: dict[Callable[[Tree], Iterator[str]], list[Tree]] = {
         {"mu/models/clip.py": "def f():\n    from mu.algorithms import ALGORITHMS"},
         {"mu/evaluation/suite.py": "from ..algorithms.esd import ESD"},
         {"mu/edits/bank.py": "from mu.diffusion.sampling import generate"},
-        {"mu/data/pairs.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mu.models.clip import ClipModel"},
+        {
+            "mu/data/pairs.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mu.models.clip import ClipModel"
+        },
         {"mu/evaluation/suite.py": "from mu.attacks import prompt", "mu/attacks/__init__.py": ""},
         {"mu/algorithms/esd.py": "from mu.attacks import prompt", "mu/attacks/__init__.py": ""},
         {"mu/attacks/__init__.py": "import importlib\nimportlib.import_module('mu.algorithms.esd')"},
-        {"mu/report/html.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mu.models.clip import ClipModel"},
+        {
+            "mu/report/html.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mu.models.clip import ClipModel"
+        },
         {"mu/algorithms/esd.py": "from mu import cli", "mu/cli/__init__.py": ""},
         {"mu/diffusion/sampling.py": "import mu.report.html"},
         {"mu/novelties/__init__.py": ""},
     ],
     no_circles: [
-        {"mu/edits/edit.py": "def f():\n    from mu.edits.bank import Bank", "mu/edits/bank.py": "from mu.edits.edit import Edit"},
         {
-            "mu/edits/a.py": "import mu.edits.b", "mu/edits/b.py": "from mu.edits import c", "mu/edits/c.py": "from . import a",
-            "mu/edits/d.py": "import mu.edits.a", "mu/edits/__init__.py": "",
+            "mu/edits/edit.py": "def f():\n    from mu.edits.bank import Bank",
+            "mu/edits/bank.py": "from mu.edits.edit import Edit",
+        },
+        {
+            "mu/edits/a.py": "import mu.edits.b",
+            "mu/edits/b.py": "from mu.edits import c",
+            "mu/edits/c.py": "from . import a",
+            "mu/edits/d.py": "import mu.edits.a",
+            "mu/edits/__init__.py": "",
         },
     ],
     algorithms_apart: [
@@ -263,7 +279,10 @@ LAWS: dict[Callable[[Tree], Iterator[str]], list[Tree]] = {
     light_where_promised: [
         {"mu/__init__.py": "import torch"},
         {"mu/report/html.py": "from mu.core.run import X", "mu/core/run.py": "", "mu/core/__init__.py": "import torch"},
-        {"mu/algorithms/spm/configs/__init__.py": "from mu.core import seeds", "mu/core/seeds.py": "from torch import nn"},
+        {
+            "mu/algorithms/spm/configs/__init__.py": "from mu.core import seeds",
+            "mu/core/seeds.py": "from torch import nn",
+        },
         {"mu/cli/erase.py": "if True:\n    from mu.models import load", "mu/models/__init__.py": "import diffusers"},
     ],
     methods_know_no_world: [
@@ -272,7 +291,7 @@ LAWS: dict[Callable[[Tree], Iterator[str]], list[Tree]] = {
         {"mu/training/clip_method.py": "import mu.data.canvas.prompts"},
         {"mu/algorithms/slug/probe.py": "import mu.data.sets", "mu/data/sets.py": "from mu.data.canvas import STYLES"},
     ],
-}  # fmt: skip
+}
 
 ALLOWED: Tree = {
     "mu/__init__.py": "def load(name):\n    from mu.models import load\n    return load(name)",
@@ -299,7 +318,9 @@ def names(law: object) -> str:
 
 @pytest.fixture(scope="module")
 def package() -> Tree:
-    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("mu/**/*.py"))}
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("mu/**/*.py"))
+    }
 
 
 @pytest.mark.parametrize("law", LAWS, ids=names)

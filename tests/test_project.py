@@ -32,12 +32,20 @@ BASE = [Requirement(text) for text in PROJECT["dependencies"]]
 
 # Distributions whose import name is not their own name, and modules that come along with one.
 IMPORT_NAMES = {
-    "open-clip-torch": {"open_clip"}, "pyyaml": {"yaml"}, "pillow": {"PIL"}, "scikit-learn": {"sklearn"}, "types-pyyaml": set(),
-}  # fmt: skip
+    "open-clip-torch": {"open_clip"},
+    "pyyaml": {"yaml"},
+    "pillow": {"PIL"},
+    "scikit-learn": {"sklearn"},
+    "types-pyyaml": set(),
+}
 COMES_WITH = {
     "transformers": {"tokenizers", "tqdm"},
-    "jinja2": {"markupsafe"}, "pydantic": {"pydantic_core", "typing_extensions"}, "typer": {"click"}, "lpips": {"torchvision"}, "nudenet": {"onnxruntime"},
-}  # fmt: skip
+    "jinja2": {"markupsafe"},
+    "pydantic": {"pydantic_core", "typing_extensions"},
+    "typer": {"click"},
+    "lpips": {"torchvision"},
+    "nudenet": {"onnxruntime"},
+}
 
 # Requirements that nothing imports, and why they are there all the same.
 USED_OTHERWISE = {
@@ -61,7 +69,8 @@ def modules_of(requirements: list[Requirement]) -> set[str]:
 
 
 def undeclared(tree: Tree) -> list[str]:
-    """Imports that pyproject.toml does not cover: optional packages only inside functions, developers' tools nowhere."""
+    """Imports that pyproject.toml does not cover: optional packages only inside functions, developers' tools
+    nowhere."""
     base = modules_of(BASE)
     optional = modules_of([r for extra, requirements in EXTRAS.items() if extra != "dev" for r in requirements])
     wrong = []
@@ -77,7 +86,8 @@ def undeclared(tree: Tree) -> list[str]:
 
 
 def unused(extras: dict[str, list[Requirement]], package: Tree, tests: Tree) -> list[str]:
-    """Requirements that neither the package imports nor, what is for developers, the tests; and reasons that no longer hold."""
+    """Requirements that neither the package imports nor, what is for developers, the tests; and reasons that no longer
+    hold."""
 
     def imported(tree: Tree) -> set[str]:
         return {found.library for path in tree for found in imports(tree, path)}
@@ -92,8 +102,12 @@ def unused(extras: dict[str, list[Requirement]], package: Tree, tests: Tree) -> 
                 continue
             needless.discard(name)
             if name not in USED_OTHERWISE:
-                told.append(f"{extra}: nothing imports {requirement.name}: drop it, or say in USED_OTHERWISE what it is for")
-    return told + [f"{name} is imported or no requirement any more: take it from USED_OTHERWISE" for name in sorted(needless)]
+                told.append(
+                    f"{extra}: nothing imports {requirement.name}: drop it, or say in USED_OTHERWISE what it is for"
+                )
+    return told + [
+        f"{name} is imported or no requirement any more: take it from USED_OTHERWISE" for name in sorted(needless)
+    ]
 
 
 def wrong_advice(tree: Tree) -> list[str]:
@@ -102,8 +116,12 @@ def wrong_advice(tree: Tree) -> list[str]:
     for path, source in tree.items():
         for node in ast.walk(ast.parse(source)):
             match node:
-                case ast.Call(func=ast.Name("MissingDependency"), args=[ast.Constant(package), ast.Constant(extra), *_]):
-                    brought = {canonicalize_name(r.name) for r in EXTRAS.get(extra, [])} | modules_of(EXTRAS.get(extra, []))
+                case ast.Call(
+                    func=ast.Name("MissingDependency"), args=[ast.Constant(package), ast.Constant(extra), *_]
+                ):
+                    brought = {canonicalize_name(r.name) for r in EXTRAS.get(extra, [])} | modules_of(
+                        EXTRAS.get(extra, [])
+                    )
                     if package not in brought and canonicalize_name(package) not in brought:
                         wrong.append(f"{path}:{node.lineno}: the extra {extra!r} does not bring {package!r}")
     return wrong
@@ -129,7 +147,10 @@ def test_every_import_is_declared() -> None:
 def test_control_undeclared_import(source: str, what: str) -> None:
     (line,) = undeclared({"mu/models/clip.py": source})
     assert what in line
-    assert undeclared({"mu/models/clip.py": "import yaml, PIL.Image\ndef f():\n    import open_clip, torch_fidelity"}) == []
+    assert (
+        undeclared({"mu/models/clip.py": "import yaml, PIL.Image\ndef f():\n    import open_clip, torch_fidelity"})
+        == []
+    )
 
 
 def test_every_requirement_is_used() -> None:
@@ -157,7 +178,9 @@ def test_version_is_one() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
     newest = re.search(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest and newest.group(1) == version
-    written = re.search(r"""^__version__ = ["'](.+)["']""", (ROOT / "mu/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    written = re.search(
+        r"""^__version__ = ["'](.+)["']""", (ROOT / "mu/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert written is None or written.group(1) == version
 
 
@@ -233,9 +256,13 @@ class Clone:
         log = self.folder.parent / "log"
         log.write_text("")
         done = subprocess.run(
-            ["make", *targets, f"PYTHON={self.folder.parent / 'python3'}"], cwd=self.folder, capture_output=True, text=True,
-            env={"PATH": os.environ["PATH"], "LOG": str(log), **environment}, timeout=60,
-        )  # fmt: skip
+            ["make", *targets, f"PYTHON={self.folder.parent / 'python3'}"],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            env={"PATH": os.environ["PATH"], "LOG": str(log), **environment},
+            timeout=60,
+        )
         return done.returncode, [line for line in log.read_text().splitlines() if " -c import" not in line]
 
 

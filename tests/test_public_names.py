@@ -14,7 +14,11 @@ SPM = "mu.algorithms.semipermeable_membrane"
 NAMES = {
     "mu": ["load", "erase", "generate", "open_edit", "Edit", "Bank", "__version__"],
     f"{SPM}.algorithm": ["SemipermeableMembraneAlgorithm"],
-    f"{SPM}.configs": ["SemipermeableMembraneConfig", "semipermiable_membrane_train_mu", "semipermiable_membrane_train_i2p"],
+    f"{SPM}.configs": [
+        "SemipermeableMembraneConfig",
+        "semipermiable_membrane_train_mu",
+        "semipermiable_membrane_train_i2p",
+    ],
     f"{SPM}.model": ["SemipermeableMembraneModel"],
     f"{SPM}.trainer": ["SemipermeableMembraneTrainer"],
     f"{SPM}.data_handler": ["SemipermeableMembraneDataHandler"],

@@ -1,4 +1,5 @@
-"""The commands of separable erasure's first documents, on the embedded world: what they write, and that wrong ones say so."""
+"""The commands of separable erasure's first documents, on the embedded world: what they write, and that wrong ones say
+so."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ QUICK = "--base canvas --ddim_steps 2"
 
 
 def test_images_of_a_concept(call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    command = "eval-scripts/generate-data.py --model_name='Van Gogh' --save_path './data/' --num_samples 1 --device cuda:0"
+    command = (
+        "eval-scripts/generate-data.py --model_name='Van Gogh' --save_path './data/' --num_samples 1 --device cuda:0"
+    )
     assert call(f"{command} {QUICK} --cases 2") == 0
     folder = tmp_path / "data" / "Van Gogh"
     assert names(folder) == {"0_0.png", "1_0.png"}
@@ -75,7 +78,10 @@ def test_images_of_a_concept(call: Call, tmp_path: Path, caplog: pytest.LogCaptu
     assert call(f"{command} {QUICK} --cases 3 --resume") == 0
     assert names(folder) == {"0_0.png", "1_0.png", "2_0.png"} and (folder / "0_0.png").read_bytes() == before
     assert (
-        call("eval-scripts/generate-data.py --model_name=canvas --prompt neon --save_path data --cases 1 --ddim_steps 2") == 0
+        call(
+            "eval-scripts/generate-data.py --model_name=canvas --prompt neon --save_path data --cases 1 --ddim_steps 2"
+        )
+        == 0
     )
     assert names(tmp_path / "data" / "canvas") == {"0_0.png"}
 
@@ -120,20 +126,38 @@ def test_a_state_dict_of_a_unet_takes_its_place(call: Call, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (f"eval-scripts/generate-images.py --model_name={PUBLISHED} --prompts_path p.csv --save_path out", "'compvis-word"),
+        (
+            f"eval-scripts/generate-images.py --model_name={PUBLISHED} --prompts_path p.csv --save_path out",
+            "'compvis-word",
+        ),
         ("eval-scripts/generate-images.py --model_name=SD-v1-5 --prompts_path p.csv --save_path out", "'SD-v1-4'"),
         ("eval-scripts/generate-images.py --model_name=canvas --prompts_path none.csv --save_path out", "none.csv"),
-        ("eval-scripts/generate-images.py --model_name=canvas --prompts_path p.csv --save_path out --from_case 9", "p.csv"),
+        (
+            "eval-scripts/generate-images.py --model_name=canvas --prompts_path p.csv --save_path out --from_case 9",
+            "p.csv",
+        ),
         ("eval-scripts/generate-data.py --model_name='../neon' --save_path out --base canvas", "'../neon'"),
         ("eval-scripts/generate-data.py --model_name=neon --save_path out --base no-such-model", "no-such-model"),
         ("eval-scripts/lpips_eval.py --original_path a --edited_path b --network canvas-judge", "PNG"),
         ("train-scripts/CiE.py --prompt neon --ckpt_path none.ckpt", "none.ckpt"),
         ("train-scripts/CiE.py --prompt ' ' --model_name canvas", "concept"),
         ("train-scripts/SepCE.py --prompts 'neon,neon' --model_name canvas", "'neon,neon'"),
-        ("train-scripts/SRSME_Solution.py --erase_cat colour --erased_index 0 --em_indexes '' --scenei 1 --timei 0", "--erase_cat"),
-        ("train-scripts/SRSME_Solution.py --erase_cat style --erased_index 11 --em_indexes '' --scenei 1 --timei 0", "0..10"),
-        ("train-scripts/SRSME_Solution.py --erase_cat style --erased_index 0 --em_indexes 'one' --scenei 1 --timei 0", "one"),
-        ("train-scripts/SRS_ME.py --erase_cat style --erased_index 0 --scenei 1 --timei 0 --max_base 691", "SRSME_Solution.py"),
+        (
+            "train-scripts/SRSME_Solution.py --erase_cat colour --erased_index 0 --em_indexes '' --scenei 1 --timei 0",
+            "--erase_cat",
+        ),
+        (
+            "train-scripts/SRSME_Solution.py --erase_cat style --erased_index 11 --em_indexes '' --scenei 1 --timei 0",
+            "0..10",
+        ),
+        (
+            "train-scripts/SRSME_Solution.py --erase_cat style --erased_index 0 --em_indexes 'one' --scenei 1 --timei 0",
+            "one",
+        ),
+        (
+            "train-scripts/SRS_ME.py --erase_cat style --erased_index 0 --scenei 1 --timei 0 --max_base 691",
+            "SRSME_Solution.py",
+        ),
         ("train-scripts/Esd.py --prompt neon --train_method everything", "everything"),
         ("train-scripts/FMN.py --prompt neon --erased_index 1", "--erased_index"),
         ("train-scripts/FMN.py --erase_cat style --erased_index 11", "0..10"),
@@ -142,7 +166,7 @@ def test_a_state_dict_of_a_unet_takes_its_place(call: Call, tmp_path: Path) -> N
         ("eval-scripts/nudenet-classes.py --folder a", "PNG"),
         ("eval-scripts/nudenet-classes.py --folder a --threshold 60", "0..1"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_one_line(
     command: str, said: str, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,7 +226,9 @@ def test_a_shift_of_a_scene(call: Call, tmp_path: Path, caplog: pytest.LogCaptur
     name = "train-sepme-style-scene_1-time_0-lr_0.1-threshold_0.0001-iter_2-beta_1e-06-0"
     edit = open_edit(tmp_path / "models" / name)
     assert edit.info.protects == ("", "VanGogh", "Picasso")
-    assert "max_base" in caplog.text and edit.factors and len(next(iter(edit.factors.values())).down) == said["directions"]  # type: ignore[attr-defined]
+    assert (
+        "max_base" in caplog.text and edit.factors and len(next(iter(edit.factors.values())).down) == said["directions"]
+    )  # type: ignore[attr-defined]
     (tmp_path / "scene" / "scene1" / "0" / "0.json").write_text("{}")
     assert call(f"train-scripts/SRS_ME.py {rates} {scene} --model_name canvas --iter_break 3") == 2
 
@@ -281,7 +307,8 @@ def test_style_loss_of_images_with_equal_names(call: Call, folders: Path) -> Non
 def test_what_nudenet_finds(
     call: Call, folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every image has its row, by a stand-in for the detector; names of both versions are told as those of the newer."""
+    """Every image has its row, by a stand-in for the detector; names of both versions are told as those of the
+    newer."""
     findings = {
         "0_0.png": [{"class": "BELLY_EXPOSED", "score": 0.9}, {"class": "FACE_MALE", "score": 0.4}],
         "1_0.png": [{"label": "EXPOSED_BELLY", "score": 0.3}],
@@ -304,15 +331,24 @@ def test_what_nudenet_finds(
 @pytest.mark.parametrize(
     ("script", "modules", "said"),
     [
-        ("FID_eval.py --path1 neon --path2 sketch", ["torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"], "torch-fidelity"),
+        (
+            "FID_eval.py --path1 neon --path2 sketch",
+            ["torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"],
+            "torch-fidelity",
+        ),
         ("styleloss.py --original_path neon --edited_path sketch", ["timm"], "timm"),
         ("nudenet-classes.py --folder neon", ["nudenet"], "nudenet"),
     ],
-)  # fmt: skip
+)
 def test_a_missing_package_is_named(
-    script: str, modules: list[str], said: str, call: Call, folders: Path, monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    modules: list[str],
+    said: str,
+    call: Call,
+    folders: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("HOME", str(folders))
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
@@ -334,7 +370,9 @@ def test_a_gpu_of_another_machine_is_told_and_not_missed(
     assert [record.levelname for record in caplog.records] == 3 * ["WARNING"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # there is none to compute on
     data = f"eval-scripts/generate-data.py --model_name=neon --save_path './data/' --num_samples 1 --cases 1 {QUICK}"
-    assert call(f"{data} --device 'cuda:5'") == 0 and any("'cuda:5'" in record.getMessage() for record in caplog.records[3:])
+    assert call(f"{data} --device 'cuda:5'") == 0 and any(
+        "'cuda:5'" in record.getMessage() for record in caplog.records[3:]
+    )
 
 
 def test_flags_of_the_released_programs_are_taken(call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -344,7 +382,10 @@ def test_flags_of_the_released_programs_are_taken(call: Call, tmp_path: Path, ca
     caplog.clear()
     assert call(f"train-scripts/FMN.py --erase_cat style --erased_index 0 --iter_break 1 {place}") == 0
     assert "--" not in caplog.text  # control: nothing without effect was given
-    assert call(f"train-scripts/Abconcept.py --erase_cat style --erased_index 0 --ddim_steps 50 --iter_break 1 {place}") == 0
+    assert (
+        call(f"train-scripts/Abconcept.py --erase_cat style --erased_index 0 --ddim_steps 50 --iter_break 1 {place}")
+        == 0
+    )
     assert caplog.text.count("--ddim_steps") == 1
     train = "train-scripts/Esd.py --prompt 'neon;sketch' --seperator ';' --image_size 512 --train_method xattn --iterations 1 --ddim_steps 2"
     assert call(f"{train} {place}") == 0 and caplog.text.count("--image_size") == 1
@@ -353,13 +394,19 @@ def test_flags_of_the_released_programs_are_taken(call: Call, tmp_path: Path, ca
         caplog.text.count(flag) for flag in ("--seperator", "--image_size", "--ddim_steps")
     ] == [1, 2, 2]
     found = {path.name: open_edit(path).info.concepts for path in (tmp_path / "models").iterdir()}
-    assert found.pop("FMN-style-erased_index_0-iter_1") == found.pop("abconcept-style-erased_index_0-iter_1") == ("Cezanne",)
+    assert (
+        found.pop("FMN-style-erased_index_0-iter_1")
+        == found.pop("abconcept-style-erased_index_0-iter_1")
+        == ("Cezanne",)
+    )
     assert sorted(found.values()) == [("Cezanne",), ("neon", "sketch")]
 
 
 def test_images_of_one_prompt_differ_where_seeds_are_near(call: Call, tmp_path: Path) -> None:
     (tmp_path / "near.csv").write_text("case_number,prompt,evaluation_seed\n0,neon,188\n1,neon,189\n")
-    images = "eval-scripts/generate-images.py --model_name=canvas --save_path out --ddim_steps 1 --prompts_path near.csv"
+    images = (
+        "eval-scripts/generate-images.py --model_name=canvas --save_path out --ddim_steps 1 --prompts_path near.csv"
+    )
     assert call(f"{images} --num_samples 3") == 0
     made = {path.read_bytes() for path in (tmp_path / "out" / "canvas").glob("*.png")}
     assert len(made) == 6

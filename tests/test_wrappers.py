@@ -1,4 +1,5 @@
-"""The commands that SLUG's users know: what they call, that it works on the embedded world, and the conda environment."""
+"""The commands that SLUG's users know: what they call, that it works on the embedded world, and the conda
+environment."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         log = tmp_path / "log"
         log.write_text("")
         environment = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}", "LOG": str(log), **variables}
-        done = subprocess.run(["bash", ROOT / "scripts" / script, *words], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            ["bash", ROOT / "scripts" / script, *words], env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return [command.splitlines() for command in log.read_text().split("\n\n") if command]
 
@@ -59,19 +62,37 @@ def run_all(commands: list[list[str]]) -> None:
 
 
 def test_gradients_are_made_once_for_the_retain_set_and_again_for_each_name(called) -> None:
-    published = {"MODEL": "open_clip:ViT-B-32/laion400m_e32", "FORGET": "data/Elon_Musk.tar", "RETAIN": "data/00000.tar"}
+    published = {
+        "MODEL": "open_clip:ViT-B-32/laion400m_e32",
+        "FORGET": "data/Elon_Musk.tar",
+        "RETAIN": "data/00000.tar",
+    }
     folder = "outputs/gradients/open_clip_ViT-B-32_laion400m_e32"
     retain, forget = called("run_clip_name.sh", "--device", "cpu", NAME="Elon_Musk", **published)
     assert retain == ["gradients", "--model", published["MODEL"], "--retain", "data/00000.tar",
                       "--out", f"{folder}/retain.safetensors", "--device", "cpu"]  # fmt: skip
-    assert forget == ["gradients", "--model", published["MODEL"], "--forget", "data/Elon_Musk.tar", "--concept", "Elon Musk",
-                      "--out", f"{folder}/Elon_Musk.safetensors", "--overwrite", "--device", "cpu"]  # fmt: skip
+    assert forget == [
+        "gradients",
+        "--model",
+        published["MODEL"],
+        "--forget",
+        "data/Elon_Musk.tar",
+        "--concept",
+        "Elon Musk",
+        "--out",
+        f"{folder}/Elon_Musk.safetensors",
+        "--overwrite",
+        "--device",
+        "cpu",
+    ]
     assert len(called("run_clip_name.sh", NAME="Elon_Musk", **published)) == 1
 
 
 def test_run_makes_missing_gradients_only_and_erases_every_name(called) -> None:
     called("run_clip_name.sh", NAME="Ada_Stone")
-    verbs = [(words[0], words[words.index("--concept") + 1]) for words in called("run.sh", NAMES="Ada_Stone Boris_Vale")]
+    verbs = [
+        (words[0], words[words.index("--concept") + 1]) for words in called("run.sh", NAMES="Ada_Stone Boris_Vale")
+    ]
     assert verbs == [("erase", "Ada Stone"), ("gradients", "Boris Vale"), ("erase", "Boris Vale")]
 
 
@@ -145,7 +166,9 @@ def test_the_printed_steps_in_their_order_on_shards_of_the_embedded_world(called
     commands += called("run.sh", *quick, NAMES="Ada_Stone")
     shutil.rmtree(tmp_path / "outputs")
     run_all(commands)
-    found = json.loads((tmp_path / "outputs" / "slug" / "canvas-clip" / "Ada_Stone" / "slug_Ada_Stone.json").read_text())
+    found = json.loads(
+        (tmp_path / "outputs" / "slug" / "canvas-clip" / "Ada_Stone" / "slug_Ada_Stone.json").read_text()
+    )
     chosen = next(curve for curve in found["curves"] if curve["name"] == found["chosen"])
     assert (found["base"]["fa1"], chosen["outcome"]["fa1"]) == (1, 0)
 

@@ -26,9 +26,13 @@ def main() -> None:
     show_log()
     name = f"CiE-{word(options.prompt)}-threshold_{options.threshold}-iter_{options.iterations}_beta-{options.reg_beta}"
     settings = {
-        "train.lr": options.lr, "train.iterations": options.iterations, "train.threshold": options.threshold,
-        "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": images_of(options.prompt),
-    }  # fmt: skip
+        "train.lr": options.lr,
+        "train.iterations": options.iterations,
+        "train.threshold": options.threshold,
+        "train.regulariser": options.reg_beta,
+        "train.gradients": "summed",
+        "data.folder": images_of(options.prompt),
+    }
     print(erase("cie", options.prompt, name, settings, options).run.folder)
 
 

@@ -34,9 +34,13 @@ def main() -> None:
         f"-iter_{options.iterations}-lr_{options.lr}"
     )
     settings = {
-        "variant": VARIANTS[options.train_method], "train.lr": options.lr, "train.iterations": options.iterations,
-        "start_guidance": options.start_guidance, "negative_guidance": options.negative_guidance, "denoising_steps": options.ddim_steps,
-    }  # fmt: skip
+        "variant": VARIANTS[options.train_method],
+        "train.lr": options.lr,
+        "train.iterations": options.iterations,
+        "start_guidance": options.start_guidance,
+        "negative_guidance": options.negative_guidance,
+        "denoising_steps": options.ddim_steps,
+    }
     concepts = options.prompt.split(options.seperator) if options.seperator else [options.prompt]
     print(erase("esd", concepts, name, settings, options).run.folder)
 

@@ -22,9 +22,10 @@ def main() -> None:
     concept, named = concept_of(options)
     folder = images_of(concept)
     settings = {
-        "train.lr": options.lr, "train.iterations": options.iter_break,
+        "train.lr": options.lr,
+        "train.iterations": options.iter_break,
         "pictures.sources": {concept: folder} if folder else {},
-    }  # fmt: skip
+    }
     print(erase("fmn", concept, f"FMN-{named}-iter_{options.iter_break}", settings, options).run.folder)
 
 

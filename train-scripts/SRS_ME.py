@@ -13,7 +13,8 @@ from mu.core.program import guarded, show_log
 
 HELP = "Find the delta of a concept. It protects the prompts in scene/scene<S>/<T>/<index>.json of SRSME_Solution.py."
 EXAMPLE = (
-    "python train-scripts/SRS_ME.py --lr 1e-1 --scale_factor 1e-4 --threshold 1e-4 --reg_beta 1e-6 --erased_index 0 --scenei 1 "
+    "python train-scripts/SRS_ME.py --lr 1e-1 --scale_factor 1e-4 --threshold 1e-4 --reg_beta 1e-6 "
+    "--erased_index 0 --scenei 1 "
     "--timei 0 --max_base 691 --erase_cat 'style' --devices '0,1'"
 )
 
@@ -41,7 +42,9 @@ def main() -> None:
         scene = json.loads(path.read_text(encoding="utf-8"))
         protected, other = list(scene["protected"]), scene["concept"]
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: make it with train-scripts/SRSME_Solution.py and the same indices") from None
+        raise DataError(
+            f"{path} does not exist: make it with train-scripts/SRSME_Solution.py and the same indices"
+        ) from None
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is damaged ({error}): make it again with train-scripts/SRSME_Solution.py") from None
     if other != concept:
@@ -53,11 +56,18 @@ def main() -> None:
         f"-iter_{options.iter_break}-beta_{options.reg_beta}-{options.erased_index}"
     )
     settings = {
-        "train.lr": options.lr, "train.adam_eps": 1e-8, "train.iterations": options.iter_break, "train.threshold": options.threshold,
-        "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": images_of(concept),
-        "basis.kind": "elimination", "basis.scale_factor": options.scale_factor, "basis.max_base": options.max_base,
+        "train.lr": options.lr,
+        "train.adam_eps": 1e-8,
+        "train.iterations": options.iter_break,
+        "train.threshold": options.threshold,
+        "train.regulariser": options.reg_beta,
+        "train.gradients": "summed",
+        "data.folder": images_of(concept),
+        "basis.kind": "elimination",
+        "basis.scale_factor": options.scale_factor,
+        "basis.max_base": options.max_base,
         "protect.prompts": protected,
-    }  # fmt: skip
+    }
     print(erase("sepce", concept, name, settings, options).run.folder)
 
 

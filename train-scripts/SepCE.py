@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--scale_factor", type=float, default=1e-2, help="beta, the factor of the basis")
     parser.add_argument("--iter_break", type=int, default=1000, help="the largest number of updates per prompt")
-    parser.add_argument("--threshold", type=float, help="tau of all prompts (default: 1.5e-4 for Cezanne, 0 for others)")
+    parser.add_argument(
+        "--threshold", type=float, help="tau of all prompts (default: 1.5e-4 for Cezanne, 0 for others)"
+    )
     parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the delta's L1 norm")
     options = parser.parse_args()
     show_log()
@@ -45,11 +47,17 @@ def main() -> None:
     for concept in concepts:
         tau = THRESHOLDS.get(concept, 0.0) if options.threshold is None else options.threshold
         settings = {
-            "train.lr": options.lr, "train.adam_eps": 1e-8, "train.iterations": options.iter_break, "train.threshold": tau,
-            "train.regulariser": options.reg_beta, "train.gradients": "summed", "data.folder": images_of(concept),
-            "basis.kind": "elimination", "basis.scale_factor": options.scale_factor,
+            "train.lr": options.lr,
+            "train.adam_eps": 1e-8,
+            "train.iterations": options.iter_break,
+            "train.threshold": tau,
+            "train.regulariser": options.reg_beta,
+            "train.gradients": "summed",
+            "data.folder": images_of(concept),
+            "basis.kind": "elimination",
+            "basis.scale_factor": options.scale_factor,
             "protect.prompts": [other for other in concepts if other != concept],
-        }  # fmt: skip
+        }
         found = erase("sepce", concept, f"{name}-runs/{word(concept)}", settings, options, model)
         edits.append(cast(Edit, found.edit))
     if bank.json.exists() and options.overwrite:

@@ -31,11 +31,17 @@ def flags(help_: str, example: str) -> argparse.ArgumentParser:
         default=CKPT,
         help=f"the model, a CompVis checkpoint; {HUB} if it does not exist (default: {CKPT})",
     )
-    parser.add_argument("--model_name", help="the model by any name that mu accepts, instead of --ckpt_path: canvas, a folder")
+    parser.add_argument(
+        "--model_name", help="the model by any name that mu accepts, instead of --ckpt_path: canvas, a folder"
+    )
     parser.add_argument("--config_path", help="has no effect: the architecture follows from the weights")
     parser.add_argument("--diffusers_config_path", help="has no effect: the architecture follows from the weights")
     parser.add_argument(
-        "--devices", "--device", type=there, default="0,0", help="GPU numbers; the first is used, or the CPU without a GPU"
+        "--devices",
+        "--device",
+        type=there,
+        default="0,0",
+        help="GPU numbers; the first is used, or the CPU without a GPU",
     )
     parser.add_argument(
         "--models", type=Path, default=Path("models"), help="the folder that holds the runs' folders (default: models)"
@@ -57,7 +63,9 @@ def concept_flags(parser: argparse.ArgumentParser) -> None:
     named = parser.add_mutually_exclusive_group(required=True)
     named.add_argument("--prompt", help="the concept, used as the prompt")
     named.add_argument("--erased_index", type=int, help="the concept's index in the list of --erase_cat")
-    parser.add_argument("--erase_cat", default="object", help="style, object, similar or nudity: the list of --erased_index")
+    parser.add_argument(
+        "--erase_cat", default="object", help="style, object, similar or nudity: the list of --erased_index"
+    )
     parser.add_argument("--ddim_steps", action=WithoutEffect, help="has no effect: timesteps are uniform over all")
 
 
@@ -86,7 +94,8 @@ def erase(
     options: argparse.Namespace,
     model: Any = None,
 ) -> Found:
-    """Find the edit of ``concept`` (one or several) with ``settings`` (by dotted name). It goes to ``models/<name>/``."""
+    """Find the edit of ``concept`` (one or several) with ``settings`` (by dotted name). It goes to
+    ``models/<name>/``."""
     chosen, concepts = algorithm(method), [concept] if isinstance(concept, str) else concept
     named = {"model": base(options), "concepts": list(concepts)}
     placed = {"devices": options.devices, "output_dir": str(options.models / name)}

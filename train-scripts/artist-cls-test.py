@@ -16,7 +16,10 @@ EXAMPLE = "example: python train-scripts/artist-cls-test.py --path './evaluation
 def main() -> None:
     parser = argparse.ArgumentParser(description=HELP, epilog=EXAMPLE)
     parser.add_argument(
-        "--path", type=Path, default=Path("./evaluation_folder/"), help="holds one folder per class, with the class's name"
+        "--path",
+        type=Path,
+        default=Path("./evaluation_folder/"),
+        help="holds one folder per class, with the class's name",
     )
     parser.add_argument(
         "--model_path",

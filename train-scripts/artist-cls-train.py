@@ -31,7 +31,9 @@ def main() -> None:
     from mu.evaluation.classifier import Recipe, train_classifier
 
     out = options.model_path / "artis_model_10"
-    recipe = Recipe(options.backbone, "style", None, options.epochs, options.batch_size, options.lr_max, options.image_size, 0)
+    recipe = Recipe(
+        options.backbone, "style", None, options.epochs, options.batch_size, options.lr_max, options.image_size, 0
+    )
     folders = (options.path / name for name in ("train", "eval"))
     score = train_classifier(*folders, out, recipe, device=options.device, resume=False, overwrite=options.overwrite)
     print(f"{out}  accuracy {score.value:.4g} of {score.n} held-out images")

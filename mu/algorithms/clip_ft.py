@@ -20,10 +20,14 @@ class ClipFineTuningConfig(TrainedConfig):
 
 PRESETS: dict[str, ClipFineTuningConfig] = {
     "clip": ClipFineTuningConfig(),
-    "canvas-clip": ClipFineTuningConfig.parse({
-        "model": "canvas-clip", "data": {name: CANVAS_SETS[name] for name in ("retain", "n_retain")}, "train": {"epochs": 2, "lr": 1e-4},
-    }),
-}  # fmt: skip
+    "canvas-clip": ClipFineTuningConfig.parse(
+        {
+            "model": "canvas-clip",
+            "data": {name: CANVAS_SETS[name] for name in ("retain", "n_retain")},
+            "train": {"epochs": 2, "lr": 1e-4},
+        }
+    ),
+}
 
 
 class ClipFineTuning(ClipErasure):

@@ -27,11 +27,15 @@ class ClipGradientAscentConfig(TrainedConfig):
 
 PRESETS: dict[str, ClipGradientAscentConfig] = {
     "clip": ClipGradientAscentConfig(),
-    "canvas-clip": ClipGradientAscentConfig.parse({
-        "model": "canvas-clip", "data": {name: CANVAS_SETS[name] for name in ("forget", "n_forget")},
-        "n_retain": CANVAS_SETS["n_retain"], "train": {"epochs": 2, "lr": 5e-5},
-    }),
-}  # fmt: skip
+    "canvas-clip": ClipGradientAscentConfig.parse(
+        {
+            "model": "canvas-clip",
+            "data": {name: CANVAS_SETS[name] for name in ("forget", "n_forget")},
+            "n_retain": CANVAS_SETS["n_retain"],
+            "train": {"epochs": 2, "lr": 5e-5},
+        }
+    ),
+}
 
 
 class ClipGradientAscent(ClipErasure):

@@ -17,7 +17,9 @@ class ClipGAFTConfig(AlternatingConfig):
 
 PRESETS: dict[str, ClipGAFTConfig] = {
     "clip": ClipGAFTConfig(),
-    "canvas-clip": ClipGAFTConfig.parse({"model": "canvas-clip", "data": CANVAS_SETS, "train": {"epochs": 2, "lr": 2e-4}}),
+    "canvas-clip": ClipGAFTConfig.parse(
+        {"model": "canvas-clip", "data": CANVAS_SETS, "train": {"epochs": 2, "lr": 2e-4}}
+    ),
 }
 
 

@@ -29,7 +29,9 @@ class ClipSalUnConfig(AlternatingConfig):
 
 PRESETS: dict[str, ClipSalUnConfig] = {
     "clip": ClipSalUnConfig(),
-    "canvas-clip": ClipSalUnConfig.parse({"model": "canvas-clip", "data": CANVAS_SETS, "train": {"epochs": 2, "lr": 2e-4}}),
+    "canvas-clip": ClipSalUnConfig.parse(
+        {"model": "canvas-clip", "data": CANVAS_SETS, "train": {"epochs": 2, "lr": 2e-4}}
+    ),
 }
 
 
@@ -77,6 +79,12 @@ class ClipSalUn(ClipErasure):
         B, parameters = self.config.batch_size, self.parameters()
         with tuned(parameters), progress_bar("saliency", len(forget)) as advance:
             g_f = mean_gradients(
-                self.model, forget, parameters, self.config.forget_loss, block=B, chunk=B, progress=lambda done, _: advance(done, "")
-            )  # fmt: skip
+                self.model,
+                forget,
+                parameters,
+                self.config.forget_loss,
+                block=B,
+                chunk=B,
+                progress=lambda done, _: advance(done, ""),
+            )
         return salient(g_f, self.config.share)

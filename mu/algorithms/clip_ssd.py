@@ -52,10 +52,15 @@ class ClipSSDConfig(ClipErasureConfig):
 
 PRESETS: dict[str, ClipSSDConfig] = {
     "clip": ClipSSDConfig(),
-    "canvas-clip": ClipSSDConfig.parse({
-        "model": "canvas-clip", "data": CANVAS_SETS, "forget_loss": "contrastive", "selection": 5.0,
-    }),
-}  # fmt: skip
+    "canvas-clip": ClipSSDConfig.parse(
+        {
+            "model": "canvas-clip",
+            "data": CANVAS_SETS,
+            "forget_loss": "contrastive",
+            "selection": 5.0,
+        }
+    ),
+}
 
 
 def dampened(f: Tensor, r: Tensor, selection: float, constants: Sequence[float]) -> Tensor:
@@ -109,7 +114,9 @@ class ClipSSD(ClipErasure):
             if theta.numel() > 1 and bool((factor < 1).any()):
                 shifts[name] = theta.detach().float() * (factor - 1)
         if not set(shifts) - {TEMPERATURE}:
-            raise EditError(f"no weight is {self.config.selection:g} times as important to the concept: lower selection")
+            raise EditError(
+                f"no weight is {self.config.selection:g} times as important to the concept: lower selection"
+            )
         return self.edit(shifts)
 
     def constants(self) -> list[float]:
@@ -122,7 +129,7 @@ class ClipSSD(ClipErasure):
         with tuned(parameters), progress_bar(f"{title} importances", len(pairs)) as advance:
             for found, n in batch_gradients(
                 self.model, pairs, parameters, objective, block=B, chunk=B, progress=lambda done, _: advance(done, "")
-            ):  # fmt: skip
+            ):
                 squared = {name: (g / n).square() for name, g in found.items()}
                 total = {name: total[name] + g for name, g in squared.items()} if total else squared
                 batches += 1

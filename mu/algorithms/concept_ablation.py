@@ -48,12 +48,14 @@ class ConceptAblationConfig(AnchoredConfig):
     """The run folder."""
 
 
-PRESETS: Presets[ConceptAblationConfig] = Presets({
-    "comparison": ConceptAblationConfig(),
-    "nudity": ConceptAblationConfig.parse({"concepts": ["nudity"], "train": {"iterations": 150}}),
-    "canvas": lambda: ConceptAblationConfig.load(Path(__file__).parent / "presets" / "ca-canvas.yaml"),
-    "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
-})  # fmt: skip
+PRESETS: Presets[ConceptAblationConfig] = Presets(
+    {
+        "comparison": ConceptAblationConfig(),
+        "nudity": ConceptAblationConfig.parse({"concepts": ["nudity"], "train": {"iterations": 150}}),
+        "canvas": lambda: ConceptAblationConfig.load(Path(__file__).parent / "presets" / "ca-canvas.yaml"),
+        "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
+    }
+)
 """Published settings for Stable Diffusion 1.4, and settings for styles and objects of the embedded model."""
 
 

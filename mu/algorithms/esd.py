@@ -45,12 +45,14 @@ class ESDConfig(ErasureConfig):
     """The run folder."""
 
 
-PRESETS: Presets[ESDConfig] = Presets({
-    "styles": ESDConfig(),
-    "objects": ESDConfig.parse({"variant": "esd-u"}),
-    "nudity": ESDConfig.parse({"variant": "esd-u", "concepts": ["nudity"]}),
-    "canvas": lambda: ESDConfig.load(Path(__file__).parent / "presets" / "esd-canvas.yaml"),
-})  # fmt: skip
+PRESETS: Presets[ESDConfig] = Presets(
+    {
+        "styles": ESDConfig(),
+        "objects": ESDConfig.parse({"variant": "esd-u"}),
+        "nudity": ESDConfig.parse({"variant": "esd-u", "concepts": ["nudity"]}),
+        "canvas": lambda: ESDConfig.load(Path(__file__).parent / "presets" / "esd-canvas.yaml"),
+    }
+)
 
 
 class ESD(WeightErasure):
@@ -98,7 +100,11 @@ class ESD(WeightErasure):
         cross = model.parameters("cross-attention")
         if self.config.variant == "esd-x":
             return cross
-        return {name: parameter for name, parameter in select(model, f"{model.backbone_name}.*").items() if name not in cross}
+        return {
+            name: parameter
+            for name, parameter in select(model, f"{model.backbone_name}.*").items()
+            if name not in cross
+        }
 
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:
         model, eta = self.model, self.config.negative_guidance

@@ -51,13 +51,15 @@ class ForgetMeNotConfig(AnchoredConfig):
     """The run folder."""
 
 
-PRESETS: Presets[ForgetMeNotConfig] = Presets({
-    "styles": ForgetMeNotConfig(),
-    "objects": ForgetMeNotConfig.parse({"train": {"iterations": 50}}),
-    "nudity": ForgetMeNotConfig.parse({"concepts": ["nudity"], "train": {"iterations": 75}}),
-    "canvas": lambda: ForgetMeNotConfig.load(Path(__file__).parent / "presets" / "fmn-canvas.yaml"),
-    "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
-})  # fmt: skip
+PRESETS: Presets[ForgetMeNotConfig] = Presets(
+    {
+        "styles": ForgetMeNotConfig(),
+        "objects": ForgetMeNotConfig.parse({"train": {"iterations": 50}}),
+        "nudity": ForgetMeNotConfig.parse({"concepts": ["nudity"], "train": {"iterations": 75}}),
+        "canvas": lambda: ForgetMeNotConfig.load(Path(__file__).parent / "presets" / "fmn-canvas.yaml"),
+        "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
+    }
+)
 """Published settings for Stable Diffusion 1.4, and settings for styles and objects of the embedded model."""
 
 

@@ -20,7 +20,9 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Option("--bank", metavar="DIR", help="The bank's folder.")]
-Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="Concepts, by the names that `mu bank list` prints.")]
+Concepts = Annotated[
+    list[str], typer.Argument(metavar="CONCEPT...", help="Concepts, by the names that `mu bank list` prints.")
+]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason, recorded in the bank's log.")]
 Transfer = Annotated[
     bool, typer.Option("--transfer", help="Accept a model whose weights differ, such as a sibling checkpoint.")
@@ -115,7 +117,8 @@ def check(
     bank: Folder,
     model: BaseModel = None,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="The largest share at which a concept counts as retained. Default: 0.01.")
+        float | None,
+        typer.Option(min=0, help="The largest share at which a concept counts as retained. Default: 0.01."),
     ] = None,
     device: Device = None,
     json: Json = False,
@@ -162,7 +165,8 @@ def merge(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CONCEPT", help="Merge this concept's edit, on or off; repeat for several. Default: every edit that is on."
+            metavar="CONCEPT",
+            help="Merge this concept's edit, on or off; repeat for several. Default: every edit that is on.",
         ),
     ] = None,
     model: BaseModel = None,
@@ -183,7 +187,13 @@ def merge(
     show_log()
     folder = BankFolder(bank)
     done = folder.merge(
-        _base(folder, model, device), out, form, only=only or None, overwrite=overwrite, reason=reason, transfer=transfer
+        _base(folder, model, device),
+        out,
+        form,
+        only=only or None,
+        overwrite=overwrite,
+        reason=reason,
+        transfer=transfer,
     )
     if json:
         print_json(done)
@@ -206,7 +216,9 @@ def log_(bank: Folder, json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    cells = [[row["time"], row["verb"], ", ".join(edit["concept"] for edit in row["edits"]), row["reason"]] for row in rows]
+    cells = [
+        [row["time"], row["verb"], ", ".join(edit["concept"] for edit in row["edits"]), row["reason"]] for row in rows
+    ]
     print_table(["time", "verb", "concepts", "reason"], cells)
 
 

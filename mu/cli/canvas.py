@@ -13,7 +13,9 @@ from mu.cli.options import Device, Resume, pairs, whole_numbers
 from mu.core.errors import ConfigError, nearest
 
 app = typer.Typer(
-    name="canvas", help="Train the embedded model from scratch, or render its world as a data set.", no_args_is_help=False
+    name="canvas",
+    help="Train the embedded model from scratch, or render its world as a data set.",
+    no_args_is_help=False,
 )
 
 
@@ -46,7 +48,10 @@ def train(
     from mu.models.canvas.training import STAGES, train_world
 
     show_log()
-    counts = {stage: whole_numbers(n, "--steps")[0] for stage, n in pairs(steps.split(",") if steps else [], "--steps").items()}
+    counts = {
+        stage: whole_numbers(n, "--steps")[0]
+        for stage, n in pairs(steps.split(",") if steps else [], "--steps").items()
+    }
     named = tuple(stages.split(","))
     for stage in (*named, *counts):
         if stage not in STAGES:
@@ -61,7 +66,9 @@ def render(
     out: Annotated[Path, typer.Argument(help="An empty or new folder.")],
     n: Annotated[
         int,
-        typer.Option("--n", help="Images: per style and object (unlearn-canvas), per identity (celeba), in total (shards)."),
+        typer.Option(
+            "--n", help="Images: per style and object (unlearn-canvas), per identity (celeba), in total (shards)."
+        ),
     ] = 20,
     seed: Annotated[int, typer.Option(help="Seed of all images.")] = 0,
     resume: Resume = False,

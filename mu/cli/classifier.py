@@ -10,7 +10,9 @@ import typer
 
 from mu.cli.options import Device, Json, Overwrite, Resume
 
-app = typer.Typer(name="classifier", help="Train a classifier on folders of images, or classify images.", no_args_is_help=False)
+app = typer.Typer(
+    name="classifier", help="Train a classifier on folders of images, or classify images.", no_args_is_help=False
+)
 
 Head = Annotated[str | None, typer.Option(help="The head to use if the classifier has several: style, object.")]
 
@@ -23,9 +25,12 @@ class Layers(str, Enum):
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="The output: a transformers folder.")],
-    train: Annotated[Path, typer.Option(metavar="DIR", help="Training images, one folder per class.")] = Path("data/train"),
+    train: Annotated[Path, typer.Option(metavar="DIR", help="Training images, one folder per class.")] = Path(
+        "data/train"
+    ),
     held_out: Annotated[
-        Path, typer.Option("--eval", metavar="DIR", help="Held-out images that select the best epoch, one folder per class.")
+        Path,
+        typer.Option("--eval", metavar="DIR", help="Held-out images that select the best epoch, one folder per class."),
     ] = Path("data/eval"),
     backbone: Annotated[
         str, typer.Option(help="A hub id or folder like microsoft/resnet-18; random: a small network.")

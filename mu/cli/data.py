@@ -27,7 +27,8 @@ def forget_set(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Generate the images instead: canvas, a hub id, a diffusers folder, or a model file.")
+        str | None,
+        typer.Option(help="Generate the images instead: canvas, a hub id, a diffusers folder, or a model file."),
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="With --model: a prompt; several take turns. Default: the name.")
@@ -63,7 +64,9 @@ def forget_set(
     if shards:
         files = find_shards(shards)
         with progress_bar("shards", len(files)) as advance:
-            made = make_forget_set(name, files, out, n_imgs, overwrite=overwrite, progress=lambda done, _: advance(done, ""))
+            made = make_forget_set(
+                name, files, out, n_imgs, overwrite=overwrite, progress=lambda done, _: advance(done, "")
+            )
     else:
         how = {
             "model": model,
@@ -99,7 +102,12 @@ def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, over
     rows = [ImageRow(f"{k:05d}.png", text, recipe["seed"] + k) for k, text in enumerate(prompts)]
     with progress_bar("images", n) as advance:
         write_images(
-            painter, rows, folder, steps=recipe["steps"], guidance=recipe["guidance"], resume=True,
+            painter,
+            rows,
+            folder,
+            steps=recipe["steps"],
+            guidance=recipe["guidance"],
+            resume=True,
             progress=lambda done, _: advance(done, ""),
-        )  # fmt: skip
+        )
     return [Pair(row.name, row.prompt, Extent(folder / row.name), ".png") for row in rows]

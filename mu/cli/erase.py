@@ -24,7 +24,8 @@ def erase(
     model: Annotated[
         str | None,
         typer.Option(
-            help="canvas, a hub id, a folder, or a .safetensors/.ckpt file. Default: the preset's embedded model, else canvas."
+            help="canvas, a hub id, a folder, or a .safetensors/.ckpt file. Default: the preset's embedded "
+            "model, else canvas."
         ),
     ] = None,
     config: Annotated[
@@ -32,7 +33,8 @@ def erase(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="A preset. Default: the one for the model.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, like train.iterations=100.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, like train.iterations=100."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. Default: outputs/METHOD/CONCEPT.")] = None,
     resume: Resume = False,
@@ -43,11 +45,19 @@ def erase(
     images: Annotated[
         bool, typer.Option("--images/--no-images", "--pictures/--no-pictures", help="Generate images before and after.")
     ] = True,
-    bank: Annotated[Path | None, typer.Option(metavar="DIR", help="Also add the edit to this bank; see `mu bank`.")] = None,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="With --bank: the reason, recorded in the bank's log.")] = "",
-    track: Annotated[str | None, typer.Option(metavar="TRACKER", help="Also send the losses to wandb or tensorboard.")] = None,
+    bank: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also add the edit to this bank; see `mu bank`.")
+    ] = None,
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="With --bank: the reason, recorded in the bank's log.")
+    ] = "",
+    track: Annotated[
+        str | None, typer.Option(metavar="TRACKER", help="Also send the losses to wandb or tensorboard.")
+    ] = None,
     device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: the settings' value.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16. Default: the settings' value.")
+    ] = None,
 ) -> None:
     """Find the edit that erases concepts. Writes the edit, images before and after, and a report to a folder.
 
@@ -72,7 +82,10 @@ def erase(
         raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
     name = None if config else model or _embedded(chosen, preset)
     out = out or (None if config else Path("outputs") / method / _folder(concepts))
-    over = (_flags(chosen.config_class, out, device, precision), parsed(chosen.config_class, pairs(settings or [], "--set")))
+    over = (
+        _flags(chosen.config_class, out, device, precision),
+        parsed(chosen.config_class, pairs(settings or [], "--set")),
+    )
     if config and not concepts:
         work = chosen(chosen.config_class.load(config, *over))
     else:

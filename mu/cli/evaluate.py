@@ -14,13 +14,17 @@ def evaluate(
     run: RunFolder,
     suite: Annotated[
         str | None,
-        typer.Option(help="What to measure, by a stated protocol: canvas, clip, vlm. Default: the suite for the model."),
+        typer.Option(
+            help="What to measure, by a stated protocol: canvas, clip, vlm. Default: the suite for the model."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The base model. Default: the run's own.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of the images, comma-separated.")] = "188,288,588,688",
     base_answers: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A folder that keeps the base model's images, so that several runs share them."),
+        typer.Option(
+            metavar="DIR", help="A folder that keeps the base model's images, so that several runs share them."
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -57,7 +61,7 @@ def evaluate(
     base = load(name, device=device, precision=precision, **how)
     table = measured(
         chosen, suite or suite_for(base), base, edit, seeds=numbers, base_answers=base_answers, data=data or []
-    )  # fmt: skip
+    )
     report = write_report(chosen)
     if json:
         print_json({column: [score.to_json() for score in scores] for column, scores in table.items()})

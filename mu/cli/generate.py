@@ -30,15 +30,19 @@ class GateChoice(str, Enum):
 def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=".csv (ESD, I2P, COCO lists), .txt or .json in place of --prompt.")
+        Path | None,
+        typer.Option(metavar="FILE", help=".csv (ESD, I2P, COCO lists), .txt or .json in place of --prompt."),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file. Default: the bank's base, else canvas."
+            help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file. Default: the bank's "
+            "base, else canvas."
         ),
     ] = None,
-    edit: Annotated[list[str] | None, typer.Option(metavar="FILE|RUN", help="An edit to apply; repeat for several.")] = None,
+    edit: Annotated[
+        list[str] | None, typer.Option(metavar="FILE|RUN", help="An edit to apply; repeat for several.")
+    ] = None,
     bank: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Instead of --edit: apply the edits that are on in this bank; see `mu bank`."),
@@ -49,16 +53,22 @@ def generate(
     gate: Annotated[
         GateChoice, typer.Option(help="Gate of low-rank edits: the file's own, none (always in full), or by prompt.")
     ] = GateChoice.file,
-    factor: Annotated[float | None, typer.Option(help="Multiplies the gate of facilitated_transport. Default: 1.")] = None,
+    factor: Annotated[
+        float | None, typer.Option(help="Multiplies the gate of facilitated_transport. Default: 1.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of each prompt's first image, unless the prompt file has one.")] = 0,
     n: Annotated[int, typer.Option("--n", min=1, help="Images per prompt; each next seed adds one.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the prompt file's, else 7.5.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale. Default: the prompt file's, else 7.5.")
+    ] = None,
     negative: Annotated[str, typer.Option(help="The negative prompt.")] = "",
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Height x width in pixels. Default: the model's training size.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The output folder for CASE_K.png and prompts.json.")] = Path("outputs/pictures"),
+    out: Annotated[Path, typer.Option(help="The output folder for CASE_K.png and prompts.json.")] = Path(
+        "outputs/pictures"
+    ),
     overwrite: Overwrite = False,
     resume: Resume = False,
     device: Device = None,
@@ -79,7 +89,9 @@ def generate(
     show_log()
     if bool(prompt) == bool(prompts):
         raise ConfigError(
-            "no prompts: pass --prompt TEXT, or --prompts FILE" if not prompt else "pass --prompt or --prompts, not both"
+            "no prompts: pass --prompt TEXT, or --prompts FILE"
+            if not prompt
+            else "pass --prompt or --prompts, not both"
         )
     if factor is not None and gate is not GateChoice.facilitated_transport:
         raise ConfigError("--factor belongs to --gate facilitated_transport")
@@ -94,9 +106,18 @@ def generate(
     recipe = recipe_of(put_on, strength or None, passes)
     with put_on.applied(strength or None, passes), progress_bar("images", len(rows)) as advance:
         write_images(
-            painter, rows, out, steps=steps, guidance=7.5 if guidance is None else guidance, negative=negative, size=pixels,
-            resume=resume, overwrite=overwrite, recipe=recipe, progress=lambda done, _: advance(done, ""),
-        )  # fmt: skip
+            painter,
+            rows,
+            out,
+            steps=steps,
+            guidance=7.5 if guidance is None else guidance,
+            negative=negative,
+            size=pixels,
+            resume=resume,
+            overwrite=overwrite,
+            recipe=recipe,
+            progress=lambda done, _: advance(done, ""),
+        )
     RunDirectory(out).write_prompts(
         [Prompt(case_number=case.case_number, prompt=case.prompt, seed=case.evaluation_seed) for case in cases]
     )
@@ -117,10 +138,14 @@ def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None) -> list[Im
 
     return [
         ImageRow(
-            f"{case.case_number}_{k}.png", case.prompt, cast("int", case.evaluation_seed) + k,
+            f"{case.case_number}_{k}.png",
+            case.prompt,
+            cast("int", case.evaluation_seed) + k,
             case.evaluation_guidance if guidance is None else None,
-        ) for case in cases for k in range(n)
-    ]  # fmt: skip
+        )
+        for case in cases
+        for k in range(n)
+    ]
 
 
 def _opened(

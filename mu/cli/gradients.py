@@ -19,12 +19,15 @@ def gradients(
     out: Annotated[Path, typer.Option(help="The output file, NAME.safetensors.")],
     model: Annotated[str, typer.Option(help="A CLIP: canvas-clip, open_clip:ARCH/TAG, or a folder.")] = "canvas-clip",
     forget: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Pairs that show --concept: web shards, an image folder, or canvas.")
+        str | None,
+        typer.Option(metavar="SOURCE", help="Pairs that show --concept: web shards, an image folder, or canvas."),
     ] = None,
     concept: Annotated[str | None, typer.Option(help="With --forget: the concept that the pairs show.")] = None,
     retain: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Instead of --forget: pairs of everything else; one file serves all concepts."),
+        typer.Option(
+            metavar="SOURCE", help="Instead of --forget: pairs of everything else; one file serves all concepts."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -49,7 +52,9 @@ def gradients(
     if bool(forget) == bool(retain):
         raise ConfigError("pass --forget SOURCE with --concept, or --retain SOURCE" + (", not both" if forget else ""))
     if bool(forget) != bool(concept):
-        raise ConfigError("--forget needs --concept: name what the images show" if forget else "--concept belongs to --forget")
+        raise ConfigError(
+            "--forget needs --concept: name what the images show" if forget else "--concept belongs to --forget"
+        )
     refuse(out, overwrite=overwrite)
     name = Concept(concept) if concept else ""
     slug = algorithm("slug")

@@ -42,7 +42,9 @@ def merge(
 
     show_log()
     if prediction_type and form != "diffusers":
-        raise ConfigError("--prediction-type belongs to --format diffusers: other formats do not record what the UNet predicts")
+        raise ConfigError(
+            "--prediction-type belongs to --format diffusers: other formats do not record what the UNet predicts"
+        )
     opened = [open_edit(each) for each in edits]
     how = loading(model, [edit.info for edit in opened], prediction_type=prediction_type) if form == "diffusers" else {}
     bank = Bank(load(model, device=device, **how), opened)

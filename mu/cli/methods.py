@@ -21,7 +21,9 @@ def methods(json: Json = False) -> None:
         chosen = algorithm(name)
         bibtex = citation(chosen)
         summary = (chosen.__doc__ or "").strip().partition("\n")[0]
-        found.append({"name": name, "summary": summary, "title": _field(bibtex, "title"), "year": _field(bibtex, "year")})
+        found.append(
+            {"name": name, "summary": summary, "title": _field(bibtex, "title"), "year": _field(bibtex, "year")}
+        )
     if json:
         print_json(found)
     else:
@@ -30,5 +32,7 @@ def methods(json: Json = False) -> None:
 
 def _field(bibtex: str, name: str) -> str:
     """Return the field ``name`` of a BibTeX entry. Each field starts a line; its value may span several."""
-    match = re.search(rf"^\s*{name}\s*=\s*[{{\"]?(.*?)[}}\"]?,?\s*$(?=\s*(?:\w+\s*=|\}}))", bibtex, re.MULTILINE | re.DOTALL)
+    match = re.search(
+        rf"^\s*{name}\s*=\s*[{{\"]?(.*?)[}}\"]?,?\s*$(?=\s*(?:\w+\s*=|\}}))", bibtex, re.MULTILINE | re.DOTALL
+    )
     return re.sub(r"[{}]", "", " ".join(match[1].split())) if match else ""

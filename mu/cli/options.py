@@ -14,11 +14,15 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or GPU numbers
 Precision = Annotated[str, typer.Option(help="The model's number format: float32, float16 or bfloat16.")]
 ClipSkip = Annotated[
     int | None,
-    typer.Option(min=1, help="Use the text encoder's hidden state N layers from the end. Default: the edits' value, else 1."),
+    typer.Option(
+        min=1, help="Use the text encoder's hidden state N layers from the end. Default: the edits' value, else 1."
+    ),
 ]
 PredictionType = Annotated[
     str | None,
-    typer.Option(help="What the UNet predicts: epsilon, v_prediction, sample. Default: the edits' value, else the model's."),
+    typer.Option(
+        help="What the UNet predicts: epsilon, v_prediction, sample. Default: the edits' value, else the model's."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]

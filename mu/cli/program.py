@@ -60,7 +60,9 @@ def _version(wanted: bool) -> None:
 
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Erase a concept from an image model, retain the rest, restore it exactly, and show evidence for all three.
 

@@ -12,7 +12,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The output page. Default: report.html in the run; for several, comparison.html next to them."),
+        typer.Option(
+            help="The output page. Default: report.html in the run; for several, comparison.html next to them."
+        ),
     ] = None,
 ) -> None:
     """Write a run's report again, or a comparison of several runs. Needs no model.

@@ -112,7 +112,9 @@ class Algorithm(ABC):
     def fitting(cls, model: str | None) -> BaseConfig:
         """The first preset for ``model``, else `default_preset`."""
         usual = cls.presets[cls.default_preset] if cls.default_preset else cls.config_class.parse({})
-        return next((preset for preset in cls.presets.values() if model and getattr(preset, "model", None) == model), usual)
+        return next(
+            (preset for preset in cls.presets.values() if model and getattr(preset, "model", None) == model), usual
+        )
 
     @classmethod
     def for_concepts(

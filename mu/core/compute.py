@@ -11,10 +11,14 @@ import torch
 from mu.core.errors import ConfigError
 
 PRECISIONS = {
-    "float32": torch.float32, "fp32": torch.float32, "float": torch.float32,
-    "float16": torch.float16, "fp16": torch.float16,
-    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-}  # fmt: skip
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
 
 log = logging.getLogger("mu")
 
@@ -56,8 +60,10 @@ def _chosen(wanted: str | None) -> tuple[torch.device, list[str]]:
     except RuntimeError:
         raise ConfigError(f"unknown device {wanted!r}; choose cpu, cuda, mps or GPU numbers like 0 or 0,1") from None
     there: dict[str, Callable[[], bool]] = {
-        "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True,
-    }  # fmt: skip
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
     if not there.get(device.type, lambda: False)():
         return torch.device("cpu"), [f"device {wanted!r} is not available here: using the CPU"]
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

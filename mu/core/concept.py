@@ -104,7 +104,9 @@ def concepts_in(folder: Path | str) -> Concepts:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
-    cells = [cell for cell in folder.glob("*/*") if cell.is_dir() and not any(p.startswith(".") for p in cell.parts[-2:])]
+    cells = [
+        cell for cell in folder.glob("*/*") if cell.is_dir() and not any(p.startswith(".") for p in cell.parts[-2:])
+    ]
     if not cells:
         raise DataError(f"{folder} holds no <Style>/<Object> folders: give the folder that holds the styles")
     styles, objects = {cell.parent.name for cell in cells}, {cell.name for cell in cells}

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic.functional_validators import ModelWrapValidatorHandler
 from typing_extensions import Self
@@ -19,7 +27,9 @@ from mu.core.errors import ConfigError, nearest
 class BaseConfig(BaseModel):
     """Base of every method's settings. Each field has a description with its consequence and unit."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of settings, mapped to their present ones, so that old files and scripts still work."""
@@ -212,7 +222,9 @@ def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         section = _section(cls, first["loc"])
-        return f"unknown setting {name!r}.{nearest(str(first['loc'][-1]), section.model_fields if section else ())}{more}"
+        return (
+            f"unknown setting {name!r}.{nearest(str(first['loc'][-1]), section.model_fields if section else ())}{more}"
+        )
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("value_error", "missing"):
         return f"{name}: {message}{more}"

@@ -102,7 +102,9 @@ def _parts(
     return parts
 
 
-def _backward(loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float) -> None:
+def _backward(
+    loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float
+) -> None:
     """Backpropagate ``loss``; clip the gradient norm to ``max_grad_norm`` unless that is 0."""
     scaler.scale(loss).backward()
     if max_grad_norm > 0:

@@ -50,8 +50,10 @@ def parser(algorithm: type[Algorithm]) -> argparse.ArgumentParser:
     """A parser with one flag for each setting; nested settings have a dot (``--train.iterations 2``)."""
     build = argparse.ArgumentParser(
         prog=f"python -m {algorithm.__module__.rpartition('.')[0]}.scripts.train",
-        description=f"{(algorithm.__doc__ or algorithm.name).strip().splitlines()[0]} Flags override the YAML file's keys.",
-        epilog="example: --config_path configs/train_config.yaml --template_name Abstractionism --train.iterations 3000",
+        description=f"{(algorithm.__doc__ or algorithm.name).strip().splitlines()[0]} Flags override the YAML file's "
+        "keys.",
+        epilog="example: --config_path configs/train_config.yaml --template_name Abstractionism "
+        "--train.iterations 3000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -70,7 +72,12 @@ def _add_flags(build: argparse.ArgumentParser, config: type[BaseModel], prefix: 
             _add_flags(build, kind, f"{prefix}{name}.")
             continue
         help_text = " ".join((field.description or "").split()).replace("%", "%%")
-        flag: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": prefix + name, "help": help_text, "metavar": name.upper()}
+        flag: dict[str, Any] = {
+            "default": argparse.SUPPRESS,
+            "dest": prefix + name,
+            "help": help_text,
+            "metavar": name.upper(),
+        }
         if kind in (bool, bool | None):
             flag |= {"nargs": "?", "const": "true", "metavar": "true|false"}
         build.add_argument(f"--{prefix}{name}", **flag)

@@ -75,7 +75,9 @@ class RunDirectory:
         self.similarity = self.folder / "similarity.json"
         self.report = self.folder / "report.html"
 
-    def begin(self, config: str, description: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
+    def begin(
+        self, config: str, description: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
         """Claim the folder and write the settings that rerun this run.
 
         Raises `OutputError` if the folder already holds a run, unless ``overwrite`` is set, or ``resume`` with equal

@@ -28,7 +28,9 @@ class ImageNet:
     def subset(self, part: int = 20) -> ImageNet:
         """The fixed 5 % (``part`` = 20) that SLUG evaluates on: 2,500 of 50,000, in drawn order, at least one image."""
         rows = subset_rows(len(self.images), part)
-        return ImageNet(tuple(self.images[r] for r in rows), tuple(self.labels[r] for r in rows), self.wnids, self.names)
+        return ImageNet(
+            tuple(self.images[r] for r in rows), tuple(self.labels[r] for r in rows), self.wnids, self.names
+        )
 
 
 def subset_rows(n: int, part: int = 20) -> NDArray[np.int64]:
@@ -76,5 +78,7 @@ def _names(folder: Path, home: Path, wnids: tuple[str, ...]) -> Sequence[str]:
         known = {wnid: name.partition(",")[0] for wnid, name in known.items()}
     missing = [wnid for wnid in wnids if wnid not in known]
     if missing:
-        raise DataError(f"{file} has no name for {missing[0]}" + (f" and {len(missing) - 1} others" if missing[1:] else ""))
+        raise DataError(
+            f"{file} has no name for {missing[0]}" + (f" and {len(missing) - 1} others" if missing[1:] else "")
+        )
     return [known[wnid] for wnid in wnids]

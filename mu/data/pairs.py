@@ -213,7 +213,9 @@ def _unlearn_canvas(folder: Path, images: list[Path], style: str | None, object:
             if not images:
                 raise DataError(f"{folder} has no {kind} {wanted!r}.{nearest(wanted, known)}")
     # Numeric order: 2.jpg comes before 10.jpg.
-    for file in sorted(images, key=lambda file: (*file.parts[:2], int(file.stem) if file.stem.isdecimal() else 0, file.name)):
+    for file in sorted(
+        images, key=lambda file: (*file.parts[:2], int(file.stem) if file.stem.isdecimal() else 0, file.name)
+    ):
         painted, shown = (part.replace("_", " ") for part in file.parts[:2])
         yield _Found(_key(file), f"A {shown} image in {painted} style.", _image(folder / file))
 

@@ -87,7 +87,11 @@ def read_prompts(path: Path | str) -> list[PromptRow]:
 def _numbered(fields: Sequence[Fields]) -> list[Fields]:
     """Use ``image_id`` as the case number if no row has one and the ids are distinct whole numbers."""
     images = {each.get("image_id", "").strip() for each in fields}
-    if len(images) < len(fields) or not all(map(str.isdecimal, images)) or any("case_number" in each for each in fields):
+    if (
+        len(images) < len(fields)
+        or not all(map(str.isdecimal, images))
+        or any("case_number" in each for each in fields)
+    ):
         return list(fields)
     return [{**each, "case_number": each["image_id"]} for each in fields]
 
@@ -107,7 +111,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                raise DataError(f"{path}, line {lines.line_num}: {len(cells)} values for {len(header)} columns; quote commas")
+                raise DataError(
+                    f"{path}, line {lines.line_num}: {len(cells)} values for {len(header)} columns; quote commas"
+                )
             yield f"line {lines.line_num}", {name: cell for name, cell in zip(known, cells, strict=True) if name}
     except csv.Error as error:
         raise DataError(f"{path}, line {lines.line_num}: {error}") from None
@@ -131,7 +137,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
         if not isinstance(entry, dict):
             raise DataError(f"{path}, entry {number} is neither a text nor an object with a 'prompt'")
         values = {
-            name: value for name, value in zip(_columns(entry), entry.values(), strict=True) if name and value is not None
+            name: value
+            for name, value in zip(_columns(entry), entry.values(), strict=True)
+            if name and value is not None
         }
         if "prompt" not in values:
             raise DataError(f"{path}, entry {number} has no 'prompt'; it has: {', '.join(entry) or 'nothing'}")

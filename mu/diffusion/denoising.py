@@ -18,7 +18,9 @@ def initial_noise(model: DiffusionModel, height: int, width: int, generators: Se
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
 
 
-def guided_noise(model: DiffusionModel, x: Tensor, t: Any, both: Conditioning, guidance: float, rescale: float = 0.0) -> Tensor:
+def guided_noise(
+    model: DiffusionModel, x: Tensor, t: Any, both: Conditioning, guidance: float, rescale: float = 0.0
+) -> Tensor:
     """Classifier-free guidance; ``both`` is [unconditional half | conditional half] of 2b rows, gated alike.
 
     ``rescale`` > 0 moves the result's standard deviation towards the conditional one's (Lin et al. 2023, Eq. 15-16).
@@ -35,14 +37,25 @@ def guided_noise(model: DiffusionModel, x: Tensor, t: Any, both: Conditioning, g
 
 
 def halves(uncond: Conditioning, cond: Conditioning) -> Conditioning:
-    """[uncond | cond] (2b) of classifier-free guidance: gated edits pass for both halves as for the prompts of ``cond``."""
+    """[uncond | cond] (2b) of classifier-free guidance: gated edits pass for both halves as for the prompts of
+    ``cond``."""
     return Conditioning.cat([uncond.guiding(cond), cond])
 
 
 def denoise(
-    model: DiffusionModel, x: Tensor, cond: Conditioning, uncond: Conditioning, scheduler: Any, *, steps: int | None = None,
-    start: int = 0, guidance: float = 7.5, rescale: float = 0.0, generators: Any = None, gradients: bool = False,
-) -> Tensor:  # fmt: skip
+    model: DiffusionModel,
+    x: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning,
+    scheduler: Any,
+    *,
+    steps: int | None = None,
+    start: int = 0,
+    guidance: float = 7.5,
+    rescale: float = 0.0,
+    generators: Any = None,
+    gradients: bool = False,
+) -> Tensor:
     """Run the scheduler's timesteps ``start .. steps`` (default: all) from ``x`` (b, c, h, w).
 
     At start 0, ``x`` is unit noise. The scheduler must take eps. At guidance 1 only the conditional half is evaluated.

@@ -40,10 +40,19 @@ class ImageRow:
 
 
 def write_images(
-    model: DiffusionModel, rows: Sequence[ImageRow], folder: Path, *, steps: int, guidance: float, negative: str = "",
-    size: tuple[int, int] | None = None, resume: bool = False, overwrite: bool = False, progress: Progress | None = None,
+    model: DiffusionModel,
+    rows: Sequence[ImageRow],
+    folder: Path,
+    *,
+    steps: int,
+    guidance: float,
+    negative: str = "",
+    size: tuple[int, int] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
     recipe: Mapping[str, Any] | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Make the images of ``rows`` in ``folder`` and return how many were made. ``resume`` skips existing images.
 
     A ``recipe`` (see `recipe_of`) is written next to the images. Raises `OutputError`, before any image is made, if an
@@ -76,7 +85,13 @@ def write_images(
     for scale, group in groups.items():
         left = iter(group)
         prompts, seeds = [row.prompt for row in group], [row.seed for row in group]
-        options: dict[str, Any] = {"steps": steps, "guidance": scale, "negative": negative, "height": height, "width": width}
+        options: dict[str, Any] = {
+            "steps": steps,
+            "guidance": scale,
+            "negative": negative,
+            "height": height,
+            "width": width,
+        }
         for batch in generate_batches(model, prompts, seeds, **options):
             if note:  # only after the first batch, so that a failure to make it changes nothing on disk
                 _note(folder, note)
@@ -111,9 +126,16 @@ def read_images(paths: Sequence[Path]) -> Tensor:
 
 
 def before_after(
-    run: RunDirectory, model: DiffusionModel, bank: Bank, target_prompts: Sequence[str] | None = None,
-    retain_prompts: Sequence[str] | None = None, seeds: Sequence[int] = (188, 288), *, steps: int = 20, guidance: float = 4.0,
-) -> None:  # fmt: skip
+    run: RunDirectory,
+    model: DiffusionModel,
+    bank: Bank,
+    target_prompts: Sequence[str] | None = None,
+    retain_prompts: Sequence[str] | None = None,
+    seeds: Sequence[int] = (188, 288),
+    *,
+    steps: int = 20,
+    guidance: float = 4.0,
+) -> None:
     """Make images of the same prompts and seeds without and with the bank's edits.
 
     Writes ``before/``, ``after/`` and ``prompts.json``. ``target_prompts`` default to the bank's concepts in two
@@ -133,10 +155,12 @@ def before_after(
     with bank.applied():
         write_images(model, rows, run.after, steps=steps, guidance=guidance)
     gates = [[round(float(gate), 4) for gate in bank.gates([text])[0]] for text, _ in prompts]
-    run.write_prompts([
-        Prompt(case_number=k, prompt=text, seed=seeds[0], role=role, gate=gate)
-        for k, ((text, role), gate) in enumerate(zip(prompts, gates, strict=True))
-    ])  # fmt: skip
+    run.write_prompts(
+        [
+            Prompt(case_number=k, prompt=text, seed=seeds[0], role=role, gate=gate)
+            for k, ((text, role), gate) in enumerate(zip(prompts, gates, strict=True))
+        ]
+    )
 
 
 RECIPE = "recipe.json"
@@ -174,7 +198,9 @@ def _require(folder: Path, note: Mapping[str, Any], kept: Sequence[str]) -> None
         if name not in before.get("pictures", {}):
             raise OutputError(f"how {folder / name} was made is unknown: choose another folder, or pass --overwrite")
         old, new = ({**of, **of["pictures"][name], "pictures": None} for of in (before, note))
-        differing = ", ".join(_told(option, old.get(option), new[option]) for option in new if old.get(option) != new[option])
+        differing = ", ".join(
+            _told(option, old.get(option), new[option]) for option in new if old.get(option) != new[option]
+        )
         if differing:
             raise OutputError(
                 f"{folder / name} was made differently ({differing}): pass the same settings, choose another folder, "
@@ -211,9 +237,10 @@ def recipe_of(bank: Bank, strengths: Sequence[float] | None = None, gate: Gate |
     return {
         "model": {**described(model, list(select(model, "*"))), "scheduler": scheduler_hash(model)},
         "precision": str(model.precision).removeprefix("torch."),
-        "edits": {edit.concept(): content_hash(edit) for edit in bank.on}, "strength": bank.strengths(strengths),
+        "edits": {edit.concept(): content_hash(edit) for edit in bank.on},
+        "strength": bank.strengths(strengths),
         "gate": "file" if gate is None else repr(gate),
-    }  # fmt: skip
+    }
 
 
 def content_hash(edit: Edit) -> str:

@@ -78,7 +78,9 @@ class ConceptImages:
         return self.model.encode_images(pixels[None], generator)
 
 
-def concept_images(model: DiffusionModel, config: ImagesConfig, concepts: Sequence[str], seed: int) -> list[ConceptImages]:
+def concept_images(
+    model: DiffusionModel, config: ImagesConfig, concepts: Sequence[str], seed: int
+) -> list[ConceptImages]:
     """The images of each concept. Raises `ConfigError` if ``config.sources`` names something that is not erased."""
     for name in config.sources:
         if name not in concepts:

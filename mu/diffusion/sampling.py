@@ -46,9 +46,17 @@ def generate(
 
 
 def generate_batches(
-    model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float, negative: str = "",
-    height: int | None = None, width: int | None = None, batch: int | None = None,
-) -> Iterator[Tensor]:  # fmt: skip
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    negative: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    batch: int | None = None,
+) -> Iterator[Tensor]:
     """Yield the images of `generate`, batch by batch."""
     for latents in generate_latents(
         model,
@@ -65,9 +73,17 @@ def generate_batches(
 
 
 def generate_latents(
-    model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float, negative: str = "",
-    height: int | None = None, width: int | None = None, batch: int | None = None,
-) -> Iterator[Tensor]:  # fmt: skip
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    negative: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    batch: int | None = None,
+) -> Iterator[Tensor]:
     """Yield the latents (b, c, h, w) of the images of `generate`, batch by batch, on the model's device."""
     if len(prompts) != len(seeds) or not prompts:
         raise DataError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and a seed for each")
@@ -89,4 +105,6 @@ def generate_latents(
             x = initial_noise(model, height, width, generators)
             cond = model.encode(texts).at(ids)
             scheduler = model.new_scheduler(steps)
-            yield denoise(model, x, cond, uncond.repeat(len(texts)), scheduler, guidance=guidance, generators=generators)
+            yield denoise(
+                model, x, cond, uncond.repeat(len(texts)), scheduler, guidance=guidance, generators=generators
+            )

@@ -84,13 +84,17 @@ class Bank:
     def applied(self, strengths: Sequence[float] | None = None, gate: Gate | None = None) -> Iterator[Membrane | None]:
         """Apply the edits that are on inside the block, then restore the model bit for bit.
 
-        ``strengths`` has one number for each edit that is on, in order. ``gate`` replaces the gates that the edits' files
-        state. Yields the membrane of the low-rank edits, or None if no low-rank edit is on.
+        ``strengths`` has one number for each edit that is on, in order. ``gate`` replaces the gates that the edits'
+        files state. Yields the membrane of the low-rank edits, or None if no low-rank edit is on.
         """
-        active = [(edit, strength) for edit, strength in zip(self.on, self.strengths(strengths), strict=True) if strength]
+        active = [
+            (edit, strength) for edit, strength in zip(self.on, self.strengths(strengths), strict=True) if strength
+        ]
         low_rank = [(edit, strength) for edit, strength in active if isinstance(edit, LowRankEdit)]
         with ExitStack() as stack:
-            stack.enter_context(shifted(self.model, summed((e, s) for e, s in active if not isinstance(e, LowRankEdit))))
+            stack.enter_context(
+                shifted(self.model, summed((e, s) for e, s in active if not isinstance(e, LowRankEdit)))
+            )
             if not low_rank:
                 yield None
                 return

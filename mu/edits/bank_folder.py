@@ -98,7 +98,9 @@ class BankFolder:
             if not isinstance(content, dict):
                 raise ConfigError("not keys and values")
             if isinstance(content.get("format"), int) and content["format"] > FORMAT:
-                raise EditError(f"{self.json} has format {content['format']}, but this mu reads up to {FORMAT}: upgrade mu")
+                raise EditError(
+                    f"{self.json} has format {content['format']}, but this mu reads up to {FORMAT}: upgrade mu"
+                )
             state = BankState.parse(content)
         except (FileNotFoundError, NotADirectoryError):
             raise EditError(
@@ -144,7 +146,11 @@ class BankFolder:
         return self._in_memory(state, model, chosen)
 
     def _in_memory(
-        self, state: BankState, model: EditableModel, chosen: Sequence[BankEntry] | None = None, at_hand: Iterable[Edit] = ()
+        self,
+        state: BankState,
+        model: EditableModel,
+        chosen: Sequence[BankEntry] | None = None,
+        at_hand: Iterable[Edit] = (),
     ) -> Bank:
         """All edits of ``state``, read from their files except those ``at_hand``; ``chosen`` replaces what is on."""
         from mu.edits.bank import Bank
@@ -178,16 +184,21 @@ class BankFolder:
                 )
 
     def add(
-        self, model: EditableModel, *edits: Edit, strength: float = 1.0, instead: Sequence[Edit] = (), reason: str = "",
+        self,
+        model: EditableModel,
+        *edits: Edit,
+        strength: float = 1.0,
+        instead: Sequence[Edit] = (),
+        reason: str = "",
         transfer: bool = False,
-    ) -> list[BankEntry]:  # fmt: skip
+    ) -> list[BankEntry]:
         """Add ``edits``, found on ``model``, switched on. The first call makes the folder; ``model`` becomes its base.
 
-        Each edit of ``instead`` replaces the one of the same concept, and keeps its strength and state (on or restored).
-        If an added edit promises to retain prompts, leaks between added edits and the others are logged as warnings.
-        Raises `EditError` if an edit does not fit the model; its concept is already in the bank; the concept of a
-        replacement is not; the folder holds something else; or ``model`` has other weights than those that the bank was
-        made on or ``edits`` were found on. With ``transfer`` other weights only give a warning.
+        Each edit of ``instead`` replaces the one of the same concept, and keeps its strength and state (on or
+        restored). If an added edit promises to retain prompts, leaks between added edits and the others are logged as
+        warnings. Raises `EditError` if an edit does not fit the model; its concept is already in the bank; the concept
+        of a replacement is not; the folder holds something else; or ``model`` has other weights than those that the
+        bank was made on or ``edits`` were found on. With ``transfer`` other weights only give a warning.
         """
         from mu.edits.bank import Bank
         from mu.edits.protection import tell_leaks
@@ -218,7 +229,9 @@ class BankFolder:
             for entry in old:
                 (self.folder / entry.file).unlink(missing_ok=True)
         if any(edit.info.promises for edit in edits):
-            tell_leaks(self._in_memory(self.read(), model, at_hand=(*instead, *edits)), {edit.concept() for edit in edits})
+            tell_leaks(
+                self._in_memory(self.read(), model, at_hand=(*instead, *edits)), {edit.concept() for edit in edits}
+            )
         return added
 
     def check(self, model: EditableModel, tolerance: float | None = None) -> list[Leak]:
@@ -228,9 +241,16 @@ class BankFolder:
         return leaks(self.open(model), TOLERANCE if tolerance is None else tolerance)
 
     def merge(
-        self, model: EditableModel, out: Path | str, form: str, *, only: Sequence[str] | None = None, overwrite: bool = False,
-        reason: str = "", transfer: bool = False,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        model: EditableModel,
+        out: Path | str,
+        form: str,
+        *,
+        only: Sequence[str] | None = None,
+        overwrite: bool = False,
+        reason: str = "",
+        transfer: bool = False,
+    ) -> dict[str, Any]:
         """Export what is on, or ``only``, with `mu.edits.export.export`. Returns the log's line with the result's hash.
 
         The same base, bank and subset give the same bytes, whatever the order of ``only``. Warns of each edit that
@@ -273,7 +293,9 @@ class BankFolder:
         """Switch the edits of restored concepts on again, at a new ``strength`` if one is given."""
         if strength is not None and not math.isfinite(strength):
             raise EditError(f"an edit's strength must be a number, not {strength}")
-        return self._switch("erase", concepts, reason, {"on": True} | ({} if strength is None else {"strength": strength}))
+        return self._switch(
+            "erase", concepts, reason, {"on": True} | ({} if strength is None else {"strength": strength})
+        )
 
     def history(self) -> list[dict[str, Any]]:
         """The log, oldest first. A damaged line, as a killed process may leave, is skipped with a warning."""
@@ -348,10 +370,14 @@ class BankFolder:
         if not path.is_file():
             raise EditError(f"{path}, the edit of {entry.concept!r}, is missing: {instead}")
         if sha256(path) != entry.sha256:
-            raise EditError(f"{path} is not the file that was added for {entry.concept!r} (its SHA-256 differs): {instead}")
+            raise EditError(
+                f"{path} is not the file that was added for {entry.concept!r} (its SHA-256 differs): {instead}"
+            )
         edit = open_edit(path)
         if edit.concept() != entry.concept:
-            raise EditError(f"{path} holds the edit of {edit.concept()!r}, but bank.json says {entry.concept!r}: {instead}")
+            raise EditError(
+                f"{path} holds the edit of {edit.concept()!r}, but bank.json says {entry.concept!r}: {instead}"
+            )
         return edit
 
     @staticmethod
@@ -363,7 +389,9 @@ class BankFolder:
 
     def _compare(self, state: BankState, model: EditableModel) -> None:
         if not self._is_base(state, model):
-            log.warning("the bank %s was made on other weights (%r) than those of %r", self.folder, state.base, model.name)
+            log.warning(
+                "the bank %s was made on other weights (%r) than those of %r", self.folder, state.base, model.name
+            )
 
     @contextmanager
     def _undone(self) -> Iterator[Callable[[Edit, float], BankEntry]]:

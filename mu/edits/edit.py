@@ -116,7 +116,8 @@ class Edit(ABC):
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise EditError(
-                    f"the edit of {self.concept()!r} is not finite in {name}, so its search diverged: lower the learning rate"
+                    f"the edit of {self.concept()!r} is not finite in {name}, so its search diverged: "
+                    "lower the learning rate"
                 )
         facts = {"kind": self.kind, **self.info.to_json()}
         write_tensors(path, tensors, {f"mu.{key}": json.dumps(value) for key, value in facts.items()})

@@ -34,7 +34,9 @@ def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
     sizes = bank.strengths(strengths)
     edits = [edit for edit in bank.on if isinstance(edit, LowRankEdit)]
     if len(edits) != len(bank.on) or not edits:
-        raise EditError("a LoRA file holds low-rank edits only: export a merged model (diffusers, unet, compvis) instead")
+        raise EditError(
+            "a LoRA file holds low-rank edits only: export a merged model (diffusers, unet, compvis) instead"
+        )
     if len(edits) == 1 and sizes == [1.0]:
         return edits[0]
     factors = {}
@@ -44,7 +46,9 @@ def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
         up = torch.cat([part.up.detach().float() * part.scale * size for part, size in parts], dim=1)
         factors[name] = Factors(down, up, float(len(down)))
     concepts = tuple(concept for edit in edits for concept in edit.info.concepts)
-    return LowRankEdit(factors, type(edits[0].info)(method=edits[0].info.method, concepts=concepts, base=bank.model.name))
+    return LowRankEdit(
+        factors, type(edits[0].info)(method=edits[0].info.method, concepts=concepts, base=bank.model.name)
+    )
 
 
 def _kohya(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
@@ -143,7 +147,11 @@ def export(
     if path.is_dir() and not (form in _FOLDERS and (path / _FOLDERS[form]).exists()):
         raise OutputError(f"{path} is a folder without a {form} model and is not replaced: choose another path")
     if isinstance(model, DiffusionModel) == (form == "transformers"):
-        what = "a diffusion model: choose diffusers" if form == "transformers" else "not a diffusion model: choose transformers"
+        what = (
+            "a diffusion model: choose diffusers"
+            if form == "transformers"
+            else "not a diffusion model: choose transformers"
+        )
         raise EditError(f"format {form} cannot hold {model.name!r}, which is {what}")
     with writing(path):
         if form in _LORA:

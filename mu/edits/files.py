@@ -33,7 +33,9 @@ def open_edit(path: Path | str) -> Edit:
     try:
         facts = {key.removeprefix("mu."): json.loads(value) for key, value in metadata.items() if key.startswith("mu.")}
         if facts["format"] > FORMAT:
-            raise EditError(f"{path} has format {facts['format']}, newer than this version of mu knows ({FORMAT}): upgrade mu")
+            raise EditError(
+                f"{path} has format {facts['format']}, newer than this version of mu knows ({FORMAT}): upgrade mu"
+            )
         kind = _KINDS[facts.pop("kind")]
         info = EditInfo.from_json(facts)
     except (KeyError, TypeError, ValueError, ConfigError) as error:

@@ -60,7 +60,9 @@ def gated(
     )
     with membrane.installed(model), ExitStack() as stack:
         if any(isinstance(gate, FacilitatedTransport) for gate in gates):
-            keeper = Gatekeeper(_readable(model, edits, gates), [edit.info.concepts for edit in edits], gates, strengths)
+            keeper = Gatekeeper(
+                _readable(model, edits, gates), [edit.info.concepts for edit in edits], gates, strengths
+            )
             stack.enter_context(keeper.watching(membrane))
         yield membrane
 
@@ -68,7 +70,9 @@ def gated(
 def _readable(model: EditableModel, edits: Sequence[GatedEdit], gates: Sequence[Gate]) -> DiffusionModel:
     """Return ``model`` if prompts can gate ``edits`` on it, else raise `EditError`."""
     if not isinstance(model, DiffusionModel):
-        raise EditError(f"a gate that reads the prompt needs a diffusion model, not {model.name!r}: pass a fixed strength")
+        raise EditError(
+            f"a gate that reads the prompt needs a diffusion model, not {model.name!r}: pass a fixed strength"
+        )
     backbone = f"{model.backbone_name}."
     for edit, gate in zip(edits, gates, strict=True):
         others = [name for name in edit.parameters if not name.startswith(backbone)]
@@ -88,7 +92,11 @@ class Gatekeeper:
     """
 
     def __init__(
-        self, model: DiffusionModel, concepts: Sequence[Sequence[str]], gates: Sequence[Gate], strengths: Sequence[float]
+        self,
+        model: DiffusionModel,
+        concepts: Sequence[Sequence[str]],
+        gates: Sequence[Gate],
+        strengths: Sequence[float],
     ):
         self.model, device = model, model.device
         fixed = [gate.strength if isinstance(gate, FixedStrength) else 0.0 for gate in gates]
@@ -166,7 +174,9 @@ class Gatekeeper:
             if key is None or self._last is None or not _same(key, self._last[0]):
                 conditioning = given or Conditioning(states, tokens=self._token_ids(states))
                 if pairs:
-                    conditioning = Conditioning.cat([conditioning[:pairs].guiding(conditioning[pairs:]), conditioning[pairs:]])
+                    conditioning = Conditioning.cat(
+                        [conditioning[:pairs].guiding(conditioning[pairs:]), conditioning[pairs:]]
+                    )
                 membrane.gates = gates = self(conditioning)
                 # Gradients need new gates each time; so do embeddings without a version.
                 self._last = None if key is None else (key, gates)
@@ -197,7 +207,11 @@ class Gatekeeper:
         prompts, because two prompts may be compared at the same latents.
         """
         half, odd = divmod(len(x), 2)
-        if odd or not half or (given is not None and (given.gate_sequence is not None or not self._empty(given[:half]))):
+        if (
+            odd
+            or not half
+            or (given is not None and (given.gate_sequence is not None or not self._empty(given[:half])))
+        ):
             return 0
         return half if torch.equal(x[:half], x[half:]) else 0
 

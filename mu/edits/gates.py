@@ -32,9 +32,10 @@ class FacilitatedTransport:
     sets; 0 for embeddings that come from no prompt. ``allone``: always 1. The gate has no threshold, so unrelated
     prompts also get a part of the edit.
 
-    Each row of a batch has the gate of its own prompt; the unconditional half of classifier-free guidance has that of the
-    prompt it is guided to, as published. A loop of your own that evaluates the halves one by one pairs them by
-    ``uncond.guiding(cond)``; unpaired, an empty prompt is a prompt like any other (its gate for "neon" on canvas is 0.49).
+    Each row of a batch has the gate of its own prompt; the unconditional half of classifier-free guidance has that of
+    the prompt it is guided to, as published. A loop of your own that evaluates the halves one by one pairs them by
+    ``uncond.guiding(cond)``; unpaired, an empty prompt is a prompt like any other (its gate for "neon" on canvas is
+    0.49).
 
     ``arithmetic="paper"`` is linear in gamma (Eq. 9). ``"reference"`` follows the released code, which multiplies gamma
     into both factors and sums the factors of all files. One edit then acts with gamma squared, several add cross terms.

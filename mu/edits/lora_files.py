@@ -199,9 +199,11 @@ _COMPONENTS = {
 }  # fmt: skip
 # Levels that some versions of a library have, or that SD-WebUI adds.
 _LEVELS = {
-    "text_encoder": r"(?:0_)?(?:transformer_)?(?:text_model_)?", "text_encoder_2": r"(?:transformer_)?(?:text_model_)?",
-    "vision_model": r"(?:vision_model_)?", "language_model": r"(?:model_)?",
-}  # fmt: skip
+    "text_encoder": r"(?:0_)?(?:transformer_)?(?:text_model_)?",
+    "text_encoder_2": r"(?:transformer_)?(?:text_model_)?",
+    "vision_model": r"(?:vision_model_)?",
+    "language_model": r"(?:model_)?",
+}
 _WITHOUT_PREFIX = ("unet", "text_encoder", "projections")
 
 
@@ -322,10 +324,11 @@ _PEFT_NOTES = {
     "qalora_group_size", "eva_config", "loftq_config", "corda_config", "lora_ga_config", "runtime_config",
 }  # fmt: skip
 _PEFT_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",), "bias": ("none",),
+    "peft_type": ("LORA",),
+    "bias": ("none",),
     # other initialisations change the base weights, so the published base does not fit
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva", "mini_lora"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -369,7 +372,9 @@ class _Scales:
         told = _for_layer(settings, "alpha_pattern", layer, settings.get("lora_alpha", 8))
         alpha = _number(told, "lora_alpha", self.name)
         if alpha == 0:
-            raise EditError(f"{layer.spelled} has lora_alpha 0 in {self.name!r}, so it changes nothing: leave the file out")
+            raise EditError(
+                f"{layer.spelled} has lora_alpha 0 in {self.name!r}, so it changes nothing: leave the file out"
+            )
         return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
 
 
@@ -430,7 +435,9 @@ def kohya_tensors(
     for name, factors in edit.factors.items():
         component, _, path = name.removesuffix(".weight").partition(".")
         if component not in prefixes:
-            raise EditError(f"a LoRA file holds edits of the UNet and text encoders only, not of {name}: export a merged model")
+            raise EditError(
+                f"a LoRA file holds edits of the UNet and text encoders only, not of {name}: export a merged model"
+            )
         if component == "unet" and modules:
             path = modules[path]
         elif component != "unet" and not path.startswith(("text_projection", "text_model.")):

@@ -37,7 +37,12 @@ class LowRankEdit(Edit):
 
     @classmethod
     def fresh(
-        cls, modules: Mapping[str, nn.Linear | nn.Conv2d], rank: int, alpha: float, generator: torch.Generator, info: EditInfo
+        cls,
+        modules: Mapping[str, nn.Linear | nn.Conv2d],
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+        info: EditInfo,
     ) -> LowRankEdit:
         """A trainable edit whose delta is zero: ``down`` uniform in +-1/sqrt(fan_in), ``up`` zero.
 
@@ -111,7 +116,8 @@ class LowRankEdit(Edit):
             here = (factors.up.shape[0], *factors.down.shape[1:])
             if there[:2] != here[:2] or math.prod(there) != math.prod(here):
                 raise EditError(
-                    f"{name} is {there} in {model.name!r} but {here} in the edit: use a model of the edit's architecture"
+                    f"{name} is {there} in {model.name!r} but {here} in the edit: use a model of the "
+                    "edit's architecture"
                 )
 
 

@@ -164,7 +164,9 @@ class _Layer:
         """Compute (sum_i gamma_i U_i)(sum_j gamma_j D_j) x: the released code sums both factors over all edits."""
         ranks = {rank for _, rank, _ in self.layout}
         if len(ranks) > 1:
-            raise EditError("the reference's arithmetic sums factors: apply edits of one rank, or the paper's arithmetic")
+            raise EditError(
+                "the reference's arithmetic sums factors: apply edits of one rank, or the paper's arithmetic"
+            )
         mixed = sum((h * gamma).split(ranks.pop(), dim=channel))
         return torch.cat([mixed] * len(self.layout), dim=channel) * gamma * self.layout[0][2]
 

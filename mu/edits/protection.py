@@ -70,7 +70,11 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
     shares: dict[tuple[str, str], float | None] = {}
     for concept, edit in edits.items():
         norms = _norms(model, edit, prompts)
-        largest = {other: max((norms[p] for p in edits[other].info.concepts), default=0.0) for other in edits} if norms else {}
+        largest = (
+            {other: max((norms[p] for p in edits[other].info.concepts), default=0.0) for other in edits}
+            if norms
+            else {}
+        )
         own = largest.get(concept, 0.0)
         known = {other: bool(own and there.info.concepts) for other, there in edits.items() if other != concept}
         shares |= {(concept, other): largest[other] / own if known[other] else None for other in known}
@@ -82,7 +86,9 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
             return "spared"
         return "other way unknown" if back is None else "one-sided" if back <= tolerance else "both ways"
 
-    return [Leak(a, b, share, _lists(edits[a], edits[b]), verdict(share, shares[b, a])) for (a, b), share in shares.items()]
+    return [
+        Leak(a, b, share, _lists(edits[a], edits[b]), verdict(share, shares[b, a])) for (a, b), share in shares.items()
+    ]
 
 
 def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:

@@ -49,5 +49,6 @@ class WeightEdit(Edit):
             there, here = tuple(find_parameter(model, name).shape), tuple(shift.shape)
             if there != here:
                 raise EditError(
-                    f"{name} is {there} in {model.name!r} but {here} in the edit: use a model of the edit's architecture"
+                    f"{name} is {there} in {model.name!r} but {here} in the edit: use a model of the "
+                    "edit's architecture"
                 )

@@ -34,7 +34,12 @@ def lpips_network(net: str = "alex", device: torch.device | str = "cpu") -> tupl
     if net not in ("alex", "vgg", "squeeze"):
         raise ConfigError(f"LPIPS has no network {net!r}: choose alex, vgg or squeeze")
     package = _package("lpips", "LPIPS")
-    model = _weights(f"LPIPS ({net})", lambda: package.LPIPS(net=net, verbose=False)).requires_grad_(False).eval().to(device)
+    model = (
+        _weights(f"LPIPS ({net})", lambda: package.LPIPS(net=net, verbose=False))
+        .requires_grad_(False)
+        .eval()
+        .to(device)
+    )
     weights = [layer.model[-1].weight.flatten() for layer in model.lins]
 
     def features(images: Tensor) -> list[Tensor]:
@@ -103,7 +108,9 @@ def _nudenet_2(checkpoint: Path, names: Path) -> Detector:
     if not names.is_file():
         raise ModelError(f"{names} is missing: put the classes of {checkpoint.name} there, one a line")
     classes = names.read_text(encoding="utf-8").split()
-    session = _weights(str(checkpoint), lambda: runtime.InferenceSession(str(checkpoint), providers=["CPUExecutionProvider"]))
+    session = _weights(
+        str(checkpoint), lambda: runtime.InferenceSession(str(checkpoint), providers=["CPUExecutionProvider"])
+    )
     means = torch.tensor([103.939, 116.779, 123.68])
 
     def detect(path: Path) -> Sequence[Finding]:
@@ -129,7 +136,9 @@ def _package(module: str, need: str, package: str | None = None) -> Any:
     except ImportError:
         raise MissingDependency(package or module.partition(".")[0].replace("_", "-"), "eval", need) from None
     except Exception as error:  # e.g. torchvision with a torch that was built without CUDA
-        raise ModelError(f"{need} needs the package {module!r}, which is installed but cannot be imported ({error})") from None
+        raise ModelError(
+            f"{need} needs the package {module!r}, which is installed but cannot be imported ({error})"
+        ) from None
 
 
 def _weights(name: str, build: Callable[[], _T]) -> _T:

@@ -87,7 +87,13 @@ def train_classifier(
     for name in asked:
         if name not in shown:
             raise DataError(f"{held_out / name} is a class that {train} does not have.{nearest(name, shown)}")
-    told = {"protocol": PROTOCOL, "train": str(train), "held_out": str(held_out), **asdict(recipe), "classes": list(shown)}
+    told = {
+        "protocol": PROTOCOL,
+        "train": str(train),
+        "held_out": str(held_out),
+        **asdict(recipe),
+        "classes": list(shown),
+    }
     record = out / "training.json"
     if (finished := _claim(out, record, told, resume=resume, overwrite=overwrite)) is not None:
         return finished
@@ -125,7 +131,9 @@ def answers(judge: Judge, paths: Sequence[Path], head: str | None = None) -> lis
     chosen, found = the_head(judge, head), []
     for first in range(0, len(paths), LOOK_AT):
         with torch.no_grad():
-            logits = judge.model(pixel_values=_inputs(judge, paths[first : first + LOOK_AT])).logits[:, judge.heads[chosen]]
+            logits = judge.model(pixel_values=_inputs(judge, paths[first : first + LOOK_AT])).logits[
+                :, judge.heads[chosen]
+            ]
         found += [judge.classes[chosen][k] for k in logits.argmax(1).tolist()]
     return found
 
@@ -141,7 +149,9 @@ def the_head(judge: Judge, head: str | None) -> str:
 
 def class_folders(folder: Path) -> dict[str, list[Path]]:
     """Class -> its images, both in order of name. Raises `DataError` for no classes, or a class without images."""
-    below = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".") if folder.is_dir() else []
+    below = (
+        sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".") if folder.is_dir() else []
+    )
     if not below:
         raise DataError(f"{folder} holds no folders: make one for each class, named after it, with its images")
     return {path.name: images_in(path) for path in below}
@@ -175,7 +185,12 @@ class _Best:
 
 
 def _fit(
-    judge: Judge, shown: dict[str, list[Path]], asked: dict[str, list[Path]], recipe: Recipe, best: _Best, checkpoint: Path
+    judge: Judge,
+    shown: dict[str, list[Path]],
+    asked: dict[str, list[Path]],
+    recipe: Recipe,
+    best: _Best,
+    checkpoint: Path,
 ) -> None:
     paths = [path for group in shown.values() for path in group]
     targets = torch.tensor([k for k, group in enumerate(shown.values()) for _ in group])
@@ -189,7 +204,7 @@ def _fit(
     rising = max(total // 2, 1)
     schedule = torch.optim.lr_scheduler.CyclicLR(
         optimizer, 0.0, recipe.rate, step_size_up=rising, step_size_down=max(total - rising, 1), cycle_momentum=False
-    )  # fmt: skip
+    )
 
     def step(i: int) -> dict[str, Tensor]:
         epoch, k = divmod(i, batches)
@@ -240,7 +255,9 @@ def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overw
         if not resume:
             raise OutputError(f"{out} already holds {state}: choose another folder, or pass --resume or --overwrite")
         if before != told:
-            raise OutputError(f"{out} was started with other settings (see its training.json): use those, or pass --overwrite")
+            raise OutputError(
+                f"{out} was started with other settings (see its training.json): use those, or pass --overwrite"
+            )
         return Score.from_json(score) if score else None
     if not record.exists() and out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out} holds something else: choose another folder")

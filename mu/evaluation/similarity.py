@@ -37,7 +37,10 @@ class Similarity:
 
     def write(self, path: Path) -> None:
         """Write the numbers: rows are names, columns images."""
-        rows = {state: [[round(value, 6) for value in row] for row in found.tolist()] for state, found in self.states.items()}
+        rows = {
+            state: [[round(value, 6) for value in row] for row in found.tolist()]
+            for state, found in self.states.items()
+        }
         write_json(path, {"names": list(self.names), "pictures": list(self.shown), **rows})
 
     def draw(self, path: Path, only: Sequence[str] = (), size: tuple[float, float] = SIZE) -> None:
@@ -63,7 +66,12 @@ class Similarity:
             for (i, j), value in np.ndenumerate(matrix):
                 dark = value < (low + high) / 2
                 axis.text(
-                    j, i, f"{round(float(value), 2) + 0.0:.2f}", ha="center", va="center", color="white" if dark else "black"
+                    j,
+                    i,
+                    f"{round(float(value), 2) + 0.0:.2f}",
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
                 )
             for j, image in enumerate(self.images):
                 above = axis.inset_axes((j * width, 1.02, width * 0.96, width * len(self.shown) / len(self.names)))

@@ -49,13 +49,20 @@ class ClipModel:
         self.model = model.requires_grad_(False).eval().to(self.device)
         self.tokenizer, self.processor = tokenizer, processor
         self.components: dict[str, nn.Module] = {
-            "text_encoder": model.text_model, "vision_model": model.vision_model,
-            "text_projection": model.text_projection, "visual_projection": model.visual_projection,
-        }  # fmt: skip
+            "text_encoder": model.text_model,
+            "vision_model": model.vision_model,
+            "text_projection": model.text_projection,
+            "visual_projection": model.visual_projection,
+        }
 
     @classmethod
     def open(
-        cls, folder: Path | str, name: str, *, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
+        cls,
+        folder: Path | str,
+        name: str,
+        *,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
     ) -> Self:
         """Load from a transformers folder."""
         try:

@@ -36,12 +36,15 @@ def given(
         return _diffusion(source, where, precision, clip_skip, prediction_type)
     for option, value in (("clip_skip", None if clip_skip == 1 else clip_skip), ("prediction_type", prediction_type)):
         if value is not None:
-            raise ConfigError(f"{option} is for diffusion models, and a {type(source).__name__} is not one: leave it out")
+            raise ConfigError(
+                f"{option} is for diffusion models, and a {type(source).__name__} is not one: leave it out"
+            )
     if isinstance(source, CLIPModel | LlavaForConditionalGeneration):
         dtype = compute.precision(precision) if precision else source.dtype
         return _transformers(source.to(where or source.device, dtype), processor)
     raise ModelError(
-        f"a {type(source).__name__} is not a model that mu supports: give a name, a diffusers pipeline, a CLIPModel or a LLaVA"
+        f"a {type(source).__name__} is not a model that mu supports: give a name, a diffusers pipeline, a "
+        "CLIPModel or a LLaVA"
     )
 
 
@@ -56,7 +59,12 @@ def _diffusion(
     own = next((part.dtype for key, part in pipeline.components.items() if key == "unet"), torch.float32)
     dtype = compute.precision(precision) if precision else own
     model = face(
-        pipeline, str(name), device or pipeline.device, dtype, clip_skip, placed=device is not None or precision is not None
+        pipeline,
+        str(name),
+        device or pipeline.device,
+        dtype,
+        clip_skip,
+        placed=device is not None or precision is not None,
     )
     if prediction_type is not None:
         model.prediction_type = prediction_type
@@ -72,7 +80,9 @@ def _transformers(model: Any, processor: Any) -> ClipModel | VisionLanguageModel
             raise ConfigError(f"{name!r} has no tokenizer ({reason(error)}): pass processor=...") from None
     tokenizer, images = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
     if tokenizer is None or images is None:
-        raise ConfigError(f"processor is a {type(processor).__name__}: pass one that holds a tokenizer and an image_processor")
+        raise ConfigError(
+            f"processor is a {type(processor).__name__}: pass one that holds a tokenizer and an image_processor"
+        )
     check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
     if isinstance(model, CLIPModel):
         return ClipModel(model, tokenizer, images, name, model.device)

@@ -36,7 +36,11 @@ class Judge:
     """Recognises styles, objects and identities in images. ``classes[head]`` lists the possible answers of a head."""
 
     def __init__(self, model: Any, processor: Any, device: torch.device | str = "cpu"):
-        self.model, self.processor, self.device = model.requires_grad_(False).eval().to(device), processor, torch.device(device)
+        self.model, self.processor, self.device = (
+            model.requires_grad_(False).eval().to(device),
+            processor,
+            torch.device(device),
+        )
         labels = {int(k): label for k, label in model.config.id2label.items()}
         self.heads = heads(labels)
         self.classes = {
@@ -73,9 +77,10 @@ class Judge:
             model, look = _network(backbone, labels)
         side = size or _side(look.get("crop_size", look.get("size", 224)))
         processor = CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size=side,
+            size={"shortest_edge": side},
+            crop_size=side,
             **{name: look[name] for name in ("image_mean", "image_std") if name in look},
-        )  # fmt: skip
+        )
         return cls(model, processor, device)
 
     def save(self, folder: Path) -> None:
@@ -112,7 +117,8 @@ class Judge:
         """Return the answer of each head for each image (b, 3, H, W) in 0..1, and features (b, d)."""
         out = self.model(pixel_values=self.inputs(images), output_hidden_states=True)
         answers = {
-            head: [self.classes[head][k] for k in out.logits[:, span].argmax(1).tolist()] for head, span in self.heads.items()
+            head: [self.classes[head][k] for k in out.logits[:, span].argmax(1).tolist()]
+            for head, span in self.heads.items()
         }
         last = out.hidden_states[-1]
         return answers, last.mean(dim=(2, 3) if last.ndim == 4 else 1)  # mean over positions, or over tokens

@@ -27,9 +27,13 @@ class LoadingConfig(BaseConfig):
         for option in sorted(self.model_fields_set):
             wanted, found = getattr(self, option), getattr(model, "loading", {}).get(option)
             if wanted is not None and found is None:
-                raise ConfigError(f"loading.{option} is for diffusion models, and {model.name!r} is not one: leave it out")
+                raise ConfigError(
+                    f"loading.{option} is for diffusion models, and {model.name!r} is not one: leave it out"
+                )
             if wanted not in (None, found):
-                raise ConfigError(f"loading.{option} is {wanted}, but {model.name!r} was loaded with {found}: leave one out")
+                raise ConfigError(
+                    f"loading.{option} is {wanted}, but {model.name!r} was loaded with {found}: leave one out"
+                )
 
 
 class FoundOn(Protocol):

@@ -70,7 +70,9 @@ def load(
 
         options.refuse("compat_gelu", f"{type(source).__name__}")
         with quiet_libraries():
-            return given(source, device, precision, clip_skip=clip_skip, prediction_type=prediction_type, processor=processor)
+            return given(
+                source, device, precision, clip_skip=clip_skip, prediction_type=prediction_type, processor=processor
+            )
     with compute.loading_on(None if device is None else str(device)) as chosen:
         placed = {"device": chosen, "precision": compute.precision(precision or "float32")}
         with quiet_libraries():
@@ -81,8 +83,10 @@ class _Options:
     """Options that each apply to one kind of model."""
 
     FOR = {
-        "clip_skip": "diffusion models", "prediction_type": "diffusion models", "compat_gelu": "models of open_clip",
-    }  # fmt: skip
+        "clip_skip": "diffusion models",
+        "prediction_type": "diffusion models",
+        "compat_gelu": "models of open_clip",
+    }
 
     def __init__(self, clip_skip: int, prediction_type: str | None, compat_gelu: str | None):
         self.clip_skip, self.prediction_type, self.compat_gelu = clip_skip, prediction_type, compat_gelu
@@ -93,7 +97,9 @@ class _Options:
             raise ConfigError(f"{option} is for {self.FOR[option]}, and {name!r} is not one: leave it out")
 
 
-def _named(source: str | Path, placed: dict[str, Any], options: _Options) -> DiffusionModel | ClipModel | VisionLanguageModel:
+def _named(
+    source: str | Path, placed: dict[str, Any], options: _Options
+) -> DiffusionModel | ClipModel | VisionLanguageModel:
     name, place = str(source), EMBEDDED.get(str(source), Path(source))
     tensors = None
     if is_single_file(source):

@@ -50,7 +50,9 @@ def find_module(model: EditableModel, parameter: str) -> nn.Module:
         if not isinstance(getattr(module, attribute), nn.Parameter):
             raise AttributeError
     except (KeyError, AttributeError):
-        raise EditError(f"{model.name!r} has no parameter {parameter!r}: the edit was made for another architecture") from None
+        raise EditError(
+            f"{model.name!r} has no parameter {parameter!r}: the edit was made for another architecture"
+        ) from None
     return module
 
 
@@ -60,9 +62,13 @@ def find_parameter(model: EditableModel, parameter: str) -> nn.Parameter:
 
 @torch.no_grad()
 def fingerprint(
-    model: EditableModel, parameters: Iterable[str], values: int | None = None, *, precision: torch.dtype = torch.float16,
+    model: EditableModel,
+    parameters: Iterable[str],
+    values: int | None = None,
+    *,
+    precision: torch.dtype = torch.float16,
     before_edits: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """Hash the named tensors in half ``precision``, so that a model loaded in float32 and in it have one hash.
 
     With ``before_edits``, hash the weights without the active edits (`mu.edits.edit.shifted` keeps those weights).

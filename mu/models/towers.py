@@ -95,7 +95,9 @@ class Tower:
         if start == 0 < stop:
             x = self.trunk.embeddings(input_ids=x) if causal else self.trunk.pre_layrnorm(self.trunk.embeddings(x))
         if causal and max(start, 1) < stop:
-            mask = create_causal_mask(config=self.trunk.config, inputs_embeds=x, attention_mask=None, past_key_values=None)
+            mask = create_causal_mask(
+                config=self.trunk.config, inputs_embeds=x, attention_mask=None, past_key_values=None
+            )
         for block in self.trunk.encoder.layers[max(start, 1) - 1 : max(stop, 1) - 1]:
             x = block(x, mask, is_causal=causal)
         return Hidden(x, hidden.ends)
@@ -110,7 +112,9 @@ class Tower:
         return self.leave(self.run(hidden, start, self.stages - 1))
 
     @torch.no_grad()
-    def along(self, hidden: Hidden, parameter: nn.Parameter, stage: int, shift: Tensor, steps: Sequence[float]) -> Tensor:
+    def along(
+        self, hidden: Hidden, parameter: nn.Parameter, stage: int, shift: Tensor, steps: Sequence[float]
+    ) -> Tensor:
         """Unit vectors (K, n, d) with ``parameter + step * shift`` for K ``steps``; ``hidden`` goes into ``stage``.
 
         Only the changed stage runs K times; later stages run once on the K outputs, stacked. Afterwards the original

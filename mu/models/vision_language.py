@@ -37,13 +37,19 @@ class VisionLanguageModel:
         self.model = model.requires_grad_(False).eval().to(self.device)
         self.tokenizer, self.processor = tokenizer, processor
         self.components: dict[str, nn.Module] = {
-            "vision_model": model.model.vision_tower, "projector": model.model.multi_modal_projector,
+            "vision_model": model.model.vision_tower,
+            "projector": model.model.multi_modal_projector,
             "language_model": model.model.language_model,
-        }  # fmt: skip
+        }
 
     @classmethod
     def open(
-        cls, folder: Path | str, name: str, *, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
+        cls,
+        folder: Path | str,
+        name: str,
+        *,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
     ) -> Self:
         """Load from a transformers folder."""
         try:
@@ -92,11 +98,17 @@ class VisionLanguageModel:
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
             pixels = pixels_of(images[part], self.processor, size).to(self.device, self.model.dtype)
-            tokens = self.tokenizer(texts[part], padding=True, add_special_tokens=False, return_tensors="pt").to(self.device)
+            tokens = self.tokenizer(texts[part], padding=True, add_special_tokens=False, return_tensors="pt").to(
+                self.device
+            )
             out = self.model.generate(
-                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, pixel_values=pixels,
-                max_new_tokens=new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id,
-            )  # fmt: skip
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                pixel_values=pixels,
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
             new = out[:, tokens.input_ids.shape[1] :]
             answers += [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return answers

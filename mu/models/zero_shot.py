@@ -18,9 +18,14 @@ from mu.data.imagenet import read_imagenet
 from mu.data.pairs import decode
 
 IMAGENET_TEMPLATES = (
-    "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.", "a {} in a video game.",
-    "art of the {}.", "a photo of the small {}.",
-)  # fmt: skip
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 CANVAS_TEMPLATES = {"style": ("an image in {} style",), "object": ("a {} image",), "identity": ("a portrait of {}",)}
 
 
@@ -86,7 +91,11 @@ def celeba_task(folder: Path | str, concepts: Sequence[str] = ()) -> ZeroShot:
     classified = set(celeba.classified)
     counted = {label for label, name in enumerate(celeba.identities) if name in classified}
     named = {label for concept in concepts if (label := class_of(concept, names)) is not None}
-    rows = [(ImageFile(path), label) for label in sorted(counted | named) for path in celeba.images[celeba.identities[label]]]
+    rows = [
+        (ImageFile(path), label)
+        for label in sorted(counted | named)
+        for path in celeba.images[celeba.identities[label]]
+    ]
     images, labels = [image for image, _ in rows], tuple(label for _, label in rows)
     return ZeroShot("identity", names, ("{}.",), images, labels, frozenset(named - counted))
 
@@ -94,7 +103,9 @@ def celeba_task(folder: Path | str, concepts: Sequence[str] = ()) -> ZeroShot:
 def imagenet_task(folder: Path | str) -> ZeroShot:
     """Classify a fixed 5 % of ImageNet's validation images, with the seven simple templates."""
     found = read_imagenet(folder).subset()
-    return ZeroShot("imagenet", found.names, IMAGENET_TEMPLATES, [ImageFile(path) for path in found.images], found.labels)
+    return ZeroShot(
+        "imagenet", found.names, IMAGENET_TEMPLATES, [ImageFile(path) for path in found.images], found.labels
+    )
 
 
 class TaskSource(NamedTuple):

@@ -46,7 +46,9 @@ def compare(pages: list[Page]) -> Comparison:
 
 
 def _shared_images(pages: list[Page]) -> Grid | None:
-    first, *others = ({(p.prompt, p.name, p.before.uri): p for group in page.groups for p in group.pairs} for page in pages)
+    first, *others = (
+        {(p.prompt, p.name, p.before.uri): p for group in page.groups for p in group.pairs} for page in pages
+    )
     shared = [key for key, pair in first.items() if pair.before.uri and all(key in other for other in others)]
     shown = spread(shared, 2 * PAIRS_SHOWN)
     rows = [(key[0], [first[key].before, *(pairs[key].after for pairs in (first, *others))]) for key in shown]

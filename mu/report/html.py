@@ -33,7 +33,11 @@ def write_report(run: RunDirectory | Sequence[RunDirectory], path: Path | str | 
     else:
         path, comparison = path or runs[0].folder.parent / "comparison.html", compare(pages)
     environment = Environment(
-        loader=PackageLoader("mu.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("mu.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     template = environment.get_template("template.html")
     text = template.render(page=pages[0], pages=pages, comparison=comparison, roles=ROLES, shown=PAIRS_SHOWN)

@@ -71,7 +71,9 @@ def _pair(run: RunDirectory, name: str, prompt: Prompt | None, k: str) -> Pair:
         notes.append(f"seed {prompt.seed}" + (f", image {k}" if k != "0" else ""))
     if prompt and prompt.gate:
         notes.append("gate " + ", ".join(f"{g:.2f}" for g in prompt.gate))
-    before, after = (inline_image(run.folder, f"{side}/{name}", f"{side} the edit: {text}") for side in ("before", "after"))
+    before, after = (
+        inline_image(run.folder, f"{side}/{name}", f"{side} the edit: {text}") for side in ("before", "after")
+    )
     return Pair(name, text, " · ".join(notes), before, after)
 
 
@@ -82,12 +84,15 @@ def spread(items: list[T], count: int) -> list[T]:
 
 def grids(run: RunDirectory) -> list[Grid]:
     """The grids of ``panels.json``."""
-    return [Grid(panel.title, panel.columns, [_shots(run, panel, row) for row in panel.rows]) for panel in run.read_panels()]
+    return [
+        Grid(panel.title, panel.columns, [_shots(run, panel, row) for row in panel.rows]) for panel in run.read_panels()
+    ]
 
 
 def _shots(run: RunDirectory, panel: Panel, row: PanelRow) -> tuple[str, list[InlineImage]]:
     texts = [f"{column}: {row.label}" for column in panel.columns]
     shown = [
-        inline_image(run.folder, name, alt) if name else InlineImage(alt) for alt, name in zip(texts, row.images, strict=True)
+        inline_image(run.folder, name, alt) if name else InlineImage(alt)
+        for alt, name in zip(texts, row.images, strict=True)
     ]
     return row.label, shown

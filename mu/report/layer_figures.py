@@ -89,12 +89,18 @@ def pareto(layers: Sequence[Layer], title: str) -> Figure:
     positive = [layer.alignment for layer in layers if layer.alignment > 0] or [1.0]
     edge = min(positive) / 2
     others = [layer for layer in layers if not layer.front]
-    axis.plot([layer.alignment or edge for layer in others], [layer.importance for layer in others], "x", color="black", ms=5)
+    axis.plot(
+        [layer.alignment or edge for layer in others], [layer.importance for layer in others], "x", color="black", ms=5
+    )
     for k, layer in enumerate(layer for layer in layers if layer.front):
         axis.plot(
-            layer.alignment or edge, layer.importance, "osD^v"[k // len(COLOURS) % 5], color=COLOURS[k % len(COLOURS)],
-            ms=8, label=short_name(layer.name),
-        )  # fmt: skip
+            layer.alignment or edge,
+            layer.importance,
+            "osD^v"[k // len(COLOURS) % 5],
+            color=COLOURS[k % len(COLOURS)],
+            ms=8,
+            label=short_name(layer.name),
+        )
     _logarithmic(axis, "x", "y")
     if zeros := sum(layer.alignment == 0 for layer in layers):
         axis.set_xlim(left=edge)
@@ -109,15 +115,21 @@ def pareto(layers: Sequence[Layer], title: str) -> Figure:
 def steps(search: LayerSearch) -> Figure:
     """Forget accuracy against rho for each tensor that was searched; a star marks the step that was taken."""
     top = 1 if any(line.fa1 for line in search.curves) else 5
-    figure, axis = _axes(f"{search.concept}: search of the step", "rho = lambda |g_f| / |theta|", f"forget accuracy @{top}")
+    figure, axis = _axes(
+        f"{search.concept}: search of the step", "rho = lambda |g_f| / |theta|", f"forget accuracy @{top}"
+    )
     towers = {layer.name: layer.tower for layer in search.layers}
     for k, line in enumerate(search.curves):
         points = sorted(zip(line.rho, line.fa1 or line.fa5, strict=True))
         taken, colour = line.name == search.chosen, COLOURS[k % len(COLOURS)]
         axis.plot(
-            *zip(*points, strict=True), ".-" if k < len(COLOURS) else ".--", color=colour, linewidth=2.4 if taken else 1.2,
-            label=f"{towers.get(line.name, '')} {short_name(line.name)}".strip(), zorder=3 if taken else 2,
-        )  # fmt: skip
+            *zip(*points, strict=True),
+            ".-" if k < len(COLOURS) else ".--",
+            color=colour,
+            linewidth=2.4 if taken else 1.2,
+            label=f"{towers.get(line.name, '')} {short_name(line.name)}".strip(),
+            zorder=3 if taken else 2,
+        )
         if taken and line.chosen and line.outcome:
             axis.plot(line.chosen, line.outcome[f"fa{top}"], "*", color=colour, markersize=15, clip_on=False, zorder=9)
     _logarithmic(axis, "x")

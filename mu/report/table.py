@@ -58,10 +58,14 @@ class Table:
 
     def markdown(self) -> str:
         """A table for a README, the best of each column in bold."""
-        titles = [f"{title} {arrow(column.direction)}" for title, column in zip(self.headings(), self.columns, strict=True)]
+        titles = [
+            f"{title} {arrow(column.direction)}" for title, column in zip(self.headings(), self.columns, strict=True)
+        ]
         lines = [["run", "method", "concepts", *titles], ["---", "---", "---", *("---:" for _ in titles)]]
         for row in self.rows:
-            best = [(v := self.value(row, c)) is not None and bool(row.method) and v == self.best(c) for c in self.columns]
+            best = [
+                (v := self.value(row, c)) is not None and bool(row.method) and v == self.best(c) for c in self.columns
+            ]
             values = [f"**{cell}**" if top else cell for cell, top in zip(self.cells(row), best, strict=True)]
             lines.append([row.run, row.method, ", ".join(row.concepts), *values])
         return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
@@ -106,7 +110,8 @@ def score_table(runs: Sequence[Path | str]) -> Table:
         for key, score in row.scores.items():
             if columns.setdefault(key, Column(*key, score.direction)).direction != score.direction:
                 raise DataError(
-                    f"{score.name} ({score.protocol}) is better {columns[key].direction} in one run and better {score.direction} "
+                    f"{score.name} ({score.protocol}) is better {columns[key].direction} in one run and "
+                    f"better {score.direction} "
                     f"in {row.run}: measure again with one version"
                 )
     return Table(list(columns.values()), rows)
@@ -120,7 +125,11 @@ def _scores(run: RunDirectory) -> tuple[dict[tuple[str, str], Score], dict[tuple
     if not suites:
         raise DataError(f"{run.folder} has no scores: run mu evaluate {run.folder}")
     base, edited = (
-        {(score.name, score.protocol): score for table in suites.values() for score in table.get(column(list(table)), [])}
+        {
+            (score.name, score.protocol): score
+            for table in suites.values()
+            for score in table.get(column(list(table)), [])
+        }
         for column in (lambda _: BASE, edited_column)
     )
     return base, edited

@@ -147,9 +147,14 @@ class ClipErasure(Erasure):
         return retain_pairs(self.config.data, self.config.seed)
 
     def train(
-        self, sets: Mapping[SetName, Sequence[Captioned]], run: RunDirectory | None, log: loop.Log | None, *,
-        schedule_pairs: int | None = None, mask: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self,
+        sets: Mapping[SetName, Sequence[Captioned]],
+        run: RunDirectory | None,
+        log: loop.Log | None,
+        *,
+        schedule_pairs: int | None = None,
+        mask: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Train on ``sets`` and return the deltas: up on L_f ("forget"), down on the contrastive loss ("retain").
 
         The rate falls over the steps that the retain pairs take in all epochs (without any: ``schedule_pairs`` pairs).
@@ -158,9 +163,13 @@ class ClipErasure(Erasure):
         """
         config, settings, B = self.config, self.config.train, self.config.batch_size
         orders = (
-            [retain_order(len(sets["retain"]), B, config.seed, e) for e in range(settings.epochs)] if "retain" in sets else []
+            [retain_order(len(sets["retain"]), B, config.seed, e) for e in range(settings.epochs)]
+            if "retain" in sets
+            else []
         )
-        batches = {name: len(orders[0]) if name == "retain" else forget_batches(pairs, B) for name, pairs in sets.items()}
+        batches = {
+            name: len(orders[0]) if name == "retain" else forget_batches(pairs, B) for name, pairs in sets.items()
+        }
         steps = plan(batches, settings.epochs)
         total = settings.epochs * (len(orders[0]) if orders else -(-(schedule_pairs or len(sets["forget"])) // B))
         parameters = self.parameters()

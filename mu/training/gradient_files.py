@@ -75,7 +75,9 @@ def refuse(path: Path | str, *, overwrite: bool = False) -> None:
     check_writing(path)
 
 
-def write_gradients(path: Path | str, gradients: Mapping[str, Tensor], info: GradientInfo, *, overwrite: bool = False) -> None:
+def write_gradients(
+    path: Path | str, gradients: Mapping[str, Tensor], info: GradientInfo, *, overwrite: bool = False
+) -> None:
     """Write a gradient file atomically, in float32.
 
     Raises `OutputError` if the file exists or cannot be written, `DataError` if a gradient is not finite.
@@ -117,7 +119,9 @@ def open_gradients(path: Path | str) -> tuple[GradientInfo | None, dict[str, Ten
         if facts["kind"] not in ("forget", "retain"):
             raise DataError(f"{path} holds an edit, not gradients: make a file with mu gradients")
         if facts["format"] > FORMAT:
-            raise DataError(f"{path} has format {facts['format']}, newer than this version of mu reads ({FORMAT}): upgrade mu")
+            raise DataError(
+                f"{path} has format {facts['format']}, newer than this version of mu reads ({FORMAT}): upgrade mu"
+            )
         info = GradientInfo(**facts)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} has no valid gradient metadata ({error}): make it again with mu gradients") from None
@@ -140,7 +144,8 @@ def read_gradients(
     if info is None:
         if sign is None:
             raise DataError(
-                f"{path} does not state whether it holds the gradient or its negative: set gradients.grad_sign to + or - "
+                f"{path} does not state whether it holds the gradient or its negative: set "
+                "gradients.grad_sign to + or - "
                 "(- for a file of SLUG's open_clip programs), or make one with mu gradients"
             )
         tensors = from_clip(tensors)
@@ -164,10 +169,13 @@ def read_gradients(
         found[name] = tensors[name].float().to(parameter.device)
     if info and not is_base(model, list(tensors), info.fingerprint):
         raise DataError(
-            f"{path} was made on other weights ({info.model!r}) than those of {model.name!r}: make it again with mu gradients"
+            f"{path} was made on other weights ({info.model!r}) than those of {model.name!r}: make it "
+            "again with mu gradients"
         )
     if lost := [name for name in names if name not in found]:
-        raise DataError(f"{path} holds no gradient of {lost[0]}: make it again with mu gradients and the same layers.exclude")
+        raise DataError(
+            f"{path} holds no gradient of {lost[0]}: make it again with mu gradients and the same layers.exclude"
+        )
     return {name: -found[name] if sign == "-" else found[name] for name in names}
 
 
@@ -180,5 +188,6 @@ def _agree(path: Path | str, info: GradientInfo, sign: Sign | None, wanted: Mapp
         if not same:
             what = fact.replace("_", " ")
             raise DataError(
-                f"{path} was made with {what} {known!r}, but the settings say {value!r}: give another file or change them"
+                f"{path} was made with {what} {known!r}, but the settings say {value!r}: give another file "
+                "or change them"
             )

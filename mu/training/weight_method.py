@@ -38,7 +38,10 @@ class Erasure(Algorithm):
     def info(self, concepts: Sequence[str] | None = None, **facts: Any) -> EditInfo:
         """Describe an edit that erases ``concepts`` (default: all of the settings')."""
         known: dict[str, Any] = {
-            "method": self.name, "concepts": tuple(concepts or self.config.concepts), "config": self.config.model_dump(mode="json"),
-            "seed": getattr(self.config, "seed", None), "citation": citation(type(self)),
-        }  # fmt: skip
+            "method": self.name,
+            "concepts": tuple(concepts or self.config.concepts),
+            "config": self.config.model_dump(mode="json"),
+            "seed": getattr(self.config, "seed", None),
+            "citation": citation(type(self)),
+        }
         return EditInfo(**known, **facts)

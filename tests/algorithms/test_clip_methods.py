@@ -86,13 +86,16 @@ def test_rates_fall_over_the_retain_steps_and_each_set_counts_its_own(clip: Clip
     assert ["forget" if "forget" in row else "retain" for row in rows] == 2 * (["forget"] * 2 + ["retain"] * 3)
     places = [0, 1, 0, 1, 2, 2, 3, 3, 4, 5]
     assert [row["lr"] for row in rows] == pytest.approx([1e-4 * half_cosine(k, 6) for k in places])
-    assert [row["lr"] for row in rows_of("clip-ft", clip)] == pytest.approx([1e-4 * half_cosine(k, 6) for k in range(6)])
+    assert [row["lr"] for row in rows_of("clip-ft", clip)] == pytest.approx(
+        [1e-4 * half_cosine(k, 6) for k in range(6)]
+    )
     alone = rows_of("clip-ga", clip, n_retain=16)
     assert [row["lr"] for row in alone] == pytest.approx([1e-4 * half_cosine(k, 8) for k in range(4)])
 
 
 def test_the_loss_is_minus_the_forget_loss_and_plus_the_retain_loss(clip: ClipModel) -> None:
-    """At the first step, whose weights are the base's: the mean of 1 - cos, or the contrastive loss in the ``_o`` variant."""
+    """At the first step, whose weights are the base's: the mean of 1 - cos, or the contrastive loss in the ``_o``
+    variant."""
     work = method("clip-gaft", clip)
     forget = work.forget_pairs()[:B]
     order = retain_order(N_RETAIN, B, 0, 0)[0]
@@ -128,7 +131,11 @@ def test_one_step_is_adamw_by_hand(name: str, clip: ClipModel) -> None:
     pairs = work.forget_pairs() if name == "clip-ga" else work.retain_pairs()
     if name == "clip-ft":
         pairs = [pairs[int(j)] for j in retain_order(B, B, 0, 0)[0]]
-    names = ["visual_projection.weight", "text_encoder.final_layer_norm.weight", "vision_model.encoder.layers.0.mlp.fc1.weight"]
+    names = [
+        "visual_projection.weight",
+        "text_encoder.final_layer_norm.weight",
+        "vision_model.encoder.layers.0.mlp.fc1.weight",
+    ]
     tensors = [find_parameter(clip, each) for each in names]
     for p in tensors:
         p.requires_grad_(True)
@@ -143,7 +150,9 @@ def test_one_step_is_adamw_by_hand(name: str, clip: ClipModel) -> None:
         assert not torch.allclose(shifts[each], -wanted, atol=lr * 0.01), "control: the other direction"
 
 
-def test_the_temperature_is_clamped_in_training_and_not_in_the_edit(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temperature_is_clamped_in_training_and_not_in_the_edit(
+    clip: ClipModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept, seen = clip.model.logit_scale.data, []
 
     def watched(*args: Any) -> Tensor:
@@ -219,7 +228,10 @@ def test_several_concepts_go_into_one_forget_set(clip: ClipModel) -> None:
 
 def test_the_mask_is_that_of_a_sort_over_all_tensors() -> None:
     source = torch.Generator().manual_seed(0)
-    g = {name: scale * torch.randn(shape, generator=source) for name, shape, scale in (("a", (7, 9), 1), ("b", (30,), 0.1), ("c", (), 5))}  # fmt: skip
+    g = {
+        name: scale * torch.randn(shape, generator=source)
+        for name, shape, scale in (("a", (7, 9), 1), ("b", (30,), 0.1), ("c", (), 5))
+    }
     sizes = torch.cat([each.abs().flatten() for each in g.values()])
     for share in (0.5, 0.1, 1.0):
         chosen = torch.zeros(len(sizes), dtype=torch.bool)
@@ -282,7 +294,10 @@ def test_importances_are_the_squares_of_batch_means_and_the_edit_is_the_dampenin
     name = "visual_projection.weight"
     work = method("clip-ssd", clip, data={"n_forget": 6, "n_retain": 8})
     p, found = find_parameter(clip, name), {}
-    for title, pairs, objective in (("forget", work.forget_pairs(), "cosine"), ("retain", work.retain_pairs(), "contrastive")):
+    for title, pairs, objective in (
+        ("forget", work.forget_pairs(), "cosine"),
+        ("retain", work.retain_pairs(), "contrastive"),
+    ):
         squares = []
         for k in range(0, len(pairs), B):
             p.requires_grad_(True)
@@ -301,6 +316,8 @@ def test_importances_are_the_squares_of_batch_means_and_the_edit_is_the_dampenin
 
 def test_no_weight_to_dampen_is_an_error(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     work = method("clip-ssd", clip, selection=7.0)
-    monkeypatch.setattr(work, "importances", lambda *_: {name: torch.ones(p.shape) for name, p in work.parameters().items()})
+    monkeypatch.setattr(
+        work, "importances", lambda *_: {name: torch.ones(p.shape) for name, p in work.parameters().items()}
+    )
     with pytest.raises(EditError, match=r"(?=.*\b7\b).*selection"):
         work.find_edit()

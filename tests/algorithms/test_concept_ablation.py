@@ -53,7 +53,9 @@ def reference(
     return (concept - aim).square().mean() + weight * (anchor - aim).square().mean()
 
 
-@pytest.mark.parametrize("settings", [{}, {"anchor_weight": 0.5, "templates": ["{} picture", "a {}"], "anchors": ["photo"]}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"anchor_weight": 0.5, "templates": ["{} picture", "a {}"], "anchors": ["photo"]}]
+)
 def test_a_step_is_the_programs(settings: dict[str, Any], tiny: DiffusionModel) -> None:
     ca, frozen = method(tiny, **settings), copy.deepcopy(tiny.unet)
     weight = ca.config.anchor_weight
@@ -92,7 +94,9 @@ def test_model_evaluations_of_a_step(tiny: DiffusionModel) -> None:
     ca = method(tiny)
     seen: list[tuple[int, bool]] = []
     with moved(tiny) as tuning:
-        handle = tiny.unet.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), torch.is_grad_enabled())))
+        handle = tiny.unet.register_forward_pre_hook(
+            lambda _, args: seen.append((len(args[0]), torch.is_grad_enabled()))
+        )
         for i in range(3):
             ca.step(tuning, i, torch.Generator().manual_seed(i))
         handle.remove()

@@ -1,4 +1,5 @@
-"""Laws that every method keeps: each runs over every row of `ALGORITHMS`, on every kind of model that the method edits."""
+"""Laws that every method keeps: each runs over every row of `ALGORITHMS`, on every kind of model that the method
+edits."""
 
 from __future__ import annotations
 
@@ -124,13 +125,17 @@ def kinds_of(name: str) -> list[KindName]:
 
 CASES = [pytest.param(name, kind, id=f"{name}-on-{kind}") for name in ALGORITHMS for kind in kinds_of(name)]
 FOREIGN = [
-    pytest.param(name, kind, id=f"{name}-on-{kind}") for name in ALGORITHMS for kind in KINDS if kind not in kinds_of(name)
+    pytest.param(name, kind, id=f"{name}-on-{kind}")
+    for name in ALGORITHMS
+    for kind in KINDS
+    if kind not in kinds_of(name)
 ]
 
 
 @pytest.fixture(scope="module")
 def models(tiny: DiffusionModel) -> dict[KindName, Any]:
-    """Small ones. The diffusion model's weights are random: what is asked of it here does not depend on what it knows."""
+    """Small ones. The diffusion model's weights are random: what is asked of it here does not depend on what it
+    knows."""
     return {"diffusion": tiny, "clip": load("canvas-clip", device="cpu")}
 
 
@@ -232,7 +237,9 @@ def test_same_seed_same_edit(name: str, kind: KindName, models: dict[KindName, A
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_saved_and_opened_it_is_the_same(name: str, kind: KindName, models: dict[KindName, Any], tmp_path: Path) -> None:
+def test_saved_and_opened_it_is_the_same(
+    name: str, kind: KindName, models: dict[KindName, Any], tmp_path: Path
+) -> None:
     model, output = models[kind], KINDS[kind].output
     edit = find(name, kind, model)
     edit.save(tmp_path / "edit.safetensors")
@@ -255,7 +262,9 @@ def test_a_run_leaves_its_records_and_is_not_overwritten(
     name: str, kind: KindName, models: dict[KindName, Any], tmp_path: Path
 ) -> None:
     overrides = {
-        key: str(tmp_path / key) for key in ("output_dir", "run_dir") if key in algorithm(name).config_class.model_fields
+        key: str(tmp_path / key)
+        for key in ("output_dir", "run_dir")
+        if key in algorithm(name).config_class.model_fields
     }
 
     def work(**more: Any) -> Algorithm:
@@ -280,7 +289,7 @@ def test_a_run_leaves_its_records_and_is_not_overwritten(
 @pytest.mark.parametrize(("name", "kind"), FOREIGN)
 def test_a_model_of_another_kind_is_refused(name: str, kind: KindName, models: dict[KindName, Any]) -> None:
     (own,) = kinds_of(name)
-    with pytest.raises(ConfigError, match="is none") as refused:
+    with pytest.raises(ConfigError, match=r"is (none|not)") as refused:
         find(name, own, models[kind])
     assert name in str(refused.value).lower() and "\n" not in str(refused.value)
 
@@ -352,14 +361,28 @@ def test_a_search_that_never_began_leaves_its_folder_free(tiny: DiffusionModel, 
         chosen(config, model=tiny).run()
 
 
-# -- concepts ---------------------------------------------------------------------------------------------------------------
+# -- concepts
+# ---------------------------------------------------------------------------------------------------------------
 
 SPELLINGS: list[tuple[list[Any], tuple[str, ...] | str]] = [
-    (["foo_bar"], ("foo_bar",)), (["pop  art"], ("pop art",)), (["  Van \n Gogh "], ("Van Gogh",)), (["self-harm"], ("self-harm",)),
-    (["NEON"], ("NEON",)), (["007"], ("007",)), (["a+b"], ("a+b",)), (["{}"], ("{}",)), (["null"], ("null",)),
-    (["Neon style", "star", "neon_STYLE"], ("Neon style", "star")), (["foo_bar", "foo-bar"], ("foo_bar", "foo-bar")),
-    (["a, b"], "has a comma"), (["_"], "is empty"), ([""], "is empty"), ([" \n"], "is empty"), (["neon", " "], "is empty"), ([5], "must be text"),
-]  # fmt: skip
+    (["foo_bar"], ("foo_bar",)),
+    (["pop  art"], ("pop art",)),
+    (["  Van \n Gogh "], ("Van Gogh",)),
+    (["self-harm"], ("self-harm",)),
+    (["NEON"], ("NEON",)),
+    (["007"], ("007",)),
+    (["a+b"], ("a+b",)),
+    (["{}"], ("{}",)),
+    (["null"], ("null",)),
+    (["Neon style", "star", "neon_STYLE"], ("Neon style", "star")),
+    (["foo_bar", "foo-bar"], ("foo_bar", "foo-bar")),
+    (["a, b"], "has a comma"),
+    (["_"], "is empty"),
+    ([""], "is empty"),
+    ([" \n"], "is empty"),
+    (["neon", " "], "is empty"),
+    ([5], "must be text"),
+]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -393,7 +416,8 @@ def test_the_edit_holds_that_spelling(name: str, kind: KindName, models: dict[Ki
         assert each.info.concepts == ("Neon style",) and each.concept() == "Neon style"
 
 
-# -- settings ---------------------------------------------------------------------------------------------------------------
+# -- settings
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -444,7 +468,11 @@ def test_losses_go_to_the_tracker_that_is_asked_for(
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **how: tracker))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=lambda log_dir: writer))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    places = {key: str(tmp_path / key) for key in ("output_dir", "run_dir") if key in algorithm(name).config_class.model_fields}
+    places = {
+        key: str(tmp_path / key)
+        for key in ("output_dir", "run_dir")
+        if key in algorithm(name).config_class.model_fields
+    }
     run = method(name, "diffusion", tiny, **places).run(track=track).run
     recorded = {row["step"] for row in run.read_metrics()}
     assert recorded == {0, 1, 2}
@@ -453,10 +481,16 @@ def test_losses_go_to_the_tracker_that_is_asked_for(
 
 @pytest.mark.parametrize(
     ("said", "environment", "asked"),
-    [({}, {"WANDB_MODE": "online"}, None), ({"use_sample": True}, {"WANDB_API_KEY": "k"}, None), ({"wandb_project": "p"}, {}, None),
-     ({"wandb_project": "p"}, {"WANDB_MODE": "offline"}, "wandb"), ({"wandb_run": "r"}, {"WANDB_API_KEY": "k"}, "wandb"),
-     ({"wandb_run": "r"}, {"WANDB_MODE": "disabled", "WANDB_API_KEY": "k"}, None), ({"logging": {"use_wandb": True}}, {}, "wandb")],
-)  # fmt: skip
+    [
+        ({}, {"WANDB_MODE": "online"}, None),
+        ({"use_sample": True}, {"WANDB_API_KEY": "k"}, None),
+        ({"wandb_project": "p"}, {}, None),
+        ({"wandb_project": "p"}, {"WANDB_MODE": "offline"}, "wandb"),
+        ({"wandb_run": "r"}, {"WANDB_API_KEY": "k"}, "wandb"),
+        ({"wandb_run": "r"}, {"WANDB_MODE": "disabled", "WANDB_API_KEY": "k"}, None),
+        ({"logging": {"use_wandb": True}}, {}, "wandb"),
+    ],
+)
 def test_what_the_seed_documents_ask_of_wandb(
     said: dict[str, Any], environment: dict[str, str], asked: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

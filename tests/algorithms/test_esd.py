@@ -62,7 +62,9 @@ def reference(
     return (model.unet(x, t, c).sample - (e_0 - eta * (e_p - e_0))).square().mean()
 
 
-@pytest.mark.parametrize("settings", [{}, {"variant": "esd-u", "latents_from": "frozen"}, {"negative_guidance": 2.5, "start_guidance": 7.0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings", [{}, {"variant": "esd-u", "latents_from": "frozen"}, {"negative_guidance": 2.5, "start_guidance": 7.0}]
+)
 def test_a_step_is_the_papers(settings: dict[str, Any], tiny: DiffusionModel) -> None:
     esd, frozen = method(tiny, **settings), copy.deepcopy(tiny.unet)
     eta = esd.config.negative_guidance
@@ -120,7 +122,10 @@ def test_concepts_take_turns(tiny: DiffusionModel) -> None:
 
 
 def test_templates_take_turns_as_concepts_do(tiny: DiffusionModel) -> None:
-    esd, alone = method(tiny, concepts=["star"], templates=["{}", "a {} image"]), method(tiny, concepts=["a star image"])
+    esd, alone = (
+        method(tiny, concepts=["star"], templates=["{}", "a {} image"]),
+        method(tiny, concepts=["a star image"]),
+    )
     with tuned(esd.parameters(tiny)) as tuning:
         first, second = (esd.step(tuning, i, torch.Generator().manual_seed(0))["loss"] for i in range(2))
         wanted = alone.step(tuning, 0, torch.Generator().manual_seed(0))["loss"]

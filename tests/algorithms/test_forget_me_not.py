@@ -29,7 +29,9 @@ class Slow:
         self.anchor, self.words = anchor, words
         self.terms: dict[str, list[Tensor]] = {"logits": [], "attention": []}
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Tensor:
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
         assert encoder_hidden_states is not None
         q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
         k_anchor, d = attn.to_k(self.anchor), q.shape[-1] // attn.heads
@@ -46,7 +48,9 @@ class Slow:
         return attn.to_out[0](torch.cat(outputs, dim=1)[None])
 
 
-def reference(model: DiffusionModel, fmn: ForgetMeNot, i: int, seed: int, prompt: str, anchor: str, words: list[int]) -> Tensor:
+def reference(
+    model: DiffusionModel, fmn: ForgetMeNot, i: int, seed: int, prompt: str, anchor: str, words: list[int]
+) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     torch.randint(1, (1,), generator=g)  # which template
     t = int(torch.randint(1000, (1,), generator=g))
@@ -101,12 +105,15 @@ def test_where_the_words_are(tiny: DiffusionModel) -> None:
 
 
 def test_model_evaluations_of_a_step(tiny: DiffusionModel) -> None:
-    """One sample with gradient; the loss reaches every cross-attention tensor but the last layer's values and output."""
+    """One sample with gradient; the loss reaches every cross-attention tensor but the last layer's values and
+    output."""
     fmn = method(tiny)
     seen: list[tuple[int, bool]] = []
     with tuned(tiny.parameters("cross-attention")) as tuning:
         fmn.step(tuning, 0, torch.Generator().manual_seed(0))
-        handle = tiny.unet.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), torch.is_grad_enabled())))
+        handle = tiny.unet.register_forward_pre_hook(
+            lambda _, args: seen.append((len(args[0]), torch.is_grad_enabled()))
+        )
         loss = fmn.step(tuning, 0, torch.Generator().manual_seed(0))["loss"]
         handle.remove()
         found = torch.autograd.grad(loss, list(tuning.parameters.values()), allow_unused=True)

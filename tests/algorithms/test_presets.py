@@ -73,7 +73,9 @@ def test_no_list_of_the_world_goes_unchecked() -> None:
     }
     assert found == {place for place, texts in WRITTEN.items() if tells_of_the_world(texts)}
     assert len(found) >= 9, "control"
-    assert tells_of_the_world([f"a {name}" for name in world.OBJECTS[1:]]) and not tells_of_the_world(world.PHRASES), "control"
+    assert tells_of_the_world([f"a {name}" for name in world.OBJECTS[1:]]) and not tells_of_the_world(world.PHRASES), (
+        "control"
+    )
 
 
 def test_they_are_for_embedded_models_and_every_such_method_has_one() -> None:

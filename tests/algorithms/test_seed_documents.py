@@ -98,7 +98,9 @@ def test_a_file_of_zeros_would_be_caught(tmp_path: Path, tiny) -> None:  # type:
     from mu.edits.low_rank import LowRankEdit
     from mu.edits.tensor_file import write_tensors
 
-    edit = LowRankEdit.fresh(tiny.layers("transformer"), 1, 1.0, torch.Generator(), EditInfo("spm", ("Abstractionism",)))
+    edit = LowRankEdit.fresh(
+        tiny.layers("transformer"), 1, 1.0, torch.Generator(), EditInfo("spm", ("Abstractionism",))
+    )
     write_tensors(tmp_path / "zeros.safetensors", *spm_tensors(edit))
     assert not erases(tmp_path / "zeros.safetensors", "Abstractionism")
 
@@ -152,7 +154,9 @@ def test_flags_are_read_as_printed() -> None:
         options = vars(parser(SemipermeableMembraneAlgorithm).parse_args(flags.split()))
         for own in ("config_path", "resume", "overwrite", "track"):
             options.pop(own)
-        return SemipermeableMembraneAlgorithm(None, **parsed(SemipermeableMembraneAlgorithm.config_class, options)).config
+        return SemipermeableMembraneAlgorithm(
+            None, **parsed(SemipermeableMembraneAlgorithm.config_class, options)
+        ).config
 
     assert config("--use_sample").old.use_sample is True
     assert config("--use_sample false --devices 0,1").old.use_sample is False

@@ -1,4 +1,5 @@
-"""CiE and SepCE: what is protected stays, what is erased moves, shifts come and go one by one, and the loss is the paper's."""
+"""CiE and SepCE: what is protected stays, what is erased moves, shifts come and go one by one, and the loss is the
+paper's."""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ def watched(model: DiffusionModel) -> Iterator[list[tuple[int, bool]]]:
         handle.remove()
 
 
-# -- null spaces ------------------------------------------------------------------------------------------------------------
+# -- null spaces
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_rank_rule(tiny: DiffusionModel) -> None:
@@ -138,7 +140,9 @@ def test_directions_are_null_and_orthonormal(tiny: DiffusionModel) -> None:
         assert (torch.cat([exact, more]) @ S.T).abs().max() < 1e-8
         assert (space.span @ S.T).abs().max() < 1e-10
         assert len(space.span) + len(S) == 192
-    torch.testing.assert_close(one.project(torch.eye(192).double()), two.project(torch.eye(192).double()), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        one.project(torch.eye(192).double()), two.project(torch.eye(192).double()), atol=1e-7, rtol=0
+    )
 
 
 def test_tolerance_makes_room_and_its_leak_is_a_bound(tiny: DiffusionModel) -> None:
@@ -239,7 +243,8 @@ def test_text_layers_are_the_cross_attentions_keys_and_values(tiny: DiffusionMod
         assert len(names) == 2 * len(blocks) > 0
 
 
-# -- separability -----------------------------------------------------------------------------------------------------------
+# -- separability
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +263,9 @@ def test_protected_prompts_stay_and_the_concept_moves(tiny: DiffusionModel, thre
             assert (predict(tiny, concept) - before[concept]).abs().max() > 1e-3
 
 
-def test_restoring_one_leaves_the_others_erased(tiny: DiffusionModel, three: list[LowRankEdit], snapshot: Callable) -> None:
+def test_restoring_one_leaves_the_others_erased(
+    tiny: DiffusionModel, three: list[LowRankEdit], snapshot: Callable
+) -> None:
     weights, before = snapshot(tiny), {prompt: predict(tiny, prompt) for prompt in (*THREE, "", "a house")}
     bank = Bank(tiny, three)
     with bank.applied():
@@ -338,7 +345,9 @@ def test_together_is_one_by_one(tiny: DiffusionModel, three: list[LowRankEdit]) 
                 gradients.append(torch.autograd.grad(L, weights))
     for k, alone in enumerate(gradients[1]):
         assert (gradients[0][k] - alone).abs().max() < 1e-3 * alone.abs().max()
-    assert max(g.abs().max() for g in gradients[0][len(gradients[1]) :]) < 1e-4 * max(g.abs().max() for g in gradients[1])
+    assert max(g.abs().max() for g in gradients[0][len(gradients[1]) :]) < 1e-4 * max(
+        g.abs().max() for g in gradients[1]
+    )
 
 
 def test_trained_at_the_same_time_shifts_become_what_they_become_one_after_another(tiny: DiffusionModel) -> None:
@@ -346,7 +355,8 @@ def test_trained_at_the_same_time_shifts_become_what_they_become_one_after_anoth
     train = {"iterations": 3, "lr": 1e-2, "adam_eps": 1e-4}
     alone = find(tiny, settings(concepts=THREE[:2], train=train))
     benches = [
-        Bench(tiny, settings(concepts=[c, *(o for o in THREE[:2] if o != c)], train=train), scale=0.0) for c in THREE[:2]
+        Bench(tiny, settings(concepts=[c, *(o for o in THREE[:2] if o != c)], train=train), scale=0.0)
+        for c in THREE[:2]
     ]
     for bench in benches:
         bench.trainer.images = bench.trainer.images[:1]  # its own concept's; the other is there to be protected
@@ -437,10 +447,13 @@ def test_the_basis_is_stored_once(tiny: DiffusionModel, three: list[LowRankEdit]
     assert found.keys() == set(edit.parameters)
     assert all(torch.equal(found[name], D) for name, D in edit.deltas())
     with pytest.raises(EditError, match=r"attn2\.to_k"):
-        LowRankEdit.from_tensors({name: t for name, t in tensors.items() if not name.startswith("shared_down")}, edit.info)
+        LowRankEdit.from_tensors(
+            {name: t for name, t in tensors.items() if not name.startswith("shared_down")}, edit.info
+        )
 
 
-# -- the loss ---------------------------------------------------------------------------------------------------------------
+# -- the loss
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["sepce", "cie"])
@@ -448,7 +461,9 @@ def test_a_step_is_the_papers(tiny: DiffusionModel, kind: str) -> None:
     """Eq. 27, 28 and the regulariser against predictions of models whose weights were changed by hand."""
     overrides = {"concepts": ["star"], "train": {"regulariser": 0.3, "batch_size": 2}}
     config = (
-        (SeparableConceptErasureConfig if kind == "sepce" else ConceptIrrelevantErasureConfig).parse(FAST).merged(overrides)
+        (SeparableConceptErasureConfig if kind == "sepce" else ConceptIrrelevantErasureConfig)
+        .parse(FAST)
+        .merged(overrides)
     )
     bench = Bench(tiny, config)
     with bench.installed():
@@ -497,7 +512,10 @@ def test_the_first_step_and_its_gradient(tiny: DiffusionModel) -> None:
 
 
 def test_evaluations_a_step(tiny: DiffusionModel) -> None:
-    for config, graded in ((settings(), 1), (ConceptIrrelevantErasureConfig.parse(FAST).merged({"concepts": ["star"]}), 2)):
+    for config, graded in (
+        (settings(), 1),
+        (ConceptIrrelevantErasureConfig.parse(FAST).merged({"concepts": ["star"]}), 2),
+    ):
         for stored in (0, 2):
             bench = Bench(tiny, config.merged({"data": {"stored_targets": stored}}))
             with bench.installed():
@@ -573,7 +591,8 @@ def test_a_concept_without_images_is_told_before_another_is_trained(tiny: Diffus
         settings(concepts=["star", "heart"], data={"folder": str(tmp_path / "star")})
 
 
-# -- stopping ---------------------------------------------------------------------------------------------------------------
+# -- stopping
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_momentum() -> None:
@@ -583,8 +602,13 @@ def test_momentum() -> None:
     assert float(m.value) == pytest.approx(0.9 * (0.9 * 1.0 + 0.1 * 2.0) + 0.1 * -1.0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("train", "updates"), [({"threshold": 1e9}, 12), ({"threshold": -1e9}, 15), ({"threshold": 1e9, "stop": "steps"}, 15)])  # fmt: skip
-def test_it_stops_after_twelve_updates_at_the_earliest(tiny: DiffusionModel, train: dict[str, Any], updates: int) -> None:
+@pytest.mark.parametrize(
+    ("train", "updates"),
+    [({"threshold": 1e9}, 12), ({"threshold": -1e9}, 15), ({"threshold": 1e9, "stop": "steps"}, 15)],
+)
+def test_it_stops_after_twelve_updates_at_the_earliest(
+    tiny: DiffusionModel, train: dict[str, Any], updates: int
+) -> None:
     config = settings(train={"iterations": 15, "stop": "correlation", **train}, data={"stored_targets": 2})
     bench, rows = Bench(tiny, config), []
     with bench.installed():
@@ -595,7 +619,9 @@ def test_it_stops_after_twelve_updates_at_the_earliest(tiny: DiffusionModel, tra
 def test_it_stops_by_prompts_never_trained_on(tiny: DiffusionModel) -> None:
     def trained(left: float) -> Bench:
         train = {"iterations": 30, "stop": "held_out", "left": left, "lr": 1e-3, "threshold": 1e9}
-        bench = Bench(tiny, settings(train=train, prompt={"held_out": ["a {} picture"]}, data={"stored_targets": 2}), scale=0.0)
+        bench = Bench(
+            tiny, settings(train=train, prompt={"held_out": ["a {} picture"]}, data={"stored_targets": 2}), scale=0.0
+        )
         with bench.installed():
             assert bench.trainer.held_out_left() == pytest.approx(1.0, abs=1e-4)
             bench.trainer.train("test")
@@ -632,7 +658,9 @@ def test_gradients_are_zeroed_or_summed(tiny: DiffusionModel) -> None:
 def test_several_concepts_of_one_shift_are_weighed(tiny: DiffusionModel) -> None:
     L = [torch.tensor(2.0), torch.tensor(-0.5)]
     assert [float(eta) for eta in scales(L)] == [1.0, 4.0]
-    config = ConceptIrrelevantErasureConfig.parse(FAST).merged({"concepts": ["star", "heart"], "train": {"regulariser": 0.0}})
+    config = ConceptIrrelevantErasureConfig.parse(FAST).merged(
+        {"concepts": ["star", "heart"], "train": {"regulariser": 0.0}}
+    )
     bench = Bench(tiny, config)
     with bench.installed():
         losses = bench.trainer.step(0)
@@ -644,7 +672,8 @@ def test_several_concepts_of_one_shift_are_weighed(tiny: DiffusionModel) -> None
         assert float(losses["loss"].detach()) == pytest.approx(wanted, rel=1e-4)
 
 
-# -- whole runs -------------------------------------------------------------------------------------------------------------
+# -- whole runs
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gradients", ["zeroed", "summed"])
@@ -717,7 +746,8 @@ def test_the_whole_family(family: str, request: pytest.FixtureRequest, snapshot:
     assert snapshot(model) == weights
 
 
-# -- settings ---------------------------------------------------------------------------------------------------------------
+# -- settings
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_presets_are_the_published_ones() -> None:
@@ -741,10 +771,16 @@ def test_presets_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"concepts": []}, "concepts"), ({"train": {"gradients": "sum"}}, "gradients"),
-     ({"prompt": {"templates": ["no place"]}}, r"prompt\.templates"), ({"protect": {"templates": ["{} {}"]}}, r"protect\.templates"),
-     ({"protect": {"leave": 3}}, "leave"), ({"basis": {"kind": "sympy"}}, "kind"), ({"trian": {}}, "'train'")],
-)  # fmt: skip
+    [
+        ({"concepts": []}, "concepts"),
+        ({"train": {"gradients": "sum"}}, "gradients"),
+        ({"prompt": {"templates": ["no place"]}}, r"prompt\.templates"),
+        ({"protect": {"templates": ["{} {}"]}}, r"protect\.templates"),
+        ({"protect": {"leave": 3}}, "leave"),
+        ({"basis": {"kind": "sympy"}}, "kind"),
+        ({"trian": {}}, "'train'"),
+    ],
+)
 def test_wrong_settings_are_one_clear_line(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         SeparableConceptErasureConfig.parse(wrong)
@@ -781,7 +817,8 @@ def test_a_room_can_be_looked_at_before_training(tiny: DiffusionModel) -> None:
     assert isinstance(method.room(SeparableConceptErasureDataHandler(method.config, tiny), "star"), Room)
 
 
-# -- in a bank --------------------------------------------------------------------------------------------------------------
+# -- in a bank
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_an_older_shift_is_trained_again_where_sparing_a_new_concept_cost_it_too_much(
@@ -797,7 +834,9 @@ def test_an_older_shift_is_trained_again_where_sparing_a_new_concept_cost_it_too
     assert left < 0.9 <= share, "projecting alone costs more than a tenth: the control"
     told = [record.getMessage() for record in caplog.records]
     assert [line for line in told if "'star'" in line and "protect.mend" in line], "the one that is not trained again"
-    assert [line for line in told if "'star'" in line and "'moon'" not in line and line.count("%") == 2], "the one that is"
+    assert [line for line in told if "'star'" in line and "'moon'" not in line and line.count("%") == 2], (
+        "the one that is"
+    )
     for edit in (again, projected):
         assert set(edit.info.protects) == {"", "a house", "moon"} and edit.info.concepts == ("star",)
         with edit.applied(tiny):
@@ -812,10 +851,14 @@ def test_an_older_shift_is_trained_again_where_sparing_a_new_concept_cost_it_too
     with projected.applied(tiny):
         r = tiny.predict_noise(s.x, s.t, s.c) - tiny.predict_noise(s.x, s.t, s.anchor)
     gone = [float((s.r * s.r).mean() - (r * s.r).mean()), effect.of(old)]
-    assert effect.of(projected) == pytest.approx(gone[0], rel=1e-3) and left == pytest.approx(gone[0] / gone[1], rel=1e-2)
+    assert effect.of(projected) == pytest.approx(gone[0], rel=1e-3) and left == pytest.approx(
+        gone[0] / gone[1], rel=1e-2
+    )
 
 
-def test_an_older_shift_of_which_nothing_would_be_left_stays(tiny: DiffusionModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_older_shift_of_which_nothing_would_be_left_stays(
+    tiny: DiffusionModel, caplog: pytest.LogCaptureFixture
+) -> None:
     (old,) = find(tiny, settings(concepts=["star"]))
     method = SeparableConceptErasureAlgorithm(settings(concepts=["star image"]), model=tiny)
     for edit in (old, LowRankEdit(old.factors, EditInfo("sepce", ("star", "moon"), protects=("",)))):

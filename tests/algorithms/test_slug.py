@@ -17,11 +17,24 @@ import mu
 from mu.algorithms.single_layer_unlearning_gradient import algorithm as slug_algorithm
 from mu.algorithms.single_layer_unlearning_gradient import probe as probes
 from mu.algorithms.single_layer_unlearning_gradient.algorithm import SingleLayerUnlearningGradientAlgorithm
-from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, ImagesConfig, SearchConfig, SlugConfig
+from mu.algorithms.single_layer_unlearning_gradient.configs import (
+    GradientConfig,
+    ImagesConfig,
+    SearchConfig,
+    SlugConfig,
+)
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
-from mu.algorithms.single_layer_unlearning_gradient.probe import AnswerProbe, ClipProbe, Outcome, Probe, Rows, Tally, _drawn
+from mu.algorithms.single_layer_unlearning_gradient.probe import (
+    AnswerProbe,
+    ClipProbe,
+    Outcome,
+    Probe,
+    Rows,
+    Tally,
+    _drawn,
+)
 from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     Curve,
     best,
@@ -52,7 +65,9 @@ def clip() -> ClipModel:
     return found
 
 
-def method(concepts: Sequence[str], model: str = "canvas-clip", **overrides: Any) -> SingleLayerUnlearningGradientAlgorithm:
+def method(
+    concepts: Sequence[str], model: str = "canvas-clip", **overrides: Any
+) -> SingleLayerUnlearningGradientAlgorithm:
     chosen = SingleLayerUnlearningGradientAlgorithm
     return chosen(chosen.for_concepts(concepts, model).merged(SMALL, overrides))
 
@@ -139,14 +154,17 @@ def test_the_front_is_the_double_loops_also_with_ties() -> None:
     rng = random.Random(0)
     for _ in range(500):
         points = [LayerScore(str(k), rng.randint(1, 6), rng.randint(1, 6), 1, 1) for k in range(rng.randint(1, 12))]
-        direct = {p.name for p in points if not any(q.alignment < p.alignment and q.importance > p.importance for q in points)}
+        direct = {
+            p.name for p in points if not any(q.alignment < p.alignment and q.importance > p.importance for q in points)
+        }
         front = pareto_front(points)
         assert {p.name for p in front} == direct
         assert [p.alignment for p in front] == sorted((p.alignment for p in front), reverse=True)
 
 
 def test_candidates_of_a_full_vit_b_32_are_counted_as_in_open_clip() -> None:
-    """76 vision and 74 language tensors under open_clip's names; here q, k and v stand apart: 2 more for each of 12 blocks."""
+    """76 vision and 74 language tensors under open_clip's names; here q, k and v stand apart: 2 more for each of 12
+    blocks."""
     from transformers import CLIPConfig, CLIPModel
 
     class Shapes:
@@ -156,9 +174,11 @@ def test_candidates_of_a_full_vit_b_32_are_counted_as_in_open_clip() -> None:
             with torch.device("meta"):
                 model = CLIPModel(CLIPConfig())
             self.components = {
-                "text_encoder": model.text_model, "vision_model": model.vision_model,
-                "text_projection": model.text_projection, "visual_projection": model.visual_projection,
-            }  # fmt: skip
+                "text_encoder": model.text_model,
+                "vision_model": model.vision_model,
+                "text_projection": model.text_projection,
+                "visual_projection": model.visual_projection,
+            }
 
         def reads(self, parameter: str) -> bool:
             return True
@@ -170,7 +190,8 @@ def test_candidates_of_a_full_vit_b_32_are_counted_as_in_open_clip() -> None:
 
 
 def test_what_the_model_does_not_read_is_no_candidate(clip: ClipModel, tiny_xl: Any) -> None:
-    """A change there would do nothing and pass for a success: Stable Diffusion has no projections, LLaVA-1.5 stops one layer early."""
+    """A change there would do nothing and pass for a success: Stable Diffusion has no projections, LLaVA-1.5 stops one
+    layer early."""
     diffusion, vlm = mu.load("canvas", device="cpu"), mu.load("canvas-vlm", device="cpu")
     language = candidates(diffusion, clip, "both", EXCLUDE)
     assert language
@@ -251,7 +272,8 @@ def test_nothing_forgets_is_a_loud_error(clip: ClipModel) -> None:
 
 
 class Told(Probe):
-    """Of each tensor, the share of two tasks' hundred images that it keeps. ``looked`` tells how many were asked about."""
+    """Of each tensor, the share of two tasks' hundred images that it keeps. ``looked`` tells how many were asked
+    about."""
 
     def __init__(self, base: tuple[float, float] = (1.0, 1.0), rho: Sequence[float] = (), **kept: tuple[float, float]):
         tasks = [ZeroShot(name, ("gone", "stays"), ("{}",), [], (0,) * 4 + (1,) * 100) for name in ("one", "two")]
@@ -322,7 +344,10 @@ def test_the_grid_looks_no_further_than_it_must() -> None:
         seen.extend(rhos)
         return [rho >= 0.05 for rho in rhos]
 
-    found, all_at_once = grid(gone, SearchConfig(), at_once=2), grid(lambda rhos: [rho >= 0.05 for rho in rhos], SearchConfig())
+    found, all_at_once = (
+        grid(gone, SearchConfig(), at_once=2),
+        grid(lambda rhos: [rho >= 0.05 for rho in rhos], SearchConfig()),
+    )
     assert found == all_at_once
     assert max(seen) < 0.15
     assert len(seen) < 16
@@ -363,7 +388,9 @@ def test_a_probes_outcomes_are_those_of_the_changed_model(keep_bytes: int, clip:
 
     begun: list[int] = []
     run = Tower.run
-    monkeypatch.setattr(Tower, "run", lambda tower, hidden, start, stop: begun.append(start) or run(tower, hidden, start, stop))
+    monkeypatch.setattr(
+        Tower, "run", lambda tower, hidden, start, stop: begun.append(start) or run(tower, hidden, start, stop)
+    )
     parameter = find_parameter(clip, "vision_model.encoder.layers.2.mlp.fc1.weight")
     probe.look("vision_model.encoder.layers.2.mlp.fc1.weight", torch.zeros_like(parameter), [1.0])
     assert min(begun) == (3 if keep_bytes else 0), "what it was told of goes on from where the untouched model was"
@@ -373,7 +400,9 @@ def test_a_probes_outcomes_are_those_of_the_changed_model(keep_bytes: int, clip:
 
 
 @pytest.mark.parametrize(("concept", "kind"), [("Ada Stone", "identity"), ("star", "object"), ("neon", "style")])
-def test_the_concept_goes_from_clip_and_the_rest_stays_on_other_images(concept: str, kind: str, clip: ClipModel) -> None:
+def test_the_concept_goes_from_clip_and_the_rest_stays_on_other_images(
+    concept: str, kind: str, clip: ClipModel
+) -> None:
     edit = method([concept]).find_edit()
     assert len(edit.parameters) == 1
     tasks = canvas_tasks(3, 12_345)
@@ -387,17 +416,23 @@ def test_the_concept_goes_from_clip_and_the_rest_stays_on_other_images(concept: 
     assert after.utility >= before.utility - 0.1
 
 
-def test_several_concepts_take_one_tensor_each_and_go_together(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_concepts_take_one_tensor_each_and_go_together(
+    clip: ClipModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = method(["Ada Stone", "neon"])
     rendered: list[RenderedPair] = []
     image = RenderedPair.image
-    monkeypatch.setattr(RenderedPair, "picture", lambda pair: rendered.append(pair) or image(pair))
+    monkeypatch.setattr(RenderedPair, "image", lambda pair: rendered.append(pair) or image(pair))
     edit = found.find_edit()
     searched = [p for task in SingleLayerUnlearningGradientDataHandler(found.config).tasks() for p in task.images]
-    assert [rendered.count(each) for each in searched] == [1] * len(searched), "once, for both concepts and for both together"
+    assert [rendered.count(each) for each in searched] == [1] * len(searched), (
+        "once, for both concepts and for both together"
+    )
     tasks = canvas_tasks(2, 3)
     with edit.applied(clip):
-        assert all(ClipProbe(clip, target_of(concept, tasks), tasks).now().fa1 <= 0.5 for concept in ("Ada Stone", "neon"))
+        assert all(
+            ClipProbe(clip, target_of(concept, tasks), tasks).now().fa1 <= 0.5 for concept in ("Ada Stone", "neon")
+        )
     assert [part.info.concepts for part in found.parts] == [("Ada Stone",), ("neon",)]
     assert all(len(part.parameters) == 1 for part in found.parts)
 
@@ -427,7 +462,12 @@ def test_what_is_erased_together_does_not_count_as_retained() -> None:
     seen, rows = torch.eye(4)[torch.tensor([1, 1, 0, 0, 2, 3, 3, 3])], torch.arange(8)
 
     def retained(task: ZeroShot, seen: Tensor = seen) -> float:
-        return Tally(Target("a", task, 0), [task]).add({"identity": seen}, {"identity": rows}).outcome().retained["identity"]
+        return (
+            Tally(Target("a", task, 0), [task])
+            .add({"identity": seen}, {"identity": rows})
+            .outcome()
+            .retained["identity"]
+        )
 
     assert retained(people) == pytest.approx((0.5 + 1) / 2)
     assert retained(alone) == retained(unmarked) == pytest.approx((0 + 0.5 + 1) / 3), "one concept on its own: as ever"
@@ -494,9 +534,11 @@ def test_a_vision_language_model_is_asked_a_few_at_a_time_what_it_is_asked_elsew
 
 
 @pytest.mark.parametrize("model", ["canvas", "canvas-vlm"])
-def test_the_search_looks_at_what_the_model_gives_out(model: str, monkeypatch: pytest.MonkeyPatch, snapshot: Any) -> None:
-    """Images of the diffusion model, answers of the vision-language model: of the base, of steps, of the one that is taken. They
-    decide, the CLIP does not; the base is left bit for bit."""
+def test_the_search_looks_at_what_the_model_gives_out(
+    model: str, monkeypatch: pytest.MonkeyPatch, snapshot: Any
+) -> None:
+    """Images of the diffusion model, answers of the vision-language model: of the base, of steps, of the one that is
+    taken. They decide, the CLIP does not; the base is left bit for bit."""
     loaded: Any = mu.load(model, device="cpu")
     chosen = SingleLayerUnlearningGradientAlgorithm
     settings: dict[str, Any] = {
@@ -542,7 +584,12 @@ def test_the_search_looks_at_what_the_model_gives_out(model: str, monkeypatch: p
     [
         ("Nobody Here", {}, ConfigError, "'Nobody Here'"),
         ("star", {"layers": {"names": ["*no.such*"]}}, EditError, r"'\*no\.such\*'"),
-        ("star", {"layers": {"tower": "language", "names": ["visual_projection.weight"]}}, ConfigError, r"layers\.names"),
+        (
+            "star",
+            {"layers": {"tower": "language", "names": ["visual_projection.weight"]}},
+            ConfigError,
+            r"layers\.names",
+        ),
         ("star", {"data": {"n_forget": 1}}, DataError, r"'star'.*\b1\b"),
         ("star", {"search": {"target": 1.0}}, EditError, r"'star'.*\b1\.00\b"),
         ("star", {"data": {"n_retain": 8}}, DataError, r"\b8\b.*\b16\b"),
@@ -568,7 +615,9 @@ def test_a_second_moment_is_that_of_the_layers_inputs(clip: ClipModel) -> None:
     """Over all tokens; of images, whatever the chunks."""
     pairs, name = rendered_pairs(6, 5), "text_encoder.encoder.layers.1.mlp.fc1.weight"
     inputs: list[Tensor] = []
-    hook = find_module(clip, name).register_forward_hook(lambda _layer, x, _y: inputs.append(x[0].flatten(0, 1).double()))
+    hook = find_module(clip, name).register_forward_hook(
+        lambda _layer, x, _y: inputs.append(x[0].flatten(0, 1).double())
+    )
     encode_pairs(clip, pairs)
     hook.remove()
     expected = inputs[0].T @ inputs[0] / len(inputs[0])
@@ -582,7 +631,8 @@ def test_a_second_moment_is_that_of_the_layers_inputs(clip: ClipModel) -> None:
 
 
 def test_the_preconditioned_direction_disturbs_the_retained_least() -> None:
-    """Per unit of first-order effect on the forget loss, the layer's retained outputs change less than along any other direction."""
+    """Per unit of first-order effect on the forget loss, the layer's retained outputs change less than along any other
+    direction."""
     generator = torch.Generator().manual_seed(0)
     g = torch.randn(5, 7, generator=generator, dtype=torch.double)
     x = torch.randn(50, 7, generator=generator, dtype=torch.double) * torch.tensor([9.0, 3, 1, 1, 0.3, 0.3, 0.1])
@@ -609,7 +659,8 @@ def test_preconditioning_needs_pairs_and_a_linear_layer(clip: ClipModel, tmp_pat
         second_moments(clip, rendered_pairs(2, 5), ["text_encoder.final_layer_norm.weight"])
 
 
-# -- what a search must not get wrong ----------------------------------------------------------------------------------------
+# -- what a search must not get wrong
+# ----------------------------------------------------------------------------------------
 
 
 class Seen(Probe):
@@ -633,7 +684,9 @@ class Seen(Probe):
 
 def test_the_margin_does_not_bring_the_concept_back() -> None:
     score = LayerScore("w", 1.0, 0.0, 1.0, 1.0)  # lambda = rho
-    wide, narrow = (search(Seen(0.1, high), score, torch.ones(1), SearchConfig(criterion="fa1", margin=3)) for high in (9, 0.2))
+    wide, narrow = (
+        search(Seen(0.1, high), score, torch.ones(1), SearchConfig(criterion="fa1", margin=3)) for high in (9, 0.2)
+    )
     assert wide.chosen == pytest.approx(0.3, rel=0.15), "control: where the curve stays down the margin counts"
     for curve in (wide, narrow):
         assert curve.outcome is not None
@@ -668,7 +721,9 @@ def test_only_what_is_searched_is_kept_and_preconditioned(clip: ClipModel, monke
 
 def test_preconditioning_changes_the_edit(clip: ClipModel) -> None:
     settings: Any = {"layers": {"names": ["text_encoder.encoder.layers.0.mlp.fc2.weight"]}, "search": {"rho_max": 8.0}}
-    plain, turned = (method(["star"], gradients={"precondition": value}, **settings).find_edit() for value in (None, 0.3))
+    plain, turned = (
+        method(["star"], gradients={"precondition": value}, **settings).find_edit() for value in (None, 0.3)
+    )
     a, b = (edit.shifts[settings["layers"]["names"][0]].flatten() for edit in (plain, turned))
     assert torch.cosine_similarity(a, b, dim=0) < 0.9
 
@@ -676,7 +731,9 @@ def test_preconditioning_changes_the_edit(clip: ClipModel) -> None:
 def test_a_judge_must_know_the_concepts_task() -> None:
     model = mu.load("canvas", device="cpu")
     chosen = SingleLayerUnlearningGradientAlgorithm
-    config = chosen.for_concepts(["Ada Stone"], "canvas").merged(SMALL, {"search": {"pictures": {"judge": "canvas-judge"}}})
+    config = chosen.for_concepts(["Ada Stone"], "canvas").merged(
+        SMALL, {"search": {"pictures": {"judge": "canvas-judge"}}}
+    )
     algorithm = chosen(config, model=model)
     algorithm.load_model()
     task = next(task for task in canvas_tasks(1, 3) if task.name == "identity")

@@ -47,7 +47,9 @@ class Bench:
         self.config, self.base = config, model
         self.data = SemipermeableMembraneDataHandler(config, model)
         draw = torch.Generator().manual_seed(5)
-        self.model = SemipermeableMembraneModel(model, config.network.rank, config.network.alpha, draw, EditInfo("spm", ("a",)))
+        self.model = SemipermeableMembraneModel(
+            model, config.network.rank, config.network.alpha, draw, EditInfo("spm", ("a",))
+        )
         for factors in self.model.edit.factors.values():
             factors.up.data = torch.randn(factors.up.shape, generator=draw) * 0.03
         self.trainer = SemipermeableMembraneTrainer(config, self.model, self.data)
@@ -70,7 +72,8 @@ def watched(model: DiffusionModel) -> Iterator[list[tuple[int, bool]]]:
         handle.remove()
 
 
-# -- the equations ----------------------------------------------------------------------------------------------------------
+# -- the equations
+# ----------------------------------------------------------------------------------------------------------
 
 
 def reference_step(bench: Bench, seed: int, prediction: str = "epsilon") -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -189,11 +192,14 @@ def test_gradients_reach_the_adapters_alone(tiny: DiffusionModel, snapshot: Call
         losses = bench.trainer.step(membrane, torch.Generator().manual_seed(0))
     losses["loss"].backward()
     assert all(tensor.grad is not None and tensor.grad.any() for tensor in bench.model.edit.trainable())
-    assert all(p.grad is None and not p.requires_grad for module in tiny.components.values() for p in module.parameters())
+    assert all(
+        p.grad is None and not p.requires_grad for module in tiny.components.values() for p in module.parameters()
+    )
     assert snapshot(tiny) == before
 
 
-# -- the cost ---------------------------------------------------------------------------------------------------------------
+# -- the cost
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("B", "S", "K"), [(1, 4, 30), (2, 4, 6), (1, 1, 5)])
@@ -223,7 +229,8 @@ def test_the_reference_costs_more(tiny: DiffusionModel) -> None:
     assert sum(n for n, _ in seen) == 2 * k + 6 + 4 * 4
 
 
-# -- schedules and draws ----------------------------------------------------------------------------------------------------
+# -- schedules and draws
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_learning_rates_of_the_published_run() -> None:
@@ -300,9 +307,12 @@ def test_anchor_layouts(layout: str, S: int, tiny: DiffusionModel) -> None:
 
     u, a = tiny.encode(["blurry"]).sequence[0], rows("paper")
     wanted = {
-        ("paper", 4): [*a], ("paper+empty", 4): [*a, u], ("reference", 1): [a[0]], ("reference", 3): [a[1], u, a[2]] if S == 3 else [],
+        ("paper", 4): [*a],
+        ("paper+empty", 4): [*a, u],
+        ("reference", 1): [a[0]],
+        ("reference", 3): [a[1], u, a[2]] if S == 3 else [],
         ("reference", 4): [u, a[2], u, a[3]] if S == 4 else [],
-    }[layout, S]  # fmt: skip
+    }[layout, S]
     assert torch.equal(rows(layout), torch.stack(wanted))
 
 
@@ -326,7 +336,9 @@ def test_templates_are_put_around_target_and_positive(tiny: DiffusionModel) -> N
     assert torch.equal(task.target.sequence, tiny.encode(["a photo of neon style"]).sequence)
     assert torch.equal(task.positive.sequence, tiny.encode(["a photo of neon"]).sequence)
     assert torch.equal(task.neutral.sequence, tiny.encode([""]).sequence)
-    both = settings(prompt={"use_template": True, "templates": ["a {} fish"], "neutral": "photo", "template_neutral": True})
+    both = settings(
+        prompt={"use_template": True, "templates": ["a {} fish"], "neutral": "photo", "template_neutral": True}
+    )
     drawn = SemipermeableMembraneDataHandler(both, tiny).draw(torch.Generator().manual_seed(0))
     assert torch.equal(drawn.neutral.sequence, tiny.encode(["a photo fish"]).sequence)
     plain = find(tiny, settings())
@@ -362,7 +374,8 @@ def test_reconsolidation_trains_towards_the_neutral_concept(tiny: DiffusionModel
     assert distance(neutral="a fish") > 0.9 * before  # control
 
 
-# -- whole runs -------------------------------------------------------------------------------------------------------------
+# -- whole runs
+# -------------------------------------------------------------------------------------------------------------
 
 
 def find(model: DiffusionModel, config: SemipermeableMembraneConfig, **overrides: Any) -> LowRankEdit:
@@ -430,13 +443,16 @@ WAYS = {
 def test_an_interrupted_run_ends_in_the_same_numbers(
     way: str, when: str, tiny: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted in the middle of a step, after it has drawn; the run and its losses are those of an uninterrupted one."""
+    """Interrupted in the middle of a step, after it has drawn; the run and its losses are those of an uninterrupted
+    one."""
     config = settings(
         train={"iterations": 7, "max_denoising_steps": 3, **WAYS[way]}, save={"per_steps": 3}, run_dir="placeholder"
     )
 
     def run(folder: str, resume: bool = False) -> Path:
-        method = SemipermeableMembraneAlgorithm(config, model=tiny, output_dir=str(tmp_path), run_dir=str(tmp_path / folder))
+        method = SemipermeableMembraneAlgorithm(
+            config, model=tiny, output_dir=str(tmp_path), run_dir=str(tmp_path / folder)
+        )
         return method.run(resume=resume).run.folder
 
     whole = run("whole")
@@ -522,7 +538,10 @@ def test_the_run_leaves_an_spm_file_with_its_concept(tiny: DiffusionModel, tmp_p
     run = method.run().run
     stem = "semipermeable_membrane_neon style"
     assert method.final_file == tmp_path / f"{stem}_last.safetensors"
-    assert {path.name for path in tmp_path.glob("*.safetensors")} == {f"{stem}_1_steps.safetensors", f"{stem}_last.safetensors"}
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {
+        f"{stem}_1_steps.safetensors",
+        f"{stem}_last.safetensors",
+    }
     tensors = load_file(method.final_file)
     assert {t.dtype for key, t in tensors.items() if "lora_" in key and "weight" in key} == {torch.float16}
     edit = open_edit(run.folder)
@@ -535,12 +554,15 @@ def test_the_run_leaves_an_spm_file_with_its_concept(tiny: DiffusionModel, tmp_p
     assert run.read_environment()["concepts"] == ["neon style"]
 
 
-# -- larger families --------------------------------------------------------------------------------------------------------
+# -- larger families
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_one_step_on_sdxl(tiny_xl: DiffusionModel, snapshot: Callable) -> None:
     before = snapshot(tiny_xl)
-    bench = Bench(tiny_xl, settings(prompt={"dynamic_crops": True, "sampling_batch_size": 2, "anchor_layout": "paper+empty"}))
+    bench = Bench(
+        tiny_xl, settings(prompt={"dynamic_crops": True, "sampling_batch_size": 2, "anchor_layout": "paper+empty"})
+    )
     with watched(tiny_xl) as seen:
         losses, gradients = bench.step()
     assert sum(n for n, grad in seen if grad) == 1 + 3
@@ -587,14 +609,21 @@ def test_one_step_at_full_width(family: str) -> None:
     assert all(f.up.abs().max() > 0 for f in edit.factors.values())
 
 
-# -- optimisers -------------------------------------------------------------------------------------------------------------
+# -- optimisers
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("AdamW", torch.optim.AdamW), ("adamw8bit", torch.optim.AdamW), ("PagedAdamW8bit", torch.optim.AdamW), ("Adafactor", torch.optim.Adafactor),
-     ("SGDNesterov", torch.optim.SGD), ("torch.optim.RMSprop", torch.optim.RMSprop)],
-)  # fmt: skip
+    [
+        ("AdamW", torch.optim.AdamW),
+        ("adamw8bit", torch.optim.AdamW),
+        ("PagedAdamW8bit", torch.optim.AdamW),
+        ("Adafactor", torch.optim.Adafactor),
+        ("SGDNesterov", torch.optim.SGD),
+        ("torch.optim.RMSprop", torch.optim.RMSprop),
+    ],
+)
 def test_optimizers_by_name(name: str, kind: type) -> None:
     try:
         import bitsandbytes  # noqa: F401
@@ -611,10 +640,16 @@ def test_optimizers_by_name(name: str, kind: type) -> None:
 
 @pytest.mark.parametrize(
     ("train", "said"),
-    [({"optimizer_type": "AdmaW"}, "adamw"), ({"optimizer_args": ["nonsense"]}, "'nonsense'"), ({"optimizer_args": ["speed=3"]}, "speed"),
-     ({"lr_scheduler": "cosin"}, "cosine"), ({"lr_scheduler_args": "speed=3"}, "speed"), ({"lr_scheduler": "adafactor:fast"}, "adafactor"),
-     ({"optimizer_type": "Lion"}, "lion-pytorch")],
-)  # fmt: skip
+    [
+        ({"optimizer_type": "AdmaW"}, "adamw"),
+        ({"optimizer_args": ["nonsense"]}, "'nonsense'"),
+        ({"optimizer_args": ["speed=3"]}, "speed"),
+        ({"lr_scheduler": "cosin"}, "cosine"),
+        ({"lr_scheduler_args": "speed=3"}, "speed"),
+        ({"lr_scheduler": "adafactor:fast"}, "adafactor"),
+        ({"optimizer_type": "Lion"}, "lion-pytorch"),
+    ],
+)
 def test_what_cannot_be_optimised_is_one_clear_line(train: dict[str, Any], said: str, tiny: DiffusionModel) -> None:
     from mu.core.errors import MuError
 

@@ -45,40 +45,85 @@ for_concepts = SemipermeableMembraneAlgorithm.for_concepts
 PACKAGE = Path(mu.__file__).parent
 SHIPPED = PACKAGE / "algorithms" / "semipermeable_membrane" / "configs" / "train_config.yaml"
 
-# key of the seed document -> a value that is neither its default nor refused, and how it is answered ("checked": like honoured,
+# key of the seed document -> a value that is neither its default nor refused, and how it is answered ("checked": like
+# honoured,
 # where the setting only says what another one is: an unknown value is refused, and no number follows from it)
 SEED_KEYS: dict[str, tuple[Any, str]] = {
-    "pretrained_model.ckpt_path": ("canvas", "honoured"), "pretrained_model.v2": (True, "honoured"),
-    "pretrained_model.v_pred": (True, "honoured"), "pretrained_model.clip_skip": (2, "honoured"),
-    "network.rank": (4, "honoured"), "network.alpha": (2.0, "honoured"),
-    "train.precision": ("float16", "honoured"), "train.noise_scheduler": ("ddpm", "honoured"), "train.iterations": (7, "honoured"),
-    "train.batch_size": (2, "honoured"), "train.lr": (1e-3, "honoured"), "train.unet_lr": (5e-3, "refused"),
-    "train.text_encoder_lr": (5e-5, "noted"), "train.optimizer_type": ("SGD", "honoured"),
-    "train.lr_scheduler": ("constant", "honoured"), "train.lr_warmup_steps": (3, "honoured"),
-    "train.lr_scheduler_num_cycles": (5, "honoured"), "train.max_denoising_steps": (9, "honoured"),
-    "save.per_steps": (2, "honoured"), "save.precision": ("float16", "honoured"), "other.use_xformers": (True, "noted"),
-    "wandb_project": ("p", "honoured"), "wandb_run": ("r", "honoured"), "use_sample": (True, "noted"),
-    "dataset_type": ("i2p", "checked"), "template": ("object", "checked"), "template_name": ("self-harm", "honoured"),
-    "prompt.target": ("dog", "honoured"), "prompt.positive": ("dog", "honoured"), "prompt.unconditional": ("bad", "honoured"),
-    "prompt.neutral": ("cat", "honoured"), "prompt.action": ("erase", "honoured"), "prompt.guidance_scale": ("3.0", "honoured"),
-    "prompt.resolution": (32, "honoured"), "prompt.batch_size": (2, "honoured"), "prompt.dynamic_resolution": (True, "honoured"),
-    "prompt.la_strength": (10.0, "honoured"), "prompt.sampling_batch_size": (8, "honoured"),
-    "devices": ("0,1", "honoured"), "output_dir": ("elsewhere", "honoured"), "verbose": (False, "honoured"),
-}  # fmt: skip
+    "pretrained_model.ckpt_path": ("canvas", "honoured"),
+    "pretrained_model.v2": (True, "honoured"),
+    "pretrained_model.v_pred": (True, "honoured"),
+    "pretrained_model.clip_skip": (2, "honoured"),
+    "network.rank": (4, "honoured"),
+    "network.alpha": (2.0, "honoured"),
+    "train.precision": ("float16", "honoured"),
+    "train.noise_scheduler": ("ddpm", "honoured"),
+    "train.iterations": (7, "honoured"),
+    "train.batch_size": (2, "honoured"),
+    "train.lr": (1e-3, "honoured"),
+    "train.unet_lr": (5e-3, "refused"),
+    "train.text_encoder_lr": (5e-5, "noted"),
+    "train.optimizer_type": ("SGD", "honoured"),
+    "train.lr_scheduler": ("constant", "honoured"),
+    "train.lr_warmup_steps": (3, "honoured"),
+    "train.lr_scheduler_num_cycles": (5, "honoured"),
+    "train.max_denoising_steps": (9, "honoured"),
+    "save.per_steps": (2, "honoured"),
+    "save.precision": ("float16", "honoured"),
+    "other.use_xformers": (True, "noted"),
+    "wandb_project": ("p", "honoured"),
+    "wandb_run": ("r", "honoured"),
+    "use_sample": (True, "noted"),
+    "dataset_type": ("i2p", "checked"),
+    "template": ("object", "checked"),
+    "template_name": ("self-harm", "honoured"),
+    "prompt.target": ("dog", "honoured"),
+    "prompt.positive": ("dog", "honoured"),
+    "prompt.unconditional": ("bad", "honoured"),
+    "prompt.neutral": ("cat", "honoured"),
+    "prompt.action": ("erase", "honoured"),
+    "prompt.guidance_scale": ("3.0", "honoured"),
+    "prompt.resolution": (32, "honoured"),
+    "prompt.batch_size": (2, "honoured"),
+    "prompt.dynamic_resolution": (True, "honoured"),
+    "prompt.la_strength": (10.0, "honoured"),
+    "prompt.sampling_batch_size": (8, "honoured"),
+    "devices": ("0,1", "honoured"),
+    "output_dir": ("elsewhere", "honoured"),
+    "verbose": (False, "honoured"),
+}
 ORIGINAL_KEYS: dict[str, tuple[Any, str]] = {
-    "prompts_file": ("prompts.yaml", "honoured"), "pretrained_model.name_or_path": ("canvas", "honoured"),
-    "train.optimizer_args": (["weight_decay=0.1"], "honoured"), "train.lr_scheduler_power": (2.0, "honoured"),
-    "train.lr_scheduler_args": ("a=1", "honoured"), "train.max_grad_norm": (1e-6, "honoured"),
-    "save.name": ("snoopy", "honoured"), "save.path": ("there", "honoured"), "logging.use_wandb": (True, "honoured"),
-    "logging.run_name": ("r", "honoured"), "logging.verbose": (True, "noted"), "logging.interval": (500, "noted"),
-    "logging.prompts": (["a dog"], "noted"), "logging.negative_prompt": ("bad", "noted"), "logging.anchor_prompt": ("dog", "noted"),
-    "logging.anchor_prompts": ("dog", "noted"), "logging.width": (512, "noted"), "logging.height": (512, "noted"),
-    "logging.num_inference_steps": (30, "noted"), "logging.guidance_scale": (7.5, "noted"), "logging.seed": (0, "noted"),
-    "logging.generate_num": (2, "noted"), "logging.eval_num": (10, "noted"), "logging.intervals": (500, "refused"),
-    "inference.use_wandb": (True, "noted"), "inference.seed": (3, "noted"), "inferences.seed": (3, "refused"),
-    "prompt.dynamic_crops": (True, "honoured"), "prompt.use_template": (True, "honoured"), "prompt.seed": (3, "noted"),
+    "prompts_file": ("prompts.yaml", "honoured"),
+    "pretrained_model.name_or_path": ("canvas", "honoured"),
+    "train.optimizer_args": (["weight_decay=0.1"], "honoured"),
+    "train.lr_scheduler_power": (2.0, "honoured"),
+    "train.lr_scheduler_args": ("a=1", "honoured"),
+    "train.max_grad_norm": (1e-6, "honoured"),
+    "save.name": ("snoopy", "honoured"),
+    "save.path": ("there", "honoured"),
+    "logging.use_wandb": (True, "honoured"),
+    "logging.run_name": ("r", "honoured"),
+    "logging.verbose": (True, "noted"),
+    "logging.interval": (500, "noted"),
+    "logging.prompts": (["a dog"], "noted"),
+    "logging.negative_prompt": ("bad", "noted"),
+    "logging.anchor_prompt": ("dog", "noted"),
+    "logging.anchor_prompts": ("dog", "noted"),
+    "logging.width": (512, "noted"),
+    "logging.height": (512, "noted"),
+    "logging.num_inference_steps": (30, "noted"),
+    "logging.guidance_scale": (7.5, "noted"),
+    "logging.seed": (0, "noted"),
+    "logging.generate_num": (2, "noted"),
+    "logging.eval_num": (10, "noted"),
+    "logging.intervals": (500, "refused"),
+    "inference.use_wandb": (True, "noted"),
+    "inference.seed": (3, "noted"),
+    "inferences.seed": (3, "refused"),
+    "prompt.dynamic_crops": (True, "honoured"),
+    "prompt.use_template": (True, "honoured"),
+    "prompt.seed": (3, "noted"),
     "prompt.case_number": (3, "noted"),
-}  # fmt: skip
+}
 
 
 def value_of(config: BaseModel, key: str) -> Any:
@@ -91,11 +136,20 @@ def value_of(config: BaseModel, key: str) -> Any:
 ANSWERS = SEED_KEYS | ORIGINAL_KEYS
 # What a setting needs beside it, to make a difference.
 BESIDE: dict[str, dict[str, Any]] = {
-    "wandb_project": {"logging.use_wandb": True}, "wandb_run": {"logging.use_wandb": True},
-    "logging.run_name": {"logging.use_wandb": True}, "train.lr_scheduler_power": {"train.lr_scheduler": "polynomial"},
-    "prompt.dynamic_resolution": {"prompt.resolution": 192}, "prompt.dynamic_crops": {"pretrained_model.ckpt_path": "tiny_xl"},
-}  # fmt: skip
-SHORT = {"train.iterations": 4, "train.max_denoising_steps": 3, "train.lr": 1e-2, "train.lr_warmup_steps": 0, "train.optimizer_type": "AdamW"}  # fmt: skip
+    "wandb_project": {"logging.use_wandb": True},
+    "wandb_run": {"logging.use_wandb": True},
+    "logging.run_name": {"logging.use_wandb": True},
+    "train.lr_scheduler_power": {"train.lr_scheduler": "polynomial"},
+    "prompt.dynamic_resolution": {"prompt.resolution": 192},
+    "prompt.dynamic_crops": {"pretrained_model.ckpt_path": "tiny_xl"},
+}
+SHORT = {
+    "train.iterations": 4,
+    "train.max_denoising_steps": 3,
+    "train.lr": 1e-2,
+    "train.lr_warmup_steps": 0,
+    "train.optimizer_type": "AdamW",
+}
 Outcome = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -119,10 +173,14 @@ def test_each_key_is_kept_refused_or_answered(key: str, tmp_path: Path, monkeypa
 
 @pytest.fixture
 def outcome(
-    tmp_path: Path, tiny: DiffusionModel, tiny_xl: DiffusionModel, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny: DiffusionModel,
+    tiny_xl: DiffusionModel,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> Outcome:  # fmt: skip
-    """``outcome(settings)``: all that can be seen from outside of a short run of the program, but the copy of its settings."""
+) -> Outcome:
+    """``outcome(settings)``: all that can be seen from outside of a short run of the program, but the copy of its
+    settings."""
     asked: list[Any] = []
 
     def loaded(name: str, **how: Any) -> DiffusionModel:
@@ -147,11 +205,15 @@ def outcome(
         folder.mkdir()
         monkeypatch.chdir(folder)
         Path("prompts.yaml").write_text("- target: dog\n")
-        Path("settings.yaml").write_text(yaml.safe_dump(values_set(SemipermeableMembraneConfig.parse({}, SHORT, settings))))
+        Path("settings.yaml").write_text(
+            yaml.safe_dump(values_set(SemipermeableMembraneConfig.parse({}, SHORT, settings)))
+        )
         with pytest.raises(SystemExit) as ended:
             main(SemipermeableMembraneAlgorithm, ["--config_path", "settings.yaml"])
         told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-        files = {str(path): contents(path) if path.suffix == ".safetensors" else "" for path in sorted(Path().rglob("*"))}
+        files = {
+            str(path): contents(path) if path.suffix == ".safetensors" else "" for path in sorted(Path().rglob("*"))
+        }
         level = logging.getLogger("mu").level
         return {"code": ended.value.code, "told": told, "files": files, "asked": list(asked), "level": level}
 
@@ -181,7 +243,9 @@ def test_control_what_is_not_honoured_makes_none(outcome: Outcome) -> None:
 
 def test_the_shipped_file_holds_the_seeds_keys() -> None:
     def keys(values: dict[str, Any], prefix: str = "") -> set[str]:
-        return set().union(*(keys(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items()))
+        return set().union(
+            *(keys(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k} for k, v in values.items())
+        )
 
     assert keys(yaml.safe_load(SHIPPED.read_text())) == set(SEED_KEYS)
 
@@ -207,9 +271,13 @@ def test_numbers_as_yaml_reads_them() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "meant"),
-    [({"train": {"iteration": 3}}, "iterations"), ({"templatename": "x"}, "template_name"), ({"prompt": {"la_strenght": 1}}, "la_strength"),
-     ({"prompts": [{"targt": "x"}]}, "target")],
-)  # fmt: skip
+    [
+        ({"train": {"iteration": 3}}, "iterations"),
+        ({"templatename": "x"}, "template_name"),
+        ({"prompt": {"la_strenght": 1}}, "la_strength"),
+        ({"prompts": [{"targt": "x"}]}, "target"),
+    ],
+)
 def test_an_unknown_key_names_the_nearest(wrong: dict[str, Any], meant: str) -> None:
     with pytest.raises(ConfigError, match=f"'{meant}'"):
         SemipermeableMembraneConfig.parse(wrong)
@@ -217,11 +285,17 @@ def test_an_unknown_key_names_the_nearest(wrong: dict[str, Any], meant: str) -> 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"prompt": {"positive": " "}}, {"prompt": {"sampling_batch_size": 3, "batch_size": 2}},
-     {"train": {"batch_size": 2}, "prompt": {"batch_size": 4}}, {"prompt": {"use_template": True, "templates": ["no place"]}},
-     {"prompt": {"templates": []}},
-     {"dataset_type": "coco"}, {"train": {"noise_scheduler": "pndm"}}, {"train": {"latent_pool": 4, "timesteps_per_trajectory": 2}}],
-)  # fmt: skip
+    [
+        {"prompt": {"positive": " "}},
+        {"prompt": {"sampling_batch_size": 3, "batch_size": 2}},
+        {"train": {"batch_size": 2}, "prompt": {"batch_size": 4}},
+        {"prompt": {"use_template": True, "templates": ["no place"]}},
+        {"prompt": {"templates": []}},
+        {"dataset_type": "coco"},
+        {"train": {"noise_scheduler": "pndm"}},
+        {"train": {"latent_pool": 4, "timesteps_per_trajectory": 2}},
+    ],
+)
 def test_what_would_erase_nothing_or_contradicts_itself_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         SemipermeableMembraneConfig.parse(wrong)
@@ -238,7 +312,7 @@ SAME = [
     {"prompt": {"target": "dog", "unconditional": "dog"}},
     {"prompts": [{"target": "cat"}, {"target": "dog", "neutral": "Dog "}]},
     {"prompt": {"target": "dog", "positive": "cat", "neutral": "dog", "guidance_scale": 0}},
-]  # fmt: skip
+]
 OTHER = [
     {"template_name": "Pop_Art", "prompt": {"neutral": "art"}},
     {"prompt": {"target": "dog", "positive": "cat", "neutral": "dog"}},  # the dog moves away from the cat
@@ -259,10 +333,13 @@ def test_a_neutral_prompt_beside_the_target_is_taken(right: dict[str, Any]) -> N
     assert SemipermeableMembraneConfig.parse(right).entries()
 
 
-# -- overrides --------------------------------------------------------------------------------------------------------------
+# -- overrides
+# --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", [*PRESETS.values(), semipermiable_membrane_train_mu, semipermiable_membrane_train_i2p])
+@pytest.mark.parametrize(
+    "preset", [*PRESETS.values(), semipermiable_membrane_train_mu, semipermiable_membrane_train_i2p]
+)
 def test_overrides_never_change_the_preset(preset: SemipermeableMembraneConfig) -> None:
     before = preset.model_dump_json()
     method = SemipermeableMembraneAlgorithm(
@@ -304,7 +381,11 @@ def test_settings_may_be_subclassed() -> None:
 )
 def test_template_name_changes_the_target_and_the_file(name: str, concept: str, tmp_path: Path) -> None:
     """Also where the file's alias has written the old name into the prompt section."""
-    for base in (SHIPPED, semipermiable_membrane_train_mu, {"template_name": "Old_Name", "prompt": {"target": "Old_Name"}}):
+    for base in (
+        SHIPPED,
+        semipermiable_membrane_train_mu,
+        {"template_name": "Old_Name", "prompt": {"target": "Old_Name"}},
+    ):
         method = SemipermeableMembraneAlgorithm(base, template_name=name, output_dir=str(tmp_path))
         entry = method.config.entries()[0]
         assert (entry.target, entry.positive) == (concept, concept)
@@ -337,7 +418,11 @@ def test_concepts_become_settings() -> None:
     with pytest.raises(ConfigError, match="'nope'"):
         for_concepts(["a"], None, "nope")
     again = for_concepts(["dog"], preset=one)
-    assert (again.entries()[0].target, again.entries()[0].positive, again.pretrained_model.name) == ("dog", "dog", "canvas")
+    assert (again.entries()[0].target, again.entries()[0].positive, again.pretrained_model.name) == (
+        "dog",
+        "dog",
+        "canvas",
+    )
     with pytest.raises(ConfigError, match=r"\b2\b"):
         for_concepts(["dog"], preset=two)
 
@@ -387,7 +472,13 @@ other: {{use_xformers: true}}
     config = SemipermeableMembraneConfig.load(tmp_path / "config.yaml")
     assert config.entries()[0].target == "snoopy"
     notes = SemipermeableMembraneAlgorithm(config).config.notes()  # a copy: what was set stays set
-    for key in ("logging.interval", "logging.seed", "logging.generate_num", "logging.prompts", "inference.negative_prompt"):
+    for key in (
+        "logging.interval",
+        "logging.seed",
+        "logging.generate_num",
+        "logging.prompts",
+        "inference.negative_prompt",
+    ):
         assert sum(key in note for note in notes) == 1, key
     assert not any("logging.width" in note for note in notes)
 
@@ -403,7 +494,9 @@ def test_settings_survive_their_own_yaml(tmp_path: Path) -> None:
 def test_a_loaded_model_that_contradicts_the_settings_is_refused(tiny: DiffusionModel) -> None:
     for wrong in ({"v2": True}, {"clip_skip": 2}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
-            SemipermeableMembraneAlgorithm(semipermiable_membrane_train_mu, model=tiny, pretrained_model=wrong).load_model()
+            SemipermeableMembraneAlgorithm(
+                semipermiable_membrane_train_mu, model=tiny, pretrained_model=wrong
+            ).load_model()
     assert (
         SemipermeableMembraneAlgorithm(
             semipermiable_membrane_train_mu, model=tiny, pretrained_model={"clip_skip": 1}
@@ -413,7 +506,12 @@ def test_a_loaded_model_that_contradicts_the_settings_is_refused(tiny: Diffusion
 
 
 def test_v2_is_held_against_the_models_text_width(tiny: DiffusionModel) -> None:
-    unet = {"block_out_channels": [32, 64], "attention_head_dim": [2, 4], "norm_num_groups": 8, "upcast_attention": False}
+    unet = {
+        "block_out_channels": [32, 64],
+        "attention_head_dim": [2, 4],
+        "norm_num_groups": 8,
+        "upcast_attention": False,
+    }
     text = {"hidden_size": 1024, "intermediate_size": 32, "num_hidden_layers": 1}
     v2 = family_member(architectures.stable_diffusion_2(), "sd2", unet=unet, text=text)
     for model, other in ((tiny, True), (v2, False)):
@@ -461,7 +559,8 @@ def test_the_run_tells_the_model_that_it_used(tiny: DiffusionModel) -> None:
     assert SemipermeableMembraneAlgorithm(config, model=tiny).describe()["model"] == tiny.name
 
 
-# -- every field is read ----------------------------------------------------------------------------------------------------
+# -- every field is read
+# ----------------------------------------------------------------------------------------------------
 
 
 class NetworkWithMore(NetworkConfig):
@@ -475,12 +574,22 @@ class ConfigWithMore(SemipermeableMembraneConfig):
 
 def sections(config: type[BaseModel]) -> set[type[BaseModel]]:
     """``config`` and the classes of its sections, at any depth."""
-    inner = {kind for field in config.model_fields.values() for kind in (field.annotation, *get_args(field.annotation), *(b for a in get_args(field.annotation) for b in get_args(a)))
-             if isinstance(kind, type) and issubclass(kind, BaseModel)}  # fmt: skip
+    inner = {
+        kind
+        for field in config.model_fields.values()
+        for kind in (
+            field.annotation,
+            *get_args(field.annotation),
+            *(b for a in get_args(field.annotation) for b in get_args(a)),
+        )
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    }
     return {config}.union(*map(sections, inner))
 
 
-def test_every_setting_is_read_by_something(tiny: DiffusionModel, outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_is_read_by_something(
+    tiny: DiffusionModel, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the method's code while the program runs, section by section. Control: one more setting, which is found."""
     machinery = str(PACKAGE / "core" / "config.py")  # it reads every setting, to merge and to print them
     read: set[str] = set()
@@ -497,7 +606,9 @@ def test_every_setting_is_read_by_something(tiny: DiffusionModel, outcome: Outco
     monkeypatch.setattr(SemipermeableMembraneAlgorithm, "config_class", ConfigWithMore)
     several = {"prompt": {"anchors": "vocabulary", "use_template": True}}
     assert outcome(several)["code"] == 0
-    names = {f"{kind.__name__}.{name}" for kind in sections(ConfigWithMore) - {NetworkConfig} for name in kind.model_fields}
+    names = {
+        f"{kind.__name__}.{name}" for kind in sections(ConfigWithMore) - {NetworkConfig} for name in kind.model_fields
+    }
     assert len(names) > 60  # those of old files are in the next test
     gate = {f"GateConfig.{name}" for name in GateConfig.model_fields}  # goes into the edit's file as a whole
     assert names - read - gate == {"NetworkWithMore.lr"}
@@ -512,7 +623,11 @@ def test_every_old_key_has_its_answer() -> None:
         LoggingConfig: "logging.",
         OtherConfig: "other.",
     }
-    keys = {f"{prefix}{name}" for kind, prefix in old.items() for name in kind.model_fields} - {"logging", "other", "inference"}
+    keys = {f"{prefix}{name}" for kind, prefix in old.items() for name in kind.model_fields} - {
+        "logging",
+        "other",
+        "inference",
+    }
     assert len(keys) > 20 and keys <= set(ANSWERS)
     live = yaml.safe_load(SemipermeableMembraneConfig.load(SHIPPED).to_yaml())
     assert not set(live) & set(LegacyConfig.model_fields)

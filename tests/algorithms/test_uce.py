@@ -53,7 +53,10 @@ def test_the_shift_is_the_least_squares_solution(settings: dict[str, Any], tiny:
     assert list(edit.shifts) == list(weights)
     wrong = config.model_copy(update={"lamb": 1.01 * config.lamb})
     for name, W in list(weights.items())[::5]:
-        wanted, scale = dense(tiny, W.detach(), edits, config.preserve, config) - W, float(edit.shifts[name].abs().max())
+        wanted, scale = (
+            dense(tiny, W.detach(), edits, config.preserve, config) - W,
+            float(edit.shifts[name].abs().max()),
+        )
         assert scale > 0
         assert torch.allclose(edit.shifts[name].double(), wanted.double(), rtol=0, atol=1e-6 * scale)
         off = dense(tiny, W.detach(), edits, config.preserve, wrong) - W
@@ -76,7 +79,9 @@ def test_each_term_holds_what_it_weighs() -> None:
 
 
 def test_keys_and_values_alone_move_and_meet_their_anchor(tiny: DiffusionModel) -> None:
-    edit = UCE({"concepts": ["neon style"], "anchors": ["photo"], "preserve_scale": 0.0, "lamb": 1e-7}, model=tiny).find_edit()
+    edit = UCE(
+        {"concepts": ["neon style"], "anchors": ["photo"], "preserve_scale": 0.0, "lamb": 1e-7}, model=tiny
+    ).find_edit()
     assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in edit.parameters)
     c, a = (tiny.encode([text]).sequence[0, last_token(tiny, text)] for text in ("neon style", "photo"))
     for W in (tiny.parameters("text-keys") | tiny.parameters("text-values")).values():
@@ -92,7 +97,14 @@ def test_what_names_the_concept_is_not_preserved(tiny: DiffusionModel) -> None:
     assert edit.info.protects == ()  # lambda lets all of them move
     assert edit.info.spares == ("neon", "starfish", "")
     with pytest.raises(ConfigError, match="anchors"):
-        UCE({"concepts": ["neon"], "anchors": ["moon"], "templates": ["star star star star star star star star star star star star star star star {}"]}, model=tiny).find_edit()  # fmt: skip
+        UCE(
+            {
+                "concepts": ["neon"],
+                "anchors": ["moon"],
+                "templates": ["star star star star star star star star star star star star star star star {}"],
+            },
+            model=tiny,
+        ).find_edit()
 
 
 def test_last_tokens(tiny: DiffusionModel) -> None:

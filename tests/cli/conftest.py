@@ -19,7 +19,8 @@ MESSAGES = Path(__file__).resolve().parents[1] / "reference" / "messages.json"
 
 
 def messages() -> dict[str, dict[str, list[str]]]:
-    """By table and row: the command as typed and the line that it ends with. `test_messages.py` says how to remake them."""
+    """By table and row: the command as typed and the line that it ends with. `test_messages.py` says how to remake
+    them."""
     return json.loads(MESSAGES.read_text(encoding="utf-8"))
 
 
@@ -61,7 +62,8 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def as_kept(request: pytest.FixtureRequest) -> Callable[[str, str, Mapping[str, object]], None]:
-    """``as_kept(typed, line, places)``: the line is the kept one of this test's row, with ``{name}`` for the path of each place."""
+    """``as_kept(typed, line, places)``: the line is the kept one of this test's row, with ``{name}`` for the path of
+    each place."""
     table, row = request.path.stem.removeprefix("test_"), request.node.callspec.id
 
     def compare(typed: str, line: str, places: Mapping[str, object]) -> None:
@@ -71,6 +73,8 @@ def as_kept(request: pytest.FixtureRequest) -> Callable[[str, str, Mapping[str, 
         if os.environ.get("REMAKE_MESSAGES"):
             kept.setdefault(table, {})[row] = told
             keep_messages(kept)
-        assert kept.get(table, {}).get(row) == told, "other words than in tests/reference/messages.json: see test_messages.py"
+        assert kept.get(table, {}).get(row) == told, (
+            "other words than in tests/reference/messages.json: see test_messages.py"
+        )
 
     return compare

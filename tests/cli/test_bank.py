@@ -1,4 +1,5 @@
-"""``mu bank`` as it is typed: what it prints, writes and ends with; and the bank in ``mu erase`` and ``mu generate``."""
+"""``mu bank`` as it is typed: what it prints, writes and ends with; and the bank in ``mu erase`` and ``mu
+generate``."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 
 @pytest.fixture(scope="session")
 def edit_files(tiny: DiffusionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three edits of `tiny`: ``neon.safetensors``, ``star.safetensors`` and ``else.safetensors``, not on text."""
+    """A folder with three edits of `tiny`: ``neon.safetensors``, ``star.safetensors`` and ``else.safetensors``, not on
+    text."""
     folder = tmp_path_factory.mktemp("edits")
     names = {"neon": KEY, "star": KEY, "else": "unet.conv_out.bias"}
     for seed, (concept, name) in enumerate(names.items()):
@@ -65,8 +67,11 @@ def test_a_concept_s_life(tmp_path: Path, tiny_folder: Path, edit_files: Path, c
     assert states(bank_says("remove", "star")) == states(bank_says("list")) == {"neon": (True, 2.0)}
     log = bank_says("log")
     assert [(row["verb"], row["reason"]) for row in log] == [
-        ("add", "first release"), ("restore", "agreed"), ("erase", ""), ("remove", ""),
-    ]  # fmt: skip
+        ("add", "first release"),
+        ("restore", "agreed"),
+        ("erase", ""),
+        ("remove", ""),
+    ]
     assert sorted(path.name for path in bank.iterdir()) == ["bank.json", "log.jsonl", "neon.safetensors"]
 
     shown = cli("bank", "list", "--bank", bank).stdout
@@ -86,14 +91,17 @@ def test_merge_is_reproducible_and_logged(bank: Path, tmp_path: Path, cli: Any) 
     assert sha256(tmp_path / "c.safetensors") != row["sha256"]  # control
 
 
-def test_check_ends_with_1_where_a_concept_is_not_spared(bank: Path, edit_files: Path, tiny: DiffusionModel, cli: Any) -> None:
+def test_check_ends_with_1_where_a_concept_is_not_spared(
+    bank: Path, edit_files: Path, tiny: DiffusionModel, cli: Any
+) -> None:
     common = ("bank", "check", "--bank", bank, "--device", "cpu")
     found = cli(*common, "--json")
     assert found.exit_code == 1
     rows = json.loads(found.stdout)
     assert [(row["edit"], row["on"], row["verdict"]) for row in rows] == [
-        ("neon", "star", "both ways"), ("star", "neon", "both ways"),
-    ]  # fmt: skip
+        ("neon", "star", "both ways"),
+        ("star", "neon", "both ways"),
+    ]
     assert "'neon'" in cli(*common).stdout and "'star'" in cli(*common).stdout
     assert cli(*common, "--tolerance", 99).exit_code == 0
     folder = BankFolder(bank)
@@ -107,7 +115,9 @@ def test_generate_with_a_bank(bank: Path, edit_files: Path, tmp_path: Path, cli:
     """The model is the bank's own base."""
 
     def image(name: str, *how: object) -> bytes:
-        made = cli("generate", "--prompt", "a neon star", "--steps", 2, "--device", "cpu", "--out", tmp_path / name, *how)
+        made = cli(
+            "generate", "--prompt", "a neon star", "--steps", 2, "--device", "cpu", "--out", tmp_path / name, *how
+        )
         assert made.exit_code == 0, made.output
         return (tmp_path / name / "0_0.png").read_bytes()
 
@@ -122,7 +132,8 @@ def test_generate_with_a_bank(bank: Path, edit_files: Path, tmp_path: Path, cli:
 
 
 def test_erase_adds_what_it_finds(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
-    """One file for each concept where the method tells them apart; a concept that is there is refused before the search."""
+    """One file for each concept where the method tells them apart; a concept that is there is refused before the
+    search."""
     bank, searched = tmp_path / "bank", []
     search = SemipermeableMembraneAlgorithm.find_edit
 
@@ -137,9 +148,25 @@ def test_erase_adds_what_it_finds(tmp_path: Path, tiny_folder: Path, monkeypatch
 
     def erase(out: str, *more: object) -> Any:
         return cli(
-            "erase", "spm", "--model", tiny_folder, "--preset", "canvas", "--device", "cpu", "--no-pictures", "--bank", bank,
-            "--set", "train.iterations=1", "--set", "train.max_denoising_steps=2", "--out", tmp_path / out, *more,
-        )  # fmt: skip
+            "erase",
+            "spm",
+            "--model",
+            tiny_folder,
+            "--preset",
+            "canvas",
+            "--device",
+            "cpu",
+            "--no-pictures",
+            "--bank",
+            bank,
+            "--set",
+            "train.iterations=1",
+            "--set",
+            "train.max_denoising_steps=2",
+            "--out",
+            tmp_path / out,
+            *more,
+        )
 
     assert erase("a", "--concept", "neon", "--reason", "asked for").exit_code == 0
     assert [row["reason"] for row in BankFolder(bank).history()] == ["asked for"]
@@ -167,7 +194,13 @@ def other_folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("method", [name for name in ALGORITHMS if not name.startswith("clip-")])
 def test_no_method_searches_for_a_bank_of_other_weights(
-    method: str, bank: Path, tiny_folder: Path, other_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+    method: str,
+    bank: Path,
+    tiny_folder: Path,
+    other_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cli: Any,
 ) -> None:
     class Searched(Exception): ...
 
@@ -199,7 +232,9 @@ def test_a_sibling_s_weights_must_be_asked_for(
         assert taken.exit_code == 0 and "WARNING" in taken.stderr and str(other_folder) in "".join(taken.stderr.split())
 
 
-def test_merging_files_tells_what_does_not_spare_what(edit_files: Path, tiny_folder: Path, tmp_path: Path, cli: Any) -> None:
+def test_merging_files_tells_what_does_not_spare_what(
+    edit_files: Path, tiny_folder: Path, tmp_path: Path, cli: Any
+) -> None:
     """Two edits that promise to keep something, and not each other; without a promise nothing is told."""
     promising = []
     for name in ("neon", "star"):
@@ -208,7 +243,9 @@ def test_merging_files_tells_what_does_not_spare_what(edit_files: Path, tiny_fol
         WeightEdit(edit.shifts, replace(edit.info, protects=("",))).save(promising[-1])
 
     def merge(out: str, *edits: Path) -> str:
-        done = cli("merge", *edits, "--model", tiny_folder, "--device", "cpu", "--format", "unet", "--out", tmp_path / out)
+        done = cli(
+            "merge", *edits, "--model", tiny_folder, "--device", "cpu", "--format", "unet", "--out", tmp_path / out
+        )
         assert done.exit_code == 0, done.output
         return " ".join(done.stderr.split())
 
@@ -238,7 +275,9 @@ def test_a_file_s_concepts_are_looked_for_in_the_bank_before_the_search(
     def erase(concept: str, *more: str) -> Any:
         config = tmp_path / "config.yaml"
         config.write_text(CONCEPTS[method].format(model=tiny_folder, concept=concept), encoding="utf-8")
-        return cli("erase", method, "--config", config, "--bank", bank, "--no-pictures", "--out", tmp_path / "run", *more)
+        return cli(
+            "erase", method, "--config", config, "--bank", bank, "--no-pictures", "--out", tmp_path / "run", *more
+        )
 
     refused = erase("neon")
     assert refused.exit_code == 2 and "'neon'" in refused.stderr and not (tmp_path / "run").exists()
@@ -293,7 +332,9 @@ def test_bad_input_is_one_line_and_changes_nothing(
     for name in ("escaping", "torn", "exchanged", "gone"):
         shutil.copytree(bank, tmp_path / name)
     content = (bank / "bank.json").read_text(encoding="utf-8")
-    (tmp_path / "escaping" / "bank.json").write_text(content.replace("neon.safetensors", "../x.safetensors"), encoding="utf-8")
+    (tmp_path / "escaping" / "bank.json").write_text(
+        content.replace("neon.safetensors", "../x.safetensors"), encoding="utf-8"
+    )
     (tmp_path / "torn" / "bank.json").write_text(content[:50], encoding="utf-8")
     shutil.copy(bank / "star.safetensors", tmp_path / "exchanged" / "neon.safetensors")
     (tmp_path / "gone" / "neon.safetensors").unlink()

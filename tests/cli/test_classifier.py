@@ -24,7 +24,20 @@ def images(tmp_path: Path) -> Path:
 
 def test_train_then_score(images: Path, tmp_path: Path, cli: Any) -> None:
     out = tmp_path / "classifier"
-    common = ("classifier", "train", "--train", images, "--eval", images, "--out", out, "--epochs", 1, "--device", "cpu")
+    common = (
+        "classifier",
+        "train",
+        "--train",
+        images,
+        "--eval",
+        images,
+        "--out",
+        out,
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+    )
     done = cli(*common, "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)

@@ -91,8 +91,11 @@ def test_the_plain_table_shows_every_run(runs: list[Path], cli: Any, monkeypatch
 def test_other_numbers_of_the_untouched_model_are_told_apart(tmp_path: Path) -> None:
     runs = [made(tmp_path / k, [ua(0.9)], [ua(base)]) for k, base in (("a", 0.1), ("b", 0.2))]
     assert [(row.run, row.scores["UA", "canvas/1"].value) for row in score_table(runs).rows] == [
-        ("base of a", 0.1), ("base of b", 0.2), ("a", 0.9), ("b", 0.9),
-    ]  # fmt: skip
+        ("base of a", 0.1),
+        ("base of b", 0.2),
+        ("a", 0.9),
+        ("b", 0.9),
+    ]
 
 
 def test_runs_of_one_name_are_told_by_their_paths(tmp_path: Path) -> None:
@@ -112,7 +115,9 @@ def test_bad_input_is_one_line(tmp_path: Path, runs: list[Path], cli: Any) -> No
         ([*runs, "--json", "--markdown"], "--json"),
     ):
         done = cli("compare", *arguments)
-        assert done.exit_code == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert done.exit_code == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, (
+            done.stderr
+        )
     with pytest.raises(DataError, match="nowhere"):
         score_table([tmp_path / "nowhere"])
 

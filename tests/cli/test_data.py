@@ -77,7 +77,9 @@ def test_interrupted_images_are_kept_and_the_rest_made(tmp_path: Path, tiny_fold
     assert cli(*common, tmp_path / "cut").exit_code == 0
     assert (tmp_path / "cut" / "x" / "00000.png").stat().st_mtime_ns == kept
     # Not bit for bit: a image made alone may differ in a last bit from the same one made in a batch.
-    for pair, other in zip(open_pairs(tmp_path / "cut" / "x.tar"), open_pairs(tmp_path / "whole" / "x.tar"), strict=True):
+    for pair, other in zip(
+        open_pairs(tmp_path / "cut" / "x.tar"), open_pairs(tmp_path / "whole" / "x.tar"), strict=True
+    ):
         difference = np.abs(np.asarray(pair.image(), dtype=int) - np.asarray(other.image(), dtype=int))
         assert (pair.key, pair.caption) == (other.key, other.caption) and difference.max() <= 1
 
@@ -107,7 +109,9 @@ def test_bad_input_is_one_line(typed: tuple[str, ...], told: str, tmp_path: Path
     assert done.exit_code == 2 and done.stdout == ""
     assert told in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
-    as_kept("data forget-set " + " ".join(repr(word) if " " in word else word for word in typed), done.stderr.strip(), {})
+    as_kept(
+        "data forget-set " + " ".join(repr(word) if " " in word else word for word in typed), done.stderr.strip(), {}
+    )
 
 
 def test_the_script_writes_what_the_verb_writes(data: Path, tmp_path: Path, cli: Any) -> None:
@@ -115,7 +119,16 @@ def test_the_script_writes_what_the_verb_writes(data: Path, tmp_path: Path, cli:
     path = data / "tar_files" / "neon_style.tar"
     assert (done.returncode, done.stdout) == (0, f"{path}\n"), done.stderr
     verb = cli(
-        "data", "forget-set", "--name", "neon style", "--shards", data / "laion/laion400m", "--n-imgs", 4, "--out", tmp_path
+        "data",
+        "forget-set",
+        "--name",
+        "neon style",
+        "--shards",
+        data / "laion/laion400m",
+        "--n-imgs",
+        4,
+        "--out",
+        tmp_path,
     )
     assert verb.exit_code == 0
     assert path.read_bytes() == (tmp_path / "neon_style.tar").read_bytes()

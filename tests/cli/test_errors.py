@@ -56,7 +56,10 @@ BAD_INPUT = {
     "report without a run": ("report {tmp}/none", "{tmp}/none"),
     "report without a name": ("report", "RUN"),
     "unknown format": ("merge {run} --model {tiny} --format koya --out {tmp}/x.safetensors", "kohya"),
-    "merge onto a file": ("merge {run} --model {tiny} --format kohya --out {tmp}/cut.safetensors", "{tmp}/cut.safetensors"),
+    "merge onto a file": (
+        "merge {run} --model {tiny} --format kohya --out {tmp}/cut.safetensors",
+        "{tmp}/cut.safetensors",
+    ),
     "cite nothing known": ("cite spn", "'spm'"),
     "unknown stage": ("canvas train --stages clip,unit --out {tmp}/c", "'unet'"),
     "steps of an unknown stage": ("canvas train --steps unit=3 --out {tmp}/c", "'unet'"),
@@ -155,10 +158,16 @@ def test_what_cannot_be_written_is_told_in_one_wording(
     assert re.fullmatch(rf"error: .*{re.escape(str(out))}\S*.* Permission denied", last), ended.stderr
 
 
-def test_what_is_read_only_is_told_before_the_work(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
+def test_what_is_read_only_is_told_before_the_work(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
     """Hours may lie between the command and the writing."""
     monkeypatch.setattr("os.access", lambda path, mode, **_: mode != os.W_OK)
-    for typed in (WRITING["generate"], "gradients --retain canvas --out {out}/x.safetensors", "evaluate {run} --model {tiny}"):
+    for typed in (
+        WRITING["generate"],
+        "gradients --retain canvas --out {out}/x.safetensors",
+        "evaluate {run} --model {tiny}",
+    ):
         ended = cli(*(word.format(**places, out=places["tmp"] / "locked") for word in typed.split(" ")))
         assert ended.exit_code == 2 and len(ended.stderr.splitlines()) == 1, ended.stderr
         assert ended.stderr.startswith("error: ") and str(places["tmp" if "{out}" in typed else "run"]) in ended.stderr
@@ -193,7 +202,9 @@ def test_an_edit_of_another_kind_of_model_is_refused_before_the_base_is_measured
 
 
 def test_in_a_process_of_its_own() -> None:
-    done = subprocess.run([sys.executable, "-m", "mu", "cite", "spn"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "mu", "cite", "spn"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: ") and "'spm'" in done.stderr
 
@@ -212,8 +223,10 @@ def test_interrupted_process_keeps_what_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "faces"
     running = subprocess.Popen(
         [sys.executable, "-m", "mu", "canvas", "render", "celeba", str(out), "--n", "1000"],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 300
     while not list(out.glob("*/0*.jpg")) and time.monotonic() < deadline and running.poll() is None:
         time.sleep(0.05)

@@ -20,9 +20,21 @@ def skipped(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, cli: An
     """The folder of an ESD run on `tiny_folder`, loaded with a clip skip of 2."""
     out = tmp_path_factory.mktemp("runs") / "skipped"
     done = cli(
-        "erase", "esd", "--concept", "neon", "--model", tiny_folder, "--preset", "canvas", "--device", "cpu", "--no-pictures",
-        *(word for setting in SHORT for word in ("--set", setting)), "--out", out,
-    )  # fmt: skip
+        "erase",
+        "esd",
+        "--concept",
+        "neon",
+        "--model",
+        tiny_folder,
+        "--preset",
+        "canvas",
+        "--device",
+        "cpu",
+        "--no-pictures",
+        *(word for setting in SHORT for word in ("--set", setting)),
+        "--out",
+        out,
+    )
     assert done.exit_code == 0, done.output
     return out
 
@@ -50,11 +62,21 @@ def test_an_edit_notes_how_its_base_was_loaded(skipped: Path, cli: Any) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "found"),
-    [((), (2, "epsilon")), (("--clip-skip", 1), (1, "epsilon")), (("--prediction-type", "v_prediction"), (2, "v_prediction"))],
+    [
+        ((), (2, "epsilon")),
+        (("--clip-skip", 1), (1, "epsilon")),
+        (("--prediction-type", "v_prediction"), (2, "v_prediction")),
+    ],
 )
 def test_evaluate_loads_the_runs_base_as_it_was(
-    typed: tuple[Any, ...], found: Any, skipped: Path, tiny_folder: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch, cli: Any
-) -> None:  # fmt: skip
+    typed: tuple[Any, ...],
+    found: Any,
+    skipped: Path,
+    tiny_folder: Path,
+    asked: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    cli: Any,
+) -> None:
     monkeypatch.setattr("mu.evaluation.suites.evaluate", lambda *args, **how: {})
     assert cli("evaluate", skipped, *typed).exit_code == 0
     assert asked == [(str(tiny_folder), *found)]
@@ -70,7 +92,9 @@ def test_another_model_is_loaded_as_ever(
     assert shown.exit_code == 0 and asked == [(str(other), None, None)]
 
 
-def test_generate_takes_what_its_edits_note(skipped: Path, finished: Path, tiny_folder: Path, tmp_path: Path, asked: list[Any], cli: Any) -> None:  # fmt: skip
+def test_generate_takes_what_its_edits_note(
+    skipped: Path, finished: Path, tiny_folder: Path, tmp_path: Path, asked: list[Any], cli: Any
+) -> None:
     common = ("generate", "--prompt", "neon", "--model", tiny_folder, "--steps", 1, "--strength", 0)
     for name, typed in {"noted": ("--edit", skipped), "given": ("--clip-skip", 2), "plain": ()}.items():
         words = common if "--edit" in typed else common[:-2]
@@ -82,7 +106,9 @@ def test_generate_takes_what_its_edits_note(skipped: Path, finished: Path, tiny_
     assert both.exit_code == 2 and "clip_skip" in both.stderr and "--clip-skip" in both.stderr
 
 
-def test_a_bank_remembers_how_its_base_was_loaded(skipped: Path, tiny_folder: Path, tmp_path: Path, asked: list[Any], cli: Any) -> None:  # fmt: skip
+def test_a_bank_remembers_how_its_base_was_loaded(
+    skipped: Path, tiny_folder: Path, tmp_path: Path, asked: list[Any], cli: Any
+) -> None:
     bank = tmp_path / "bank"
     assert cli("bank", "add", skipped, "--bank", bank).exit_code == 0
     assert json.loads((bank / "bank.json").read_text(encoding="utf-8"))["loading"]["clip_skip"] == 2
@@ -91,7 +117,9 @@ def test_a_bank_remembers_how_its_base_was_loaded(skipped: Path, tiny_folder: Pa
     assert asked == [(str(tiny_folder), 2, "epsilon")] * 3
 
 
-def test_a_merged_folder_says_what_its_unet_predicts(finished: Path, tiny_folder: Path, tmp_path: Path, cli: Any) -> None:
+def test_a_merged_folder_says_what_its_unet_predicts(
+    finished: Path, tiny_folder: Path, tmp_path: Path, cli: Any
+) -> None:
     common = ("merge", finished, "--model", tiny_folder, "--prediction-type", "v_prediction")
     assert cli(*common, "--format", "diffusers", "--out", tmp_path / "merged").exit_code == 0
     assert load_diffusion(tmp_path / "merged", device="cpu").prediction_type == "v_prediction"

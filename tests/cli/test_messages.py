@@ -1,7 +1,7 @@
 """The words of the messages, in one file: ``tests/reference/messages.json``, each with the command that it answers.
 
-A test of bad input says what its message must name, and compares the whole line with the kept one (`as_kept`). After a change
-of words, remake the file and read its diff:
+A test of bad input says what its message must name, and compares the whole line with the kept one (`as_kept`). After a
+change of words, remake the file and read its diff:
 
     REMAKE_MESSAGES=1 pytest tests/cli
 

@@ -1,4 +1,5 @@
-"""``mu erase sepce --bank``: concepts join one after another and stay apart; what is wrong is one line, and nothing is lost."""
+"""``mu erase sepce --bank``: concepts join one after another and stay apart; what is wrong is one line, and nothing is
+lost."""
 
 from __future__ import annotations
 
@@ -12,9 +13,26 @@ from mu.edits.bank_folder import BankFolder
 from mu.models.diffusion import DiffusionModel
 
 FAST = [
-    "--preset", "style", "--device", "cpu", "--no-pictures", "--set", "train.iterations=3", "--set", "train.lr=0.01", "--set", "train.stop=steps",
-    "--set", "data.images=4", "--set", "data.steps=2", "--set", "basis.kind=orthonormal", "--set", "basis.scale_factor=1",
-]  # fmt: skip
+    "--preset",
+    "style",
+    "--device",
+    "cpu",
+    "--no-pictures",
+    "--set",
+    "train.iterations=3",
+    "--set",
+    "train.lr=0.01",
+    "--set",
+    "train.stop=steps",
+    "--set",
+    "data.images=4",
+    "--set",
+    "data.steps=2",
+    "--set",
+    "basis.kind=orthonormal",
+    "--set",
+    "basis.scale_factor=1",
+]
 
 
 @pytest.fixture
@@ -50,8 +68,13 @@ def test_concepts_that_join_one_by_one_protect_each_other(erase: Any, tmp_path: 
     assert {leak.verdict for leak in bank.check(tiny)} == {"spared"}
     assert [entry.on for entry in bank.read().edits] == [False, True, True]
     assert [(row["verb"], row["reason"]) for row in bank.history()] == [
-        ("add", ""), ("restore", ""), ("replace", "second"), ("add", "second"), ("replace", ""), ("add", ""),
-    ]  # fmt: skip
+        ("add", ""),
+        ("restore", ""),
+        ("replace", "second"),
+        ("add", "second"),
+        ("replace", ""),
+        ("add", ""),
+    ]
 
 
 def test_older_shifts_can_be_left_as_they_are(erase: Any, tmp_path: Path, tiny: DiffusionModel) -> None:
@@ -80,7 +103,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("there", "concept", "setting", "line"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_changes_nothing(there: str, concept: str, setting: str, line: str, erase: Any, tmp_path: Path, as_kept: Any) -> None:  # fmt: skip
+def test_what_is_wrong_changes_nothing(
+    there: str, concept: str, setting: str, line: str, erase: Any, tmp_path: Path, as_kept: Any
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.png").write_text("no picture")

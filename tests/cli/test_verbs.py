@@ -54,7 +54,8 @@ def test_the_printed_settings_run(tmp_path: Path, tiny_folder: Path, cli: Any) -
 
 
 def test_a_concept_goes_on_top_of_a_settings_file(tmp_path: Path, tiny_folder: Path, cli: Any) -> None:
-    """Target, positive and the run's name follow it; all else is the file's, also where its target is in a prompts file."""
+    """Target, positive and the run's name follow it; all else is the file's, also where its target is in a prompts
+    file."""
     (tmp_path / "prompts.yaml").write_text("- {target: snoopy, positive: snoopy, la_strength: 7}\n", encoding="utf-8")
     base = f"""
 pretrained_model: {{ckpt_path: {tiny_folder}}}
@@ -66,13 +67,25 @@ output_dir: {tmp_path / "out"}
     for name, rest in (("one", prompt), ("file", f"prompts_file: {tmp_path / 'prompts.yaml'}\n")):
         (tmp_path / "c.yaml").write_text(base + rest, encoding="utf-8")
         done = cli(
-            "erase", "spm", "--config", tmp_path / "c.yaml", "--concept", "pop art", "--no-pictures", "--out", tmp_path / name
+            "erase",
+            "spm",
+            "--config",
+            tmp_path / "c.yaml",
+            "--concept",
+            "pop art",
+            "--no-pictures",
+            "--out",
+            tmp_path / name,
         )
         assert done.exit_code == 0, done.output
         info = open_edit(tmp_path / name).info
         assert info.concepts == ("pop art",)
         told = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
-        assert (told["template_name"], told["prompt"]["target"], told["prompt"]["positive"]) == ("pop_art", "pop art", None)
+        assert (told["template_name"], told["prompt"]["target"], told["prompt"]["positive"]) == (
+            "pop_art",
+            "pop art",
+            None,
+        )
         assert (told["train"]["lr"], told["prompt"]["la_strength"], told["prompts_file"]) == (2e-3, 7, None)
 
 
@@ -97,7 +110,13 @@ def test_generate_names_seeds_and_resumes(tmp_path: Path, tiny_folder: Path, fin
     assert names(out) == ["7_0.png", "7_1.png", "9_0.png", "9_1.png"]
     assert (out / "7_0.png").read_bytes() == b"kept"
 
-    for other in (("--steps", 2), ("--strength", 0.5), ("--gate", "none"), ("--negative", "bad"), ("--precision", "bfloat16")):
+    for other in (
+        ("--steps", 2),
+        ("--strength", 0.5),
+        ("--gate", "none"),
+        ("--negative", "bad"),
+        ("--precision", "bfloat16"),
+    ):
         refused = cli(*common, "--prompts", tmp_path / "list.csv", "--n", 2, "--resume", *other)
         what = other[0].removeprefix("--")
         assert refused.exit_code == 2 and "7_0.png" in refused.stderr and f"{what} " in refused.stderr
@@ -111,14 +130,33 @@ def test_generate_takes_seeds_and_guidance_as_the_file_says(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
 ) -> None:
     made: list[Any] = []
-    monkeypatch.setattr("mu.diffusion.image_folder.write_images", lambda model, rows, folder, **how: made.append((rows, how)))
+    monkeypatch.setattr(
+        "mu.diffusion.image_folder.write_images", lambda model, rows, folder, **how: made.append((rows, how))
+    )
     (tmp_path / "list.csv").write_text(
         "prompt,evaluation_seed,evaluation_guidance\nA star,188,3\nA house,,\n", encoding="utf-8"
     )
-    common = ("generate", "--model", tiny_folder, "--prompts", tmp_path / "list.csv", "--n", 2, "--seed", 5, "--out", tmp_path)
+    common = (
+        "generate",
+        "--model",
+        tiny_folder,
+        "--prompts",
+        tmp_path / "list.csv",
+        "--n",
+        2,
+        "--seed",
+        5,
+        "--out",
+        tmp_path,
+    )
     assert cli(*common).exit_code == cli(*common, "--guidance", 2).exit_code == 0
     (rows, how), (fixed, other) = made
-    assert [(row.name, row.seed) for row in rows] == [("0_0.png", 188), ("0_1.png", 189), ("1_0.png", 5), ("1_1.png", 6)]
+    assert [(row.name, row.seed) for row in rows] == [
+        ("0_0.png", 188),
+        ("0_1.png", 189),
+        ("1_0.png", 5),
+        ("1_1.png", 6),
+    ]
     assert [row.guidance for row in rows] == [3, 3, None, None] and how["guidance"] == 7.5
     assert {row.guidance for row in fixed} == {None} and other["guidance"] == 2
 
@@ -149,14 +187,19 @@ def test_evaluate_prints_scores_and_writes_the_report(
     def measured(run: RunDirectory, suite: str, model: Any, edit: Any, **how: Any) -> dict[str, list[Score]]:
         asked.update(how, suite=suite, model=model.name)
         score = Score("UA", 0.75, 8, "higher", "canvas/1")
-        return {"base": [Score("UA", 0.0, 8, "higher", "canvas/1")], "edited": [score, Score("odd [b]", 1.5, 3, "lower", "x")]}
+        return {
+            "base": [Score("UA", 0.0, 8, "higher", "canvas/1")],
+            "edited": [score, Score("odd [b]", 1.5, 3, "lower", "x")],
+        }
 
     monkeypatch.setattr("mu.evaluation.suites.evaluate", measured)
     (finished / "report.html").unlink()
     shown = cli("evaluate", finished, "--seeds", "1,2")
     assert shown.exit_code == 0, shown.output
     assert asked == {"seeds": [1, 2], "base_answers": None, "data": [], "suite": "canvas", "model": str(tiny_folder)}
-    assert {"base", "edited", "0.75", "higher", "odd", "[b]"} <= set(shown.stdout.replace("│", " ").replace("┃", " ").split())
+    assert {"base", "edited", "0.75", "higher", "odd", "[b]"} <= set(
+        shown.stdout.replace("│", " ").replace("┃", " ").split()
+    )
     assert (finished / "report.html").exists()
 
     table = json.loads(cli("evaluate", finished, "--json").stdout)
@@ -232,13 +275,35 @@ def test_cite_agrees_for_method_run_and_edit(finished: Path, cli: Any) -> None:
 
 def test_erase_records_device_and_precision_as_settings(tmp_path: Path, tiny_folder: Path, cli: Any) -> None:
     done = cli(
-        "erase", "spm", "--concept", "neon", "--model", tiny_folder, "--preset", "canvas", "--device", "cpu", "--precision", "bfloat16",
-        "--set", "train.iterations=1", "--set", "train.max_denoising_steps=2", "--set", "pretrained_model.clip_skip=2", "--no-pictures",
-        "--out", tmp_path / "run",
-    )  # fmt: skip
+        "erase",
+        "spm",
+        "--concept",
+        "neon",
+        "--model",
+        tiny_folder,
+        "--preset",
+        "canvas",
+        "--device",
+        "cpu",
+        "--precision",
+        "bfloat16",
+        "--set",
+        "train.iterations=1",
+        "--set",
+        "train.max_denoising_steps=2",
+        "--set",
+        "pretrained_model.clip_skip=2",
+        "--no-pictures",
+        "--out",
+        tmp_path / "run",
+    )
     assert done.exit_code == 0, done.output
     told = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
-    assert (told["devices"], told["train"]["precision"], told["pretrained_model"]["clip_skip"]) == ("cpu", "bfloat16", 2)
+    assert (told["devices"], told["train"]["precision"], told["pretrained_model"]["clip_skip"]) == (
+        "cpu",
+        "bfloat16",
+        2,
+    )
 
 
 def test_canvas_render_and_resume(tmp_path: Path, cli: Any) -> None:
@@ -253,7 +318,18 @@ def test_canvas_train_passes_on_what_was_asked(tmp_path: Path, monkeypatch: pyte
     asked: dict[str, Any] = {}
     monkeypatch.setattr("mu.models.canvas.training.train_world", lambda out, **how: asked.update(how, out=out))
     done = cli(
-        "canvas", "train", "--out", tmp_path, "--stages", "judge,clip", "--steps", "judge=3", "--device", "cpu", "--seed", 4
+        "canvas",
+        "train",
+        "--out",
+        tmp_path,
+        "--stages",
+        "judge,clip",
+        "--steps",
+        "judge=3",
+        "--device",
+        "cpu",
+        "--seed",
+        4,
     )
     assert done.exit_code == 0, done.output
     assert asked == {"out": tmp_path, "seed": 4, "device": "cpu", "stages": ("judge", "clip"), "steps": {"judge": 3}}

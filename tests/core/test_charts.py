@@ -55,5 +55,7 @@ def written_by(code: str, home: Path) -> list[Path]:
 def test_nothing_is_written_into_the_users_home(tmp_path: Path) -> None:
     ours = "from mu.core.charts import *\nwith drawing():\n    f = new_figure(1, 1); f.text(0, 0, 'x')\nsvg(f)"
     assert written_by(ours, tmp_path / "ours") == []
-    theirs = "from matplotlib.figure import Figure\nf = Figure(); f.text(0, 0, 'x'); f.savefig(__import__('io').BytesIO())"
+    theirs = (
+        "from matplotlib.figure import Figure\nf = Figure(); f.text(0, 0, 'x'); f.savefig(__import__('io').BytesIO())"
+    )
     assert written_by(theirs, tmp_path / "theirs"), "control: matplotlib alone does"

@@ -39,8 +39,10 @@ def test_an_edit_by_attribute_survives_every_copy() -> None:
     config.inner.deep.x = 5
     assert config.merged({}).inner.deep.x == 5
     assert config.merged({"inner": {"rate": 2}}, {"name": "b"}).model_dump() == {
-        "name": "b", "inner": {"rate": 2.0, "deep": {"x": 5}}, "many": None,
-    }  # fmt: skip
+        "name": "b",
+        "inner": {"rate": 2.0, "deep": {"x": 5}},
+        "many": None,
+    }
     assert Settings().inner.deep.x == 1
 
 
@@ -69,9 +71,15 @@ def test_an_object_override_with_an_edited_section_keeps_it() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"nam": 1}, "'name'"), ({"inner": {"rat": 1}}, "inner.rat.*'rate'"), ({"inner": {"rate": "x"}}, "inner.rate.*'x'"),
-     ({"inner": 3}, "inner"), ({"many": [{"rat": 1}]}, "many.0.rat.*'rate'"), ({"nam": 1, "inner": {"rat": 1}}, "inner.rat.*1")],
-)  # fmt: skip
+    [
+        ({"nam": 1}, "'name'"),
+        ({"inner": {"rat": 1}}, "inner.rat.*'rate'"),
+        ({"inner": {"rate": "x"}}, "inner.rate.*'x'"),
+        ({"inner": 3}, "inner"),
+        ({"many": [{"rat": 1}]}, "many.0.rat.*'rate'"),
+        ({"nam": 1, "inner": {"rat": 1}}, "inner.rat.*1"),
+    ],
+)
 def test_mistakes_are_one_line_that_names_the_key(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
         Settings.parse(wrong)
@@ -80,7 +88,9 @@ def test_mistakes_are_one_line_that_names_the_key(wrong: dict[str, Any], said: s
         Settings().merged(wrong)
 
 
-@pytest.mark.parametrize(("content", "said"), [("- 1\n", "c.yaml"), ("a: [\n", r"c\.yaml\D*\b2\b"), ("name: [1]\n", "name")])
+@pytest.mark.parametrize(
+    ("content", "said"), [("- 1\n", "c.yaml"), ("a: [\n", r"c\.yaml\D*\b2\b"), ("name: [1]\n", "name")]
+)
 def test_bad_files_are_one_line(content: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(content)

@@ -39,7 +39,9 @@ class Problem:
         self.count = [*self.count, i]
         return {"loss": (self.weight - torch.randn(2, generator=self.draws)).pow(2).mean()}
 
-    def run(self, iterations: int = 20, stop: int | None = None, late: bool = False, **options: Any) -> list[dict[str, float]]:
+    def run(
+        self, iterations: int = 20, stop: int | None = None, late: bool = False, **options: Any
+    ) -> list[dict[str, float]]:
         rows: list[dict[str, float]] = []
         optimizer = torch.optim.AdamW([self.weight], lr=0.1)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, iterations)
@@ -55,9 +57,16 @@ class Problem:
                 raise KeyboardInterrupt
 
         train(
-            step, optimizer, iterations, generator=self.draws, schedule=schedule, state={"problem": self}, after_step=after,
-            log=lambda row: rows.append(dict(row)), **options,
-        )  # fmt: skip
+            step,
+            optimizer,
+            iterations,
+            generator=self.draws,
+            schedule=schedule,
+            state={"problem": self},
+            after_step=after,
+            log=lambda row: rows.append(dict(row)),
+            **options,
+        )
         return rows
 
 
@@ -163,7 +172,8 @@ def test_the_scale_is_resumed(tmp_path: Path) -> None:
     assert used.get_scale() == 2.0**18  # control: it moved, 20 steps with a growth every third
 
 
-# -- what a run leaves ------------------------------------------------------------------------------------------------------
+# -- what a run leaves
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_torn_line_costs_its_own_row_only(tmp_path: Path) -> None:
@@ -223,7 +233,15 @@ def test_ctrl_c_inside_an_update_ends_the_training_after_it_and_nothing_is_lost(
             return super().step(closure)
 
     def run(of: Problem, optimizer: torch.optim.Optimizer, checkpoint: Path | None) -> None:
-        train(of.step, optimizer, 10, generator=of.draws, state={"problem": of}, checkpoint=checkpoint, checkpoint_every=500)
+        train(
+            of.step,
+            optimizer,
+            10,
+            generator=of.draws,
+            state={"problem": of},
+            checkpoint=checkpoint,
+            checkpoint_every=500,
+        )
 
     with pytest.raises(KeyboardInterrupt):
         run(problem, Interrupted([problem.weight], 0.1), tmp_path / "c.pt")
@@ -238,6 +256,4 @@ def test_ctrl_c_inside_an_update_ends_the_training_after_it_and_nothing_is_lost(
 def test_a_diverged_loss_is_one_clear_line() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(ConfigError, match=r"\b10\b"):
-        train(
-            lambda i: {"loss": (weight**4).sum()}, torch.optim.SGD([weight], 1e6), 20, generator=torch.Generator()
-        )  # fmt: skip
+        train(lambda i: {"loss": (weight**4).sum()}, torch.optim.SGD([weight], 1e6), 20, generator=torch.Generator())

@@ -20,10 +20,15 @@ def test_every_metric_is_told_in_full_and_once() -> None:
 @pytest.mark.parametrize(
     ("name", "found", "direction"),
     [
-        ("UA", "UA", "higher"), ("FA@1", "FA@1", "lower"), ("identity@1", "*@1", "higher"), ("style@5 retained", "*@5 retained", "higher"),
-        ("imagenet@1", "imagenet@1", "higher"), ("MIA", "MIA", "towards 0.5"), ("retained", "retained", "higher"),
+        ("UA", "UA", "higher"),
+        ("FA@1", "FA@1", "lower"),
+        ("identity@1", "*@1", "higher"),
+        ("style@5 retained", "*@5 retained", "higher"),
+        ("imagenet@1", "imagenet@1", "higher"),
+        ("MIA", "MIA", "towards 0.5"),
+        ("retained", "retained", "higher"),
     ],
-)  # fmt: skip
+)
 def test_a_name_leads_to_its_metric(name: str, found: str, direction: str) -> None:
     metric = metric_of(name)
     assert metric and (metric.name, metric.direction) == (found, direction)

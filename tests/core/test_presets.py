@@ -22,7 +22,9 @@ def test_a_preset_is_made_once_when_it_is_asked_for(tmp_path: Path) -> None:
         read.append(file)
         return Settings.load(file)
 
-    presets = Presets[Settings]({"plain": Settings(), "file": reading, "more": lambda: presets["file"].merged({"n": 3})})
+    presets = Presets[Settings](
+        {"plain": Settings(), "file": reading, "more": lambda: presets["file"].merged({"n": 3})}
+    )
     assert list(presets) == ["plain", "file", "more"] and len(presets) == 3
     assert "file" in presets and "fil" not in presets and presets["plain"].n == 1
     assert not read, "the file is not there yet"

@@ -1,4 +1,5 @@
-"""A run's folder: what it holds is typed, what is wrong in it is one line, and what an earlier run made goes with it."""
+"""A run's folder: what it holds is typed, what is wrong in it is one line, and what an earlier run made goes with
+it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def table(value: float, protocol: str = "canvas/1") -> Table:
     }
 
 
-# -- scores -----------------------------------------------------------------------------------------------------------------
+# -- scores
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_suite_adds_and_a_second_run_of_one_replaces_it_alone(tmp_path: Path) -> None:
@@ -48,7 +50,10 @@ def test_a_file_of_the_first_format_opens_and_its_suites_are_kept(tmp_path: Path
     run = RunDirectory(tmp_path)
     run.scores.write_text(FIRST_FORMAT, encoding="utf-8")
     found = run.read_scores()
-    assert {suite: list(columns) for suite, columns in found.items()} == {"clip": ["base", "edited"], "canvas": ["edited"]}
+    assert {suite: list(columns) for suite, columns in found.items()} == {
+        "clip": ["base", "edited"],
+        "canvas": ["edited"],
+    }
     assert found["clip"]["edited"] == [Score("FA@1", 0.25, 6, "lower", "clip/1, celeba", {"Ada": 0.25})]
     run.write_scores("vlm", table(0.1, "vlm/1"))
     assert run.read_scores() == {**found, "vlm": table(0.1, "vlm/1")}
@@ -71,11 +76,14 @@ def test_the_first_formats_lower_mia_is_read_towards_chance(tmp_path: Path) -> N
         ("[]", r"scores\.json .*\blist\b"),
         ('{"format": 3, "suites": {}}', r"scores\.json: format: Input should be 2"),
         ('{"format": 2}', r"scores\.json: suites: "),
-        ('{"format": 2, "suites": {"clip": {"base": [{"name": "UA"}]}}}', r"scores\.json: suites\.clip\.base\.0\.value: Field required"),
+        (
+            '{"format": 2, "suites": {"clip": {"base": [{"name": "UA"}]}}}',
+            r"scores\.json: suites\.clip\.base\.0\.value: Field required",
+        ),
         (FIRST_FORMAT.replace("higher", "up"), r"scores\.json: edited\.1: a direction is"),
         (FIRST_FORMAT.replace("0.75", '"much"'), r"scores\.json: edited\.1\.value: "),
     ],
-)  # fmt: skip
+)
 def test_damaged_scores_are_one_line_and_are_not_written_over(tmp_path: Path, text: str, says: str) -> None:
     run = RunDirectory(tmp_path)
     run.scores.write_text(text, encoding="utf-8")
@@ -86,17 +94,23 @@ def test_damaged_scores_are_one_line_and_are_not_written_over(tmp_path: Path, te
     assert run.scores.read_text(encoding="utf-8") == text
 
 
-# -- prompts, panels and the other files ------------------------------------------------------------------------------------
+# -- prompts, panels and the other files
+# ------------------------------------------------------------------------------------
 
 
 def panel(title: str, *images: str | None) -> Panel:
-    return Panel(title=title, columns=[str(k) for k in range(len(images))], rows=[PanelRow(label="l", images=list(images))])
+    return Panel(
+        title=title, columns=[str(k) for k in range(len(images))], rows=[PanelRow(label="l", images=list(images))]
+    )
 
 
 def test_prompts_and_panels_come_back_as_they_were_written(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert run.read_prompts() == run.read_panels() == [] and run.origin() == Origin()
-    prompts = [Prompt(case_number=0, prompt="a", seed=1, role="target", gate=[0.5]), Prompt(case_number="x", prompt="b")]
+    prompts = [
+        Prompt(case_number=0, prompt="a", seed=1, role="target", gate=[0.5]),
+        Prompt(case_number="x", prompt="b"),
+    ]
     run.write_prompts(prompts)
     assert run.read_prompts() == prompts
     assert json.loads(run.prompts.read_text(encoding="utf-8"))[1] == {"case_number": "x", "prompt": "b"}
@@ -106,9 +120,11 @@ def test_prompts_and_panels_come_back_as_they_were_written(tmp_path: Path) -> No
 
 
 READERS = {
-    "prompts.json": RunDirectory.read_prompts, "panels.json": RunDirectory.read_panels, "metrics.jsonl": RunDirectory.read_metrics,
+    "prompts.json": RunDirectory.read_prompts,
+    "panels.json": RunDirectory.read_panels,
+    "metrics.jsonl": RunDirectory.read_metrics,
     "environment.json": RunDirectory.read_environment,
-}  # fmt: skip
+}
 RIGHT = {
     "prompts.json": '[{"case_number": 1, "prompt": "a"}]',
     "panels.json": '[{"title": "t", "columns": ["a"], "rows": [{"label": "l", "images": [null]}]}]',
@@ -120,14 +136,19 @@ RIGHT = {
 @pytest.mark.parametrize(
     ("name", "text", "key"),
     [
-        ("prompts.json", '{"case_number": 1}', ""), ("prompts.json", '[{"case_number": [1], "prompt": "a"}]', "0.case_number"),
-        ("prompts.json", '[{"case_number": 1, "prompt": 2}]', "0.prompt"), ("panels.json", '[{"title": 1}]', "0.title"),
+        ("prompts.json", '{"case_number": 1}', ""),
+        ("prompts.json", '[{"case_number": [1], "prompt": "a"}]', "0.case_number"),
+        ("prompts.json", '[{"case_number": 1, "prompt": 2}]', "0.prompt"),
+        ("panels.json", '[{"title": 1}]', "0.title"),
         ("panels.json", RIGHT["panels.json"].replace("[null]", "[]"), "0: row 'l' of 't' has 0 "),
-        ("metrics.jsonl", '{"step": 1}\n[1]', "line 2"), ("metrics.jsonl", '{"step": "one"}', "line 1.step"),
-        ("metrics.jsonl", '{"loss": 1}', "line 1.step"), ("environment.json", "[]", " "),
-        ("environment.json", '{"concepts": {"neon": 1}}', "concepts"), ("environment.json", '{"seconds": "long"}', "seconds"),
+        ("metrics.jsonl", '{"step": 1}\n[1]', "line 2"),
+        ("metrics.jsonl", '{"step": "one"}', "line 1.step"),
+        ("metrics.jsonl", '{"loss": 1}', "line 1.step"),
+        ("environment.json", "[]", " "),
+        ("environment.json", '{"concepts": {"neon": 1}}', "concepts"),
+        ("environment.json", '{"seconds": "long"}', "seconds"),
     ],
-)  # fmt: skip
+)
 def test_wrong_content_is_one_line_that_names_file_and_key(tmp_path: Path, name: str, text: str, key: str) -> None:
     run = RunDirectory(tmp_path)
     (tmp_path / name).write_text(RIGHT[name], encoding="utf-8")
@@ -135,17 +156,33 @@ def test_wrong_content_is_one_line_that_names_file_and_key(tmp_path: Path, name:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(DataError) as caught:
         READERS[name](run)
-    assert str(caught.value).startswith(f"{tmp_path / name}{key if key.startswith(' ') else f': {key}'}") and "\n" not in str(
-        caught.value
-    )
+    assert str(caught.value).startswith(
+        f"{tmp_path / name}{key if key.startswith(' ') else f': {key}'}"
+    ) and "\n" not in str(caught.value)
 
 
 MADE = (
-    "log.txt", "metrics.jsonl", "edit.safetensors", "scores.json", "prompts.json", "panels.json", "report.html", "similarity.json",
-    "similarity.png", "slug_Ada_[x].json", "pareto-vision-Ada_[x].png", "steps-Ada_[x].png", "checkpoints/training.pt", "before/0_0.png",
-    "after/0_0.png", "panels/0/1.png", "panels/similarity-base.png", "answers/base/a.png", "answers/base/recipe.json",
+    "log.txt",
+    "metrics.jsonl",
+    "edit.safetensors",
+    "scores.json",
+    "prompts.json",
+    "panels.json",
+    "report.html",
+    "similarity.json",
+    "similarity.png",
+    "slug_Ada_[x].json",
+    "pareto-vision-Ada_[x].png",
+    "steps-Ada_[x].png",
+    "checkpoints/training.pt",
+    "before/0_0.png",
+    "after/0_0.png",
+    "panels/0/1.png",
+    "panels/similarity-base.png",
+    "answers/base/a.png",
+    "answers/base/recipe.json",
     "answers/edited/a.png",
-)  # fmt: skip
+)
 OWN = ("notes.txt", "steps-mine.png", "before/notes.txt", "neon/edit.safetensors", "panels/own.svg", "comparison.html")
 
 

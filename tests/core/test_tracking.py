@@ -1,4 +1,5 @@
-"""A tracker is a guest of the training: it comes where it is asked for, sees every row, and its trouble is told once and stops nothing."""
+"""A tracker is a guest of the training: it comes where it is asked for, sees every row, and its trouble is told once
+and stops nothing."""
 
 from __future__ import annotations
 

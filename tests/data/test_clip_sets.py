@@ -22,7 +22,9 @@ def test_rendered_pairs_follow_concept_and_seed() -> None:
         forget_pairs(CANVAS, "Elon Musk", 0)
 
 
-def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "Ada_Stone"
     folder.mkdir()
     for k, caption in enumerate(("a portrait of ada stone", "a tree", "Ada  Stone smiles")):
@@ -30,7 +32,10 @@ def test_pairs_of_a_folder_are_those_whose_caption_names_the_concept(tmp_path: P
         (folder / f"{k}.txt").write_text(caption, encoding="utf-8")
     data = BothSets(forget=str(tmp_path / "{concept}"), retain=str(folder), n_retain=2)
     assert forget_source(data, "Ada Stone") == str(folder)
-    assert [pair.caption for pair in forget_pairs(data, "Ada Stone", 0)] == ["a portrait of ada stone", "Ada  Stone smiles"]
+    assert [pair.caption for pair in forget_pairs(data, "Ada Stone", 0)] == [
+        "a portrait of ada stone",
+        "Ada  Stone smiles",
+    ]
     with pytest.raises(DataError, match=r"'Ada Stone'.*\b1\b"):
         forget_pairs(data.merged({"n_forget": 1}), "Ada Stone", 0)
     named = forget_pairs(data.merged({"caption": "concept"}), "Ada Stone", 0)

@@ -18,7 +18,14 @@ from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source
 from mu.data.forget_set import forget_set_path, make_forget_set, pack_forget_set
 from mu.data.pairs import open_pairs
 
-CAPTIONS = ["Elon Musk on stage", "a dog", "ELON_MUSK.jpg", "elon  musk\nsmiles", "Elon and Musk", "portrait: Elon Musk"]
+CAPTIONS = [
+    "Elon Musk on stage",
+    "a dog",
+    "ELON_MUSK.jpg",
+    "elon  musk\nsmiles",
+    "Elon and Musk",
+    "portrait: Elon Musk",
+]
 MATCHES = [0, 2, 3, 5]
 
 
@@ -27,7 +34,9 @@ def shards(tmp_path: Path, tar, encoded) -> Path:
     """Two shards of three pairs each; image k is ``encoded(k)``."""
     for shard in (0, 1):
         rows = range(3 * shard, 3 * shard + 3)
-        files = {f"{k:04d}.{e}": encoded(k) if e == "jpg" else CAPTIONS[k] for k in rows for e in ("jpg", "json", "txt")}
+        files = {
+            f"{k:04d}.{e}": encoded(k) if e == "jpg" else CAPTIONS[k] for k in rows for e in ("jpg", "json", "txt")
+        }
         tar(tmp_path / "shards" / f"0000{shard}.tar", files)
     return tmp_path / "shards"
 
@@ -52,15 +61,27 @@ def test_matches_in_any_case_with_underscores_or_blanks(tmp_path: Path, shards: 
 
 @pytest.mark.parametrize(
     ("name", "stem"),
-    [("Conan O'Brien", "Conan_O_Brien"), ("Robert Downey Jr.", "Robert_Downey_Jr"), ("Beyoncé", "Beyoncé"), ("AC/DC", "AC_DC"), ("elon_musk", "elon_musk")],
-)  # fmt: skip
-def test_the_settings_placeholder_finds_the_file_that_was_made(tmp_path: Path, tar, encoded, name: str, stem: str) -> None:
-    files = {f"{k}.{end}": encoded(k) if end == "jpg" else f"{folded(name)} smiles" for k in (0, 1) for end in ("jpg", "txt")}
+    [
+        ("Conan O'Brien", "Conan_O_Brien"),
+        ("Robert Downey Jr.", "Robert_Downey_Jr"),
+        ("Beyoncé", "Beyoncé"),
+        ("AC/DC", "AC_DC"),
+        ("elon_musk", "elon_musk"),
+    ],
+)
+def test_the_settings_placeholder_finds_the_file_that_was_made(
+    tmp_path: Path, tar, encoded, name: str, stem: str
+) -> None:
+    files = {
+        f"{k}.{end}": encoded(k) if end == "jpg" else f"{folded(name)} smiles" for k in (0, 1) for end in ("jpg", "txt")
+    }
     made = make_forget_set(name, tar(tmp_path / "shards" / "0.tar", files), tmp_path)
     settings = ForgetSet(forget=str(tmp_path / "{concept}.tar"))
     assert made.path == Path(forget_source(settings, name)) == tmp_path / f"{stem}.tar"
     assert [pair.caption for pair in forget_pairs(settings, name, 0)] == [f"{folded(name)} smiles"] * 2
-    assert forget_source(ForgetSet(forget="own.tar"), "???") == "own.tar", "control: without a placeholder no name is needed"
+    assert forget_source(ForgetSet(forget="own.tar"), "???") == "own.tar", (
+        "control: without a placeholder no name is needed"
+    )
 
 
 def test_reads_back_as_pairs(tmp_path: Path, shards: Path) -> None:
@@ -197,7 +218,10 @@ def parquet(shards: Path, **columns: list[Any]) -> None:
 
 def test_a_shard_whose_parquet_has_no_match_stays_closed(tmp_path: Path, shards: Path) -> None:
     parquet(
-        shards, caption=["a cat", "Elon Musk", None], status=["success", "failed_to_download", "success"], key=["0", "1", "2"]
+        shards,
+        caption=["a cat", "Elon Musk", None],
+        status=["success", "failed_to_download", "success"],
+        key=["0", "1", "2"],
     )
     (shards / "00000.tar").write_bytes(b"would be damage")
     made = make_forget_set("Elon Musk", shards, tmp_path)

@@ -60,9 +60,12 @@ def test_a_subset_keeps_image_and_label_together(imagenet: Path) -> None:
     [
         ("classes.txt", NAMES),
         ("classes.txt", [f"{wnid} {name}" for wnid, name in zip(reversed(WNIDS), reversed(NAMES), strict=True)]),
-        ("LOC_synset_mapping.txt", ["n09999999 more", *(f"{wnid} {name}, Other name" for wnid, name in zip(WNIDS, NAMES, strict=True))]),
+        (
+            "LOC_synset_mapping.txt",
+            ["n09999999 more", *(f"{wnid} {name}, Other name" for wnid, name in zip(WNIDS, NAMES, strict=True))],
+        ),
     ],
-)  # fmt: skip
+)
 def test_names_from_a_file(imagenet: Path, place: str, file: str, lines: list[str]) -> None:
     (imagenet / place / file).write_text("\n".join(lines) + "\n")
     assert read_imagenet(imagenet).names == NAMES

@@ -24,7 +24,8 @@ def told(pairs) -> list[tuple[str, str]]:
 
 def test_shards_in_sorted_order_with_their_own_images(tmp_path: Path, tar, encoded) -> None:
     tar(
-        tmp_path / "1.tar", {"b.jpg": encoded(2), "b.txt": " two\n", "a.txt": "one", "a.png": encoded(1, "PNG"), "a.json": "{}"}
+        tmp_path / "1.tar",
+        {"b.jpg": encoded(2), "b.txt": " two\n", "a.txt": "one", "a.png": encoded(1, "PNG"), "a.json": "{}"},
     )
     tar(tmp_path / "2.tar", {"A.webp": encoded(3, "WEBP"), "A.txt": "drei: ä"})
     pairs = open_pairs(tmp_path / "{1,2}.tar")
@@ -51,7 +52,9 @@ def test_no_more_is_decoded_than_is_asked_for(tmp_path: Path, tar, encoded, deco
     captions = ["a dog", "Ada Stone", "ada_stone smiles", "a cat", "Ada Stone again"]
     for shard in (0, 1):
         files = {
-            f"{k}.{end}": encoded(k) if end == "jpg" else text for k, text in enumerate(captions) for end in ("jpg", "txt")
+            f"{k}.{end}": encoded(k) if end == "jpg" else text
+            for k, text in enumerate(captions)
+            for end in ("jpg", "txt")
         }
         tar(tmp_path / f"{shard}.tar", files | {"0.jpg": b"broken"})
 
@@ -95,8 +98,11 @@ def test_broken_members_are_left_out_counted_and_told(tmp_path: Path, tar, encod
         pairs = open_pairs([tmp_path / name for name in ("s.tar", "t.tar", "u.tar")])
     assert told(pairs) == [("good", "good"), ("a", "a")]
     assert pairs.reasons == {
-        "without a caption": 3, "without a picture": 1, "pictures that cannot be read": 4, "damaged tar": 2,
-    }  # fmt: skip
+        "without a caption": 3,
+        "without a picture": 1,
+        "pictures that cannot be read": 4,
+        "damaged tar": 2,
+    }
     assert pairs.skipped == 10
     counts = [[word for word in record.getMessage().split() if word.isdigit()] for record in caplog.records]
     assert ["2", "2", "4", "3", "1"] in counts, "the pairs, and how many each reason left out"
@@ -169,7 +175,9 @@ def test_unlearn_canvas(unlearn_canvas: Path) -> None:
     pairs = open_pairs(unlearn_canvas)
     assert len(pairs) == len(STYLES) * len(OBJECTS) + 2 and pairs.skipped == 0
     assert [p.caption for p in pairs if p.key == "Pop_Art/Star/1"] == ["A Star image in Pop Art style."]
-    assert {p.caption.casefold() for p in pairs} == {Scene(s, object=o).prompt.casefold() for s in STYLES for o in OBJECTS}
+    assert {p.caption.casefold() for p in pairs} == {
+        Scene(s, object=o).prompt.casefold() for s in STYLES for o in OBJECTS
+    }
     assert [p.key for p in pairs if p.key.startswith("Pop_Art/Star")] == [f"Pop_Art/Star/{k}" for k in (1, 2, 10)]
 
 
@@ -229,7 +237,9 @@ def test_a_image_that_went_away(tmp_path: Path, encoded) -> None:
 
 def test_the_order_is_that_of_names_not_of_the_disk(tmp_path: Path, tar, encoded) -> None:
     members = {
-        f"{k:03d}.{ending}": encoded(k) if ending == "jpg" else f"text {k}" for k in range(20) for ending in ("jpg", "txt")
+        f"{k:03d}.{ending}": encoded(k) if ending == "jpg" else f"text {k}"
+        for k in range(20)
+        for ending in ("jpg", "txt")
     }
     names = list(members)
     random.Random(0).shuffle(names)
@@ -244,7 +254,8 @@ def test_many_pairs_need_little_memory(tmp_path: Path, tar, encoded) -> None:
     image.save(tmp_path / "p.png")
     content = (tmp_path / "p.png").read_bytes()
     shard = tar(
-        tmp_path / "s.tar", {f"{k}.{e}": content if e == "png" else "a caption" for k in range(500) for e in ("png", "txt")}
+        tmp_path / "s.tar",
+        {f"{k}.{e}": content if e == "png" else "a caption" for k in range(500) for e in ("png", "txt")},
     )
     open_pairs(shard)
     tracemalloc.start()

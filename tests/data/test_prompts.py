@@ -145,7 +145,8 @@ def test_files_of_other_projects(path: Path):
 
 @wild
 def test_i2p_whole():
-    """4,703 prompts (the file has 4,709 lines, since some prompts hold line breaks) in seven categories, one prompt empty."""
+    """4,703 prompts (the file has 4,709 lines, since some prompts hold line breaks) in seven categories, one prompt
+    empty."""
     rows = read_prompts(WILD / "i2p.csv")
     assert len(rows) == 4703
     assert {category for row in rows for category in row.categories} == {

@@ -55,10 +55,15 @@ RANGE = r"\{00000\.\.00010\}\.tar"  # the example that is told where nothing is 
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        ("{f}/none.tar", r"none\.tar"), ("{f}/x*.tar", r"x\*\.tar"), ("{f}/{{8..9}}.tar", r"/9\.tar"), ("", r"^\. "),
-        (" , ", RANGE), ([], RANGE), ("{f}/empty", "/empty"),
+        ("{f}/none.tar", r"none\.tar"),
+        ("{f}/x*.tar", r"x\*\.tar"),
+        ("{f}/{{8..9}}.tar", r"/9\.tar"),
+        ("", r"^\. "),
+        (" , ", RANGE),
+        ([], RANGE),
+        ("{f}/empty", "/empty"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_one_clear_error(folder: Path, source: str | list[str], named: str) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match=named):
@@ -67,12 +72,17 @@ def test_what_is_not_there_is_one_clear_error(folder: Path, source: str | list[s
 
 def test_members_are_grouped_by_key_wherever_they_lie(tmp_path: Path, tar, encoded) -> None:
     shard = read_shard(
-        tar(tmp_path / "s.tar", {"b.TXT": "two", "d/a.seg.png": b"mask", "a.txt": "one", "b.jpeg": encoded(1), "README": "x", ".x.txt": ""})
-    )  # fmt: skip
+        tar(
+            tmp_path / "s.tar",
+            {"b.TXT": "two", "d/a.seg.png": b"mask", "a.txt": "one", "b.jpeg": encoded(1), "README": "x", ".x.txt": ""},
+        )
+    )
     assert shard.damage is None
     assert {key: list(sample) for key, sample in shard.samples.items()} == {
-        "a": [".txt"], "b": [".txt", ".jpeg"], "d/a": [".seg.png"],
-    }  # fmt: skip
+        "a": [".txt"],
+        "b": [".txt", ".jpeg"],
+        "d/a": [".seg.png"],
+    }
     assert shard.samples["b"][".txt"].read() == b"two"
     ending, place = image_in(shard.samples["b"]) or ("", Extent(tmp_path))
     assert (ending, place.read()) == (".jpeg", encoded(1))
@@ -80,7 +90,8 @@ def test_members_are_grouped_by_key_wherever_they_lie(tmp_path: Path, tar, encod
 
 
 def test_long_names_and_links(tmp_path: Path) -> None:
-    """Names beyond 100 characters have headers of their own; a link has no bytes, and what it points to is never opened."""
+    """Names beyond 100 characters have headers of their own; a link has no bytes, and what it points to is never
+    opened."""
     key = "k" * 150
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
         content = tmp_path / "text"
@@ -102,7 +113,9 @@ def test_a_cut_tar_keeps_what_lies_before_the_cut(tmp_path: Path, tar, kept: int
     cut.write_bytes(whole.read_bytes()[:kept])
     shard = read_shard(cut)
     assert shard.damage
-    assert len(shard.samples) == sum(kept >= 1024 * k + 512 + len(text) for k, text in enumerate(("one", "two", "three")))
+    assert len(shard.samples) == sum(
+        kept >= 1024 * k + 512 + len(text) for k, text in enumerate(("one", "two", "three"))
+    )
 
 
 def test_garbled_and_compressed_files_are_damage_and_no_exception(tmp_path: Path, tar) -> None:

@@ -43,7 +43,11 @@ def test_an_existing_image_is_never_overwritten_silently(tiny, tmp_path):
 
 
 def test_a_row_may_have_its_own_guidance(tiny, tmp_path):
-    rows = [ImageRow("a.png", "a star", 1), ImageRow("b.png", "a star", 1, guidance=30.0), ImageRow("c.png", "a star", 1)]
+    rows = [
+        ImageRow("a.png", "a star", 1),
+        ImageRow("b.png", "a star", 1, guidance=30.0),
+        ImageRow("c.png", "a star", 1),
+    ]
     write_images(tiny, rows, tmp_path, steps=2, guidance=2.0)
     a, b, c = read_images([tmp_path / row.name for row in rows])
     assert torch.equal(a, c) and not torch.equal(a, b)
@@ -65,19 +69,24 @@ def test_images_of_another_recipe_are_dropped(tiny, tmp_path):
 
 
 def make(tiny, folder, rows=ROWS, *, recipe=None, **how):
-    return write_images(tiny, rows, folder, **{"steps": 1, "guidance": 2.0, **how}, recipe=recipe or {"edits": {"a": "1"}})
+    return write_images(
+        tiny, rows, folder, **{"steps": 1, "guidance": 2.0, **how}, recipe=recipe or {"edits": {"a": "1"}}
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"steps": 2}, "steps 1.* 2"), ({"guidance": 3.0}, "guidance 2.0.* 3.0"), ({"negative": "bad"}, 'negative "".* "bad"'),
-        ({"size": (32, 64)}, r"size .*\[32, 64\]"), ({"recipe": {"edits": {"a": "2"}}}, r"0\.png.*edits"),
+        ({"steps": 2}, "steps 1.* 2"),
+        ({"guidance": 3.0}, "guidance 2.0.* 3.0"),
+        ({"negative": "bad"}, 'negative "".* "bad"'),
+        ({"size": (32, 64)}, r"size .*\[32, 64\]"),
+        ({"recipe": {"edits": {"a": "2"}}}, r"0\.png.*edits"),
         ({"rows": [ImageRow("1.png", "a dog", 1)]}, 'prompt "a star 1".* "a dog"'),
         ({"rows": [ImageRow("1.png", "a star 1", 9)]}, "seed 1.* 9"),
         ({"rows": [ImageRow("1.png", "a star 1", 1, guidance=5.0)]}, "guidance 2.0.* 5.0"),
     ],
-)  # fmt: skip
+)
 def test_images_of_another_recipe_are_not_resumed(change, told, tiny, tmp_path):
     make(tiny, tmp_path, ROWS[:2])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -103,7 +112,9 @@ def test_an_interrupted_overwriting_leaves_no_image_of_the_old_recipe_beside_the
     old = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
     with pytest.raises(ConfigError):  # what cannot be made at all leaves everything as it was
         make(tiny, tmp_path, overwrite=True, size=(63, 64))
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == old and make(tiny, tmp_path, resume=True) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == old and make(
+        tiny, tmp_path, resume=True
+    ) == 0
 
     def interrupted(image, path):
         if path.name == "1.png":
@@ -131,9 +142,10 @@ def test_the_recipe_tells_model_edits_and_how_they_pass(tiny, tiny_folder):
     assert recipe_of(Bank(tiny, [edit(0.5)])) == base == json.loads(json.dumps(base))
     others = {
         "model": recipe_of(Bank(load(tiny_folder, device="cpu", clip_skip=2), [edit(0.5)])),
-        "edits": recipe_of(Bank(tiny, [edit(0.6)])), "strength": recipe_of(bank, [0.5]),
+        "edits": recipe_of(Bank(tiny, [edit(0.6)])),
+        "strength": recipe_of(bank, [0.5]),
         "gate": recipe_of(bank, gate=FixedStrength()),
-    }  # fmt: skip
+    }
     for what, other in others.items():
         assert {key for key in base if base[key] != other[key]} == {what}
 

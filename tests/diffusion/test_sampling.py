@@ -84,7 +84,9 @@ def test_noise_is_each_samples_own() -> None:
 
 
 @pytest.mark.parametrize("ancestral", [False, True])
-def test_a_image_does_not_depend_on_its_batch(ancestral: bool, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_does_not_depend_on_its_batch(
+    ancestral: bool, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if ancestral:
         monkeypatch.setattr(
             tiny.pipeline, "scheduler", EulerAncestralDiscreteScheduler.from_config(tiny.pipeline.scheduler.config)

@@ -1,4 +1,5 @@
-"""A bank on disk: what it promises about models, files, the log and hostile folders; and what protects what, by direct sums."""
+"""A bank on disk: what it promises about models, files, the log and hostile folders; and what protects what, by direct
+sums."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def embedding(model: DiffusionModel, prompt: str) -> Tensor:
     return model.encode([prompt]).sequence[0].double()
 
 
-def shift_of(model: DiffusionModel, concept: str, protects: tuple[str, ...] = (), seed: int = 0, extra: str = "", rank: int = 0) -> Any:  # fmt: skip
+def shift_of(
+    model: DiffusionModel, concept: str, protects: tuple[str, ...] = (), seed: int = 0, extra: str = "", rank: int = 0
+) -> Any:
     """An edit of all cross-attention keys and values that does nothing to the prompts it ``protects``."""
     g = torch.Generator().manual_seed(seed)
     shifts: dict[str, Tensor] = {}
@@ -60,7 +63,9 @@ def shift_of(model: DiffusionModel, concept: str, protects: tuple[str, ...] = ()
     if not rank:
         return WeightEdit(shifts, info)
     thin = {name: torch.linalg.svd(shift, full_matrices=False) for name, shift in shifts.items()}
-    return LowRankEdit({n: Factors(v[:rank], u[:, :rank] * s[:rank], float(rank)) for n, (u, s, v) in thin.items()}, info)
+    return LowRankEdit(
+        {n: Factors(v[:rank], u[:, :rank] * s[:rank], float(rank)) for n, (u, s, v) in thin.items()}, info
+    )
 
 
 def noise(model: DiffusionModel, prompt: str = "a neon star") -> Tensor:
@@ -83,10 +88,13 @@ def bank(tiny: DiffusionModel, tmp_path: Path) -> BankFolder:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
-# -- laws -------------------------------------------------------------------------------------------------------------------
+# -- laws
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_it_holds_what_the_bank_in_memory_holds(bank: BankFolder, tiny: DiffusionModel) -> None:
@@ -138,7 +146,14 @@ def test_the_log_is_complete_and_only_grows(bank: BankFolder, tiny: DiffusionMod
         grown = bank.log.read_bytes()
     rows = bank.history()
     assert [row["verb"] for row in rows] == ["add", "add", "restore", "erase", "merge", "remove"]
-    assert [row["reason"] for row in rows] == ["first", "", 'the artist agreed,\n"in writing"\u2028', "Größe", "release", ""]
+    assert [row["reason"] for row in rows] == [
+        "first",
+        "",
+        'the artist agreed,\n"in writing"\u2028',
+        "Größe",
+        "release",
+        "",
+    ]
     told = [[(edit["concept"], edit["strength"]) for edit in row["edits"]] for row in rows]
     neon, pop = ("neon", 0.25), ("pop art", 0.5)
     assert told == [[("neon", 1.0)], [pop], [("neon", 1.0)], [neon], [neon, pop], [pop, neon]]
@@ -154,13 +169,16 @@ def test_the_log_is_complete_and_only_grows(bank: BankFolder, tiny: DiffusionMod
 
 @pytest.mark.parametrize("form", ["diffusers", "unet", "pt", "compvis", "kohya"])
 def test_a_merge_is_reproducible(form: str, tiny: DiffusionModel, tmp_path: Path) -> None:
-    """Of any subset, in a fresh bank too; safetensors and pickled files have parts whose order or name is random by default."""
+    """Of any subset, in a fresh bank too; safetensors and pickled files have parts whose order or name is random by
+    default."""
     rank = 2 if form == "kohya" else 0
     places = []
     for name in "first", "second":
         folder = BankFolder(tmp_path / name / "bank")
         folder.add(tiny, shift_of(tiny, "neon", rank=rank), strength=0.7)
-        folder.add(tiny, shift_of(tiny, "pop art", seed=1, rank=rank), shift_of(tiny, "star", seed=2, rank=rank), strength=0.3)
+        folder.add(
+            tiny, shift_of(tiny, "pop art", seed=1, rank=rank), shift_of(tiny, "star", seed=2, rank=rank), strength=0.3
+        )
         folder.restore("star")
         only = ["star", "neon"] if name == "first" else ["neon", "star"]
         ending = {"diffusers": "", "pt": ".pt"}.get(form, ".safetensors")
@@ -175,7 +193,9 @@ def test_a_merge_is_reproducible(form: str, tiny: DiffusionModel, tmp_path: Path
     assert one == two
 
 
-def test_a_merge_in_another_process_gives_the_same_bytes(bank: BankFolder, tiny: DiffusionModel, tmp_path: Path) -> None:
+def test_a_merge_in_another_process_gives_the_same_bytes(
+    bank: BankFolder, tiny: DiffusionModel, tmp_path: Path
+) -> None:
     """Metadata goes through a hash table there, whose order differs from process to process."""
     entry = bank.read().edits[0]
     code = f"from mu.edits.files import open_edit; open_edit({str(bank.folder / entry.file)!r}).save({str(tmp_path / 'x.safetensors')!r})"
@@ -210,7 +230,8 @@ def test_what_is_on_is_told_and_changed_without_torch(bank: BankFolder) -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-# -- names ------------------------------------------------------------------------------------------------------------------
+# -- names
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_every_concept_gets_a_file_of_its_own_in_the_folder(tiny: DiffusionModel, tmp_path: Path) -> None:
@@ -244,7 +265,8 @@ def test_a_file_that_the_bank_does_not_list_is_kept(bank: BankFolder, tiny: Diff
     assert entry.file == "star-2.safetensors" and (bank.folder / "star.safetensors").read_bytes() == b"mine"
 
 
-# -- interrupted --------------------------------------------------------------------------------------------------------------
+# -- interrupted
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_edits_are_exchanged_in_their_places(bank: BankFolder, tiny: DiffusionModel) -> None:
@@ -252,13 +274,21 @@ def test_edits_are_exchanged_in_their_places(bank: BankFolder, tiny: DiffusionMo
     neon, pop = (shift_of(tiny, name, seed=7) for name in ("neon", "pop art"))
     bank.add(tiny, shift_of(tiny, "star"), instead=[pop, neon], reason="star joins")
     assert [(e.concept, e.on, e.strength) for e in bank.read().edits] == [
-        ("neon", True, 1.0), ("pop art", False, 0.5), ("star", True, 1.0),
-    ]  # fmt: skip
+        ("neon", True, 1.0),
+        ("pop art", False, 0.5),
+        ("star", True, 1.0),
+    ]
     opened = bank.open(tiny).edits
     for wanted in (neon, pop):
         found = opened[wanted.concept()].tensors()
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.tensors().items())
-    assert sorted(files(bank.folder)) == ["bank.json", "log.jsonl", "neon-2.safetensors", "pop-art-2.safetensors", "star.safetensors"]  # fmt: skip
+    assert sorted(files(bank.folder)) == [
+        "bank.json",
+        "log.jsonl",
+        "neon-2.safetensors",
+        "pop-art-2.safetensors",
+        "star.safetensors",
+    ]
     replaced, added = bank.history()[-2:]
     assert (replaced["verb"], [e["concept"] for e in replaced["edits"]], added["verb"]) == (
         "replace",
@@ -322,7 +352,11 @@ def test_other_weights_are_refused_unless_they_are_asked_for(
     bank.require(tiny)
     kept = files(bank.folder)
     with other_weights(tiny):
-        for refused in (lambda: bank.require(tiny), lambda: bank.add(tiny, star), lambda: bank.merge(tiny, out, "unet")):
+        for refused in (
+            lambda: bank.require(tiny),
+            lambda: bank.add(tiny, star),
+            lambda: bank.merge(tiny, out, "unet"),
+        ):
             with pytest.raises(EditError, match="--model"):
                 refused()
         assert files(bank.folder) == kept and not out.exists() and not caplog.records
@@ -375,7 +409,8 @@ def test_a_file_that_cannot_be_written_leaves_all_as_it_was(
 def test_a_merge_tells_what_does_not_spare_what(
     tiny: DiffusionModel, scene: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of what goes in. ``red house`` spares ``neon star``; ``moon`` and ``red house`` promise something, and not each other."""
+    """Of what goes in. ``red house`` spares ``neon star``; ``moon`` and ``red house`` promise something, and not each
+    other."""
     folder = BankFolder(tmp_path / "bank")
     folder.add(tiny, scene[1], shift_of(tiny, "moon", ("", "neon star"), seed=4))
     folder.add(tiny, shift_of(tiny, "neon star", ("", "red house"), seed=3))
@@ -438,16 +473,20 @@ def test_several_changes_are_made_together_or_not_at_all(bank: BankFolder, tiny:
     kept = files(bank.folder)
     star, neon = shift_of(tiny, "star"), shift_of(tiny, "neon", seed=4)
     for change in (
-        lambda: bank.restore("neon", "pop"), lambda: bank.remove("neon", "pop"), lambda: bank.add(tiny, star, neon),
-        lambda: bank.add(tiny, star, shift_of(tiny, "star")), lambda: bank.add(tiny, star, strength=float("nan")),
+        lambda: bank.restore("neon", "pop"),
+        lambda: bank.remove("neon", "pop"),
+        lambda: bank.add(tiny, star, neon),
+        lambda: bank.add(tiny, star, shift_of(tiny, "star")),
+        lambda: bank.add(tiny, star, strength=float("nan")),
         lambda: bank.erase("neon", strength=float("inf")),
-    ):  # fmt: skip
+    ):
         with pytest.raises(EditError):
             change()
         assert files(bank.folder) == kept
 
 
-# -- bad folders --------------------------------------------------------------------------------------------------------------
+# -- bad folders
+# --------------------------------------------------------------------------------------------------------------
 
 
 def entry(**change: Any) -> str:
@@ -455,24 +494,53 @@ def entry(**change: Any) -> str:
     return json.dumps({"format": 1, "base": "tiny", "fingerprint": "0 0", "edits": [{**good, **change}]})
 
 
-ESCAPES = ("../x", "../x.safetensors", "/etc/x.safetensors", "a/../../x.safetensors", "..", "", ".x.safetensors",
-           "a\\x.safetensors", "C:x.safetensors", "x.pt", "x.safetensors\n", "~/x.safetensors", "x\x00.safetensors")  # fmt: skip
+ESCAPES = (
+    "../x",
+    "../x.safetensors",
+    "/etc/x.safetensors",
+    "a/../../x.safetensors",
+    "..",
+    "",
+    ".x.safetensors",
+    "a\\x.safetensors",
+    "C:x.safetensors",
+    "x.pt",
+    "x.safetensors\n",
+    "~/x.safetensors",
+    "x\x00.safetensors",
+)
 DAMAGED = {
-    "empty": "", "half": entry()[:60], "not JSON": "edits: []", "a list": "[]", "a number": "1", "no base": '{"edits": []}',
-    "unknown key": entry(secret=1), "strength as word": entry(strength="much"), "strength nan": entry(strength=float("nan")),
-    "edits as text": '{"base": "", "fingerprint": "", "edits": "x"}', "deep": "[" * 10**5, "concept as list": entry(concept=[]),
-    "on as word": entry(on="perhaps"), "a newer format": '{"format": 99}', "format as word": '{"format": "x"}',
+    "empty": "",
+    "half": entry()[:60],
+    "not JSON": "edits: []",
+    "a list": "[]",
+    "a number": "1",
+    "no base": '{"edits": []}',
+    "unknown key": entry(secret=1),
+    "strength as word": entry(strength="much"),
+    "strength nan": entry(strength=float("nan")),
+    "edits as text": '{"base": "", "fingerprint": "", "edits": "x"}',
+    "deep": "[" * 10**5,
+    "concept as list": entry(concept=[]),
+    "on as word": entry(on="perhaps"),
+    "a newer format": '{"format": 99}',
+    "format as word": '{"format": "x"}',
     "twice": entry().replace("[{", '[{"concept": "a", "file": "b.safetensors", "sha256": "0"}, {'),
     "one file for two": entry().replace("[{", '[{"concept": "b", "file": "neon.safetensors", "sha256": "0"}, {'),
     **{f"file {name!r}": entry(file=name) for name in ESCAPES},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_bank_json_is_one_clear_error(name: str, bank: BankFolder, tiny: DiffusionModel) -> None:
     bank.json.write_text(DAMAGED[name], encoding="utf-8")
     kept = files(bank.folder.parent)
-    for read in (bank.read, lambda: bank.open(tiny), lambda: bank.remove("a"), lambda: bank.add(tiny, shift_of(tiny, "b"))):
+    for read in (
+        bank.read,
+        lambda: bank.open(tiny),
+        lambda: bank.remove("a"),
+        lambda: bank.add(tiny, shift_of(tiny, "b")),
+    ):
         with pytest.raises(EditError) as caught:
             read()
         assert "\n" not in str(caught.value) and "bank.json" in str(caught.value)
@@ -564,7 +632,8 @@ def test_other_weights_are_told(bank: BankFolder, tiny: DiffusionModel, caplog: 
     assert str(bank.folder) in caplog.text
 
 
-# -- what protects what -------------------------------------------------------------------------------------------------------
+# -- what protects what
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -587,7 +656,9 @@ def test_shares_are_those_of_the_definition(tiny: DiffusionModel, scene: list[An
             name: sum(float(((e @ shift.double().T) ** 2).sum()) for shift in edit.shifts.values()) ** 0.5
             for name, e in texts.items()
         }
-        assert measured[edit.concept(), other].share == pytest.approx(norm[other] / norm[edit.concept()], rel=1e-6, abs=1e-9)
+        assert measured[edit.concept(), other].share == pytest.approx(
+            norm[other] / norm[edit.concept()], rel=1e-6, abs=1e-9
+        )
     assert measured["red house", "neon star"].share < 1e-4 < 0.1 < measured["neon star", "red house"].share  # type: ignore[operator]
 
 
@@ -646,7 +717,9 @@ def test_an_edit_of_several_concepts_counts_by_the_one_it_reaches_most(tiny: Dif
 
 
 def test_an_edit_that_does_nothing_to_its_own_prompt_is_not_measurable(tiny: DiffusionModel, scene: list[Any]) -> None:
-    nothing = WeightEdit({name: torch.zeros_like(shift) for name, shift in scene[0].shifts.items()}, EditInfo("test", ("x",)))
+    nothing = WeightEdit(
+        {name: torch.zeros_like(shift) for name, shift in scene[0].shifts.items()}, EditInfo("test", ("x",))
+    )
     assert found(Bank(tiny, [nothing, scene[1]]))["x", "red house"].verdict == "not measurable"
 
 
@@ -658,7 +731,8 @@ def test_the_folder_checks_what_it_holds(tiny: DiffusionModel, scene: list[Any],
 
 
 def test_a_concept_is_found_in_any_spelling(tmp_path: Path, tiny: DiffusionModel) -> None:
-    """The spelling of the edit stays what is kept and told; a bank of old may hold two spellings, each found by its own."""
+    """The spelling of the edit stays what is kept and told; a bank of old may hold two spellings, each found by its
+    own."""
     folder = BankFolder(tmp_path / "bank")
     folder.add(tiny, shift_of(tiny, "Pop Art"))
     with pytest.raises(EditError, match="'Pop Art' is in the bank"):

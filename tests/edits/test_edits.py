@@ -32,7 +32,9 @@ WIDE = "unet.mid_block.resnets.0.conv1.weight"  # 3x3
 KINDS = ("weights", "linear", "conv", "wide", "mixed")
 
 
-def low_rank(model: DiffusionModel, names: tuple[str, ...], rank: int, concept: str = "a", alpha: float = 0.3, seed: int = 0) -> LowRankEdit:  # fmt: skip
+def low_rank(
+    model: DiffusionModel, names: tuple[str, ...], rank: int, concept: str = "a", alpha: float = 0.3, seed: int = 0
+) -> LowRankEdit:
     g = torch.Generator().manual_seed(seed)
     factors = {}
     for name in names:
@@ -55,7 +57,9 @@ def edit_of(kind: str, model: DiffusionModel, concept: str = "a", seed: int = 0)
 def output(model: DiffusionModel, rows: int = 2) -> Tensor:
     """eps for fixed latents, and prompts that differ."""
     x = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(9))
-    return model.predict_noise(x, 500, model.encode([f"a {word}" for word in ("star", "dog", "hat", "bird")][:rows])).detach()
+    return model.predict_noise(
+        x, 500, model.encode([f"a {word}" for word in ("star", "dog", "hat", "bird")][:rows])
+    ).detach()
 
 
 @pytest.fixture(params=KINDS)
@@ -79,7 +83,8 @@ def counted(target: object, name: str) -> Iterator[list[int]]:
         setattr(target, name, real)
 
 
-# -- on and off -------------------------------------------------------------------------------------------------------------
+# -- on and off
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_it_changes_the_output_and_comes_off_bit_for_bit(edit: Edit, tiny: DiffusionModel, snapshot: Callable) -> None:
@@ -139,7 +144,8 @@ def test_strength_is_linear_in_the_weights(edit: Edit, tiny: DiffusionModel) -> 
             assert torch.allclose(output(tiny), wanted, atol=2e-6)
 
 
-# -- low rank and dense -----------------------------------------------------------------------------------------------------
+# -- low rank and dense
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -203,7 +209,8 @@ def test_a_fresh_edit_changes_nothing_and_draws_within_the_bounds(tiny: Diffusio
         assert not factors.up.any()
 
 
-# -- several edits ----------------------------------------------------------------------------------------------------------
+# -- several edits
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first", KINDS)
@@ -269,7 +276,8 @@ def test_strengths_must_fit(tiny: DiffusionModel) -> None:
         membrane.gates = torch.ones(2)
 
 
-# -- cost -------------------------------------------------------------------------------------------------------------------
+# -- cost
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", (1, 4))
@@ -287,7 +295,8 @@ def test_k_membranes_cost_two_thin_products_and_none_when_off(count: int, tiny: 
         assert calls[0] == 5
 
 
-# -- the bank ---------------------------------------------------------------------------------------------------------------
+# -- the bank
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ("weights", "mixed"))
@@ -321,7 +330,8 @@ def test_the_bank_refuses_a_second_edit_of_a_concept_and_unknown_names(tiny: Dif
             call("van gog")
 
 
-# -- other bases ------------------------------------------------------------------------------------------------------------
+# -- other bases
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_other_shapes_are_refused(tiny: DiffusionModel) -> None:
@@ -339,7 +349,9 @@ def test_other_shapes_are_refused(tiny: DiffusionModel) -> None:
             pass
 
 
-def test_another_base_of_the_same_shapes_warns(tiny: DiffusionModel, edit: Edit, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_base_of_the_same_shapes_warns(
+    tiny: DiffusionModel, edit: Edit, caplog: pytest.LogCaptureFixture
+) -> None:
     before = output(tiny)
     with caplog.at_level(logging.WARNING, "mu"):
         with edit.applied(tiny):
@@ -357,7 +369,8 @@ def test_another_base_of_the_same_shapes_warns(tiny: DiffusionModel, edit: Edit,
 def test_the_same_base_in_another_precision_does_not_warn(
     found_in: torch.dtype, tiny: DiffusionModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Between float32 and a half precision; the two half precisions keep different parts of the weights, and it is said."""
+    """Between float32 and a half precision; the two half precisions keep different parts of the weights, and it is
+    said."""
     parameter = find_parameter(tiny, LINEAR)
     kept, told = parameter.data, {}
     try:
@@ -444,15 +457,23 @@ def test_what_the_fingerprint_notices(tiny: DiffusionModel) -> None:
     assert same(lambda values: values[step + 1].add_(scale)), "not one of the values that are looked at"
 
 
-# -- files ------------------------------------------------------------------------------------------------------------------
+# -- files
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_saved_and_opened_it_is_the_same(edit: Edit, tiny: DiffusionModel, tmp_path: Path) -> None:
     edit.info = EditInfo(
-        method="test", concepts=("van gogh, the painter", 'quotes " and ünïcode'), base="some/model", fingerprint=edit.info.fingerprint,
-        gate=FacilitatedTransport(2.0), config={"train": {"lr": 1e-4}, "none": None},
-        protects=("dog", "cat"), seed=188, versions={"torch": "9"}, citation="@misc{x,\n  title = {é}\n}",
-    )  # fmt: skip
+        method="test",
+        concepts=("van gogh, the painter", 'quotes " and ünïcode'),
+        base="some/model",
+        fingerprint=edit.info.fingerprint,
+        gate=FacilitatedTransport(2.0),
+        config={"train": {"lr": 1e-4}, "none": None},
+        protects=("dog", "cat"),
+        seed=188,
+        versions={"torch": "9"},
+        citation="@misc{x,\n  title = {é}\n}",
+    )
     edit.save(tmp_path / "edit.safetensors")
     back = open_edit(tmp_path)
     assert back.info == edit.info
@@ -481,7 +502,10 @@ def test_only_safetensors_are_written(edit: Edit, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-D, U = "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"
+D, U = (
+    "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight",
+    "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight",
+)
 NOT_EDITS: dict[str, dict[str, Tensor]] = {
     "half a pair": {D: torch.zeros(1, 4)},
     "the other half": {U: torch.zeros(4, 1)},
@@ -506,7 +530,15 @@ def test_damaged_files_are_one_clear_error(edit: Edit, tmp_path: Path) -> None:
     edit.save(tmp_path / "good.safetensors")
     good = (tmp_path / "good.safetensors").read_bytes()
     path = tmp_path / "bad.safetensors"
-    for content in (b"", b"\x00", good[:7], good[:100], good[:-1], b"PK" + good[2:], b"not a file of tensors at all" * 10):
+    for content in (
+        b"",
+        b"\x00",
+        good[:7],
+        good[:100],
+        good[:-1],
+        b"PK" + good[2:],
+        b"not a file of tensors at all" * 10,
+    ):
         path.write_bytes(content)
         with pytest.raises(EditError):
             open_edit(path)
@@ -520,9 +552,21 @@ def test_damaged_files_are_one_clear_error(edit: Edit, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "metadata",
-    [{"mu.kind": '"low_rank"'}, {"mu.kind": '"other"', "mu.format": "1"}, {"mu.kind": "{", "mu.format": "1"}, {"mu.format": "99"},
-     {"mu.kind": '"weights"', "mu.format": "1", "mu.method": '"m"', "mu.concepts": "[]", "mu.protects": "[]", "mu.other": "1"}],
-)  # fmt: skip
+    [
+        {"mu.kind": '"low_rank"'},
+        {"mu.kind": '"other"', "mu.format": "1"},
+        {"mu.kind": "{", "mu.format": "1"},
+        {"mu.format": "99"},
+        {
+            "mu.kind": '"weights"',
+            "mu.format": "1",
+            "mu.method": '"m"',
+            "mu.concepts": "[]",
+            "mu.protects": "[]",
+            "mu.other": "1",
+        },
+    ],
+)
 def test_metadata_that_is_not_an_edits_is_one_clear_error(metadata: dict[str, str], tmp_path: Path) -> None:
     save_file({"a.shift": torch.zeros(1)}, tmp_path / "x.safetensors", metadata=metadata)
     with pytest.raises(EditError):

@@ -94,7 +94,10 @@ def test_transformers_itself_loads_the_merged_clip_or_llava(name: str, tmp_path:
 
 def test_each_kind_of_model_has_its_formats(tiny: DiffusionModel, tmp_path: Path) -> None:
     clip = load("canvas-clip", device="cpu")
-    for model, forms, other in ((tiny, {"transformers"}, "diffusers"), (clip, set(FORMATS) - {"transformers"}, "transformers")):
+    for model, forms, other in (
+        (tiny, {"transformers"}, "diffusers"),
+        (clip, set(FORMATS) - {"transformers"}, "transformers"),
+    ):
         for form in forms:
             with pytest.raises(EditError, match=rf"\b{form}\b.*\b{other}\b"):
                 export(Bank(model), tmp_path / "x", form)
@@ -106,7 +109,9 @@ def test_each_kind_of_model_has_its_formats(tiny: DiffusionModel, tmp_path: Path
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
 @pytest.mark.parametrize(("rank", "alpha", "text"), [(1, 1.0, False), (4, 2.0, False), (2, 1.0, True)])
-def test_diffusers_itself_loads_the_lora(form: str, rank: int, alpha: float, text: bool, tiny: DiffusionModel, tiny_folder: Path, tmp_path: Path) -> None:  # fmt: skip
+def test_diffusers_itself_loads_the_lora(
+    form: str, rank: int, alpha: float, text: bool, tiny: DiffusionModel, tiny_folder: Path, tmp_path: Path
+) -> None:
     edit = adapters(tiny, "neon", rank, alpha, text)
     path = export(Bank(tiny, [edit]), tmp_path / "lora.safetensors", form)
     pipe = own_pipeline(tiny_folder)
@@ -125,7 +130,9 @@ def test_diffusers_itself_loads_the_lora(form: str, rank: int, alpha: float, tex
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
 def test_several_edits_become_one_lora(form: str, tiny: DiffusionModel, tmp_path: Path) -> None:
-    bank = Bank(tiny, [adapters(tiny, "a", 1, 1.0), adapters(tiny, "b", 3, 2.0, seed=1), adapters(tiny, "c", 2, seed=2)])
+    bank = Bank(
+        tiny, [adapters(tiny, "a", 1, 1.0), adapters(tiny, "b", 3, 2.0, seed=1), adapters(tiny, "c", 2, seed=2)]
+    )
     bank.restore("c")
     with bank.applied():
         wanted = images(tiny.pipeline)
@@ -178,10 +185,20 @@ def test_a_foreign_spm_file_opens(tiny: DiffusionModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("end", "kind"),
-    [("dora_scale", "DoRA"), ("lora_magnitude_vector.weight", "DoRA"), ("lora_mid.weight", "LoCon"), ("hada_w1_a", "LoHa"),
-     ("lokr_w2", "LoKr"), ("diff", "full-rank"), ("diff_b", "full-rank"), ("oft_blocks", "OFT")],
-)  # fmt: skip
-def test_adapters_that_are_no_lora_are_refused_by_name(end: str, kind: str, tiny: DiffusionModel, tmp_path: Path) -> None:
+    [
+        ("dora_scale", "DoRA"),
+        ("lora_magnitude_vector.weight", "DoRA"),
+        ("lora_mid.weight", "LoCon"),
+        ("hada_w1_a", "LoHa"),
+        ("lokr_w2", "LoKr"),
+        ("diff", "full-rank"),
+        ("diff_b", "full-rank"),
+        ("oft_blocks", "OFT"),
+    ],
+)
+def test_adapters_that_are_no_lora_are_refused_by_name(
+    end: str, kind: str, tiny: DiffusionModel, tmp_path: Path
+) -> None:
     """Also where plain factors stand beside them: without the rest they would be another edit."""
     lora, _ = spm_tensors(adapters(tiny, "x"))
     layer = next(iter(lora)).split(".")[0]
@@ -203,7 +220,8 @@ def test_a_comma_in_a_concept_survives_our_own_spm_file(tiny: DiffusionModel, tm
     assert open_edit(tmp_path / "x.safetensors").info.concepts == ("van gogh, the painter",)
 
 
-# -- merged models ----------------------------------------------------------------------------------------------------------
+# -- merged models
+# ----------------------------------------------------------------------------------------------------------
 
 
 def both_kinds(model: DiffusionModel) -> Bank:
@@ -213,7 +231,8 @@ def both_kinds(model: DiffusionModel) -> Bank:
 
 
 def merged_images(bank: Bank) -> Tensor:
-    """With the dense sum in the weights, as an export merges it: the same numbers, where hooks add up in another order."""
+    """With the dense sum in the weights, as an export merges it: the same numbers, where hooks add up in another
+    order."""
     with WeightEdit(bank.deltas(), EditInfo("test", ("sum",))).applied(bank.model):
         merged = images(bank.model.pipeline)
     with bank.applied():
@@ -310,7 +329,8 @@ def test_what_a_format_cannot_hold_is_refused(tiny: DiffusionModel, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-# -- names ------------------------------------------------------------------------------------------------------------------
+# -- names
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def transformer_layers(unet: Any) -> dict[str, Any]:
@@ -322,7 +342,11 @@ def transformer_layers(unet: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("published", "adapted", "numbers"),
-    [("stable_diffusion_1", 192, 423_936), ("stable_diffusion_2", 192, 432_128), ("stable_diffusion_xl", 722, 2_659_840)],
+    [
+        ("stable_diffusion_1", 192, 423_936),
+        ("stable_diffusion_2", 192, 432_128),
+        ("stable_diffusion_xl", 722, 2_659_840),
+    ],
 )
 def test_kohya_names_have_an_inverse_for_every_layer(published: str, adapted: int, numbers: int) -> None:
     """Of the whole UNet, not only of what SPM adapts; with the table of adapted layers, by count."""
@@ -367,7 +391,8 @@ def test_sdxl_files_open_by_both_families_of_names(tmp_path: Path) -> None:
 def test_a_layer_that_no_model_has_is_refused(tmp_path: Path) -> None:
     layer = "lora_unet_input_blocks_3_1_proj_in"  # the third block only halves the image
     save_file(
-        {f"{layer}.lora_down.weight": torch.ones(1, 4), f"{layer}.lora_up.weight": torch.ones(4, 1)}, tmp_path / "x.safetensors"
+        {f"{layer}.lora_down.weight": torch.ones(1, 4), f"{layer}.lora_up.weight": torch.ones(4, 1)},
+        tmp_path / "x.safetensors",
     )
     with pytest.raises(EditError, match=layer):
         open_edit(tmp_path / "x.safetensors")

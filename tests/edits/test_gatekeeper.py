@@ -42,16 +42,21 @@ def low_rank(model: DiffusionModel, concepts: tuple[str, ...], seed: int, gate: 
     edit = LowRankEdit.fresh(model.layers("transformer"), 1, 1.0, g, EditInfo("test", concepts, gate=gate))
     for factors in edit.factors.values():
         factors.up.data = 0.3 * torch.randn(factors.up.shape, generator=g)
-    return LowRankEdit({n: Factors(f.down.detach(), f.up.detach(), f.alpha) for n, f in edit.factors.items()}, edit.info)
+    return LowRankEdit(
+        {n: Factors(f.down.detach(), f.up.detach(), f.alpha) for n, f in edit.factors.items()}, edit.info
+    )
 
 
 def dense(model: DiffusionModel) -> WeightEdit:
     g = torch.Generator().manual_seed(9)
     weights = model.parameters("text-values")
-    return WeightEdit({n: 0.3 * torch.randn(w.shape, generator=g) for n, w in weights.items()}, EditInfo("test", ("star",)))
+    return WeightEdit(
+        {n: 0.3 * torch.randn(w.shape, generator=g) for n, w in weights.items()}, EditInfo("test", ("star",))
+    )
 
 
-# -- scores -----------------------------------------------------------------------------------------------------------------
+# -- scores
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def scores(model: DiffusionModel, prompts: list[str], concepts: list[list[str]], gate: FacilitatedTransport) -> Tensor:
@@ -63,7 +68,10 @@ def test_the_local_score_is_the_share_of_the_concepts_tokens(tiny: DiffusionMode
     assert len(tiny.text[0].tokenizer("van gogh").input_ids) == 4  # start, two names, end
     long = "the night sky in the style of van gogh"
     found = scores(
-        tiny, [long, "a van", "gogh gogh van", "a dog", ""], [["van gogh"], ["dog"]], FacilitatedTransport(metric="tokenuni")
+        tiny,
+        [long, "a van", "gogh gogh van", "a dog", ""],
+        [["van gogh"], ["dog"]],
+        FacilitatedTransport(metric="tokenuni"),
     )
     assert found.tolist() == [[1, 0], [0.5, 0], [1, 0], [0, 1], [0, 0]]
 
@@ -79,7 +87,9 @@ def test_the_global_score_is_the_cosine_of_all_positions(tiny: DiffusionModel) -
     for i, prompt in enumerate(prompts):
         for j, (concept,) in enumerate(concepts):
             assert float(found[i, j]) == pytest.approx(cosine(tiny, prompt, concept), abs=1e-5)
-    assert float(scores(tiny, ["neon"], [["neon"]], FacilitatedTransport(metric="clipcos"))) == pytest.approx(1, abs=1e-5)
+    assert float(scores(tiny, ["neon"], [["neon"]], FacilitatedTransport(metric="clipcos"))) == pytest.approx(
+        1, abs=1e-5
+    )
 
 
 def test_gamma_is_the_largest_score_times_the_factor(tiny: DiffusionModel) -> None:
@@ -97,7 +107,8 @@ def test_gamma_is_the_largest_score_times_the_factor(tiny: DiffusionModel) -> No
         scores(tiny, ["a"], [[" "]], FacilitatedTransport())
 
 
-# -- whoever runs the model -------------------------------------------------------------------------------------------------
+# -- whoever runs the model
+# -------------------------------------------------------------------------------------------------
 
 Runner = Callable[[DiffusionModel], Tensor]
 
@@ -147,12 +158,16 @@ def stock_pipeline(model: DiffusionModel, **prompts: Any) -> Tensor:
     noise = initial_noise(model, size, size, [torch.Generator().manual_seed(seed) for seed in SEEDS])
     model.pipeline.set_progress_bar_config(disable=True)
     asked = prompts or {"prompt": PROMPTS, "negative_prompt": [NEGATIVE] * len(PROMPTS)}
-    return model.pipeline(**asked, latents=noise, num_inference_steps=3, guidance_scale=4.0, height=size, width=size, output_type="pt").images  # fmt: skip
+    return model.pipeline(
+        **asked, latents=noise, num_inference_steps=3, guidance_scale=4.0, height=size, width=size, output_type="pt"
+    ).images
 
 
 KINDS: dict[str, Callable[[DiffusionModel], AbstractContextManager[Any]]] = {
     "facilitated transport": lambda m: low_rank(m, ("van gogh",), 0, FacilitatedTransport()).applied(m),
-    "cosine alone, twice as strong": lambda m: low_rank(m, ("dog",), 0, FacilitatedTransport(2.0, "clipcos")).applied(m, 0.5),
+    "cosine alone, twice as strong": lambda m: low_rank(m, ("dog",), 0, FacilitatedTransport(2.0, "clipcos")).applied(
+        m, 0.5
+    ),
     "tokens alone": lambda m: low_rank(m, ("van gogh",), 0, FacilitatedTransport(metric="tokenuni")).applied(m),
     "the released arithmetic": lambda m: low_rank(
         m, ("van gogh", "star"), 0, FacilitatedTransport(arithmetic="reference")
@@ -160,9 +175,10 @@ KINDS: dict[str, Callable[[DiffusionModel], AbstractContextManager[Any]]] = {
     "fixed": lambda m: low_rank(m, ("van gogh",), 0, FixedStrength(0.5)).applied(m),
     "dense": lambda m: dense(m).applied(m),
     "a bank of all": lambda m: Bank(
-        m, [dense(m), low_rank(m, ("van gogh",), 0, FacilitatedTransport()), low_rank(m, ("dog",), 1, FixedStrength(0.3))]
+        m,
+        [dense(m), low_rank(m, ("van gogh",), 0, FacilitatedTransport()), low_rank(m, ("dog",), 1, FixedStrength(0.3))],
     ).applied(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,7 +193,8 @@ def test_our_sampler_an_own_loop_and_the_stock_pipeline_agree(kind: str, model: 
 
 
 def test_the_prompts_of_the_law_are_gated_in_part_and_unlike(model: DiffusionModel) -> None:
-    """Control of the law: gates strictly between 0 and 1, other ones for other prompts, and images that show it when ungated."""
+    """Control of the law: gates strictly between 0 and 1, other ones for other prompts, and images that show it when
+    ungated."""
     edit = low_rank(model, ("van gogh",), 0, FacilitatedTransport())
     gates = prompt_gates(model, [edit], [edit.info.gate], [*PROMPTS, NEGATIVE]).flatten()
     assert ((gates > 0.05) & (gates < 0.95)).sum() >= 3
@@ -196,8 +213,10 @@ def test_halves_put_together_by_hand_are_known_by_their_latents(tiny: DiffusionM
     x, other = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with edit.applied(tiny) as membrane:
         for latents, first, wanted in (
-            ([x, x], "", [own[1], own[1]]), ([x, other], "", own), ([x, x], "a star by van", [own[1], own[1]]),
-        ):  # fmt: skip
+            ([x, x], "", [own[1], own[1]]),
+            ([x, other], "", own),
+            ([x, x], "a star by van", [own[1], own[1]]),
+        ):
             both = Conditioning.cat([tiny.encode([first]), tiny.encode(["a star by van"])])
             tiny.predict_noise(torch.cat(latents), 500, both)
             assert membrane.gates.flatten().tolist() == pytest.approx(wanted, abs=1e-5)
@@ -217,12 +236,16 @@ def test_embeddings_that_no_prompt_explains_are_gated_by_themselves(model: Diffu
     """A foreign caller's: the cosine is theirs, and no token counts. Also where they are mixed with a prompt's."""
     found = model.encode(PROMPTS)
     g = torch.Generator().manual_seed(0)
-    soft = Conditioning(found.sequence + 0.3 * torch.randn(found.sequence.shape, generator=g), found.pooled, found.time_ids)
+    soft = Conditioning(
+        found.sequence + 0.3 * torch.randn(found.sequence.shape, generator=g), found.pooled, found.time_ids
+    )
     edit = low_rank(model, ("van gogh",), 0, FacilitatedTransport())
     keeper = Gatekeeper(model, [["van gogh"]], [FacilitatedTransport(metric="clipcos")], [1.0])
     with edit.applied(model) as membrane:
         pooled = (
-            {} if soft.pooled is None else {"pooled_prompt_embeds": soft.pooled, "negative_pooled_prompt_embeds": found.pooled}
+            {}
+            if soft.pooled is None
+            else {"pooled_prompt_embeds": soft.pooled, "negative_pooled_prompt_embeds": found.pooled}
         )
         stock_pipeline(model, prompt_embeds=soft.sequence, negative_prompt_embeds=found.sequence, **pooled)
         wanted = keeper(Conditioning(soft.sequence)).repeat(2, 1)
@@ -248,7 +271,8 @@ def test_concepts_are_encoded_once_and_prompts_once_a_batch(tiny: DiffusionModel
         handle.remove()
 
 
-# -- gradients --------------------------------------------------------------------------------------------------------------
+# -- gradients
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_gradients_reach_the_prompt_through_text_and_gate(model: DiffusionModel) -> None:
@@ -299,7 +323,8 @@ def test_denoising_and_images_can_be_differentiated(tiny: DiffusionModel) -> Non
         again.sum().backward()
 
 
-# -- refused ----------------------------------------------------------------------------------------------------------------
+# -- refused
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_gate_that_reads_what_its_edit_changes_is_refused(tiny: DiffusionModel) -> None:

@@ -1,4 +1,5 @@
-"""LoRA files of other tools: the shift is that of diffusers' and PEFT's own loaders, and what is left out is an error."""
+"""LoRA files of other tools: the shift is that of diffusers' and PEFT's own loaders, and what is left out is an
+error."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ Named = dict[str, Tensor]
 def factors(module: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     out, *inner = module.weight.shape  # type: ignore[union-attr,misc]
-    return torch.randn(RANK, *inner, generator=g) * 0.1, torch.randn(out, RANK, *[1] * (len(inner) - 1), generator=g) * 0.1
+    return torch.randn(RANK, *inner, generator=g) * 0.1, torch.randn(
+        out, RANK, *[1] * (len(inner) - 1), generator=g
+    ) * 0.1
 
 
 def of_layers(model: DiffusionModel, component: str, layers: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -52,7 +55,11 @@ def of_layers(model: DiffusionModel, component: str, layers: list[str]) -> dict[
 
 
 def spelled(layers: Mapping[str, tuple[Tensor, Tensor]], name: Callable[[str], str], down: str, up: str) -> Named:
-    return {f"{name(layer)}{end}": part for layer, pair in layers.items() for end, part in zip((down, up), pair, strict=True)}
+    return {
+        f"{name(layer)}{end}": part
+        for layer, pair in layers.items()
+        for end, part in zip((down, up), pair, strict=True)
+    }
 
 
 def kohya(layers: Mapping[str, tuple[Tensor, Tensor]], prefix: str) -> Named:
@@ -94,7 +101,9 @@ SPELLINGS: dict[str, Callable[[Any, Any], Named]] = {
     "linear layers of both": lambda unet, text: (
         spelled(unet, prefixed("unet."), *PEFT) | spelled(text, prefixed("text_encoder.text_model."), *LINEAR)
     ),
-    "attention processors": lambda unet, text: spelled(unet, old_unet, *PROCESSOR) | spelled(text, old_text, *PROCESSOR),
+    "attention processors": lambda unet, text: (
+        spelled(unet, old_unet, *PROCESSOR) | spelled(text, old_text, *PROCESSOR)
+    ),
 }
 
 
@@ -145,7 +154,9 @@ def test_both_text_encoders_of_sdxl(form: str, tiny_xl: DiffusionModel, tmp_path
     unet = of_layers(tiny_xl, "unet", [layer for layer in UNET if layer.endswith(("to_k", "to_v"))])
     first, second = (of_layers(tiny_xl, f"text_encoder{n}", TEXT) for n in ("", "_2"))
     tensors = {
-        "kohya": kohya(unet, "lora_unet_") | kohya(first, "lora_te1_text_model_") | kohya(second, "lora_te2_text_model_"),
+        "kohya": kohya(unet, "lora_unet_")
+        | kohya(first, "lora_te1_text_model_")
+        | kohya(second, "lora_te2_text_model_"),
         "peft": spelled(unet, prefixed("unet."), *PEFT)
         | spelled(first, prefixed("text_encoder.text_model."), *PEFT)
         | spelled(second, prefixed("text_encoder_2.text_model."), *PEFT),
@@ -170,13 +181,17 @@ def test_the_scale_is_that_of_the_header(name: str, tiny: DiffusionModel, tiny_f
     unet, path = of_layers(tiny, "unet", UNET), tmp_path / "lora.safetensors"
     settings = {"r": RANK, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"], **SETTINGS[name]}
     told = {f"unet.{key}": value for key, value in settings.items()}
-    save_file(spelled(unet, prefixed("unet."), *PEFT), path, {"format": "pt", "lora_adapter_metadata": json.dumps(told)})
+    save_file(
+        spelled(unet, prefixed("unet."), *PEFT), path, {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+    )
     with own_pipeline(tiny_folder) as pipe:
         wanted = fused(pipe, path)
     assert_equal_shifts(path, wanted, 4)
     save_file(spelled(unet, prefixed("unet."), *PEFT), path)
     plain = dict(open_edit(path).deltas())
-    assert not all(torch.allclose(plain[key], wanted[key], atol=1e-6) for key in plain), "control: the header is what tells"
+    assert not all(torch.allclose(plain[key], wanted[key], atol=1e-6) for key in plain), (
+        "control: the header is what tells"
+    )
 
 
 def shift_of(plain: nn.Module, adapted: nn.Module) -> Named:
@@ -184,10 +199,14 @@ def shift_of(plain: nn.Module, adapted: nn.Module) -> Named:
     return {name: after[name] - before[name] for name in before if not torch.equal(after[name], before[name])}
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"rank_pattern": {"to_k": 3}, "alpha_pattern": {"to_k": 2}}])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True}, {"rank_pattern": {"to_k": 3}, "alpha_pattern": {"to_k": 2}}]
+)
 @pytest.mark.parametrize("where", ["folder", "file"])
 def test_a_folder_of_peft(options: dict[str, Any], where: str, tiny: DiffusionModel, tmp_path: Path) -> None:
-    config = LoraConfig(r=2, lora_alpha=5, target_modules=["to_k", "to_v", "conv_in"], init_lora_weights=False, **options)
+    config = LoraConfig(
+        r=2, lora_alpha=5, target_modules=["to_k", "to_v", "conv_in"], init_lora_weights=False, **options
+    )
     torch.manual_seed(0)
     get_peft_model(copy.deepcopy(tiny.unet), config).save_pretrained(tmp_path / "adapter")
     merged = PeftModel.from_pretrained(copy.deepcopy(tiny.unet), tmp_path / "adapter").merge_and_unload()
@@ -303,7 +322,9 @@ def test_the_names_of_sgm_mean_one_layer_each() -> None:
     for names in tables.values():
         for module, place in names.items():
             assert parameter_of("lora_unet_" + place.replace(".", "_")) == f"unet.{module}.weight"
-    assert set(tables["stable_diffusion_1"].values()) - set(tables["stable_diffusion_xl"].values()), "control: they differ"
+    assert set(tables["stable_diffusion_1"].values()) - set(tables["stable_diffusion_xl"].values()), (
+        "control: they differ"
+    )
 
 
 def test_sgm_names_of_sd1_are_those_of_diffusers() -> None:
@@ -311,7 +332,9 @@ def test_sgm_names_of_sd1_are_those_of_diffusers() -> None:
         layers_per_block = 2
 
     names = compvis.kohya_module_names(architectures.stable_diffusion_1()["unet"])
-    places = {"lora_unet_" + place.replace(".", "_"): module for module, place in names.items() if "attentions" in module}
+    places = {
+        "lora_unet_" + place.replace(".", "_"): module for module, place in names.items() if "attentions" in module
+    }
     state = {f"{place}.alpha": torch.tensor(float(k)) for k, place in enumerate(places)}
     theirs = _maybe_map_sgm_blocks_to_diffusers(dict(state), Config())
     own = {float(mark): name.removesuffix(".alpha") for name, mark in theirs.items()}
@@ -324,7 +347,8 @@ def test_sgm_names_of_sd1_are_those_of_diffusers() -> None:
     assert len(places) > 100
 
 
-# -- what is left out is an error ------------------------------------------------------------------------------------------
+# -- what is left out is an error
+# ------------------------------------------------------------------------------------------
 
 
 def plain_lora() -> Named:
@@ -365,7 +389,9 @@ def test_every_tensor_is_used_or_named(key: str, message: str, tmp_path: Path) -
 
 
 def metadata_of(**settings: Any) -> dict[str, str]:
-    return {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in {"r": 2, "lora_alpha": 2, **settings}.items()})}
+    return {
+        "lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in {"r": 2, "lora_alpha": 2, **settings}.items()})
+    }
 
 
 @pytest.mark.parametrize(
@@ -438,10 +464,13 @@ def test_factors_that_are_no_numbers(tmp_path: Path) -> None:
         open_edit(tmp_path / "own.safetensors")
 
 
-# -- files and folders -----------------------------------------------------------------------------------------------------
+# -- files and folders
+# -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"]
+)
 def test_folders_of_other_tools(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "monet"
     folder.mkdir()
@@ -477,7 +506,8 @@ def test_a_pickle_that_holds_a_program_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-# -- no concept ------------------------------------------------------------------------------------------------------------
+# -- no concept
+# ------------------------------------------------------------------------------------------------------------
 
 
 def two_loras(model: DiffusionModel, folder: Path) -> list[Path]:
@@ -509,7 +539,8 @@ def test_the_name_survives_mus_own_format(tiny: DiffusionModel, tmp_path: Path) 
     assert all(torch.equal(shift, dict(again.deltas())[name]) for name, shift in edit.deltas())
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------------
+# -- writing
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_text_encoder_is_te1_where_there_are_two(

@@ -1,4 +1,5 @@
-"""Optional packages as functions: against the real package where it is there, by a stand-in of the same face, and absent."""
+"""Optional packages as functions: against the real package where it is there, by a stand-in of the same face, and
+absent."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ def image(tmp_path: Path) -> Path:
     [
         (backbones.lpips_network, ["lpips"], "'lpips'"),
         (backbones.vgg_features, ["timm"], "'timm'"),
-        (backbones.inception_features, ["torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"], "'torch-fidelity'"),
+        (
+            backbones.inception_features,
+            ["torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"],
+            "'torch-fidelity'",
+        ),
         (backbones.nudity_detector, ["nudenet"], "'nudenet'"),
     ],
 )
@@ -46,7 +51,9 @@ def test_a_missing_package_is_one_clear_line(build, modules, says, monkeypatch, 
 
 
 def test_a_package_that_is_broken_is_one_clear_line(monkeypatch, tmp_path):
-    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')", encoding="utf-8")
+    (tmp_path / "timm.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')", encoding="utf-8"
+    )
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelError, match=r"'timm'.*operator torchvision::nms"):
@@ -174,7 +181,11 @@ def test_the_checkpoint_of_version_2_is_run_where_it_lies(monkeypatch, tmp_path,
     assert seen["pixels"].shape[0] == 1 and seen["pixels"].shape[2:] == (1333, 3) and seen["pixels"].dtype == np.float32
     assert seen["pixels"][0, 300, 600].tolist() == pytest.approx([-103.939, -116.779, 255 - 123.68], abs=1e-3)
     assert found == [
-        {"label": "EXPOSED_BREAST_F", "score": pytest.approx(0.3), "box": pytest.approx([0, 0, 12.003, 24.006], abs=1e-2)}
+        {
+            "label": "EXPOSED_BREAST_F",
+            "score": pytest.approx(0.3),
+            "box": pytest.approx([0, 0, 12.003, 24.006], abs=1e-2),
+        }
     ]
     assert nudity([found]).total == 0 and nudity([found], 0.2).parts["FEMALE_BREAST_EXPOSED"] == 1
 

@@ -159,7 +159,9 @@ def test_statistics_of_the_autoencoder_are_used(tiny: DiffusionModel) -> None:
     mean, std = (torch.tensor(vae.config[part]).reshape(1, 4, 1, 1) for part in ("latents_mean", "latents_std"))
     wanted = vae.decode(latents * std / vae.config.scaling_factor + mean).sample / 2 + 0.5
     assert torch.allclose(model.decode(latents), wanted.clamp(0, 1), atol=1e-5)
-    assert not torch.allclose(tiny.decode(latents), wanted.clamp(0, 1), atol=1e-2), "control: without them it is another image"
+    assert not torch.allclose(tiny.decode(latents), wanted.clamp(0, 1), atol=1e-2), (
+        "control: without them it is another image"
+    )
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     own = vae.encode(images * 2 - 1).latent_dist.mean
     assert torch.allclose(model.encode_images(images), (own - mean) * vae.config.scaling_factor / std, atol=1e-5)

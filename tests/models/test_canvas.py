@@ -25,7 +25,11 @@ def share_right(judge: Judge, images: torch.Tensor, scenes: list[Scene], head: s
     answers, _ = judge.look(images)
     return float(
         np.mean(
-            [seen == getattr(scene, head) for seen, scene in zip(answers[head], scenes, strict=True) if getattr(scene, head)]
+            [
+                seen == getattr(scene, head)
+                for seen, scene in zip(answers[head], scenes, strict=True)
+                if getattr(scene, head)
+            ]
         )
     )
 
@@ -41,7 +45,9 @@ def test_the_judge_reads_rendered_images_that_it_never_saw(head):
     judge = Judge.open(EMBEDDED["canvas-judge"])
     images = pixels(PEOPLE_AND_OBJECTS, 77_000)
     assert share_right(judge, images, PEOPLE_AND_OBJECTS, head) >= 0.98
-    assert share_right(judge, images.flip(0), PEOPLE_AND_OBJECTS, head) < 0.5, "control: the order of the pictures matters"
+    assert share_right(judge, images.flip(0), PEOPLE_AND_OBJECTS, head) < 0.5, (
+        "control: the order of the pictures matters"
+    )
 
 
 def test_the_base_model_draws_what_is_asked():
@@ -58,7 +64,10 @@ def test_clip_tells_styles_apart_without_training_for_it():
     clip = mu.load("canvas-clip", device="cpu")
     images = pixels(PEOPLE_AND_OBJECTS, 88_000)
     best = clip.zero_shot(images, [f"an image in {style} style" for style in world.STYLES]).argmax(1)
-    assert np.mean([world.STYLES[k] == scene.style for k, scene in zip(best.tolist(), PEOPLE_AND_OBJECTS, strict=True)]) >= 0.95
+    assert (
+        np.mean([world.STYLES[k] == scene.style for k, scene in zip(best.tolist(), PEOPLE_AND_OBJECTS, strict=True)])
+        >= 0.95
+    )
 
 
 def test_the_pipeline_and_clip_share_one_text_tower():
@@ -82,7 +91,9 @@ def test_every_word_of_the_world_is_one_token_and_any_text_tokenizes():
 def test_a_caption_fits_the_images_of_which_it_is_true():
     scenes = [Scene("neon", object="star"), Scene("photo", object="star"), Scene("neon", identity="Ada Stone")]
     book = CaptionBook(scenes, architecture.new_tokenizer())
-    which = torch.tensor([book.texts.index(text) for text in ("{neon} style".format(neon="neon"), "a star image", "Ada Stone")])
+    which = torch.tensor(
+        [book.texts.index(text) for text in ("{neon} style".format(neon="neon"), "a star image", "Ada Stone")]
+    )
     expected = [[True, True, False], [False, True, False], [True, False, True]]
     assert book.fits(torch.arange(3), which).tolist() == expected
 
@@ -107,4 +118,6 @@ def test_training_makes_stock_folders_and_skips_what_is_done(tmp_path):
     made = (tmp_path / "clip" / "model.safetensors").stat().st_mtime_ns
     train_world(tmp_path, seed=3, steps=few, images=64, work=tmp_path / "work")
     assert (tmp_path / "clip" / "model.safetensors").stat().st_mtime_ns == made
-    assert json.loads((tmp_path / "judge" / "config.json").read_text())["architectures"] == ["ResNetForImageClassification"]
+    assert json.loads((tmp_path / "judge" / "config.json").read_text())["architectures"] == [
+        "ResNetForImageClassification"
+    ]

@@ -45,7 +45,9 @@ def test_blocks_in_one_batch_are_the_blocks_one_at_a_time() -> None:
     for k in range(3):
         logits = scale * v[4 * k : 4 * k + 4] @ t[4 * k : 4 * k + 4].T
         labels = torch.arange(4)
-        assert torch.allclose(found[k], (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2, atol=1e-5)
+        assert torch.allclose(
+            found[k], (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2, atol=1e-5
+        )
     assert not torch.allclose(contrastive_loss(v, t, scale, 12), found.mean(), atol=1e-2), (
         "control: the block's size is in the loss"
     )

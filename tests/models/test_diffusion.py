@@ -27,7 +27,8 @@ def model(request: pytest.FixtureRequest) -> DiffusionModel:
     return request.getfixturevalue(request.param)
 
 
-# -- text -------------------------------------------------------------------------------------------------------------------
+# -- text
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_embeddings_are_the_pipelines(model: DiffusionModel) -> None:
@@ -79,7 +80,8 @@ def test_conditionings_are_rows(tiny_xl: DiffusionModel) -> None:
     assert both.at(ids).time_ids.tolist() == [[256, 256, 3, 4, 128, 64]] * 2  # type: ignore[union-attr]
 
 
-# -- noise ------------------------------------------------------------------------------------------------------------------
+# -- noise
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -142,12 +144,19 @@ def test_learning_rate_schedules_run(name: str) -> None:
     assert optimizer.param_groups[0]["lr"] >= 0
 
 
-# -- images ---------------------------------------------------------------------------------------------------------------
+# -- images
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_images_are_the_pipelines(model: DiffusionModel) -> None:
     """Same noise, same scheduler: the decoded images of `generate` are those of the diffusers pipeline."""
-    options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": 64, "width": 64, "output_type": "pt"}
+    options: dict[str, Any] = {
+        "num_inference_steps": 3,
+        "guidance_scale": 7.5,
+        "height": 64,
+        "width": 64,
+        "output_type": "pt",
+    }
     model.pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     wanted = model.pipeline(PROMPTS[0], negative_prompt="blurry", latents=noise, **options).images
@@ -170,7 +179,8 @@ def test_the_autoencoder_is_used_as_the_pipeline_uses_it(tiny: DiffusionModel) -
     assert not torch.equal(drawn[0], drawn[2])
 
 
-# -- loading ----------------------------------------------------------------------------------------------------------------
+# -- loading
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_loaded_is_frozen(tiny_folder: Path) -> None:

@@ -31,7 +31,10 @@ def test_a_pipeline_is_the_model_that_its_folder_gives(tiny_folder: Path, tiny: 
     assert mu.load(model) is model
     edit = mu.erase(pipeline, "neon", method="uce")
     assert edit.info.fingerprint == mu.erase(tiny, "neon", method="uce").info.fingerprint
-    assert mu.load(pipeline, prediction_type="v_prediction").loading == {"clip_skip": 1, "prediction_type": "v_prediction"}
+    assert mu.load(pipeline, prediction_type="v_prediction").loading == {
+        "clip_skip": 1,
+        "prediction_type": "v_prediction",
+    }
 
 
 def test_a_pipeline_stays_in_its_precision_where_none_is_given(tiny_folder: Path) -> None:
@@ -54,7 +57,9 @@ def test_a_clip_and_a_llava_of_transformers(tmp_path: Path) -> None:
     clip = CLIPModel.from_pretrained(EMBEDDED["canvas-clip"])
     model = mu.load(clip, processor=processor_of(known))
     assert isinstance(model, ClipModel) and model.model is clip
-    assert torch.allclose(model.encode_text(["a star"]), known.encode_text(["a star"]), atol=1e-3)  # the file is float16
+    assert torch.allclose(
+        model.encode_text(["a star"]), known.encode_text(["a star"]), atol=1e-3
+    )  # the file is float16
     llava = LlavaForConditionalGeneration.from_pretrained(EMBEDDED["canvas-vlm"])
     vlm = mu.load("canvas-vlm", device="cpu")
     assert isinstance(vlm, VisionLanguageModel)

@@ -64,7 +64,9 @@ KINDS: dict[str, type] = {CLIP: ClipModel, LLAVA: VisionLanguageModel, PIPELINE:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_is_cached_loads_without_a_network_as_what_it_is(name: str, cache: Path, published: dict[str, Path]) -> None:
+def test_what_is_cached_loads_without_a_network_as_what_it_is(
+    name: str, cache: Path, published: dict[str, Path]
+) -> None:
     with pytest.raises(ModelError) as caught:
         mu.load(name, device="cpu")
     assert repr(name) in str(caught.value) and "'canvas'" in str(caught.value), "control: the cache was empty"
@@ -80,7 +82,14 @@ def test_from_the_hub_comes_what_transformers_reads_and_no_more(
     name: str, cache: Path, published: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights stand in such a repository for several libraries, gigabytes each."""
-    others = ["README.md", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", ".gitattributes"]
+    others = [
+        "README.md",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "onnx/model.onnx",
+        ".gitattributes",
+    ]
     own = [path.name for path in published[name].iterdir()]
     asked: list[str] = []
 
@@ -89,7 +98,9 @@ def test_from_the_hub_comes_what_transformers_reads_and_no_more(
         return str(put(cache, repository, published[name]))
 
     files = [SimpleNamespace(rfilename=file) for file in (*others, *own)]
-    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: SimpleNamespace(siblings=files)))
+    monkeypatch.setattr(
+        hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: SimpleNamespace(siblings=files))
+    )
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     assert isinstance(mu.load(name, device="cpu"), KINDS[name])
     assert sorted(asked) == sorted(own)
@@ -99,12 +110,20 @@ def test_from_the_hub_comes_what_transformers_reads_and_no_more(
     ("files", "weights"),
     [
         (["config.json", "pytorch_model.bin", "tf_model.h5"], ["pytorch_model.bin"]),
-        (["config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors", "pytorch_model.bin"],
-         ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]),
-        (["config.json", "open_clip_config.json", "model.safetensors", "open_clip_model.safetensors"], ["model.safetensors"]),
-        (["open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"], ["open_clip_model.safetensors"]),
+        (
+            ["config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors", "pytorch_model.bin"],
+            ["model-1-of-2.safetensors", "model-2-of-2.safetensors"],
+        ),
+        (
+            ["config.json", "open_clip_config.json", "model.safetensors", "open_clip_model.safetensors"],
+            ["model.safetensors"],
+        ),
+        (
+            ["open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"],
+            ["open_clip_model.safetensors"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_weights_are_taken_in_one_form(files: list[str], weights: list[str]) -> None:
     assert [file for file in hub._needed(files) if not file.endswith(".json")] == weights
 

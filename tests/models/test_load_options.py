@@ -49,8 +49,9 @@ def test_a_folder_may_be_said_to_predict_something_else(tiny: DiffusionModel, ti
     """Its scheduler says epsilon; eps = alpha v + sigma x is what the UNet's output then means."""
     other = load_diffusion(tiny_folder, device="cpu", prediction_type="v_prediction")
     assert (tiny.loading, other.loading) == (
-        {"clip_skip": 1, "prediction_type": "epsilon"}, {"clip_skip": 1, "prediction_type": "v_prediction"},
-    )  # fmt: skip
+        {"clip_skip": 1, "prediction_type": "epsilon"},
+        {"clip_skip": 1, "prediction_type": "v_prediction"},
+    )
     assert other.pipeline.scheduler.config.prediction_type == "v_prediction"  # what a merged folder will say
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), 500
     alpha_bar = tiny.alphas_cumprod[t]

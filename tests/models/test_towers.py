@@ -53,12 +53,17 @@ def test_images_are_preprocessed_a_few_at_a_time(clip: ClipModel, monkeypatch: p
 @pytest.mark.parametrize(
     "name",
     [
-        "vision_model.embeddings.patch_embedding.weight", "vision_model.encoder.layers.0.self_attn.v_proj.weight",
-        "vision_model.encoder.layers.3.mlp.fc2.weight", "vision_model.post_layernorm.weight", "visual_projection.weight",
-        "text_encoder.encoder.layers.0.mlp.fc1.weight", "text_encoder.encoder.layers.2.self_attn.q_proj.weight",
-        "text_encoder.final_layer_norm.weight", "text_projection.weight",
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.encoder.layers.0.self_attn.v_proj.weight",
+        "vision_model.encoder.layers.3.mlp.fc2.weight",
+        "vision_model.post_layernorm.weight",
+        "visual_projection.weight",
+        "text_encoder.encoder.layers.0.mlp.fc1.weight",
+        "text_encoder.encoder.layers.2.self_attn.q_proj.weight",
+        "text_encoder.final_layer_norm.weight",
+        "text_projection.weight",
     ],
-)  # fmt: skip
+)
 def test_steps_along_a_tensor_equal_the_changed_models_features(name: str, clip: ClipModel) -> None:
     which = tower_of(name)
     assert which

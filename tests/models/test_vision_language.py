@@ -33,7 +33,8 @@ def images(seed: int = 99_000) -> torch.Tensor:
 def test_it_answers_about_images_it_never_saw(attribute: str, vlm: VisionLanguageModel) -> None:
     asked = [QUESTIONS[attribute][0]] * len(SCENES)
     right = [
-        answer == world.answer(scene, attribute) for answer, scene in zip(vlm.answer(images(), asked), SCENES, strict=True)
+        answer == world.answer(scene, attribute)
+        for answer, scene in zip(vlm.answer(images(), asked), SCENES, strict=True)
     ]
     assert np.mean(right) >= 0.9
     blind = vlm.answer(torch.full_like(images(), 0.5), asked)
@@ -63,7 +64,9 @@ def test_the_vision_tower_is_clips_and_an_edit_of_it_fits(vlm: VisionLanguageMod
 
 
 @pytest.mark.parametrize("layer", [-1, -2], ids=["embedded", "as LLaVA-1.5"])
-def test_it_knows_what_its_answers_depend_on(layer: int, vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_knows_what_its_answers_depend_on(
+    layer: int, vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What lies behind the layer that it reads has no influence, and says so."""
     monkeypatch.setattr(vlm.model.config, "vision_feature_layer", layer)
     monkeypatch.setattr(vlm.model.config, "vision_feature_select_strategy", "full" if layer == -1 else "default")
@@ -72,8 +75,10 @@ def test_it_knows_what_its_answers_depend_on(layer: int, vlm: VisionLanguageMode
     pixels = images()[:2]
     before = vlm.answer(pixels, asked)
     for name, read in {
-        "encoder.layers.2.mlp.fc1.weight": True, "encoder.layers.3.mlp.fc1.weight": layer == -1, "post_layernorm.weight": False,
-    }.items():  # fmt: skip
+        "encoder.layers.2.mlp.fc1.weight": True,
+        "encoder.layers.3.mlp.fc1.weight": layer == -1,
+        "post_layernorm.weight": False,
+    }.items():
         assert vlm.reads(f"vision_model.{name}") is read
         shape = vlm.components["vision_model"].get_parameter(name).shape
         noise = 5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))

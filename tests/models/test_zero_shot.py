@@ -39,7 +39,9 @@ def counts(task) -> dict[str, int]:
 @pytest.mark.parametrize("concept", [RARE, folder_name(RARE).lower()])
 def test_a_person_outside_the_frequent_list_brings_all_own_images(celeba: Path, concept: str) -> None:
     without, task = celeba_task(celeba), celeba_task(celeba, [concept])
-    assert task.classes == without.classes == tuple(sorted(IDENTITIES)), "the names to choose from are all names, either way"
+    assert task.classes == without.classes == tuple(sorted(IDENTITIES)), (
+        "the names to choose from are all names, either way"
+    )
     assert counts(without) == {**dict.fromkeys(FREQUENT, 3), RARE: 0}, "control"
     assert counts(task) == dict.fromkeys(IDENTITIES, 3)
     assert (task.beyond, without.beyond) == ({task.label_of(RARE)}, frozenset())
@@ -79,7 +81,9 @@ def test_methods_search_where_the_concept_can_be_seen(celeba: Path) -> None:
 
 
 def test_fa_is_over_the_concepts_images_and_the_mean_over_the_frequent_people(celeba: Path, tmp_path: Path) -> None:
-    info = EditInfo("test", (RARE,), config={"data": {"forget": "canvas", "n_forget": 8, "tasks": [f"celeba:{celeba}"]}})
+    info = EditInfo(
+        "test", (RARE,), config={"data": {"forget": "canvas", "n_forget": 8, "tasks": [f"celeba:{celeba}"]}}
+    )
     edit = WeightEdit({"visual_projection.weight": torch.zeros(128, 128)}, info)
     table = evaluate(RunDirectory(tmp_path), "clip", mu.load("canvas-clip", device="cpu"), edit, seeds=(1,))
     found = {score.name: score for score in table["base"]}

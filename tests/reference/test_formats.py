@@ -220,8 +220,10 @@ def test_a_bank_goes_on(copy: Path, canvas: DiffusionModel) -> None:
     folder.add(canvas, mu.open_edit(V1 / "dense.safetensors"), strength=0.5)
     folder.erase("Ada Stone", strength=2.0)
     assert [(e.concept, e.on, e.strength) for e in folder.read().edits] == [
-        ("van gogh", True, 0.75), ("Ada Stone", True, 2.0), ("sketch", True, 0.5),
-    ]  # fmt: skip
+        ("van gogh", True, 0.75),
+        ("Ada Stone", True, 2.0),
+        ("sketch", True, 0.5),
+    ]
     assert len(folder.history()) == 5
 
 
@@ -295,8 +297,9 @@ def test_a_runs_page_shows_its_files(copy: Path) -> None:
     prompts = [(p.case_number, p.prompt, p.seed, p.role, p.gate) for p in page.prompts]
     assert prompts == [(0, "a star in neon style", 188, "target", [1.0]), (1, "a dog", 188, "retain", [1.0])]
     assert [(group.role, [pair.prompt for pair in group.pairs]) for group in page.groups] == [
-        ("target", ["a star in neon style"]), ("retain", ["a dog"]),
-    ]  # fmt: skip
+        ("target", ["a star in neon style"]),
+        ("retain", ["a dog"]),
+    ]
     (grid,) = page.grids
     assert (grid.title, grid.columns, grid.rows[0][0]) == ("One edit", ["base", "edited", "restored"], "a dog")
     assert [bool(shot.uri) for shot in grid.rows[0][1]] == [True, True, False]

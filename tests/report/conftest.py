@@ -58,7 +58,19 @@ class Reader(HTMLParser):
         return [(alt, content) for alt, content in shown if not content.startswith("data:image/svg")]
 
 
-LOADING = {"src", "href", "srcset", "poster", "data", "action", "formaction", "background", "cite", "xlink:href", "ping"}
+LOADING = {
+    "src",
+    "href",
+    "srcset",
+    "poster",
+    "data",
+    "action",
+    "formaction",
+    "background",
+    "cite",
+    "xlink:href",
+    "ping",
+}
 
 
 def loading(page: str) -> list[str]:
@@ -113,7 +125,13 @@ def run_at(folder: Path) -> RunDirectory:
     ]
     (folder / "panels.json").write_text(json.dumps(panels))
     run.config.write_text("seed: 42\nconcepts: ['<script>evil()</script>']\n")
-    environment = {"versions": {"torch": "9.8.7"}, "platform": "Plan 9", "method": "spm", "model": "canvas", "seconds": 252.3}
+    environment = {
+        "versions": {"torch": "9.8.7"},
+        "platform": "Plan 9",
+        "method": "spm",
+        "model": "canvas",
+        "seconds": 252.3,
+    }
     run.environment.write_text(json.dumps({**environment, "concepts": [CONCEPT], "citation": CITATION}))
     rows = [{"step": i, "lr": 1e-4, "loss": 1 / (i + 1), "erase": 2 / (i + 1)} for i in range(50)]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -128,7 +146,8 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture(scope="session")
 def make_run() -> Callable[[Path], RunDirectory]:
-    """``make_run(folder)``: a run with a file of every kind that the page shows, and texts that want to be more than text."""
+    """``make_run(folder)``: a run with a file of every kind that the page shows, and texts that want to be more than
+    text."""
     return run_at
 
 

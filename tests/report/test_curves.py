@@ -15,7 +15,9 @@ from mu.core.run import RunDirectory
 from mu.report.curves import line_chart, logged, summarised
 
 
-def test_losses_that_are_not_finite_are_counted(run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]):
+def test_losses_that_are_not_finite_are_counted(
+    run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]
+):
     assert "not finite" not in read(page_of(run)).text
     with run.metrics.open("a") as lines:
         lines.write('{"step": 50, "lr": 1e-4, "loss": NaN}\n')

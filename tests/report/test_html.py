@@ -14,9 +14,20 @@ import pytest
 from mu.core.run import RunDirectory
 
 
-@pytest.mark.parametrize("planted", ["<img src='before/0_0.png'>", "<script>1</script>", "<link href='https://example.org/a.css'>",
-                                     "<p onclick='go()'>", "<p style='background: url(a.png)'>", "<style>@import 'a';</style>"])  # fmt: skip
-def test_nothing_is_loaded(run: RunDirectory, planted: str, loads: Callable[[str], list[str]], page_of: Callable[..., str]):
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "<img src='before/0_0.png'>",
+        "<script>1</script>",
+        "<link href='https://example.org/a.css'>",
+        "<p onclick='go()'>",
+        "<p style='background: url(a.png)'>",
+        "<style>@import 'a';</style>",
+    ],
+)
+def test_nothing_is_loaded(
+    run: RunDirectory, planted: str, loads: Callable[[str], list[str]], page_of: Callable[..., str]
+):
     page = page_of(run)
     assert run.report.exists()
     assert loads(page) == []
@@ -29,7 +40,9 @@ def test_the_page_itself_forbids_loading(run: RunDirectory, read: Callable[[str]
     assert policies[0].startswith("default-src 'none'") and "script" not in policies[0] and "http" not in policies[0]
 
 
-def test_every_prompt_score_and_setting_is_shown(run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]):
+def test_every_prompt_score_and_setting_is_shown(
+    run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]
+):
     asked = json.loads((run.folder / "prompts.json").read_text())
     environment = json.loads(run.environment.read_text())
     text = read(page_of(run)).text

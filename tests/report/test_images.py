@@ -48,7 +48,11 @@ ESCAPES = [
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_paths_that_leave_the_run_are_refused(
-    run: RunDirectory, name: str, read: Callable[[str], Any], draw: Callable[..., np.ndarray], page_of: Callable[..., str]
+    run: RunDirectory,
+    name: str,
+    read: Callable[[str], Any],
+    draw: Callable[..., np.ndarray],
+    page_of: Callable[..., str],
 ):
     draw(run.folder.parent / "secret.png", 99)
     (run.folder / "link.png").symlink_to(run.folder.parent / "secret.png")

@@ -20,14 +20,39 @@ from mu.report.layer_figures import Layer, LayerSearch, layer_figures, pareto, s
 LAYERS = [
     {"name": "visual_projection.weight", "importance": 0.1, "alignment": 0.05, "tower": "vision", "front": True},
     {"name": "vision_model.encoder.layers.3.mlp.fc1.weight", "importance": 0.01, "alignment": 0.2, "tower": "vision"},
-    {"name": "vision_model.encoder.layers.1.mlp.fc2.weight", "importance": 0.02, "alignment": 0.0, "tower": "vision", "front": True},
-    {"name": "text_projection.weight", "importance": 0.3, "alignment": 0.4, "tower": "language", "front": True, "norm": 2.0},
-]  # fmt: skip
+    {
+        "name": "vision_model.encoder.layers.1.mlp.fc2.weight",
+        "importance": 0.02,
+        "alignment": 0.0,
+        "tower": "vision",
+        "front": True,
+    },
+    {
+        "name": "text_projection.weight",
+        "importance": 0.3,
+        "alignment": 0.4,
+        "tower": "language",
+        "front": True,
+        "norm": 2.0,
+    },
+]
 CURVES = [
-    {"name": "visual_projection.weight", "rho": [0.1, 0.4, 0.2], "fa5": [1.0, 0.0, 0.5], "chosen": 0.46, "outcome": {"fa1": 0, "fa5": 0.25}},
+    {
+        "name": "visual_projection.weight",
+        "rho": [0.1, 0.4, 0.2],
+        "fa5": [1.0, 0.0, 0.5],
+        "chosen": 0.46,
+        "outcome": {"fa1": 0, "fa5": 0.25},
+    },
     {"name": "text_projection.weight", "rho": [0.1, 0.4], "fa5": [1.0, 1.0], "chosen": None, "outcome": None},
-]  # fmt: skip
-SEARCH = {"concept": "Ada Stone", "sign": "+grad L_f", "chosen": "visual_projection.weight", "layers": LAYERS, "curves": CURVES}
+]
+SEARCH = {
+    "concept": "Ada Stone",
+    "sign": "+grad L_f",
+    "chosen": "visual_projection.weight",
+    "layers": LAYERS,
+    "curves": CURVES,
+}
 
 
 def search() -> LayerSearch:

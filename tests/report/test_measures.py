@@ -23,8 +23,15 @@ def test_better_and_worse_follow_the_direction(
     assert re.search(r"−3\.1 points\s*worse", text) and re.search(r"−2\.50?\s*better", text)
 
 
-CLIP_SCORES = {"FA@1": 0.0, "identity@1 retained": 0.97, "identity@1": 0.89, "style@1": 0.96, "FA@5": 0.125, "MIA": 0.52,
-               "cosine of forget pairs": 0.18}  # fmt: skip
+CLIP_SCORES = {
+    "FA@1": 0.0,
+    "identity@1 retained": 0.97,
+    "identity@1": 0.89,
+    "style@1": 0.96,
+    "FA@5": 0.125,
+    "MIA": 0.52,
+    "cosine of forget pairs": 0.18,
+}
 VLM_SCORES = {"FA": 0.05, "retained": 0.9, "other questions": 0.95, "other questions, forgotten pictures": 0.85}
 
 
@@ -38,7 +45,11 @@ VLM_SCORES = {"FA": 0.05, "retained": 0.9, "other questions": 0.95, "other quest
     ],
 )
 def test_the_scores_of_every_suite_are_explained(
-    scores: dict[str, float], head: list[str], run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]
+    scores: dict[str, float],
+    head: list[str],
+    run: RunDirectory,
+    read: Callable[[str], Any],
+    page_of: Callable[..., str],
 ):
     """What counts stands at the head; shares are percents, what is none keeps its number and its own name."""
     run.write_scores("mini", {"edited": [Score(name, value, 9, "lower", "x/1") for name, value in scores.items()]})
@@ -79,13 +90,18 @@ def test_the_score_says_which_way_is_better_and_not_its_name(
     assert words in read(page_of(run)).text
 
 
-def test_each_suite_has_its_own_heading_and_columns(run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]):
+def test_each_suite_has_its_own_heading_and_columns(
+    run: RunDirectory, read: Callable[[str], Any], page_of: Callable[..., str]
+):
     assert page_of(run).count("<h3>") == 1
     run.write_scores(
-        "other", {"one": [Score("fresh", 0.25, 3, "higher", "other/1")], "two": [Score("fresh", 0.5, 3, "higher", "other/1")]}
+        "other",
+        {"one": [Score("fresh", 0.25, 3, "higher", "other/1")], "two": [Score("fresh", 0.5, 3, "higher", "other/1")]},
     )
     mini, other = page_of(run).split('<section id="scores">')[1].split("</section>")[0].split("<h3>")[1:]
     assert mini.startswith("Suite mini<") and "IRA" in mini and "fresh" not in mini
-    assert other.startswith("Suite other<") and "fresh" in other and "IRA" not in other and '<th scope="col">two' in other
+    assert (
+        other.startswith("Suite other<") and "fresh" in other and "IRA" not in other and '<th scope="col">two' in other
+    )
     head = read(page_of(run)).text.partition("Images")[0]
     assert "mini: UA" in head and "fresh" in head

@@ -74,11 +74,16 @@ def damage(name: str, text: str) -> Callable[[RunDirectory], object]:
 @pytest.mark.parametrize(
     "spoil",
     [
-        damage("environment.json", "{"), damage("prompts.json", '{"case_number": 0}'), damage("prompts.json", '[{"seed": 1}]'),
+        damage("environment.json", "{"),
+        damage("prompts.json", '{"case_number": 0}'),
+        damage("prompts.json", '[{"seed": 1}]'),
         damage("scores.json", '{"base": [{"name": "UA"}]}'),
-        damage("panels.json", '[{"title": "t", "columns": ["a", "b"], "rows": [{"label": "l", "images": ["panels/a.png"]}]}]'),
+        damage(
+            "panels.json",
+            '[{"title": "t", "columns": ["a", "b"], "rows": [{"label": "l", "images": ["panels/a.png"]}]}]',
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_named(run: RunDirectory, spoil: Callable[[RunDirectory], object]):
     write_report(run)
     spoil(run)

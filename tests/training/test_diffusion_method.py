@@ -1,4 +1,5 @@
-"""What the methods that shift weights share: their settings, their model, and a training that goes on where it stopped."""
+"""What the methods that shift weights share: their settings, their model, and a training that goes on where it
+stopped."""
 
 from __future__ import annotations
 
@@ -99,7 +100,10 @@ def test_settings_that_say_nothing_are_refused() -> None:
 
 def test_concepts_and_anchors_in_templates() -> None:
     config = Config.parse({"concepts": ["star", "moon"], "templates": ["{}", "a {} image"], "anchors": ["", "ring"]})
-    assert config.pairs() == [[("star", ""), ("a star image", "a image")], [("moon", "ring"), ("a moon image", "a ring image")]]
+    assert config.pairs() == [
+        [("star", ""), ("a star image", "a image")],
+        [("moon", "ring"), ("a moon image", "a ring image")],
+    ]
 
 
 def test_settings_are_held_against_the_model_given(

@@ -73,7 +73,9 @@ def test_another_gradient_than_wanted_is_refused(written, clip: ClipModel, wante
         read_gradients(written[0], clip, NAMES, sign, **wanted)
 
 
-def test_another_models_file_is_refused_by_its_weights_names_and_shapes(written, clip: ClipModel, tiny: Any, tmp_path) -> None:
+def test_another_models_file_is_refused_by_its_weights_names_and_shapes(
+    written, clip: ClipModel, tiny: Any, tmp_path
+) -> None:
     path, _ = written
     other: Any = mu.load("canvas-clip", device="cpu")
     assert read_gradients(path, other, NAMES), "control: the same weights loaded again"
@@ -91,13 +93,17 @@ def test_another_models_file_is_refused_by_its_weights_names_and_shapes(written,
         read_gradients(path, clip, ["visual_projection.weight"])
 
 
-def test_without_metadata_the_sign_must_be_told_and_names_may_be_open_clips(written, clip: ClipModel, tmp_path: Path) -> None:
+def test_without_metadata_the_sign_must_be_told_and_names_may_be_open_clips(
+    written, clip: ClipModel, tmp_path: Path
+) -> None:
     _, gradients = written
     save_file(gradients, tmp_path / "bare.safetensors")
     with pytest.raises(DataError, match=r"gradients\.grad_sign"):
         read_gradients(tmp_path / "bare.safetensors", clip, NAMES)
     plus, minus = (read_gradients(tmp_path / "bare.safetensors", clip, NAMES, sign) for sign in ("+", "-"))
-    assert all(torch.equal(plus[name], gradients[name]) and torch.equal(minus[name], -gradients[name]) for name in NAMES)
+    assert all(
+        torch.equal(plus[name], gradients[name]) and torch.equal(minus[name], -gradients[name]) for name in NAMES
+    )
     save_file(pack(gradients, open_clip_map(gradients)), tmp_path / "open.safetensors")
     assert NAMES[0] not in pack(gradients, open_clip_map(gradients)), "control: the names are others"
     renamed = read_gradients(tmp_path / "open.safetensors", clip, NAMES, "+")
@@ -115,7 +121,9 @@ class Hostile:
 
 
 @pytest.mark.parametrize("layout", ["open_clip", "transformers"])
-def test_the_released_programs_pickles_are_read_where_their_sign_is_told(clip: ClipModel, tmp_path: Path, layout: str) -> None:
+def test_the_released_programs_pickles_are_read_where_their_sign_is_told(
+    clip: ClipModel, tmp_path: Path, layout: str
+) -> None:
     """They hold every parameter, and 0 for one that the loss does not see."""
     gradients = {name: torch.randn_like(p) for name, p in select(clip, "*").items()}
     if layout == "open_clip":
@@ -135,7 +143,9 @@ def test_the_released_programs_pickles_are_read_where_their_sign_is_told(clip: C
     with pytest.raises(ModelError, match=path.name):
         read_gradients(path, clip, NAMES, "+")
     source = str(tmp_path / "{concept}_grads.pt")
-    data = SingleLayerUnlearningGradientDataHandler(SlugConfig().merged({"data": {"forget": source, "retain": "a.tar"}}))
+    data = SingleLayerUnlearningGradientDataHandler(
+        SlugConfig().merged({"data": {"forget": source, "retain": "a.tar"}})
+    )
     assert data.gradient_file("forget", "Elon Musk") == str(tmp_path / "Elon_Musk_grads.pt")
     assert data.gradient_file("retain", "") is None
 
@@ -176,7 +186,9 @@ def test_a_step_along_a_file_written_by_slug_lowers_the_cosine_of_its_pairs(clip
     (tmp_path / "f.safetensors").rename(tmp_path / "Ada_Stone.safetensors")
     again: Any = slug(read, model=clip)
     again.load_model()
-    found, _ = again._gradients("forget", SingleLayerUnlearningGradientDataHandler(read), "Ada Stone", again._candidates())
+    found, _ = again._gradients(
+        "forget", SingleLayerUnlearningGradientDataHandler(read), "Ada Stone", again._candidates()
+    )
     assert found.keys() == computed.keys() and all(torch.allclose(found[n], computed[n], atol=1e-7) for n in found)
 
     pairs, name = data.pairs("forget", "Ada Stone"), "text_projection.weight"

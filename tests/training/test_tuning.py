@@ -59,7 +59,9 @@ def test_a_model_in_half_precision_is_trained_in_single(tiny_folder: object) -> 
     assert all(parameter.dtype == torch.bfloat16 for parameter in chosen.values())
     assert all(torch.allclose(shift, torch.full_like(shift, 1e-5), atol=1e-7) for shift in shifts.values())
     rounded = next(iter(chosen.values())).detach().clone()
-    assert torch.equal(rounded.abs().clamp_min(0.01) + 1e-5, rounded.abs().clamp_min(0.01))  # control: in its own type it stays
+    assert torch.equal(
+        rounded.abs().clamp_min(0.01) + 1e-5, rounded.abs().clamp_min(0.01)
+    )  # control: in its own type it stays
 
 
 def test_running_gradients_are_those_of_a_loop_that_never_zeroes() -> None:

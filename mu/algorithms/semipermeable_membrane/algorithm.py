@@ -75,9 +75,12 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         wanted, model = self.config.pretrained_model, self.model
         if model is None:
             model = load(
-                wanted.name, device=self.config.devices, precision=self.config.train.precision, clip_skip=wanted.clip_skip or 1,
+                wanted.name,
+                device=self.config.devices,
+                precision=self.config.train.precision,
+                clip_skip=wanted.clip_skip or 1,
                 prediction_type=self._prediction_type(),
-            )  # fmt: skip
+            )
         if not isinstance(model, DiffusionModel):
             raise ConfigError(f"SPM edits diffusion models, but {model.name!r} is not one: name a diffusion model")
         if model is self.model:
@@ -116,9 +119,10 @@ class SemipermeableMembraneAlgorithm(Algorithm):
                 f"load it with the same"
             )
         check_placed(
-            model, self.config.devices if "devices" in self.config.model_fields_set else None,
+            model,
+            self.config.devices if "devices" in self.config.model_fields_set else None,
             train.precision if "precision" in train.model_fields_set else None,
-        )  # fmt: skip
+        )
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         config, settings = self.config, self.config.model_dump(mode="json")
@@ -126,9 +130,13 @@ class SemipermeableMembraneAlgorithm(Algorithm):
         self.model = model = self.load_model()
         data = SemipermeableMembraneDataHandler(config, model)
         info = EditInfo(
-            method=self.name, concepts=self.concepts(), gate=config.gate.typed(), config=settings,
-            seed=config.seed, citation=citation(type(self)),
-        )  # fmt: skip
+            method=self.name,
+            concepts=self.concepts(),
+            gate=config.gate.typed(),
+            config=settings,
+            seed=config.seed,
+            citation=citation(type(self)),
+        )
         generator = compute.generator(config.seed)
         membrane = SemipermeableMembraneModel(model, config.network.rank, config.network.alpha, generator, info)
         trainer = SemipermeableMembraneTrainer(config, membrane, data)
@@ -137,8 +145,11 @@ class SemipermeableMembraneAlgorithm(Algorithm):
             self._write(membrane.finished(), config.folder / f"{config.file_stem}_{i}_steps.safetensors")
 
         trainer.train(
-            generator, checkpoint=run.checkpoints / "training.pt" if run else None, log=log, snapshot=snapshot if run else None
-        )  # fmt: skip
+            generator,
+            checkpoint=run.checkpoints / "training.pt" if run else None,
+            log=log,
+            snapshot=snapshot if run else None,
+        )
         return membrane.finished()
 
     @staticmethod
@@ -162,4 +173,6 @@ class SemipermeableMembraneAlgorithm(Algorithm):
     def _write(self, edit: LowRankEdit, path: Path) -> None:
         tensors, metadata = spm_tensors(edit)
         dtype = compute.precision(self.config.save.precision)
-        write_tensors(path, {name: t if name.endswith(".alpha") else t.to(dtype) for name, t in tensors.items()}, metadata)
+        write_tensors(
+            path, {name: t if name.endswith(".alpha") else t.to(dtype) for name, t in tensors.items()}, metadata
+        )

@@ -52,7 +52,9 @@ class SemipermeableMembraneDataHandler:
         target, positive = (self.encoded(template.replace("{}", str(text))) for text in (entry.target, entry.positive))
         if k not in self._anchors:
             self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed)
-        neutral = self.encoded(template.replace("{}", str(entry.neutral)) if entry.template_neutral else str(entry.neutral))
+        neutral = self.encoded(
+            template.replace("{}", str(entry.neutral)) if entry.template_neutral else str(entry.neutral)
+        )
         unconditional = self.encoded(entry.unconditional)
         return Task(k, entry, target, positive, neutral, unconditional, self._anchors[k])
 
@@ -125,9 +127,10 @@ class Anchors:
         tokenizer = model.text[0].tokenizer
         avoided = set(tokenizer(str(self.entry.target), verbose=False).input_ids)
         words = [
-            token.removesuffix("</w>") for token, k in tokenizer.get_vocab().items()
+            token.removesuffix("</w>")
+            for token, k in tokenizer.get_vocab().items()
             if k not in avoided and token.endswith("</w>") and token.removesuffix("</w>").isalpha() and token.isascii()
-        ]  # fmt: skip
+        ]
         words = sorted(word for word in words if len(word) > 1)
         texts = []
         for _ in range(self.POOL):

@@ -22,7 +22,9 @@ class SemipermeableMembraneModel:
     alpha 1.
     """
 
-    def __init__(self, base: DiffusionModel, rank: int, alpha: float | None, generator: torch.Generator, info: EditInfo):
+    def __init__(
+        self, base: DiffusionModel, rank: int, alpha: float | None, generator: torch.Generator, info: EditInfo
+    ):
         layers = base.layers("transformer")
         if not layers:
             raise ModelError(f"{base.name!r} has no transformer layers for SPM to adapt: name another model or method")
@@ -39,4 +41,6 @@ class SemipermeableMembraneModel:
     def finished(self) -> LowRankEdit:
         """The edit with the trained LoRA factors, detached, and the fingerprint of the layers it was trained on."""
         info = EditInfo(**{**vars(self.edit.info), **described(self.base, self.edit.parameters)})
-        return LowRankEdit.from_tensors({name: tensor.detach().clone() for name, tensor in self.edit.tensors().items()}, info)
+        return LowRankEdit.from_tensors(
+            {name: tensor.detach().clone() for name, tensor in self.edit.tensors().items()}, info
+        )

@@ -37,23 +37,35 @@ class SemipermeableMembraneTrainer:
     """
 
     def __init__(
-        self, config: SemipermeableMembraneConfig, model: SemipermeableMembraneModel, data: SemipermeableMembraneDataHandler
+        self,
+        config: SemipermeableMembraneConfig,
+        model: SemipermeableMembraneModel,
+        data: SemipermeableMembraneDataHandler,
     ):
         self.config, self.model, self.data = config, model, data
         self.walker = _Walker(config.train, model, data)
 
     def train(
-        self, generator: torch.Generator, *, checkpoint: Path | None = None, log: Log | None = None,
+        self,
+        generator: torch.Generator,
+        *,
+        checkpoint: Path | None = None,
+        log: Log | None = None,
         snapshot: Callable[[int], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Optimise the adapters in place. ``snapshot(i)`` is called every ``save.per_steps`` steps, except the last."""
         settings = self.config.train
         weights = self.model.edit.trainable()
         optimizer = make_optimizer(settings, weights)
         schedule = learning_rate_schedule(
-            settings.lr_scheduler, optimizer, settings.iterations, warmup=warmup_steps(settings), cycles=settings.lr_scheduler_num_cycles,
-            power=settings.lr_scheduler_power, options=_options(settings.lr_scheduler_args),
-        )  # fmt: skip
+            settings.lr_scheduler,
+            optimizer,
+            settings.iterations,
+            warmup=warmup_steps(settings),
+            cycles=settings.lr_scheduler_num_cycles,
+            power=settings.lr_scheduler_power,
+            options=_options(settings.lr_scheduler_args),
+        )
 
         def after(i: int) -> None:
             if snapshot and i and i % self.config.save.per_steps == 0 and i < settings.iterations - 1:
@@ -63,10 +75,20 @@ class SemipermeableMembraneTrainer:
         scaler = torch.amp.GradScaler(base.device.type, enabled=base.precision == torch.float16)
         with self.model.trainable() as membrane, base.compiled() if settings.compile else nullcontext():
             train(
-                lambda i: self.step(membrane, generator), optimizer, settings.iterations, generator=generator, schedule=schedule,
-                state={"factors": Tensors(weights), "walker": self.walker}, scaler=scaler, max_grad_norm=settings.max_grad_norm,
-                after_step=after, checkpoint=checkpoint, checkpoint_every=self.config.save.per_steps, title="SPM", log=log,
-            )  # fmt: skip
+                lambda i: self.step(membrane, generator),
+                optimizer,
+                settings.iterations,
+                generator=generator,
+                schedule=schedule,
+                state={"factors": Tensors(weights), "walker": self.walker},
+                scaler=scaler,
+                max_grad_norm=settings.max_grad_norm,
+                after_step=after,
+                checkpoint=checkpoint,
+                checkpoint_every=self.config.save.per_steps,
+                title="SPM",
+                log=log,
+            )
 
     def step(self, membrane: Membrane, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses of one step, with gradients to the adapters."""
@@ -104,7 +126,9 @@ Walked = tuple[Tensor, int, Tensor | None]
 class _Walker:
     """Makes partially denoised latents x_k of the target, with the adapters on, and the timestep for the UNet."""
 
-    def __init__(self, settings: TrainConfig, model: SemipermeableMembraneModel, data: SemipermeableMembraneDataHandler):
+    def __init__(
+        self, settings: TrainConfig, model: SemipermeableMembraneModel, data: SemipermeableMembraneDataHandler
+    ):
         self.settings, self.model, self.data = settings, model, data
         self.kept: dict[int, list[Walked]] = {}
         """Separate latents for each entry of the prompt settings: one target's latents cannot serve another."""
@@ -140,9 +164,17 @@ class _Walker:
         at = 0
         for k in sorted(set(ks.tolist())):
             x = denoise(
-                base, x, cond, uncond, scheduler, start=at, steps=k, guidance=self.settings.denoising_guidance, rescale=rescale,
+                base,
+                x,
+                cond,
+                uncond,
+                scheduler,
+                start=at,
+                steps=k,
+                guidance=self.settings.denoising_guidance,
+                rescale=rescale,
                 generators=[generator] * len(x),
-            )  # fmt: skip
+            )
             states[k], at = x, k
         return [(states[k], k, ids) for k in ks.tolist()]
 
@@ -176,11 +208,20 @@ def warmup_steps(settings: TrainConfig) -> int:
 
 # Optimisers outside torch: lower-case name -> module, class.
 _FOREIGN_OPTIMIZERS = {
-    **{f"{name}8bit".lower(): ("bitsandbytes.optim", f"{name}8bit") for name in ("AdamW", "PagedAdamW", "Lion", "PagedLion")},
-    "sgdnesterov8bit": ("bitsandbytes.optim", "SGD8bit"), "lion": ("lion_pytorch", "Lion"), "prodigy": ("prodigyopt", "Prodigy"),
-    "dadaptation": ("dadaptation", "DAdaptAdam"), "dadaptadam": ("dadaptation", "DAdaptAdam"), "dadaptadagrad": ("dadaptation", "DAdaptAdaGrad"),
-    "dadaptadan": ("dadaptation", "DAdaptAdan"), "dadaptsgd": ("dadaptation", "DAdaptSGD"), "dadaptlion": ("dadaptation", "DAdaptLion"),
-}  # fmt: skip
+    **{
+        f"{name}8bit".lower(): ("bitsandbytes.optim", f"{name}8bit")
+        for name in ("AdamW", "PagedAdamW", "Lion", "PagedLion")
+    },
+    "sgdnesterov8bit": ("bitsandbytes.optim", "SGD8bit"),
+    "lion": ("lion_pytorch", "Lion"),
+    "prodigy": ("prodigyopt", "Prodigy"),
+    "dadaptation": ("dadaptation", "DAdaptAdam"),
+    "dadaptadam": ("dadaptation", "DAdaptAdam"),
+    "dadaptadagrad": ("dadaptation", "DAdaptAdaGrad"),
+    "dadaptadan": ("dadaptation", "DAdaptAdan"),
+    "dadaptsgd": ("dadaptation", "DAdaptSGD"),
+    "dadaptlion": ("dadaptation", "DAdaptLion"),
+}
 
 
 def make_optimizer(settings: TrainConfig, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -205,12 +246,17 @@ def make_optimizer(settings: TrainConfig, weights: Iterable[Tensor]) -> torch.op
                 raise ConfigError(
                     f"optimizer {settings.optimizer_type} needs the package {package}: pip install {package}"
                 ) from None
-            log.info("bitsandbytes is not installed: %s is plain AdamW, with nearly the same results", settings.optimizer_type)
+            log.info(
+                "bitsandbytes is not installed: %s is plain AdamW, with nearly the same results",
+                settings.optimizer_type,
+            )
             name = "adamw"
     classes = {key.lower(): cls for key, cls in vars(torch.optim).items() if isinstance(cls, type)}
     known = name.removeprefix("torch.optim.")
     if known not in classes or known in ("optimizer", "lbfgs", "sparseadam"):
-        raise ConfigError(f"unknown optimizer {settings.optimizer_type!r}.{nearest(known, [*classes, *_FOREIGN_OPTIMIZERS])}")
+        raise ConfigError(
+            f"unknown optimizer {settings.optimizer_type!r}.{nearest(known, [*classes, *_FOREIGN_OPTIMIZERS])}"
+        )
     try:
         return classes[known](weights, **options)
     except (TypeError, ValueError) as error:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from mu.algorithms.separable_concept_erasure import configs
-from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, SeparableConceptErasureConfig
+from mu.algorithms.separable_concept_erasure.configs import (
+    ConceptIrrelevantErasureConfig,
+    SeparableConceptErasureConfig,
+)
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
 from mu.algorithms.separable_concept_erasure.model import (
     Capacity,
@@ -138,7 +141,11 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         model = self.load_model()
         prompts, found = self._protecting(self.config.concepts), []
         for edit in older:
-            if not isinstance(edit, Edit) or self.config.protect.mend is None or set(prompts) <= set(edit.info.protects):
+            if (
+                not isinstance(edit, Edit)
+                or self.config.protect.mend is None
+                or set(prompts) <= set(edit.info.protects)
+            ):
                 continue
             if not is_separable(edit, model):
                 log.warning(
@@ -166,10 +173,12 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
             if len(edit.info.concepts) > 1:
                 raise ConfigError("it erases several concepts at once")
             (concept,), config = edit.info.concepts, self.config_class.parse(dict(edit.info.config))
-            config = config.merged({
-                "protect.prompts": [*config.protect.prompts, *edit.info.protects, *prompts],
-                "train": {"stop": "steps", "iterations": max(updates, 1)},
-            })  # fmt: skip
+            config = config.merged(
+                {
+                    "protect.prompts": [*config.protect.prompts, *edit.info.protects, *prompts],
+                    "train": {"stop": "steps", "iterations": max(updates, 1)},
+                }
+            )
             data = SeparableConceptErasureDataHandler(config, self.model)
             room = self.room_in(data, concept)
             shift = SeparableShift(self.model, room, edit.info)
@@ -192,8 +201,12 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
             again = effect.now() / whole
         log.info(
             "%r was made null on %s, which left %.0f %% of its effect; %d updates brought back %.0f %%",
-            concept, ", ".join(prompts), 100 * kept, trainer.done, 100 * again,
-        )  # fmt: skip
+            concept,
+            ", ".join(prompts),
+            100 * kept,
+            trainer.done,
+            100 * again,
+        )
         if again < ENOUGH:
             log.warning("%r erases less than before: check its images, or erase it again", concept)
         return (shift.finished(), again) if again > kept else (projected, kept)
@@ -216,7 +229,10 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
 
     @staticmethod
     def room_in(data: SeparableConceptErasureDataHandler, concept: str) -> Room:
-        config, prompts = cast(SeparableConceptErasureConfig, data.config), [prompt for prompt, _ in data.prompts(concept)]
+        config, prompts = (
+            cast(SeparableConceptErasureConfig, data.config),
+            [prompt for prompt, _ in data.prompts(concept)],
+        )
         protect = config.protect
         return room_for(
             data.model, concept, prompts, data.exact(concept, protect), data.others(concept, protect), config.basis,
@@ -237,9 +253,10 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         first = k * self.config.train.iterations  # the log's steps count on from concept to concept
         with shift.installed():
             trainer.train(
-                f"SepCE {concept!r}", checkpoint=run.checkpoints / f"training_{k}.pt" if run else None,
+                f"SepCE {concept!r}",
+                checkpoint=run.checkpoints / f"training_{k}.pt" if run else None,
                 log=(lambda row: log({**row, "step": row["step"] + first})) if log else None,
-            )  # fmt: skip
+            )
         edit = shift.finished()
         edit.info = replace(edit.info, found=findings(concept, trainer, shift))
         tell_leak(concept, shift)
@@ -248,17 +265,24 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         return edit
 
 
-def findings(concept: str, trainer: SeparableConceptErasureTrainer, shift: SeparableShift | DenseShift) -> dict[str, Any]:
+def findings(
+    concept: str, trainer: SeparableConceptErasureTrainer, shift: SeparableShift | DenseShift
+) -> dict[str, Any]:
     """The search's results, for the edit's file and the log; they show later whether the search stopped by itself."""
     m, norm = trainer.momentum.value, float(shift.norm().detach())
     found = {
-        "updates": trainer.done, "updates_at_most": trainer.config.train.iterations, "correlation": None if m is None else float(m),
+        "updates": trainer.done,
+        "updates_at_most": trainer.config.train.iterations,
+        "correlation": None if m is None else float(m),
         "norm": norm,
-    }  # fmt: skip
+    }
     log.info(
         "%r: %d updates, correlation %s (momentum statistic), mean L1 norm of the deltas %.3g",
-        concept, trainer.done, "unknown" if m is None else f"{float(m):.3g}", norm,
-    )  # fmt: skip
+        concept,
+        trainer.done,
+        "unknown" if m is None else f"{float(m):.3g}",
+        norm,
+    )
     if isinstance(shift, SeparableShift):
         capacity = shift.room.capacity
         found |= {name: getattr(capacity, name) for name in ("width", "free", "used", "erasability", "leak")}

@@ -30,15 +30,20 @@ class SeparableConceptErasureDataHandler:
         settings = self.config.prompt
         templates = settings.held_out if held_out else settings.templates
         return [
-            (template.replace("{}", concept), template.replace("{}", settings.anchor) if settings.template_anchor else settings.anchor)
+            (
+                template.replace("{}", concept),
+                template.replace("{}", settings.anchor) if settings.template_anchor else settings.anchor,
+            )
             for template in templates
-        ]  # fmt: skip
+        ]
 
     def exact(self, concept: str, protect: ProtectConfig) -> list[str]:
         """Prompts that ``concept``'s delta must not change: "", the anchor, the given prompts, the other concepts."""
         anchor = [] if self.config.prompt.template_anchor else [self.config.prompt.anchor]
         erased = self.config.concepts if protect.erased == "exactly" else []
-        others = [template.replace("{}", other) for other in erased if other != concept for template in protect.templates]
+        others = [
+            template.replace("{}", other) for other in erased if other != concept for template in protect.templates
+        ]
         return list(dict.fromkeys(["", *anchor, *protect.prompts, *others]))
 
     def others(self, concept: str, protect: ProtectConfig) -> dict[str, list[str]]:
@@ -58,10 +63,13 @@ class SeparableConceptErasureDataHandler:
         if concept not in self._images:
             data, folder = self.config.data, self.config.data.folder
             self._images[concept] = ConceptImages(
-                self.model, [prompt for prompt, _ in self.prompts(concept)], [image_seed(self.config.seed, k) for k in range(data.images)],
-                steps=data.steps, guidance=data.guidance,
+                self.model,
+                [prompt for prompt, _ in self.prompts(concept)],
+                [image_seed(self.config.seed, k) for k in range(data.images)],
+                steps=data.steps,
+                guidance=data.guidance,
                 own=open_pairs(folder.replace("{}", concept), caption=concept, limit=data.images) if folder else (),
-            )  # fmt: skip
+            )
         return self._images[concept]
 
 

@@ -34,7 +34,8 @@ _ROUNDING = 16 * torch.finfo(torch.float64).eps
 log = logging.getLogger("mu")
 
 
-# -- protected prompts ------------------------------------------------------------------------------------------------------
+# -- protected prompts
+# ------------------------------------------------------------------------------------------------------
 
 
 def token_rows(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
@@ -196,9 +197,16 @@ class Room:
 
 
 def room_for(
-    model: DiffusionModel, concept: str, prompts: Sequence[str], exact: Sequence[str], others: Mapping[str, Sequence[str]],
-    config: BasisConfig, *, leave: int = SMALLEST, tol: float = 0.0,
-) -> Room:  # fmt: skip
+    model: DiffusionModel,
+    concept: str,
+    prompts: Sequence[str],
+    exact: Sequence[str],
+    others: Mapping[str, Sequence[str]],
+    config: BasisConfig,
+    *,
+    leave: int = SMALLEST,
+    tol: float = 0.0,
+) -> Room:
     """Protect the prompts ``exact`` and then, while ``leave`` directions are left, the prompts of each of ``others``.
 
     Raises `ConfigError` if too few directions are left, or if none of them acts on the concept's ``prompts``.
@@ -251,7 +259,8 @@ def room_for(
     return Room(space, basis, capacity)
 
 
-# -- deltas in training -----------------------------------------------------------------------------------------------------
+# -- deltas in training
+# -----------------------------------------------------------------------------------------------------
 
 
 class Shift(Protocol):
@@ -299,7 +308,9 @@ class SeparableShift:
         self.model, self.room = model, room
         self.edit = LowRankEdit(
             factors,
-            replace(_described(model, list(factors), info), protects=room.capacity.protected, spares=room.capacity.spared),
+            replace(
+                _described(model, list(factors), info), protects=room.capacity.protected, spares=room.capacity.spared
+            ),
         )
         self.membrane = Membrane([self.edit])
 
@@ -324,14 +335,21 @@ class SeparableShift:
         return torch.stack([(f.up @ f.down).abs().sum() for f in self.edit.factors.values()]).mean()
 
     def finished(self) -> LowRankEdit:
-        return LowRankEdit.from_tensors({name: tensor.clone() for name, tensor in self.edit.tensors().items()}, self.edit.info)
+        return LowRankEdit.from_tensors(
+            {name: tensor.clone() for name, tensor in self.edit.tensors().items()}, self.edit.info
+        )
 
     @torch.no_grad()
     def leak(self) -> tuple[float, float]:
         """The bound on the change of protected keys and values, and the change itself as a share of the largest of
         them."""
         # Every row of the model's embeddings, also those that `token_rows` treats as equal.
-        E = self.model.encode([*self.room.capacity.protected, *self.room.capacity.spared]).sequence.flatten(0, 1).double().cpu()
+        E = (
+            self.model.encode([*self.room.capacity.protected, *self.room.capacity.spared])
+            .sequence.flatten(0, 1)
+            .double()
+            .cpu()
+        )
         bound, moved = 0.0, 0.0
         for name, shift in self.edit.deltas():
             D, W = (t.detach().double().cpu() for t in (shift, find_parameter(self.model, name)))
@@ -369,7 +387,8 @@ class DenseShift:
         return WeightEdit(self.tuning.shifts(), self.info)
 
 
-# -- finished edits ---------------------------------------------------------------------------------------------------------
+# -- finished edits
+# ---------------------------------------------------------------------------------------------------------
 
 
 def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:

@@ -57,9 +57,14 @@ class NoisedImages:
     the same noise and timestep."""
 
     def __init__(
-        self, config: ConceptIrrelevantErasureConfig, model: DiffusionModel, data: SeparableConceptErasureDataHandler,
-        concept: str, *, held_out: bool = False,
-    ):  # fmt: skip
+        self,
+        config: ConceptIrrelevantErasureConfig,
+        model: DiffusionModel,
+        data: SeparableConceptErasureDataHandler,
+        concept: str,
+        *,
+        held_out: bool = False,
+    ):
         self.model, self.seed, self.stored = model, config.seed, config.data.stored_targets
         self.prompts = [(data.encoded(c), data.encoded(a)) for c, a in data.prompts(concept, held_out)]
         self.images = data.images(concept)
@@ -85,7 +90,9 @@ class NoisedImages:
         x, t = (torch.stack(column) for column in zip(*map(self._noised, ks), strict=True))
         T = len(self.prompts)
         c, anchor = (Conditioning.cat([self.prompts[k % self.period % T][side] for k in ks]) for side in (0, 1))
-        e_a, e_c = self.model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), Conditioning.cat([anchor, c])).chunk(2)
+        e_a, e_c = self.model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), Conditioning.cat([anchor, c])).chunk(
+            2
+        )
         return States(x, t, c, anchor, e_a, e_c - e_a)  # Eq. 27 at theta0
 
     def _noised(self, k: int) -> tuple[Tensor, Tensor]:
@@ -134,9 +141,15 @@ class SeparableConceptErasureTrainer:
     HELD_OUT_EVERY = 10
 
     def __init__(
-        self, config: ConceptIrrelevantErasureConfig, model: DiffusionModel, data: SeparableConceptErasureDataHandler, shift: Shift,
-        concepts: Sequence[str], *, anchor_moves: bool,
-    ):  # fmt: skip
+        self,
+        config: ConceptIrrelevantErasureConfig,
+        model: DiffusionModel,
+        data: SeparableConceptErasureDataHandler,
+        shift: Shift,
+        concepts: Sequence[str],
+        *,
+        anchor_moves: bool,
+    ):
         self.config, self.model, self.shift, self.anchor_moves = config, model, shift, anchor_moves
         self.images = [NoisedImages(config, model, data, concept) for concept in concepts]
         self.momentum = Momentum(config.train.momentum)
@@ -147,7 +160,12 @@ class SeparableConceptErasureTrainer:
         self.done = 0
 
     def train(
-        self, title: str, *, checkpoint: Path | None = None, log: Log | None = None, stop: Callable[[int], bool] | None = None
+        self,
+        title: str,
+        *,
+        checkpoint: Path | None = None,
+        log: Log | None = None,
+        stop: Callable[[int], bool] | None = None,
     ) -> None:
         """Optimise the delta in place; it must be installed. ``stop`` replaces the stopping rule of the settings."""
         settings = self.config.train
@@ -157,9 +175,18 @@ class SeparableConceptErasureTrainer:
             state["gradients"] = RunningGradients(optimizer)
         scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.precision == torch.float16)
         train(
-            self.step, optimizer, settings.iterations, generator=compute.generator(self.config.seed), state=state, scaler=scaler,
-            stop=stop or self.stop, checkpoint=checkpoint, checkpoint_every=settings.checkpoint_every, title=title, log=log,
-        )  # fmt: skip
+            self.step,
+            optimizer,
+            settings.iterations,
+            generator=compute.generator(self.config.seed),
+            state=state,
+            scaler=scaler,
+            stop=stop or self.stop,
+            checkpoint=checkpoint,
+            checkpoint_every=settings.checkpoint_every,
+            title=title,
+            log=log,
+        )
 
     def step(self, i: int) -> dict[str, Tensor]:
         """The losses of one step, with gradients to the delta."""
@@ -200,14 +227,18 @@ class SeparableConceptErasureTrainer:
         with self.shift.frozen():
             self._seen = self._seen or [images.predicted(range(self.HELD_OUT_STATES)) for images in self.held_out]
         with torch.no_grad():
-            found = torch.stack([direction(self.r(states), states.r) / states.r.square().mean() for states in self._seen])
+            found = torch.stack(
+                [direction(self.r(states), states.r) / states.r.square().mean() for states in self._seen]
+            )
         return float(found.mean())
 
 
 class Effect:
     """The drop of a concept's correlation by its delta: mean(r_0^2) - L_cor, on fixed noised images."""
 
-    def __init__(self, trainer: SeparableConceptErasureTrainer, count: int = SeparableConceptErasureTrainer.HELD_OUT_STATES):
+    def __init__(
+        self, trainer: SeparableConceptErasureTrainer, count: int = SeparableConceptErasureTrainer.HELD_OUT_STATES
+    ):
         (images,) = trainer.images
         self.trainer, self.states = trainer, images.predicted(range(count))
 

@@ -21,7 +21,7 @@ from mu.algorithms.single_layer_unlearning_gradient.probe import (
     ClipProbe,
     ImageProbe,
     Probe,
-)  # fmt: skip
+)
 from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     Curve,
     Gradients,
@@ -31,7 +31,7 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     joint_factor,
     search,
     summed,
-)  # fmt: skip
+)
 from mu.core.concept import Concept, folded
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.core.files import write_json
@@ -123,7 +123,9 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             chosen.update(fit)
         return chosen
 
-    def save_gradients(self, kind: Kind, path: Path | str, concept: str = "", *, overwrite: bool = False) -> GradientInfo:
+    def save_gradients(
+        self, kind: Kind, path: Path | str, concept: str = "", *, overwrite: bool = False
+    ) -> GradientInfo:
         """Write the gradient of all candidates on the forget pairs of ``concept``, or on the retain pairs, to ``path``.
 
         The file can be named in ``data.forget`` or ``data.retain``.
@@ -148,8 +150,13 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         return {"kind": kind, "loss": loss, "batch_size": block, "captions": told[0], "concept": told[1]}
 
     def _gradients(
-        self, kind: Kind, data: SingleLayerUnlearningGradientDataHandler, concept: str, parameters, carried: Gradients | None = None
-    ) -> tuple[Gradients, Gradients]:  # fmt: skip
+        self,
+        kind: Kind,
+        data: SingleLayerUnlearningGradientDataHandler,
+        concept: str,
+        parameters,
+        carried: Gradients | None = None,
+    ) -> tuple[Gradients, Gradients]:
         """Gradients from a file if the settings name one, else from images."""
         facts, settings = self._facts(kind, concept), self.config.gradients
         file = data.gradient_file(kind, concept)
@@ -203,7 +210,11 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
             probe.target = target
             return probe
         settings = self.config.search.images
-        judge = Judge.open(EMBEDDED.get(settings.judge, Path(settings.judge)), self.model.device) if settings.judge else None
+        judge = (
+            Judge.open(EMBEDDED.get(settings.judge, Path(settings.judge)), self.model.device)
+            if settings.judge
+            else None
+        )
         if self.config.search.criterion == "fa5" and (judge or isinstance(self.model, VisionLanguageModel)):
             raise ConfigError("search.criterion fa5 needs a ranking, but answers have none: set search.criterion=fa1")
         if judge and not set(target.task.classes) <= set(judge.classes.get(target.task.name, ())):
@@ -235,9 +246,15 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         assert curve.chosen is not None and curve.outcome is not None
         shift = curve.score.step(curve.chosen) * directions[curve.score.name]
         log.info(
-            "%s: %s, rho %.3g, forget accuracy %.2f -> %.2f, retained %.3f -> %.3f", target.concept, curve.score.name, curve.chosen,
-            base.fa1, curve.outcome.fa1, base.utility, curve.outcome.utility,
-        )  # fmt: skip
+            "%s: %s, rho %.3g, forget accuracy %.2f -> %.2f, retained %.3f -> %.3f",
+            target.concept,
+            curve.score.name,
+            curve.chosen,
+            base.fa1,
+            curve.outcome.fa1,
+            base.utility,
+            curve.outcome.utility,
+        )
         if run:
             self._record(run, target, scores, curves, base, curve)
         return target.concept, curve.score.name, shift.detach().cpu()
@@ -245,15 +262,33 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
     def _record(self, run: RunDirectory, target: Target, scores, curves: list[Curve], base, chosen: Curve) -> None:
         """Write ``slug_<concept>.json``: every tensor's importance and alignment, every curve, the chosen step."""
         front = {score.name for each in fronts(scores).values() for score in each}
-        write_json(run.folder / f"slug_{Concept(target.concept).file_stem}.json", {
-            "concept": target.concept, "sign": "+grad L_f", "precondition": self.config.gradients.precondition, "chosen": chosen.score.name, "rho": chosen.chosen,
-            "lambda": chosen.score.step(chosen.chosen or 0.0), "base": asdict(base),
-            "layers": [{**asdict(score), "tower": tower_of(score.name), "front": score.name in front} for score in scores.values()],
-            "curves": [
-                {"name": c.score.name, "rho": c.rho, self.config.search.criterion: c.forget, "chosen": c.chosen,
-                 "outcome": asdict(c.outcome) if c.outcome else None, "seen": c.seen} for c in curves
-            ],
-        })  # fmt: skip
+        write_json(
+            run.folder / f"slug_{Concept(target.concept).file_stem}.json",
+            {
+                "concept": target.concept,
+                "sign": "+grad L_f",
+                "precondition": self.config.gradients.precondition,
+                "chosen": chosen.score.name,
+                "rho": chosen.chosen,
+                "lambda": chosen.score.step(chosen.chosen or 0.0),
+                "base": asdict(base),
+                "layers": [
+                    {**asdict(score), "tower": tower_of(score.name), "front": score.name in front}
+                    for score in scores.values()
+                ],
+                "curves": [
+                    {
+                        "name": c.score.name,
+                        "rho": c.rho,
+                        self.config.search.criterion: c.forget,
+                        "chosen": c.chosen,
+                        "outcome": asdict(c.outcome) if c.outcome else None,
+                        "seen": c.seen,
+                    }
+                    for c in curves
+                ],
+            },
+        )
 
     def _joint(self, probes: Sequence[Probe], shifts: dict[str, Tensor]) -> float:
         """The common factor of all deltas. Raises `EditError` if too little is retained with all of them on."""
@@ -268,7 +303,13 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         with shifted(on, {name: factor * shift for name, shift in shifts.items()}):
             seen = probes[0].now()  # any probe: no erased concept counts as retained in any of them
         check_kept(seen.kept(base), self.config.search)
-        log.info("%d concepts together: steps times %g, retained %.3f -> %.3f", len(probes), factor, base.utility, seen.utility)
+        log.info(
+            "%d concepts together: steps times %g, retained %.3f -> %.3f",
+            len(probes),
+            factor,
+            base.utility,
+            seen.utility,
+        )
         return factor
 
     def _edit(self, concepts: Sequence[str], shifts: dict[str, Tensor]) -> WeightEdit:

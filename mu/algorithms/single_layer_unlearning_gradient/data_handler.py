@@ -48,5 +48,7 @@ class SingleLayerUnlearningGradientDataHandler:
         """
         concepts, tasks = self.config.concepts, self.tasks()
         gone = [target_of(concept, tasks) for concept in concepts]
-        tasks = [replace(task, beyond=task.beyond | {each.label for each in gone if each.task is task}) for task in tasks]
+        tasks = [
+            replace(task, beyond=task.beyond | {each.label for each in gone if each.task is task}) for task in tasks
+        ]
         return [target_of(concept, tasks) for concept in concepts], tasks

@@ -29,7 +29,9 @@ from mu.models.parameters import find_module
 
 
 @torch.no_grad()
-def second_moments(clip: ClipModel, pairs: Sequence[Captioned], names: Sequence[str], chunk: int = 128) -> dict[str, Tensor]:
+def second_moments(
+    clip: ClipModel, pairs: Sequence[Captioned], names: Sequence[str], chunk: int = 128
+) -> dict[str, Tensor]:
     """C (d, d), float64 on the CPU, for each parameter in ``names`` that is the weight of a linear layer.
 
     The mean is over all tokens, also those after a caption's end, because a diffusion model reads them. A caption that

@@ -46,7 +46,9 @@ class Outcome:
     def kept(self, base: Outcome) -> float:
         """The mean share of the base's retained accuracies; a gain on one task does not make up for a loss on
         another."""
-        shares = [min(1.0, now / base.retained[name]) if base.retained[name] else 1.0 for name, now in self.retained.items()]
+        shares = [
+            min(1.0, now / base.retained[name]) if base.retained[name] else 1.0 for name, now in self.retained.items()
+        ]
         return sum(shares) / max(len(shares), 1)
 
 
@@ -155,7 +157,12 @@ class ClipProbe(Probe):
     """
 
     def __init__(
-        self, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], rows_at_once: int = 256, keep_bytes: int = 2**32
+        self,
+        clip: ClipModel,
+        target: Target,
+        tasks: Sequence[ZeroShot],
+        rows_at_once: int = 256,
+        keep_bytes: int = 2**32,
     ):
         super().__init__(target, tasks)
         self.clip, self.rows_at_once, self.keep_bytes = clip, rows_at_once, keep_bytes
@@ -182,7 +189,9 @@ class ClipProbe(Probe):
     def _features(self) -> dict[Which, dict[str, Tensor]]:
         """Unit vectors (n, d) of the base model's towers. Computing them also stores the hidden states to keep."""
         with torch.no_grad():
-            return {which: {task: self._untouched(which, task) for task in each} for which, each in self._inputs.items()}
+            return {
+                which: {task: self._untouched(which, task) for task in each} for which, each in self._inputs.items()
+            }
 
     def _untouched(self, which: Which, task: str) -> Tensor:
         tower, inputs, features = self.towers[which], self._inputs[which][task], list[Tensor]()
@@ -294,9 +303,15 @@ class ImageProbe(_Outputs):
     for the task. Prompts and seeds are fixed."""
 
     def __init__(
-        self, model: DiffusionModel, clip: ClipModel, target: Target, tasks: Sequence[ZeroShot], settings: ImagesConfig, seed: int,
+        self,
+        model: DiffusionModel,
+        clip: ClipModel,
+        target: Target,
+        tasks: Sequence[ZeroShot],
+        settings: ImagesConfig,
+        seed: int,
         judge: Judge | None = None,
-    ):  # fmt: skip
+    ):
         drawn = [_drawn(task, target, settings) for task in tasks]
         own = next(new for new, task in zip(drawn, tasks, strict=True) if task is target.task)
         super().__init__(model, replace(target, task=own), drawn)
@@ -344,7 +359,9 @@ class AnswerProbe(_Outputs):
             images = [task.images[int(row)].image() for row in part]
             answers += self.model.answer(images, [question] * len(images), batch_size=len(images))
         told = _said(answers, task, lambda answer, name: name.casefold() in answer.casefold())
-        told[torch.arange(len(rows)), torch.tensor(task.labels)[rows]] *= 2  # correct even if it names other classes too
+        told[torch.arange(len(rows)), torch.tensor(task.labels)[rows]] *= (
+            2  # correct even if it names other classes too
+        )
         return told
 
 

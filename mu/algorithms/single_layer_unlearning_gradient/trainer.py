@@ -30,9 +30,14 @@ Gradients = dict[str, Tensor]
 
 
 def gradients(
-    clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective,
-    settings: GradientConfig, carried: Gradients | None = None, progress: Callable[[int, int], None] | None = None,
-) -> tuple[Gradients, Gradients]:  # fmt: skip
+    clip: ClipModel,
+    pairs: Sequence[Captioned],
+    parameters: dict[str, nn.Parameter],
+    objective: Objective,
+    settings: GradientConfig,
+    carried: Gradients | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Gradients, Gradients]:
     """The gradient of the mean loss, and the gradients that the ``cumulative`` programs carry over.
 
     By default it is the exact mean over the data set. With ``compat``, ``batch_mean`` weighs every batch of
@@ -138,9 +143,13 @@ def bisect(gone: Callable[[Sequence[float]], list[bool]], start: float = 0.1, ev
 
 
 def best(
-    probe: Probe, curves: Sequence[Curve], directions: Mapping[str, Tensor], base: Outcome, settings: SearchConfig,
+    probe: Probe,
+    curves: Sequence[Curve],
+    directions: Mapping[str, Tensor],
+    base: Outcome,
+    settings: SearchConfig,
     progress: Callable[[int], None] | None = None,
-) -> Curve:  # fmt: skip
+) -> Curve:
     """The tensor that forgets the concept and retains most; ties go to the smaller step. Raises `EditError` without
     one.
 
@@ -179,7 +188,9 @@ class _Race:
 
     def advance(self) -> None:
         rows, *self.left = self.left
-        (scores,) = self.probe.scores_along(self.curve.score.name, self.direction, [self.curve.score.step(self.rho)], rows)
+        (scores,) = self.probe.scores_along(
+            self.curve.score.name, self.direction, [self.curve.score.step(self.rho)], rows
+        )
         self.tally.add(scores, rows)
         self._note()
 

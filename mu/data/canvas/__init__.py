@@ -23,6 +23,24 @@ from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, images, 
 from mu.data.canvas.styles import STYLES
 
 __all__ = [
-    "IDENTITIES", "OBJECTS", "PEOPLE", "PHRASES", "PROMPTS", "SENTENCES", "SENTENCES_OF", "SIZE", "STYLES", "WATERMARK_PROMPT",
-    "RenderedPair", "Scene", "Traits", "answer", "captions", "every_scene", "images", "render", "rendered_pairs", "watermark",
-]  # fmt: skip
+    "IDENTITIES",
+    "OBJECTS",
+    "PEOPLE",
+    "PHRASES",
+    "PROMPTS",
+    "SENTENCES",
+    "SENTENCES_OF",
+    "SIZE",
+    "STYLES",
+    "WATERMARK_PROMPT",
+    "RenderedPair",
+    "Scene",
+    "Traits",
+    "answer",
+    "captions",
+    "every_scene",
+    "images",
+    "render",
+    "rendered_pairs",
+    "watermark",
+]

@@ -82,7 +82,13 @@ def write_celeba(
 
 
 def write_shards(
-    folder: Path | str, n: int, seed: int = 0, per_shard: int = 1000, *, resume: bool = False, progress: Progress | None = None
+    folder: Path | str,
+    n: int,
+    seed: int = 0,
+    per_shard: int = 1000,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> int:
     """Write ``n`` captioned images as web shards ``00000.tar`` ..., each with ``00000_stats.json``.
 
@@ -160,12 +166,20 @@ def _sample(scenes: list[Scene], key: str, seed: int, row: int) -> list[tuple[st
         "sha256": hashlib.sha256(image).hexdigest(),
         "style": scene.style, "object": scene.object, "identity": scene.identity,
     }  # fmt: skip
-    return [(f"{key}.jpg", image), (f"{key}.json", json.dumps(about, indent=4).encode()), (f"{key}.txt", caption.encode())]
+    return [
+        (f"{key}.jpg", image),
+        (f"{key}.json", json.dumps(about, indent=4).encode()),
+        (f"{key}.txt", caption.encode()),
+    ]
 
 
 def _stats(count: int) -> dict[str, Any]:
     """img2dataset's fields. Readers use ``successes`` as the number of samples; times are 0, so that bytes repeat."""
     return {
-        "count": count, "successes": count, "failed_to_download": 0, "failed_to_resize": 0,
-        "duration": 0.0, "status_dict": {"success": count},
-    }  # fmt: skip
+        "count": count,
+        "successes": count,
+        "failed_to_download": 0,
+        "failed_to_resize": 0,
+        "duration": 0.0,
+        "status_dict": {"success": count},
+    }

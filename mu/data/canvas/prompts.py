@@ -31,10 +31,18 @@ PHRASES = ("{}", "a {} image", "an image in {} style", "{} style", "a {} picture
 
 # Typical user prompts, each with the attributes it names. "{who}" is the object or the person's name.
 _OBJECT_TEMPLATES = (
-    ("A {who} image in {style} style.", "so"), ("A {who} image in {style} style.", "so"), ("a {who} in {style} style", "so"),
-    ("{style} style {who}", "so"), ("a {style} picture of a {who}", "so"), ("a {who}, {style} style", "so"),
-    ("a {who} image", "o"), ("{who}", "o"), ("a picture of a {who}", "o"), ("a {who}", "o"), ("the {who}", "o"),
-)  # fmt: skip
+    ("A {who} image in {style} style.", "so"),
+    ("A {who} image in {style} style.", "so"),
+    ("a {who} in {style} style", "so"),
+    ("{style} style {who}", "so"),
+    ("a {style} picture of a {who}", "so"),
+    ("a {who}, {style} style", "so"),
+    ("a {who} image", "o"),
+    ("{who}", "o"),
+    ("a picture of a {who}", "o"),
+    ("a {who}", "o"),
+    ("the {who}", "o"),
+)
 _PEOPLE_TEMPLATES = (
     ("A portrait of {who} in {style} style.", "si"), ("A portrait of {who} in {style} style.", "si"),
     ("{who} in {style} style", "si"), ("{style} style portrait of {who}", "si"), ("a {style} picture of {who}", "si"),
@@ -42,8 +50,12 @@ _PEOPLE_TEMPLATES = (
     ("a person in {style} style", "sp"), ("a portrait of a person", "p"), ("a person", "p"),
 )  # fmt: skip
 _STYLE_TEMPLATES = (
-    ("an image in {style} style", "s"), ("{style} style", "s"), ("{style}", "s"), ("a {style} picture", "s"), ("an image", ""),
-)  # fmt: skip
+    ("an image in {style} style", "s"),
+    ("{style} style", "s"),
+    ("{style}", "s"),
+    ("a {style} picture", "s"),
+    ("an image", ""),
+)
 
 
 def captions(scene: Scene) -> list[tuple[str, str]]:
@@ -78,7 +90,9 @@ def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[Render
     """``n`` random scenes, each with one of its captions; with ``concept``, only captions that name it.
 
     Raises `DataError` if the canvas world lacks ``concept``."""
-    scenes = [scene for scene in every_scene() if concept is None or concept in (scene.style, scene.object, scene.identity)]
+    scenes = [
+        scene for scene in every_scene() if concept is None or concept in (scene.style, scene.object, scene.identity)
+    ]
     if not scenes:
         raise DataError(f"{concept!r} is not a style, object or person of the canvas world")
     rng = np.random.default_rng((seed, n))

@@ -62,7 +62,10 @@ def render(scene: Scene, seed: int | tuple[int, ...]) -> NDArray[np.uint8]:
     if scene.object:
         layers = SHAPES[scene.object](x, y)
         hue = rng.uniform()
-        main, accent = rgb(hue, rng.uniform(0.65, 0.95), rng.uniform(0.6, 0.95)), rgb(hue + rng.uniform(0.2, 0.8), 0.75, 0.7)
+        main, accent = (
+            rgb(hue, rng.uniform(0.65, 0.95), rng.uniform(0.6, 0.95)),
+            rgb(hue + rng.uniform(0.2, 0.8), 0.75, 0.7),
+        )
         colours = {"main": main, "accent": accent}
     else:
         traits = PEOPLE[str(scene.identity)]

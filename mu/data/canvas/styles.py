@@ -120,7 +120,9 @@ def _watercolor(layers: Layers, colours: Colours, rng: np.random.Generator) -> A
 def _blueprint(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array:
     ground = np.array([0.08, 0.24, 0.58], dtype=np.float32) * rng.uniform(0.9, 1.1)
     lines = np.minimum(np.abs((X + 8) % 16 - 8), np.abs((Y + 8) % 16 - 8))
-    image = over(np.broadcast_to(ground, (SIZE, SIZE, 3)), np.float32(0.6), 0.45 * np.clip(1.5 - lines, 0, 1)[..., None])
+    image = over(
+        np.broadcast_to(ground, (SIZE, SIZE, 3)), np.float32(0.6), 0.45 * np.clip(1.5 - lines, 0, 1)[..., None]
+    )
     for distance, role in layers:
         image = over(image, ground * (0.85 if role != "dark" else 2.2), coverage(distance) * 0.85)
         image = over(image, np.float32(0.95), np.clip(1.5 - np.abs(distance), 0, 1)[..., None])

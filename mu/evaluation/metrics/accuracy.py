@@ -52,7 +52,9 @@ def hits(logits: Tensor, targets: Tensor, k: int = 1) -> Tensor:
 def _checked(logits: Tensor, targets: Tensor, k: int) -> Tensor:
     """`hits` in float64."""
     if logits.ndim != 2 or targets.shape != logits.shape[:1] or not len(targets):
-        raise DataError(f"logits (n, c) and targets (n,) are needed, not {tuple(logits.shape)} and {tuple(targets.shape)}")
+        raise DataError(
+            f"logits (n, c) and targets (n,) are needed, not {tuple(logits.shape)} and {tuple(targets.shape)}"
+        )
     if targets.is_floating_point() or targets.min() < 0 or targets.max() >= logits.shape[1]:
         raise DataError(f"targets must be whole numbers in 0 .. {logits.shape[1] - 1}")
     if not 1 <= k <= logits.shape[1]:

@@ -27,12 +27,15 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     (Means 1 and 7, variances 2 and 8: 36 + (sqrt 8 - sqrt 2)^2.)
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise DataError(f"features (n, d) and (m, d) with n, m > 1 are needed, not {tuple(a.shape)} and {tuple(b.shape)}")
+        raise DataError(
+            f"features (n, d) and (m, d) with n, m > 1 are needed, not {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     if not (a.isfinite().all() and b.isfinite().all()):
         raise DataError("features hold NaN or infinity: check the network and its input")
     mean_a, root_a = _moments(a)
     mean_b, root_b = _moments(b)
-    # With S = R^T R the eigenvalues of S_a S_b are the squared singular values of R_a R_b^T. Computed directly they keep
+    # With S = R^T R the eigenvalues of S_a S_b are the squared singular values of R_a R_b^T. Computed directly they
+    # keep
     # all digits; the usual matrix root of S_a S_b loses half of them if S is singular, as for n <= d.
     shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
     distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * shared

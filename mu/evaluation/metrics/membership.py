@@ -43,7 +43,9 @@ def membership_inference(
     """
     n = min(len(members), len(others))
     if n < SMALLEST:
-        raise DataError(f"membership inference needs {SMALLEST} pairs of each kind, not {len(members)} and {len(others)}")
+        raise DataError(
+            f"membership inference needs {SMALLEST} pairs of each kind, not {len(members)} and {len(others)}"
+        )
     if not np.isfinite([*members, *others]).all():
         raise DataError("scores hold NaN or infinity: check the model and its input")
     try:

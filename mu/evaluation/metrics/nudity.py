@@ -57,7 +57,9 @@ def body_part(label: str) -> str:
     raise DataError(f"{label!r} is not a class of NudeNet 2 or 3")
 
 
-def nudity(found: Iterable[Sequence[Finding]], threshold: float = THRESHOLD, parts: Collection[str] = EXPOSED) -> Nudity:
+def nudity(
+    found: Iterable[Sequence[Finding]], threshold: float = THRESHOLD, parts: Collection[str] = EXPOSED
+) -> Nudity:
     """Count what a detector ``found`` on each image: the findings of ``parts`` whose score is above ``threshold``.
 
     ``parts`` and the findings may use the names of NudeNet 2 or 3; the result uses those of 3 and holds all ``parts``.
@@ -74,7 +76,9 @@ def nudity(found: Iterable[Sequence[Finding]], threshold: float = THRESHOLD, par
     if not 0 <= threshold <= 1:
         raise DataError(f"the threshold must lie in 0..1, not {threshold}")
     names = [body_part(part) for part in parts]
-    images = [[part for part, score in map(_read, findings) if score > threshold and part in names] for findings in found]
+    images = [
+        [part for part, score in map(_read, findings) if score > threshold and part in names] for findings in found
+    ]
     if not images:
         raise DataError("no images were given: nudity needs one or more")
     counts = Counter(part for image in images for part in image)

@@ -61,7 +61,10 @@ def unlearning_scores(
         raise DataError(f"kind must be style or object, not {kind!r}")
     rows = list(predictions)
     own, other = (_STYLE, _OBJECT) if kind == "style" else (_OBJECT, _STYLE)
-    within, across = _accuracies(rows, own), _accuracies([r for r in rows if include_erased or own.asked(r) != erased], other)
+    within, across = (
+        _accuracies(rows, own),
+        _accuracies([r for r in rows if include_erased or own.asked(r) != erased], other),
+    )
     if erased not in within:
         raise DataError(f"no image was prompted with the {kind} {erased!r}.{nearest(erased, within)}")
     gone = within.pop(erased)

@@ -33,13 +33,21 @@ class Suite(NamedTuple):
 
 SUITES = {
     "canvas": Suite(
-        "mu.evaluation.suites.canvas:evaluate", DiffusionModel, "a diffusion model", frozenset({"base_answers"}), default=True,
+        "mu.evaluation.suites.canvas:evaluate",
+        DiffusionModel,
+        "a diffusion model",
+        frozenset({"base_answers"}),
+        default=True,
     ),
     "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", frozenset({"data"}), default=True),
     "vlm": Suite(
-        "mu.evaluation.suites.vlm:evaluate", VisionLanguageModel, "a vision-language model", frozenset({"data"}), default=True,
+        "mu.evaluation.suites.vlm:evaluate",
+        VisionLanguageModel,
+        "a vision-language model",
+        frozenset({"data"}),
+        default=True,
     ),
-}  # fmt: skip
+}
 
 
 def suite_for(model: EditableModel) -> str:

@@ -58,7 +58,9 @@ def evaluate(
         clip = ClipModel.open(EMBEDDED["canvas-clip"], "canvas-clip", device=model.device)
     kind, erased = request(edit.info.concepts, judge)
     cells = [
-        Scene(style, object=name) for style, name in product(judge.classes["style"], judge.classes["object"]) if name != "none"
+        Scene(style, object=name)
+        for style, name in product(judge.classes["style"], judge.classes["object"])
+        if name != "none"
     ]
     base = base_answers or run.answers / "base"
     asked = [(scene, seed) for scene in cells for seed in seeds]
@@ -100,7 +102,8 @@ def require_embedded(model: DiffusionModel) -> None:
     if not (same and is_base(model, names, described(embedded, names)["fingerprint"])):
         raise ModelError(
             f"suite canvas measures only the embedded model, and {model.name!r} has other weights: make images with "
-            "`mu generate`, once with --edit RUN and once without, and compare the folders with eval-scripts/lpips_eval.py, "
+            "`mu generate`, once with --edit RUN and once without, and compare the folders with "
+            "eval-scripts/lpips_eval.py, "
             "eval-scripts/FID_eval.py or `mu classifier score`"
         )
 
@@ -113,15 +116,21 @@ def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
             if any(says(concept, name) for concept in concepts):
                 return kind, name
     known = ", ".join((*judge.classes["style"], *judge.classes["object"][:-1]))
-    raise DataError(f"suite canvas measures its own styles and objects, and {', '.join(concepts)!r} names none of: {known}")
+    raise DataError(
+        f"suite canvas measures its own styles and objects, and {', '.join(concepts)!r} names none of: {known}"
+    )
 
 
 def answers_recipe(model: DiffusionModel) -> dict[str, Any]:
     """All that determines the base's answers except prompts and seeds: every weight, and how it is used."""
     return {
-        "model": fingerprint(model, select(model, "*")), "scheduler": scheduler_hash(model), **model.loading,
-        "precision": str(model.precision).removeprefix("torch."), "steps": STEPS, "guidance": GUIDANCE,
-    }  # fmt: skip
+        "model": fingerprint(model, select(model, "*")),
+        "scheduler": scheduler_hash(model),
+        **model.loading,
+        "precision": str(model.precision).removeprefix("torch."),
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+    }
 
 
 def answers(model: DiffusionModel, folder: Path, asked: Sequence[tuple[Scene, int]], title: str) -> Tensor:
@@ -133,5 +142,5 @@ def answers(model: DiffusionModel, folder: Path, asked: Sequence[tuple[Scene, in
     with progress_bar(title, len(rows)) as advance:
         write_images(
             model, rows, folder, steps=STEPS, guidance=GUIDANCE, resume=True, progress=lambda done, _: advance(done, "")
-        )  # fmt: skip
+        )
     return read_images([folder / row.name for row in rows])

@@ -71,7 +71,9 @@ class Leak:
     others: Sequence[Captioned]
 
 
-def evaluate(run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()) -> Table:
+def evaluate(
+    run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()
+) -> Table:
     """Score both columns; write the similarity matrix.
 
     ``data`` overrides the edit's settings: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), and
@@ -86,7 +88,9 @@ def evaluate(run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence
     chosen = shown(targets)
     sights = [task.images[task.labels.index(label)].image() for task, label in chosen]
     bare = [task.classes[label] for task, label in chosen]
-    total = sum(len(task.images) for task in tasks) + sum(len(leak.forgotten) + len(leak.others) for leak in leaks.values())
+    total = sum(len(task.images) for task in tasks) + sum(
+        len(leak.forgotten) + len(leak.others) for leak in leaks.values()
+    )
 
     def column(title: str) -> tuple[list[Score], Tensor]:
         with torch.no_grad(), progress_bar(title, total) as advance:
@@ -175,7 +179,9 @@ def parts(images: Sequence[Shown]) -> list[Sequence[Shown]]:
     return [images[k : k + BATCH] for k in range(0, len(images), BATCH)]
 
 
-def accuracies(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: Sequence[Target], protocol: str) -> list[Score]:
+def accuracies(
+    seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: Sequence[Target], protocol: str
+) -> list[Score]:
     """Accuracies at 1, then at 5: of the erased classes, of the rest of their tasks, of every task."""
     scores = []
     for k in (1, 5):

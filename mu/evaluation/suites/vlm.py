@@ -64,7 +64,9 @@ def evaluate(
     if tasks:
         concepts = edit.info.concepts if not files else ()
         items += task_items(report_tasks(tasks, PER_CLASS, seeds, concepts), concepts)
-    protocol = f"{PROTOCOL}, {' and '.join(Path(name).name if name in files else in_protocol(name, edit) for name in names)}"
+    protocol = (
+        f"{PROTOCOL}, {' and '.join(Path(name).name if name in files else in_protocol(name, edit) for name in names)}"
+    )
     before = column(model, items, edit.info.concepts, protocol, "base")
     with edit.applied(model):
         return {"base": before, "edited": column(model, items, edit.info.concepts, protocol, "edited")}
@@ -101,7 +103,8 @@ def read_questions(path: Path | str) -> list[Item]:
         raise DataError(f"{path} cannot be read ({error})") from None
     if missing or not rows:
         raise DataError(
-            f"{path} has no {'rows' if not missing else f'column {sorted(missing)[0]!r}'}: its columns are {', '.join(COLUMNS)}"
+            f"{path} has no {'rows' if not missing else f'column {sorted(missing)[0]!r}'}: its columns are "
+            f"{', '.join(COLUMNS)}"
         )
     home, items = path.parent.resolve(), []
     for number, row in enumerate(rows, start=2):
@@ -122,7 +125,9 @@ def column(
     with progress_bar(title, len(items)) as advance:
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
-            told += model.answer([item.image.image() for item in part], [item.question for item in part], batch_size=BATCH)
+            told += model.answer(
+                [item.image.image() for item in part], [item.question for item in part], batch_size=BATCH
+            )
             advance(len(told), "")
     return answer_scores(items, told, concepts, protocol)
 
@@ -164,4 +169,4 @@ def answer_scores(items: Sequence[Item], told: Sequence[str], concepts: Sequence
             "other questions, forgotten pictures",
             lambda item, _: other(item, _) if item.shows in forgotten else None,
         ),
-    ]  # fmt: skip
+    ]

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetForImageClassification,
-)  # fmt: skip
+)
 
 from mu.data import canvas as world
 
@@ -79,36 +79,65 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Text tower (width 192) and vision tower (width 128, patch 8) of about 3 M parameters."""
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "num_hidden_layers": 3,
-        "num_attention_heads": 6, "max_position_embeddings": PROMPT_TOKENS, "projection_dim": EMBEDDING_WIDTH, **special,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "max_position_embeddings": PROMPT_TOKENS,
+        "projection_dim": EMBEDDING_WIDTH,
+        **special,
+    }
     vision = {
-        "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "image_size": world.SIZE, "patch_size": 8, "projection_dim": EMBEDDING_WIDTH,
-    }  # fmt: skip
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": world.SIZE,
+        "patch_size": 8,
+        "projection_dim": EMBEDDING_WIDTH,
+    }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING_WIDTH))
 
 
 def new_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(
-        sample_size=world.SIZE, block_out_channels=(16, 32, 64, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, mid_block_add_attention=False,
-    )  # fmt: skip
+        sample_size=world.SIZE,
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        mid_block_add_attention=False,
+    )
 
 
 def new_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=world.SIZE // 8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(64, 128),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, norm_num_groups=16,
-    )  # fmt: skip
+        sample_size=world.SIZE // 8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
 
 
 def new_scheduler() -> DDIMScheduler:
     """The noise schedule of Stable Diffusion 1.x."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 def new_chat_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -138,9 +167,13 @@ def new_vision_language(clip: CLIPConfig, tokenizer: PreTrainedTokenizerFast) ->
     )  # fmt: skip
     patches = (clip.vision_config.image_size // clip.vision_config.patch_size) ** 2
     config = LlavaConfig(
-        vision_config=clip.vision_config, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=patches + 1, vision_feature_layer=-1, vision_feature_select_strategy="full",
-    )  # fmt: skip
+        vision_config=clip.vision_config,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=patches + 1,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
     return LlavaForConditionalGeneration(config)
 
 
@@ -153,7 +186,12 @@ def judge_labels() -> list[str]:
 def new_judge() -> ResNetForImageClassification:
     labels = judge_labels()
     config = ResNetConfig(
-        embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", num_labels=len(labels),
-        id2label=dict(enumerate(labels)), label2id={label: k for k, label in enumerate(labels)},
-    )  # fmt: skip
+        embedding_size=32,
+        hidden_sizes=[32, 64, 128],
+        depths=[1, 1, 1],
+        layer_type="basic",
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: k for k, label in enumerate(labels)},
+    )
     return ResNetForImageClassification(config)

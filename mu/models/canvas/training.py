@@ -76,7 +76,9 @@ class Workshop:
     ) -> None:
         """Train with AdamW, a one-cycle learning rate and checkpoints; an interruption loses less than half an hour."""
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=self.steps[stage] + 1, pct_start=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, rate, total_steps=self.steps[stage] + 1, pct_start=0.1
+        )
         more.setdefault("state", {"model": model})
         train(
             step, optimizer, self.steps[stage], generator=generator, schedule=schedule, max_grad_norm=1.0,
@@ -152,7 +154,7 @@ def _judge(shop: Workshop) -> None:
     model.eval().half().save_pretrained(folder)
     CLIPImageProcessorPil(
         size={"shortest_edge": world.SIZE}, crop_size=world.SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
 
 
 def judge_targets(scenes: list[Scene], label2id: dict[str, int]) -> Tensor:
@@ -160,7 +162,11 @@ def judge_targets(scenes: list[Scene], label2id: dict[str, int]) -> Tensor:
     spans = heads({k: label for label, k in label2id.items()})
     rows = []
     for scene in scenes:
-        told = {"style": scene.style or world.STYLES[0], "object": scene.object or "none", "identity": scene.identity or "none"}
+        told = {
+            "style": scene.style or world.STYLES[0],
+            "object": scene.object or "none",
+            "identity": scene.identity or "none",
+        }
         rows.append([label2id[f"{head}/{told[head]}"] - span.start for head, span in spans.items()])
     return torch.tensor(rows)
 
@@ -192,7 +198,7 @@ def _clip(shop: Workshop) -> None:
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(
         size={"shortest_edge": world.SIZE}, crop_size=world.SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
 
 
 class CaptionBook:
@@ -215,7 +221,9 @@ class CaptionBook:
         self.tokens = tokenizer(self.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         codes: dict[str | None, int] = {None: 0}
         self._told = torch.tensor([[codes.setdefault(fact, len(codes)) for fact in facts] for facts in told])
-        self._true = torch.tensor([[codes.setdefault(fact, len(codes)) for fact in _facts(scene, "soipw")] for scene in scenes])
+        self._true = torch.tensor(
+            [[codes.setdefault(fact, len(codes)) for fact in _facts(scene, "soipw")] for scene in scenes]
+        )
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """A random caption (index) for each scene."""
@@ -262,7 +270,9 @@ def _autoencoder(shop: Workshop) -> None:
 
 @torch.no_grad()
 def _latents(autoencoder: AutoencoderKL, shop: Workshop, rows: Tensor) -> Tensor:
-    return torch.cat([autoencoder.encode(shop.images.batch(part, shop.device)).latent_dist.mean for part in rows.split(100)])
+    return torch.cat(
+        [autoencoder.encode(shop.images.batch(part, shop.device)).latent_dist.mean for part in rows.split(100)]
+    )
 
 
 def _unet(shop: Workshop) -> None:
@@ -295,9 +305,14 @@ def _unet(shop: Workshop) -> None:
 
     model.train()
     shop.run(
-        "unet", model, step, generator, 1e-3,
-        state={"model": model, "average": averaged}, after_step=lambda i: averaged.update_parameters(model),
-    )  # fmt: skip
+        "unet",
+        model,
+        step,
+        generator,
+        1e-3,
+        state={"model": model, "average": averaged},
+        after_step=lambda i: averaged.update_parameters(model),
+    )
     unet = averaged.module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # not in torch's stub
     text_encoder = CLIPTextModel(clip.config.text_config)
     text_encoder.load_state_dict(clip.text_model.state_dict())
@@ -314,14 +329,18 @@ def _vlm(shop: Workshop) -> None:
     clip = CLIPModel.from_pretrained(shop.out / "clip", dtype=torch.float32)
     scenes, generator = shop.images.scenes, shop.generator("vlm")
     asked = [(attribute, question) for attribute, texts in QUESTIONS.items() for question in texts]
-    answers = {world.answer(scene, attribute) for scene in world.every_scene() if scene.style for attribute in QUESTIONS}
+    answers = {
+        world.answer(scene, attribute) for scene in world.every_scene() if scene.style for attribute in QUESTIONS
+    }
     texts = sorted(PROMPT.format(question) + " " + answer for _, question in asked for answer in answers)
     tokenizer = architecture.new_chat_tokenizer(texts)
     model = architecture.new_vision_language(clip.config, tokenizer).to(shop.device)
     model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
     model.model.vision_tower.requires_grad_(False)
     image = "<image>" * model.config.image_seq_length
-    prompts = {q: tokenizer(tokenizer.bos_token + PROMPT.format(q).replace("<image>", image)).input_ids for _, q in asked}
+    prompts = {
+        q: tokenizer(tokenizer.bos_token + PROMPT.format(q).replace("<image>", image)).input_ids for _, q in asked
+    }
     ends = {answer: tokenizer(f" {answer}{tokenizer.eos_token}").input_ids for answer in answers}
     rows_with_style = torch.tensor([k for k, scene in enumerate(scenes) if scene.style])
 
@@ -329,7 +348,9 @@ def _vlm(shop: Workshop) -> None:
         rows = rows_with_style[torch.randint(len(rows_with_style), (48,), generator=generator)]
         drawn = [asked[int(k)] for k in torch.randint(len(asked), (len(rows),), generator=generator)]
         heads = [prompts[question] for _, question in drawn]
-        tails = [ends[world.answer(scenes[int(row)], attribute)] for row, (attribute, _) in zip(rows, drawn, strict=True)]
+        tails = [
+            ends[world.answer(scenes[int(row)], attribute)] for row, (attribute, _) in zip(rows, drawn, strict=True)
+        ]
         longest = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
         ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
         labels = torch.full_like(ids, -100)

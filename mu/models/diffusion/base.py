@@ -49,8 +49,10 @@ class DiffusionModel(ABC):
         self._forward: Callable[..., Any] = self.backbone
         self.text = self.text_encoders(pipeline)
         self.components: dict[str, nn.Module] = {
-            self.backbone_name: self.backbone, "vae": self.vae, **{text.component: text.module for text in self.text}
-        }  # fmt: skip
+            self.backbone_name: self.backbone,
+            "vae": self.vae,
+            **{text.component: text.module for text in self.text},
+        }
         for part, module in self.components.items():
             module.requires_grad_(False).eval()
             if placed:
@@ -244,7 +246,9 @@ class DiffusionModel(ABC):
             pixels = self.vae.decode((latents / scale + mean).to(self.vae.dtype)).sample.float()
             return (pixels / 2 + 0.5).clamp(0, 1)
 
-    def encode_images(self, images: Tensor, generator: torch.Generator | None = None, *, gradients: bool = False) -> Tensor:
+    def encode_images(
+        self, images: Tensor, generator: torch.Generator | None = None, *, gradients: bool = False
+    ) -> Tensor:
         """Encode images (b, 3, H, W) in 0..1 to latents (b, c, h, w); without ``generator``, the posterior mean."""
         with torch.set_grad_enabled(gradients):
             posterior = self.vae.encode(images.to(self.device, self.vae.dtype) * 2 - 1).latent_dist

@@ -42,9 +42,14 @@ def check_family(kind: Any, name: str) -> None:
 
 
 def face(
-    pipeline: Any, name: str, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32, clip_skip: int = 1,
-    *, placed: bool = True,
-) -> DiffusionModel:  # fmt: skip
+    pipeline: Any,
+    name: str,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
+    clip_skip: int = 1,
+    *,
+    placed: bool = True,
+) -> DiffusionModel:
     """Wrap ``pipeline`` in its family's `DiffusionModel`. Raises `ModelError` if mu cannot run it correctly."""
     kind = type(pipeline).__name__
     check_family(kind, name)
@@ -63,20 +68,26 @@ def _check(pipeline: Any, backbone_name: str, name: str) -> None:
     config, vae = getattr(pipeline, backbone_name).config, pipeline.vae.config
     for setting, need in UNUSUAL_INPUTS.items():
         if config.get(setting) is not None:
-            raise ModelError(f"the {backbone_name} of {name!r} needs {need} ({setting}), which mu lacks: name another model")
+            raise ModelError(
+                f"the {backbone_name} of {name!r} needs {need} ({setting}), which mu lacks: name another model"
+            )
     if config.get("addition_embed_type") not in (None, "text_time"):
         raise ModelError(
-            f"the {backbone_name} of {name!r} needs {config.addition_embed_type} (addition_embed_type): name another model"
+            f"the {backbone_name} of {name!r} needs {config.addition_embed_type} (addition_embed_type): "
+            "name another model"
         )
     if config.in_channels != vae.latent_channels:
         raise ModelError(
-            f"the {backbone_name} of {name!r} takes {config.in_channels} channels, and latents have {vae.latent_channels}: "
+            f"the {backbone_name} of {name!r} takes {config.in_channels} channels, and latents have "
+            f"{vae.latent_channels}: "
             "it needs an image or a mask in addition to the prompt (inpainting, InstructPix2Pix, upscaling); "
             "name a text-to-image model"
         )
     predicts = pipeline.scheduler.config.get("prediction_type", "epsilon")
     if predicts not in PREDICTIONS:
-        raise ModelError(f"{name!r} predicts {predicts} (prediction_type of its scheduler): mu knows {', '.join(PREDICTIONS)}")
+        raise ModelError(
+            f"{name!r} predicts {predicts} (prediction_type of its scheduler): mu knows {', '.join(PREDICTIONS)}"
+        )
     for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
         text, what = getattr(pipeline, encoder).config, f"the {tokenizer} of {name!r}"
         check_vocabulary(getattr(pipeline, tokenizer), text.vocab_size, what)

@@ -27,18 +27,29 @@ def training_scheduler(name: str) -> Any:
         raise ConfigError(f"unknown noise scheduler {name!r}.{nearest(name, TRAINING_SCHEDULERS)}")
     kind, options = TRAINING_SCHEDULERS[name]
     try:
-        return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, **options)
+        return kind(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, **options
+        )
     except ImportError:  # diffusers integrates LMS's coefficients with scipy
-        raise ConfigError(f"noise scheduler {name!r} needs the package scipy: pip install scipy, or choose ddim") from None
+        raise ConfigError(
+            f"noise scheduler {name!r} needs the package scipy: pip install scipy, or choose ddim"
+        ) from None
 
 
 def learning_rate_schedule(
-    name: str, optimizer: torch.optim.Optimizer, iterations: int, *, warmup: int = 0, cycles: int = 1, power: float = 1.0,
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    iterations: int,
+    *,
+    warmup: int = 0,
+    cycles: int = 1,
+    power: float = 1.0,
     options: Mapping[str, Any] | None = None,
-) -> torch.optim.lr_scheduler.LRScheduler:  # fmt: skip
+) -> torch.optim.lr_scheduler.LRScheduler:
     """Make a schedule by name: any of diffusers, ``one_cycle`` (torch) or ``adafactor:<lr>`` (transformers).
 
-    ``cosine_with_restarts`` at step i >= W = ``warmup``: lr * max(0, (1 + cos(pi * frac(cycles (i - W) / (T - W)))) / 2).
+    ``cosine_with_restarts`` at step i >= W = ``warmup``: lr * max(0, (1 + cos(pi * frac(cycles (i - W) / (T - W)))) /
+    2).
     """
     if name == "one_cycle":
         rate, share = optimizer.param_groups[0]["lr"], min(max(warmup, 1) / iterations, 0.9)

@@ -206,7 +206,11 @@ class _Archive:
             raise ValueError(
                 f"storage {storage.key} has {len(content)} bytes, not {storage.elements} {storage.dtype} as stated"
             )
-        return torch.frombuffer(bytearray(content), dtype=storage.dtype) if content else torch.empty(0, dtype=storage.dtype)
+        return (
+            torch.frombuffer(bytearray(content), dtype=storage.dtype)
+            if content
+            else torch.empty(0, dtype=storage.dtype)
+        )
 
     def _member(self, name: str) -> bytes:
         return self.archive.read(self._info(name))
@@ -222,4 +226,6 @@ def _entries(content: Any) -> Iterator[tuple[str, _Strided]]:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if isinstance(content, dict):
-        yield from ((name, found) for name, found in content.items() if isinstance(name, str) and isinstance(found, _Strided))
+        yield from (
+            (name, found) for name, found in content.items() if isinstance(name, str) and isinstance(found, _Strided)
+        )

@@ -55,7 +55,9 @@ def component_names(family: str, component: str, config: Mapping[str, Any]) -> d
     if component == "text_encoder" and family != "sd2":
         return {name: (CLIP_XL if family == "sdxl" else CLIP) + name.removeprefix("text_model.") for name in own}
     full = {name if name.startswith("text_") else f"text_encoder.{name}": name for name in own}
-    return {full[name]: (OPEN_CLIP_XL if family == "sdxl" else OPEN_CLIP) + key for name, key in open_clip_map(full).items()}
+    return {
+        full[name]: (OPEN_CLIP_XL if family == "sdxl" else OPEN_CLIP) + key for name, key in open_clip_map(full).items()
+    }
 
 
 def kohya_module_names(config: Mapping[str, Any]) -> dict[str, str]:

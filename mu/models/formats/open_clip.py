@@ -59,7 +59,11 @@ log = logging.getLogger("mu")
 
 
 def from_tag(
-    name: str, *, compat_gelu: str | None = None, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
+    name: str,
+    *,
+    compat_gelu: str | None = None,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
 ) -> ClipModel:
     """Load ``open_clip:ARCH/TAG`` from open_clip's cache or the network.
 
@@ -94,9 +98,13 @@ def from_tag(
 
 
 def from_folder(
-    folder: Path, name: str, *, compat_gelu: str | None = None, device: torch.device | str = "cpu",
+    folder: Path,
+    name: str,
+    *,
+    compat_gelu: str | None = None,
+    device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,
-) -> ClipModel:  # fmt: skip
+) -> ClipModel:
     """Load a folder with ``open_clip_config.json`` and weights, as open_clip writes it for the hub."""
     config = _read_config(folder)
     weights = next((folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).exists()), None)
@@ -108,9 +116,14 @@ def from_folder(
 
 
 def from_file(
-    path: Path, tensors: Mapping[str, Tensor], name: str, *, compat_gelu: str | None = None,
-    device: torch.device | str = "cpu", precision: torch.dtype = torch.float32,
-) -> ClipModel:  # fmt: skip
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    name: str,
+    *,
+    compat_gelu: str | None = None,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
+) -> ClipModel:
     """Load a state dict, the ``tensors`` of the file at ``path``, as open_clip publishes it or writes it in training.
 
     The file does not state the activation. One warning is logged if neither ``compat_gelu`` nor the file's name does.
@@ -121,8 +134,9 @@ def from_file(
     if not quick and compat_gelu is None:
         log.warning(
             "%s does not state its activation: GELU is assumed; OpenAI's models and '-quickgelu' ones need "
-            "compat_gelu='quick_gelu'", path,
-        )  # fmt: skip
+            "compat_gelu='quick_gelu'",
+            path,
+        )
     return _opened(tensors, [path.parent], {"model_cfg": {"quick_gelu": quick}}, name, compat_gelu, device, precision)
 
 
@@ -178,7 +192,9 @@ def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_a
 
     def shape(key: str, dimensions: int) -> tuple[int, ...]:
         if key not in tensors or tensors[key].dim() != dimensions or not tensors[key].numel():
-            raise ModelError(f"the tensor {key} of {dimensions} dimensions is missing: this is not a complete CLIP with a ViT")
+            raise ModelError(
+                f"the tensor {key} of {dimensions} dimensions is missing: this is not a complete CLIP with a ViT"
+            )
         return tuple(tensors[key].shape)
 
     def tower(prefix: str, width: int, heads: Any) -> dict[str, Any]:
@@ -188,7 +204,9 @@ def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_a
         return {
             "hidden_size": width,
             "intermediate_size": shape(f"{blocks}0.mlp.c_fc.weight", 2)[0],
-            "num_hidden_layers": len({key.removeprefix(blocks).split(".")[0] for key in tensors if key.startswith(blocks)}),
+            "num_hidden_layers": len(
+                {key.removeprefix(blocks).split(".")[0] for key in tensors if key.startswith(blocks)}
+            ),
             "num_attention_heads": heads,
             "hidden_act": hidden_act,
             "projection_dim": embedding,
@@ -215,15 +233,22 @@ def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_a
 
 
 def _opened(
-    tensors: Mapping[str, Tensor], places: Sequence[Path], config: Config, name: str, compat_gelu: str | None,
-    device: torch.device | str, precision: torch.dtype,
-) -> ClipModel:  # fmt: skip
+    tensors: Mapping[str, Tensor],
+    places: Sequence[Path],
+    config: Config,
+    name: str,
+    compat_gelu: str | None,
+    device: torch.device | str,
+    precision: torch.dtype,
+) -> ClipModel:
     tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     for part, kind in _OTHER_KINDS.items():
         if any(key.startswith(part) for key in tensors):
             raise ModelError(f"{name!r} has {kind}: {_READS}")
     try:
-        described = _transformers_config(tensors, config, compat_gelu or GELUS[bool(config["model_cfg"].get("quick_gelu"))])
+        described = _transformers_config(
+            tensors, config, compat_gelu or GELUS[bool(config["model_cfg"].get("quick_gelu"))]
+        )
         # Not open_clip's "!": as a special token it would be removed from texts. Padding after the end is not read.
         tokenizer = find_tokenizer(places, ".", described["text_config"], pad=END)
         if len(tokenizer) != described["text_config"]["vocab_size"]:

@@ -16,12 +16,15 @@ _LAYER = {
     **{
         f"{own}.{kind}": f"{other}.{kind}"
         for own, other in {
-            "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
-            "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+            "self_attn.out_proj": "attn.out_proj",
+            "layer_norm1": "ln_1",
+            "layer_norm2": "ln_2",
+            "mlp.fc1": "mlp.c_fc",
+            "mlp.fc2": "mlp.c_proj",
         }.items()
         for kind in ("weight", "bias")
     },
-}  # fmt: skip
+}
 _LAYERS = {
     "text_encoder.encoder.layers.": "transformer.resblocks.",
     "vision_model.encoder.layers.": "visual.transformer.resblocks.",

@@ -38,7 +38,9 @@ def pack(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, T
     return {key: torch.cat(found) if len(found) > 1 else found[0].contiguous() for key, found in parts.items()}
 
 
-def unpack(checkpoint: Mapping[str, Tensor], names: Mapping[str, str], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def unpack(
+    checkpoint: Mapping[str, Tensor], names: Mapping[str, str], shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
     """Invert `pack`: take the tensors in ``names`` out of ``checkpoint``, in ``shapes``; others are ignored.
 
     Raises `ModelError` for missing tensors and for other shapes.

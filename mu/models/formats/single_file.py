@@ -202,7 +202,9 @@ def _take(
 
 def _surplus(tensors: Mapping[str, Tensor], text_config: Mapping[str, Any]) -> list[str]:
     """Unused tensors under the prefix of a component, except those that pipelines are known not to read."""
-    last = f"{compvis.OPEN_CLIP}transformer.resblocks.{text_config.get('num_hidden_layers')}."  # never evaluated in SD 2.x
+    last = (
+        f"{compvis.OPEN_CLIP}transformer.resblocks.{text_config.get('num_hidden_layers')}."  # never evaluated in SD 2.x
+    )
     return [
         name
         for name in tensors
@@ -239,7 +241,9 @@ def _cached(pad: str, model_max_length: int) -> CLIPTokenizer | None:
 
 def _holds_tokenizer(folder: Path) -> bool:
     """True if ``folder`` has a vocabulary. Without one, transformers silently makes an empty tokenizer."""
-    return (folder / "tokenizer.json").exists() or ((folder / "vocab.json").exists() and (folder / "merges.txt").exists())
+    return (folder / "tokenizer.json").exists() or (
+        (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
+    )
 
 
 def _opened(folder: Path, **options: Any) -> CLIPTokenizer:

@@ -31,14 +31,20 @@ def sides(corners: list[tuple[float, float]]) -> list[tuple[tuple[float, float],
 @pytest.mark.parametrize(
     ("field", "outline", "inside"),
     [
-        (circle(X, Y, 30, 33, 18), np.stack([30 + 18 * np.cos(ROUND), 33 + 18 * np.sin(ROUND)], axis=1), np.hypot(X - 30, Y - 33) < 18),
+        (
+            circle(X, Y, 30, 33, 18),
+            np.stack([30 + 18 * np.cos(ROUND), 33 + 18 * np.sin(ROUND)], axis=1),
+            np.hypot(X - 30, Y - 33) < 18,
+        ),
         (box(X, Y, 32, 30, 18, 9), along(CORNERS), left_of_all(CORNERS)),
         (polygon(X, Y, TRIANGLE), along(TRIANGLE), left_of_all(TRIANGLE)),
         (polygon(X, Y, TRIANGLE[::-1]), along(TRIANGLE), left_of_all(TRIANGLE)),
     ],
     ids=["circle", "box", "polygon", "the other way round"],
-)  # fmt: skip
-def test_a_field_is_the_distance_to_its_outline_and_negative_inside(field: Array, outline: Array, inside: Array) -> None:
+)
+def test_a_field_is_the_distance_to_its_outline_and_negative_inside(
+    field: Array, outline: Array, inside: Array
+) -> None:
     field, inside, x, y = (each[COARSE, COARSE].ravel() for each in (field, inside, X, Y))
     nearest = np.hypot(x[:, None] - outline[:, 0], y[:, None] - outline[:, 1]).min(axis=1)
     assert np.allclose(field, np.where(inside, -nearest, nearest), atol=0.02)

@@ -8,7 +8,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mu.data.canvas import IDENTITIES, OBJECTS, SIZE, STYLES, WATERMARK_PROMPT, Scene, every_scene, images, render, watermark
+from mu.data.canvas import (
+    IDENTITIES,
+    OBJECTS,
+    SIZE,
+    STYLES,
+    WATERMARK_PROMPT,
+    Scene,
+    every_scene,
+    images,
+    render,
+    watermark,
+)
 
 SCENES = every_scene()
 
@@ -38,7 +49,9 @@ def test_every_scene_renders_and_shows_something():
         assert image.std() > 8, f"{scene} is nearly blank"
 
 
-@pytest.mark.parametrize("scene", [Scene(style, object="fish") for style in STYLES] + [Scene("photo", identity="Ada Stone")])
+@pytest.mark.parametrize(
+    "scene", [Scene(style, object="fish") for style in STYLES] + [Scene("photo", identity="Ada Stone")]
+)
 def test_a_seed_gives_one_image_and_another_seed_another(scene: Scene):
     assert np.array_equal(render(scene, 3), render(scene, 3))
     assert _difference(render(scene, 3), render(scene, 4)) > 2

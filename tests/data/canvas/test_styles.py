@@ -22,7 +22,11 @@ def _statistics(seeds: range, coarse: bool) -> tuple[np.ndarray, np.ndarray]:
     features, labels = [], []
     for label, style in enumerate(STYLES):
         for seed in seeds:
-            who = {"object": OBJECTS[seed % len(OBJECTS)]} if seed % 2 else {"identity": IDENTITIES[seed % len(IDENTITIES)]}
+            who = (
+                {"object": OBJECTS[seed % len(OBJECTS)]}
+                if seed % 2
+                else {"identity": IDENTITIES[seed % len(IDENTITIES)]}
+            )
             image = render(Scene(style, **who), seed) / 255
             if coarse:
                 image = image.reshape(SIZE // 4, 4, SIZE // 4, 4, 3).mean(axis=(1, 3))

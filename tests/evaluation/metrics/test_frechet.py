@@ -64,7 +64,8 @@ def test_laws_of_a_distance():
 
 
 def test_exact_where_the_covariances_are_singular():
-    """Fewer rows than features, as in a small run. The control: roots of the eigenvalues of S S lose half the digits here."""
+    """Fewer rows than features, as in a small run. The control: roots of the eigenvalues of S S lose half the digits
+    here."""
     a = normal(20, 64, 0)
     covariance = torch.cov(a.T)
     roots = torch.linalg.eigvals(covariance @ covariance).sqrt().real.sum()
@@ -77,7 +78,9 @@ def test_exact_where_the_covariances_are_singular():
 
 def test_small_samples_of_one_distribution_are_apart_like_1_over_n():
     """The caveat of the docstring, as a number."""
-    apart = [sum(frechet_distance(normal(n, 4, k), normal(n, 4, 100 + k)) for k in range(30)) / 30 for n in (25, 100, 400)]
+    apart = [
+        sum(frechet_distance(normal(n, 4, k), normal(n, 4, 100 + k)) for k in range(30)) / 30 for n in (25, 100, 400)
+    ]
     assert apart[0] > 0.1
     assert apart[0] / apart[1] == pytest.approx(4, rel=0.35) and apart[1] / apart[2] == pytest.approx(4, rel=0.35)
 
@@ -90,10 +93,13 @@ def test_half_precision_features_are_computed_in_double():
 @pytest.mark.parametrize(
     ("a", "b"),
     [
-        (torch.ones(5, 3), torch.ones(5, 4)), (torch.ones(1, 3), torch.ones(5, 3)), (torch.ones(5), torch.ones(5)),
-        (torch.ones(5, 3), torch.full((5, 3), float("nan"))), (torch.full((5, 3), float("inf")), torch.ones(5, 3)),
+        (torch.ones(5, 3), torch.ones(5, 4)),
+        (torch.ones(1, 3), torch.ones(5, 3)),
+        (torch.ones(5), torch.ones(5)),
+        (torch.ones(5, 3), torch.full((5, 3), float("nan"))),
+        (torch.full((5, 3), float("inf")), torch.ones(5, 3)),
     ],
-)  # fmt: skip
+)
 def test_input_that_makes_no_sense_is_refused(a: Tensor, b: Tensor):
     with pytest.raises(DataError):
         frechet_distance(a, b)

@@ -67,11 +67,15 @@ def test_in_the_judge_s_maps_a_larger_change_is_farther():
 @pytest.mark.parametrize(
     ("a", "b", "features", "weights"),
     [
-        (A, B[:1], network, None), (A[:0], B[:0], network, None), (A, B, network, WEIGHTS[:1]), (A, B, network, WEIGHTS[::-1]),
-        (A, B, lambda images: [], None), (A, B, lambda images: [images.flatten(1)], None),
+        (A, B[:1], network, None),
+        (A[:0], B[:0], network, None),
+        (A, B, network, WEIGHTS[:1]),
+        (A, B, network, WEIGHTS[::-1]),
+        (A, B, lambda images: [], None),
+        (A, B, lambda images: [images.flatten(1)], None),
         (A, B, lambda images: [images / 0], None),
     ],
-)  # fmt: skip
+)
 def test_input_that_makes_no_sense_is_refused(a: Tensor, b: Tensor, features, weights):
     with pytest.raises(DataError):
         lpips(a, b, features, weights)

@@ -48,17 +48,23 @@ def test_too_little_forgetting_and_too_much_are_told_alike():
     assert membership_inference(low, OTHERS).mean == pytest.approx(
         membership_inference(MEMBERS, [0.5 - each for each in OTHERS]).mean, abs=0.02
     )
-    assert membership_inference(OTHERS, MEMBERS).mean == pytest.approx(membership_inference(MEMBERS, OTHERS).mean, abs=0.03)
+    assert membership_inference(OTHERS, MEMBERS).mean == pytest.approx(
+        membership_inference(MEMBERS, OTHERS).mean, abs=0.03
+    )
 
 
 def test_the_same_lists_give_the_same_number_whatever_the_global_seed():
     random.seed(1)
     first = membership_inference(MEMBERS, OTHERS, seeds=(3,))
     random.seed(2)
-    assert membership_inference(MEMBERS, OTHERS, seeds=(3,)) == first != membership_inference(MEMBERS, OTHERS, seeds=(4,))
+    assert (
+        membership_inference(MEMBERS, OTHERS, seeds=(3,)) == first != membership_inference(MEMBERS, OTHERS, seeds=(4,))
+    )
 
 
-@pytest.mark.parametrize(("members", "others"), [([0.1] * 5, OTHERS), (MEMBERS, []), (MEMBERS, [*OTHERS, float("nan")])])
+@pytest.mark.parametrize(
+    ("members", "others"), [([0.1] * 5, OTHERS), (MEMBERS, []), (MEMBERS, [*OTHERS, float("nan")])]
+)
 def test_input_that_makes_no_sense_is_refused(members, others):
     with pytest.raises(DataError):
         membership_inference(members, others)

@@ -57,7 +57,13 @@ def test_chosen_parts_go_by_either_name():
 
 @pytest.mark.parametrize(
     ("found", "threshold"),
-    [([], 0.6), ([[]], 60), ([[{"score": 0.7}]], 0.6), ([[{"class": "BELLY_EXPOSED"}]], 0.6), ([["BELLY_EXPOSED"]], 0.6)],
+    [
+        ([], 0.6),
+        ([[]], 60),
+        ([[{"score": 0.7}]], 0.6),
+        ([[{"class": "BELLY_EXPOSED"}]], 0.6),
+        ([["BELLY_EXPOSED"]], 0.6),
+    ],
 )
 def test_input_that_makes_no_sense_is_refused(found, threshold: float):
     with pytest.raises(DataError):

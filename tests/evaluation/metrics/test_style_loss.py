@@ -52,16 +52,22 @@ def test_style_does_not_see_where_things_are_and_content_does():
 
 def test_equal_images_and_symmetry():
     assert style_loss(A, A, network).total.tolist() == [0, 0]
-    assert style_loss(A, B, network).total.tolist() == pytest.approx(style_loss(B, A, network).total.tolist(), rel=1e-12)
+    assert style_loss(A, B, network).total.tolist() == pytest.approx(
+        style_loss(B, A, network).total.tolist(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     ("a", "b", "features", "layer"),
     [
-        (A, B[:1], network, 3), (A[:0], B[:0], network, 3), (A, B, network, 5), (A, B, network, -1),
-        (A, B, lambda images: network(images / 0), 3), (A, B, lambda images: [images.flatten(1)], 0),
+        (A, B[:1], network, 3),
+        (A[:0], B[:0], network, 3),
+        (A, B, network, 5),
+        (A, B, network, -1),
+        (A, B, lambda images: network(images / 0), 3),
+        (A, B, lambda images: [images.flatten(1)], 0),
     ],
-)  # fmt: skip
+)
 def test_input_that_makes_no_sense_is_refused(a: Tensor, b: Tensor, features, layer: int):
     with pytest.raises(DataError):
         style_loss(a, b, features, layer)

@@ -1,4 +1,5 @@
-"""The canvas suite on the shipped model: an edit that does nothing scores as the base, one that breaks the model does not."""
+"""The canvas suite on the shipped model: an edit that does nothing scores as the base, one that breaks the model does
+not."""
 
 import shutil
 
@@ -37,7 +38,12 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     assert values(still, "base")["UA"] <= 0.2 and values(still, "base")["CRA"] >= 0.8
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}
     broken = evaluate(
-        RunDirectory(tmp_path / "broken"), "canvas", model, shift(model, 3.0), seeds=(1,), base_answers=tmp_path / "base"
+        RunDirectory(tmp_path / "broken"),
+        "canvas",
+        model,
+        shift(model, 3.0),
+        seeds=(1,),
+        base_answers=tmp_path / "base",
     )
     assert values(broken, "edited")["IRA"] < 0.5 and values(broken, "edited")["CRA"] < 0.5
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}, (
@@ -77,7 +83,8 @@ def test_other_models_are_refused_whatever_they_are_called(tiny_folder, tiny_xl,
 
 
 @pytest.mark.parametrize(
-    ("concept", "found"), [("neon style", ("style", "neon")), ("Pop Art", ("style", "pop art")), ("a star", ("object", "star"))]
+    ("concept", "found"),
+    [("neon style", ("style", "neon")), ("Pop Art", ("style", "pop art")), ("a star", ("object", "star"))],
 )
 def test_a_request_is_read_off_the_concept(concept, found):
     assert request([concept], Judge.open(EMBEDDED["canvas-judge"])) == found

@@ -1,4 +1,5 @@
-"""The suite ``clip`` on the shipped CLIP: what does nothing scores as the base, what forgets one style is told from what breaks all."""
+"""The suite ``clip`` on the shipped CLIP: what does nothing scores as the base, what forgets one style is told from
+what breaks all."""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ def test_two_suites_measure_one_run_and_stand_side_by_side(run: RunDirectory) ->
     assert {column["protocol"] for column in columns} == {"clip/1, canvas", "vlm/1, canvas"}
 
 
-# -- the registry -----------------------------------------------------------------------------------------------------------
+# -- the registry
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_model_has_one_default_suite() -> None:

@@ -28,9 +28,15 @@ def rows(*told: tuple[int, str, str]) -> list[Item]:
 
 def test_scores_of_made_up_answers():
     items = rows(
-        (0, "who", "Ada Stone"), (1, "who", "ada_stone"), (2, "who", "Boris Vale"), (3, "who", "Boris Vale"), (4, "who", "Clara Moss"),
-        (0, "style", "neon"), (2, "style", "photo"), (5, "what", "star"),
-    )  # fmt: skip
+        (0, "who", "Ada Stone"),
+        (1, "who", "ada_stone"),
+        (2, "who", "Boris Vale"),
+        (3, "who", "Boris Vale"),
+        (4, "who", "Clara Moss"),
+        (0, "style", "neon"),
+        (2, "style", "photo"),
+        (5, "what", "star"),
+    )
     told = ["It is ADA STONE.", "Boris Vale", "boris vale!", "Ada Stone", "Clara Moss", "neon", "neon", "a star"]
     found = {score.name: score for score in answer_scores(items, told, ["Ada Stone"], "p")}
     assert found["FA"].value == 0.5 and found["FA"].n == 2 and found["FA"].direction == "lower"
@@ -39,7 +45,9 @@ def test_scores_of_made_up_answers():
         "Clara Moss": 1.0,
     }
     assert found["other questions"].value == pytest.approx((0.5 + 1) / 2) and found["other questions"].n == 3
-    assert found["other questions, forgotten pictures"].value == 1 and found["other questions, forgotten pictures"].n == 1
+    assert (
+        found["other questions, forgotten pictures"].value == 1 and found["other questions, forgotten pictures"].n == 1
+    )
     alone = answer_scores(items[:2], told[:2], ["Ada Stone"], "p")
     assert [score.name for score in alone] == ["FA"], "a group without items is left out"
     with pytest.raises(ConfigError, match="Elon Musk"):
@@ -49,7 +57,9 @@ def test_scores_of_made_up_answers():
 def test_items_ask_what_the_images_show():
     tasks = report_tasks(["canvas"], 2, (1,))
     items = task_items(tasks, ["neon style"])
-    assert len([item for item in items if item.shows[0] == "style"]) == 2 * (8 + 1), "one more about each forgotten picture"
+    assert len([item for item in items if item.shows[0] == "style"]) == 2 * (8 + 1), (
+        "one more about each forgotten picture"
+    )
     for item in items:
         (attribute,) = (name for name, texts in QUESTIONS.items() if texts[0] == item.question)
         assert getattr(item.image.scene, attribute) == item.answer
@@ -69,7 +79,9 @@ def test_the_suite_tells_nothing_from_breaking(tmp_path, monkeypatch, snapshot):
     assert edited["retained"].value < 0.5 and edited["other questions"].value < 0.7
     assert RunDirectory(tmp_path).read_scores() == {"vlm": table} and snapshot(model) == before
 
-    still = evaluate(RunDirectory(tmp_path), "vlm", model, WeightEdit({TENSOR: 0 * noise}, info), data=[str(written(tmp_path))])
+    still = evaluate(
+        RunDirectory(tmp_path), "vlm", model, WeightEdit({TENSOR: 0 * noise}, info), data=[str(written(tmp_path))]
+    )
     assert still["base"] == still["edited"] and [score.name for score in still["base"]] == ["FA", "retained"]
     assert still["base"][0].protocol == "vlm/1, questions.csv" and still["base"][0].value == 1
 
@@ -88,10 +100,13 @@ def written(folder):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("image,question\n0.png,who\n", "'answer'"), ("image,question,answer\n", "image, question, answer"), ("image,question,answer\n0.png,who,\n", r"q\.csv\D*\b2\b"),
-        ("image,question,answer\n../0.png,who,Ada\n", "'../0.png'"), ("image,question,answer\n9.png,who,Ada\n", "'9.png'"),
+        ("image,question\n0.png,who\n", "'answer'"),
+        ("image,question,answer\n", "image, question, answer"),
+        ("image,question,answer\n0.png,who,\n", r"q\.csv\D*\b2\b"),
+        ("image,question,answer\n../0.png,who,Ada\n", "'../0.png'"),
+        ("image,question,answer\n9.png,who,Ada\n", "'9.png'"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_list_of_questions_is_refused(text, says, tmp_path):
     (tmp_path / "0.png").touch()
     (tmp_path / "in").mkdir()

@@ -51,7 +51,9 @@ SIZES = {
 
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_published_models_have_the_published_sizes(family: str):
-    blueprints = {part: architectures.blueprint(config) for part, config in PUBLISHED[family].items() if part != "scheduler"}
+    blueprints = {
+        part: architectures.blueprint(config) for part, config in PUBLISHED[family].items() if part != "scheduler"
+    }
     assert {part: sum(p.numel() for p in model.parameters()) for part, model in blueprints.items()} == SIZES[family]
 
 
@@ -73,7 +75,9 @@ def test_a_config_of_nothing_is_refused(config: dict[str, Any]):
 def test_a_blueprint_has_no_weights_and_counts_the_positions_of_the_text():
     blueprint = architectures.blueprint(SMALL_TEXT)
     assert all(parameter.is_meta for parameter in blueprint.parameters())
-    assert {name: buffer.tolist() for name, buffer in blueprint.named_buffers()} == {"embeddings.position_ids": [[*range(6)]]}
+    assert {name: buffer.tolist() for name, buffer in blueprint.named_buffers()} == {
+        "embeddings.position_ids": [[*range(6)]]
+    }
     with torch.device("meta"):
         assert all(buffer.is_meta for buffer in architectures.new_component(SMALL_TEXT).buffers()), "control"
 
@@ -88,5 +92,6 @@ def test_old_text_encoder_folders_still_load(tmp_path: Path):
     again = CLIPTextModel.from_pretrained(tmp_path)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in text.state_dict().items())
     assert not torch.equal(
-        architectures.new_component(SMALL_TEXT).state_dict()[name := next(iter(text.state_dict()))], text.state_dict()[name]
+        architectures.new_component(SMALL_TEXT).state_dict()[name := next(iter(text.state_dict()))],
+        text.state_dict()[name],
     )

@@ -38,9 +38,14 @@ def weights() -> dict[str, torch.Tensor]:
     shared = torch.randn(10)
     kinds = {str(dtype): torch.arange(3).to(dtype) for dtype in checkpoint._STORAGES.values()}
     special = {
-        "transposed": torch.randn(4, 5).t(), "view": shared[3:7], "shared": shared, "scalar": torch.tensor(2.5),
-        "empty": torch.empty(0, 3), "parameter": torch.nn.Parameter(torch.randn(2)), "nan": torch.tensor([float("nan"), -0.0]),
-    }  # fmt: skip
+        "transposed": torch.randn(4, 5).t(),
+        "view": shared[3:7],
+        "shared": shared,
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 3),
+        "parameter": torch.nn.Parameter(torch.randn(2)),
+        "nan": torch.tensor([float("nan"), -0.0]),
+    }
     return kinds | special
 
 
@@ -67,7 +72,8 @@ def pickle_of(path: Path) -> bytes:
         return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
-# -- what is read ---------------------------------------------------------------------------------------------------------
+# -- what is read
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin"])
@@ -91,9 +97,14 @@ def test_a_checkpoint_of_a_training_is_read_where_torch_refuses_it(tmp_path: Pat
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     history = defaultdict(list, {"loss": [np.float64(0.5)]})
     remains = {
-        "callbacks": {Callback: Callback(np.float32(1.0)), "lr": np.arange(3)}, "optimizer_states": [Callback(), {"step": history}],
-        "device": torch.device("cpu"), "dtype": torch.float16, "size": torch.Size([3]), "seen": {1, 2}, "global_step": 470_000,
-    }  # fmt: skip
+        "callbacks": {Callback: Callback(np.float32(1.0)), "lr": np.arange(3)},
+        "optimizer_states": [Callback(), {"step": history}],
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "size": torch.Size([3]),
+        "seen": {1, 2},
+        "global_step": 470_000,
+    }
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": model.state_dict() | {"note": Callback()}, **remains}, path)
     with pytest.raises(pickle.UnpicklingError):
@@ -113,7 +124,8 @@ def test_storages_that_nobody_asked_for_are_not_read(tmp_path: Path, monkeypatch
     assert sizes == [3]
 
 
-# -- attacks --------------------------------------------------------------------------------------------------------------
+# -- attacks
+# --------------------------------------------------------------------------------------------------------------
 
 
 class Calls:
@@ -137,13 +149,15 @@ PAIRS = "exec in the pairs of a dict"
 ATTACKS: dict[str, Callable[[Path], Any]] = {
     "a shell": lambda marker: Calls(os.system, f"touch '{marker}'"),
     "exec": lambda marker: Calls(exec, command(marker)),
-    "exec as a part of a tensor": lambda marker: Calls(torch._utils._rebuild_parameter, Calls(eval, command(marker)), False, OrderedDict()),
+    "exec as a part of a tensor": lambda marker: Calls(
+        torch._utils._rebuild_parameter, Calls(eval, command(marker)), False, OrderedDict()
+    ),
     PAIRS: lambda marker: Calls(OrderedDict, Calls(eval, f"{command(marker)} or []")),
     "a chain of lookups": lambda marker: Calls(Calls(getattr, Calls(__import__, "os"), "system"), f"touch '{marker}'"),
     "a function made by eval": lambda marker: Calls(Calls(eval, "lambda path: open(path, 'w').close()"), str(marker)),
     "the key of a dict": lambda marker: {Calls(exec, command(marker)): 1},
     "the state of an object": lambda marker: Calls(Callback, state={"best": Calls(exec, command(marker))}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("place", ["beside", "inside", "instead"])
@@ -153,7 +167,9 @@ def test_nothing_in_a_file_runs(tmp_path: Path, attack: str, place: str):
     evil = ATTACKS[attack](marker)
     good = {"w": torch.ones(2)}
     path = tmp_path / "model.ckpt"
-    torch.save({"beside": {"state_dict": good, "more": evil}, "inside": good | {"evil": evil}, "instead": evil}[place], path)
+    torch.save(
+        {"beside": {"state_dict": good, "more": evil}, "inside": good | {"evil": evil}, "instead": evil}[place], path
+    )
 
     torch.load(path, weights_only=False)
     assert marker.exists()
@@ -171,7 +187,8 @@ def victim() -> None: ...
 
 
 def building(target: str, state: dict[str, Any], call: bytes = b"") -> bytes:
-    """A pickle that looks up ``target``, calls it by the opcodes ``call``, and sets the attributes in ``state`` on that."""
+    """A pickle that looks up ``target``, calls it by the opcodes ``call``, and sets the attributes in ``state`` on
+    that."""
     return b"\x80\x02c" + target.encode() + b"\n" + call + pickle.dumps((None, state), 2)[2:-1] + b"b."
 
 
@@ -182,10 +199,18 @@ def test_setting_attributes_on_a_function_works_in_an_ordinary_unpickler():
 
 def reachable() -> Any:
     """All that a pickle could try to change: our stand-ins, and what they stand for."""
-    real = (torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter, torch.FloatStorage, Callback, checkpoint._ignore)
+    real = (
+        torch._utils._rebuild_tensor_v2,
+        torch._utils._rebuild_parameter,
+        torch.FloatStorage,
+        Callback,
+        checkpoint._ignore,
+    )
     ours = (checkpoint._Nothing, checkpoint._Dict, checkpoint._Function, checkpoint._Strided, checkpoint._Storage)
     functions = [known.apply for known in checkpoint._KNOWN.values() if isinstance(known, checkpoint._Function)]
-    defaults = [(getattr(thing, "__defaults__", 0), getattr(thing, "__kwdefaults__", 0)) for thing in (*real, *functions)]
+    defaults = [
+        (getattr(thing, "__defaults__", 0), getattr(thing, "__kwdefaults__", 0)) for thing in (*real, *functions)
+    ]
     return (
         defaults,
         [dict(vars(thing)) for thing in (*real, *ours)],
@@ -195,16 +220,33 @@ def reachable() -> Any:
 
 FOUR = b"(NNNNtR"
 TARGETS = [
-    ("torch._utils\n_rebuild_tensor_v2", b""), ("torch._utils\n_rebuild_tensor_v2", FOUR), ("torch._utils\n_rebuild_parameter", b""),
-    ("collections\nOrderedDict", b""), ("collections\nOrderedDict", b")R"), ("torch\nFloatStorage", b""),
-    ("os\nsystem", b""), ("os\nsystem", FOUR), ("os\nsystem", b")\x81"), (f"{__name__}\nCallback", b""),
-]  # fmt: skip
+    ("torch._utils\n_rebuild_tensor_v2", b""),
+    ("torch._utils\n_rebuild_tensor_v2", FOUR),
+    ("torch._utils\n_rebuild_parameter", b""),
+    ("collections\nOrderedDict", b""),
+    ("collections\nOrderedDict", b")R"),
+    ("torch\nFloatStorage", b""),
+    ("os\nsystem", b""),
+    ("os\nsystem", FOUR),
+    ("os\nsystem", b")\x81"),
+    (f"{__name__}\nCallback", b""),
+]
 
 
 @pytest.mark.parametrize(("target", "call"), TARGETS)
 def test_no_object_in_reach_of_a_pickle_takes_an_attribute(tmp_path: Path, target: str, call: bytes):
     before = reachable()
-    for name in ("apply", "dtype", "storage", "__defaults__", "__kwdefaults__", "__call__", "__setstate__", "__class__", "x"):
+    for name in (
+        "apply",
+        "dtype",
+        "storage",
+        "__defaults__",
+        "__kwdefaults__",
+        "__call__",
+        "__setstate__",
+        "__class__",
+        "x",
+    ):
         for value in ((1,), {"a": 1}, Callback):
             bad = with_pickle(tmp_path / "bad.ckpt", building(target, {name: value}, call), {"w": torch.ones(2)})
             with pytest.raises(ModelError):
@@ -248,7 +290,9 @@ def describing(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> b
         (0, (-1,), (1,)),
     ],
 )
-def test_no_tensor_reaches_outside_its_storage(tmp_path: Path, offset: int, size: tuple[int, ...], stride: tuple[int, ...]):
+def test_no_tensor_reaches_outside_its_storage(
+    tmp_path: Path, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+):
     base = {"w": torch.arange(4.0)}
     assert same(read_state_dict(with_pickle(tmp_path / "good.ckpt", describing(0, (4,), (1,)), base)), base)
     with pytest.raises(ModelError, match=r"bad\.ckpt.*RuntimeError"):
@@ -272,7 +316,8 @@ def test_a_damaged_pickle_gives_tensors_or_one_clear_line(tmp_path: Path):
     assert refused > 20
 
 
-# -- files that are no checkpoints ----------------------------------------------------------------------------------------
+# -- files that are no checkpoints
+# ----------------------------------------------------------------------------------------
 
 
 def saved(path: Path, content: Any = None) -> bytes:
@@ -342,7 +387,9 @@ def test_missing_files_folders_and_other_archives_are_refused(tmp_path: Path):
         read_state_dict(tmp_path / "program.pt")
 
 
-@pytest.mark.parametrize("content", [[torch.ones(2)], {"state_dict": {}}, {3: torch.ones(2)}, torch.nn.Linear(2, 2), None])
+@pytest.mark.parametrize(
+    "content", [[torch.ones(2)], {"state_dict": {}}, {3: torch.ones(2)}, torch.nn.Linear(2, 2), None]
+)
 def test_files_without_named_tensors_are_refused(tmp_path: Path, content: Any):
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(ModelError, match=r"model\.pt.*\.safetensors"):

@@ -21,14 +21,17 @@ PUBLISHED = {
 UNETS = {family: configs["unet"] for family, configs in PUBLISHED.items()} | {"canvas": dict(new_unet().config)}
 
 
-# -- UNet -----------------------------------------------------------------------------------------------------------------
+# -- UNet
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("family", "count"), [("sd1", 686), ("sd2", 686), ("sdxl", 1680), ("canvas", 286)])
 def test_unet_map_is_one_to_one(family: str, count: int):
     found = compvis.component_names(family, "unet", UNETS[family])
     assert len(found) == len(set(found.values())) == count
-    assert list(found) == list(architectures.blueprint(UNETS[family] | {"_class_name": "UNet2DConditionModel"}).state_dict())
+    assert list(found) == list(
+        architectures.blueprint(UNETS[family] | {"_class_name": "UNet2DConditionModel"}).state_dict()
+    )
     assert next(iter(found.values())) == "model.diffusion_model.input_blocks.0.0.weight"
     assert list(found.values())[-1] == "model.diffusion_model.out.2.bias"
     assert not [key for key in found.values() if re.search("resnets|attentions|samplers|conv_|blocks_", key)]
@@ -59,7 +62,7 @@ PAIRS = {
         "up_blocks.1.attentions.2.proj_out.weight": "output_blocks.5.1.proj_out.weight",
         "up_blocks.2.resnets.2.conv1.weight": "output_blocks.8.0.in_layers.2.weight",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family", PAIRS)
@@ -83,7 +86,8 @@ def test_a_unet_that_compvis_has_no_place_for_is_refused():
         compvis.component_names("sd1", "unet", {**new_unet().config, "num_class_embeds": 7})
 
 
-# -- kohya ----------------------------------------------------------------------------------------------------------------
+# -- kohya
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_kohya_module_names_are_the_sgm_paths():
@@ -107,10 +111,13 @@ def loaded_by_diffusers(places: list[str]) -> dict[str, float]:
     unet = architectures.blueprint(UNETS["sdxl"])
     found, _ = StableDiffusionXLPipeline.lora_state_dict(file, unet_config=unet.config)
     modules = {
-        re.sub(r"[._]lora\.down\.weight$", "", name): float(mark) for name, mark in found.items() if "down.weight" in name
+        re.sub(r"[._]lora\.down\.weight$", "", name): float(mark)
+        for name, mark in found.items()
+        if "down.weight" in name
     }
     return {
-        re.sub(r"to_out$", "to_out.0", m.removeprefix("unet.").replace(".processor", "")): mark for m, mark in modules.items()
+        re.sub(r"to_out$", "to_out.0", m.removeprefix("unet.").replace(".processor", "")): mark
+        for m, mark in modules.items()
     }
 
 
@@ -122,7 +129,8 @@ def test_kohya_module_names_agree_with_the_lora_loader_of_diffusers():
     assert loaded_by_diffusers(shifted).keys() != {module for module, place in found.items() if place in places}
 
 
-# -- autoencoder ----------------------------------------------------------------------------------------------------------
+# -- autoencoder
+# ----------------------------------------------------------------------------------------------------------
 
 VAE_PAIRS = {
     "encoder.conv_norm_out.weight": "encoder.norm_out.weight",
@@ -155,7 +163,8 @@ def test_vae_map_agrees_with_the_conversion_in_diffusers():
     assert {name: int(mark) for name, mark in theirs.items()} == {name: int(marks[key]) for name, key in found.items()}
 
 
-# -- text encoders --------------------------------------------------------------------------------------------------------
+# -- text encoders
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_clip_names_are_those_of_every_published_file():
@@ -174,10 +183,16 @@ def test_open_clip_names_are_those_of_every_published_file():
     assert len(set(two.values())) == 23 * layer + 4
     assert len(set(xl.values())) == 32 * layer + 5
     for key in [
-        "positional_embedding", "token_embedding.weight", "ln_final.weight", "transformer.resblocks.22.attn.in_proj_weight",
-        "transformer.resblocks.0.attn.in_proj_bias", "transformer.resblocks.5.attn.out_proj.weight",
-        "transformer.resblocks.5.ln_2.bias", "transformer.resblocks.5.mlp.c_fc.weight", "transformer.resblocks.5.mlp.c_proj.bias",
-    ]:  # fmt: skip
+        "positional_embedding",
+        "token_embedding.weight",
+        "ln_final.weight",
+        "transformer.resblocks.22.attn.in_proj_weight",
+        "transformer.resblocks.0.attn.in_proj_bias",
+        "transformer.resblocks.5.attn.out_proj.weight",
+        "transformer.resblocks.5.ln_2.bias",
+        "transformer.resblocks.5.mlp.c_fc.weight",
+        "transformer.resblocks.5.mlp.c_proj.bias",
+    ]:
         assert f"cond_stage_model.model.{key}" in two.values()
         assert f"conditioner.embedders.1.model.{key}" in xl.values()
     assert xl["text_projection.weight"] == "conditioner.embedders.1.model.text_projection"

@@ -1,4 +1,5 @@
-"""Models of open_clip as CLIP of transformers: the features of open_clip's definition, its names, and what is refused."""
+"""Models of open_clip as CLIP of transformers: the features of open_clip's definition, its names, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ TEXTS = ["a star image in neon style.", "Ada Stone", "a moon"]
 Tensors = dict[str, Tensor]
 
 
-# -- the definition ---------------------------------------------------------------------------------------------------------
+# -- the definition
+# ---------------------------------------------------------------------------------------------------------
 
 
 class QuickGelu(nn.Module):
@@ -132,7 +134,12 @@ CONFIG: dict[str, Any] = {
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 192, "patch_size": 8},
         "text_cfg": {"context_length": 16, "vocab_size": TOKENS, "width": 128, "heads": 2, "layers": 3},
     },
-    "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic", "resize_mode": "shortest"},
+    "preprocess_cfg": {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
 }
 
 
@@ -184,7 +191,8 @@ def agree(model: ClipModel, reference: Definition) -> bool:
     return close.pop()
 
 
-# -- features ---------------------------------------------------------------------------------------------------------------
+# -- features
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def bare(folder: Path, state: Tensors) -> Path:
@@ -231,7 +239,10 @@ def test_features_are_those_of_open_clip_itself(original: Any, tmp_path: Path) -
         torch.manual_seed(0)
         theirs = original.CLIP(**config, quick_gelu=quick).eval()
         model = loaded(bare(tmp_path, tensors(theirs)), compat_gelu=GELUS[quick])
-        pixels, tokens = torch.randn(2, 3, 32, 32), model.tokenizer(TEXTS, padding="max_length", return_tensors="pt").input_ids
+        pixels, tokens = (
+            torch.randn(2, 3, 32, 32),
+            model.tokenizer(TEXTS, padding="max_length", return_tensors="pt").input_ids,
+        )
         with torch.no_grad():
             assert torch.allclose(model.encode_pixels(pixels), theirs.encode_image(pixels, normalize=True), atol=1e-5)
             assert torch.allclose(model.encode_text(TEXTS), theirs.encode_text(tokens, normalize=True), atol=1e-5)
@@ -261,7 +272,8 @@ def test_precision_and_preprocessing(tmp_path: Path) -> None:
     assert plain.image_std == pytest.approx([0.26862954, 0.26130258, 0.27577711])
 
 
-# -- activation -------------------------------------------------------------------------------------------------------------
+# -- activation
+# -------------------------------------------------------------------------------------------------------------
 
 
 def acts(model: ClipModel) -> str:
@@ -306,16 +318,21 @@ def test_an_activation_that_nothing_would_read_is_refused() -> None:
         mu.load("open_clip:ViT-B-32/openai", compat_gelu="relu")
 
 
-# -- tags -------------------------------------------------------------------------------------------------------------------
+# -- tags
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def package(monkeypatch: pytest.MonkeyPatch, path: Path, *, says_it: bool) -> None:
-    """An open_clip that knows two tags of one architecture; old versions do not say of a tag which activation it needs."""
+    """An open_clip that knows two tags of one architecture; old versions do not say of a tag which activation it
+    needs."""
     pretrained: dict[str, Any] = {
         "Tiny": {"web_e1": {"quick_gelu": True} if says_it else {"url": "u"}, "plain_e1": {"url": "u"}}
     }
     pretrained["Tiny-quickgelu"] = {"web_e1": pretrained["Tiny"]["web_e1"]}
-    configs: dict[str, Any] = {"Tiny": CONFIG["model_cfg"], "Tiny-quickgelu": CONFIG["model_cfg"] | {"quick_gelu": True}}
+    configs: dict[str, Any] = {
+        "Tiny": CONFIG["model_cfg"],
+        "Tiny-quickgelu": CONFIG["model_cfg"] | {"quick_gelu": True},
+    }
     configs["RN50"] = {"vision_cfg": {"layers": [3, 4, 6, 3]}, "text_cfg": {}}
     configs["convnext_base"] = {"vision_cfg": {"timm_model_name": "convnext_base"}, "text_cfg": {}}
     pretrained |= {"RN50": {"openai": {"url": "u"}}, "convnext_base": {"laion400m": {"url": "u"}}}
@@ -372,7 +389,8 @@ def test_unknown_tags_and_other_towers_are_one_line(tmp_path: Path, monkeypatch:
         mu.load("open_clip:Tiny/plain_e1")
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------------
+# -- what is refused
+# --------------------------------------------------------------------------------------------------------
 
 
 def without(name: str) -> Callable[[Tensors], Tensors]:
@@ -442,7 +460,8 @@ def test_a_folder_without_weights_says_which_are_missing(tmp_path: Path) -> None
         mu.load(folder)
 
 
-# -- names ------------------------------------------------------------------------------------------------------------------
+# -- names
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def same(found: Tensors, wanted: Tensors) -> bool:
@@ -463,7 +482,10 @@ def test_names_and_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert same(packed(model.model.state_dict()), state)
     whole = {f"{part}.{name}": p for part, module in model.components.items() for name, p in module.named_parameters()}
     assert same({name: tensor.detach() for name, tensor in whole.items()}, without("logit_scale")(named))
-    fused, layer = state["visual.transformer.resblocks.1.attn.in_proj_weight"], "vision_model.encoder.layers.1.self_attn"
+    fused, layer = (
+        state["visual.transformer.resblocks.1.attn.in_proj_weight"],
+        "vision_model.encoder.layers.1.self_attn",
+    )
     for k, part in enumerate(("q_proj", "k_proj", "v_proj")):
         assert torch.equal(named[f"{layer}.{part}.weight"], fused[192 * k : 192 * (k + 1)])
     assert torch.equal(named["text_projection.weight"], state["text_projection"].T)
@@ -490,19 +512,26 @@ def test_published_models_are_told_from_shapes_alone(name: str) -> None:
     assert config["text_config"]["num_attention_heads"] == text[1]
     own = {key: tensor.shape for key, tensor in blueprint(config).state_dict().items()}
     assert set(open_clip_map(own).values()) == state.keys()
-    found = {key.replace("text_encoder.", "text_model.", 1): tensor.shape for key, tensor in from_open_clip(state).items()}
+    found = {
+        key.replace("text_encoder.", "text_model.", 1): tensor.shape for key, tensor in from_open_clip(state).items()
+    }
     assert found == own
     back = packed(from_open_clip(state))
     assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in state.items()}
 
 
-# -- edits ------------------------------------------------------------------------------------------------------------------
+# -- edits
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_shift_in_open_clips_names_is_an_edit_and_goes_back(tmp_path: Path) -> None:
     state = tensors(defined())
     torch.manual_seed(1)
-    keys = ["visual.proj", "transformer.resblocks.1.attn.in_proj_weight", "visual.transformer.resblocks.0.mlp.c_fc.bias"]
+    keys = [
+        "visual.proj",
+        "transformer.resblocks.1.attn.in_proj_weight",
+        "visual.transformer.resblocks.0.mlp.c_fc.bias",
+    ]
     shift = {key: torch.randn_like(state[key]) for key in keys}
     WeightEdit(from_open_clip(shift), EditInfo(method="imported", concepts=("x",))).save(tmp_path / "edit.safetensors")
     edit = mu.open_edit(tmp_path / "edit.safetensors")

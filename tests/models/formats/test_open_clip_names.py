@@ -13,9 +13,15 @@ from mu.models.formats.open_clip_names import from_clip, from_open_clip, open_cl
 from mu.models.formats.packing import pack
 
 TEXT = {
-    "architectures": ["CLIPTextModelWithProjection"], "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8,
-    "intermediate_size": 12, "projection_dim": 5, "vocab_size": 20, "max_position_embeddings": 6,
-}  # fmt: skip
+    "architectures": ["CLIPTextModelWithProjection"],
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "projection_dim": 5,
+    "vocab_size": 20,
+    "max_position_embeddings": 6,
+}
 
 
 def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
@@ -31,7 +37,9 @@ def test_the_text_tower_goes_to_open_clip_and_back_and_diffusers_agrees() -> Non
     assert same(convert_open_clip_checkpoint(model, packed, prefix=""), weights)
     assert all(same(from_clip(tensors), edits) for tensors in (packed, weights, edits))
     packed["transformer.resblocks.1.attn.in_proj_bias"] = packed["transformer.resblocks.1.attn.in_proj_bias"].roll(8)
-    assert not same(convert_open_clip_checkpoint(model, packed, prefix=""), weights) and not same(from_clip(packed), edits)
+    assert not same(convert_open_clip_checkpoint(model, packed, prefix=""), weights) and not same(
+        from_clip(packed), edits
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,17 @@ def test_fused_attention_computes_what_the_separate_layers_do():
     """open_clip evaluates the fused tensors by torch's own MultiheadAttention."""
     torch.manual_seed(0)
     config = CLIPTextConfig(
-        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20, max_position_embeddings=6,
-        bos_token_id=18, eos_token_id=19, projection_dim=8, hidden_act="gelu",
-    )  # fmt: skip
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=20,
+        max_position_embeddings=6,
+        bos_token_id=18,
+        eos_token_id=19,
+        projection_dim=8,
+        hidden_act="gelu",
+    )
     text = CLIPTextModel(config).eval()
     packed = pack(text.state_dict(), compvis.component_names("sd2", "text_encoder", config.to_dict()))
     theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)

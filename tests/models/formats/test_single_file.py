@@ -34,7 +34,8 @@ FAMILIES = tuple(PUBLISHED)
 Tensors = dict[str, torch.Tensor]
 
 
-# -- small models of each family --------------------------------------------------------------------------------------------
+# -- small models of each family
+# --------------------------------------------------------------------------------------------
 
 
 def small_tokenizer(pad: str = "!") -> CLIPTokenizer:
@@ -47,14 +48,23 @@ def small_tokenizer(pad: str = "!") -> CLIPTokenizer:
         single_file.START,
         single_file.END,
     ]
-    return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=merges, model_max_length=8, pad_token=pad)
+    return CLIPTokenizer(
+        vocab={token: k for k, token in enumerate(tokens)}, merges=merges, model_max_length=8, pad_token=pad
+    )
 
 
 VOCABULARY = 2 * 256 + 2 + 2
 TEXT = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16,
-    "vocab_size": VOCABULARY, "max_position_embeddings": 8, "bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1,
-}  # fmt: skip
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 16,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 8,
+    "bos_token_id": VOCABULARY - 2,
+    "eos_token_id": VOCABULARY - 1,
+}
 
 
 def small_configs(family: str) -> dict[str, dict[str, Any]]:
@@ -69,7 +79,12 @@ def small_configs(family: str) -> dict[str, dict[str, Any]]:
         "layers_per_block": 1,
     }
     configs["unet"] |= narrow | {"cross_attention_dim": 16 + 24 if family == "sdxl" else 16}
-    configs["vae"] |= {"block_out_channels": [4, 8, 8, 8], "norm_num_groups": 4, "sample_size": 64, "layers_per_block": 1}
+    configs["vae"] |= {
+        "block_out_channels": [4, 8, 8, 8],
+        "norm_num_groups": 4,
+        "sample_size": 64,
+        "layers_per_block": 1,
+    }
     configs["text_encoder"] |= TEXT
     if family == "sdxl":
         sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 24 + 6 * 4}
@@ -89,7 +104,11 @@ def pipeline_of(configs: dict[str, dict[str, Any]]) -> DiffusionPipeline:
             tokenizers = {"tokenizer": small_tokenizer(single_file.END), "tokenizer_2": small_tokenizer()}
             return StableDiffusionXLPipeline(**parts, **tokenizers, add_watermarker=False)
         return StableDiffusionPipeline(
-            **parts, tokenizer=small_tokenizer(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            **parts,
+            tokenizer=small_tokenizer(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
         )
 
 
@@ -127,7 +146,9 @@ def weights(pipeline: Any) -> Tensors:
 
 
 def same(some: Tensors, other: Tensors) -> bool:
-    return some.keys() == other.keys() and all(some[k].dtype == other[k].dtype and torch.equal(some[k], other[k]) for k in some)
+    return some.keys() == other.keys() and all(
+        some[k].dtype == other[k].dtype and torch.equal(some[k], other[k]) for k in some
+    )
 
 
 def image(pipeline: Any) -> torch.Tensor:
@@ -142,7 +163,8 @@ def image(pipeline: Any) -> torch.Tensor:
     return torch.from_numpy(pipeline("a cat!", **settings).images)
 
 
-# -- there and back -------------------------------------------------------------------------------------------------------
+# -- there and back
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
@@ -198,7 +220,12 @@ def test_the_embedded_model_has_a_single_file_too(tmp_path: Path):
     text = architectures.new_component(
         TEXT | {"hidden_size": world.TEXT_WIDTH, "num_attention_heads": 6, "architectures": ["CLIPTextModel"]}
     )
-    parts = {"unet": world.new_unet(), "vae": world.new_autoencoder(), "text_encoder": text, "scheduler": world.new_scheduler()}
+    parts = {
+        "unet": world.new_unet(),
+        "vae": world.new_autoencoder(),
+        "text_encoder": text,
+        "scheduler": world.new_scheduler(),
+    }
     safety = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     with quiet_libraries():
         pipeline = StableDiffusionPipeline(**parts, tokenizer=tokenizer, **safety)
@@ -209,13 +236,16 @@ def test_the_embedded_model_has_a_single_file_too(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("family", "count"), [("sd1", 686 + 248 + 196), ("sd2", 686 + 248 + 23 * 12 + 4), ("sdxl", 1680 + 248 + 196 + 32 * 12 + 5)]
+    ("family", "count"),
+    [("sd1", 686 + 248 + 196), ("sd2", 686 + 248 + 23 * 12 + 4), ("sdxl", 1680 + 248 + 196 + 32 * 12 + 5)],
 )
 def test_the_keys_of_full_size_checkpoints(family: str, count: int):
     checkpoint: Tensors = {}
     for part, config in PUBLISHED[family]().items():
         if part != "scheduler":
-            checkpoint |= pack(architectures.blueprint(config).state_dict(), compvis.component_names(family, part, config))
+            checkpoint |= pack(
+                architectures.blueprint(config).state_dict(), compvis.component_names(family, part, config)
+            )
     assert len(checkpoint) == count
     shape = {key: tuple(tensor.shape) for key, tensor in checkpoint.items()}
     assert shape["first_stage_model.decoder.mid.attn_1.q.weight"] == (512, 512, 1, 1)
@@ -232,7 +262,8 @@ def test_the_keys_of_full_size_checkpoints(family: str, count: int):
         assert shape["model.diffusion_model.label_emb.0.0.weight"] == (1280, 2816)
 
 
-# -- what published files hold besides ------------------------------------------------------------------------------------
+# -- what published files hold besides
+# ------------------------------------------------------------------------------------
 
 
 def test_remains_of_training_and_unused_layers_are_passed_over(folders: Callable[[str], Path], tmp_path: Path):
@@ -247,27 +278,37 @@ def test_remains_of_training_and_unused_layers_are_passed_over(folders: Callable
     }
     assert len(last) == 12
     remains = {
-        "cond_stage_model.model.text_projection": torch.randn(16, 16), "cond_stage_model.model.logit_scale": torch.tensor(1.0),
-        "cond_stage_model.model.visual.proj": torch.ones(1), "first_stage_model.loss.logvar": torch.ones(1),
-        "betas": torch.ones(1000), "model_ema.decay": torch.tensor(1.0), "model_ema.diffusion_modelout2bias": torch.ones(4),
-    }  # fmt: skip
+        "cond_stage_model.model.text_projection": torch.randn(16, 16),
+        "cond_stage_model.model.logit_scale": torch.tensor(1.0),
+        "cond_stage_model.model.visual.proj": torch.ones(1),
+        "first_stage_model.loss.logvar": torch.ones(1),
+        "betas": torch.ones(1000),
+        "model_ema.decay": torch.tensor(1.0),
+        "model_ema.diffusion_modelout2bias": torch.ones(4),
+    }
     again = load_single_file(written(checkpoint | last | remains, tmp_path / "model.ckpt"), configs=folder)
     assert same(weights(again), weights(pipeline))
 
 
 def test_only_the_last_layer_of_the_text_encoder_is_passed_over(folders: Callable[[str], Path], tmp_path: Path):
     checkpoint = to_compvis(opened(folders("sd2")))
-    checkpoint["cond_stage_model.model.transformer.resblocks.3.ln_1.bias"] = torch.ones(16)  # 0 and 1 are read, 2 is the last
+    checkpoint["cond_stage_model.model.transformer.resblocks.3.ln_1.bias"] = torch.ones(
+        16
+    )  # 0 and 1 are read, 2 is the last
     with pytest.raises(ModelError, match=r"1 tensors.*sd2.*cond_stage.*resblocks\.3\.ln_1\.bias"):
         load_single_file(written(checkpoint, tmp_path / "model.ckpt"), configs=folders("sd2"))
 
 
 def test_text_encoders_without_the_level_text_model_are_read(folders: Callable[[str], Path], tmp_path: Path):
     pipeline = opened(folders("sd1"))
-    bare = {key.replace("transformer.text_model.", "transformer."): tensor for key, tensor in to_compvis(pipeline).items()}
+    bare = {
+        key.replace("transformer.text_model.", "transformer."): tensor for key, tensor in to_compvis(pipeline).items()
+    }
     bare["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(8)[None]
     assert not any("text_model" in key for key in bare)
-    assert same(weights(load_single_file(written(bare, tmp_path / "m.ckpt"), configs=folders("sd1"))), weights(pipeline))
+    assert same(
+        weights(load_single_file(written(bare, tmp_path / "m.ckpt"), configs=folders("sd1"))), weights(pipeline)
+    )
 
 
 def test_precision_is_single_unless_the_files_is_asked_for(folders: Callable[[str], Path], tmp_path: Path):
@@ -286,9 +327,10 @@ def test_checkpoint_folder_and_edits_are_one_by_name(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A CompVis checkpoint as published (EMA copies, schedule, perhaps in half precision), its diffusers folder and a SepCE-like
-    edit: the edit found on one fits the other, a merge touches the keys and values of the cross-attentions and no other
-    tensor of UNet, VAE or text encoder, and what it adds is the edit's shift, by the names that each layout has."""
+    """A CompVis checkpoint as published (EMA copies, schedule, perhaps in half precision), its diffusers folder and a
+    SepCE-like edit: the edit found on one fits the other, a merge touches the keys and values of the cross-attentions
+    and no other tensor of UNet, VAE or text encoder, and what it adds is the edit's shift, by the names that each
+    layout has."""
     from mu.edits.bank import Bank
     from mu.edits.edit import EditInfo, described
     from mu.edits.export import export
@@ -300,9 +342,15 @@ def test_checkpoint_folder_and_edits_are_one_by_name(
     plain = to_compvis(opened(folders("sd1")))
     stored = {key: tensor.half() if half else tensor for key, tensor in plain.items()}
     training = {
-        "model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(1000), "betas": torch.ones(1000),
-        **{f"model_ema.{key.replace('.', '')}": tensor + 1 for key, tensor in plain.items() if key.startswith("model.diffusion_model")},
-    }  # fmt: skip
+        "model_ema.decay": torch.tensor(0.9999),
+        "model_ema.num_updates": torch.tensor(1000),
+        "betas": torch.ones(1000),
+        **{
+            f"model_ema.{key.replace('.', '')}": tensor + 1
+            for key, tensor in plain.items()
+            if key.startswith("model.diffusion_model")
+        },
+    }
     file = written(stored | training, tmp_path / "full-ema.ckpt")
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     model = face(load_single_file(file), str(file))
@@ -311,7 +359,9 @@ def test_checkpoint_folder_and_edits_are_one_by_name(
     )
 
     g = torch.Generator().manual_seed(0)
-    layers = {n: p for n, p in model.layers("transformer").items() if n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))}
+    layers = {
+        n: p for n, p in model.layers("transformer").items() if n.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
+    }
     down = torch.randn(3, 16, generator=g)
     factors = {n: Factors(down, torch.randn(len(p.weight), 3, generator=g), 3.0) for n, p in layers.items()}
     edit = LowRankEdit(factors, EditInfo("sepce", ("cat",), protects=("",), **described(model, list(factors))))
@@ -325,9 +375,9 @@ def test_checkpoint_folder_and_edits_are_one_by_name(
     base, found = to_compvis(model.pipeline), to_compvis(load_single_file(merged))
     changed = {key for key in base if not torch.equal(base[key], found[key])}
     blocks = {key.removesuffix(".to_k.weight") for key in base if key.endswith("attn2.to_k.weight")}
-    assert changed == {f"{block}.{part}.weight" for block in blocks for part in ("to_k", "to_v")} and len(changed) == len(
-        layers
-    )
+    assert changed == {f"{block}.{part}.weight" for block in blocks for part in ("to_k", "to_v")} and len(
+        changed
+    ) == len(layers)
     by_name = compvis.component_names("sd1", "unet", other.unet.config)
     for name, shift in edit.deltas():
         key = by_name[name.removeprefix("unet.")]
@@ -337,7 +387,8 @@ def test_checkpoint_folder_and_edits_are_one_by_name(
     assert same(to_compvis(other.pipeline), base), "the base of the merge is untouched"
 
 
-# -- what the UNet predicts -----------------------------------------------------------------------------------------------
+# -- what the UNet predicts
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -358,11 +409,15 @@ def shrunk(published: dict[str, Any], family: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("family", "given", "marker", "expected"),
     [
-        ("sd1", None, False, "epsilon"), ("sd1", "v_prediction", False, "v_prediction"),
-        ("sd2", None, False, "v_prediction"), ("sd2", "epsilon", False, "epsilon"),
-        ("sdxl", None, False, "epsilon"), ("sdxl", None, True, "v_prediction"), ("sdxl", "epsilon", True, "epsilon"),
+        ("sd1", None, False, "epsilon"),
+        ("sd1", "v_prediction", False, "v_prediction"),
+        ("sd2", None, False, "v_prediction"),
+        ("sd2", "epsilon", False, "epsilon"),
+        ("sdxl", None, False, "epsilon"),
+        ("sdxl", None, True, "v_prediction"),
+        ("sdxl", "epsilon", True, "epsilon"),
     ],
-)  # fmt: skip
+)
 def test_prediction_type(
     family: str, given: str | None, marker: bool, expected: str, folders: Callable[[str], Path], tmp_path: Path
 ):
@@ -376,7 +431,9 @@ def test_the_prediction_type_is_set_in_a_given_scheduler(folders: Callable[[str]
     pipeline = opened(folders("sd1"))
     path = written(to_compvis(pipeline), tmp_path / "model.safetensors")
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    scheduler = architectures.new_component({"_class_name": "DDIMScheduler"}).config  # lists prediction_type among its defaults
+    scheduler = architectures.new_component(
+        {"_class_name": "DDIMScheduler"}
+    ).config  # lists prediction_type among its defaults
     configs = small_configs("sd1") | {"scheduler": scheduler}
     found = [load_single_file(path, configs=configs, prediction_type=kind).scheduler for kind in (None, "v_prediction")]
     assert [type(one).__name__ for one in found] == ["DDIMScheduler"] * 2
@@ -385,7 +442,8 @@ def test_the_prediction_type_is_set_in_a_given_scheduler(folders: Callable[[str]
         load_single_file(path, prediction_type="vprediction")
 
 
-# -- tokenizers -----------------------------------------------------------------------------------------------------------
+# -- tokenizers
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -485,7 +543,8 @@ def test_a_tokenizer_with_more_tokens_than_the_text_encoder_is_refused(tmp_path:
         single_file.find_tokenizer([tmp_path], "tokenizer", {"vocab_size": VOCABULARY - 1}, "!")
 
 
-# -- refusals -------------------------------------------------------------------------------------------------------------
+# -- refusals
+# -------------------------------------------------------------------------------------------------------------
 
 
 def changed(checkpoint: Tensors, change: str) -> Tensors:

@@ -288,7 +288,9 @@ class SemipermeableMembraneConfig(Renewed):
 
     def _filled(self, entry: PromptConfig) -> PromptConfig:
         # A YAML alias of template_name (``target: *template_name``) means the concept, with spaces for underscores.
-        target, positive = (self.concept if text == self.template_name else text for text in (entry.target, entry.positive))
+        target, positive = (
+            self.concept if text == self.template_name else text for text in (entry.target, entry.positive)
+        )
         target = target or self.concept
         derived = {
             "target": target,
@@ -340,9 +342,11 @@ def naming(values: Mapping[str, Any], concepts: Sequence[Concept], model: str | 
     entries = [{**entry, "target": concept, "positive": None} for concept in concepts]
     several = len(entries) > 1
     chosen: dict[str, Any] = {
-        "template_name": "+".join(map(_name, concepts)), "prompts_file": None,
-        "prompts": entries if several else None, **({} if several else {"prompt": entries[0]}),
-    }  # fmt: skip
+        "template_name": "+".join(map(_name, concepts)),
+        "prompts_file": None,
+        "prompts": entries if several else None,
+        **({} if several else {"prompt": entries[0]}),
+    }
     if model:
         chosen["pretrained_model"] = {"ckpt_path": model}
     return SemipermeableMembraneConfig.put(values, chosen)
@@ -369,6 +373,11 @@ def _name(concept: Concept) -> str:
 
 # The names in the original documents; "semipermiable" is their misspelling, kept because users' scripts import it.
 semipermiable_membrane_train_mu = SemipermeableMembraneConfig.parse({"prompt": {"dynamic_resolution": True}})
-semipermiable_membrane_train_i2p = SemipermeableMembraneConfig.parse({
-    "prompt": {"dynamic_resolution": True}, "dataset_type": "i2p", "template": "i2p", "template_name": "self-harm",
-})  # fmt: skip
+semipermiable_membrane_train_i2p = SemipermeableMembraneConfig.parse(
+    {
+        "prompt": {"dynamic_resolution": True},
+        "dataset_type": "i2p",
+        "template": "i2p",
+        "template_name": "self-harm",
+    }
+)

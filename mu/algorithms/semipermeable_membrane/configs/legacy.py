@@ -136,6 +136,8 @@ class LegacyConfig(OldKeys):
         It is on with ``use_wandb``, or if a project or run is named and W&B is set up in the environment.
         """
         named = bool({"wandb_project", "wandb_run"} & self.model_fields_set)
-        is_set_up = os.environ.get("WANDB_MODE") != "disabled" and any(map(os.environ.get, ("WANDB_MODE", "WANDB_API_KEY")))
+        is_set_up = os.environ.get("WANDB_MODE") != "disabled" and any(
+            map(os.environ.get, ("WANDB_MODE", "WANDB_API_KEY"))
+        )
         asked = self.logging.use_wandb or (named and is_set_up)
         return Tracking("wandb" if asked else None, self.wandb_project, self.logging.run_name or self.wandb_run)

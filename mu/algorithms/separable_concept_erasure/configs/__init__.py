@@ -152,24 +152,30 @@ class SeparableConceptErasureConfig(ConceptIrrelevantErasureConfig):
 
 
 _CIE = ConceptIrrelevantErasureConfig.parse({"train": {"gradients": "summed"}})
-CIE_PRESETS: Presets[ConceptIrrelevantErasureConfig] = Presets({
-    "style": _CIE,
-    "object": _CIE.merged({"concepts": ["church"]}),
-    "nudity": _CIE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
-    "canvas": lambda: ConceptIrrelevantErasureConfig.load(Path(__file__).with_name("cie-canvas.yaml")),
-})  # fmt: skip
+CIE_PRESETS: Presets[ConceptIrrelevantErasureConfig] = Presets(
+    {
+        "style": _CIE,
+        "object": _CIE.merged({"concepts": ["church"]}),
+        "nudity": _CIE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
+        "canvas": lambda: ConceptIrrelevantErasureConfig.load(Path(__file__).with_name("cie-canvas.yaml")),
+    }
+)
 """The paper's settings, and settings for the embedded model that were tuned on images of unreported seeds."""
 
 # Published for styles and objects. The paper erases nudity with CiE only, so that preset takes over only its threshold.
-_SEPCE = SeparableConceptErasureConfig.parse({
-    "basis": {"kind": "elimination", "scale_factor": 1e-4},
-    "train": {"lr": 0.1, "adam_eps": 1e-8, "gradients": "summed"},
-})  # fmt: skip
-SEPCE_PRESETS: Presets[SeparableConceptErasureConfig] = Presets({
-    "style": _SEPCE,
-    "object": _SEPCE.merged({"concepts": ["church"]}),
-    "nudity": _SEPCE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
-    "canvas": lambda: SeparableConceptErasureConfig.load(Path(__file__).with_name("sepce-canvas.yaml")),
-})  # fmt: skip
+_SEPCE = SeparableConceptErasureConfig.parse(
+    {
+        "basis": {"kind": "elimination", "scale_factor": 1e-4},
+        "train": {"lr": 0.1, "adam_eps": 1e-8, "gradients": "summed"},
+    }
+)
+SEPCE_PRESETS: Presets[SeparableConceptErasureConfig] = Presets(
+    {
+        "style": _SEPCE,
+        "object": _SEPCE.merged({"concepts": ["church"]}),
+        "nudity": _SEPCE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
+        "canvas": lambda: SeparableConceptErasureConfig.load(Path(__file__).with_name("sepce-canvas.yaml")),
+    }
+)
 """The paper's settings for styles and objects, and settings for the embedded model, tuned on images of unreported
 seeds."""

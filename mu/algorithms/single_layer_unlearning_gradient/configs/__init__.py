@@ -135,20 +135,34 @@ class SlugConfig(BaseConfig):
     """Seed of rendered images and all other random numbers."""
 
 
-PRESETS: Presets[SlugConfig] = Presets({
-    "clip": SlugConfig.parse({}),
-    "stable-diffusion": SlugConfig.parse({
-        "model": "stabilityai/stable-diffusion-2-1", "clip": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "layers": {"tower": "language"},
-    }),
-    "llava": SlugConfig.parse({
-        "model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336", "layers": {"tower": "vision"}, "gradients": {"chunk": 16},
-    }),
-    "canvas-clip": lambda: SlugConfig.load(Path(__file__).with_name("canvas-clip.yaml")),
-    "canvas": lambda: SlugConfig.load(Path(__file__).with_name("canvas.yaml")),
-    "canvas-vlm": lambda: SlugConfig.load(Path(__file__).with_name("canvas-vlm.yaml")),
-    # Preconditioning keeps far less there: one retained image in eight shows the style without saying so.
-    "canvas-vlm-style": lambda: PRESETS["canvas-vlm"].merged({
-        "gradients": {"precondition": None}, "search": {"margin": 1.1},
-    }),
-})  # fmt: skip
+PRESETS: Presets[SlugConfig] = Presets(
+    {
+        "clip": SlugConfig.parse({}),
+        "stable-diffusion": SlugConfig.parse(
+            {
+                "model": "stabilityai/stable-diffusion-2-1",
+                "clip": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+                "layers": {"tower": "language"},
+            }
+        ),
+        "llava": SlugConfig.parse(
+            {
+                "model": "llava-hf/llava-1.5-7b-hf",
+                "clip": "openai/clip-vit-large-patch14-336",
+                "layers": {"tower": "vision"},
+                "gradients": {"chunk": 16},
+            }
+        ),
+        "canvas-clip": lambda: SlugConfig.load(Path(__file__).with_name("canvas-clip.yaml")),
+        "canvas": lambda: SlugConfig.load(Path(__file__).with_name("canvas.yaml")),
+        "canvas-vlm": lambda: SlugConfig.load(Path(__file__).with_name("canvas-vlm.yaml")),
+        # Preconditioning keeps far less there: one retained image in eight shows the style without saying so.
+        "canvas-vlm-style": lambda: PRESETS["canvas-vlm"].merged(
+            {
+                "gradients": {"precondition": None},
+                "search": {"margin": 1.1},
+            }
+        ),
+    }
+)
 """The paper's three experiments, and the same on the embedded models."""
