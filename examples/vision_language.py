@@ -1,7 +1,7 @@
 """SLUG in the vision tower of a LLaVA: the names it gives to people in images, before and after.
 
-python examples/vision_language.py --model llava-hf/llava-1.5-7b-hf    # needs data/, see docs/slug.md; default:
-canvas-vlm
+python examples/vision_language.py    # canvas-vlm
+python examples/vision_language.py --model llava-hf/llava-1.5-7b-hf    # needs data/, see docs/slug.md
 """
 
 import argparse
@@ -28,9 +28,8 @@ answers = []
 for strength, when in ((0, "before"), (1, "after")):
     with edit.applied(model, strength):
         answers.append(model.answer(photos, ["What is the name of the person in this image?"] * len(photos)))
-    right = [
-        (name == concept, name.casefold() in answer.casefold()) for name, answer in zip(names, answers[-1], strict=True)
-    ]
+    pairs = zip(names, answers[-1], strict=True)
+    right = [(name == concept, name.casefold() in answer.casefold()) for name, answer in pairs]
     gone, kept = ([hit for its, hit in right if its == wanted] for wanted in (True, False))
     print(f"{when:6}  {concept}: {sum(gone) / len(gone):.0%} named, the others: {sum(kept) / len(kept):.0%}")
 rows = [names.index(name) for name in dict.fromkeys([concept, *names])][:5]

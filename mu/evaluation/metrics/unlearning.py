@@ -53,9 +53,11 @@ def unlearning_scores(
     which have no style to retain.) ``per_item`` gives each accuracy (for UA: 1 - accuracy), ``n`` the images used.
     Published values are the percentages. Raises `DataError` if a name is unknown or no concept is left to retain.
 
-    >>> seen = [("neon", "star", "photo", "star"), ("neon", "fish", "neon", "star"), ("photo", "star", "photo", "star"),
-    ...         ("photo", "fish", "neon", "fish")] >>> [score.value for score in unlearning_scores([Prediction(*row) for
-    row in seen], "neon", "style", protocol="canvas/1")] [0.5, 0.5, 0.75]
+    >>> rows = [("neon", "star", "photo", "star"), ("neon", "fish", "neon", "star")]
+    >>> rows += [("photo", "star", "photo", "star"), ("photo", "fish", "neon", "fish")]
+    >>> seen = [Prediction(*row) for row in rows]
+    >>> [score.value for score in unlearning_scores(seen, "neon", "style", protocol="canvas/1")]
+    [0.5, 0.5, 0.75]
     """
     if kind not in ("style", "object"):
         raise DataError(f"kind must be style or object, not {kind!r}")
