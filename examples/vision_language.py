@@ -28,8 +28,7 @@ answers = []
 for strength, when in ((0, "before"), (1, "after")):
     with edit.applied(model, strength):
         answers.append(model.answer(photos, ["What is the name of the person in this image?"] * len(photos)))
-    pairs = zip(names, answers[-1], strict=True)
-    right = [(name == concept, name.casefold() in answer.casefold()) for name, answer in pairs]
+    right = [(n == concept, n.casefold() in a.casefold()) for n, a in zip(names, answers[-1], strict=True)]
     gone, kept = ([hit for its, hit in right if its == wanted] for wanted in (True, False))
     print(f"{when:6}  {concept}: {sum(gone) / len(gone):.0%} named, the others: {sum(kept) / len(kept):.0%}")
 rows = [names.index(name) for name in dict.fromkeys([concept, *names])][:5]
