@@ -82,14 +82,15 @@ def erase(
         raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
     name = None if config else model or _embedded(chosen, preset)
     out = out or (None if config else Path("outputs") / method / _folder(concepts))
-    over = (
+    overrides = (
         _flags(chosen.config_class, out, device, precision),
         parsed(chosen.config_class, pairs(settings or [], "--set")),
     )
     if config and not concepts:
-        work = chosen(chosen.config_class.load(config, *over))
+        work = chosen(chosen.config_class.load(config, *overrides))
     else:
-        work = chosen(chosen.for_concepts(concepts, name, read_settings(config) if config else preset, *over))
+        base = read_settings(config) if config else preset
+        work = chosen(chosen.for_concepts(concepts, name, base, *overrides))
     if bank:
         _expect(work, bank)
     found = work.run(resume=resume, overwrite=overwrite, track=track)

@@ -135,10 +135,10 @@ class Algorithm(ABC):
         else:
             found = cls.fitting(model) if preset is None else cls.preset(preset)
             kind, values = type(found), values_set(found, old=False)
-        return kind.parse(cls.naming(values, distinct(concepts), model), *overrides)
+        return kind.parse(cls.with_concepts(values, distinct(concepts), model), *overrides)
 
     @classmethod
-    def naming(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
+    def with_concepts(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
         """Plain settings with ``concepts`` and, if given, the name of the ``model`` filled in."""
         raise ConfigError(f"{cls.name} has no setting for concepts")
 

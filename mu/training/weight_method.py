@@ -21,7 +21,7 @@ class Erasure(Algorithm):
     config: Any
 
     @classmethod
-    def naming(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
+    def with_concepts(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
         return {**values, "concepts": list(concepts)} | ({"model": model} if model else {})
 
     def read_edit(self, path: Path) -> Edit:

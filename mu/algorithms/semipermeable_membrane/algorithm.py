@@ -51,8 +51,8 @@ class SemipermeableMembraneAlgorithm(Algorithm):
     config: SemipermeableMembraneConfig
 
     @classmethod
-    def naming(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
-        return configs.naming(values, concepts, model)
+    def with_concepts(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
+        return configs.with_concepts(values, concepts, model)
 
     def run_folder(self) -> Path:
         return Path(self.config.run_dir) if self.config.run_dir else self.config.folder / self.config.file_stem

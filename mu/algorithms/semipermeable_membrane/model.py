@@ -19,7 +19,7 @@ class SemipermeableMembraneModel:
 
     On SD 1.x these are 192 layers and 423,936 parameters at rank 1 (0.05 % of the UNet). The text encoder is never
     changed. An adapter is ``y = f(x) + alpha / r * up(down(x))``: the paper's ``Wx + (v_reg^T x) v_sig`` at rank 1 and
-    alpha 1.
+    alpha 1, where v_reg is the row of ``down`` and v_sig the column of ``up``. During the search the gate is 1.
     """
 
     def __init__(

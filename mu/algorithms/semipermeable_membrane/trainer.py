@@ -31,8 +31,8 @@ log = logging.getLogger("mu")
 class SemipermeableMembraneTrainer:
     """Trains the adapters. A step denoises for a random number of steps with them on, then compares predictions.
 
-    Model evaluations per step at batch B, S anchors and k denoising steps: ``k + 2`` calls and ``2Bk + 3B + 2S``
-    samples, ``B + S`` of them with gradients. The released code spends ``2Bk + 6B + 4S``: it also computes
+    Model evaluations per step at batch B, S anchor rows and k denoising steps, with guidance and no reused latents:
+    ``k + 2`` calls and ``2Bk + 3B + 2S`` samples, ``B + S`` of them with gradients. The released code spends ``2Bk + 6B + 4S``: it also computes
     unconditional halves and multiplies them by zero (guidance 1).
     """
 
@@ -111,8 +111,9 @@ class SemipermeableMembraneTrainer:
         e_tar, a_on = base.predict_noise(x_all, t, rows(task.target)).split([b, n])
 
         eta, lambda_ = entry.guidance_scale, entry.la_strength
-        weight = base.native_weight(int(t))
-        L_erase = weight * F.mse_loss(e_tar, e_neu - eta * (e_pos - e_neu))  # Eq. 4, c_sur = neutral
+        weight = base.native_weight(int(t))  # not in the paper: 1 for eps models; else makes it the error of the output
+        # Eq. 4: c_sur is the neutral prompt; c_tar in the bracket the positive one (default: the target).
+        L_erase = weight * F.mse_loss(e_tar, e_neu - eta * (e_pos - e_neu))
         if anchors is None:
             return {"loss": L_erase, "erase": L_erase}
         L_anchor = weight * F.mse_loss(a_on, a_off)
@@ -146,7 +147,7 @@ class _Walker:
             x, k, ids = states[0]
             kept = [*kept, states[0]][-pool:] if pool else states[1:]
         self.kept[task.number] = kept
-        return (*self._told(x, k), ids)
+        return (*self._unet_input(x, k), ids)
 
     @torch.no_grad()
     def _walk(self, task: Task, generator: torch.Generator, count: int) -> list[Walked]:
@@ -178,7 +179,8 @@ class _Walker:
             states[k], at = x, k
         return [(states[k], k, ids) for k in ks.tolist()]
 
-    def _told(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _unet_input(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The scaled latents, and the timestep that the UNet is given for them (``timestep_map``)."""
         scheduler = training_scheduler(self.settings.noise_scheduler)
         K = self.settings.max_denoising_steps
         if self.settings.timestep_map == "aligned":

@@ -329,7 +329,7 @@ PRESETS: Presets[SemipermeableMembraneConfig] = Presets({
 """The published settings for objects, styles and nudity on Stable Diffusion, and settings for the embedded model."""
 
 
-def naming(values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
+def with_concepts(values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
     """Plain ``values`` that erase ``concepts`` from the ``model`` of this name.
 
     If they erase one concept by an entry of ``prompts`` or of a prompts file, that entry's other values are kept.
@@ -364,10 +364,7 @@ def _entries(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _name(concept: Concept) -> str:
-    """A template_name for ``concept`` that differs from its text.
-
-    A target that equals ``template_name`` would be read with spaces for underscores.
-    """
+    """A template_name for ``concept`` without its own underscores: those of a template_name are read as spaces."""
     return concept.replace("_", "-").replace(" ", "_")
 
 
