@@ -38,6 +38,7 @@ class Bank:
         the edit was found on other weights of the same shapes.
         """
         edit.check(self.model)
+        check_strength(strength)
         if edit.concept() in self.edits:
             raise EditError(f"the bank already holds an edit of {edit.concept()!r}: leave one of the two out")
         warn_of_other_base(edit, self.model)
@@ -102,11 +103,17 @@ class Bank:
             yield stack.enter_context(gated(self.model, edits, sizes, [gate or edit.info.gate for edit in edits]))
 
     def gates(self, prompts: Sequence[str]) -> Tensor:
-        """How much of each edit that is on passes for each prompt, (b, J); dense edits always pass in full."""
+        """How much of each edit that is on passes for each prompt, (b, J), before strengths; dense edits pass in full.
+
+        Dense edits of a text encoder change what the gates read, so they are applied for it.
+        """
         assert isinstance(self.model, DiffusionModel), "gates that read the prompt need a diffusion model"
-        return prompt_gates(
-            self.model, self.on, [e.info.gate if isinstance(e, LowRankEdit) else OPEN for e in self.on], prompts
-        )
+        strengths = zip(self.on, self.strengths(None), strict=True)
+        dense = summed((e, s) for e, s in strengths if not isinstance(e, LowRankEdit))
+        text = {name: delta for name, delta in dense.items() if name.startswith("text_encoder")}
+        gates = [e.info.gate if isinstance(e, LowRankEdit) else OPEN for e in self.on]
+        with shifted(self.model, text):
+            return prompt_gates(self.model, self.on, gates, prompts)
 
     def deltas(self, strengths: Sequence[float] | None = None) -> dict[str, Tensor]:
         """The dense sum of the edits that are on, ungated: the deltas that a merged checkpoint adds to the base."""

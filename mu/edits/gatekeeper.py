@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +31,7 @@ from mu.models.parameters import EditableModel
 
 REMEMBERED = 16
 """Number of text encoder calls whose token ids are kept."""
-SAME = 1e-3
+SAME = 2**-7
 """Largest difference, relative to the largest absolute value, between embeddings that count as equal."""
 
 
@@ -54,7 +55,8 @@ def gated(
     ways = {gate.arithmetic for gate in gates}
     if len(ways) > 1:
         raise EditError("edits with the paper's and the reference's arithmetic cannot be on together: pass one gate")
-    membrane = Membrane(edits, ways.pop())
+    backbone = f"{model.backbone_name}." if isinstance(model, DiffusionModel) else ""
+    membrane = Membrane(edits, ways.pop(), gated=backbone)
     membrane.gates = torch.tensor(
         [s * gate.strength if isinstance(gate, FixedStrength) else s for s, gate in zip(strengths, gates, strict=True)]
     )
@@ -115,8 +117,8 @@ class Gatekeeper:
             for metric in ("clipcos", "tokenuni", "allone")
         }
         self._encode([concept for _, _, concept in columns])
-        self._last: tuple[tuple[Tensor, int, Tensor | None, int], Tensor] | None = None
-        """Key of the last call (embeddings, their version, their token ids, rows of a half) and its gates."""
+        self._last: tuple[tuple[Any, ...], Tensor] | None = None
+        """Key of the last call (all that its gates follow from) and its gates."""
         self._spoken: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
         """Token ids (m, n) and the first text encoder's prompt embeddings (m, n, width), newest last."""
 
@@ -168,11 +170,13 @@ class Gatekeeper:
         """Set ``membrane.gates`` from the prompts before each call of the backbone inside the block."""
 
         def before_backbone(_: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-            states, given = self.model.conditioning_of(args, options), self.model.given
-            tokens, pairs = None if given is None else given.tokens, self._halves(args[0], given)
-            key = None if states.requires_grad or states.is_inference() else (states, states._version, tokens, pairs)
+            given = self.model.given
+            conditioning = given or Conditioning(self.model.conditioning_of(args, options))
+            pairs, key = self._halves(args[0], given), _key(conditioning)
+            key = key and (*key, pairs, given is None)
             if key is None or self._last is None or not _same(key, self._last[0]):
-                conditioning = given or Conditioning(states, tokens=self._token_ids(states))
+                if given is None:
+                    conditioning = replace(conditioning, tokens=self._token_ids(conditioning.sequence))
                 if pairs:
                     conditioning = Conditioning.cat(
                         [conditioning[:pairs].guiding(conditioning[pairs:]), conditioning[pairs:]]
@@ -183,6 +187,8 @@ class Gatekeeper:
 
         def after_text(_: Any, args: tuple[Any, ...], options: Mapping[str, Any], output: Any) -> None:
             ids = options.get("input_ids", args[0] if args else None)
+            if self.model.text[0].soft:
+                return
             try:
                 states = self.model.prompt_embedding(0, output)
             except (AttributeError, TypeError, IndexError):  # this call returned no hidden states
@@ -203,17 +209,20 @@ class Gatekeeper:
     def _halves(self, x: Tensor, given: Conditioning | None) -> int:
         """Return the rows of the unconditional half if a call with latents ``x`` holds both halves of guidance, else 0.
 
-        Both halves have the same latents. In calls of `DiffusionModel.predict` the first half must also have empty
-        prompts, because two prompts may be compared at the same latents.
+        Both halves have the same latents. Two prompts may also be compared at the same latents, so the pipeline must say
+        that it guides. In calls of `DiffusionModel.predict` the first half must have empty prompts.
         """
         half, odd = divmod(len(x), 2)
-        if (
-            odd
-            or not half
-            or (given is not None and (given.gate_sequence is not None or not self._empty(given[:half])))
-        ):
+        if odd or not half or (given is not None and given.gate_sequence is not None):
             return 0
-        return half if torch.equal(x[:half], x[half:]) else 0
+        guides = self._empty(given[:half]) if given is not None else self._pipeline_guides()
+        return half if guides and torch.equal(x[:half], x[half:]) else 0
+
+    def _pipeline_guides(self) -> bool:
+        try:
+            return bool(self.model.pipeline.do_classifier_free_guidance)
+        except AttributeError:  # it was not called yet
+            return False
 
     def _empty(self, conditioning: Conditioning) -> bool:
         return conditioning.tokens is not None and bool(torch.isin(conditioning.tokens, self.special).all())
@@ -231,6 +240,14 @@ class Gatekeeper:
                     tokens[row] = ids[int(difference.argmin())]
                     break
         return tokens
+
+
+def _key(conditioning: Conditioning) -> tuple[Any, ...] | None:
+    """All that gates follow from; None if they need to be computed anew each time (gradients, tensors without a version)."""
+    parts = (conditioning.sequence, conditioning.tokens, conditioning.gate_sequence, conditioning.gate_tokens)
+    if any(part is not None and (part.requires_grad or part.is_inference()) for part in parts):
+        return None
+    return (*parts, *(None if part is None else part._version for part in parts))
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

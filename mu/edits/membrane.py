@@ -63,12 +63,15 @@ class Membrane:
     """Low-rank edits installed on a model by forward hooks; ``gates`` sets how much of each edit passes.
 
     ``gates`` is None (off: the low-rank branch is not computed), (J,) or (b, J). If the batch is k times as long as the
-    gates (as with the halves of classifier-free guidance), they repeat k times.
+    gates (as with the halves of classifier-free guidance), they repeat k times. Layers whose names do not begin with
+    ``gated`` keep the gates that were set before the first call: a text encoder runs before its prompt is known.
     """
 
-    def __init__(self, edits: Sequence[HasFactors], arithmetic: Arithmetic = "paper"):
-        self.edits, self.arithmetic = list(edits), arithmetic
+    def __init__(self, edits: Sequence[HasFactors], arithmetic: Arithmetic = "paper", gated: str = ""):
+        self.edits, self.arithmetic, self.gated = list(edits), arithmetic, gated
         self._gates: Tensor | None = torch.ones(len(edits))
+        self._fixed: Tensor | None = None
+        self._off = False
         self._weights: dict[tuple, Tensor] = {}
 
     @property
@@ -85,16 +88,16 @@ class Membrane:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Run the frozen model, without the edits, inside the block."""
-        gates, self._gates = self._gates, None
+        before, self._off = self._off, True
         try:
             yield
         finally:
-            self._gates = gates
+            self._off = before
 
     @contextmanager
     def installed(self, model: EditableModel) -> Iterator[Membrane]:
         names = dict.fromkeys(name for edit in self.edits for name in edit.factors)
-        handles = []
+        handles, self._fixed = [], self._gates
         try:
             for name in names:
                 layer = _Layer(self, name, find_parameter(model, name))
@@ -104,15 +107,23 @@ class Membrane:
             for handle in handles:
                 handle.remove()
 
-    def weights(self, layout: tuple[tuple[int, int, float], ...], like: Tensor) -> Tensor:
+    def gates_of(self, name: str) -> Tensor | None:
+        """The gates, (J,) or (b, J), of the layer ``name``; None if no edit passes there now."""
+        if self._off:
+            return None
+        return self._gates if name.startswith(self.gated) else self._fixed
+
+    def weights(self, layout: tuple[tuple[int, int, float], ...], gates: Tensor, like: Tensor) -> Tensor:
         """g (R,) or (b, R) for a layer with ``layout``, one (edit, rank, scale) per edit. Equal layouts share g."""
-        key = (layout, like.device, like.dtype)
-        if key not in self._weights:
-            assert self._gates is not None, "a membrane that is off has no weights"
-            gates = self._gates.to(like)
-            parts = [gates[..., j : j + 1].repeat_interleave(rank, -1) * scale for j, rank, scale in layout]
-            self._weights[key] = torch.cat(parts, dim=-1)
-        return self._weights[key]
+        key = (layout, id(gates), like.device, like.dtype)
+        if key in self._weights:
+            return self._weights[key]
+        gates = gates.to(like)
+        parts = [gates[..., j : j + 1].repeat_interleave(rank, -1) * scale for j, rank, scale in layout]
+        found = torch.cat(parts, dim=-1)
+        if not torch.is_inference_mode_enabled():  # such a tensor could not be used in a later backward pass
+            self._weights[key] = found
+        return found
 
 
 class _Layer:
@@ -120,7 +131,7 @@ class _Layer:
 
     def __init__(self, membrane: Membrane, name: str, weight: Tensor):
         reach = [(j, edit.factors[name]) for j, edit in enumerate(membrane.edits) if name in edit.factors]
-        self.membrane = membrane
+        self.membrane, self.name = membrane, name
         self.layout = tuple((j, factors.rank, factors.scale) for j, factors in reach)
 
         def side(tensors: list[Tensor], dim: int, shape: list[tuple[int, ...]]) -> Tensor:
@@ -134,20 +145,21 @@ class _Layer:
         self.up = side([f.up for _, f in reach], 1, [(weight.shape[0], f.rank, *up_tail) for _, f in reach])
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        if self.membrane._gates is None:
+        gates = self.membrane.gates_of(self.name)
+        if gates is None:
             return None
         x = args[0]
         x = x if torch.is_autocast_enabled(x.device.type) else x.to(self.down.dtype)
         if isinstance(module, nn.Conv2d):
             h = F.conv2d(x, self.down, None, module.stride, module.padding)
-            shift = F.conv2d(self._gated(h, channel=1), self.up)
+            delta = F.conv2d(self._gated(h, gates, channel=1), self.up)
         else:
-            shift = F.linear(self._gated(F.linear(x, self.down), channel=-1), self.up)
-        return out + shift.to(out.dtype)
+            delta = F.linear(self._gated(F.linear(x, self.down), gates, channel=-1), self.up)
+        return out + delta.to(out.dtype)
 
-    def _gated(self, h: Tensor, channel: int) -> Tensor:
+    def _gated(self, h: Tensor, gates: Tensor, channel: int) -> Tensor:
         """Multiply each row of D x, ``h``, by its gate; ``channel`` is the dimension of the rows."""
-        g = self.membrane.weights(self.layout, h)
+        g = self.membrane.weights(self.layout, gates, h)
         if g.dim() == 2:
             if len(h) % len(g):
                 raise EditError(f"gates for {len(g)} samples do not fit a batch of {len(h)}: set gates for this batch")

@@ -30,6 +30,10 @@ def given(
 ) -> Model:
     """Wrap ``source`` in the class for its kind; a model of mu is returned unchanged. See `mu.models.load`."""
     if isinstance(source, Model):
+        options = {"device": device, "precision": precision, "prediction_type": prediction_type, "processor": processor}
+        for option, value in {**options, "clip_skip": None if clip_skip == 1 else clip_skip}.items():
+            if value is not None:
+                raise ConfigError(f"{option} has no effect on {source.name!r}, which is loaded already: leave it out")
         return source
     where = compute.pick_device(str(device)) if device is not None else None
     if isinstance(source, DiffusionPipeline):
@@ -58,14 +62,9 @@ def _diffusion(
     name = pipeline.config.get("_name_or_path") or type(pipeline).__name__
     own = next((part.dtype for key, part in pipeline.components.items() if key == "unet"), torch.float32)
     dtype = compute.precision(precision) if precision else own
-    model = face(
-        pipeline,
-        str(name),
-        device or pipeline.device,
-        dtype,
-        clip_skip,
-        placed=device is not None or precision is not None,
-    )
+    if device is not None:
+        pipeline.to(device)
+    model = face(pipeline, str(name), pipeline.device, dtype, clip_skip, placed=precision is not None)
     if prediction_type is not None:
         model.prediction_type = prediction_type
     return model

@@ -53,6 +53,9 @@ def find_module(model: EditableModel, parameter: str) -> nn.Module:
         raise EditError(
             f"{model.name!r} has no parameter {parameter!r}: the edit was made for another architecture"
         ) from None
+    parent = model.components[component].get_submodule(owner.rpartition(".")[0])
+    if getattr(parent, "fused_projections", False):
+        raise EditError(f"{parameter!r} has no effect while projections are fused: call unfuse_qkv_projections() first")
     return module
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from mu.core.errors import ModelError
 
-PADDED_VOCABULARY = 64
-"""A model may have fewer than this many embeddings beyond its tokens: tables are padded to round sizes."""
+STUB = 0.5
+"""A tokenizer with a smaller share of its model's tokens is a stub. Some tables are padded by hundreds of embeddings."""
 
 
 def check_vocabulary(tokenizer: Any, embeddings: int, what: str) -> None:
@@ -20,7 +20,7 @@ def check_vocabulary(tokenizer: Any, embeddings: int, what: str) -> None:
             f"{what} has {len(tokenizer)} tokens and the model {embeddings} embeddings: add the embeddings of the new "
             "tokens, or copy the tokenizer that belongs to this model"
         )
-    if embeddings - len(tokenizer) >= PADDED_VOCABULARY:
+    if len(tokenizer) < STUB * embeddings:
         raise ModelError(f"{what} is incomplete ({len(tokenizer)} of {embeddings} tokens): copy its folder again")
 
 

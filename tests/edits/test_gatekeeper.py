@@ -22,6 +22,7 @@ from mu.edits.gates import OPEN, FacilitatedTransport, FixedStrength, Gate
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.weights import WeightEdit
+from mu.models import load
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.models.parameters import find_parameter
 
@@ -337,3 +338,86 @@ def test_a_gate_that_reads_what_its_edit_changes_is_refused(tiny: DiffusionModel
     with pytest.raises(EditError, match="dog") as caught, edit.applied(tiny):
         pass
     assert name in str(caught.value)
+
+
+# -- what a cache or a hook could get wrong -----------------------------------------------------------------------------
+
+
+def test_the_same_rows_beside_other_prompts_are_gated_anew(tiny: DiffusionModel) -> None:
+    edit = low_rank(tiny, ("dog",), 0, FacilitatedTransport())
+    uncond, dog, star = (tiny.encode([text]) for text in ("", "dog", "star"))
+    x = torch.zeros(1, 4, 8, 8)
+    with edit.applied(tiny) as membrane, torch.no_grad():
+        found = []
+        for conditioning in (uncond.guiding(dog), uncond.guiding(star), uncond, uncond.guiding(dog)):
+            tiny.predict_noise(x, 500, conditioning)
+            found.append(float(membrane.gates))
+    assert found[0] == found[3] == pytest.approx(1, abs=1e-5)
+    assert len({round(gate, 3) for gate in found}) == 3
+
+
+def test_two_prompts_at_equal_latents_are_no_halves_without_guidance(tiny: DiffusionModel) -> None:
+    edit = low_rank(tiny, ("dog",), 0, FacilitatedTransport())
+    tiny.pipeline.set_progress_bar_config(disable=True)
+    own = prompt_gates(tiny, [edit], [edit.info.gate], ["dog", "star"]).flatten().tolist()
+    asked: dict[str, Any] = {"latents": torch.ones(2, 4, 8, 8), "num_inference_steps": 1, "height": 64, "width": 64}
+    with edit.applied(tiny) as membrane:
+        tiny.pipeline(["dog", "star"], guidance_scale=1.0, **asked)
+        assert membrane.gates.flatten().tolist() == pytest.approx(own, abs=1e-5)
+        tiny.pipeline(["dog", "star"], guidance_scale=4.0, **asked)
+        assert membrane.gates.flatten().tolist() == pytest.approx([*own, *own], abs=1e-5)
+        tiny.pipeline(["dog", "star"], guidance_scale=4.0, num_images_per_prompt=2, **asked | {"latents": None})
+        each = [own[0], own[0], own[1], own[1]]
+        assert membrane.gates.flatten().tolist() == pytest.approx([*each, *each], abs=1e-5)
+
+
+def test_off_is_off_also_for_a_gated_edit(tiny: DiffusionModel) -> None:
+    edit = low_rank(tiny, ("dog",), 0, FacilitatedTransport())
+    x, dog, star = torch.ones(1, 4, 8, 8), tiny.encode(["dog"]), tiny.encode(["star"])
+    base = tiny.predict_noise(x, 500, star)
+    with edit.applied(tiny) as membrane:
+        on = tiny.predict_noise(x, 500, star)
+        tiny.predict_noise(x, 500, dog)
+        with membrane.off():
+            assert torch.equal(tiny.predict_noise(x, 500, star), base)
+        assert torch.equal(tiny.predict_noise(x, 500, star), on) and not torch.equal(on, base)
+
+
+def test_a_fixed_edit_of_the_text_encoder_goes_with_a_gated_one(tiny: DiffusionModel) -> None:
+    """Prompts are encoded before they are known: the text encoder's layers keep their fixed strength."""
+    name = "text_encoder.encoder.layers.0.mlp.fc1.weight"
+    out, inner = find_parameter(tiny, name).shape
+    text = LowRankEdit(
+        {name: Factors(torch.ones(1, inner), 0.1 * torch.ones(out, 1), 1.0)}, EditInfo("test", ("star",))
+    )
+    alone = tiny.encode(["a dog"]).sequence
+    with text.applied(tiny):
+        wanted = tiny.encode(["a dog"]).sequence
+    with Bank(tiny, [text, low_rank(tiny, ("dog",), 0, FacilitatedTransport())]).applied():
+        generate(tiny, PROMPTS[:2], SEEDS[:2], steps=1)
+        assert torch.equal(tiny.encode(["a dog"]).sequence, wanted) and not torch.equal(wanted, alone)
+
+
+def test_what_a_bank_says_of_gates_is_what_it_applies(tiny: DiffusionModel) -> None:
+    """Also with a dense edit of the text encoder on, whose embeddings the gate reads."""
+    name = "text_encoder.encoder.layers.0.mlp.fc1.weight"
+    noise = torch.randn(find_parameter(tiny, name).shape, generator=torch.Generator().manual_seed(0))
+    gated = low_rank(tiny, ("dog",), 0, FacilitatedTransport(metric="clipcos"))
+    bank = Bank(tiny, [WeightEdit({name: noise}, EditInfo("test", ("star",))), gated])
+    with bank.applied() as membrane:
+        assert membrane is not None
+        tiny.predict_noise(torch.zeros(1, 4, 8, 8), 500, tiny.encode(["a star"]))
+        applied = float(membrane.gates)  # type: ignore[arg-type]
+    assert float(bank.gates(["a star"])[0, 1]) == pytest.approx(applied, abs=1e-5)
+    assert float(Bank(tiny, [gated]).gates(["a star"])) != pytest.approx(applied, abs=1e-2), "control"
+
+
+def test_fused_projections_are_refused(tiny_folder: Any) -> None:
+    model = load(tiny_folder, device="cpu")
+    assert isinstance(model, DiffusionModel)
+    edit = low_rank(model, ("dog",), 0)
+    with edit.applied(model):
+        pass
+    model.pipeline.fuse_qkv_projections(vae=False)
+    with pytest.raises(EditError, match="unfuse_qkv_projections"), edit.applied(model):
+        pass

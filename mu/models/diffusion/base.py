@@ -125,7 +125,8 @@ class DiffusionModel(ABC):
     @property
     def text_width(self) -> int:
         """Width of the prompt embeddings."""
-        return int(self.backbone.config.cross_attention_dim)
+        width = self.backbone.config.cross_attention_dim
+        return int(width if isinstance(width, int) else width[0])
 
     @property
     def pixels_per_latent(self) -> int:

@@ -92,9 +92,12 @@ def _check(pipeline: Any, backbone_name: str, name: str) -> None:
         text, what = getattr(pipeline, encoder).config, f"the {tokenizer} of {name!r}"
         check_vocabulary(getattr(pipeline, tokenizer), text.vocab_size, what)
         check_length(getattr(pipeline, tokenizer), text.max_position_embeddings, what)
+        if getattr(text, "use_attention_mask", False):
+            raise ModelError(f"the {encoder} of {name!r} needs an attention mask, which mu does not give: name another")
     width = sum(int(getattr(pipeline, encoder).config.hidden_size) for encoder in encoders)
-    if config.cross_attention_dim != width:
+    read = config.cross_attention_dim
+    if {width} != ({read} if isinstance(read, int) else set(read)):
         raise ModelError(
-            f"the {backbone_name} of {name!r} reads prompt embeddings of width {config.cross_attention_dim}, "
+            f"the {backbone_name} of {name!r} reads prompt embeddings of width {read}, "
             f"and its text encoders give {width}"
         )

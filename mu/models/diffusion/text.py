@@ -23,6 +23,8 @@ class TextEncoder:
     tokenizer: Any
     module: Any
     causal: bool = True
+    soft: bool = False
+    """Whether it reads embeddings that are given, in place of its tokens' own: see `reading`."""
     _cut: set[str] = field(default_factory=set)
     """Prompts whose cut was logged already."""
 
@@ -73,7 +75,9 @@ class TextEncoder:
             yield
             return
         handle = self.embedding.register_forward_hook(lambda *_: embeddings)
+        self.soft = True
         try:
             yield
         finally:
+            self.soft = False
             handle.remove()
