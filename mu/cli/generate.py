@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -95,6 +96,8 @@ def generate(
         )
     if factor is not None and gate is not GateChoice.facilitated_transport:
         raise ConfigError("--factor belongs to --gate facilitated_transport")
+    if factor is not None and not math.isfinite(factor):
+        raise ConfigError(f"--factor must be a number, not {factor}")
     if edit and bank:
         raise ConfigError("pass --edit or --bank, not both: `mu bank add` adds an edit to the bank")
     cases = _cases(prompt, prompts, seed)

@@ -13,6 +13,8 @@ from mu.diffusion.denoising import denoise, initial_noise
 from mu.models.diffusion import DiffusionModel
 
 PIXELS_AT_ONCE = 2**19
+SEEDS = 2**64
+"""Seeds of a generator are below it."""
 
 
 def generate(
@@ -95,6 +97,8 @@ def generate_latents(
         raise ConfigError(f"the number of denoising steps must be at least one, not {steps}")
     if not math.isfinite(guidance):
         raise ConfigError(f"the guidance scale must be a number, not {guidance}")
+    if wrong := next((seed for seed in seeds if not 0 <= int(seed) < SEEDS), None):
+        raise ConfigError(f"a seed must be a number from 0 to 2**64 - 1, not {str(wrong)[:40]}")
     batch = batch or max(1, PIXELS_AT_ONCE // (height * width))
     with torch.no_grad():
         ids = model.time_ids(height, width)
@@ -105,6 +109,11 @@ def generate_latents(
             x = initial_noise(model, height, width, generators)
             cond = model.encode(texts).at(ids)
             scheduler = model.new_scheduler(steps)
-            yield denoise(
+            latents = denoise(
                 model, x, cond, uncond.repeat(len(texts)), scheduler, guidance=guidance, generators=generators
             )
+            if not latents.isfinite().all():
+                raise DataError(
+                    f"the image of {texts[0][:60]!r} is not finite: an edit is too strong, or the precision too low"
+                )
+            yield latents

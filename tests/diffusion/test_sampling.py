@@ -119,3 +119,16 @@ def test_bad_requests_are_one_clear_line(wrong: dict, tiny: DiffusionModel) -> N
     with pytest.raises((ConfigError, DataError)) as caught:
         generate(tiny, **({"prompts": PROMPTS, "seeds": [1, 2, 3], "steps": 1} | wrong))
     assert "\n" not in str(caught.value)
+
+
+def test_seeds_out_of_range_and_images_that_are_no_numbers_are_refused(
+    tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (-1, 2**64, 10**30):
+        with pytest.raises(ConfigError, match=str(seed)[:20]):
+            generate(tiny, ["a star"], [seed], steps=1)
+    assert generate(tiny, ["a star"], [2**64 - 1], steps=1).isfinite().all(), "control"
+    noise = tiny.predict_noise
+    monkeypatch.setattr(tiny, "predict_noise", lambda *args: noise(*args) * float("inf"))
+    with pytest.raises(DataError, match="a star"):
+        generate(tiny, ["a star"], [1], steps=1)
