@@ -261,7 +261,7 @@ def test_the_timestep_map(tiny: DiffusionModel) -> None:
     told = {}
     for kind in ("reference", "aligned"):
         walker = Bench(tiny, settings(train={"max_denoising_steps": 30, "timestep_map": kind})).trainer.walker
-        told[kind] = [int(walker._told(x, k)[1]) for k in (1, 15, 29)]
+        told[kind] = [int(walker._unet_input(x, k)[1]) for k in (1, 15, 29)]
     assert told["reference"] == [966, 499, 33]
     assert told["aligned"] == [957 - 33 * k for k in (1, 15, 29)]
 
