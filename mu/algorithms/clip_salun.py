@@ -58,7 +58,8 @@ class ClipSalUn(ClipErasure):
     ascending.
 
     @inproceedings{fan2024salun,
-      title     = {{SalUn}: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image Classification and Generation},
+      title     = {{SalUn}: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both
+                   Image Classification and Generation},
       author    = {Fan, Chongyu and Liu, Jiancheng and Zhang, Yihua and Wong, Eric and Wei, Dennis and Liu, Sijia},
       booktitle = {International Conference on Learning Representations (ICLR)},
       year      = {2024}

@@ -80,7 +80,8 @@ class ConceptAblation(WeightErasure):
 
     @inproceedings{kumari2023ablating,
       title     = {Ablating Concepts in Text-to-Image Diffusion Models},
-      author    = {Kumari, Nupur and Zhang, Bingliang and Wang, Sheng-Yu and Shechtman, Eli and Zhang, Richard and Zhu, Jun-Yan},
+      author    = {Kumari, Nupur and Zhang, Bingliang and Wang, Sheng-Yu and Shechtman, Eli and Zhang, Richard
+                   and Zhu, Jun-Yan},
       booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
       year      = {2023}
     }

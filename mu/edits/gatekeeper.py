@@ -209,8 +209,8 @@ class Gatekeeper:
     def _halves(self, x: Tensor, given: Conditioning | None) -> int:
         """Return the rows of the unconditional half if a call with latents ``x`` holds both halves of guidance, else 0.
 
-        Both halves have the same latents. Two prompts may also be compared at the same latents, so the pipeline must say
-        that it guides. In calls of `DiffusionModel.predict` the first half must have empty prompts.
+        Both halves have the same latents. Two prompts may also be compared at the same latents, so the pipeline must
+        say that it guides. In calls of `DiffusionModel.predict` the first half must have empty prompts.
         """
         half, odd = divmod(len(x), 2)
         if odd or not half or (given is not None and given.gate_sequence is not None):
@@ -243,7 +243,7 @@ class Gatekeeper:
 
 
 def _key(conditioning: Conditioning) -> tuple[Any, ...] | None:
-    """All that gates follow from; None if they need to be computed anew each time (gradients, tensors without a version)."""
+    """All that gates follow from; None if they are computed anew each time (gradients, tensors without a version)."""
     parts = (conditioning.sequence, conditioning.tokens, conditioning.gate_sequence, conditioning.gate_tokens)
     if any(part is not None and (part.requires_grad or part.is_inference()) for part in parts):
         return None

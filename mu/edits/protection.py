@@ -47,7 +47,8 @@ class Leak:
         return self.verdict not in ("spared", "not measurable")
 
     def __str__(self) -> str:
-        return f"{self.verdict}: the edit of {self.edit!r} acts on {self.on!r}, so restoring {self.edit!r} changes {self.on!r}"
+        acts = f"{self.verdict}: the edit of {self.edit!r} acts on {self.on!r}"
+        return f"{acts}, so restoring {self.edit!r} changes {self.on!r}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

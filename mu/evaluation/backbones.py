@@ -7,6 +7,7 @@ package raises `MissingDependency`, missing weights raise `ModelError`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,7 +75,7 @@ def inception_features(device: torch.device | str = "cpu") -> Callable[[Tensor],
     See `frechet_distance` for its value with few images: SepCE's 240 for each concept allow only comparisons.
     """
     package = _package("torch_fidelity.feature_extractor_inceptionv3", "FID")
-    build: Callable[[], Any] = lambda: package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])  # noqa: E731
+    build = partial(package.FeatureExtractorInceptionV3, "inception-v3-compat", ["2048"])
     model = _weights("Inception", build).requires_grad_(False).eval().to(device)
     return lambda images: model((images.clamp(0, 1) * 255).round().to(torch.uint8).to(device))[0]
 

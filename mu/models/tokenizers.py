@@ -7,7 +7,7 @@ from typing import Any
 from mu.core.errors import ModelError
 
 STUB = 0.5
-"""A tokenizer with a smaller share of its model's tokens is a stub. Some tables are padded by hundreds of embeddings."""
+"""A tokenizer with a smaller share of its model's tokens is a stub. Some tables are padded by hundreds."""
 
 
 def check_vocabulary(tokenizer: Any, embeddings: int, what: str) -> None:

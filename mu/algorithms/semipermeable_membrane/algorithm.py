@@ -37,8 +37,8 @@ class SemipermeableMembraneAlgorithm(Algorithm):
 
     @inproceedings{lyu2024one,
       title     = {One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications},
-      author    = {Lyu, Mengyao and Yang, Yuhong and Hong, Haiwen and Chen, Hui and Jin, Xuan and He, Yuan and Xue, Hui and
-                   Han, Jungong and Ding, Guiguang},
+      author    = {Lyu, Mengyao and Yang, Yuhong and Hong, Haiwen and Chen, Hui and Jin, Xuan and He, Yuan and Xue, Hui
+                   and Han, Jungong and Ding, Guiguang},
       booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
       year      = {2024}
     }

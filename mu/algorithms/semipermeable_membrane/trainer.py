@@ -32,8 +32,8 @@ class SemipermeableMembraneTrainer:
     """Trains the adapters. A step denoises for a random number of steps with them on, then compares predictions.
 
     Model evaluations per step at batch B, S anchor rows and k denoising steps, with guidance and no reused latents:
-    ``k + 2`` calls and ``2Bk + 3B + 2S`` samples, ``B + S`` of them with gradients. The released code spends ``2Bk + 6B + 4S``: it also computes
-    unconditional halves and multiplies them by zero (guidance 1).
+    ``k + 2`` calls and ``2Bk + 3B + 2S`` samples, ``B + S`` of them with gradients. The released code spends
+    ``2Bk + 6B + 4S``: it also computes unconditional halves and multiplies them by zero (guidance 1).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """SLUG (Cai et al., ICML 2025): compute two gradients once, then search for one tensor and one step.
 
-    L_f = mean over the forget set of 1 - cos(v_i, t_i)            L_r = CLIP's contrastive loss, mean over retain batches
+    L_f = mean over the forget set of 1 - cos(v_i, t_i)        L_r = CLIP's contrastive loss, mean over retain batches
     theta_l(lambda) = theta_l + lambda g_f,l,  lambda > 0          gradient *ascent* on L_f, all other tensors unchanged
 
 The released programs disagree on the sign. Here g_f is always +grad L_f, and lambda is always positive. To check: the

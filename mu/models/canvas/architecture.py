@@ -30,10 +30,11 @@ START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 # Words beyond the captions, so that prompts of users are not split into single letters.
 _MORE_WORDS = """
-photo of a person an animal the object with without and or not in on at by from to for style painting drawing portrait picture image
-art artist artwork famous old new big small red green blue yellow black white bright dark colourful color background man woman face
-nudity violence self harm van gogh dog cat car bird flower sky night day beautiful detailed scene showing some something anything
-happy sad young hair hat crown beard glasses shirt light line shape round square simple high quality best masterpiece
+photo of a person an animal the object with without and or not in on at by from to for style painting drawing portrait
+picture image art artist artwork famous old new big small red green blue yellow black white bright dark colourful
+color background man woman face nudity violence self harm van gogh dog cat car bird flower sky night day beautiful
+detailed scene showing some something anything happy sad young hair hat crown beard glasses shirt light line shape
+round square simple high quality best masterpiece
 """.split()
 
 

@@ -313,7 +313,7 @@ def _unet(shop: Workshop) -> None:
         state={"model": model, "average": averaged},
         after_step=lambda i: averaged.update_parameters(model),
     )
-    unet = averaged.module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # not in torch's stub
+    unet = averaged.module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     text_encoder = CLIPTextModel(clip.config.text_config)
     text_encoder.load_state_dict(clip.text_model.state_dict())
     StableDiffusionPipeline(
