@@ -216,7 +216,7 @@ def test_gitignore_keeps_what_belongs_to_the_package() -> None:
     for path in (
         "mu/models/canvas/weights/unet/model.safetensors",
         "mu/data/canvas/scenes.py",
-        "mu/algorithms/presets/esd-canvas.yaml",
+        "mu/algorithms/esd/canvas.yaml",
         "mu/report/page.html",
         "mu/data/x.csv",
     ):

@@ -9,11 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mu.core.errors import ConfigError, nearest
+
 Row = Mapping[str, float]
 Kind = Literal["wandb", "tensorboard"]
 KINDS: tuple[Kind, ...] = ("wandb", "tensorboard")
 
 log = logging.getLogger("mu")
+
+
+def tracker(name: str) -> Kind:
+    """The tracker ``name``. Raises `ConfigError` with the nearest for an unknown one."""
+    for kind in KINDS:
+        if kind == name:
+            return kind
+    raise ConfigError(f"unknown tracker {name!r}.{nearest(name, KINDS)}")
 
 
 class Tracking(NamedTuple):

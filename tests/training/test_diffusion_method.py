@@ -17,7 +17,8 @@ from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
 from mu.models import load
 from mu.models.diffusion import DiffusionModel
-from mu.training.diffusion_method import AnchoredConfig, ErasureConfig, TrainConfig, WeightErasure
+from mu.training.diffusion_config import AnchoredConfig, ErasureConfig, TrainConfig
+from mu.training.diffusion_method import WeightErasure
 from mu.training.tuning import Tuning
 
 
