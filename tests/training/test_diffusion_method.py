@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mu.core import loop
+from mu.core.algorithm import Preset, Presets
 from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
@@ -36,7 +37,7 @@ class Pulled(WeightErasure):
     """Moves the cross-attention towards random numbers."""
 
     name, config_class = "pulled", Config
-    presets = {"other": Config.parse({"model": "other", "train": {"lr": 1e-3}})}
+    presets = Presets(Config, Preset("other", "another model", {"model": "other", "train": {"lr": 1e-3}}))
     stop_at = -1
 
     def find_edit(self, run: RunDirectory | None = None, log: loop.Log | None = None) -> WeightEdit:
