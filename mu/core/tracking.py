@@ -88,7 +88,7 @@ def tracked(tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> Iter
             call(tracker)
         except ImportError:
             left = True
-            log.warning("%s is missing: only metrics.jsonl gets losses (pip install 'mu-unlearning[track]')", name)
+            log.warning("%s is missing: only metrics.jsonl gets losses (pip install %s)", name, tracking.kind)
         except Exception as error:
             left = True
             log.warning("%s failed (%s): from now on only metrics.jsonl gets losses", name, error)
