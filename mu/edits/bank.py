@@ -89,7 +89,7 @@ class Bank:
         """Apply the edits that are on inside the block, then restore the model bit for bit.
 
         ``strengths`` has one number for each edit that is on, in order. ``gate`` replaces the gates that the edits'
-        files state; dense edits have none. Yields the membrane of the low-rank edits, or None if no low-rank edit is on.
+        files state; dense edits have none. Yields the low-rank edits' membrane, or None if no low-rank edit is on.
 
         Raises `EditError` if ``gate`` reads the prompt and all edits are dense, and warns if some are.
         """
