@@ -128,11 +128,11 @@ class Bench:
         return run, list(work.separate(open_edit(run.edit)))
 
     def preset(self, method: type[Algorithm], concepts: Sequence[str]) -> BaseConfig:
-        """The method's ``canvas``; in the place of objects what ``canvas-object`` says, where there is one."""
+        """The method's ``canvas``; in the place of objects what ``canvas-objects`` says, where there is one."""
         presets = method.presets
         if not hasattr(presets["canvas"], "anchors"):
             return method.for_concepts(list(concepts), self.model.name)
-        found = [presets.get(f"canvas-{kind_of(concept)}", presets["canvas"]).anchors[0] for concept in concepts]
+        found = [presets.get(f"canvas-{kind_of(concept)}s", presets["canvas"]).anchors[0] for concept in concepts]
         anchors = [OTHER[each] if each == concept else each for each, concept in zip(found, concepts, strict=True)]
         return presets["canvas"].merged({"concepts": list(concepts), "anchors": anchors})
 

@@ -2,7 +2,7 @@
 
     python benchmarks/canvas_slug.py --out outputs/canvas_slug --json docs/results/canvas_slug.json
 
-Settings: the presets ``canvas-clip``, ``canvas``, ``canvas-vlm`` and ``canvas-vlm-style``, chosen on images of seed
+Settings: the presets ``canvas-clip``, ``canvas``, ``canvas-vlm`` and ``canvas-vlm-styles``, chosen on images of seed
 777; reported on other images (``--seed``), which no search saw. An interrupted benchmark goes on where it stopped.
 
 CLIP and LLaVA: forget accuracy and macro accuracy of the rest, of the same kind and of the other kinds. Diffusion
@@ -162,7 +162,7 @@ def row_of(slug, meter: Drawn | Probed, name: str, kind: str, concept: str, fold
     run = RunDirectory(folder)
     try:
         if not run.edit.exists():
-            preset = f"{name}-{kind}" if f"{name}-{kind}" in slug.presets else None
+            preset = f"{name}-{kind}s" if f"{name}-{kind}s" in slug.presets else None
             slug(slug.for_concepts([concept], name, preset), model=meter.model, output_dir=str(folder)).run(
                 overwrite=True
             )

@@ -35,7 +35,7 @@ from torch import Tensor
 
 import mu
 from mu.algorithms import algorithm
-from mu.algorithms.single_layer_unlearning_gradient.configs import PRESETS, SlugConfig
+from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig, SlugMethod
 from mu.algorithms.single_layer_unlearning_gradient.model import candidates, layer_scores, to_search
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Tally
 from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, gradients, search
@@ -223,7 +223,7 @@ def stepped(
 def canvas(options) -> dict:
     clip, config, tasks = (
         mu.load("canvas-clip", device="cpu"),
-        PRESETS["canvas-clip"],
+        SlugMethod.presets["canvas-clip"],
         canvas_tasks(options.per_class, 3),
     )
     assert isinstance(clip, ClipModel)
@@ -249,7 +249,7 @@ def canvas(options) -> dict:
 
 def large(options) -> dict:
     clip, tasks, forget, retain = vit_b_32(options.names, options.images)
-    config = PRESETS["clip"].merged(
+    config = SlugMethod.presets["clip"].merged(
         {"gradients": {"chunk": 16}, "layers": {"max_front": options.max_front}, "search": {"criterion": "fa1"}}
     )
     return measured(Case(clip, tasks, tasks[0].classes[0], forget, retain, config), in_full=False)

@@ -184,11 +184,22 @@ def test_version_is_one() -> None:
     assert written is None or written.group(1) == version
 
 
+def test_every_place_names_the_same_pythons() -> None:
+    oldest, newest = "3.10", "3.13"
+    listed = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if re.fullmatch(r".* :: 3\.\d+", c)]
+    assert listed == [f"3.{k}" for k in range(int(oldest[2:]), int(newest[2:]) + 1)]
+    assert PROJECT["requires-python"] == f">={oldest}"
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"Python {oldest} or newer" in makefile and f"({oldest.replace('.', ', ')})" in makefile
+    for name in ("README.md", "CONTRIBUTING.md"):
+        assert f"Python {oldest} to {newest}" in (ROOT / name).read_text(encoding="utf-8")
+
+
 def test_constraints_pin_what_is_asked_for() -> None:
     pins = {}
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
-            name, version = line.split("==")
+            name, version = line.partition(";")[0].split("==")
             pins[canonicalize_name(name)] = Version(version)
     for requirement in [*BASE, *EXTRAS["dev"]]:
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
@@ -216,7 +227,7 @@ def test_gitignore_keeps_what_belongs_to_the_package() -> None:
     for path in (
         "mu/models/canvas/weights/unet/model.safetensors",
         "mu/data/canvas/scenes.py",
-        "mu/algorithms/presets/esd-canvas.yaml",
+        "mu/algorithms/esd/canvas.yaml",
         "mu/report/page.html",
         "mu/data/x.csv",
     ):

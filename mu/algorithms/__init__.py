@@ -1,4 +1,4 @@
-"""The methods. `ALGORITHMS` is the only list: a new method needs its folder (or file) and one entry here."""
+"""The methods. `ALGORITHMS` is the only list: a new method needs its folder and one entry here."""
 
 from __future__ import annotations
 
@@ -9,31 +9,44 @@ from typing import TYPE_CHECKING, Any, cast
 from mu.core.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from mu.core.algorithm import Algorithm
+    from mu.core.algorithm import Algorithm, Method
     from mu.edits.edit import Edit
 
 ALGORITHMS = {
-    "spm": "mu.algorithms.semipermeable_membrane.algorithm:SemipermeableMembraneAlgorithm",
-    "slug": "mu.algorithms.single_layer_unlearning_gradient.algorithm:SingleLayerUnlearningGradientAlgorithm",
-    "cie": "mu.algorithms.separable_concept_erasure.algorithm:ConceptIrrelevantErasureAlgorithm",
-    "sepce": "mu.algorithms.separable_concept_erasure.algorithm:SeparableConceptErasureAlgorithm",
-    "esd": "mu.algorithms.esd:ESD",
-    "uce": "mu.algorithms.uce:UCE",
-    "ca": "mu.algorithms.concept_ablation:ConceptAblation",
-    "fmn": "mu.algorithms.forget_me_not:ForgetMeNot",
-    "clip-ft": "mu.algorithms.clip_ft:ClipFineTuning",
-    "clip-ga": "mu.algorithms.clip_ga:ClipGradientAscent",
-    "clip-gaft": "mu.algorithms.clip_gaft:ClipGAFT",
-    "clip-salun": "mu.algorithms.clip_salun:ClipSalUn",
-    "clip-ssd": "mu.algorithms.clip_ssd:ClipSSD",
+    "spm": "mu.algorithms.semipermeable_membrane.configs:SemipermeableMembraneMethod",
+    "slug": "mu.algorithms.single_layer_unlearning_gradient.configs:SlugMethod",
+    "cie": "mu.algorithms.separable_concept_erasure.configs:ConceptIrrelevantErasureMethod",
+    "sepce": "mu.algorithms.separable_concept_erasure.configs:SeparableConceptErasureMethod",
+    "esd": "mu.algorithms.esd.configs:ESDMethod",
+    "uce": "mu.algorithms.uce.configs:UCEMethod",
+    "ca": "mu.algorithms.concept_ablation.configs:ConceptAblationMethod",
+    "fmn": "mu.algorithms.forget_me_not.configs:ForgetMeNotMethod",
+    "clip-ft": "mu.algorithms.clip_ft.configs:ClipFineTuningMethod",
+    "clip-ga": "mu.algorithms.clip_ga.configs:ClipGradientAscentMethod",
+    "clip-gaft": "mu.algorithms.clip_gaft.configs:ClipGAFTMethod",
+    "clip-salun": "mu.algorithms.clip_salun.configs:ClipSalUnMethod",
+    "clip-ssd": "mu.algorithms.clip_ssd.configs:ClipSSDMethod",
 }
 
 
-def algorithm(name: str) -> type[Algorithm]:
-    """The class of the method ``name``. Raises `ConfigError` with the nearest known name."""
+def method(name: str) -> type[Method]:
+    """What is known of the method ``name``: paper, settings, presets. Imports no torch.
+
+    Raises `ConfigError` with the nearest known name.
+    """
     if name not in ALGORITHMS:
         raise ConfigError(f"unknown method {name!r}.{nearest(name, ALGORITHMS)}")
-    module, _, attribute = ALGORITHMS[name].partition(":")
+    return _named(ALGORITHMS[name])
+
+
+def algorithm(name: str) -> type[Algorithm]:
+    """The mathematics of the method ``name``, which imports torch. Raises `ConfigError` as `method` does."""
+    return _named(method(name).home)
+
+
+def _named(place: str) -> Any:
+    """The class at ``place``, ``module:Class``."""
+    module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)
 
 
@@ -45,10 +58,10 @@ def erase(
     ``preset`` names published settings of the method. Without it the preset for this model is used, if one exists.
     ``overrides`` are settings, nested as mappings: ``train={"iterations": 500}``. The model itself is not changed.
     """
+    chosen = algorithm(method)
     from mu.models import load
 
     model = load(model)
     concepts = [concept] if isinstance(concept, str) else list(concept)
-    chosen = algorithm(method)
     settings = chosen.for_concepts(concepts, model.name, preset, overrides)
     return cast("Edit", chosen(settings, model=model).find_edit())

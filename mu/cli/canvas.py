@@ -43,6 +43,7 @@ def train(
 
     Example: mu canvas train --out outputs/canvas --stages judge,clip --steps judge=200,clip=300
     """
+    from mu.core import threads
     from mu.core.compute import pick_device
     from mu.core.program import show_log
     from mu.models.canvas.training import STAGES, train_world
@@ -56,6 +57,7 @@ def train(
     for stage in (*named, *counts):
         if stage not in STAGES:
             raise ConfigError(f"unknown stage {stage!r}.{nearest(stage, STAGES)}")
+    threads.fit(0)
     train_world(out, seed=seed, device=str(pick_device(device)), stages=named, steps=counts)
     print(out)
 

@@ -17,17 +17,18 @@ def cite(
 
     Example: mu cite spm
     """
-    from mu.algorithms import ALGORITHMS, algorithm
+    from mu.algorithms import ALGORITHMS, method
     from mu.core.algorithm import citation
     from mu.core.run import RunDirectory
-    from mu.edits.files import open_edit
 
     path = Path(what)
     if what in ALGORITHMS or not path.exists():
-        found = citation(algorithm(what))
+        found = citation(method(what))
     elif RunDirectory(path).environment.exists():
         found = str(RunDirectory(path).read_environment().get("citation", ""))
     else:
+        from mu.edits.files import open_edit
+
         found = open_edit(path).info.citation
     if not found:
         raise DataError(f"{what} names no paper")

@@ -15,8 +15,8 @@ def config(
 
     Example: mu config spm --preset canvas > neon.yaml
     """
-    from mu.algorithms import algorithm
+    from mu import algorithms
 
-    chosen = algorithm(method)
+    chosen = algorithms.method(method)
     settings = chosen.preset(preset) if preset else chosen.config_class.parse({})
     print(f"# Save as FILE, then: mu erase {method} --config FILE\n{settings.to_yaml()}", end="")

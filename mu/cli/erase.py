@@ -13,7 +13,7 @@ from mu.core.errors import ConfigError
 from mu.core.files import slug
 
 if TYPE_CHECKING:
-    from mu.core.algorithm import Algorithm, Found
+    from mu.core.algorithm import Algorithm, Found, Method
     from mu.core.config import BaseConfig
     from mu.edits.edit import Edit
 
@@ -63,15 +63,19 @@ def erase(
 
     Example: mu erase spm --concept "neon style" --set train.iterations=100 --out outputs/neon
     """
-    from mu.algorithms import algorithm
+    from mu import algorithms
     from mu.core.concept import distinct
     from mu.core.config import read_settings
     from mu.core.program import parsed, show_log
-    from mu.report import write_report
+    from mu.core.tracking import tracker
+    from mu.models.places import check_name
 
     show_log()
-    chosen = algorithm(method)
+    chosen = algorithms.method(method)
+    preset = chosen.preset_name(preset) if preset else None
     concepts = distinct(concept or ())
+    if track:
+        tracker(track)
     if reason and not bank:
         raise ConfigError("--reason belongs to --bank")
     if config and (model or preset or device or precision):
@@ -87,10 +91,12 @@ def erase(
         parsed(chosen.config_class, pairs(settings or [], "--set")),
     )
     if config and not concepts:
-        work = chosen(chosen.config_class.load(config, *overrides))
+        given = chosen.config_class.load(config, *overrides)
     else:
         base = read_settings(config) if config else preset
-        work = chosen(chosen.for_concepts(concepts, name, base, *overrides))
+        given = chosen.for_concepts(concepts, name, base, *overrides)
+    check_name(given.model)  # type: ignore[attr-defined]
+    work = algorithms.algorithm(method)(given)
     if bank:
         _expect(work, bank)
     found = work.run(resume=resume, overwrite=overwrite, track=track)
@@ -99,12 +105,14 @@ def erase(
         _add(work, found, edited, bank, reason)
     if images:
         _draw(found, edited, prompt)
+    from mu.report import write_report
+
     print(f"edit    {found.run.edit}\nreport  {write_report(found.run)}")
 
 
-def _embedded(method: type[Algorithm], preset: str | None) -> str:
+def _embedded(method: type[Method], preset: str | None) -> str:
     """Return the embedded model that ``preset`` is made for, or canvas."""
-    from mu.models import EMBEDDED
+    from mu.models.places import EMBEDDED
 
     name = getattr(method.preset(preset), "model", "") if preset else ""
     return name if name in EMBEDDED else "canvas"

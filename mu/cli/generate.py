@@ -68,7 +68,7 @@ def generate(
         str | None, typer.Option(metavar="HxW", help="Height x width in pixels. Default: the model's training size.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The output folder for CASE_K.png and prompts.json.")] = Path(
-        "outputs/pictures"
+        "outputs/images"
     ),
     overwrite: Overwrite = False,
     resume: Resume = False,

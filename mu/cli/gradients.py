@@ -42,11 +42,11 @@ def gradients(
 
     Example: mu gradients --model canvas-clip --forget canvas --concept "Ada Stone" --out outputs/ada.safetensors
     """
-    from mu.algorithms import algorithm
+    from mu import algorithms
     from mu.cli.output import print_json
     from mu.core.concept import Concept
     from mu.core.program import parsed, show_log
-    from mu.training.gradient_files import refuse
+    from mu.models.places import check_name
 
     show_log()
     if bool(forget) == bool(retain):
@@ -55,13 +55,17 @@ def gradients(
         raise ConfigError(
             "--forget needs --concept: name what the images show" if forget else "--concept belongs to --forget"
         )
-    refuse(out, overwrite=overwrite)
     name = Concept(concept) if concept else ""
-    slug = algorithm("slug")
+    slug = algorithms.method("slug")
     placed = {key: value for key, value in (("devices", device), ("precision", precision)) if value}
     sources = {f"data.{key}": value for key, value in (("forget", forget), ("retain", retain)) if value}
     options = parsed(slug.config_class, pairs(settings or [], "--set"))
-    work = slug(slug.for_concepts([name] if name else [], model, None, placed, sources, options))
+    given = slug.for_concepts([name] if name else [], model, None, placed, sources, options)
+    check_name(model)
+    from mu.training.gradient_files import refuse
+
+    refuse(out, overwrite=overwrite)
+    work = algorithms.algorithm("slug")(given)
     kind: Kind = "forget" if forget else "retain"
     made = cast("SingleLayerUnlearningGradientAlgorithm", work).save_gradients(kind, out, name, overwrite=overwrite)
     if as_json:

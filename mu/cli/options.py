@@ -7,10 +7,21 @@ from typing import Annotated
 
 import typer
 
+from mu.core.devices import check_device
 from mu.core.errors import ConfigError
 
 Model = Annotated[str, typer.Option(help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or GPU numbers like 0. Default: the best available.")]
+
+
+def _device(wanted: str | None) -> str | None:
+    check_device(wanted or "")
+    return wanted
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(callback=_device, help="cpu, cuda, mps, or GPU numbers like 0. Default: the best available."),
+]
 Precision = Annotated[str, typer.Option(help="The model's number format: float32, float16 or bfloat16.")]
 ClipSkip = Annotated[
     int | None,

@@ -53,8 +53,11 @@ def _usage(error: Any) -> str:
 def _version(wanted: bool) -> None:
     if wanted:
         import mu
+        from mu.__main__ import clash
 
         print(f"mu {mu.__version__}")
+        if told := clash():
+            print(f"warning: {told}", file=sys.stderr)
         raise typer.Exit
 
 

@@ -1,23 +1,32 @@
-"""The interface of all methods: settings in, an edit out."""
+"""The interface of all methods: settings in, an edit out.
+
+A method is two classes. Its `Method` says what is known of it: name, paper, settings and presets. Its `Algorithm`
+inherits that and holds the mathematics. Only the second may import torch, so lists, settings and errors come at once.
+"""
 
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from mu.core.concept import Concept, distinct
-from mu.core.config import BaseConfig, values_set
+from mu.core.config import BaseConfig, read_settings, values_set
 from mu.core.errors import ConfigError, MuError, nearest
 from mu.core.run import RunDirectory
-from mu.core.tracking import KINDS, Tracking
+from mu.core.tracking import Tracking, tracker
 
 if TYPE_CHECKING:
     from mu.core.loop import Log
+
+log = logging.getLogger("mu")
+
+Config = TypeVar("Config", bound=BaseConfig)
 
 
 class Saveable(Protocol):
@@ -31,20 +40,125 @@ class Found(NamedTuple):
     run: RunDirectory
 
 
-class Algorithm(ABC):
-    """An unlearning method. A subclass defines ``config_class`` and `find_edit`; its docstring holds the BibTeX entry.
+class Preset(NamedTuple):
+    """Settings by name: plain values or a YAML file of them, over those of the preset ``of`` or the defaults."""
+
+    name: str
+    what: str
+    """What it is for, in one line for `mu methods NAME`."""
+    values: Mapping[str, Any] | Path = {}
+    of: str | None = None
+
+
+class Presets(Mapping[str, Config]):
+    """A method's presets as settings, each built at its first use, so unused files are not read.
+
+    ``former`` maps old names to present ones; only `Method.preset_name` knows them.
+    """
+
+    def __init__(self, config: type[Config], *presets: Preset, former: Mapping[str, str] | None = None):
+        self.config, self.former = config, dict(former or {})
+        self._presets = {preset.name: preset for preset in presets}
+        self._built: dict[str, Config] = {}
+
+    def __getitem__(self, name: str) -> Config:
+        if name not in self._built:
+            _, _, values, of = self._presets[name]
+            layer = read_settings(values) if isinstance(values, Path) else values
+            self._built[name] = self[of].merged(layer) if of else self.config.parse(layer)
+        return self._built[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._presets
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._presets)
+
+    def __len__(self) -> int:
+        return len(self._presets)
+
+    def descriptions(self) -> dict[str, str]:
+        """What each preset is for, one line by name. Reads no file."""
+        return {name: preset.what for name, preset in self._presets.items()}
+
+
+class Method:
+    """What is known of a method without its mathematics. The module of a subclass must not import torch.
+
+    The docstring of a subclass begins with one line that says what the method does, and holds the BibTeX entry.
+    """
+
+    name: ClassVar[str]
+    home: ClassVar[str]
+    """The `Algorithm` that inherits from this class, as ``module:Class``."""
+    config_class: ClassVar[type[BaseConfig]]
+    presets: ClassVar[Presets[Any]] = Presets(BaseConfig)
+    default_preset: ClassVar[str | None] = None
+    """Preset for a model that no preset names; None: the default settings."""
+
+    @classmethod
+    def summary(cls) -> str:
+        """What the method does, in one line."""
+        return (cls.__doc__ or cls.name).strip().partition("\n")[0]
+
+    @classmethod
+    def preset_name(cls, name: str) -> str:
+        """Return ``name``, or with a warning the present name for a former one. `ConfigError` suggests the nearest."""
+        present = cls.presets.former.get(name, name)
+        if present not in cls.presets:
+            raise ConfigError(f"unknown preset {name!r} of {cls.name}.{nearest(name, cls.presets)}")
+        if present != name:
+            log.warning("preset %r is now called %r; the old name works until 0.2", name, present)
+        return present
+
+    @classmethod
+    def preset(cls, name: str) -> BaseConfig:
+        """Return the preset ``name``, as `preset_name` understands it."""
+        return cls.presets[cls.preset_name(name)]
+
+    @classmethod
+    def fitting(cls, model: str | None) -> BaseConfig:
+        """The first preset for ``model``, else `default_preset`."""
+        usual = cls.presets[cls.default_preset] if cls.default_preset else cls.config_class.parse({})
+        return next(
+            (preset for preset in cls.presets.values() if model and getattr(preset, "model", None) == model), usual
+        )
+
+    @classmethod
+    def for_concepts(
+        cls,
+        concepts: Sequence[str],
+        model: str | None = None,
+        preset: str | BaseConfig | Mapping[str, Any] | None = None,
+        *overrides: Mapping[str, Any],
+    ) -> BaseConfig:
+        """Settings that erase ``concepts`` from ``model`` (a name).
+
+        They start from ``preset`` (settings, plain values or a name), by default the preset that fits the model, with
+        ``overrides`` on top. They are validated once, at the end."""
+        if isinstance(preset, Mapping):
+            kind, values = cls.config_class, dict(preset)
+        elif isinstance(preset, BaseConfig):
+            kind, values = type(preset), values_set(preset)
+        else:
+            found = cls.fitting(model) if preset is None else cls.preset(preset)
+            kind, values = type(found), values_set(found, old=False)
+        return kind.parse(cls.with_concepts(values, distinct(concepts), model), *overrides)
+
+    @classmethod
+    def with_concepts(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
+        """Plain settings with ``concepts`` and, if given, the name of the ``model`` filled in."""
+        return {**values, "concepts": list(concepts)} | ({"model": model} if model else {})
+
+
+class Algorithm(Method, ABC):
+    """The mathematics of a method. A subclass inherits from its own `Method` too, and defines `find_edit`.
 
     ``config`` may be a settings object, a mapping or a YAML path. Keyword overrides are applied to a copy; without
     overrides a settings object is used itself.
     ``model`` overrides the model named by the settings, so one loaded model serves many runs. `find_edit` keeps a model
     it loads in ``self.model``.
     """
-
-    name: ClassVar[str]
-    config_class: ClassVar[type[BaseConfig]]
-    presets: ClassVar[Mapping[str, BaseConfig]] = {}
-    default_preset: ClassVar[str | None] = None
-    """Preset for a model that no preset names; None: the default settings."""
 
     def __init__(
         self, config: BaseConfig | Mapping[str, Any] | Path | str | None = None, *, model: Any = None, **overrides: Any
@@ -101,47 +215,6 @@ class Algorithm(ABC):
         """After the search: replacements for those ``older`` edits that must change because ``added`` were added."""
         return []
 
-    @classmethod
-    def preset(cls, name: str) -> BaseConfig:
-        """Return the preset ``name``. For an unknown name, `ConfigError` suggests the nearest."""
-        if name not in cls.presets:
-            raise ConfigError(f"unknown preset {name!r} of {cls.name}.{nearest(name, cls.presets)}")
-        return cls.presets[name]
-
-    @classmethod
-    def fitting(cls, model: str | None) -> BaseConfig:
-        """The first preset for ``model``, else `default_preset`."""
-        usual = cls.presets[cls.default_preset] if cls.default_preset else cls.config_class.parse({})
-        return next(
-            (preset for preset in cls.presets.values() if model and getattr(preset, "model", None) == model), usual
-        )
-
-    @classmethod
-    def for_concepts(
-        cls,
-        concepts: Sequence[str],
-        model: str | None = None,
-        preset: str | BaseConfig | Mapping[str, Any] | None = None,
-        *overrides: Mapping[str, Any],
-    ) -> BaseConfig:
-        """Settings that erase ``concepts`` from ``model`` (a name).
-
-        They start from ``preset`` (settings, plain values or a name), by default the preset that fits the model, with
-        ``overrides`` on top. They are validated once, at the end."""
-        if isinstance(preset, Mapping):
-            kind, values = cls.config_class, dict(preset)
-        elif isinstance(preset, BaseConfig):
-            kind, values = type(preset), values_set(preset)
-        else:
-            found = cls.fitting(model) if preset is None else cls.preset(preset)
-            kind, values = type(found), values_set(found, old=False)
-        return kind.parse(cls.with_concepts(values, distinct(concepts), model), *overrides)
-
-    @classmethod
-    def with_concepts(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
-        """Plain settings with ``concepts`` and, if given, the name of the ``model`` filled in."""
-        raise ConfigError(f"{cls.name} has no setting for concepts")
-
     def run_folder(self) -> Path:
         """The folder that `run` writes to."""
         return Path(getattr(self.config, "output_dir", "outputs"))
@@ -184,13 +257,13 @@ class Algorithm(ABC):
     def _tracking(self, track: str | None) -> Tracking:
         if track is None:
             return self.tracking()
-        kind = next((kind for kind in KINDS if kind == track), None)
-        if kind is None:
-            raise ConfigError(f"unknown tracker {track!r}.{nearest(track, KINDS)}")
-        return self.tracking()._replace(kind=kind)
+        return self.tracking()._replace(kind=tracker(track))
 
 
 def citation(method: type) -> str:
-    """The BibTeX entry in a class's docstring, or an empty string."""
-    match = re.search(r"^@\w+\{.*?^\}", inspect.getdoc(method) or "", re.MULTILINE | re.DOTALL)
-    return match.group(0) if match else ""
+    """The BibTeX entry in the docstring of a class or of the nearest it inherits from, or an empty string."""
+    for cls in method.__mro__:
+        match = re.search(r"^@\w+\{.*?^\}", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE | re.DOTALL)
+        if match:
+            return match.group(0)
+    return ""

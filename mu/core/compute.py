@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from mu.core.devices import check_device
 from mu.core.errors import ConfigError
 
 PRECISIONS = {
@@ -53,12 +54,10 @@ def _chosen(wanted: str | None) -> tuple[torch.device, list[str]]:
         if torch.cuda.is_available():
             return torch.device("cuda"), []
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu"), []
+    check_device(str(wanted))
     first, *others = [part.strip() for part in str(wanted).split(",") if part.strip()] or ["cpu"]
     name = f"cuda:{first}" if first.isdigit() else first
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"unknown device {wanted!r}; choose cpu, cuda, mps or GPU numbers like 0 or 0,1") from None
+    device = torch.device(name)
     there: dict[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,

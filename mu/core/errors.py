@@ -42,7 +42,7 @@ class OutputError(MuError): ...
 
 class MissingDependency(MuError):
     def __init__(self, package: str, extra: str, need: str):
-        super().__init__(f"{need} needs the package {package!r}: pip install 'mu-unlearning[{extra}]'")
+        super().__init__(f"{need} needs the package {package!r}: pip install {package} (the extra {extra!r} brings it)")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

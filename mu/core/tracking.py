@@ -9,11 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mu.core.errors import ConfigError, nearest
+
 Row = Mapping[str, float]
 Kind = Literal["wandb", "tensorboard"]
 KINDS: tuple[Kind, ...] = ("wandb", "tensorboard")
 
 log = logging.getLogger("mu")
+
+
+def tracker(name: str) -> Kind:
+    """The tracker ``name``. Raises `ConfigError` with the nearest for an unknown one."""
+    for kind in KINDS:
+        if kind == name:
+            return kind
+    raise ConfigError(f"unknown tracker {name!r}.{nearest(name, KINDS)}")
 
 
 class Tracking(NamedTuple):
@@ -78,7 +88,7 @@ def tracked(tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> Iter
             call(tracker)
         except ImportError:
             left = True
-            log.warning("%s is missing: only metrics.jsonl gets losses (pip install 'mu-unlearning[track]')", name)
+            log.warning("%s is missing: only metrics.jsonl gets losses (pip install %s)", name, tracking.kind)
         except Exception as error:
             left = True
             log.warning("%s failed (%s): from now on only metrics.jsonl gets losses", name, error)

@@ -7,29 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import Field
 from torch import Tensor
 
 from mu.core import compute
-from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, nearest
 from mu.data.pairs import Pair, open_pairs
+from mu.diffusion.images_config import ImagesConfig
 from mu.diffusion.sampling import PIXELS_AT_ONCE, generate_latents
 from mu.models.diffusion import DiffusionModel
 
 AHEAD = 16
 """Largest number of images made at once. More might never be needed by the training."""
-
-
-class ImagesConfig(BaseConfig):
-    count: int = Field(1000, ge=1)
-    """Images that the model makes of each concept, with the concept as prompt; made only as the steps need them."""
-    steps: int = Field(50, ge=1)
-    """Denoising steps for each image that the model makes."""
-    guidance: float = 7.5
-    """Guidance scale for each image that the model makes."""
-    sources: dict[str, str] = {}
-    """Your own images instead, by concept: a folder, tars, or another source that `mu.data.pairs.open_pairs` takes."""
 
 
 class ConceptImages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -10,11 +11,13 @@ from torch import Tensor
 from mu.core.errors import EditError, nearest
 from mu.edits.edit import Edit, check_strength, shifted, warn_of_other_base
 from mu.edits.gatekeeper import gated, prompt_gates
-from mu.edits.gates import OPEN, Gate
+from mu.edits.gates import OPEN, FacilitatedTransport, Gate
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Membrane
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import EditableModel
+
+log = logging.getLogger("mu")
 
 
 class Bank:
@@ -86,12 +89,17 @@ class Bank:
         """Apply the edits that are on inside the block, then restore the model bit for bit.
 
         ``strengths`` has one number for each edit that is on, in order. ``gate`` replaces the gates that the edits'
-        files state. Yields the membrane of the low-rank edits, or None if no low-rank edit is on.
+        files state; dense edits have none. Yields the low-rank edits' membrane, or None if no low-rank edit is on.
+
+        Raises `EditError` if ``gate`` reads the prompt and all edits are dense, and warns if some are.
         """
         active = [
             (edit, strength) for edit, strength in zip(self.on, self.strengths(strengths), strict=True) if strength
         ]
         low_rank = [(edit, strength) for edit, strength in active if isinstance(edit, LowRankEdit)]
+        dense = [edit.concept() for edit, _ in active if not isinstance(edit, LowRankEdit)]
+        if isinstance(gate, FacilitatedTransport) and dense:
+            _tell_ungated(dense, alone=not low_rank)
         with ExitStack() as stack:
             stack.enter_context(
                 shifted(self.model, summed((e, s) for e, s in active if not isinstance(e, LowRankEdit)))
@@ -118,6 +126,13 @@ class Bank:
     def deltas(self, strengths: Sequence[float] | None = None) -> dict[str, Tensor]:
         """The dense sum of the edits that are on, ungated: the deltas that a merged checkpoint adds to the base."""
         return summed(zip(self.on, self.strengths(strengths), strict=True))
+
+
+def _tell_ungated(dense: Sequence[str], alone: bool) -> None:
+    names = ", ".join(map(repr, dense))
+    if alone:
+        raise EditError(f"a gate is for low-rank edits, and the edits of {names} are dense: leave the gate out")
+    log.warning("the edits of %s are dense: the gate leaves them out, they act in full on every prompt", names)
 
 
 def summed(edits: Iterable[tuple[Edit, float]]) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from mu.core.errors import DataError
 from mu.data.pairs import Captioned
 from mu.models.clip import ClipModel
-
-Objective = Literal["cosine", "contrastive"]
+from mu.models.objectives import Objective
 
 
 def cosine_loss(v: Tensor, t: Tensor) -> Tensor:

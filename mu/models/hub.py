@@ -9,8 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from mu.core.errors import ModelError, nearest
-from mu.models.places import EMBEDDED, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, SINGLE_FILES, TRANSFORMERS_CONFIG
+from mu.core.errors import ModelError
+from mu.models.places import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG, check_name
 
 
 def hub_folder(name: str) -> Path | None:
@@ -19,11 +19,7 @@ def hub_folder(name: str) -> Path | None:
     Returns None for a diffusers pipeline, whose loader chooses its own files. If the hub does not answer, the local
     cache is used. Raises `ModelError` if the name is not a hub id, or the repository is neither cached nor available.
     """
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        if Path(name).is_file():
-            raise ModelError(f"{name!r} is not a model: a weight file ends in {', '.join(sorted(SINGLE_FILES))}")
-        what = "does not exist" if ("/" in name or "\\" in name) else "is not a known model, file or folder"
-        raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")
+    check_name(name)
     try:
         files = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings or ()]
     except Exception as error:

@@ -58,7 +58,7 @@ def load(
     Code from a model's folder is never run. Raises `ModelError` in one line for a model that is unknown,
     missing, corrupt, of another kind, or cannot be downloaded.
     """
-    from mu.core import compute
+    from mu.core import compute, threads
 
     if compat_gelu not in (None, *GELUS):
         raise ConfigError(f"compat_gelu cannot be {compat_gelu!r}: choose {' or '.join(GELUS)}")
@@ -76,7 +76,10 @@ def load(
     with compute.loading_on(None if device is None else str(device)) as chosen:
         placed = {"device": chosen, "precision": compute.precision(precision or "float32")}
         with quiet_libraries():
-            return _named(source, placed, options)
+            model = _named(source, placed, options)
+    if chosen.type == "cpu":
+        threads.fit(sum(p.numel() for part in model.components.values() for p in part.parameters()))
+    return model
 
 
 class _Options:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mu.core.errors import ModelError, nearest
+
 WEIGHTS = Path(__file__).parent / "canvas" / "weights"
 EMBEDDED = {
     "canvas": WEIGHTS / "diffusion",
@@ -23,3 +25,21 @@ def is_single_file(name: str | Path) -> bool:
     """True if ``name`` is a weight file, which does not state how its weights are used."""
     place = Path(name)
     return place.suffix.lower() in SINGLE_FILES and not place.is_dir() and not str(name).startswith(OPEN_CLIP)
+
+
+def check_name(name: str) -> None:
+    """Raise `ModelError` if no model can be found by ``name``: a file or folder that is missing, or no hub id.
+
+    Reads no file and asks no network: a model may still be unknown to the hub, or of another kind.
+    """
+    place = Path(name)
+    if name in EMBEDDED or name.startswith(OPEN_CLIP) or place.is_dir():
+        return
+    if is_single_file(name):
+        if not place.exists():
+            raise ModelError(f"{name} does not exist: check the name")
+    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        if place.is_file():
+            raise ModelError(f"{name!r} is not a model: a weight file ends in {', '.join(sorted(SINGLE_FILES))}")
+        what = "does not exist" if ("/" in name or "\\" in name) else "is not a known model, file or folder"
+        raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask
 
 from mu.core.errors import EditError
 from mu.models.clip import ClipModel
@@ -59,6 +58,19 @@ class Hidden:
         return Hidden(torch.cat([part.x for part in parts]), torch.cat([part.ends for part in parts]))
 
 
+def causal_mask(x: Tensor, attention: str) -> Tensor | None:
+    """What text blocks with inputs ``x`` (b, n, width) add to their attention logits, (1, 1, n, n).
+
+    None for implementations that hide later tokens themselves. The libraries have such a function too, but each of its
+    versions has other argument names.
+    """
+    if attention == "sdpa" or attention.startswith("flash"):
+        return None
+    n = x.shape[1]
+    hidden = torch.full((n, n), torch.finfo(x.dtype).min, dtype=x.dtype, device=x.device)
+    return hidden.triu(1)[None, None]
+
+
 class Tower:
     """Stage 0 embeds, stages 1 .. L are the blocks, stage L + 1 normalises and projects to unit vectors (n, d).
 
@@ -95,9 +107,7 @@ class Tower:
         if start == 0 < stop:
             x = self.trunk.embeddings(input_ids=x) if causal else self.trunk.pre_layrnorm(self.trunk.embeddings(x))
         if causal and max(start, 1) < stop:
-            mask = create_causal_mask(
-                config=self.trunk.config, inputs_embeds=x, attention_mask=None, past_key_values=None
-            )
+            mask = causal_mask(x, self.trunk.config._attn_implementation)
         for block in self.trunk.encoder.layers[max(start, 1) - 1 : max(stop, 1) - 1]:
             x = block(x, mask, is_causal=causal)
         return Hidden(x, hidden.ends)

@@ -1,4 +1,4 @@
-"""Settings, loading and training shared by methods that erase concepts by training all weights of a CLIP.
+"""Loading and training shared by methods that erase concepts by training all weights of a CLIP.
 
 SLUG (arXiv 2407.11867) is compared with these methods. They train as its released code does: AdamW, a cosine schedule
 without warmup, and one whole pass over each set in every epoch.
@@ -12,21 +12,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from mu.core import compute, loop
-from mu.core.concept import Concept, ConceptList
-from mu.core.config import BaseConfig, Devices
 from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
-from mu.data.clip_sets import BothSets, forget_pairs, retain_pairs
+from mu.data.clip_sets import forget_pairs, retain_pairs
 from mu.data.pairs import Captioned
 from mu.edits.weights import WeightEdit
 from mu.models import load
 from mu.models.clip import ClipModel
-from mu.models.contrastive import Objective, losses
+from mu.models.contrastive import losses
 from mu.models.parameters import select
+from mu.training.clip_config import TrainConfig
 from mu.training.tuning import tuned
 from mu.training.weight_method import Erasure
 
@@ -35,48 +33,6 @@ SetName = Literal["forget", "retain"]
 TEMPERATURE = "logit_scale"
 """Trained with the towers, whose gradients depend on it. Not in the edit: no feature or ranking depends on it."""
 LARGEST_TEMPERATURE = math.log(100)
-
-CANVAS_SETS: dict[str, Any] = {"forget": "canvas", "n_forget": 256, "retain": "canvas", "n_retain": 512}
-
-
-class ClipErasureConfig(BaseConfig):
-    """Settings of all these methods. The defaults are those of the published comparison."""
-
-    model: str = "open_clip:ViT-B-32/laion400m_e32"
-    """The CLIP: ``canvas-clip``, ``open_clip:ARCH/TAG``, a hub id, a folder or a file."""
-    concepts: ConceptList = Field([Concept("Elon Musk")], min_length=1)
-    """Concepts to erase; several go into one edit."""
-    batch_size: int = Field(32, ge=2)
-    """Pairs of one step. The contrastive loss compares them with each other, so its value depends on this number."""
-    devices: Devices = "auto"
-    """GPU number, cpu, mps or auto."""
-    seed: int = Field(0, ge=0)
-    """Sets the order of the retain pairs, and the rendered images."""
-
-
-class TrainConfig(BaseConfig):
-    epochs: int = Field(10, ge=1)
-    """Passes over the sets. More passes erase more, nearby concepts too."""
-    lr: float = Field(1e-7, gt=0)
-    """Initial learning rate of AdamW; it falls along half a cosine."""
-    weight_decay: float = Field(0.1, ge=0)
-    """Weight decay of tensors with two or more dimensions; biases, norms and the temperature have none."""
-    checkpoint_every: int = Field(500, ge=1)
-    """Steps between checkpoints; a killed run loses at most this many."""
-
-
-class TrainedConfig(ClipErasureConfig):
-    train: TrainConfig = TrainConfig()
-    """The optimisation."""
-
-
-class AlternatingConfig(TrainedConfig):
-    """Settings of methods that alternate between the forget set and the retain set."""
-
-    data: BothSets = BothSets()
-    """Sources of the forget and retain pairs."""
-    forget_loss: Objective = "cosine"
-    """Loss maximised on the forget pairs: the mean of 1 - cos, or (the ``_o`` variants) CLIP's contrastive loss."""
 
 
 class Step(NamedTuple):

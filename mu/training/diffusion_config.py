@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from typing_extensions import Self
 
 from mu.core.concept import Concept, ConceptList
-from mu.core.config import BaseConfig, Devices
+from mu.core.config import BaseConfig, Devices, Templates
 from mu.models.load_options import LoadingConfig
 
 
@@ -22,3 +25,66 @@ class DiffusionConfig(BaseConfig):
     """How to load a diffusion model whose files do not state it."""
     devices: Devices = "auto"
     """GPU numbers (the first does the work), or cpu, mps, auto."""
+
+
+class ComputeConfig(BaseConfig):
+    precision: Literal["float32", "fp32", "float16", "fp16", "bfloat16", "bf16"] = "float32"
+    """Precision in which the model is loaded and computes (autocast). The search itself uses float32 or finer."""
+
+
+class TrainConfig(ComputeConfig):
+    iterations: int = Field(1000, ge=1)
+    """Optimiser steps. More steps erase more, nearby concepts too."""
+    lr: float = Field(1e-5, gt=0)
+    """Learning rate of Adam."""
+    gradients: Literal["zeroed", "summed"] = "zeroed"
+    """``summed``: each step uses the sum of all gradients so far, which moves weights several times as far."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints; a killed run loses at most this many."""
+
+
+class ErasureConfig(DiffusionConfig):
+    """Settings of methods whose only prompts are templates around the concept."""
+
+    templates: Templates = Field(["{}"], min_length=1)
+    """Prompt templates; each has one {} for the concept."""
+    train: ComputeConfig = ComputeConfig()
+    """The precision of the computation."""
+
+    def prompts(self) -> list[str]:
+        """Return each template with each concept."""
+        return [_filled(template, concept) for concept in self.concepts for template in self.templates]
+
+
+def _filled(template: str, text: str) -> str:
+    return " ".join(template.replace("{}", text).split())
+
+
+class AnchoredConfig(ErasureConfig):
+    """Settings of methods that put an anchor in the concept's place."""
+
+    anchors: list[str] = Field([""], min_length=1)
+    """Text that replaces the concept in the prompts: one for all concepts, or one for each. Empty: no text."""
+
+    @model_validator(mode="after")
+    def _one_anchor_each(self) -> Self:
+        if len(self.anchors) not in (1, len(self.concepts)):
+            raise ValueError(
+                f"{len(self.anchors)} anchors for {len(self.concepts)} concepts: give one for all, or one for each"
+            )
+        for concept, anchor in zip(self.concepts, self._each(), strict=True):
+            if concept.same(anchor):
+                raise ValueError(
+                    f"the anchor of {concept!r} is the concept itself and would erase nothing: name another anchor"
+                )
+        return self
+
+    def _each(self) -> list[str]:
+        return self.anchors if len(self.anchors) > 1 else self.anchors * len(self.concepts)
+
+    def pairs(self) -> list[list[tuple[str, str]]]:
+        """Return, for each concept, each template with the concept and with its anchor."""
+        return [
+            [(_filled(template, concept), _filled(template, anchor)) for template in self.templates]
+            for concept, anchor in zip(self.concepts, self._each(), strict=True)
+        ]

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from mu.core.algorithm import Algorithm, citation
-from mu.core.concept import Concept
 from mu.edits.edit import Edit, EditInfo, described
 from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
@@ -19,10 +18,6 @@ class Erasure(Algorithm):
     """A method whose settings have ``model``, ``concepts`` and usually ``seed``, and whose edit is a `WeightEdit`."""
 
     config: Any
-
-    @classmethod
-    def with_concepts(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
-        return {**values, "concepts": list(concepts)} | ({"model": model} if model else {})
 
     def read_edit(self, path: Path) -> Edit:
         return open_edit(path)

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from mu.algorithms.concept_ablation import ConceptAblation
+from mu.algorithms.concept_ablation.algorithm import ConceptAblation
 from mu.models.diffusion import DiffusionModel
 from mu.training.tuning import Tuning, tuned
 

@@ -18,9 +18,8 @@ SHIPPED = sorted(path for path in Path(mu.__file__).parent.glob("algorithms/**/*
 def methods_of(path: Path) -> list[str]:
     """Those whose folder holds ``path``; of several in one folder the one that its name begins with."""
     homes = {name: Path(inspect.getfile(algorithm(name))).parent for name in ALGORITHMS}
-    near = [name for name, home in homes.items() if home in path.parents]
-    own = [name for name in near if homes[name].name != "algorithms"]
-    return [name for name in own or near if path.stem == name or path.stem.startswith(f"{name}-")] or own
+    own = [name for name, home in homes.items() if home in path.parents]
+    return [name for name in own if path.stem == name or path.stem.startswith(f"{name}-")] or own
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: "/".join(p.parts[-3:]))

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from mu.algorithms.esd import ESD
+from mu.algorithms.esd.algorithm import ESD
 from mu.core.errors import ConfigError
 from mu.models.diffusion import DiffusionModel
 from mu.training.tuning import Tuning, tuned

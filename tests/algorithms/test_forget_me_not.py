@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from mu.algorithms.forget_me_not import ForgetMeNot, word_positions
+from mu.algorithms.forget_me_not.algorithm import ForgetMeNot, word_positions
 from mu.core.errors import ConfigError
 from mu.models.diffusion import DiffusionModel
 from mu.training.tuning import tuned

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mu.algorithms import ALGORITHMS, algorithm
+from mu.algorithms import ALGORITHMS, algorithm, method
 from mu.algorithms.single_layer_unlearning_gradient.configs import LayersConfig
 from mu.core.config import BaseConfig, values_set
 from mu.data import canvas as world
@@ -24,9 +24,9 @@ WRITTEN: dict[tuple[str, str, str], Sequence[str]] = {
     ("uce", "canvas", "templates"): ["{}", "{} style", "an image in {} style", "a {} image", *world.SENTENCES],
     ("uce", "canvas", "preserve"): ["", *world.PROMPTS],
     ("ca", "canvas", "templates"): AROUND,
-    ("ca", "canvas-object", "templates"): AROUND,
+    ("ca", "canvas-objects", "templates"): AROUND,
     ("fmn", "canvas", "templates"): AROUND,
-    ("fmn", "canvas-object", "templates"): AROUND,
+    ("fmn", "canvas-objects", "templates"): AROUND,
     **{("slug", "canvas", f"search.images.templates.{kind}"): texts for kind, texts in world.SENTENCES_OF.items()},
 }
 """By method, preset and setting."""
@@ -59,8 +59,8 @@ def tells_of_the_world(texts: Sequence[object]) -> bool:
 
 @pytest.mark.parametrize("place", WRITTEN, ids="-".join)
 def test_what_is_written_out_is_what_the_world_says(place: tuple[str, str, str]) -> None:
-    method, preset, setting = place
-    values = values_set(algorithm(method).presets[preset])
+    name, preset, setting = place
+    values = values_set(method(name).presets[preset])
     assert reduce(lambda found, key: found[key], setting.split("."), values) == list(WRITTEN[place])
 
 
@@ -84,10 +84,50 @@ def test_they_are_for_embedded_models_and_every_such_method_has_one() -> None:
         for names, config in embedded().items()
     }
     assert set(models.values()) <= set(EMBEDDED)
-    assert {method for method, _ in models} == set(ALGORITHMS)
+    assert {name for name, _ in models} == set(ALGORITHMS)
 
 
-@pytest.mark.parametrize("preset", ["canvas", "canvas-clip", "canvas-vlm", "canvas-vlm-style"])
+@pytest.mark.parametrize("preset", ["canvas", "canvas-clip", "canvas-vlm", "canvas-vlm-styles"])
 def test_slug_leaves_out_there_what_it_leaves_out_everywhere(preset: str) -> None:
     config = algorithm("slug").presets[preset]
     assert set(LayersConfig().exclude) < set(config.layers.exclude)  # type: ignore[attr-defined]
+
+
+# -- names
+# ---------------------------------------------------------------------------------------------------------------
+
+WORDS = {"styles", "objects", "nudity", "canvas", "clip", "vlm", "stable", "diffusion", "llava", "2025"}
+"""What a preset is for: kinds of concepts, kinds of models, and a year of a second release."""
+FORMER = [(name, old) for name in ALGORITHMS for old in method(name).presets.former]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_presets_have_the_same_names_for_all_methods(name: str) -> None:
+    presets = method(name).presets
+    assert {word for preset in presets for word in preset.split("-")} <= WORDS
+    if "canvas" in presets and name != "slug":
+        assert {"styles", "objects"} <= set(presets), "of methods for diffusion models"
+    if name.startswith("clip"):
+        assert list(presets) == ["clip", "canvas-clip"]
+    assert all(what and "\n" not in what for what in presets.descriptions().values())
+
+
+@pytest.mark.parametrize(("name", "old"), FORMER)
+def test_a_former_name_is_the_present_one(name: str, old: str, caplog: pytest.LogCaptureFixture) -> None:
+    known = method(name)
+    assert old not in known.presets
+    assert known.for_concepts(["x"], None, old) == known.for_concepts(["x"], None, known.presets.former[old])
+    assert len(caplog.messages) == 1
+
+
+def test_former_names_are_known() -> None:
+    assert {("ca", "comparison"), ("cie", "style"), ("sepce", "object"), ("slug", "canvas-vlm-style")} <= set(FORMER)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_is_known_of_a_method_is_what_its_mathematics_uses(name: str) -> None:
+    known, found = method(name), algorithm(name)
+    assert issubclass(found, known) and found is not known
+    for attribute in ("name", "config_class", "presets", "default_preset", "home"):
+        assert getattr(found, attribute) is getattr(known, attribute)
+    assert known.__module__.split(".")[-1] == "configs" and known.summary().endswith(".")

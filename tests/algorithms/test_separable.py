@@ -23,11 +23,11 @@ from mu.algorithms.separable_concept_erasure.algorithm import (
     SeparableConceptErasureAlgorithm,
 )
 from mu.algorithms.separable_concept_erasure.configs import (
-    CIE_PRESETS,
-    SEPCE_PRESETS,
     BasisConfig,
     ConceptIrrelevantErasureConfig,
+    ConceptIrrelevantErasureMethod,
     SeparableConceptErasureConfig,
+    SeparableConceptErasureMethod,
 )
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
 from mu.algorithms.separable_concept_erasure.model import (
@@ -751,8 +751,8 @@ def test_the_whole_family(family: str, request: pytest.FixtureRequest, snapshot:
 
 
 def test_presets_are_the_published_ones() -> None:
-    for name in ("style", "object", "nudity"):
-        sepce, cie = SEPCE_PRESETS[name], CIE_PRESETS[name]
+    for name in ("styles", "objects", "nudity"):
+        sepce, cie = SeparableConceptErasureMethod.presets[name], ConceptIrrelevantErasureMethod.presets[name]
         assert (sepce.train.lr, sepce.basis.scale_factor, sepce.train.adam_eps) == (0.1, 1e-4, 1e-8)
         assert (cie.train.lr, cie.train.regulariser, sepce.train.regulariser) == (1e-5, 1e-6, 1e-6)
         assert sepce.basis.kind == "elimination"
@@ -764,8 +764,8 @@ def test_presets_are_the_published_ones() -> None:
     assert SeparableConceptErasureAlgorithm.for_concepts(["x"], "some/model").train.lr == 0.1
     chosen = SeparableConceptErasureAlgorithm.for_concepts(["a star"], "canvas")
     assert (chosen.model, chosen.concepts, chosen.train.batch_size) == ("canvas", ["a star"], 4)
-    assert len({id(SEPCE_PRESETS[name]) for name in SEPCE_PRESETS}) == 4
-    with pytest.raises(ConfigError, match="'style'"):
+    assert len({id(SeparableConceptErasureMethod.presets[name]) for name in SeparableConceptErasureMethod.presets}) == 4
+    with pytest.raises(ConfigError, match="'styles'"):
         ConceptIrrelevantErasureAlgorithm.for_concepts(["x"], preset="styl")
 
 

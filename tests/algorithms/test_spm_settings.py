@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 import mu
 from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
 from mu.algorithms.semipermeable_membrane.configs import (
-    PRESETS,
     GateConfig,
     NetworkConfig,
     SemipermeableMembraneConfig,
+    SemipermeableMembraneMethod,
     semipermiable_membrane_train_i2p,
     semipermiable_membrane_train_mu,
 )
@@ -338,7 +338,8 @@ def test_a_neutral_prompt_beside_the_target_is_taken(right: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(
-    "preset", [*PRESETS.values(), semipermiable_membrane_train_mu, semipermiable_membrane_train_i2p]
+    "preset",
+    [*SemipermeableMembraneMethod.presets.values(), semipermiable_membrane_train_mu, semipermiable_membrane_train_i2p],
 )
 def test_overrides_never_change_the_preset(preset: SemipermeableMembraneConfig) -> None:
     before = preset.model_dump_json()
@@ -411,7 +412,7 @@ def test_concepts_become_settings() -> None:
     one = for_concepts(["van gogh"], "canvas")
     assert one.entries()[0].target == "van gogh"
     assert one.pretrained_model.name == "canvas"
-    assert one.train.iterations == PRESETS["canvas"].train.iterations
+    assert one.train.iterations == SemipermeableMembraneMethod.presets["canvas"].train.iterations
     two = for_concepts(["a", "b"], None, "styles")
     assert [entry.target for entry in two.entries()] == ["a", "b"]
     assert two.gate.factor == 2.0
@@ -485,7 +486,7 @@ other: {{use_xformers: true}}
 
 def test_settings_survive_their_own_yaml(tmp_path: Path) -> None:
     for comments in (True, False):
-        for preset in PRESETS.values():
+        for preset in SemipermeableMembraneMethod.presets.values():
             (tmp_path / "c.yaml").write_text(preset.to_yaml(comments))
             again = SemipermeableMembraneConfig.load(tmp_path / "c.yaml")
             assert again.model_dump() == preset.model_dump()
@@ -535,11 +536,11 @@ def test_precision_and_device_of_a_loaded_model(
         taken(half, SHIPPED)  # that file says float32
     with caplog.at_level("WARNING", "mu"):
         assert taken(half) and taken(half, train={"precision": "bf16"}) and taken(tiny, train={"precision": "fp32"})
-        assert all(taken(half, preset) for preset in PRESETS.values())
+        assert all(taken(half, preset) for preset in SemipermeableMembraneMethod.presets.values())
         assert taken(tiny, devices="cpu")
         assert not caplog.records
         monkeypatch.setattr("mu.core.compute.pick_device", lambda wanted: torch.device("cuda:1"))
-        assert taken(tiny, PRESETS["canvas"]) and not caplog.records  # auto is no wish
+        assert taken(tiny, SemipermeableMembraneMethod.presets["canvas"]) and not caplog.records  # auto is no wish
         assert taken(tiny, devices="1")
     (told,) = [record.getMessage() for record in caplog.records]
     assert re.search(r"(?=.*\bdevices\b)(?=.*\b1\b).*\bcpu\b", told)

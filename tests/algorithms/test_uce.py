@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mu.algorithms.uce import UCE, last_token, solve
+from mu.algorithms.uce.algorithm import UCE, last_token, solve
 from mu.core.errors import ConfigError
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel

@@ -13,6 +13,7 @@ from mu.edits.edit import EditInfo
 from mu.edits.gates import OPEN, FacilitatedTransport, FixedStrength, Gate, gate_from_json, gate_to_json
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors, Membrane
+from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import find_module, find_parameter
 
@@ -91,3 +92,23 @@ def test_the_references_arithmetic_needs_equal_ranks(tiny: DiffusionModel) -> No
         one.info = replace(one.info, gate=FixedStrength(arithmetic=arithmetic))
     with pytest.raises(EditError, match="gate"), Bank(tiny, mixed).applied():
         pass
+
+
+def test_a_gate_for_dense_edits_is_refused(tiny: DiffusionModel, caplog: pytest.LogCaptureFixture) -> None:
+    """They always act in full: with others one line says so, and alone the gate would do nothing."""
+    shift = torch.ones_like(find_parameter(tiny, LINEAR))
+    dense = WeightEdit({LINEAR: shift}, EditInfo(method="test", concepts=("neon",)))
+    by_prompt = FacilitatedTransport()
+    with pytest.raises(EditError, match="'neon'"), Bank(tiny, [dense]).applied(gate=by_prompt):
+        pass
+    both = Bank(tiny, [dense, edit(tiny, ("star",), 1)])
+    for bank, gate, told in ((both, by_prompt, 1), (both, None, 0), (Bank(tiny, [dense]), FixedStrength(), 0)):
+        caplog.clear()
+        with bank.applied(gate=gate):
+            pass
+        assert len(caplog.messages) == told and all("'neon'" in line for line in caplog.messages)
+    off = Bank(tiny, [dense, edit(tiny, ("star",), 1)])
+    off.restore("neon")
+    with off.applied(gate=by_prompt):
+        pass
+    assert not caplog.messages, "control: an edit that is off needs no gate"

@@ -46,7 +46,7 @@ def test_a_missing_package_is_one_clear_line(build, modules, says, monkeypatch, 
     monkeypatch.setenv("HOME", str(tmp_path))
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependency, match=rf"{says}.*\[eval\]"):
+    with pytest.raises(MissingDependency, match=rf"{says}.*'eval'"):
         build()
 
 

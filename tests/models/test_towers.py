@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from mu.core.errors import EditError
 from mu.data.canvas import rendered_pairs
 from mu.models.clip import ClipModel
 from mu.models.parameters import find_parameter, select
-from mu.models.towers import Tower, tower_of
+from mu.models.towers import Hidden, Tower, causal_mask, tower_of
 
 TEXTS = ["a star image", "neon", "a portrait of Ada Stone in pop art style", ""]
 
@@ -31,6 +33,27 @@ def test_all_stages_together_are_the_models_own_features(clip: ClipModel) -> Non
     with torch.no_grad():
         assert torch.allclose(vision.features(vision.images(images())), clip.encode_images(images()), atol=1e-5)
         assert torch.allclose(language.features(language.texts(TEXTS)), clip.encode_text(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_text_blocks_see_no_later_token(attention: str, clip: ClipModel) -> None:
+    """As the library's own text encoder does, with each implementation of attention and without a warning."""
+    text, before = clip.components["text_encoder"], clip.model.config._attn_implementation
+    try:
+        clip.model.set_attn_implementation(attention)
+        tower, tokens = Tower(clip, "language"), clip.tokens(TEXTS)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = tower.run(tower.texts(TEXTS), 0, tower.stages - 1).x
+            other = tower.run(Hidden(tokens.roll(1, dims=1), tokens[:, 0]), 0, tower.stages - 1).x
+        with torch.no_grad():
+            stock = text(input_ids=tokens).last_hidden_state
+        assert torch.equal(text.final_layer_norm(found), stock)
+        assert not torch.equal(other, found), "control"
+        x = tower.run(tower.texts(TEXTS), 0, 1).x
+        assert (causal_mask(x, attention) is None) == (attention == "sdpa")
+    finally:
+        clip.model.set_attn_implementation(before)
 
 
 def test_images_are_preprocessed_a_few_at_a_time(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:

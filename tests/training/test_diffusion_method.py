@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from mu.core import loop
+from mu.core.algorithm import Preset, Presets
 from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
 from mu.models import load
 from mu.models.diffusion import DiffusionModel
-from mu.training.diffusion_method import AnchoredConfig, ErasureConfig, TrainConfig, WeightErasure
+from mu.training.diffusion_config import AnchoredConfig, ErasureConfig, TrainConfig
+from mu.training.diffusion_method import WeightErasure
 from mu.training.tuning import Tuning
 
 
@@ -35,7 +37,7 @@ class Pulled(WeightErasure):
     """Moves the cross-attention towards random numbers."""
 
     name, config_class = "pulled", Config
-    presets = {"other": Config.parse({"model": "other", "train": {"lr": 1e-3}})}
+    presets = Presets(Config, Preset("other", "another model", {"model": "other", "train": {"lr": 1e-3}}))
     stop_at = -1
 
     def find_edit(self, run: RunDirectory | None = None, log: loop.Log | None = None) -> WeightEdit:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from mu.algorithms.semipermeable_membrane import configs
-from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig
+from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig, SemipermeableMembraneMethod
 from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler
 from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
 from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
@@ -32,27 +31,10 @@ from mu.training.diffusion_method import check_placed
 log = logging.getLogger("mu")
 
 
-class SemipermeableMembraneAlgorithm(Algorithm):
-    """Concept Semi-Permeable Membrane: rank-1 adapters that erase one concept; latent anchoring retains the others.
+class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
+    """Loads the model, puts fresh adapters on it, trains them (`trainer` holds the objective), and returns the edit."""
 
-    @inproceedings{lyu2024one,
-      title     = {One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications},
-      author    = {Lyu, Mengyao and Yang, Yuhong and Hong, Haiwen and Chen, Hui and Jin, Xuan and He, Yuan and Xue, Hui
-                   and Han, Jungong and Ding, Guiguang},
-      booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-      year      = {2024}
-    }
-    """
-
-    name = "spm"
-    config_class = SemipermeableMembraneConfig
-    presets = configs.PRESETS
-    default_preset = "objects"
     config: SemipermeableMembraneConfig
-
-    @classmethod
-    def with_concepts(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
-        return configs.with_concepts(values, concepts, model)
 
     def run_folder(self) -> Path:
         return Path(self.config.run_dir) if self.config.run_dir else self.config.folder / self.config.file_stem

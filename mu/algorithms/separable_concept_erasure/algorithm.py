@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
-from mu.algorithms.separable_concept_erasure import configs
 from mu.algorithms.separable_concept_erasure.configs import (
     ConceptIrrelevantErasureConfig,
+    ConceptIrrelevantErasureMethod,
     SeparableConceptErasureConfig,
+    SeparableConceptErasureMethod,
 )
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
 from mu.algorithms.separable_concept_erasure.model import (
@@ -27,7 +28,6 @@ from mu.algorithms.separable_concept_erasure.model import (
 from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
 from mu.core import compute
 from mu.core.algorithm import Saveable
-from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, MuError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
@@ -43,21 +43,9 @@ ENOUGH = 0.9
 """The share of its effect that an older delta must keep when it is made null on new concepts."""
 
 
-class ConceptIrrelevantErasureAlgorithm(WeightErasure):
-    """CiE: train all cross-attention weights until predictions for a concept have no component in its direction.
+class ConceptIrrelevantErasureAlgorithm(ConceptIrrelevantErasureMethod, WeightErasure):
+    """The training of CiE: all cross-attention weights at once. `trainer` holds the objective."""
 
-    @article{zhao2024separable,
-      title   = {Separable Multi-Concept Erasure from Diffusion Models},
-      author  = {Zhao, Mengnan and Zhang, Lihe and Zheng, Tianhang and Kong, Yuqiu and Yin, Baocai},
-      journal = {arXiv preprint arXiv:2402.05947},
-      year    = {2024}
-    }
-    """
-
-    name = "cie"
-    config_class = ConceptIrrelevantErasureConfig
-    presets: ClassVar[Mapping[str, BaseConfig]] = configs.CIE_PRESETS
-    default_preset = "style"
     config: ConceptIrrelevantErasureConfig
 
     def _begin(self) -> SeparableConceptErasureDataHandler:
@@ -78,20 +66,9 @@ class ConceptIrrelevantErasureAlgorithm(WeightErasure):
             return edit
 
 
-class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
-    """SepCE: give each concept a delta of its own, in the null space of the protected prompts.
+class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrrelevantErasureAlgorithm):
+    """The training of SepCE: each concept alone, in the null space of what is protected. `model` holds that space."""
 
-    @article{zhao2024separable,
-      title   = {Separable Multi-Concept Erasure from Diffusion Models},
-      author  = {Zhao, Mengnan and Zhang, Lihe and Zheng, Tianhang and Kong, Yuqiu and Yin, Baocai},
-      journal = {arXiv preprint arXiv:2402.05947},
-      year    = {2024}
-    }
-    """
-
-    name = "sepce"
-    config_class = SeparableConceptErasureConfig
-    presets: ClassVar[Mapping[str, BaseConfig]] = configs.SEPCE_PRESETS
     config: SeparableConceptErasureConfig
     parts: Sequence[LowRankEdit] = ()
 

@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from mu.algorithms.single_layer_unlearning_gradient import configs
-from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
+from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig, SlugMethod
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, fronts, layer_scores, to_search
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
@@ -56,20 +55,9 @@ log = logging.getLogger("mu")
 _NO_COMPAT = "gradients.compat accumulates gradients over both sets in one run: unset it to use gradient files"
 
 
-class SingleLayerUnlearningGradientAlgorithm(Erasure):
-    """SLUG: move one tensor of a CLIP tower along the forget gradient until the concept is forgotten.
+class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
+    """Computes two gradients, chooses tensors to search, makes the edit. `trainer` holds gradients and search."""
 
-    @inproceedings{cai2025slug,
-      title     = {Targeted Unlearning with Single Layer Unlearning Gradient},
-      author    = {Cai, Zikui and Tan, Yaoteng and Asif, M. Salman},
-      booktitle = {International Conference on Machine Learning (ICML)},
-      year      = {2025}
-    }
-    """
-
-    name = "slug"
-    config_class = SlugConfig
-    presets = configs.PRESETS
     config: SlugConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:

@@ -73,7 +73,8 @@ def from_tag(
     try:
         import open_clip
     except ImportError as error:  # open_clip cannot be imported without torchvision either
-        raise MissingDependency(error.name or "open_clip", "clip", f"the model {name!r}") from None
+        missing = error.name if error.name not in (None, "open_clip") else "open_clip_torch"
+        raise MissingDependency(missing or "open_clip_torch", "clip", f"the model {name!r}") from None
 
     architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
     model = open_clip.get_model_config(architecture)

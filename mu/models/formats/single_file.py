@@ -122,7 +122,7 @@ def find_tokenizer(places: Sequence[Path], folder: str, text_config: Mapping[str
     tokenizer = _beside(places, folder, pad) or _cached(pad, limit) or _from_open_clip(pad, limit)
     if tokenizer is None:
         where = "its tokenizer.json" if folder == "." else f"the folder {folder}/ of a diffusers model"
-        ways = f"pip install 'mu-unlearning[clip]', or put {where} into the folder of the file"
+        ways = f"pip install open_clip_torch, or put {where} into the folder of the file"
         raise ModelError(f"a single file has no tokenizer, and none was found on this machine: {ways}")
     known = text_config.get("vocab_size", 49408)
     if len(tokenizer) > known:

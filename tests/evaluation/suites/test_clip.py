@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import mu
-from mu.algorithms.single_layer_unlearning_gradient.configs import PRESETS
+from mu.algorithms.single_layer_unlearning_gradient.configs import SlugMethod
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.core.errors import ConfigError, ModelError
 from mu.core.run import RunDirectory
@@ -111,7 +111,7 @@ def test_the_macro_means_are_those_of_their_classes(model):
 
 
 def test_members_are_the_pairs_that_the_method_learned_from_and_the_others_are_not():
-    config = PRESETS["canvas-clip"].merged({"seed": 4})
+    config = SlugMethod.presets["canvas-clip"].merged({"seed": 4})
     edit = WeightEdit(
         {TENSOR: torch.zeros(1)}, EditInfo("slug", ("neon style",), config=config.model_dump(mode="json"), seed=4)
     )
@@ -129,7 +129,9 @@ def test_report_images_are_none_of_the_searches(seed):
     """Whatever the method's own seed: also the report's."""
     searched = {
         (image.seed, image.scene)
-        for task in SingleLayerUnlearningGradientDataHandler(PRESETS["canvas-clip"].merged({"seed": seed})).tasks()
+        for task in SingleLayerUnlearningGradientDataHandler(
+            SlugMethod.presets["canvas-clip"].merged({"seed": seed})
+        ).tasks()
         for image in task.images
     }
     tasks = report_tasks(["canvas"], 2, (0, 18, 188))

@@ -473,7 +473,7 @@ def fake_open_clip(place: Path) -> None:
 def test_the_folder_beside_comes_first_then_the_cache_then_open_clip(
     tmp_path: Path, no_tokenizer: None, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(ModelError, match=r"mu-unlearning\[clip\].*tokenizer/"):
+    with pytest.raises(ModelError, match=r"pip install open_clip_torch.*tokenizer/"):
         found_in([tmp_path])
     monkeypatch.undo()
 

@@ -14,10 +14,10 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from mu.algorithms.semipermeable_membrane.configs.legacy import LegacyConfig, LegacyPromptConfig, LegacyTrainConfig
+from mu.core.algorithm import Method, Preset, Presets
 from mu.core.concept import Concept, folded
 from mu.core.config import BaseConfig, Devices, Renewed, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError
-from mu.core.presets import Presets
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 
 
@@ -315,43 +315,6 @@ def read_prompts_file(path: str) -> list[PromptConfig]:
     return [PromptConfig.parse(entry) for entry in entries]
 
 
-_PUBLISHED = SemipermeableMembraneConfig.parse({"prompt": {"dynamic_resolution": True}})
-
-PRESETS: Presets[SemipermeableMembraneConfig] = Presets({
-    "objects": _PUBLISHED.merged({"template": "object"}),
-    "styles": _PUBLISHED.merged({"template": "style", "gate": {"factor": 2.0}}),
-    "nudity": _PUBLISHED.merged({
-        "template": "i2p", "dataset_type": "i2p", "template_name": "nudity", "train": {"iterations": 15_000},
-        "prompt": {"guidance_scale": 3.0, "la_strength": 100.0}, "gate": {"factor": 2.0},
-    }),
-    "canvas": lambda: SemipermeableMembraneConfig.load(Path(__file__).with_name("canvas.yaml")),
-})  # fmt: skip
-"""The published settings for objects, styles and nudity on Stable Diffusion, and settings for the embedded model."""
-
-
-def with_concepts(values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
-    """Plain ``values`` that erase ``concepts`` from the ``model`` of this name.
-
-    If they erase one concept by an entry of ``prompts`` or of a prompts file, that entry's other values are kept.
-    """
-    if not concepts:
-        raise ConfigError("nothing to erase: name a concept")
-    entry, *others = _entries(values)
-    if others:
-        raise ConfigError(f"the settings erase {1 + len(others)} targets with separate entries: edit prompts instead")
-    entries = [{**entry, "target": concept, "positive": None} for concept in concepts]
-    several = len(entries) > 1
-    chosen: dict[str, Any] = {
-        "template_name": "+".join(map(_name, concepts)),
-        "prompts_file": None,
-        "prompts": entries if several else None,
-        **({} if several else {"prompt": entries[0]}),
-    }
-    if model:
-        chosen["pretrained_model"] = {"ckpt_path": model}
-    return SemipermeableMembraneConfig.put(values, chosen)
-
-
 def _entries(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The prompt settings in use in plain ``values``, as in `SemipermeableMembraneConfig.given`."""
     if values.get("prompts_file"):
@@ -366,6 +329,77 @@ def _entries(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _name(concept: Concept) -> str:
     """A template_name for ``concept`` without its own underscores: those of a template_name are read as spaces."""
     return concept.replace("_", "-").replace(" ", "_")
+
+
+class SemipermeableMembraneMethod(Method):
+    """Concept Semi-Permeable Membrane: rank-1 adapters that erase one concept; latent anchoring retains the others.
+
+    @inproceedings{lyu2024one,
+      title     = {One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications},
+      author    = {Lyu, Mengyao and Yang, Yuhong and Hong, Haiwen and Chen, Hui and Jin, Xuan and He, Yuan and Xue, Hui
+                   and Han, Jungong and Ding, Guiguang},
+      booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+      year      = {2024}
+    }
+    """
+
+    name = "spm"
+    home = "mu.algorithms.semipermeable_membrane.algorithm:SemipermeableMembraneAlgorithm"
+    config_class = SemipermeableMembraneConfig
+    default_preset = "objects"
+    presets = Presets(
+        SemipermeableMembraneConfig,
+        Preset(
+            "objects",
+            "objects on SD 1.4: the published settings",
+            {"prompt": {"dynamic_resolution": True}, "template": "object"},
+        ),
+        Preset(
+            "styles",
+            "art styles on SD 1.4: the published settings, with a doubled gate",
+            {"template": "style", "gate": {"factor": 2.0}},
+            of="objects",
+        ),
+        Preset(
+            "nudity",
+            "nudity on SD 1.4: the published settings, 15,000 steps",
+            {
+                "template": "i2p",
+                "dataset_type": "i2p",
+                "template_name": "nudity",
+                "train": {"iterations": 15_000},
+                "prompt": {"guidance_scale": 3.0, "la_strength": 100.0},
+                "gate": {"factor": 2.0},
+            },
+            of="objects",
+        ),
+        Preset("canvas", "styles and objects of the embedded model", Path(__file__).with_name("canvas.yaml")),
+    )
+
+    @classmethod
+    def with_concepts(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
+        """Plain ``values`` that erase ``concepts`` from the ``model`` of this name.
+
+        If they erase one concept by an entry of ``prompts`` or of a prompts file, that entry's other values are kept.
+        """
+        if not concepts:
+            raise ConfigError("nothing to erase: name a concept")
+        entry, *others = _entries(values)
+        if others:
+            raise ConfigError(
+                f"the settings erase {1 + len(others)} targets with separate entries: edit prompts instead"
+            )
+        entries = [{**entry, "target": concept, "positive": None} for concept in concepts]
+        several = len(entries) > 1
+        chosen: dict[str, Any] = {
+            "template_name": "+".join(map(_name, concepts)),
+            "prompts_file": None,
+            "prompts": entries if several else None,
+            **({} if several else {"prompt": entries[0]}),
+        }
+        if model:
+            chosen["pretrained_model"] = {"ckpt_path": model}
+        return SemipermeableMembraneConfig.put(values, chosen)
 
 
 # The names in the original documents; "semipermiable" is their misspelling, kept because users' scripts import it.

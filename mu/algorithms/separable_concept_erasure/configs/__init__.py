@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import BaseConfig, Templates
-from mu.core.presets import Presets
 from mu.training.diffusion_config import DiffusionConfig
 
 
@@ -151,31 +151,83 @@ class SeparableConceptErasureConfig(ConceptIrrelevantErasureConfig):
     """The run folder."""
 
 
-_CIE = ConceptIrrelevantErasureConfig.parse({"train": {"gradients": "summed"}})
-CIE_PRESETS: Presets[ConceptIrrelevantErasureConfig] = Presets(
-    {
-        "style": _CIE,
-        "object": _CIE.merged({"concepts": ["church"]}),
-        "nudity": _CIE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
-        "canvas": lambda: ConceptIrrelevantErasureConfig.load(Path(__file__).with_name("cie-canvas.yaml")),
-    }
-)
-"""The paper's settings, and settings for the embedded model that were tuned on images of unreported seeds."""
+_FORMER = {"style": "styles", "object": "objects"}
 
-# Published for styles and objects. The paper erases nudity with CiE only, so that preset takes over only its threshold.
-_SEPCE = SeparableConceptErasureConfig.parse(
-    {
-        "basis": {"kind": "elimination", "scale_factor": 1e-4},
-        "train": {"lr": 0.1, "adam_eps": 1e-8, "gradients": "summed"},
+
+class ConceptIrrelevantErasureMethod(Method):
+    """CiE: train all cross-attention weights until predictions for a concept have no component in its direction.
+
+    @article{zhao2024separable,
+      title   = {Separable Multi-Concept Erasure from Diffusion Models},
+      author  = {Zhao, Mengnan and Zhang, Lihe and Zheng, Tianhang and Kong, Yuqiu and Yin, Baocai},
+      journal = {arXiv preprint arXiv:2402.05947},
+      year    = {2024}
     }
-)
-SEPCE_PRESETS: Presets[SeparableConceptErasureConfig] = Presets(
-    {
-        "style": _SEPCE,
-        "object": _SEPCE.merged({"concepts": ["church"]}),
-        "nudity": _SEPCE.merged({"concepts": ["nudity"], "train": {"threshold": 0.0}}),
-        "canvas": lambda: SeparableConceptErasureConfig.load(Path(__file__).with_name("sepce-canvas.yaml")),
+    """
+
+    name = "cie"
+    home = "mu.algorithms.separable_concept_erasure.algorithm:ConceptIrrelevantErasureAlgorithm"
+    config_class = ConceptIrrelevantErasureConfig
+    default_preset = "styles"
+    presets = Presets(
+        ConceptIrrelevantErasureConfig,
+        Preset(
+            "styles",
+            "art styles on SD 1.4: the published settings",
+            {"train": {"gradients": "summed"}},
+        ),
+        Preset("objects", "objects on SD 1.4: the published settings", {"concepts": ["church"]}, of="styles"),
+        Preset(
+            "nudity",
+            "nudity on SD 1.4: the published settings",
+            {"concepts": ["nudity"], "train": {"threshold": 0.0}},
+            of="styles",
+        ),
+        Preset(
+            "canvas",
+            "styles and objects of the embedded model, tuned on images of unreported seeds",
+            Path(__file__).with_name("cie-canvas.yaml"),
+        ),
+        former=_FORMER,
+    )
+
+
+class SeparableConceptErasureMethod(Method):
+    """SepCE: give each concept a delta of its own, in the null space of the protected prompts.
+
+    @article{zhao2024separable,
+      title   = {Separable Multi-Concept Erasure from Diffusion Models},
+      author  = {Zhao, Mengnan and Zhang, Lihe and Zheng, Tianhang and Kong, Yuqiu and Yin, Baocai},
+      journal = {arXiv preprint arXiv:2402.05947},
+      year    = {2024}
     }
-)
-"""The paper's settings for styles and objects, and settings for the embedded model, tuned on images of unreported
-seeds."""
+    """
+
+    name = "sepce"
+    home = "mu.algorithms.separable_concept_erasure.algorithm:SeparableConceptErasureAlgorithm"
+    config_class = SeparableConceptErasureConfig
+    default_preset = "styles"
+    presets = Presets(
+        SeparableConceptErasureConfig,
+        Preset(
+            "styles",
+            "art styles on SD 1.4: the published settings",
+            {
+                "basis": {"kind": "elimination", "scale_factor": 1e-4},
+                "train": {"lr": 0.1, "adam_eps": 1e-8, "gradients": "summed"},
+            },
+        ),
+        Preset("objects", "objects on SD 1.4: the published settings", {"concepts": ["church"]}, of="styles"),
+        Preset(
+            "nudity",
+            "nudity on SD 1.4: as for styles, with the threshold that the paper uses in CiE",
+            {"concepts": ["nudity"], "train": {"threshold": 0.0}},
+            of="styles",
+        ),
+        Preset(
+            "canvas",
+            "styles and objects of the embedded model, tuned on images of unreported seeds",
+            Path(__file__).with_name("sepce-canvas.yaml"),
+        ),
+        former=_FORMER,
+    )

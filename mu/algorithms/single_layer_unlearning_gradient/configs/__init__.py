@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from mu.core.algorithm import Method, Preset, Presets
 from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Devices
-from mu.core.presets import Presets
 from mu.data.clip_sets import BothSets
 from mu.models.load_options import LoadingConfig
 
@@ -135,34 +135,55 @@ class SlugConfig(BaseConfig):
     """Seed of rendered images and all other random numbers."""
 
 
-PRESETS: Presets[SlugConfig] = Presets(
-    {
-        "clip": SlugConfig.parse({}),
-        "stable-diffusion": SlugConfig.parse(
+class SlugMethod(Method):
+    """SLUG: move one tensor of a CLIP tower along the forget gradient until the concept is forgotten.
+
+    @inproceedings{cai2025slug,
+      title     = {Targeted Unlearning with Single Layer Unlearning Gradient},
+      author    = {Cai, Zikui and Tan, Yaoteng and Asif, M. Salman},
+      booktitle = {International Conference on Machine Learning (ICML)},
+      year      = {2025}
+    }
+    """
+
+    name = "slug"
+    home = "mu.algorithms.single_layer_unlearning_gradient.algorithm:SingleLayerUnlearningGradientAlgorithm"
+    config_class = SlugConfig
+    presets = Presets(
+        SlugConfig,
+        Preset("clip", "any concept of a ViT-B/32: the paper's settings"),
+        Preset(
+            "stable-diffusion",
+            "any concept of SD 2.1, in its text encoder: the paper's settings",
             {
                 "model": "stabilityai/stable-diffusion-2-1",
                 "clip": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
                 "layers": {"tower": "language"},
-            }
+            },
         ),
-        "llava": SlugConfig.parse(
+        Preset(
+            "llava",
+            "any concept of LLaVA-1.5, in its vision tower: the paper's settings",
             {
                 "model": "llava-hf/llava-1.5-7b-hf",
                 "clip": "openai/clip-vit-large-patch14-336",
                 "layers": {"tower": "vision"},
                 "gradients": {"chunk": 16},
-            }
+            },
         ),
-        "canvas-clip": lambda: SlugConfig.load(Path(__file__).with_name("canvas-clip.yaml")),
-        "canvas": lambda: SlugConfig.load(Path(__file__).with_name("canvas.yaml")),
-        "canvas-vlm": lambda: SlugConfig.load(Path(__file__).with_name("canvas-vlm.yaml")),
+        Preset(
+            "canvas-clip",
+            "styles, objects and people of the embedded CLIP",
+            Path(__file__).with_name("canvas-clip.yaml"),
+        ),
+        Preset("canvas", "people of the embedded diffusion model", Path(__file__).with_name("canvas.yaml")),
+        Preset("canvas-vlm", "people of the embedded LLaVA", Path(__file__).with_name("canvas-vlm.yaml")),
         # Preconditioning keeps far less there: one retained image in eight shows the style without saying so.
-        "canvas-vlm-style": lambda: PRESETS["canvas-vlm"].merged(
-            {
-                "gradients": {"precondition": None},
-                "search": {"margin": 1.1},
-            }
+        Preset(
+            "canvas-vlm-styles",
+            "styles of the embedded LLaVA",
+            {"gradients": {"precondition": None}, "search": {"margin": 1.1}},
+            of="canvas-vlm",
         ),
-    }
-)
-"""The paper's three experiments, and the same on the embedded models."""
+        former={"canvas-vlm-style": "canvas-vlm-styles"},
+    )

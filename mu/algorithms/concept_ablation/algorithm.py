@@ -2,65 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import ClassVar, Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from mu.core.config import Templates
+from mu.algorithms.concept_ablation.configs import (
+    ConceptAblationConfig,
+    ConceptAblationMethod,
+)
 from mu.core.loop import Log
-from mu.core.presets import Presets
 from mu.core.run import RunDirectory
-from mu.diffusion.noised_images import ImagesConfig, concept_images, noised
+from mu.diffusion.noised_images import concept_images, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
-from mu.training.diffusion_method import AnchoredConfig, TrainConfig, WeightErasure
+from mu.training.diffusion_method import WeightErasure
 from mu.training.tuning import Tuning
 
 
-class ConceptAblationTrainConfig(TrainConfig):
-    iterations: int = Field(75, ge=1)
-    """Optimiser steps. More steps erase more, also of similar concepts. Published: 50 or 75, for nudity 100 or 150."""
-    gradients: Literal["zeroed", "summed"] = "summed"
-    """``summed``: each step uses the sum of all gradients so far, as in the program behind the published numbers."""
-
-
-class ConceptAblationConfig(AnchoredConfig):
-    """All settings of concept ablation. Defaults: those of the published comparison on SD 1.4."""
-
-    renamed: ClassVar[Mapping[str, str]] = {"pictures": "images"}
-
-    train: ConceptAblationTrainConfig = ConceptAblationTrainConfig()
-    """The optimisation."""
-    templates: Templates = Field(["{} painting"], min_length=1)
-    """Prompts that contain the concept, each with one {}; one is drawn at each step."""
-    images: ImagesConfig = ImagesConfig()
-    """The images of the concepts that are noised."""
-    anchor_weight: float = Field(10.0, ge=0)
-    """Weight of keeping the prediction for the anchor. A larger value retains similar concepts and erases less."""
-    seed: int = 0
-    """Seed of all random numbers: the same seed gives the same edit."""
-    output_dir: str = "outputs/ca"
-    """The run folder."""
-
-
-PRESETS: Presets[ConceptAblationConfig] = Presets(
-    {
-        "comparison": ConceptAblationConfig(),
-        "nudity": ConceptAblationConfig.parse({"concepts": ["nudity"], "train": {"iterations": 150}}),
-        "canvas": lambda: ConceptAblationConfig.load(Path(__file__).parent / "presets" / "ca-canvas.yaml"),
-        "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
-    }
-)
-"""Published settings for Stable Diffusion 1.4, and settings for styles and objects of the embedded model."""
-
-
-class ConceptAblation(WeightErasure):
-    """Concept ablation: fine-tuning that makes prompts of the concept mean what prompts of an anchor mean.
+class ConceptAblation(ConceptAblationMethod, WeightErasure):
+    """The training of concept ablation.
 
     Each step draws a template, with the concept (c) and with the anchor (a): "X painting" and "painting". It noises an
     image of the concept to x_t by the forward process, t uniform in 0 .. 999. The loss, with theta* frozen, is
@@ -77,19 +37,8 @@ class ConceptAblation(WeightErasure):
     differs more: it noises images of the anchor and regularises with the ordinary training loss on those images. It
     trains only ``to_k`` and ``to_v``, with learning rate 2e-6 and larger batches. For v-prediction models the loss is
     on v.
-
-    @inproceedings{kumari2023ablating,
-      title     = {Ablating Concepts in Text-to-Image Diffusion Models},
-      author    = {Kumari, Nupur and Zhang, Bingliang and Wang, Sheng-Yu and Shechtman, Eli and Zhang, Richard
-                   and Zhu, Jun-Yan},
-      booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
-      year      = {2023}
-    }
     """
 
-    name = "ca"
-    config_class = ConceptAblationConfig
-    presets = PRESETS
     config: ConceptAblationConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:

@@ -2,69 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from mu.core.config import Templates
+from mu.algorithms.forget_me_not.configs import ForgetMeNotConfig, ForgetMeNotMethod
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
-from mu.core.presets import Presets
 from mu.core.run import RunDirectory
-from mu.diffusion.noised_images import ImagesConfig, concept_images, noised
+from mu.diffusion.noised_images import concept_images, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel
-from mu.training.diffusion_method import AnchoredConfig, TrainConfig, WeightErasure
+from mu.training.diffusion_method import WeightErasure
 from mu.training.tuning import Tuning
 
 
-class ForgetMeNotTrainConfig(TrainConfig):
-    iterations: int = Field(30, ge=1)
-    """Optimiser steps. More steps erase more, also of similar concepts. Published: 20 or 30 for styles, 30 to 50 for
-    objects, 75 for nudity."""
-    gradients: Literal["zeroed", "summed"] = "summed"
-    """``summed``: each step uses the sum of all gradients so far, as in the program behind the published numbers."""
-
-
-class ForgetMeNotConfig(AnchoredConfig):
-    """All settings of Forget-Me-Not. Defaults: those of the published comparison for styles on SD 1.4."""
-
-    renamed: ClassVar[Mapping[str, str]] = {"pictures": "images"}
-
-    train: ForgetMeNotTrainConfig = ForgetMeNotTrainConfig()
-    """The optimisation."""
-    templates: Templates = Field(["a painting of {}"], min_length=1)
-    """Prompts that contain the concept, each with one {}; one is drawn at each step."""
-    objective: Literal["logits", "attention"] = "logits"
-    """``logits``: move the attention logits to those of the anchor (the published comparison). ``attention``: remove
-    all attention from the concept's words (the paper)."""
-    images: ImagesConfig = ImagesConfig()
-    """The images of the concepts that are noised."""
-    seed: int = 0
-    """Seed of all random numbers: the same seed gives the same edit."""
-    output_dir: str = "outputs/fmn"
-    """The run folder."""
-
-
-PRESETS: Presets[ForgetMeNotConfig] = Presets(
-    {
-        "styles": ForgetMeNotConfig(),
-        "objects": ForgetMeNotConfig.parse({"train": {"iterations": 50}}),
-        "nudity": ForgetMeNotConfig.parse({"concepts": ["nudity"], "train": {"iterations": 75}}),
-        "canvas": lambda: ForgetMeNotConfig.load(Path(__file__).parent / "presets" / "fmn-canvas.yaml"),
-        "canvas-object": lambda: PRESETS["canvas"].merged({"anchors": ["house"]}),
-    }
-)
-"""Published settings for Stable Diffusion 1.4, and settings for styles and objects of the embedded model."""
-
-
-class ForgetMeNot(WeightErasure):
-    """Forget-Me-Not: fine-tuning of the cross-attention on its own attention maps.
+class ForgetMeNot(ForgetMeNotMethod, WeightErasure):
+    """The training of Forget-Me-Not.
 
     Each step draws a template, with the concept (c) and with the anchor (a): "a painting of X" and "a painting of". It
     noises an image of the concept to x_t by the forward process, t uniform in 0 .. 999. One pass of the UNet under c
@@ -80,18 +37,8 @@ class ForgetMeNot(WeightErasure):
     (``images``) and never zeroes its gradients (``train.gradients``; check: with ``summed`` the n-th step uses the sum
     of n gradients). As in that program, the loss does not reach the values and the output of the last layer: their
     delta is 0.
-
-    @inproceedings{zhang2024forget,
-      title     = {Forget-Me-Not: Learning to Forget in Text-to-Image Diffusion Models},
-      author    = {Zhang, Gong and Wang, Kai and Xu, Xingqian and Wang, Zhangyang and Shi, Humphrey},
-      booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR) Workshops},
-      year      = {2024}
-    }
     """
 
-    name = "fmn"
-    config_class = ForgetMeNotConfig
-    presets = PRESETS
     config: ForgetMeNotConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:

@@ -5,34 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from mu.algorithms.clip_salun.configs import ClipSalUnConfig, ClipSalUnMethod
 from mu.core.errors import EditError
 from mu.core.loop import Log
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
 from mu.models.contrastive import Captioned, mean_gradients
-from mu.training.clip_method import CANVAS_SETS, AlternatingConfig, ClipErasure
+from mu.training.clip_method import ClipErasure
 from mu.training.tuning import tuned
-
-
-class ClipSalUnConfig(AlternatingConfig):
-    """All settings of SalUn on a CLIP. Defaults: the published settings for a ViT-B/32."""
-
-    share: float = Field(0.5, gt=0, le=1)
-    """Share of all weights that the gradients may change."""
-    output_dir: str = "outputs/clip-salun"
-    """The run folder."""
-
-
-PRESETS: dict[str, ClipSalUnConfig] = {
-    "clip": ClipSalUnConfig(),
-    "canvas-clip": ClipSalUnConfig.parse(
-        {"model": "canvas-clip", "data": CANVAS_SETS, "train": {"epochs": 2, "lr": 2e-4}}
-    ),
-}
 
 
 def salient(gradients: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -49,26 +32,15 @@ def salient(gradients: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     return {name: (g.abs() >= level) & (g != 0) for name, g in gradients.items()}
 
 
-class ClipSalUn(ClipErasure):
-    """Saliency unlearning: alternating ascent and fine-tuning, with gradients masked to half of the weights.
+class ClipSalUn(ClipSalUnMethod, ClipErasure):
+    """The training of SalUn.
 
     The mask is 1 for the 50 % of all weights, embeddings included, with the largest |gradient of L_f| at the base
     weights. Otherwise the method is ``clip-gaft``. The mask multiplies only gradients, as in the released code of the
     comparison, so weight decay (lr * 0.1 per step) moves the other half too. The original SalUn relabels instead of
     ascending.
-
-    @inproceedings{fan2024salun,
-      title     = {{SalUn}: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both
-                   Image Classification and Generation},
-      author    = {Fan, Chongyu and Liu, Jiancheng and Zhang, Yihua and Wong, Eric and Wei, Dennis and Liu, Sijia},
-      booktitle = {International Conference on Learning Representations (ICLR)},
-      year      = {2024}
-    }
     """
 
-    name = "clip-salun"
-    config_class = ClipSalUnConfig
-    presets = PRESETS
     config: ClipSalUnConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:

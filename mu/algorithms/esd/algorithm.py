@@ -2,61 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
+from mu.algorithms.esd.configs import ESDConfig, ESDMethod
 from mu.core.loop import Log
-from mu.core.presets import Presets
 from mu.core.run import RunDirectory
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.models.diffusion.schedulers import training_scheduler
 from mu.models.parameters import select
-from mu.training.diffusion_method import ErasureConfig, TrainConfig, WeightErasure
+from mu.training.diffusion_method import WeightErasure
 from mu.training.tuning import Tuning
 
 
-class ESDConfig(ErasureConfig):
-    """All settings of ESD. Defaults: the published settings for styles on SD 1.4 (ESD-x)."""
-
-    train: TrainConfig = TrainConfig()
-    """The optimisation."""
-    variant: Literal["esd-x", "esd-u"] = "esd-x"
-    """``esd-x`` trains the cross-attention, for concepts that a prompt names. ``esd-u`` trains all other parameters,
-    for concepts that also appear when the prompt does not name them."""
-    negative_guidance: float = Field(1.0, gt=0)
-    """eta: how far past the unconditional prediction the concept is pushed."""
-    start_guidance: float = 3.0
-    """Guidance scale of the partial denoising."""
-    denoising_steps: int = Field(50, ge=1)
-    """K: each training step denoises for 0 .. K-1 of K steps before it compares predictions."""
-    latents_from: Literal["edited", "frozen"] = "edited"
-    """The model that denoises: the edited one (paper, released code of 2023), or the frozen one (released code of
-    2025)."""
-    seed: int = 0
-    """Seed of all random numbers: the same seed gives the same edit."""
-    output_dir: str = "outputs/esd"
-    """The run folder."""
-
-
-PRESETS: Presets[ESDConfig] = Presets(
-    {
-        "styles": ESDConfig(),
-        "objects": ESDConfig.parse({"variant": "esd-u"}),
-        "nudity": ESDConfig.parse({"variant": "esd-u", "concepts": ["nudity"]}),
-        "canvas": lambda: ESDConfig.load(Path(__file__).parent / "presets" / "esd-canvas.yaml"),
-    }
-)
-
-
-class ESD(WeightErasure):
-    """Erased Stable Diffusion: fine-tuning on the frozen model's own negative guidance.
+class ESD(ESDMethod, WeightErasure):
+    """The training of ESD.
 
     Each step draws a prompt c (published: only the concept's name; see ``templates``) and a number k of DDIM steps in
     0 .. K-1. It computes x_t by k guided steps from noise under c. The loss, with theta* frozen, is
@@ -72,18 +35,8 @@ class ESD(WeightErasure):
     code of separable concept erasure always denoises to x_0, because its sampler ignores the argument that should stop
     it (check: ``k`` in the log is the number of guided steps; count the UNet's calls). For v-prediction models the loss
     is on v.
-
-    @inproceedings{gandikota2023erasing,
-      title     = {Erasing Concepts from Diffusion Models},
-      author    = {Gandikota, Rohit and Materzy{\\'n}ska, Joanna and Fiotto-Kaufman, Jaden and Bau, David},
-      booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
-      year      = {2023}
-    }
     """
 
-    name = "esd"
-    config_class = ESDConfig
-    presets = PRESETS
     config: ESDConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:

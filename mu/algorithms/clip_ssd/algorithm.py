@@ -4,63 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
-from typing_extensions import Self
 
+from mu.algorithms.clip_ssd.configs import CONSTANTS, ClipSSDConfig, ClipSSDMethod
 from mu.core.errors import EditError
 from mu.core.loop import Log
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
-from mu.data.clip_sets import BothSets
 from mu.edits.weights import WeightEdit
 from mu.models.contrastive import Captioned, Objective, batch_gradients
-from mu.training.clip_method import CANVAS_SETS, TEMPERATURE, ClipErasure, ClipErasureConfig
+from mu.training.clip_method import TEMPERATURE, ClipErasure
 from mu.training.tuning import tuned
-
-CONSTANTS = np.linspace(0.1, 5, 10)
-"""The constants of the published comparison, one per epoch."""
-
-
-class ClipSSDConfig(ClipErasureConfig):
-    """All settings of SSD. Defaults: those of the first epoch of the published comparison, which is its best."""
-
-    data: BothSets = BothSets()
-    """Source of the pairs."""
-    forget_loss: Objective = "cosine"
-    """Loss whose squared gradients are the concept's importances: mean of 1 - cos, or (``ssd_o``) the contrastive
-    loss."""
-    selection: float = Field(10.0, gt=0)
-    """alpha: dampen a weight if its importance to the concept is more than this many times its importance to the retain
-    pairs. A lower value dampens more weights."""
-    dampening: float = Field(0.1, gt=0)
-    """lambda: the factor that is left of a dampened weight, in units of F_r / F_f. A lower value forgets more."""
-    compat: bool = False
-    """Dampen by each of 0.1, 0.64, ... 5 up to ``dampening`` in turn, as the released program does over its epochs. The
-    factors multiply."""
-    output_dir: str = "outputs/clip-ssd"
-    """The run folder."""
-
-    @model_validator(mode="after")
-    def _has_a_first(self) -> Self:
-        if self.compat and self.dampening < CONSTANTS[0]:
-            raise ValueError(f"compat begins with {CONSTANTS[0]:g}: set dampening to at least that")
-        return self
-
-
-PRESETS: dict[str, ClipSSDConfig] = {
-    "clip": ClipSSDConfig(),
-    "canvas-clip": ClipSSDConfig.parse(
-        {
-            "model": "canvas-clip",
-            "data": CANVAS_SETS,
-            "forget_loss": "contrastive",
-            "selection": 5.0,
-        }
-    ),
-}
 
 
 def dampened(f: Tensor, r: Tensor, selection: float, constants: Sequence[float]) -> Tensor:
@@ -76,8 +31,8 @@ def dampened(f: Tensor, r: Tensor, selection: float, constants: Sequence[float])
     return factor
 
 
-class ClipSSD(ClipErasure):
-    """Selective synaptic dampening: no training, two passes for importances, one multiplication.
+class ClipSSD(ClipSSDMethod, ClipErasure):
+    """The dampening of SSD.
 
     The importance F is the mean over batches of the squared gradient of a batch's mean loss: F_f of the forget pairs
     (L_f), F_r of the retain pairs (contrastive). Each element theta with F_f > alpha F_r becomes
@@ -89,18 +44,8 @@ class ClipSSD(ClipErasure):
     all ten factors, of which the first alone is at most 1/100. Here every lambda starts from the base weights;
     ``compat`` gives the product. To check: with F_r / F_f = 0.05, lambda = 5 leaves 0.25 of a weight, ``compat``
     2.4e-11.
-
-    @inproceedings{foster2024fast,
-      title     = {Fast Machine Unlearning without Retraining through Selective Synaptic Dampening},
-      author    = {Foster, Jack and Schoepf, Stefan and Brintrup, Alexandra},
-      booktitle = {AAAI Conference on Artificial Intelligence},
-      year      = {2024}
-    }
     """
 
-    name = "clip-ssd"
-    config_class = ClipSSDConfig
-    presets = PRESETS
     config: ClipSSDConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
@@ -121,7 +66,7 @@ class ClipSSD(ClipErasure):
 
     def constants(self) -> list[float]:
         last = self.config.dampening
-        return [c for c in CONSTANTS.tolist() if c <= last * (1 + 1e-6)] if self.config.compat else [last]
+        return [c for c in CONSTANTS if c <= last * (1 + 1e-6)] if self.config.compat else [last]
 
     def importances(self, title: str, pairs: Sequence[Captioned], objective: Objective) -> dict[str, Tensor]:
         B, parameters, batches = self.config.batch_size, self.parameters(), 0

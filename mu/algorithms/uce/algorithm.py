@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from mu.algorithms.uce.configs import UCEConfig, UCEMethod
 from mu.core.concept import says
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
-from mu.core.presets import Presets
 from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
-from mu.training.diffusion_method import AnchoredConfig, WeightErasure
+from mu.training.diffusion_method import WeightErasure
 
 
-class UCEConfig(AnchoredConfig):
-    """All settings of UCE. Defaults: the published settings for objects on SD 1.4."""
-
-    preserve: list[str] = [""]
-    """Texts whose keys and values are retained. A text that contains an erased concept is skipped."""
-    erase_scale: float = Field(1.0, gt=0)
-    """Weight of the concepts in the least squares."""
-    preserve_scale: float = Field(0.1, ge=0)
-    """Weight of the preserved texts. A larger value retains more and erases less."""
-    lamb: float = Field(0.1, gt=0)
-    """lambda, weight of the distance from the old matrix in all directions. A larger value changes less."""
-    tokens: Literal["padded", "last"] = "padded"
-    """``padded``: a concept's last token and all positions after it, and all positions of preserved texts (released
-    2023). ``last``: only the last token of each text (released 2025)."""
-    output_dir: str = "outputs/uce"
-    """The run folder."""
-
-
-PRESETS: Presets[UCEConfig] = Presets({
-    "objects": UCEConfig(),
-    "styles": UCEConfig.parse({"anchors": ["art"]}),
-    "styles-2025": UCEConfig.parse({
-        "anchors": ["art"], "preserve": [], "preserve_scale": 1.0, "lamb": 0.5, "tokens": "last",
-    }),
-    "canvas": lambda: UCEConfig.load(Path(__file__).parent / "presets" / "uce-canvas.yaml"),
-})  # fmt: skip
-
-
-class UCE(WeightErasure):
-    """Unified concept editing: cross-attention keys and values by linear least squares, in closed form.
+class UCE(UCEMethod, WeightErasure):
+    """The least squares of UCE.
 
     Let c, a and k be the rows of the prompt embeddings of the concepts, their anchors and the preserved texts. For each
     matrix W of ``to_k`` and ``to_v``, the minimiser (Eq. 7) of
@@ -62,18 +30,8 @@ class UCE(WeightErasure):
 
     The 2023 code erases with a concept's padded positions, truncated to the anchor's number if that is smaller. The
     2025 code uses its last token, weights 1 and 1 and lamb 0.5 (preset ``styles-2025``). The paper does not say.
-
-    @inproceedings{gandikota2024unified,
-      title     = {Unified Concept Editing in Diffusion Models},
-      author    = {Gandikota, Rohit and Orgad, Hadas and Belinkov, Yonatan and Materzy{\\'n}ska, Joanna and Bau, David},
-      booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
-      year      = {2024}
-    }
     """
 
-    name = "uce"
-    config_class = UCEConfig
-    presets = PRESETS
     config: UCEConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:

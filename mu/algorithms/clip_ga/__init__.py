@@ -1,0 +1,1 @@
+"""Gradient ascent on a CLIP: drive the features of the concept's images and captions apart."""

@@ -1,0 +1,1 @@
+"""Alternating gradient ascent and fine-tuning of a CLIP: forget, then repair."""

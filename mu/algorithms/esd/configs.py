@@ -1,0 +1,57 @@
+"""Settings of ESD, its paper and its presets. Does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mu.core.algorithm import Method, Preset, Presets
+from mu.training.diffusion_config import ErasureConfig, TrainConfig
+
+
+class ESDConfig(ErasureConfig):
+    """All settings of ESD. Defaults: the published settings for styles on SD 1.4 (ESD-x)."""
+
+    train: TrainConfig = TrainConfig()
+    """The optimisation."""
+    variant: Literal["esd-x", "esd-u"] = "esd-x"
+    """``esd-x`` trains the cross-attention, for concepts that a prompt names. ``esd-u`` trains all other parameters,
+    for concepts that also appear when the prompt does not name them."""
+    negative_guidance: float = Field(1.0, gt=0)
+    """eta: how far past the unconditional prediction the concept is pushed."""
+    start_guidance: float = 3.0
+    """Guidance scale of the partial denoising."""
+    denoising_steps: int = Field(50, ge=1)
+    """K: each training step denoises for 0 .. K-1 of K steps before it compares predictions."""
+    latents_from: Literal["edited", "frozen"] = "edited"
+    """The model that denoises: the edited one (paper, released code of 2023), or the frozen one (released code of
+    2025)."""
+    seed: int = 0
+    """Seed of all random numbers: the same seed gives the same edit."""
+    output_dir: str = "outputs/esd"
+    """The run folder."""
+
+
+class ESDMethod(Method):
+    """Erased Stable Diffusion: fine-tuning on the frozen model's own negative guidance.
+
+    @inproceedings{gandikota2023erasing,
+      title     = {Erasing Concepts from Diffusion Models},
+      author    = {Gandikota, Rohit and Materzy{\\'n}ska, Joanna and Fiotto-Kaufman, Jaden and Bau, David},
+      booktitle = {IEEE/CVF International Conference on Computer Vision (ICCV)},
+      year      = {2023}
+    }
+    """
+
+    name = "esd"
+    home = "mu.algorithms.esd.algorithm:ESD"
+    config_class = ESDConfig
+    presets = Presets(
+        ESDConfig,
+        Preset("styles", "art styles on SD 1.4: the published settings (ESD-x)"),
+        Preset("objects", "objects on SD 1.4: the published settings (ESD-u)", {"variant": "esd-u"}),
+        Preset("nudity", "nudity on SD 1.4: the published settings (ESD-u)", {"concepts": ["nudity"]}, of="objects"),
+        Preset("canvas", "styles and objects of the embedded model", Path(__file__).with_name("canvas.yaml")),
+    )

@@ -1,0 +1,1 @@
+"""Forget-Me-Not: train the cross-attention to ignore the words of the concept."""

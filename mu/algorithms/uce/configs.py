@@ -1,0 +1,56 @@
+"""Settings of UCE, its paper and its presets. Does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mu.core.algorithm import Method, Preset, Presets
+from mu.training.diffusion_config import AnchoredConfig
+
+
+class UCEConfig(AnchoredConfig):
+    """All settings of UCE. Defaults: the published settings for objects on SD 1.4."""
+
+    preserve: list[str] = [""]
+    """Texts whose keys and values are retained. A text that contains an erased concept is skipped."""
+    erase_scale: float = Field(1.0, gt=0)
+    """Weight of the concepts in the least squares."""
+    preserve_scale: float = Field(0.1, ge=0)
+    """Weight of the preserved texts. A larger value retains more and erases less."""
+    lamb: float = Field(0.1, gt=0)
+    """lambda, weight of the distance from the old matrix in all directions. A larger value changes less."""
+    tokens: Literal["padded", "last"] = "padded"
+    """``padded``: a concept's last token and all positions after it, and all positions of preserved texts (released
+    2023). ``last``: only the last token of each text (released 2025)."""
+    output_dir: str = "outputs/uce"
+    """The run folder."""
+
+
+class UCEMethod(Method):
+    """Unified concept editing: cross-attention keys and values by linear least squares, in closed form.
+
+    @inproceedings{gandikota2024unified,
+      title     = {Unified Concept Editing in Diffusion Models},
+      author    = {Gandikota, Rohit and Orgad, Hadas and Belinkov, Yonatan and Materzy{\\'n}ska, Joanna and Bau, David},
+      booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
+      year      = {2024}
+    }
+    """
+
+    name = "uce"
+    home = "mu.algorithms.uce.algorithm:UCE"
+    config_class = UCEConfig
+    presets = Presets(
+        UCEConfig,
+        Preset("objects", "objects on SD 1.4: the published settings"),
+        Preset("styles", "art styles on SD 1.4: the published settings, anchored to art", {"anchors": ["art"]}),
+        Preset(
+            "styles-2025",
+            "art styles on SD 1.4: the code released in 2025",
+            {"anchors": ["art"], "preserve": [], "preserve_scale": 1.0, "lamb": 0.5, "tokens": "last"},
+        ),
+        Preset("canvas", "styles and objects of the embedded model", Path(__file__).with_name("canvas.yaml")),
+    )

@@ -1,0 +1,18 @@
+"""Settings of the images that a method noises. `noised_images` makes them. Does not import torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mu.core.config import BaseConfig
+
+
+class ImagesConfig(BaseConfig):
+    count: int = Field(1000, ge=1)
+    """Images that the model makes of each concept, with the concept as prompt; made only as the steps need them."""
+    steps: int = Field(50, ge=1)
+    """Denoising steps for each image that the model makes."""
+    guidance: float = 7.5
+    """Guidance scale for each image that the model makes."""
+    sources: dict[str, str] = {}
+    """Your own images instead, by concept: a folder, tars, or another source that `mu.data.pairs.open_pairs` takes."""

@@ -1,0 +1,79 @@
+"""What needs no model answers before any model library is imported: lists, settings, papers, and mistyped commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "diffusers", "transformers", "peft", "scipy", "matplotlib"}
+RUN = f"""
+import sys
+from mu.cli import main
+try:
+    main()
+finally:
+    print("loaded:", *sorted(set(sys.modules) & {HEAVY!r}), file=sys.stderr)
+"""
+
+LISTS = [
+    "methods",
+    "methods spm",
+    "methods sepce --json",
+    "config uce",
+    "config clip-ssd",
+    "config slug --preset canvas",
+]
+LISTS += ["cite fmn", "cite sepce", "--version", "--help"]
+MISTYPED = {
+    "methods smp": "'spm'",
+    "config spm --preset cnavas": "'canvas'",
+    "cite nosuch": "nosuch",
+    "erase smp --concept neon": "'spm'",
+    "erase ca --concept neon --preset cnavas": "'canvas'",
+    "erase spm --concept neon --set train.iteration=3": "'iterations'",
+    "erase clip-ga --concept neon --set train.epochs=none": "train.epochs",
+    "erase sepce --concept neon --set train": "--set",
+    "erase uce --concept neon --config nope.yaml": "nope.yaml",
+    "erase fmn --concept neon --model ./nope.safetensors": "nope.safetensors",
+    "erase clip-ft --concept neon --model cnavas-clip": "'canvas-clip'",
+    "erase esd --concept a,b": "comma",
+    "erase slug": "--concept",
+    "erase cie --concept neon --precision float8": "precision",
+    "erase cie --concept neon --device cdua": "'cdua'",
+    "erase esd --concept neon --track wandbb": "'wandb'",
+    "gradients --out g.safetensors --retain canvas --set data.n_retian=3": "'n_retain'",
+    "gradients --out g.safetensors --retain canvas --model ./nope": "nope",
+    "evaluate run --device cdua": "'cdua'",
+}
+
+
+def ran(command: str, folder: Path) -> tuple[int, str, set[str]]:
+    """Exit code, standard error, and the heavy libraries that were loaded."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-c", RUN, *command.split()]
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    said, _, loaded = done.stderr.rpartition("loaded:")
+    return done.returncode, said, set(loaded.split())
+
+
+@pytest.mark.parametrize("command", LISTS)
+def test_lists_import_no_model_library(command: str, tmp_path: Path) -> None:
+    assert ran(command, tmp_path) == (0, "", set())
+
+
+@pytest.mark.parametrize("command", MISTYPED)
+def test_a_mistyped_command_is_told_before_any_model_library(command: str, tmp_path: Path) -> None:
+    code, said, loaded = ran(command, tmp_path)
+    assert (code, loaded) == (2, set())
+    assert said.startswith("error: ") and said.count("\n") == 1 and MISTYPED[command] in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_control_a_command_that_needs_tensors_is_seen(tmp_path: Path) -> None:
+    code, _, loaded = ran("info nosuch", tmp_path)
+    assert code == 2 and "torch" in loaded
