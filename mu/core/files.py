@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -121,6 +122,16 @@ def read_text(path: Path | str, what: str = "", *, largest: int = LARGEST, error
 def slug(text: str) -> str:
     """``text`` for use in a file name: ``pop art!`` -> ``pop-art``. At most 60 characters; may be empty."""
     return re.sub(r"[^\w.]+", "-", text)[:60].strip("-.")
+
+
+def fitting(stem: str, longest: int = 150) -> str:
+    """``stem`` as a file name's stem of at most ``longest`` bytes; a longer one is cut and ends in a hash of the whole.
+
+    File systems allow 255 bytes for a name; mu adds its own beginnings and endings."""
+    if len(stem.encode()) <= longest:
+        return stem
+    digest = hashlib.blake2b(stem.encode(), digest_size=4).hexdigest()
+    return stem.encode()[: longest - len(digest) - 1].decode(errors="ignore") + "-" + digest
 
 
 def write_json(path: Path | str, content: Any) -> None:
