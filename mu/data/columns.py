@@ -152,7 +152,7 @@ def _notes(names: Sequence[str], fields: Mapping[str, Sequence[int]], other: Map
         if option := _NOT_READ.get(plain(name)):
             yield f"the column {quoted(name)} is not read: pass {option}"
             continue
-        close = difflib.get_close_matches(plain(name), known, n=1, cutoff=0.8)
+        close = difflib.get_close_matches(plain(name), known, n=1, cutoff=0.85)
         told = next((_TELLING[word] for word in plain(name).split("_") if word in _TELLING), None)
         field = field_of(close[0]) if close else told
         if field in missing:

@@ -193,6 +193,7 @@ def test_any_column_can_be_named(tmp_path: Path):
         ("prompt,adv_prompt", "--column 'adv_prompt' reads the other"),
         ("caption,source", "prompts are those of the column 'caption'"),
         ("prompt,source", None),
+        ("prompt,image_id", None),
         ("prompt,toxicity", None),
     ],
 )
