@@ -119,6 +119,15 @@ def read_text(path: Path | str, what: str = "", *, largest: int = LARGEST, error
     return text
 
 
+def is_inside(home: Path, name: str) -> bool:
+    """Whether ``name`` is a file in the folder ``home``, links followed; False for what cannot be a name."""
+    try:
+        place = (home / name).resolve()
+        return place.is_relative_to(home.resolve()) and place.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def slug(text: str) -> str:
     """``text`` for use in a file name: ``pop art!`` -> ``pop-art``. At most 60 characters; may be empty."""
     return re.sub(r"[^\w.]+", "-", text)[:60].strip("-.")

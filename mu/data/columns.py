@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from mu.core.documents import is_index
 from mu.core.errors import DataError, nearest, quoted
 
 NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -75,13 +75,10 @@ class Columns:
 def find_columns(header: Sequence[str], given: Mapping[str, str] | None = None) -> Columns:
     """Find the columns of each field by name. ``given`` names the column of a field, as `columns_given` returns it.
 
-    Raises `DataError` for a name that occurs twice, a given column that does not exist, and without prompts. Its
-    message says what the file has: "has no column 'prompt' ..."."""
+    Raises `DataError` for a given column that does not exist, and without prompts. Its message says what the file has:
+    "has no column 'prompt' ..."."""
     names = [name.strip() for name in header]
-    named = {k: name for k, name in enumerate(names) if not _is_index(name)}
-    twice = [name for name, count in Counter(named.values()).items() if count > 1]
-    if twice:
-        raise DataError(f"has the column {quoted(twice[0])} twice: rename or remove one")
+    named = {k: name for k, name in enumerate(names) if not is_index(name)}
     fields: dict[str, tuple[int, ...]] = {}
     for field, column in (given or {}).items():
         if column not in names:
@@ -121,11 +118,6 @@ def plain(name: str) -> str:
     r"""A column's name for comparison: ``Sensitive Prompt`` is ``sensitive_prompt``, ``evaluation_seed\`` loses its
     end."""
     return re.sub(r"[\s_-]+", "_", name.strip(" \t\r\n\\'\"\ufeff").lower())
-
-
-def _is_index(name: str) -> bool:
-    """True for an index column written by pandas."""
-    return not name or name.lower().startswith("unnamed:")
 
 
 def _no_prompts(names: Sequence[str]) -> str:

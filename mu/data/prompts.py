@@ -13,8 +13,6 @@ The columns of ESD, I2P, UnlearnDiffAtk, MACE and the COCO lists. `mu.data.colum
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import re
@@ -23,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mu.core.documents import parse_json
+from mu.core.documents import parse_csv, parse_json
 from mu.core.errors import DataError, quoted
 from mu.core.files import read_text
 from mu.data.columns import Cells, Columns, field_of, find_columns
@@ -98,24 +96,13 @@ def seeded(rows: list[PromptRow], seed: int, path: Path | str) -> list[PromptRow
 
 
 def _csv_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[Row] = []
-    try:
-        header = next(lines, [])
-        escaped = bool(header) and header[-1].rstrip().endswith("\\")  # each line of some released lists ends in one
-        for cells in lines:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{path}, line {lines.line_num}: {len(cells)} values for {len(header)} columns; quote commas"
-                )
-            if escaped:
-                cells[-1] = cells[-1].rstrip().removesuffix("\\")
-            rows.append((f"line {lines.line_num}", cells))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: {error}: is a quote not closed, or not doubled?") from None
-    return header, rows
+    header, rows = parse_csv(text, str(path))
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise DataError(f"{path}, line {number}: {len(cells)} values for {len(header)} columns; quote commas")
+    if header and header[-1].rstrip().endswith("\\"):  # each line of some released lists ends in one
+        rows = [(number, [*cells[:-1], cells[-1].rstrip().removesuffix("\\")]) for number, cells in rows]
+    return header, [(f"line {number}", cells) for number, cells in rows]
 
 
 def _txt_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
