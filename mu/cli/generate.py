@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from mu.models.diffusion import DiffusionModel
 
 
-MOST_IMAGES = 1_000_000
-"""Images of one call."""
-
-
 class GateChoice(str, Enum):
     file = "file"
     none = "none"
@@ -153,10 +149,11 @@ def _cases(prompt: list[str] | None, file: Path | None, columns: list[str] | Non
 
 def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None, size: tuple[int, int] | None) -> list[ImageRow]:
     """Return ``n`` rows per case, with consecutive seeds. Its own guidance and size apply if these are None."""
+    from mu.core.config import MOST
     from mu.diffusion.image_folder import ImageRow
 
-    if len(cases) * n > MOST_IMAGES:
-        raise ConfigError(f"{len(cases)} prompts with {n} images each are more than {MOST_IMAGES:,} images: lower --n")
+    if len(cases) * n > MOST:
+        raise ConfigError(f"{len(cases)} prompts with {n} images each are more than {MOST:,} images: lower --n")
 
     return [
         ImageRow(

@@ -110,8 +110,6 @@ def generate_latents(
     if len(prompts) != len(seeds) or not prompts:
         raise DataError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and a seed for each")
     height, width = checked_size(model, height, width)
-    if steps < 1:
-        raise ConfigError(f"the number of denoising steps must be at least one, not {steps}")
     if not math.isfinite(guidance):
         raise ConfigError(f"the guidance scale must be a number, not {guidance}")
     if wrong := next((seed for seed in seeds if not 0 <= int(seed) < SEEDS), None):
