@@ -9,7 +9,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,11 @@ def check_writing(path: Path | str) -> None:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the same folder. It becomes ``path`` if the block succeeds, else it is deleted.
 
-    Raises `OutputError` if the folder is not writable.
+    Folders that are made for it are deleted too, if they stay empty. Raises `OutputError` if the folder is not
+    writable.
     """
     path = Path(path)
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -56,6 +58,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty, as it is after a success
+            for folder in made:
+                folder.rmdir()
 
 
 def _umask() -> int:
