@@ -33,7 +33,7 @@ def forget_set(
     prompt: Annotated[
         list[str] | None, typer.Option(help="With --model: a prompt; several take turns. Default: the name.")
     ] = None,
-    n_imgs: Annotated[int, typer.Option(min=1, help="The largest number of images.")] = 500,
+    n_imgs: Annotated[int, typer.Option(min=1, max=1_000_000, help="The largest number of images.")] = 500,
     out: Annotated[Path, typer.Option(help="The folder for NAME.tar and, with --model, for the images.")] = Path(
         "data/tar_files"
     ),

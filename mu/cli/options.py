@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mu.core.devices import check_device
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted
 
 Model = Annotated[str, typer.Option(help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file.")]
 
@@ -46,12 +46,12 @@ def whole_numbers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"{option} takes comma-separated whole numbers, like 188,288, not {text!r}") from None
+        raise ConfigError(f"{option} takes comma-separated whole numbers, like 188,288, not {quoted(text)}") from None
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:
     """Parse ``["train.lr=1e-3"]`` into names and values, both text. Raises `ConfigError`."""
     for text in texts:
         if not text.partition("=")[0].strip() or "=" not in text:
-            raise ConfigError(f"{option} takes name=value, not {text!r}")
+            raise ConfigError(f"{option} takes name=value, not {quoted(text)}")
     return {name.strip(): value for name, _, value in (text.partition("=") for text in texts)}

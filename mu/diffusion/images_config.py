@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mu.core.config import BaseConfig
+from mu.core.config import MOST, BaseConfig
 
 
 class ImagesConfig(BaseConfig):
-    count: int = Field(1000, ge=1)
+    count: int = Field(1000, ge=1, le=MOST)
     """Images that the model makes of each concept, with the concept as prompt; made only as the steps need them."""
-    steps: int = Field(50, ge=1)
+    steps: int = Field(50, ge=1, le=10_000)
     """Denoising steps for each image that the model makes."""
     guidance: float = 7.5
     """Guidance scale for each image that the model makes."""

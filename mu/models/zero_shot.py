@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError
 from mu.data.celeba import read_celeba
 from mu.data.clip_sets import class_of
 from mu.data.imagenet import read_imagenet
 from mu.data.pairs import decode
+from mu.data.shards import Extent
 
 IMAGENET_TEMPLATES = (
     "itap of a {}.",
@@ -38,7 +40,7 @@ class ImageFile:
     path: Path
 
     def image(self) -> Image.Image:
-        return decode(self.path.read_bytes(), str(self.path))
+        return decode(Extent(self.path).read(), str(self.path))
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class ZeroShot:
     @property
     def prompts(self) -> list[str]:
         """Every class in every template; the prompts of one class are consecutive."""
-        return [template.format(name) for name in self.classes for template in self.templates]
+        return [filled(template, name) for name in self.classes for template in self.templates]
 
     def weights(self, texts: Tensor) -> Tensor:
         """Class vectors (c, d) from unit vectors of `prompts` (..., c * templates, d): the mean, normalised again."""

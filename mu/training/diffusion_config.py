@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from mu.core.concept import Concept, ConceptList
-from mu.core.config import BaseConfig, Devices, Templates
+from mu.core.config import BaseConfig, Devices, Templates, filled
 from mu.models.load_options import LoadingConfig
 
 
@@ -53,11 +53,11 @@ class ErasureConfig(DiffusionConfig):
 
     def prompts(self) -> list[str]:
         """Return each template with each concept."""
-        return [_filled(template, concept) for concept in self.concepts for template in self.templates]
+        return [_prompt(template, concept) for concept in self.concepts for template in self.templates]
 
 
-def _filled(template: str, text: str) -> str:
-    return " ".join(template.replace("{}", text).split())
+def _prompt(template: str, text: str) -> str:
+    return " ".join(filled(template, text).split())
 
 
 class AnchoredConfig(ErasureConfig):
@@ -85,6 +85,6 @@ class AnchoredConfig(ErasureConfig):
     def pairs(self) -> list[list[tuple[str, str]]]:
         """Return, for each concept, each template with the concept and with its anchor."""
         return [
-            [(_filled(template, concept), _filled(template, anchor)) for template in self.templates]
+            [(_prompt(template, concept), _prompt(template, anchor)) for template in self.templates]
             for concept, anchor in zip(self.concepts, self._each(), strict=True)
         ]

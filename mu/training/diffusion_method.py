@@ -45,6 +45,7 @@ class WeightErasure(Erasure):
                 config.devices if "devices" in set_ else None,
                 config.train.precision if "precision" in train_set else None,
             )
+        self.model.check_concepts(self.concepts())
         return self.model
 
     def train(

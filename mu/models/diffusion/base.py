@@ -7,7 +7,7 @@ Layers are selected by role. `Conditioning` holds all conditioning of the networ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, get_args
 
@@ -19,11 +19,16 @@ from mu.core.errors import ConfigError, ModelError
 from mu.models.diffusion.conditioning import Conditioning
 from mu.models.diffusion.noise import PREDICTIONS, NoiseLevel
 from mu.models.diffusion.text import TextEncoder
+from mu.models.tokenizers import check_concepts
 
 Layer = nn.Linear | nn.Conv2d
 Role = Literal["text-keys", "text-values", "cross-attention", "transformer"]
 """``text-keys``, ``text-values``: layers whose only input is the prompt embedding. ``cross-attention``: all layers of
 the attentions that read it. ``transformer``: every linear and convolution layer inside the transformer blocks."""
+
+
+MOST_STEPS = 10_000
+"""Denoising steps; some schedulers make a list of any number of them."""
 
 
 class DiffusionModel(ABC):
@@ -167,6 +172,11 @@ class DiffusionModel(ABC):
         """Token ids (b, n) for each text encoder; see `TextEncoder.tokens`."""
         return [text.tokens(prompts) for text in self.text]
 
+    def check_concepts(self, concepts: Iterable[str]) -> None:
+        """Raise `ConfigError` for a concept that is too long for one of the text encoders."""
+        for text in self.text:
+            check_concepts(concepts, text.tokenizer, text.length, self.name)
+
     def token_embeddings(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings (b, n, width) of ``tokens`` for each text encoder; an attack may change and pass them on."""
         return [text.embedding(ids) for text, ids in zip(self.text, tokens, strict=True)]
@@ -232,6 +242,8 @@ class DiffusionModel(ABC):
                 f"the scheduler of {self.name!r} ends in pure noise (rescale_betas_zero_snr), where eps has no "
                 "information: set rescale_betas_zero_snr to false in its scheduler_config.json"
             )
+        if not 1 <= steps <= MOST_STEPS:
+            raise ConfigError(f"the number of denoising steps is from 1 to {MOST_STEPS}, not {str(steps)[:40]}")
         try:
             scheduler.set_timesteps(steps, device=self.device)
         except ValueError as error:  # more steps than in training
