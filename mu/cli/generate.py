@@ -63,7 +63,7 @@ def generate(
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale. Default: the prompt file's, else 7.5.")
     ] = None,
-    negative: Annotated[str, typer.Option(help="The negative prompt.")] = "",
+    negative: Annotated[str | None, typer.Option(help="The negative prompt. Default: none.")] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Height x width in pixels. Default: the model's training size.")
     ] = None,

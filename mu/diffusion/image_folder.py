@@ -46,7 +46,7 @@ def write_images(
     *,
     steps: int,
     guidance: float,
-    negative: str = "",
+    negative: str | None = None,
     size: tuple[int, int] | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -58,6 +58,8 @@ def write_images(
     A ``recipe`` (see `recipe_of`) is written next to the images. Raises `OutputError`, before any image is made, if an
     existing image would be kept but has another recipe, or if an image exists without ``resume`` and ``overwrite``.
     """
+    if negative is None and not model.zeros_without_negative:
+        negative = ""  # the same, and the one name for it in recipes
     there = [] if overwrite else [row for row in rows if (folder / row.name).exists()]
     if there and not resume:
         raise OutputError(

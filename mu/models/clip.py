@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from typing_extensions import Self
 
 from mu.core.errors import ModelError
+from mu.models.formats.folder import open_part
 from mu.models.tokenizers import check_vocabulary
 
 
@@ -48,6 +49,8 @@ class ClipModel:
         self.name, self.device = name, torch.device(device)
         self.model = model.requires_grad_(False).eval().to(self.device)
         self.tokenizer, self.processor = tokenizer, processor
+        self.source: Path | None = None
+        """The folder or file that the model was loaded from, if it was loaded by name."""
         self.components: dict[str, nn.Module] = {
             "text_encoder": model.text_model,
             "vision_model": model.vision_model,
@@ -66,9 +69,11 @@ class ClipModel:
     ) -> Self:
         """Load from a transformers folder."""
         try:
-            model = CLIPModel.from_pretrained(folder, dtype=precision, local_files_only=True)
+            model = open_part(CLIPModel, Path(folder), precision)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        except ModelError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"the CLIP model in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"

@@ -25,8 +25,12 @@ def check_vocabulary(tokenizer: Any, embeddings: int, what: str) -> None:
 
 
 def check_length(tokenizer: Any, limit: int, what: str) -> None:
-    """Raise `ModelError` if ``tokenizer`` makes prompts longer than ``limit``, the text encoder's maximum in tokens."""
-    if tokenizer.model_max_length > limit:
+    """Raise `ModelError` unless prompts of ``tokenizer`` have 3 .. ``limit`` tokens, with start and end.
+
+    ``limit`` is the text encoder's maximum.
+    """
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, int | float) or not 3 <= length <= limit:
         raise ModelError(
             f"{what} does not fit its text encoder, which reads {limit} tokens: set model_max_length to {limit} in its "
             "tokenizer_config.json"
