@@ -18,9 +18,10 @@ def hub_folder(name: str) -> Path:
 
     Returns their folder. If the hub does not answer, the local cache is used. Raises `ModelError` if the name is not a hub id, or the repository is neither cached nor available.
     """
+    if Path(name).exists():
+        what = _kind(Path(name))
+        raise ModelError(f"{name!r} is {what}, not a model: a weight file ends in {', '.join(sorted(SINGLE_FILES))}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        if Path(name).is_file():
-            raise ModelError(f"{name!r} is not a model: a weight file ends in {', '.join(sorted(SINGLE_FILES))}")
         what = "does not exist" if ("/" in name or "\\" in name) else "is not a known model, file or folder"
         raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")
     try:
@@ -39,6 +40,17 @@ def hub_folder(name: str) -> Path:
         raise
     except Exception as error:
         raise not_there(name, error) from None
+
+
+def _kind(place: Path) -> str:
+    """What the existing ``place``, which is no folder, is."""
+    from mu.models.formats.checkpoint import other_kind
+
+    if not place.is_file():
+        return "not a file"
+    with contextlib.suppress(OSError), place.open("rb") as file:
+        return other_kind(file.read(64)) or "a file of an unknown kind"
+    return "a file that cannot be read"
 
 
 def _pipeline_folder(name: str, files: Sequence[str]) -> Path:
