@@ -9,7 +9,13 @@ import typer
 
 from mu.core.errors import ConfigError
 
-Model = Annotated[str, typer.Option(help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file.")]
+BaseOfEdits = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file. Default: the edits' own base.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or GPU numbers like 0. Default: the best available.")]
 Precision = Annotated[str, typer.Option(help="The model's number format: float32, float16 or bfloat16.")]
 ClipSkip = Annotated[

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mu.core.errors import DataError, OutputError
 from mu.core.files import atomic_path, check_writing, write_json, writing
+from mu.core.images import rgb
 from mu.core.records import Prompt
 from mu.core.run import RunDirectory
 from mu.diffusion.sampling import generate_batches
@@ -121,7 +122,7 @@ def read_images(paths: Sequence[Path]) -> Tensor:
     for path in paths:
         try:
             with Image.open(path) as image:
-                pixels.append(np.asarray(image.convert("RGB")))
+                pixels.append(np.asarray(rgb(image)))
         except OSError as error:
             raise DataError(f"image {path} cannot be read ({error}): remove it and run again") from None
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255

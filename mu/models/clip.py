@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from typing_extensions import Self
 
 from mu.core.errors import ModelError
+from mu.core.images import rgb
 from mu.models.formats.folder import open_part
 from mu.models.tokenizers import check_vocabulary
 
@@ -35,7 +36,7 @@ def pixels_of(images: Tensor | Sequence[Image], processor: Any, size: int) -> Te
     """Prepare images (b, 3, H, W) in 0..1, or PIL images, with the settings of ``processor``: (b, 3, size, size)."""
     if isinstance(images, Tensor):
         return prepare(images, size, processor.image_mean, processor.image_std)
-    return processor(images=list(images), return_tensors="pt").pixel_values
+    return processor(images=[rgb(image) for image in images], return_tensors="pt").pixel_values
 
 
 class ClipModel:

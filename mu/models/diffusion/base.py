@@ -28,6 +28,19 @@ Role = Literal["text-keys", "text-values", "cross-attention", "transformer"]
 the attentions that read it. ``transformer``: every linear and convolution layer inside the transformer blocks."""
 
 
+def _take_any_dtype(vae: nn.Module) -> None:
+    """Let the autoencoder, in float32, take what the stock pipeline gives it: latents in the backbone's precision."""
+    for name in ("encoder", "quant_conv", "post_quant_conv", "decoder"):
+        module = getattr(vae, name, None)
+        if isinstance(module, nn.Module):
+            module.register_forward_pre_hook(_to_own_dtype)
+
+
+def _to_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(module.parameters()).dtype
+    return tuple(each.to(dtype) if isinstance(each, Tensor) and each.is_floating_point() else each for each in args)
+
+
 class DiffusionModel(ABC):
     """A loaded diffusers pipeline behind the common interface.
 
@@ -59,6 +72,8 @@ class DiffusionModel(ABC):
             module.requires_grad_(False).eval()
             if placed:
                 module.to(self.device, torch.float32 if part == "vae" else precision)
+        if placed and precision != torch.float32:
+            _take_any_dtype(self.vae)
         deepest = min(text.depth for text in self.text)
         if not 1 <= clip_skip <= deepest:
             raise ConfigError(f"clip_skip must lie in 1..{deepest} for {name!r}, got {clip_skip}")

@@ -100,6 +100,22 @@ def load_single_file(
         return _assembled(family, parts)
 
 
+def read_single_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a single file, in the usual names of CompVis, and its metadata."""
+    return _with_usual_names(read_state_dict(path)), read_metadata(path)
+
+
+def statements_of(pipeline: Any, prediction_type: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Marker tensors and metadata that say what ``pipeline`` predicts and how its noise ends, as `statements` reads."""
+    marks = {}
+    if prediction_type == "v_prediction":
+        marks["v_pred"] = torch.empty(0)
+    if pipeline.scheduler.config.get("rescale_betas_zero_snr"):
+        marks["ztsnr"] = torch.empty(0)
+    kind = {"v_prediction": "v"}.get(prediction_type, prediction_type)
+    return marks, {"modelspec.prediction_type": kind}
+
+
 def to_compvis(pipeline: Any) -> dict[str, Tensor]:
     """All weights of ``pipeline`` in the single-file layout of CompVis; the numbers are the same bit for bit.
 
