@@ -17,8 +17,8 @@ from mu.core.errors import EditError, OutputError
 from mu.core.files import atomic_path, usual_modes, writing
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
-from mu.edits.lora_files import edit_metadata, kohya_metadata, kohya_tensors, peft_tensors
 from mu.edits.gates import FixedStrength
+from mu.edits.lora_files import edit_metadata, kohya_metadata, kohya_tensors, peft_tensors
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.merged_folder import ROUNDED_AWAY, Merged, cast_files, clean, main_dtype, write_model, write_pipeline
@@ -31,7 +31,6 @@ from mu.models.formats.compvis import part_of
 from mu.models.places import OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG
 from mu.models.quiet import quiet_libraries
 from mu.models.vision_language import VisionLanguageModel
-
 
 log = logging.getLogger("mu")
 

@@ -64,8 +64,11 @@ def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> An
 
     Raises `ModelError` if a tensor is missing or has another shape: the libraries fill it with random numbers.
     """
-    variant = variant_of((path.name for path in folder.iterdir()), str(folder)) if folder.is_dir() else None
-    options = {"variant": variant, "local_files_only": True, "output_loading_info": True}
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
+    options["variant"] = variant_of(names, str(folder))
+    if not any(".safetensors" in name for name in names) and any(name.endswith(".bin") for name in names):
+        options["use_safetensors"] = False  # else diffusers prints an error before it takes the pickle
     named = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
     module, told = kind.from_pretrained(str(folder), **{named: dtype}, **options)
     missing = sorted(told["missing_keys"])
