@@ -16,7 +16,7 @@ from typing_extensions import Self
 from mu.core.errors import ModelError
 from mu.core.images import rgb
 from mu.models.formats.folder import open_part
-from mu.models.tokenizers import check_vocabulary
+from mu.models.tokenizers import check_vocabulary, has_room
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -80,6 +80,8 @@ class ClipModel:
                 f"the CLIP model in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
             ) from None
         check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
+        if not has_room(tokenizer):
+            raise ModelError(f"the tokenizer of {name!r} has no room for a word: set model_max_length to 77")
         return cls(model, tokenizer, processor, name, device)
 
     @property

@@ -206,8 +206,11 @@ def _json(file: Path) -> dict[str, Any] | None:
 def _pipeline(place: Path, name: str, tensors: dict[str, Tensor] | None, options: _Options) -> Any:
     """Load a diffusers pipeline from a file or from a folder."""
     if tensors is not None:
+        from mu.models.formats.checkpoint import read_metadata
         from mu.models.formats.single_file import load_single_file
+        from mu.models.formats.statements import tell_layer
 
+        tell_layer(read_metadata(place), place, options.clip_skip)
         return load_single_file(place, prediction_type=options.prediction_type, tensors=tensors)
     pipeline = _from_folder(place, name)
     if options.prediction_type is not None:

@@ -200,6 +200,21 @@ def test_no_form_of_the_weights_keeps_what_was_erased(
     assert (out / "vae").is_dir() and content(out / "vae") == content(folder / "vae")
 
 
+def test_old_names_of_the_autoencoder_stay(tiny_v: DiffusionModel, tmp_path: Path) -> None:
+    name = "vae.decoder.mid_block.attentions.0.to_q.weight"
+    with quiet_libraries():
+        tiny_v.pipeline.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / FILES["vae"]
+    before = {key.replace(".to_q.", ".query."): tensor for key, tensor in load_file(file).items()}
+    save_file(before, file, {"format": "pt"})
+    model, out = merged(tmp_path / "model", tmp_path / "merged", name)
+    after = load_file(out / FILES["vae"])
+    assert after.keys() == before.keys()
+    (changed,) = {key for key in after if not torch.equal(after[key], before[key])}
+    assert changed == "decoder.mid_block.attentions.0.query.weight"
+    assert torch.equal(find_parameter(load_diffusion(out, device="cpu"), name), find_parameter(model, name) + 0.05)
+
+
 def test_a_model_in_half_precision_gives_the_same_file(source: Path, tmp_path: Path) -> None:
     _, out = merged(source, tmp_path / "one", UNET)
     _, other = merged(source, tmp_path / "two", UNET, precision="float16")

@@ -220,6 +220,59 @@ def test_statistics_of_the_autoencoder_are_used(tiny: DiffusionModel) -> None:
     assert torch.allclose(model.encode_images(images), (own - mean) * vae.config.scaling_factor / std, atol=1e-5)
 
 
+def text_config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edited(folder, "text_encoder/config.json", **changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        text_config(max_position_embeddings=10**12),
+        text_config(num_hidden_layers=10**7),
+        unet(transformer_layers_per_block=[10**6, 1]),
+        unet(block_out_channels=[10**30, 64]),
+    ],
+)
+def test_a_config_beyond_any_machine_is_refused_at_once(
+    change: Callable[[Path], None], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    change(folder)
+    with pytest.raises(ModelError, match=r"config\.json has \w+ = 10+, which no machine holds"):
+        mu.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["canvas-clip", "canvas-vlm"])
+def test_clip_and_llava_without_a_tensor_or_with_nan_are_refused_and_a_variant_opens(name: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED[name], tmp_path / "model"))
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    key = next(name for name in whole if name.endswith("layers.0.mlp.fc1.weight") and "vision" in name)
+    save_file({name: tensor for name, tensor in whole.items() if name != key}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks the tensor \S*layers\.0\.mlp\.fc1\.weight"):
+        mu.load(folder, device="cpu")
+    save_file(whole | {key: torch.full_like(whole[key], float("nan"))}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match="not finite in vision_model"):
+        mu.load(folder, device="cpu")
+    save_file(whole, file, {"format": "pt"})
+    file.rename(folder / "model.fp16.safetensors")
+    assert mu.load(folder, device="cpu").name == str(folder)
+
+
+def test_an_autoencoder_with_the_names_of_before_2023_opens(
+    tiny_v: DiffusionModel, tmp_path: Path, snapshot: Callable[[Any], str]
+) -> None:
+    tiny_v.pipeline.save_pretrained(tmp_path)
+    file, renamed = tmp_path / "vae" / WEIGHTS["vae"], {}
+    for name, tensor in load_file(file).items():
+        for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        renamed[name] = tensor
+    assert any(".query." in name for name in renamed), "control"
+    save_file(renamed, file, {"format": "pt"})
+    assert snapshot(mu.load(tmp_path, device="cpu")) == snapshot(tiny_v)
+
+
 def test_numbers_too_large_for_a_precision_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     holding("unet", "conv_out.weight", 1e6)(folder)

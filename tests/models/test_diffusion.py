@@ -233,5 +233,5 @@ def test_the_stock_pipeline_of_a_model_in_half_precision_makes_images(
     assert (made[0] - made[1]).abs().mean() < 0.05
     half.vae.decoder._forward_pre_hooks.clear()
     half.vae.post_quant_conv._forward_pre_hooks.clear()
-    with pytest.raises(RuntimeError, match="dtype|type"):  # the control
+    with pytest.raises(RuntimeError, match="type"):  # the control
         half.pipeline("a star", num_inference_steps=1, output_type="pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from importlib import import_module
@@ -59,11 +60,33 @@ def open_pipeline(folder: Path) -> DiffusionPipeline:
     )
 
 
+LARGEST, DEEPEST = 10**8, 1000
+"""Largest whole number, and largest number of layers, in the config of a model: larger ones exhaust the memory."""
+
+
+def _check_sizes(file: Path) -> None:
+    """Raise `ModelError` if the config ``file`` asks for a model beyond any machine. A missing file is left to others."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    left: list[tuple[str, Any]] = [("", content)]
+    while left:
+        key, value = left.pop()
+        if isinstance(value, dict):
+            left += [(str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(key, inner) for inner in value]
+        elif isinstance(value, int) and abs(value) > (DEEPEST if "layers" in key else LARGEST):
+            raise ModelError(f"{file} has {key[:60]} = {str(value)[:40]}, which no machine holds: copy it again")
+
+
 def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Open a model of the class ``kind``, diffusers' or transformers', with the weights in ``folder``.
 
     Raises `ModelError` if a tensor is missing or has another shape: the libraries fill it with random numbers.
     """
+    _check_sizes(folder / "config.json")
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
     options["variant"] = variant_of(names, str(folder))

@@ -83,6 +83,8 @@ def load_single_file(
     described = _published(family, prediction_type) | dict(configs or {})
     described["scheduler"] = _scheduler({**described["scheduler"], **said.scheduler}, prediction_type, said, path)
     described["vae"] = {**described["vae"], **said.vae}
+    if not configs:
+        described["unet"] = {**described["unet"], **said.unet}
     with quiet_libraries():
         parts: dict[str, Any] = {"scheduler": architectures.new_component(described["scheduler"])}
         check_schedule(tensors, parts["scheduler"], path)

@@ -5,6 +5,7 @@ Tools that train or merge models write them in several ways. Every statement is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from mu.core.config import read_yaml
 from mu.core.errors import ConfigError, ModelError
+
+log = logging.getLogger("mu")
 
 _KINDS = {
     "epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction", "v-prediction":
@@ -29,12 +32,13 @@ _SCHEDULE_TOLERANCE = 0.01
 
 @dataclass
 class Statements:
-    """What a file says: ``predictions`` by where it is said, and settings of the scheduler and the autoencoder."""
+    """What a file says: ``predictions`` by where it is said, and settings of the parts."""
 
     predictions: dict[str, str] = field(default_factory=dict)
     zero_snr: bool = False
     scheduler: dict[str, Any] = field(default_factory=dict)
     vae: dict[str, Any] = field(default_factory=dict)
+    unet: dict[str, Any] = field(default_factory=dict)
 
     def prediction(self, path: Path) -> str | None:
         """The prediction type. Raises `ModelError` if the statements differ."""
@@ -57,6 +61,13 @@ def statements(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path:
     if beside is not None:
         _read_yaml(beside, said)
     return said
+
+
+def tell_layer(metadata: Mapping[str, str], path: Path, clip_skip: int) -> None:
+    """Warn if the metadata state another layer of the text encoder than ``clip_skip``, which SDXL does not choose."""
+    stated = metadata.get("modelspec.encoder_layer") or ""
+    if stated.isdecimal() and int(stated) != clip_skip and "xl" not in metadata.get("modelspec.architecture", ""):
+        log.warning("%s says that it was trained with clip_skip %s, and is loaded with %s", path, stated[:9], clip_skip)
 
 
 def check_schedule(tensors: Mapping[str, Tensor], scheduler: Any, path: Path) -> None:
@@ -99,6 +110,9 @@ def _read_metadata(metadata: Mapping[str, str], path: Path, said: Statements) ->
         raise _edm(path, "modelspec.architecture")
     if architecture in _ARCHITECTURES:
         said.predictions["modelspec.architecture"] = _ARCHITECTURES[architecture]
+    width, _, height = text("modelspec.resolution").lower().partition("x")
+    if width.isdecimal() and width == height and len(width) < 5 and int(width) % 64 == 0 and int(width):
+        said.unet["sample_size"] = int(width) // 8
     if (span := text("modelspec.timestep_range").replace(" ", "")) not in ("", "0,1000", "0,999"):
         raise ModelError(
             f"{path} was trained on the timesteps {span[:40]} only (modelspec.timestep_range): name a whole model"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import CLIPTokenizer
 
 from mu.core.errors import ConfigError, ModelError
 from mu.edits.files import open_edit
+from mu.models import load_diffusion
 from mu.models.formats import architectures, compvis, single_file
 from mu.models.formats.packing import pack
 from mu.models.formats.single_file import load_single_file, to_compvis
@@ -503,6 +505,22 @@ def test_a_yaml_beside_the_file_sets_schedule_and_scale(folders: Callable[[str],
     found = load_single_file(path)
     assert (found.scheduler.config.beta_start, found.scheduler.config.beta_end) == (0.001, 0.02)
     assert found.vae.config.scaling_factor == 0.5
+
+
+@pytest.mark.usefixtures("small_published")
+def test_metadata_give_the_size_and_tell_the_layer(
+    folders: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    checkpoint, path = to_compvis(opened(folders("sd1"))), tmp_path / "model.safetensors"
+    for said, sample_size in (("768x768", 96), ("768x512", 8), ("0x0", 8), ("many", 8)):
+        save_file(checkpoint, path, {"modelspec.resolution": said, "modelspec.encoder_layer": "2"})
+        assert load_single_file(path).unet.config.sample_size == sample_size
+    with caplog.at_level(logging.WARNING, "mu"):
+        load_diffusion(path, device="cpu", clip_skip=2)
+        assert not caplog.records, "control"
+        load_diffusion(path, device="cpu")
+    assert "clip_skip 2" in caplog.text
 
 
 @pytest.mark.parametrize("names", [("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")])
