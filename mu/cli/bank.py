@@ -59,13 +59,14 @@ def add(
     from mu.core.program import show_log
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
+    from mu.models.load_options import base_of
 
     show_log()
     folder = BankFolder(bank)
     opened = [open_edit(each) for each in edits]
     folder.refuse(edit.concept() for edit in opened)
     known: Any = [folder.read()] if folder.json.exists() else [edit.info for edit in opened]
-    base = _loaded(model or known[0].base or "canvas", known, device)
+    base = _loaded(base_of(model, known), known, device)
     folder.add(base, *opened, strength=strength, reason=reason, transfer=transfer)
     _show(bank, json)
 
@@ -224,7 +225,7 @@ def log_(bank: Folder, json: Json = False) -> None:
 
 def _base(folder: BankFolder, model: str | None, device: str | None) -> EditableModel:
     state = folder.read()
-    return _loaded(model or state.base, [state], device)
+    return _loaded(state.base if model is None else model, [state], device)
 
 
 def _loaded(name: str, found: Iterable[FoundOn], device: str | None) -> EditableModel:

@@ -78,13 +78,15 @@ def erase(
         tracker(track)
     if reason and not bank:
         raise ConfigError("--reason belongs to --bank")
-    if config and (model or preset or device or precision):
+    if config and (model is not None or preset or device or precision):
         raise ConfigError(
             "--config FILE already sets model, preset, device and precision: change them in it or with --set KEY=VALUE"
         )
     if not (config or concepts):
         raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
-    name = None if config else model or _embedded(chosen, preset)
+    name = model
+    if not config and model is None:
+        name = _embedded(chosen, preset)
     out = out or (None if config else Path("outputs") / method / _folder(concepts))
     overrides = (
         _flags(chosen.config_class, out, device, precision),

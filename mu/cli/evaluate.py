@@ -56,7 +56,7 @@ def evaluate(
     show_log()
     chosen, numbers = RunDirectory(run), whole_numbers(seeds, "--seeds")
     edit = open_edit(chosen.edit)
-    name = model or chosen.read_environment().get("model") or "canvas"
+    name = (chosen.read_environment().get("model") or "canvas") if model is None else model
     how = loading(name, [edit.info], clip_skip=clip_skip, prediction_type=prediction_type)
     base = load(name, device=device, precision=precision, **how)
     table = measured(

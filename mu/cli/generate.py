@@ -36,8 +36,8 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file. Default: the bank's "
-            "base, else canvas."
+            help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file. Default: the edits' or the "
+            "bank's own base; without edits, canvas."
         ),
     ] = None,
     edit: Annotated[
@@ -70,7 +70,7 @@ def generate(
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale. Default: the prompt file's, else 7.5.")
     ] = None,
-    negative: Annotated[str, typer.Option(help="The negative prompt.")] = "",
+    negative: Annotated[str | None, typer.Option(help="The negative prompt. Default: none.")] = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="HxW", help="Height x width in pixels. Default: the prompt file's, else the model's."),
@@ -179,12 +179,12 @@ def _opened(
     from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.models import load_diffusion
-    from mu.models.load_options import loading
+    from mu.models.load_options import base_of, loading
 
     opened = [open_edit(each) for each in edits]
     kept = BankFolder(bank) if bank else None
     found = [kept.read()] if kept else [each.info for each in opened]
-    name = model or (found[0].base if kept else "canvas")
+    name = base_of(model, found)
     painter = load_diffusion(name, **loaded, **loading(name, found, **noted))
     return painter, kept.open(painter) if kept else Bank(painter, opened)
 

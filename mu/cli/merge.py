@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mu.cli.options import Device, Model, Overwrite, PredictionType
+from mu.cli.options import BaseOfEdits, Device, Overwrite, PredictionType
 
 
 def merge(
@@ -21,7 +21,7 @@ def merge(
             "unet, compvis: merged weights in one file.",
         ),
     ],
-    model: Model = "canvas",
+    model: BaseOfEdits = None,
     strength: Annotated[list[float] | None, typer.Option(help="One strength per edit, in order. Default: 1.")] = None,
     overwrite: Overwrite = False,
     device: Device = None,
@@ -38,15 +38,19 @@ def merge(
     from mu.edits.files import open_edit
     from mu.edits.protection import tell_leaks
     from mu.models import load
-    from mu.models.load_options import loading
+    from mu.models.load_options import base_of, loading
 
     show_log()
-    if prediction_type and form != "diffusers":
+    recorded = form in ("diffusers", "compvis")
+    if prediction_type and not recorded:
         raise ConfigError(
-            "--prediction-type belongs to --format diffusers: other formats do not record what the UNet predicts"
+            "--prediction-type belongs to --format diffusers and compvis: other formats do not record what the UNet "
+            "predicts"
         )
     opened = [open_edit(each) for each in edits]
-    how = loading(model, [edit.info for edit in opened], prediction_type=prediction_type) if form == "diffusers" else {}
-    bank = Bank(load(model, device=device, **how), opened)
+    found = [edit.info for edit in opened]
+    name = base_of(model, found)
+    how = loading(name, found, prediction_type=prediction_type) if recorded else {}
+    bank = Bank(load(name, device=device, **how), opened)
     tell_leaks(bank)
     print(export(bank, out, form, strengths=strength, overwrite=overwrite))

@@ -10,7 +10,13 @@ import typer
 from mu.core.devices import check_device
 from mu.core.errors import ConfigError, quoted
 
-Model = Annotated[str, typer.Option(help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file.")]
+BaseOfEdits = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file. Default: the edits' own base.",
+    ),
+]
 
 
 def _device(wanted: str | None) -> str | None:

@@ -63,6 +63,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def usual_modes(folder: Path) -> None:
+    """Give ``folder`` and all in it the modes of new files. Some libraries write files that others cannot read."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -18,6 +18,7 @@ from mu.core.concept import folded
 from mu.core.documents import parse_csv, parse_json
 from mu.core.errors import ConfigError, DataError, nearest
 from mu.core.files import is_inside, read_text
+from mu.core.images import rgb
 from mu.data.shards import CAPTIONS, IMAGES, Extent, caption_in, find_paths, image_in, read_shard
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -123,7 +124,7 @@ def decode(content: bytes, name: str) -> Image.Image:
     """Decode an RGB image. Raises `DataError` with ``name`` for bytes that are not a complete image."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
+            return rgb(image)
     except Exception as error:  # Pillow's decoders raise many types on garbled bytes
         raise DataError(f"the image {name} cannot be read ({error}): remove it") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,15 +20,17 @@ def initial_noise(model: DiffusionModel, height: int, width: int, generators: Se
 
 
 def guided_noise(
-    model: DiffusionModel, x: Tensor, t: Any, both: Conditioning, guidance: float, rescale: float = 0.0
-) -> Tensor:
+    model: DiffusionModel, x: Tensor, t: Any, both: Conditioning, guidance: float, rescale: float = 0.0, *,
+    raw: bool = False,
+) -> Tensor:  # fmt: skip
     """Classifier-free guidance; ``both`` is [unconditional half | conditional half] of 2b rows, gated alike.
 
-    ``rescale`` > 0 moves the result's standard deviation towards the conditional one's (Lin et al. 2023, Eq. 15-16).
+    Returns eps, or with ``raw`` the model's own kind of prediction. ``rescale`` > 0 moves the result's standard deviation towards the conditional one's (Lin et al. 2023, Eq. 15-16).
     """
     if both.gate_sequence is None:
         both = halves(both[: len(x)], both[len(x) :])
-    eps_un, eps_con = model.predict_noise(torch.cat([x, x]), t, both).chunk(2)
+    predict = model.predict if raw else model.predict_noise
+    eps_un, eps_con = predict(torch.cat([x, x]), t, both).chunk(2)
     eps = eps_un + guidance * (eps_con - eps_un)
     if rescale:
         dims = tuple(range(1, eps.dim()))
@@ -58,20 +61,24 @@ def denoise(
 ) -> Tensor:
     """Run the scheduler's timesteps ``start .. steps`` (default: all) from ``x`` (b, c, h, w).
 
-    At start 0, ``x`` is unit noise. The scheduler must take eps. At guidance 1 only the conditional half is evaluated.
+    At start 0, ``x`` is unit noise. The scheduler takes eps or the model's own kind of prediction; its config says
+    which. Random steps draw from ``generators``, deterministic ones stay so (``eta`` = 0, as in stock pipelines). At guidance 1 only the conditional half is evaluated.
     With ``gradients`` the result can be differentiated, and all steps stay in memory.
     """
     if start == 0:
         x = x * scheduler.init_noise_sigma
     both = cond if guidance == 1 else halves(uncond, cond)
-    takes_generator = "generator" in scheduler.step.__code__.co_varnames
-    options = {"generator": generators} if takes_generator and generators is not None else {}
+    raw = scheduler.config.get("prediction_type", "epsilon") == model.prediction_type
+    predict = model.predict if raw else model.predict_noise
+    taken = inspect.signature(scheduler.step).parameters
+    given = {"generator": generators, "eta": 0.0}
+    options = {name: value for name, value in given.items() if name in taken and value is not None}
     with torch.set_grad_enabled(gradients):
         for t in scheduler.timesteps[start:steps]:
             scaled = scheduler.scale_model_input(x, t)
             if guidance == 1:
-                eps = model.predict_noise(scaled, t, both)
+                out = predict(scaled, t, both)
             else:
-                eps = guided_noise(model, scaled, t, both, guidance, rescale)
-            x = scheduler.step(eps, t, x, return_dict=False, **options)[0]
+                out = guided_noise(model, scaled, t, both, guidance, rescale, raw=raw)
+            x = scheduler.step(out, t, x, return_dict=False, **options)[0]
     return x

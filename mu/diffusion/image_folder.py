@@ -18,6 +18,7 @@ from torch import Tensor
 from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import atomic_path, check_writing, write_json, writing
+from mu.core.images import rgb
 from mu.core.records import Prompt
 from mu.core.run import RunDirectory
 from mu.diffusion.sampling import checked_size, generate_batches
@@ -48,7 +49,7 @@ def write_images(
     *,
     steps: int,
     guidance: float,
-    negative: str = "",
+    negative: str | None = None,
     size: tuple[int, int] | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -62,6 +63,8 @@ def write_images(
     A ``recipe`` (see `recipe_of`) is written next to the images. Raises `OutputError`, before any image is made, if an
     existing image would be kept but has another recipe, or if an image exists without ``resume`` and ``overwrite``.
     """
+    if negative is None and not model.zeros_without_negative:
+        negative = ""  # the same, and the one name for it in recipes
     there = [] if overwrite else [row for row in rows if (folder / row.name).exists()]
     if there and not resume:
         raise OutputError(
@@ -141,7 +144,7 @@ def read_images(paths: Sequence[Path]) -> Tensor:
     for path in paths:
         try:
             with Image.open(path) as image:
-                pixels.append(np.asarray(image.convert("RGB")))
+                pixels.append(np.asarray(rgb(image)))
         except OSError as error:
             raise DataError(f"image {path} cannot be read ({error}): remove it and run again") from None
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255

@@ -21,12 +21,13 @@ SEEDS = 2**64
 
 def generate(
     model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], *, steps: int = 30, guidance: float = 7.5,
-    negative: str = "", height: int | None = None, width: int | None = None, batch: int | None = None,
+    negative: str | None = None, height: int | None = None, width: int | None = None, batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """Make images (n, 3, H, W) in 0..1 on the CPU, one for each prompt and its seed, with the model's own scheduler.
 
-    An image depends on its prompt and seed, not on the rest of its batch. ``batch`` defaults to a size that fits a
+    An image depends on its prompt and seed, not on the rest of its batch. Without ``negative``, a model that asks for
+    it (``force_zeros_for_empty_prompt``) gets zeros in place of the empty prompt's embedding. ``batch`` defaults to a size that fits a
     common GPU: two images of 512x512 pixels, 128 of 64x64. ``progress`` gets the number of images made so far.
     Raises `DataError` for a different number of prompts and seeds, `ConfigError` for an invalid size or setting.
     """
@@ -74,7 +75,7 @@ def generate_batches(
     *,
     steps: int,
     guidance: float,
-    negative: str = "",
+    negative: str | None = None,
     height: int | None = None,
     width: int | None = None,
     batch: int | None = None,
@@ -101,7 +102,7 @@ def generate_latents(
     *,
     steps: int,
     guidance: float,
-    negative: str = "",
+    negative: str | None = None,
     height: int | None = None,
     width: int | None = None,
     batch: int | None = None,
@@ -117,7 +118,7 @@ def generate_latents(
     batch = batch or max(1, PIXELS_AT_ONCE // (height * width))
     with torch.no_grad():
         ids = model.time_ids(height, width)
-        uncond = model.encode([negative]).at(ids)
+        uncond = model.unconditional(negative).at(ids)
         for start in range(0, len(prompts), batch):
             texts = list(prompts[start : start + batch])
             generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + batch]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,20 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mu.core.errors import EditError, OutputError
-from mu.core.files import atomic_path, writing
+from mu.core.files import atomic_path, usual_modes, writing
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
+from mu.edits.gates import FixedStrength
 from mu.edits.lora_files import edit_metadata, kohya_metadata, kohya_tensors, peft_tensors
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
+from mu.edits.merged_folder import ROUNDED_AWAY, Merged, cast_files, clean, main_dtype, write_model, write_pipeline
 from mu.edits.tensor_file import write_tensors
+from mu.edits.ungated import tell_ungated
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
-from mu.models.places import PIPELINE, TRANSFORMERS_CONFIG
+from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
+from mu.models.formats.compvis import part_of
+from mu.models.places import OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG
 from mu.models.quiet import quiet_libraries
 from mu.models.vision_language import VisionLanguageModel
+
+log = logging.getLogger("mu")
 
 
 def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
@@ -67,26 +76,70 @@ def _peft(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
     write_tensors(path, peft_tensors(edit), {"format": "pt", **edit_metadata(edit)})
 
 
-def _diffusers(model: DiffusionModel, path: Path) -> None:
-    with _new_folder(path) as partial:
+def _diffusers(merged: Merged, path: Path) -> None:
+    model: Any = merged.model
+    with _new_folder(path, model.source) as partial, _telling(model.pipeline.scheduler, model.prediction_type):
+        if model.source is not None and model.source.is_dir():
+            write_pipeline(merged, model.pipeline, model.components, model.source, partial)
+            return
         model.pipeline.save_pretrained(partial)
-
-
-def _transformers(model: ClipModel | VisionLanguageModel, path: Path) -> None:
-    with _new_folder(path) as partial:
-        for part in (model.model, model.tokenizer, model.processor):
-            part.save_pretrained(partial)
+        _like_source(model.source, partial)
 
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write to. It replaces ``path`` once the block has succeeded."""
+def _telling(scheduler: Any, prediction_type: str) -> Iterator[None]:
+    """Make ``scheduler`` state inside the block what the model predicts, which may have been said when it was loaded."""
+    before = scheduler.config.get("prediction_type", "epsilon")
+    if before == prediction_type:
+        yield
+        return
+    scheduler.register_to_config(prediction_type=prediction_type)
+    try:
+        yield
+    finally:
+        scheduler.register_to_config(prediction_type=before)
+
+
+def _transformers(merged: Merged, path: Path) -> None:
+    model: Any = merged.model
+    with _new_folder(path, model.source) as partial:
+        if model.source is not None and (model.source / TRANSFORMERS_CONFIG).exists() and not _is_open_clip(model):
+            write_model(merged, model.model, model.source, partial)
+            return
+        for part in (model.model, model.tokenizer, model.processor):
+            part.save_pretrained(partial)
+        _like_source(model.source, partial)
+
+
+def _is_open_clip(model: ClipModel | VisionLanguageModel) -> bool:
+    """Whether the weights of the source are open_clip's and not transformers'."""
+    return model.source is not None and any((model.source / name).exists() for name in OPEN_CLIP_WEIGHTS)
+
+
+def _like_source(source: Path | None, folder: Path) -> None:
+    """Give a folder that a library wrote the number type of the ``source`` file, and no paths of this machine."""
+    names = [source] if source is not None and source.is_file() else []
+    if source is not None and source.is_dir():
+        names = [source / name for name in OPEN_CLIP_WEIGHTS if (source / name).exists()]
+    if names and (dtype := main_dtype(read_state_dict(names[0]))) is not None:
+        cast_files(folder, dtype)
+    clean(folder)
+
+
+@contextmanager
+def _new_folder(path: Path, source: Path | None) -> Iterator[Path]:
+    """Yield a temporary folder to write to. It replaces ``path`` once the block has succeeded.
+
+    Raises `OutputError` if ``path`` holds the ``source``, which it would replace.
+    """
+    if source is not None and source.resolve().is_relative_to(path.resolve()):
+        raise OutputError(f"{path} holds the base model itself, which is not replaced: choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
         with quiet_libraries():
             yield partial
-        partial.chmod(0o755)
+        usual_modes(partial)
         if path.is_dir():
             shutil.rmtree(path)
         partial.rename(path)
@@ -94,20 +147,52 @@ def _new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _unet(model: DiffusionModel, path: Path) -> None:
-    _state(model.backbone.state_dict(), path)
+def _unet(merged: Merged, path: Path) -> None:
+    model: Any = merged.model
+    tensors = model.backbone.state_dict()
+    dtype = _source_dtype(model, model.backbone_name)
+    _state({name: _cast(tensor, dtype) for name, tensor in tensors.items()}, path, {})
 
 
-def _compvis(model: DiffusionModel, path: Path) -> None:
-    from mu.models.formats.single_file import to_compvis
+def _compvis(merged: Merged, path: Path) -> None:
+    """Write one file. If the source is one too, its other tensors, number types and metadata stay; EMA copies do not,
+    because they hold what was erased."""
+    from mu.models.formats.single_file import read_single_file, statements_of, to_compvis
 
-    tensors = to_compvis(model.pipeline)
-    _state(tensors if path.suffix == ".safetensors" else {"state_dict": tensors}, path)
+    model: Any = merged.model
+    tensors, metadata = to_compvis(model.pipeline), {}
+    if model.source is not None and model.source.is_file():
+        source, metadata = read_single_file(model.source)
+        main = main_dtype(source)
+        tensors = {
+            name: _cast(tensor, source[name].dtype if name in source else main) for name, tensor in tensors.items()
+        }
+        tensors = {name: tensor for name, tensor in source.items() if not name.startswith("model_ema.")} | tensors
+    else:
+        parts = {part: _source_dtype(model, part) for part in model.components}
+        tensors = {name: _cast(tensor, parts[part_of(name)]) for name, tensor in tensors.items()}
+        marks, metadata = statements_of(model.pipeline, model.prediction_type)
+        tensors |= marks
+    _state(tensors if path.suffix == ".safetensors" else {"state_dict": tensors}, path, metadata)
 
 
-def _state(content: Mapping, path: Path) -> None:
+def _source_dtype(model: Any, part: str) -> torch.dtype | None:
+    """The number type of ``part`` in the folder or file that the model was loaded from; None if there is none."""
+    if model.source is None:
+        return None
+    if model.source.is_file():
+        return main_dtype(read_state_dict(model.source))
+    files = [file for file in sorted((model.source / part).iterdir()) if file.suffix.lower() in SUFFIXES]
+    return main_dtype(read_state_dict(files[0])) if files else None
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _state(content: Mapping, path: Path, metadata: Mapping[str, str]) -> None:
     if path.suffix == ".safetensors":
-        write_tensors(path, content, {"format": "pt"})
+        write_tensors(path, content, {"format": "pt", **metadata})
     elif path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         with atomic_path(path) as partial, partial.open("wb") as file:
             torch.save(dict(content), file)  # given a path, it would store the partial file's random name inside
@@ -116,7 +201,7 @@ def _state(content: Mapping, path: Path) -> None:
 
 
 _LORA: dict[str, Callable[[LowRankEdit, Any, Path], None]] = {"kohya": _kohya, "peft": _peft}
-_MERGED: dict[str, Callable[[Any, Path], None]] = {
+_MERGED: dict[str, Callable[[Merged, Path], None]] = {
     "diffusers": _diffusers,
     "unet": _unet,
     "compvis": _compvis,
@@ -154,9 +239,28 @@ def export(
         )
         raise EditError(f"format {form} cannot hold {model.name!r}, which is {what}")
     with writing(path):
+        sizes = _sizes(bank, strengths)
+        tell_ungated(bank, sizes)
         if form in _LORA:
-            _LORA[form](joined(bank, strengths), model, path)
+            _LORA[form](joined(bank, sizes), model, path)
         else:
-            with shifted(model, bank.deltas(strengths)):
-                _MERGED[form](model, path)
+            deltas = bank.deltas(sizes)
+            with shifted(model, deltas):
+                merged = Merged(model, deltas)
+                _MERGED[form](merged, path)
+            if merged.rounding.share >= ROUNDED_AWAY:
+                log.warning(
+                    "the number type of the base model's files rounds away %.0f%% of the edit: merge into a float32 "
+                    "copy of the base to keep it",
+                    100 * merged.rounding.share,
+                )
     return path
+
+
+def _sizes(bank: Bank, strengths: Sequence[float] | None) -> list[float]:
+    """The strengths, each times the fixed strength that its edit's file states."""
+    gates = [edit.info.gate for edit in bank.on]
+    return [
+        size * (gate.strength if isinstance(gate, FixedStrength) and isinstance(edit, LowRankEdit) else 1.0)
+        for size, gate, edit in zip(bank.strengths(strengths), gates, bank.on, strict=True)
+    ]

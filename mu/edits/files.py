@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mu.core.errors import ConfigError, EditError, ModelError
@@ -13,7 +12,7 @@ from mu.edits.edit import FORMAT, Edit, EditInfo
 from mu.edits.lora_files import ADAPTER_FILES, IMPORTED, ImportedLora, read_lora
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.weights import WeightEdit
-from mu.models.formats.checkpoint import PICKLES, read_state_dict
+from mu.models.formats.checkpoint import read_metadata, read_state_dict
 
 _KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {cls.kind: cls for cls in (LowRankEdit, WeightEdit)}
 
@@ -48,19 +47,9 @@ def open_edit(path: Path | str) -> Edit:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file or a pickle. A pickle has no metadata, and its code is not run."""
     try:
-        with path.open("rb") as file:
-            head = file.read(64)
-        if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            raise EditError(f"{path} is an HTML page and not the weights: download the file that the page links to")
-        tensors = read_state_dict(path)
-        if path.suffix.lower() in PICKLES:
-            return tensors, {}
-        with safe_open(path, "pt") as file:
-            return tensors, file.metadata() or {}
+        return read_state_dict(path), read_metadata(path)
     except ModelError as error:
         raise EditError(str(error)) from None
-    except (OSError, SafetensorError) as error:
-        raise EditError(f"{path} cannot be read ({error}): make or copy it again") from None
 
 
 def _file(path: Path) -> Path:

@@ -117,8 +117,8 @@ def _norms(model: DiffusionModel, edit: Edit, prompts: Sequence[str]) -> dict[st
     text_only = model.layers("text-keys") | model.layers("text-values")
     if not prompts or not set(edit.parameters) <= text_only.keys():
         return {}
-    embeddings = model.encode(prompts).sequence.double().cpu()
+    embeddings = model.encode(prompts).sequence.cpu().double()
     squares = torch.zeros(len(prompts), dtype=torch.float64)
     for _, shift in edit.deltas():
-        squares += F.linear(embeddings, shift.double().cpu()).square().sum((1, 2))
+        squares += F.linear(embeddings, shift.cpu().double()).square().sum((1, 2))
     return dict(zip(prompts, squares.sqrt().tolist(), strict=True))

@@ -14,7 +14,9 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from typing_extensions import Self
 
 from mu.core.errors import ModelError
-from mu.models.tokenizers import check_concepts, check_vocabulary
+from mu.core.images import rgb
+from mu.models.formats.folder import open_part
+from mu.models.tokenizers import check_concepts, check_vocabulary, has_room
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -34,7 +36,7 @@ def pixels_of(images: Tensor | Sequence[Image], processor: Any, size: int) -> Te
     """Prepare images (b, 3, H, W) in 0..1, or PIL images, with the settings of ``processor``: (b, 3, size, size)."""
     if isinstance(images, Tensor):
         return prepare(images, size, processor.image_mean, processor.image_std)
-    return processor(images=list(images), return_tensors="pt").pixel_values
+    return processor(images=[rgb(image) for image in images], return_tensors="pt").pixel_values
 
 
 class ClipModel:
@@ -48,6 +50,8 @@ class ClipModel:
         self.name, self.device = name, torch.device(device)
         self.model = model.requires_grad_(False).eval().to(self.device)
         self.tokenizer, self.processor = tokenizer, processor
+        self.source: Path | None = None
+        """The folder or file that the model was loaded from, if it was loaded by name."""
         self.components: dict[str, nn.Module] = {
             "text_encoder": model.text_model,
             "vision_model": model.vision_model,
@@ -66,14 +70,18 @@ class ClipModel:
     ) -> Self:
         """Load from a transformers folder."""
         try:
-            model = CLIPModel.from_pretrained(folder, dtype=precision, local_files_only=True)
+            model = open_part(CLIPModel, Path(folder), precision)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        except ModelError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"the CLIP model in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
             ) from None
         check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
+        if not has_room(tokenizer):
+            raise ModelError(f"the tokenizer of {name!r} has no room for a word: set model_max_length to 77")
         return cls(model, tokenizer, processor, name, device)
 
     @property

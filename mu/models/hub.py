@@ -13,11 +13,11 @@ from mu.core.errors import ModelError
 from mu.models.places import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG, check_name
 
 
-def hub_folder(name: str) -> Path | None:
-    """Download the files that transformers or open_clip need of the hub's repository ``name``; return their folder.
+def hub_folder(name: str) -> Path:
+    """Download the files that diffusers, transformers or open_clip need of the hub's repository ``name``.
 
-    Returns None for a diffusers pipeline, whose loader chooses its own files. If the hub does not answer, the local
-    cache is used. Raises `ModelError` if the name is not a hub id, or the repository is neither cached nor available.
+    Returns their folder. If the hub does not answer, the local cache is used. Raises `ModelError` if the name is not a
+    hub id, or the repository is neither cached nor available.
     """
     check_name(name)
     try:
@@ -29,9 +29,28 @@ def hub_folder(name: str) -> Path | None:
                 return cached
         raise not_there(name, error) from None
     try:
-        return None if PIPELINE in files else Path(snapshot_download(name, allow_patterns=_needed(files)))
+        if PIPELINE in files:
+            return _pipeline_folder(name, files)
+        return Path(snapshot_download(name, allow_patterns=_needed(files)))
+    except ModelError:
+        raise
     except Exception as error:
         raise not_there(name, error) from None
+
+
+def _pipeline_folder(name: str, files: Sequence[str]) -> Path:
+    from diffusers import DiffusionPipeline
+
+    from mu.models.diffusion.border import check_family
+    from mu.models.formats.folder import variant_of
+
+    check_family(DiffusionPipeline.load_config(name).get("_class_name"), name)
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    variants = {
+        variant_of((file.partition("/")[2] for file in files if file.startswith(f"{part}/")), f"{name}/{part}")
+        for part in parts
+    }
+    return Path(DiffusionPipeline.download(name, variant=next(filter(None, variants), None)))
 
 
 def _needed(files: Sequence[str]) -> list[str]:

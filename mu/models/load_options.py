@@ -45,6 +45,21 @@ class FoundOn(Protocol):
     def loading(self) -> Mapping[str, Any]: ...
 
 
+def base_of(model: str | None, found: Iterable[FoundOn]) -> str:
+    """The base model to load: ``model``, else the one that all results in ``found`` state; ``canvas`` if there are none.
+
+    Raises `ConfigError` if they state several, or if one states none: its layers would fit other models too.
+    """
+    if model is not None:
+        return model
+    bases = list(dict.fromkeys(each.base for each in found))
+    if len(bases) > 1 and all(bases):
+        raise ConfigError(f"the edits were found on {' and '.join(map(repr, bases))}: choose one with --model")
+    if not all(bases):
+        raise ConfigError("the edit does not state which model it was made for: name it with --model")
+    return bases[0] if bases else "canvas"
+
+
 def loading(name: str, found: Iterable[FoundOn], **given: Any) -> dict[str, Any]:
     """Options for `mu.models.load` of ``name``: those ``given``, and for None the value recorded with the same base.
 

@@ -67,12 +67,16 @@ def load(
     options = _Options(clip_skip, prediction_type, compat_gelu)
     if not isinstance(source, str | Path):
         from mu.models.given import given
+        from mu.models.parameters import check_finite
 
         options.refuse("compat_gelu", f"{type(source).__name__}")
         with quiet_libraries():
-            return given(
+            model = given(
                 source, device, precision, clip_skip=clip_skip, prediction_type=prediction_type, processor=processor
             )
+        if model is not source:
+            check_finite(model)
+        return model
     with compute.loading_on(None if device is None else str(device)) as chosen:
         placed = {"device": chosen, "precision": compute.precision(precision or "float32")}
         with quiet_libraries():
@@ -104,6 +108,8 @@ def _named(
     source: str | Path, placed: dict[str, Any], options: _Options
 ) -> DiffusionModel | ClipModel | VisionLanguageModel:
     name, place = str(source), EMBEDDED.get(str(source), Path(source))
+    if not name.strip():
+        raise ModelError("the model's name is empty: name 'canvas', a hub id, a folder or a file")
     tensors = None
     if is_single_file(source):
         from mu.models.formats.checkpoint import read_state_dict
@@ -112,7 +118,19 @@ def _named(
     elif not place.is_dir() and not name.startswith(OPEN_CLIP):
         from mu.models.hub import hub_folder
 
-        place = hub_folder(name) or place
+        place = hub_folder(name)
+    from mu.models.parameters import check_finite
+
+    model = _opened(name, place, tensors, placed, options)
+    check_finite(model)
+    model.source = place if place.exists() else None
+    return model
+
+
+def _opened(
+    name: str, place: Path, tensors: dict[str, Tensor] | None, placed: dict[str, Any], options: _Options
+) -> DiffusionModel | ClipModel | VisionLanguageModel:
+    """Open ``place``, a folder or the file that held ``tensors``, as the kind of model that it is."""
     if name.startswith(OPEN_CLIP) or _holds_open_clip(place, tensors):
         options.refuse("clip_skip", name)
         options.refuse("prediction_type", name)
@@ -189,34 +207,29 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 
 def _pipeline(place: Path, name: str, tensors: dict[str, Tensor] | None, options: _Options) -> Any:
-    """Load a diffusers pipeline from a file, from a folder, or by its hub id."""
+    """Load a diffusers pipeline from a file or from a folder."""
     if tensors is not None:
+        from mu.models.formats.checkpoint import read_metadata
         from mu.models.formats.single_file import load_single_file
+        from mu.models.formats.statements import tell_layer
 
+        tell_layer(read_metadata(place), place, options.clip_skip)
         return load_single_file(place, prediction_type=options.prediction_type, tensors=tensors)
-    pipeline = _from_folder_or_hub(place, name)
+    pipeline = _from_folder(place, name)
     if options.prediction_type is not None:
         pipeline.scheduler.register_to_config(prediction_type=options.prediction_type)
     return pipeline
 
 
-def _from_folder_or_hub(place: Path, name: str) -> Any:
-    import torch
-    from diffusers import DiffusionPipeline
-
+def _from_folder(folder: Path, name: str) -> Any:
     from mu.models.diffusion.border import check_family
-    from mu.models.hub import not_there, reason
+    from mu.models.formats.folder import open_pipeline
+    from mu.models.hub import reason
 
-    local = place.is_dir()
-    where = str(place) if local else name
-    # One dtype for all components: by default transformers keeps the saved dtype and diffusers does not.
-    loading = {"torch_dtype": torch.float32, "safety_checker": None, "requires_safety_checker": False}
     try:
-        check_family(DiffusionPipeline.load_config(where, local_files_only=local).get("_class_name"), name)
-        return DiffusionPipeline.from_pretrained(where, local_files_only=local, **loading)
+        check_family((_json(folder / PIPELINE) or {}).get("_class_name"), name)
+        return open_pipeline(folder)
     except ModelError:
         raise
     except Exception as error:
-        if local:
-            raise ModelError(f"the model in {place} cannot be read ({reason(error)}): copy it again") from None
-        raise not_there(name, error) from None
+        raise ModelError(f"the model in {folder} cannot be read ({reason(error)}): copy it again") from None

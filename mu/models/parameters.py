@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mu.core.errors import EditError, SelectionError
+from mu.core.errors import EditError, ModelError, SelectionError
 
 BEFORE_EDITS = "before_edits"
 """Attribute of an edited parameter: its tensor before the first edit."""
@@ -61,6 +61,21 @@ def find_module(model: EditableModel, parameter: str) -> nn.Module:
 
 def find_parameter(model: EditableModel, parameter: str) -> nn.Parameter:
     return getattr(find_module(model, parameter), parameter.rpartition(".")[2])
+
+
+@torch.no_grad()
+def check_finite(model: EditableModel) -> None:
+    """Raise `ModelError` if a parameter holds NaN or infinity."""
+    for part, module in model.components.items():
+        for name, parameter in module.named_parameters():
+            if parameter.is_meta or not parameter.numel():
+                continue
+            if not all(end.isfinite() for end in parameter.aminmax()):
+                large = ", or numbers too large for float16" if parameter.dtype == torch.float16 else ""
+                raise ModelError(
+                    f"{model.name!r} is not finite in {part}.{name}: the file holds NaN or infinity{large}; use "
+                    "another copy or an earlier save of it"
+                )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from mu.core.errors import ModelError, nearest
@@ -39,7 +40,19 @@ def check_name(name: str) -> None:
         if not place.exists():
             raise ModelError(f"{name} does not exist: check the name")
     elif name.count("/") != 1 or name.startswith((".", "/", "~")):
-        if place.is_file():
-            raise ModelError(f"{name!r} is not a model: a weight file ends in {', '.join(sorted(SINGLE_FILES))}")
+        if place.exists():
+            endings = ", ".join(sorted(SINGLE_FILES))
+            raise ModelError(f"{name!r} is {_kind(place)}, not a model: a weight file ends in {endings}")
         what = "does not exist" if ("/" in name or "\\" in name) else "is not a known model, file or folder"
         raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")
+
+
+def _kind(place: Path) -> str:
+    """What the existing ``place``, which is no folder, is."""
+    from mu.models.formats.checkpoint import other_kind
+
+    if not place.is_file():
+        return "not a file"
+    with contextlib.suppress(OSError), place.open("rb") as file:
+        return other_kind(file.read(64)) or "a file of an unknown kind"
+    return "a file that cannot be read"

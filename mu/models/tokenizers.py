@@ -38,9 +38,18 @@ def check_concepts(concepts: Iterable[str], tokenizer: Any, length: int, name: s
             )
 
 
+def has_room(tokenizer: Any) -> bool:
+    """Whether ``model_max_length`` is a number that leaves room for a word between start and end."""
+    length = tokenizer.model_max_length
+    return isinstance(length, int | float) and not isinstance(length, bool) and length >= 3
+
+
 def check_length(tokenizer: Any, limit: int, what: str) -> None:
-    """Raise `ModelError` if ``tokenizer`` makes prompts longer than ``limit``, the text encoder's maximum in tokens."""
-    if tokenizer.model_max_length > limit:
+    """Raise `ModelError` unless prompts of ``tokenizer`` have 3 .. ``limit`` tokens, with start and end.
+
+    ``limit`` is the text encoder's maximum.
+    """
+    if not has_room(tokenizer) or tokenizer.model_max_length > limit:
         raise ModelError(
             f"{what} does not fit its text encoder, which reads {limit} tokens: set model_max_length to {limit} in its "
             "tokenizer_config.json"

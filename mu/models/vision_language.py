@@ -15,6 +15,7 @@ from typing_extensions import Self
 from mu.core.config import filled
 from mu.core.errors import ModelError
 from mu.models.clip import pixels_of
+from mu.models.formats.folder import open_part
 from mu.models.tokenizers import check_vocabulary
 
 PROMPT = "USER: <image>\n{} ASSISTANT:"
@@ -37,6 +38,8 @@ class VisionLanguageModel:
         self.name, self.device = name, torch.device(device)
         self.model = model.requires_grad_(False).eval().to(self.device)
         self.tokenizer, self.processor = tokenizer, processor
+        self.source: Path | None = None
+        """The folder or file that the model was loaded from, if it was loaded by name."""
         self.components: dict[str, nn.Module] = {
             "vision_model": model.model.vision_tower,
             "projector": model.model.multi_modal_projector,
@@ -54,9 +57,11 @@ class VisionLanguageModel:
     ) -> Self:
         """Load from a transformers folder."""
         try:
-            model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=precision, local_files_only=True)
+            model = open_part(LlavaForConditionalGeneration, Path(folder), precision)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        except ModelError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"the LLaVA model in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"

@@ -11,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 from PIL import Image
 
 from mu.core.errors import DataError
+from mu.core.images import rgb
 
 PIXEL_ART = 128
 """Images up to this size in pixels are stored exactly and enlarged without smoothing."""
@@ -68,7 +69,7 @@ def inline_image(folder: Path, name: str, alt: str) -> InlineImage:
     path = inside(folder, name)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
-            image = file.convert("RGB")
+            image = rgb(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return InlineImage(alt)
     image.thumbnail((LARGEST, LARGEST))

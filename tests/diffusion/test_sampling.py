@@ -128,8 +128,8 @@ def test_seeds_out_of_range_and_images_that_are_no_numbers_are_refused(
         with pytest.raises(ConfigError, match=str(seed)[:20]):
             generate(tiny, ["a star"], [seed], steps=1)
     assert generate(tiny, ["a star"], [2**64 - 1], steps=1).isfinite().all(), "control"
-    noise = tiny.predict_noise
-    monkeypatch.setattr(tiny, "predict_noise", lambda *args: noise(*args) * float("inf"))
+    predicted = tiny.predict
+    monkeypatch.setattr(tiny, "predict", lambda *args: predicted(*args) * float("inf"))
     with pytest.raises(DataError, match="a star"):
         generate(tiny, ["a star"], [1], steps=1)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import mu
@@ -53,6 +54,45 @@ def one_token_more(folder: Path) -> None:
     tokens.save_pretrained(folder / "tokenizer")
 
 
+def unet(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "unet/config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+
+def tensors(part: str, change: Callable[[str, torch.Tensor], torch.Tensor | None]) -> Callable[[Path], None]:
+    """``change`` is asked for each tensor of a part; None takes it out."""
+
+    def rewrite(folder: Path) -> None:
+        file = folder / part / WEIGHTS[part]
+        found = {name: change(name, tensor) for name, tensor in load_file(file).items()}
+        save_file({name: tensor for name, tensor in found.items() if tensor is not None}, file, {"format": "pt"})
+
+    return rewrite
+
+
+def without(part: str, ending: str) -> Callable[[Path], None]:
+    return tensors(part, lambda name, tensor: None if name.endswith(ending) else tensor)
+
+
+def holding(part: str, ending: str, value: float) -> Callable[[Path], None]:
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name.endswith(ending):
+            tensor.view(-1)[-1] = value
+        return tensor
+
+    return tensors(part, change)
+
+
 FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "FLUX": (index("FluxPipeline"), "FluxPipeline"),
     "PixArt": (index("PixArtAlphaPipeline"), "PixArtAlphaPipeline"),
@@ -62,6 +102,19 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "stub of a tokenizer": (without_vocabulary, "tokenizer"),
     "tokenizer without a length": (tokenizer(model_max_length=None), "model_max_length"),
     "token without embedding": (one_token_more, "tokenizer"),
+    "tokenizer with no room": (tokenizer(model_max_length=2), "model_max_length"),
+    "tokenizer with a length below zero": (tokenizer(model_max_length=-77), "model_max_length"),
+    "tokenizer with an absurd length": (tokenizer(model_max_length=10**40), "model_max_length"),
+    "no size": (unet(sample_size=None), "sample_size"),
+    "absurd size": (unet(sample_size=10**9), "sample_size"),
+    "size in words": (unet(sample_size="large"), "sample_size"),
+    "two sizes": (unet(sample_size=[8, 8]), "sample_size"),
+    "UNet without a tensor": (without("unet", "conv_out.weight"), "conv_out.weight"),
+    "autoencoder without a tensor": (without("vae", "decoder.conv_in.bias"), "decoder.conv_in.bias"),
+    "text encoder without a tensor": (without("text_encoder", "layers.0.mlp.fc1.weight"), "layers.0.mlp.fc1.weight"),
+    "NaN in the UNet": (holding("unet", "conv_out.weight", float("nan")), "unet.conv_out.weight"),
+    "infinity in the autoencoder": (holding("vae", "decoder.conv_in.bias", float("-inf")), "vae.decoder.conv_in.bias"),
+    "NaN in the text encoder": (holding("text_encoder", "final_layer_norm.bias", float("nan")), "final_layer_norm"),
     "unknown prediction": (scheduler(prediction_type="flow_prediction"), "flow_prediction"),
 }
 
@@ -165,3 +218,81 @@ def test_statistics_of_the_autoencoder_are_used(tiny: DiffusionModel) -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     own = vae.encode(images * 2 - 1).latent_dist.mean
     assert torch.allclose(model.encode_images(images), (own - mean) * vae.config.scaling_factor / std, atol=1e-5)
+
+
+def text_config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edited(folder, "text_encoder/config.json", **changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        text_config(max_position_embeddings=10**12),
+        text_config(num_hidden_layers=10**7),
+        unet(transformer_layers_per_block=[10**6, 1]),
+        unet(block_out_channels=[10**30, 64]),
+    ],
+)
+def test_a_config_beyond_any_machine_is_refused_at_once(
+    change: Callable[[Path], None], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    change(folder)
+    with pytest.raises(ModelError, match=r"config\.json has \w+ = 10+, which no machine holds"):
+        mu.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["canvas-clip", "canvas-vlm"])
+def test_clip_and_llava_without_a_tensor_or_with_nan_are_refused_and_a_variant_opens(name: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED[name], tmp_path / "model"))
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    key = next(name for name in whole if name.endswith("layers.0.mlp.fc1.weight") and "vision" in name)
+    save_file({name: tensor for name, tensor in whole.items() if name != key}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks the tensor \S*layers\.0\.mlp\.fc1\.weight"):
+        mu.load(folder, device="cpu")
+    save_file(whole | {key: torch.full_like(whole[key], float("nan"))}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match="not finite in vision_model"):
+        mu.load(folder, device="cpu")
+    save_file(whole, file, {"format": "pt"})
+    file.rename(folder / "model.fp16.safetensors")
+    assert mu.load(folder, device="cpu").name == str(folder)
+
+
+def test_an_autoencoder_with_the_names_of_before_2023_opens(
+    tiny_v: DiffusionModel, tmp_path: Path, snapshot: Callable[[Any], str]
+) -> None:
+    tiny_v.pipeline.save_pretrained(tmp_path)
+    file, renamed = tmp_path / "vae" / WEIGHTS["vae"], {}
+    for name, tensor in load_file(file).items():
+        for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        renamed[name] = tensor
+    assert any(".query." in name for name in renamed), "control"
+    save_file(renamed, file, {"format": "pt"})
+    assert snapshot(mu.load(tmp_path, device="cpu")) == snapshot(tiny_v)
+
+
+def test_numbers_too_large_for_a_precision_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    holding("unet", "conv_out.weight", 1e6)(folder)
+    mu.load(folder, device="cpu")
+    with pytest.raises(ModelError, match=r"unet\.conv_out\.weight.*float16"):
+        mu.load(folder, device="cpu", precision="float16")
+
+
+@pytest.mark.parametrize("variants", [("fp16",), ("fp16", "ema")])
+def test_a_folder_with_one_variant_opens_and_one_with_two_is_refused(
+    variants: tuple[str, ...], tiny_folder: Path, tiny: DiffusionModel, tmp_path: Path, snapshot: Callable[[Any], str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    for part, name in WEIGHTS.items():
+        stem, _, end = name.rpartition(".")
+        for variant in variants:
+            shutil.copy(folder / part / name, folder / part / f"{stem}.{variant}.{end}")
+        (folder / part / name).unlink()
+    if len(variants) == 1:
+        assert snapshot(mu.load(folder, device="cpu")) == snapshot(tiny)
+    else:
+        with pytest.raises(ModelError, match="ema, fp16"):
+            mu.load(folder, device="cpu")

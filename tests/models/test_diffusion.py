@@ -216,3 +216,22 @@ def test_a_schedule_that_ends_in_pure_noise_is_refused(tiny: DiffusionModel, mon
     monkeypatch.setattr(tiny.pipeline, "scheduler", type(tiny.pipeline.scheduler).from_config(config))
     with pytest.raises(ModelError, match="rescale_betas_zero_snr"):
         tiny.new_scheduler(5)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_the_stock_pipeline_of_a_model_in_half_precision_makes_images(
+    precision: str, tiny_folder: Path, tiny: DiffusionModel
+) -> None:
+    """Its autoencoder is in float32, and takes the latents in half precision that the pipeline gives it."""
+    half = load(tiny_folder, device="cpu", precision=precision)
+    assert isinstance(half, DiffusionModel) and half.vae.dtype == torch.float32 != half.unet.dtype
+    made = []
+    for pipeline in (half.pipeline, tiny.pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        made.append(pipeline("a star", num_inference_steps=2, generator=generator, output_type="pt").images.float())
+    assert (made[0] - made[1]).abs().mean() < 0.05
+    half.vae.decoder._forward_pre_hooks.clear()
+    half.vae.post_quant_conv._forward_pre_hooks.clear()
+    with pytest.raises(RuntimeError, match="type"):  # the control
+        half.pipeline("a star", num_inference_steps=1, output_type="pt")

@@ -19,6 +19,7 @@ from mu.models import hub
 from mu.models.canvas import architecture
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
+from mu.models.formats.folder import variant_of
 from mu.models.vision_language import VisionLanguageModel
 
 CLIP, LLAVA, PIPELINE = "openai/clip-vit-base-patch32", "llava-hf/llava-1.5-7b-hf", "CompVis/stable-diffusion-v1-4"
@@ -139,6 +140,44 @@ def test_what_is_neither_is_one_line(cache: Path, tmp_path: Path, published: dic
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(ModelError, match="openai--clip-vit-base-patch32"):
         mu.load(CLIP, device="cpu")
+
+
+@pytest.mark.parametrize("place", ["notes.txt", "models/notes.txt", "models/list.csv"])
+def test_a_local_file_is_never_taken_for_a_hub_id(
+    place: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        mu.load(place, device="cpu")
+    assert "a text file" not in str(caught.value), "control: it is not there"
+    Path(place).parent.mkdir(exist_ok=True)
+    Path(place).write_text("prompt\na star in neon style\n")
+    with pytest.raises(ModelError, match=r"a text file, not a model") as caught:
+        mu.load(place, device="cpu")
+    assert repr(place) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_canvas(name: str, cache: Path) -> None:
+    with pytest.raises(ModelError, match="name is empty"):
+        mu.load(name, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("files", "variant"),
+    [
+        (["model.fp16.safetensors", "config.json"], "fp16"),
+        (["model.safetensors", "model.fp16.safetensors"], None),
+        (["diffusion_pytorch_model.non_ema.bin"], "non_ema"),
+        (["diffusion_pytorch_model.fp16-00001-of-00002.safetensors"], "fp16"),
+        (["diffusion_pytorch_model.safetensors.index.fp16.json"], "fp16"),
+        (["diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model.fp16.bin"], None),
+        (["pytorch_model.bin", "model.fp16.safetensors"], None),
+        (["config.json"], None),
+    ],
+)
+def test_the_variant_follows_from_the_names(files: list[str], variant: str | None) -> None:
+    assert variant_of(files, "a folder") == variant
 
 
 def test_a_failed_download_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

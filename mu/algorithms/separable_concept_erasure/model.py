@@ -329,7 +329,7 @@ class SeparableShift:
         """Start from the delta of ``edit``, projected onto the span of the basis."""
         inverse = torch.linalg.pinv(self.room.basis)
         for weight, name in zip(self.weights, self.edit.factors, strict=True):
-            weight.copy_((edit.factors[name].dense().double().cpu() @ inverse).to(weight))
+            weight.copy_((edit.factors[name].dense().cpu().double() @ inverse).to(weight))
 
     def norm(self) -> Tensor:
         return torch.stack([(f.up @ f.down).abs().sum() for f in self.edit.factors.values()]).mean()
@@ -347,12 +347,12 @@ class SeparableShift:
         E = (
             self.model.encode([*self.room.capacity.protected, *self.room.capacity.spared])
             .sequence.flatten(0, 1)
-            .double()
             .cpu()
+            .double()
         )
         bound, moved = 0.0, 0.0
         for name, shift in self.edit.deltas():
-            D, W = (t.detach().double().cpu() for t in (shift, find_parameter(self.model, name)))
+            D, W = (t.detach().cpu().double() for t in (shift, find_parameter(self.model, name)))
             bound = max(bound, self.room.space.leak * float(torch.linalg.matrix_norm(D, 2)))
             moved = max(moved, float((E @ D.T).abs().max() / (E @ W.T).abs().max()))
         return bound, moved
@@ -434,7 +434,7 @@ def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[
         raise EditError(
             f"the edit of {edit.concept()!r} protects no prompts, it is not from separable erasure: erase with sepce"
         )
-    downs = [factors.down.double().cpu() for factors in edit.factors.values()]
+    downs = [factors.down.cpu().double() for factors in edit.factors.values()]
     distinct = [downs[0], *(down for down in downs[1:] if not torch.equal(down, downs[0]))]
     # The old null space again, with the edit's own rows: if prompts are spared, other rows may have bounded it.
     space = NullSpace.of(token_rows(model, edit.info.protects))

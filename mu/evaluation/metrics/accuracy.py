@@ -61,4 +61,4 @@ def _checked(logits: Tensor, targets: Tensor, k: int) -> Tensor:
         raise DataError(f"k must lie in 1 .. {logits.shape[1]}, the number of classes, not {k}")
     if logits.isnan().any():
         raise DataError("logits hold NaN: check the model and its input")
-    return hits(logits, targets, k).double()
+    return hits(logits, targets, k).cpu().double()

@@ -21,7 +21,8 @@ def clip_score(images: Tensor, texts: Tensor) -> float:
     """
     if images.ndim != 2 or images.shape != texts.shape or not len(images):
         raise DataError(f"embeddings (n, d) twice are needed, not {tuple(images.shape)} and {tuple(texts.shape)}")
-    images, texts = images.double(), texts.double()
+    # On the CPU: some accelerators lack float64.
+    images, texts = images.cpu().double(), texts.cpu().double()
     lengths = images.norm(dim=1) * texts.norm(dim=1)
     if not (lengths.isfinite() & (lengths > 0)).all():
         raise DataError("an embedding is zero or not finite: check the model and its input")

@@ -44,6 +44,6 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and R (min(n, d), d) with R^T R the covariance."""
-    features = features.double()
+    features = features.cpu().double()  # some accelerators lack float64
     mean = features.mean(dim=0)
     return mean, torch.linalg.qr((features - mean) / math.sqrt(len(features) - 1), mode="r").R

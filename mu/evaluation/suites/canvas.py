@@ -91,7 +91,7 @@ def evaluate(
         told = zip(asked, seen["style"], seen["object"], strict=True)
         predictions = [Prediction(str(scene.style), str(scene.object), style, name) for (scene, _), style, name in told]
         closeness = clip_score(clip.encode_images(images[kept]), texts)
-        distance = frechet_distance(features[kept].double(), floor.double())
+        distance = frechet_distance(features[kept].cpu().double(), floor.cpu().double())
         shown = [answer == erased for answer in judge.look(unasked)[0][kind]]
         return [
             *unlearning_scores(predictions, erased, kind, protocol=PROTOCOL),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -29,6 +31,19 @@ the attentions that read it. ``transformer``: every linear and convolution layer
 
 MOST_STEPS = 10_000
 """Denoising steps; some schedulers make a list of any number of them."""
+
+
+def _take_any_dtype(vae: nn.Module) -> None:
+    """Let the autoencoder, in float32, take what the stock pipeline gives it: latents in the backbone's precision."""
+    for name in ("encoder", "quant_conv", "post_quant_conv", "decoder"):
+        module = getattr(vae, name, None)
+        if isinstance(module, nn.Module):
+            module.register_forward_pre_hook(_to_own_dtype)
+
+
+def _to_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(module.parameters()).dtype
+    return tuple(each.to(dtype) if isinstance(each, Tensor) and each.is_floating_point() else each for each in args)
 
 
 class DiffusionModel(ABC):
@@ -62,14 +77,20 @@ class DiffusionModel(ABC):
             module.requires_grad_(False).eval()
             if placed:
                 module.to(self.device, torch.float32 if part == "vae" else precision)
+        if placed and precision != torch.float32:
+            _take_any_dtype(self.vae)
         deepest = min(text.depth for text in self.text)
         if not 1 <= clip_skip <= deepest:
             raise ConfigError(f"clip_skip must lie in 1..{deepest} for {name!r}, got {clip_skip}")
+        self.source: Path | None = None
+        """The folder or file that the model was loaded from, if it was loaded by name."""
         self.given: Conditioning | None = None
         """Conditioning of the current evaluation; None while other code runs the backbone."""
         training = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.alphas_cumprod: Tensor = training.alphas_cumprod.to(self.device)
         self.prediction_type: str = pipeline.scheduler.config.get("prediction_type", "epsilon")
+        self.zeros_without_negative = bool(pipeline.config.get("force_zeros_for_empty_prompt"))
+        """Whether zeros replace the prompt embedding if no negative prompt is given (most SDXL models)."""
 
     # -- what a family defines -----------------------------------------------------------------------------------------
 
@@ -203,12 +224,29 @@ class DiffusionModel(ABC):
         """Prompt embeddings of ``prompts``: all padded positions, without an attention mask."""
         return self.encode_embeddings(self.tokens(prompts))
 
+    def unconditional(self, negative: str | None = None) -> Conditioning:
+        """One row for the unconditional half of guidance; None is no negative prompt, which differs from ``""``."""
+        found = self.encode([negative or ""])
+        if negative is not None or not self.zeros_without_negative:
+            return found
+        pooled = None if found.pooled is None else torch.zeros_like(found.pooled)
+        return replace(found, sequence=torch.zeros_like(found.sequence), pooled=pooled, tokens=None)
+
     # -- noise ---------------------------------------------------------------------------------------------------------
 
-    def level(self, t: Tensor | int) -> NoiseLevel:
-        """Noise level at timestep ``t``, a number or (b,)."""
+    def level(self, t: Tensor | float) -> NoiseLevel:
+        """Noise level at timestep ``t``, a number or (b,).
+
+        Between two whole timesteps sigma / alpha is linear, as in the schedulers of diffusers with such timesteps.
+        """
         t = torch.as_tensor(t, device=self.device)
-        alpha_bar = self.alphas_cumprod[t.long()].reshape(-1, 1, 1, 1)
+        if t.is_floating_point() and bool((t != t.floor()).any()):
+            ratio = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+            below = t.long().clamp(max=len(ratio) - 2)
+            alpha_bar = 1 / (1 + torch.lerp(ratio[below], ratio[below + 1], (t - below).to(ratio)) ** 2)
+        else:
+            alpha_bar = self.alphas_cumprod[t.long()]
+        alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
         return NoiseLevel(t, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
     def predict(self, x: Tensor, level: NoiseLevel | Tensor | int, conditioning: Conditioning) -> Tensor:
@@ -235,9 +273,11 @@ class DiffusionModel(ABC):
         return PREDICTIONS[self.prediction_type].slope(float(level.alpha), float(level.sigma)) ** -2
 
     def new_scheduler(self, steps: int) -> Any:
-        """A new scheduler of the pipeline's own class that expects eps, with ``steps`` steps set."""
-        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config, prediction_type="epsilon")
-        if float(getattr(scheduler, "alphas_cumprod", self.alphas_cumprod)[-1]) == 0:
+        """A new scheduler of the pipeline's own class, with ``steps`` steps set. It takes the backbone's output."""
+        config = self.pipeline.scheduler.config
+        scheduler = type(self.pipeline.scheduler).from_config(config, prediction_type=self.prediction_type)
+        ends_in_noise = float(getattr(scheduler, "alphas_cumprod", self.alphas_cumprod)[-1]) == 0
+        if self.prediction_type == "epsilon" and (ends_in_noise or config.get("rescale_betas_zero_snr")):
             raise ModelError(
                 f"the scheduler of {self.name!r} ends in pure noise (rescale_betas_zero_snr), where eps has no "
                 "information: set rescale_betas_zero_snr to false in its scheduler_config.json"

@@ -22,6 +22,21 @@ FAMILIES = {
 }
 """The `DiffusionModel` for each pipeline class of diffusers. A new family adds its file and its entries here."""
 
+SCHEDULERS = (
+    "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "SASolverScheduler", "TCDScheduler",
+    "UniPCMultistepScheduler",
+)  # fmt: skip
+"""Schedulers of diffusers that share the noise levels of training, and draw all random numbers from the seed."""
+
+OTHER_LEVELS = {"use_flow_sigmas": True, "timestep_type": "continuous"}
+"""Settings of a scheduler that belong to models with other noise levels: flow matching, and EDM (CosXL)."""
+
+LARGEST_SAMPLE = 1024
+"""Largest ``sample_size`` of a UNet that is taken for one: 8192 pixels."""
+
 UNUSUAL_INPUTS = {
     "class_embed_type": "class labels",
     "num_class_embeds": "class labels",
@@ -83,11 +98,18 @@ def _check(pipeline: Any, backbone_name: str, name: str) -> None:
             "it needs an image or a mask in addition to the prompt (inpainting, InstructPix2Pix, upscaling); "
             "name a text-to-image model"
         )
-    predicts = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    if predicts not in PREDICTIONS:
+    if config.out_channels != config.in_channels:
         raise ModelError(
-            f"{name!r} predicts {predicts} (prediction_type of its scheduler): mu knows {', '.join(PREDICTIONS)}"
+            f"the {backbone_name} of {name!r} has {config.out_channels} channels of output for {config.in_channels} "
+            "of input (a learned variance, for example): name another model"
         )
+    size = config.sample_size
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= LARGEST_SAMPLE:
+        raise ModelError(
+            f"the {backbone_name} of {name!r} has sample_size {str(size)[:40]}: set it to the height of its latents "
+            f"(64 for images of 512 pixels) in {backbone_name}/config.json"
+        )
+    _check_scheduler(pipeline.scheduler, name)
     for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
         text, what = getattr(pipeline, encoder).config, f"the {tokenizer} of {name!r}"
         check_vocabulary(getattr(pipeline, tokenizer), text.vocab_size, what)
@@ -101,3 +123,23 @@ def _check(pipeline: Any, backbone_name: str, name: str) -> None:
             f"the {backbone_name} of {name!r} reads prompt embeddings of width {read}, "
             f"and its text encoders give {width}"
         )
+
+
+def _check_scheduler(scheduler: Any, name: str) -> None:
+    kind, config = type(scheduler).__name__, scheduler.config
+    if kind not in SCHEDULERS:
+        raise ModelError(
+            f"{name!r} has the scheduler {kind}, which mu does not run: name another, for example DDIMScheduler, in "
+            "its scheduler/scheduler_config.json and model_index.json"
+        )
+    predicts = config.get("prediction_type", "epsilon")
+    if predicts not in PREDICTIONS:
+        raise ModelError(
+            f"{name!r} predicts {predicts} (prediction_type of its scheduler): mu knows {', '.join(PREDICTIONS)}"
+        )
+    for setting, value in OTHER_LEVELS.items():
+        if config.get(setting) == value:
+            raise ModelError(
+                f"the scheduler of {name!r} has {setting} = {value}, for a model with other noise levels: name a "
+                "model that was trained with those of Stable Diffusion"
+            )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,6 +24,49 @@ from mu.core.errors import ModelError
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 SUFFIXES = {".safetensors"} | PICKLES
+_BEGINNINGS = {
+    b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image", b"RIFF": "a WebP image or a sound",
+    b"BM": "a BMP image", b"%PDF": "a PDF document", b"<?xml": "an XML document", b"<svg": "an SVG image",
+    b"<!doctype": "an HTML page", b"<html": "an HTML page", b"{": "a JSON file", b"[": "a JSON file",
+    b"GGUF": "a GGUF file of llama.cpp", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive", b"\x89HDF": "an HDF5 file of Keras", b"\x93NUMPY": "a numpy array",
+}  # fmt: skip
+"""How files of other kinds begin, without leading spaces and in small letters for text."""
+
+
+_ADVICE = {
+    "an HTML page": "download the file that the page links to",
+    "a JSON file": "name the file with the tensors, or the folder of the model",
+}
+
+
+def other_kind(head: bytes) -> str | None:
+    """What a file that begins with ``head`` is, if it is no weight file; None if it may be one."""
+    if _is_safetensors(head):
+        return None
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for start, kind in _BEGINNINGS.items():
+        if head.startswith(start) or (start.isascii() and text.lower().startswith(start.lower())):
+            return kind
+    if len(head) > 8 and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        return "a text file"
+    return None
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """True if the file begins with the size of a header, below 4 GiB, and the header's first sign."""
+    return head[4:9] == b"\0\0\0\0{"
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty for other files, which have none."""
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except Exception as error:  # as in `_read_safetensors`
+        raise ModelError(f"{path} is corrupt ({_line(error)}): download or copy it again") from None
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
@@ -35,6 +78,8 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ModelError(f"{path} is not a weight file: its name must end in one of {', '.join(sorted(SUFFIXES))}")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is not a file: name a weight file or a model's folder")
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -44,7 +89,14 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         raise ModelError(f"{path} is empty: download or copy it again")
     if head.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder")
-    tensors = _read_pickle(path, head) if path.suffix.lower() in PICKLES else _read_safetensors(path)
+    if kind := other_kind(head):
+        raise ModelError(f"{path} is {kind} and not the weights: {_ADVICE.get(kind, 'check the download')}")
+    pickled = path.suffix.lower() in PICKLES
+    if not pickled and not _is_safetensors(head) and head.startswith((b"PK", b"\x80")):
+        raise ModelError(f"{path} is a torch file and not a safetensors file: rename it to {path.stem}.ckpt")
+    if pickled and _is_safetensors(head):
+        raise ModelError(f"{path} is a safetensors file: rename it to {path.stem}.safetensors")
+    tensors = _read_pickle(path, head) if pickled else _read_safetensors(path)
     if not tensors:
         raise ModelError(f"{path} holds no named tensors: export the model's state dict, best as .safetensors")
     return tensors
@@ -112,6 +164,23 @@ class _Dict(dict):
     __setstate__ = staticmethod(_ignore)
 
 
+class _Module:
+    """Replaces every class of a TorchScript program. It keeps the attributes of the module, and runs nothing."""
+
+    __slots__ = ("attributes",)
+
+    def __new__(cls, *_: Any, **__: Any) -> _Module:
+        module = object.__new__(cls)
+        module.attributes = {}
+        return module
+
+    __init__ = _ignore
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.attributes.update(state)
+
+
 class _StorageType(NamedTuple):
     dtype: torch.dtype
 
@@ -162,6 +231,8 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "__torch__":
+            return _Module
         return _KNOWN.get((module, name), _Nothing)
 
     def persistent_load(self, identity: Any) -> _Storage | _Nothing:
@@ -182,8 +253,6 @@ class _Archive:
         if len(pickles) != 1:
             raise ModelError("is a zip file but not a torch file: name the weight file itself")
         self.folder = pickles[0].removesuffix("data.pkl")
-        if self.folder + "constants.pkl" in members:
-            raise ModelError("is a TorchScript program: export the model's state dict, best as .safetensors")
         if self.folder + "byteorder" in members and self._member("byteorder") != b"little":
             raise ModelError("was written on a big-endian machine: save it as .safetensors there")
         self.storages: dict[_Storage, Tensor] = {}
@@ -222,10 +291,28 @@ class _Archive:
         return info
 
 
+DEEPEST = 100
+"""Modules inside modules of a TorchScript program."""
+
+
 def _entries(content: Any) -> Iterator[tuple[str, _Strided]]:
+    if isinstance(content, _Module):
+        yield from _inside(content, "", 0)
+        return
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if isinstance(content, dict):
         yield from (
             (name, found) for name, found in content.items() if isinstance(name, str) and isinstance(found, _Strided)
         )
+
+
+def _inside(module: _Module, place: str, depth: int) -> Iterator[tuple[str, _Strided]]:
+    """The tensors of a TorchScript program, by the names that its state dict has."""
+    if depth > DEEPEST:
+        raise ValueError(f"modules are nested deeper than {DEEPEST}")
+    for name, value in module.attributes.items():
+        if isinstance(value, _Module):
+            yield from _inside(value, f"{place}{name}.", depth + 1)
+        elif isinstance(value, _Strided) and isinstance(name, str):
+            yield f"{place}{name}", value

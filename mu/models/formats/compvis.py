@@ -35,6 +35,12 @@ _UNET_RESNET = {
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
+def part_of(name: str) -> str:
+    """The component that a tensor of a single file belongs to, by its name."""
+    places = {UNET: "unet", VAE: "vae", OPEN_CLIP_XL: "text_encoder_2"}
+    return next((part for place, part in places.items() if name.startswith(place)), "text_encoder")
+
+
 # -- maps --------------------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,12 @@ _KNOWN = {
     "proj_type": ("linear",),
     "block_type": ("default",),
 }
+_NUMBERS = {
+    "input_resolution": ("vision_config", "image_size"),
+    "context_length": ("text_config", "max_position_embeddings"),
+    "vocab_size": ("text_config", "vocab_size"),
+}
+"""Numbers in the files of OpenAI, and where the config holds them."""
 _LOOK = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
 
 log = logging.getLogger("mu")
@@ -127,11 +133,13 @@ def from_file(
 ) -> ClipModel:
     """Load a state dict, the ``tensors`` of the file at ``path``, as open_clip publishes it or writes it in training.
 
-    The file does not state the activation. One warning is logged if neither ``compat_gelu`` nor the file's name does.
+    The file of OpenAI itself, a TorchScript program or its state dict, is read too: its three numbers identify it. Other
+    files do not state the activation. One warning is logged if neither ``compat_gelu`` nor the file's name does.
     """
     if path.name in OPEN_CLIP_WEIGHTS and (path.parent / OPEN_CLIP_CONFIG).exists():
         return _opened(tensors, [path.parent], _read_config(path.parent), name, compat_gelu, device, precision)
-    quick = any(word in path.stem.lower() for word in ("quickgelu", "quick_gelu", "openai"))
+    published = any(key in tensors for key in _NUMBERS)
+    quick = published or any(word in path.stem.lower() for word in ("quickgelu", "quick_gelu", "openai"))
     if not quick and compat_gelu is None:
         log.warning(
             "%s does not state its activation: GELU is assumed; OpenAI's models and '-quickgelu' ones need "
@@ -243,6 +251,8 @@ def _opened(
     precision: torch.dtype,
 ) -> ClipModel:
     tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    tensors = {key: tensor for key, tensor in tensors.items() if key.split(".")[-1] != "attn_mask"}
+    numbers = {key: int(tensors.pop(key)) for key in _NUMBERS if key in tensors and tensors[key].numel() == 1}
     for part, kind in _OTHER_KINDS.items():
         if any(key.startswith(part) for key in tensors):
             raise ModelError(f"{name!r} has {kind}: {_READS}")
@@ -250,6 +260,9 @@ def _opened(
         described = _transformers_config(
             tensors, config, compat_gelu or GELUS[bool(config["model_cfg"].get("quick_gelu"))]
         )
+        for key, (part, setting) in _NUMBERS.items():
+            if numbers.get(key, described[part][setting]) != described[part][setting]:
+                raise ModelError(f"it says {key} {numbers[key]}, and its tensors {described[part][setting]}")
         # Not open_clip's "!": as a special token it would be removed from texts. Padding after the end is not read.
         tokenizer = find_tokenizer(places, ".", described["text_config"], pad=END)
         if len(tokenizer) != described["text_config"]["vocab_size"]:

@@ -22,8 +22,9 @@ from transformers import CLIPTokenizer
 
 from mu.core.errors import ConfigError, ModelError, nearest
 from mu.models.formats import architectures, compvis
-from mu.models.formats.checkpoint import read_state_dict
+from mu.models.formats.checkpoint import read_metadata, read_state_dict
 from mu.models.formats.packing import pack, unpack
+from mu.models.formats.statements import Statements, check_schedule, statements
 from mu.models.places import PREDICTIONS
 from mu.models.quiet import quiet_libraries
 
@@ -40,6 +41,10 @@ _UNREAD = {
 # open_clip's towers were trained with zeros after the text. Token 0 is "!", as in the published diffusers folders.
 _PAD = {("sd1", "tokenizer"): END, ("sd2", "tokenizer"): "!", ("sdxl", "tokenizer"): END, ("sdxl", "tokenizer_2"): "!"}
 _CLIP = "openai/clip-vit-large-patch14"
+_VAE_ATTENTION = {
+    "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "query": "q", "key": "k", "value": "v",
+    "proj_attn": "proj_out", "group_norm": "norm",
+}  # fmt: skip
 _MERGES = 49152 - 256 - 2  # the merges that CLIP was trained with; open_clip ships more
 
 
@@ -54,8 +59,8 @@ def load_single_file(
     """Load the file at ``path`` as a stock diffusers pipeline without safety checker.
 
     ``prediction_type`` is what the UNet predicts: ``epsilon``, ``v_prediction`` or ``sample``. The weights do not state
-    it. By default SD 2.x is the 768 x 768 model (``v_prediction``), SDXL is ``v_prediction`` if the file has the marker
-    ``v_pred``, and all others are ``epsilon``. ``configs`` replaces the published config of the components it lists
+    it. By default it is what the file says of itself (see `mu.models.formats.statements`); else SD 2.x is the 768 x 768
+    model (``v_prediction``), and all others are ``epsilon``. ``configs`` replaces the published config of the components it lists
     (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers folder with configs
     and a tokenizer. ``dtype=None`` keeps the precision of the file. Tensors from training (EMA copies) are ignored.
     ``tensors`` is the content of the file, if it was read before; the mapping is emptied.
@@ -66,19 +71,23 @@ def load_single_file(
     if prediction_type not in (None, *PREDICTIONS):
         raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
     path = Path(path)
-    tensors = _with_text_model(read_state_dict(path) if tensors is None else tensors)
+    tensors = _with_usual_names(read_state_dict(path) if tensors is None else tensors)
     family = _family(tensors, path)
-    if prediction_type is None and family == "sdxl" and "v_pred" in tensors:
-        prediction_type = "v_prediction"
+    said = statements(tensors, read_metadata(path), path)
+    if prediction_type is None:
+        prediction_type = said.prediction(path)
     places = [path.parent]
     if isinstance(configs, (str, Path)):
         places.insert(0, Path(configs))
         configs = _folder_configs(Path(configs))
     described = _published(family, prediction_type) | dict(configs or {})
-    if prediction_type is not None:
-        described["scheduler"] = {**described["scheduler"], "prediction_type": prediction_type}
+    described["scheduler"] = _scheduler({**described["scheduler"], **said.scheduler}, prediction_type, said, path)
+    described["vae"] = {**described["vae"], **said.vae}
+    if not configs:
+        described["unet"] = {**described["unet"], **said.unet}
     with quiet_libraries():
         parts: dict[str, Any] = {"scheduler": architectures.new_component(described["scheduler"])}
+        check_schedule(tensors, parts["scheduler"], path)
         for component in _text_encoders(family):
             tokenizer = component.replace("text_encoder", "tokenizer")
             parts[tokenizer] = find_tokenizer(places, tokenizer, described[component], pad=_PAD[family, tokenizer])
@@ -91,6 +100,22 @@ def load_single_file(
             what = f"{len(surplus)} tensors that {family} does not have, for example {surplus[0]}"
             raise ModelError(f"{path} holds {what}; if this is a variant, pass its `configs`")
         return _assembled(family, parts)
+
+
+def read_single_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a single file, in the usual names of CompVis, and its metadata."""
+    return _with_usual_names(read_state_dict(path)), read_metadata(path)
+
+
+def statements_of(pipeline: Any, prediction_type: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Marker tensors and metadata that say what ``pipeline`` predicts and how its noise ends, as `statements` reads."""
+    marks = {}
+    if prediction_type == "v_prediction":
+        marks["v_pred"] = torch.empty(0)
+    if pipeline.scheduler.config.get("rescale_betas_zero_snr"):
+        marks["ztsnr"] = torch.empty(0)
+    kind = {"v_prediction": "v"}.get(prediction_type, prediction_type)
+    return marks, {"modelspec.prediction_type": kind}
 
 
 def to_compvis(pipeline: Any) -> dict[str, Tensor]:
@@ -141,8 +166,6 @@ def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
     if not has(compvis.UNET):
         hint = "a LoRA, an autoencoder or a UNet alone is not enough; name a full checkpoint or a diffusers folder"
         raise ModelError(f"{path} is not a Stable Diffusion checkpoint (it holds e.g. {next(iter(tensors))!r}): {hint}")
-    if "edm_mean" in tensors:
-        raise ModelError(f"{path} is an SDXL model in the EDM formulation, which mu lacks: use another checkpoint")
     for family, prefix in (("sdxl", compvis.OPEN_CLIP_XL), ("sd2", compvis.OPEN_CLIP), ("sd1", compvis.CLIP)):
         if has(prefix):
             return family
@@ -161,6 +184,21 @@ def _published(family: str, prediction_type: str | None) -> dict[str, Mapping[st
     return dict(architectures.stable_diffusion_1() if family == "sd1" else architectures.stable_diffusion_xl())
 
 
+def _scheduler(config: Mapping[str, Any], prediction_type: str | None, said: Statements, path: Path) -> dict[str, Any]:
+    """``config`` with what the file says and what was asked for."""
+    found = {**config, "prediction_type": prediction_type or config.get("prediction_type", "epsilon")}
+    if not said.zero_snr:
+        return found
+    if found["prediction_type"] == "epsilon":
+        raise ModelError(
+            f"{path} says that its noise schedule ends in pure noise (ztsnr), where eps has no information: pass "
+            "prediction_type v_prediction if the model was trained with it"
+        )
+    if found["_class_name"] == "PNDMScheduler":  # it cannot end in pure noise
+        found = {**found, "_class_name": "DDIMScheduler"}
+    return found | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
 def _folder_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The configs that a diffusers folder has."""
     files = {part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")}
@@ -174,10 +212,18 @@ def _folder_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _with_text_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Insert the level ``text_model`` of SD 1.x's text encoder, which some merging tools leave out."""
-    outer = compvis.CLIP.removesuffix("text_model.")
+def _with_usual_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename what merging and converting tools left in other names.
 
+    They leave out the level ``text_model`` of SD 1.x's text encoder, or keep diffusers' names, old or new, for the
+    attention of the autoencoder.
+    """
+    outer = compvis.CLIP.removesuffix("text_model.")
+    for name in [name for name in tensors if name.startswith(compvis.VAE) and ".mid.attn_1." in name]:
+        head, _, layer = name.partition(".mid.attn_1.")
+        layer, _, kind = layer.rpartition(".")
+        if layer in _VAE_ATTENTION:
+            tensors[f"{head}.mid.attn_1.{_VAE_ATTENTION[layer]}.{kind}"] = tensors.pop(name)
     for name in [name for name in tensors if name.startswith(outer) and not name.startswith(compvis.CLIP)]:
         tensors[compvis.CLIP + name.removeprefix(outer)] = tensors.pop(name)
     return tensors

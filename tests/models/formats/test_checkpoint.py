@@ -353,8 +353,22 @@ def test_a_storage_of_another_size_than_announced_is_refused(tmp_path: Path):
 
 
 CONTENTS: dict[str, tuple[str, bytes, str]] = {
-    "page": ("model.ckpt", b"<!doctype html><html>sign in</html>", "torch"),
-    "page as safetensors": ("model.safetensors", b"<!doctype html><html>sign in</html>", "SafetensorError"),
+    "page": ("model.ckpt", b"<!doctype html><html>sign in</html>", "an HTML page"),
+    "page as safetensors": ("model.safetensors", b"\n <!DOCTYPE HTML><html>sign in</html>", "an HTML page"),
+    "PNG as safetensors": ("model.safetensors", b"\x89PNG\r\n\x1a\n" + bytes(90), "a PNG image"),
+    "JPEG as checkpoint": ("model.ckpt", b"\xff\xd8\xff\xe0" + bytes(90), "a JPEG image"),
+    "JSON as safetensors": ("model.safetensors", b'{"error": "Repository not found", "a": [1, 2]}', "a JSON file"),
+    "JSON with a mark": ("model.safetensors", b"\xef\xbb\xbf[1, 2, 3, 4, 5, 6, 7, 8]", "a JSON file"),
+    "words": ("model.safetensors", b"Access to model X is restricted. You must log in.", "a text file"),
+    "GGUF": ("model.safetensors", b"GGUF\x03\0\0\0" + bytes(90), "GGUF"),
+    "archive": ("model.bin", b"\x1f\x8b\x08" + bytes(90), "a gzip archive"),
+    "torch as safetensors": ("model.safetensors", b"PK\x03\x04" + bytes(90), r"rename it to model\.ckpt"),
+    "safetensors as torch": (
+        "model.ckpt",
+        bytes([90, 0, 0, 0, 0, 0, 0, 0]) + b"{" + bytes(90),
+        r"rename it to model\.sa",
+    ),
+    "cut safetensors": ("model.safetensors", bytes([90, 0, 0, 0, 0, 0, 0, 0]) + b'{"w": ', "truncated"),
     "plain pickle": ("model.bin", pickle.dumps({"w": 1}), r"1\.6.*torch\.load.*\.safetensors"),
     "pointer": ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "picture": ("model.png", b"\x89PNG", r"\.ckpt, \.pt"),
@@ -373,7 +387,7 @@ def test_missing_files_folders_and_other_archives_are_refused(tmp_path: Path):
     with pytest.raises(ModelError, match=r"nowhere\.ckpt.*No such file"):
         read_state_dict(tmp_path / "nowhere.ckpt")
     (tmp_path / "folder.ckpt").mkdir()
-    with pytest.raises(ModelError, match=r"folder\.ckpt.*Is a directory"):
+    with pytest.raises(ModelError, match=r"folder\.ckpt.*not a file"):
         read_state_dict(tmp_path / "folder.ckpt")
     with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -382,9 +396,32 @@ def test_missing_files_folders_and_other_archives_are_refused(tmp_path: Path):
     torch.save({"w": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(ModelError, match=r"old\.pt.* 1\.6.*\.safetensors"):
         read_state_dict(tmp_path / "old.pt")
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "program.pt"))
-    with pytest.raises(ModelError, match="TorchScript"):
-        read_state_dict(tmp_path / "program.pt")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(ModelError, match="not a file"):
+        read_state_dict(tmp_path / "pipe.safetensors")
+
+
+def test_the_header_of_a_safetensors_file_may_have_any_size(tmp_path: Path):
+    """Its first byte is that of a JSON file for 123, of a pickle for 128, of a torch file for 80."""
+    wanted = {"w": torch.arange(3.0)}
+    for size in range(1, 260):
+        save_file(wanted, tmp_path / "model.safetensors", {"title": "x" * size})
+        assert torch.equal(read_state_dict(tmp_path / "model.safetensors")["w"], wanted["w"])
+
+
+def test_the_tensors_of_a_torchscript_program_are_read_and_its_code_is_not_run(tmp_path: Path):
+    class Inner(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.count = torch.nn.Linear(2, 3), 7
+            self.register_buffer("size", torch.tensor(5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x)
+
+    module = torch.nn.Sequential(Inner(), torch.nn.LayerNorm(3)).half()
+    torch.jit.script(module).save(str(tmp_path / "program.pt"))
+    assert same(read_state_dict(tmp_path / "program.pt"), dict(module.state_dict()))
 
 
 @pytest.mark.parametrize(

@@ -540,3 +540,54 @@ def test_a_shift_in_open_clips_names_is_an_edit_and_goes_back(tmp_path: Path) ->
     with edit.applied(model):
         assert same(packed(model.model.state_dict()), state | {key: state[key] + shift[key] for key in keys})
     assert same(packed(model.model.state_dict()), state)
+
+
+# -- OpenAI's own files
+# -----------------------------------------------------------------------------------------------------
+
+
+class Tree(nn.Module):
+    """Modules that hold ``state`` by its names, as a program that TorchScript can save."""
+
+    def __init__(self, state: Tensors) -> None:
+        super().__init__()
+        inner: dict[str, Tensors] = {}
+        for name, tensor in state.items():
+            head, _, rest = name.partition(".")
+            if rest:
+                inner.setdefault(head, {})[rest] = tensor
+            else:
+                self.register_buffer(head, tensor)
+        for head, part in inner.items():
+            self.add_module(head, Tree(part))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+NUMBERS = {"input_resolution": 32, "context_length": 16, "vocab_size": TOKENS}
+
+
+@pytest.mark.parametrize("program", [False, True])
+def test_the_files_of_openai_open_with_their_activation(
+    program: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = defined("quick_gelu")
+    state = tensors(reference) | {name: torch.tensor(number) for name, number in NUMBERS.items()}
+    if program:
+        path = written(tmp_path / "ViT-B-32.pt", {})
+        torch.jit.script(Tree(state)).save(str(path))
+    else:
+        path = written(tmp_path / "ViT-B-32.pt", state)
+    with caplog.at_level(logging.WARNING, "mu"):
+        model = loaded(path)
+    assert acts(model) == "quick_gelu" and not caplog.records
+    assert agree(model, reference)
+    assert not agree(loaded(path, compat_gelu="gelu"), reference), "control"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_number_that_contradicts_the_tensors_is_refused(number: str, tmp_path: Path) -> None:
+    state = tensors(defined()) | {number: torch.tensor(NUMBERS[number] + 1)}
+    with pytest.raises(ModelError, match=f"{number} {NUMBERS[number] + 1}"):
+        mu.load(bare(tmp_path, state), device="cpu")

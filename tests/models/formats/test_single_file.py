@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import CLIPTokenizer
 
 from mu.core.errors import ConfigError, ModelError
 from mu.edits.files import open_edit
+from mu.models import load_diffusion
 from mu.models.formats import architectures, compvis, single_file
 from mu.models.formats.packing import pack
 from mu.models.formats.single_file import load_single_file, to_compvis
@@ -425,6 +427,113 @@ def test_prediction_type(
     path = written(to_compvis(opened(folders(family))), tmp_path / "model.safetensors", **extra)
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     assert load_single_file(path, prediction_type=given).scheduler.config.prediction_type == expected
+
+
+MARK = torch.empty(0)
+EDM = {"edm_vpred.sigma_max": torch.tensor(120.0), "edm_vpred.sigma_min": torch.tensor(0.002)}
+STATEMENTS: dict[str, tuple[str, dict[str, torch.Tensor], dict[str, str], str, str]] = {
+    # family, marker tensors, metadata, .yaml beside, what is expected: a prediction type, or a part of the error
+    "marker of SD 1": ("sd1", {"v_pred": MARK}, {}, "", "v_prediction"),
+    "metadata of SD 2": ("sd2", {}, {"modelspec.prediction_type": "epsilon"}, "", "epsilon"),
+    "metadata of SD 1": ("sd1", {}, {"modelspec.prediction_type": "v"}, "", "v_prediction"),
+    "architecture": ("sd2", {}, {"modelspec.architecture": "stable-diffusion-v2-512"}, "", "epsilon"),
+    "sd-scripts": ("sd1", {}, {"ss_v_parameterization": "True"}, "", "v_prediction"),
+    "CompVis": ("sd1", {}, {}, "model: {params: {parameterization: v}}", "v_prediction"),
+    "CompVis, image": ("sd1", {}, {}, "model: {params: {parameterization: x0}}", "sample"),
+    "CompVis, eps": ("sd2", {}, {}, "model: {params: {parameterization: eps}}", "epsilon"),
+    "SGM": (
+        "sdxl", {}, {},
+        "model: {params: {denoiser_config: {params: {scaling_config: {target: sgm.modules.a.VScaling}}}}}",
+        "v_prediction",
+    ),
+    "SGM, EDM": (
+        "sdxl", {}, {},
+        "model: {params: {denoiser_config: {params: {scaling_config: {target: sgm.a.VScalingWithEDMcNoise}}}}}",
+        "EDM",
+    ),
+    "CosXL": ("sdxl", EDM, {}, "", "EDM"),
+    "Playground": ("sdxl", {"edm_std": torch.ones(1), "edm_mean": torch.ones(1)}, {}, "", "EDM"),
+    "EDM by architecture": ("sdxl", {}, {"modelspec.architecture": "stable-diffusion-xl-v1-edm"}, "", "EDM"),
+    "two statements": ("sd1", {"v_pred": MARK}, {"modelspec.prediction_type": "epsilon"}, "", "two things"),
+    "unknown word": ("sd1", {}, {"modelspec.prediction_type": "flow"}, "", "'flow'"),
+    "part of a model": ("sd1", {}, {"modelspec.timestep_range": "0,200"}, "", "0,200"),
+    "no YAML": ("sd1", {}, {}, "model: [", "model.yaml"),
+    "strange numbers": ("sd1", {}, {}, "model: {params: {linear_start: many}}", "linear_start"),
+    "pure noise and eps": ("sd1", {"ztsnr": MARK}, {}, "", "ztsnr"),
+    "a schedule of its own": ("sd1", {"alphas_cumprod": torch.linspace(1, 0, 1000)}, {}, "", "alphas_cumprod"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_published")
+@pytest.mark.parametrize("case", STATEMENTS)
+def test_what_a_file_says_of_itself_is_obeyed_or_refused(case: str, folders: Callable[[str], Path], tmp_path: Path):
+    family, extra, metadata, yaml, expected = STATEMENTS[case]
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    checkpoint, path = to_compvis(opened(folders(family))), tmp_path / "model.safetensors"
+    save_file(checkpoint, path)
+    plain = load_single_file(path).scheduler.config.prediction_type
+    assert plain == ("v_prediction" if family == "sd2" else "epsilon"), "control: nothing is said"
+    save_file(checkpoint | extra, path, metadata)
+    if yaml:
+        path.with_suffix(".yaml").write_text(yaml)
+    if expected in ("epsilon", "v_prediction", "sample"):
+        assert load_single_file(path).scheduler.config.prediction_type == expected
+    else:
+        with pytest.raises(ModelError, match=expected) as caught:
+            load_single_file(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("small_published")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_schedule_that_ends_in_pure_noise_is_used(family: str, folders: Callable[[str], Path], tmp_path: Path):
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    checkpoint, path = to_compvis(opened(folders(family))), tmp_path / "model.safetensors"
+    written(checkpoint, path, v_pred=MARK, ztsnr=MARK)
+    scheduler = load_single_file(path).scheduler
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert float(scheduler.alphas_cumprod[-1]) < 1e-6
+    written(checkpoint, path, v_pred=MARK)
+    assert float(load_single_file(path).scheduler.alphas_cumprod[-1]) > 1e-3, "control"
+
+
+@pytest.mark.usefixtures("small_published")
+def test_a_yaml_beside_the_file_sets_schedule_and_scale(folders: Callable[[str], Path], tmp_path: Path):
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    path = written(to_compvis(opened(folders("sd1"))), tmp_path / "model.safetensors")
+    path.with_suffix(".yaml").write_text("model: {params: {linear_start: 0.001, linear_end: 0.02, scale_factor: 0.5}}")
+    found = load_single_file(path)
+    assert (found.scheduler.config.beta_start, found.scheduler.config.beta_end) == (0.001, 0.02)
+    assert found.vae.config.scaling_factor == 0.5
+
+
+@pytest.mark.usefixtures("small_published")
+def test_metadata_give_the_size_and_tell_the_layer(
+    folders: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    checkpoint, path = to_compvis(opened(folders("sd1"))), tmp_path / "model.safetensors"
+    for said, sample_size in (("768x768", 96), ("768x512", 8), ("0x0", 8), ("many", 8)):
+        save_file(checkpoint, path, {"modelspec.resolution": said, "modelspec.encoder_layer": "2"})
+        assert load_single_file(path).unet.config.sample_size == sample_size
+    with caplog.at_level(logging.WARNING, "mu"):
+        load_diffusion(path, device="cpu", clip_skip=2)
+        assert not caplog.records, "control"
+        load_diffusion(path, device="cpu")
+    assert "clip_skip 2" in caplog.text
+
+
+@pytest.mark.parametrize("names", [("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")])
+def test_the_autoencoders_attention_may_have_the_names_of_diffusers(
+    names: tuple[str, ...], folders: Callable[[str], Path], tmp_path: Path
+):
+    checkpoint = to_compvis(opened(folders("sd1")))
+    for old, new in zip(("q", "k", "v", "proj_out"), names, strict=True):
+        for name in [name for name in checkpoint if f".mid.attn_1.{old}." in name]:
+            checkpoint[name.replace(f".{old}.", f".{new}.")] = checkpoint.pop(name).squeeze()
+    assert not any(".mid.attn_1.q." in name for name in checkpoint), "control: the usual names are gone"
+    found = load_single_file(written(checkpoint, tmp_path / "model.safetensors"), configs=folders("sd1"))
+    assert same(weights(found), weights(opened(folders("sd1"))))
 
 
 def test_the_prediction_type_is_set_in_a_given_scheduler(folders: Callable[[str], Path], tmp_path: Path):

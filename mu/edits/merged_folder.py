@@ -1,0 +1,255 @@
+"""Write a merged model's folder: the source's own files, with the changed tensors alone replaced.
+
+Components that an edit does not touch are copied byte for byte, also those that mu does not load (a safety checker).
+A changed tensor keeps the number type of the file. Weights in a form that cannot be changed in place (pickles, copies
+for other frameworks) are left out, because they would still hold what was erased.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mu.core.errors import ModelError
+from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
+from mu.models.parameters import BEFORE_EDITS, EditableModel, find_parameter
+from mu.models.places import PIPELINE
+
+WEIGHTS = SUFFIXES | {".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".gguf", ".xml", ".tflite", ".ot"}
+"""Endings of files that hold weights."""
+TEXTS = {"", ".md", ".txt", ".json"}
+"""Endings of the files of a pipeline's own folder that are copied: its licence and its card."""
+ROUNDED_AWAY = 0.1
+"""A warning names the share of an edit that the number type of the file rounds away, from this share on."""
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+log = logging.getLogger("mu")
+
+
+@dataclass
+class Rounding:
+    """Squared norms of the deltas, and of what is lost of them."""
+
+    lost: float = 0.0
+    whole: float = 0.0
+
+    def add(self, wanted: Tensor, found: Tensor, shift: Tensor) -> None:
+        self.lost += float((wanted - found.float()).square().sum())
+        self.whole += float(shift.square().sum())
+
+    @property
+    def share(self) -> float:
+        return (self.lost / self.whole) ** 0.5 if self.whole else 0.0
+
+
+@dataclass
+class Merged:
+    """A model with its edits applied, their deltas by parameter, and its module of each component."""
+
+    model: EditableModel
+    deltas: Mapping[str, Tensor]
+    rounding: Rounding = field(default_factory=Rounding)
+
+    def __post_init__(self) -> None:
+        self.shifts = {id(find_parameter(self.model, name)): shift for name, shift in self.deltas.items()}
+
+    def changes(self, module: nn.Module) -> bool:
+        return any(id(parameter) in self.shifts for parameter in module.parameters())
+
+    def value(self, source: Tensor, parameter: Tensor) -> Tensor | None:
+        """What replaces ``source``, a tensor of the file of which ``parameter`` was loaded; None if it is unchanged."""
+        now = parameter.detach().cpu().reshape(source.shape)
+        loaded = source.to(now.dtype)
+        if torch.equal(now, loaded):
+            return None
+        shift, base = self.shifts.get(id(parameter)), getattr(parameter, BEFORE_EDITS, parameter)
+        if shift is None or not torch.equal(base.detach().cpu().reshape(source.shape), loaded):
+            return now.to(source.dtype)  # it was also changed by others than the edits
+        shift = shift.float().cpu().reshape(source.shape)
+        wanted = source.float() + shift
+        self.rounding.add(wanted, wanted.to(source.dtype), shift)
+        return wanted.to(source.dtype)
+
+
+def write_pipeline(merged: Merged, pipeline: Any, modules: Mapping[str, nn.Module], source: Path, target: Path) -> None:
+    """Write the merged diffusers folder ``target``; ``source`` is the folder that the model was loaded from.
+
+    Raises `ModelError` if ``source`` lacks a component that its index lists.
+    """
+    index = json.loads((source / PIPELINE).read_text(encoding="utf-8"))
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2 and kind[1] is not None]
+    for part in parts:
+        if not (source / part).is_dir():
+            raise ModelError(
+                f"{source} lacks the {part} that its {PIPELINE} lists: copy it too, or set it there to [null, null]"
+            )
+        if part in modules:
+            _write_part(merged, modules[part], source / part, target / part)
+        else:
+            _copy(source / part, target / part)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.suffix.lower() in TEXTS:
+            shutil.copyfile(file, target / file.name)
+    _write_scheduler(pipeline.scheduler, source, target)
+    clean(target)
+
+
+def write_model(merged: Merged, module: nn.Module, source: Path, target: Path) -> None:
+    """Write the merged transformers folder ``target``, as `write_pipeline` does for a pipeline."""
+    _write_part(merged, module, source, target)
+    clean(target)
+
+
+def clean(folder: Path) -> None:
+    """Take paths of this machine out of the JSON files of ``folder``."""
+    for file in folder.rglob("*.json"):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if isinstance(content, dict) and _is_place(content.get("_name_or_path")):
+            del content["_name_or_path"]
+            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cast_files(folder: Path, dtype: torch.dtype) -> None:
+    """Cast the floating-point tensors of every safetensors file in ``folder``."""
+    for file in folder.rglob("*.safetensors"):
+        tensors = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
+        }
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        save_file(tensors, file, metadata)
+
+
+def main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The number type of most numbers in ``tensors``; None if none is a floating-point number."""
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)
+
+
+def _is_place(name: Any) -> bool:
+    return isinstance(name, str) and (
+        name.startswith(("/", "~", ".", "\\")) or name[1:3] in (":\\", ":/") or name.count("/") > 1 or "\\" in name
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the files of a folder, without hidden ones; the content of links, not the links."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.name.startswith("."):
+            continue
+        if file.is_dir():
+            _copy(file, target / file.name)
+        else:
+            shutil.copyfile(file, target / file.name)
+
+
+def _write_part(merged: Merged, module: nn.Module, source: Path, target: Path) -> None:
+    """Write the folder of one model. A model without changes is copied."""
+    target.mkdir(parents=True, exist_ok=True)
+    found = _Names(module)
+    files = [file for file in sorted(source.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    replaced = {file: _replaced(merged, file, found) for file in files if file.suffix.lower() == ".safetensors"}
+    if not any(replaced.values()) and not merged.changes(module):
+        _copy(source, target)
+        return
+    whole = found.seen >= {id(parameter) for parameter in module.parameters() if id(parameter) in merged.shifts}
+    for file in files:
+        if file.suffix.lower() not in WEIGHTS:
+            if whole or not file.name.endswith(".index.json"):
+                shutil.copyfile(file, target / file.name)
+        elif whole and replaced.get(file) is not None:
+            _write_changed(file, target / file.name, replaced[file] or {})
+    if not whole:
+        _write_anew(module, files, target)
+
+
+class _Names:
+    """The parameters of a module by the names in files, which differ between versions of the libraries."""
+
+    def __init__(self, module: nn.Module):
+        self.parameters: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        self.seen: set[int] = set()
+        """Ids of the parameters that were found in a file."""
+
+    def find(self, name: str, shape: torch.Size) -> Tensor | None:
+        head, _, kind = name.rpartition(".")
+        block, _, layer = head.rpartition(".")
+        tries: list[str] = [name, name.replace("text_model.", "", 1), f"text_model.{name}", f"model.{name}"]
+        if layer in _OLD_ATTENTION:
+            tries.append(f"{block}.{_OLD_ATTENTION[layer]}.{kind}")
+        parameter = next((self.parameters[each] for each in tries if each in self.parameters), None)
+        if parameter is None or parameter.numel() != shape.numel():
+            return None
+        self.seen.add(id(parameter))
+        return parameter
+
+
+def _replaced(merged: Merged, file: Path, names: _Names) -> dict[str, Tensor] | None:
+    """The changed tensors of ``file`` by name; None if it holds none of the model's."""
+    changed, known = {}, False
+    with safe_open(file, "pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            source = opened.get_tensor(name)
+            parameter = names.find(name, source.shape)
+            if parameter is None:
+                continue
+            known = True
+            if (value := merged.value(source, parameter)) is not None:
+                changed[name] = value
+    return changed if known else None
+
+
+def _write_changed(source: Path, target: Path, changed: Mapping[str, Tensor]) -> None:
+    """Copy a safetensors file and put the tensors ``changed`` in their places; all other bytes are the same."""
+    shutil.copyfile(source, target)
+    with target.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        for name, value in changed.items():
+            start, end = header[name]["data_offsets"]
+            content = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            assert len(content) == end - start, "the same number type and shape"
+            file.seek(8 + size + start)
+            file.write(content)
+
+
+def _write_anew(module: Any, files: list[Path], target: Path) -> None:
+    """Write the weights with the module's own library, in the number type of its ``files``."""
+    weights = [file for file in files if file.suffix.lower() in SUFFIXES]
+    dtype = main_dtype(read_state_dict(weights[0])) if weights else None
+    copied = copy.deepcopy(module)
+    copied.to(dtype or next(module.parameters()).dtype).save_pretrained(target)
+
+
+def _write_scheduler(scheduler: Any, source: Path, target: Path) -> None:
+    """Write the scheduler if it is not the source's: its class or a setting was changed after loading."""
+    original = type(scheduler).from_pretrained(source, subfolder="scheduler", local_files_only=True)
+    index = json.loads((source / PIPELINE).read_text(encoding="utf-8"))
+    own = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    changed = {key: value for key, value in own.items() if original.config.get(key) != value}
+    file = target / "scheduler" / "scheduler_config.json"
+    if index["scheduler"][1] != type(scheduler).__name__:
+        scheduler.save_pretrained(target / "scheduler")
+        index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        (target / PIPELINE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    elif changed:
+        content = json.loads(file.read_text(encoding="utf-8")) | changed
+        file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,103 @@
+"""Open folders of diffusers and transformers. Every tensor of a model must be in its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mu.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+LIBRARIES = ("diffusers", "transformers")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_PLAIN = re.compile(rf"({'|'.join(STEMS)})(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_VARIANT = re.compile(
+    rf"({'|'.join(STEMS)})\.([\w-]+?)(-\d+-of-\d+)?\.(safetensors|bin)|"
+    rf"({'|'.join(STEMS)})\.(safetensors|bin)\.index\.([\w-]+)\.json"
+)
+
+
+def variant_of(files: Iterable[str], where: str) -> str | None:
+    """The variant (``fp16``, ``ema``, ...) of the weights among the names ``files``; None if plain ones are there.
+
+    Raises `ModelError` for several variants without plain weights.
+    """
+    names = list(files)
+    if any(_PLAIN.fullmatch(name) for name in names):
+        return None
+    found = sorted({match[2] or match[7] for name in names if (match := _VARIANT.fullmatch(name))})
+    if len(found) > 1:
+        raise ModelError(
+            f"{where} has the weights of several variants ({', '.join(found)}): keep one of them in its folder"
+        )
+    return found[0] if found else None
+
+
+def open_pipeline(folder: Path) -> DiffusionPipeline:
+    """Open the diffusers folder ``folder`` in float32, without its safety checker.
+
+    Raises `ModelError` for a part that lacks a tensor. Other errors are those of diffusers and transformers.
+    """
+    from diffusers import DiffusionPipeline
+
+    index = DiffusionPipeline.load_config(str(folder), local_files_only=True)
+    parts: dict[str, Any] = {"safety_checker": None}
+    for part, kind in index.items():
+        if part in ("unet", "vae") or part.startswith("text_encoder"):
+            library, name = kind if isinstance(kind, list | tuple) and len(kind) == 2 else (None, None)
+            if library in LIBRARIES and name is not None:
+                parts[part] = open_part(getattr(import_module(library), name), folder / part)
+    return DiffusionPipeline.from_pretrained(
+        str(folder), local_files_only=True, torch_dtype=torch.float32, requires_safety_checker=False, **parts
+    )
+
+
+LARGEST, DEEPEST = 10**8, 1000
+"""Largest whole number, and largest number of layers, in the config of a model: larger ones exhaust the memory."""
+
+
+def _check_sizes(file: Path) -> None:
+    """Raise `ModelError` if the config ``file`` asks for a model beyond any machine. A missing file is left to others."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    left: list[tuple[str, Any]] = [("", content)]
+    while left:
+        key, value = left.pop()
+        if isinstance(value, dict):
+            left += [(str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(key, inner) for inner in value]
+        elif isinstance(value, int) and abs(value) > (DEEPEST if "layers" in key else LARGEST):
+            raise ModelError(f"{file} has {key[:60]} = {str(value)[:40]}, which no machine holds: copy it again")
+
+
+def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Open a model of the class ``kind``, diffusers' or transformers', with the weights in ``folder``.
+
+    Raises `ModelError` if a tensor is missing or has another shape: the libraries fill it with random numbers.
+    """
+    _check_sizes(folder / "config.json")
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
+    options["variant"] = variant_of(names, str(folder))
+    if not any(".safetensors" in name for name in names) and any(name.endswith(".bin") for name in names):
+        options["use_safetensors"] = False  # else diffusers prints an error before it takes the pickle
+    named = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
+    module, told = kind.from_pretrained(str(folder), **{named: dtype}, **options)
+    missing = sorted(told["missing_keys"])
+    other = sorted(str(each[0] if isinstance(each, tuple) else each) for each in told["mismatched_keys"])
+    for names, what in ((missing, "lacks"), (other, "has another shape than its config states in")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(f"the model in {folder} {what} the tensor {names[0]}{more}: copy it again")
+    return module
