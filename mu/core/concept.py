@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -30,6 +31,8 @@ class Concept(str):
         words = " ".join(text.split())
         if not folded(words):
             raise DataError("the concept is empty: give the text to erase, like 'neon style' or 'Van Gogh'")
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in words):
+            raise DataError(f"the concept {words!r} holds control characters: give it as text")
         if "," in words:
             raise DataError(f"the concept {words!r} has a comma: give several concepts each on its own, without commas")
         return super().__new__(cls, words)

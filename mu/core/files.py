@@ -7,11 +7,15 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mu.core.errors import OutputError
+
+
+PARTIAL = ".partial-"
+"""Prefix of a file that is being written."""
 
 
 @contextmanager
@@ -41,7 +45,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.stem[:60]}-", suffix=path.suffix)
     os.close(handle)
     partial = Path(name)
     try:
@@ -59,9 +63,17 @@ def _umask() -> int:
     return mask
 
 
+def sweep(folder: Path) -> None:
+    """Delete the partial files that killed processes left in ``folder``. Only for who holds its lock."""
+    for partial in folder.glob(f"{PARTIAL}*"):
+        with suppress(OSError):
+            partial.unlink()
+
+
 def write_text(path: Path | str, text: str) -> None:
+    """Write ``text`` as UTF-8. A lone surrogate, which UTF-8 cannot hold, is written escaped."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def slug(text: str) -> str:

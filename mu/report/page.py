@@ -6,13 +6,17 @@ import shlex
 from dataclasses import dataclass
 
 from mu.core.errors import DataError
-from mu.core.records import Origin, Prompt, read_record
+from mu.core.records import Origin, Prompt, read_record, read_text
 from mu.core.run import RunDirectory
 from mu.report.curves import Curve, logged
 from mu.report.figures import short
 from mu.report.images import Grid, Group, grids, paired
 from mu.report.layer_figures import LayerFigure, LayerSearch, layer_figures
 from mu.report.measures import Measure, SuiteScores, measured
+
+
+LONGEST_SETTINGS = 2**20
+"""Bytes of the longest settings that are shown."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def read_page(run: RunDirectory) -> Page:
         curves=curves,
         constants=constants,
         plots=_plots(run),
-        config=run.config.read_text(encoding="utf-8", errors="replace") if run.config.exists() else "",
+        config=read_text(run.config, errors="replace", largest=LONGEST_SETTINGS) if run.config.exists() else "",
         evaluate=f"mu evaluate {shlex.quote(str(run.folder))}",
     )
 
@@ -96,7 +100,7 @@ def _facts(run: RunDirectory, origin: Origin) -> list[str]:
     facts = [f"method {origin.method}"] if origin.method else []
     if origin.seconds is not None:
         facts.append(f"found in {_duration(origin.seconds)}")
-    if run.edit.exists():
+    if run.edit.is_file():
         facts.append(f"edit file of {_size(run.edit.stat().st_size)}")
     return facts
 
