@@ -128,28 +128,30 @@ def checked(path: Path | str, content: Any, kind: Any, key: str = "") -> Any:
     raise DataError(f"{path}: {f'{place}: ' if place else ''}{found[1]}: repair it or make it again")
 
 
+def parse_json(text: str) -> Any:
+    """The content of a JSON text. Raises `ValueError` if it is not JSON, or holds what `checked` refuses."""
+    content = from_json(text)
+    if found := _unsound(content):
+        raise ValueError(": ".join(filter(None, found)))
+    return content
+
+
 def _unsound(content: Any) -> tuple[str, str] | None:
-    """The place of the first value that JSON may hold and this package does not take, and what is wrong with it."""
+    """The place of a number beyond 64 bits, which no setting means, and what is wrong with it; None without one."""
     left: list[tuple[tuple[Any, ...], Any]] = [((), content)]
     while left:
         place, value = left.pop()
-        wrong = ""
         match value:
             case dict():
                 left += [((place, key), below) for key, below in value.items()]
-                wrong = "a name has a NUL character" if any("\0" in key for key in value) else ""
             case list():
                 left += [((place, k), below) for k, below in enumerate(value)]
-            case str() if "\0" in value:
-                wrong = "the text has a NUL character"
             case int() if not -(2**63) <= value < 2**64:
-                wrong = "the number is beyond 64 bits"
-        if wrong:
-            parts: list[str] = []
-            while place:
-                place, part = place
-                parts.append(str(part))
-            return ".".join(reversed(parts)), wrong
+                parts: list[str] = []
+                while place:
+                    place, part = place
+                    parts.append(str(part))
+                return ".".join(reversed(parts)), "the number is beyond 64 bits"
     return None
 
 

@@ -65,8 +65,7 @@ def test_paths_that_leave_the_run_are_refused(
     run.report.unlink()
     with pytest.raises(DataError) as refused:
         write_report(run)
-    told = "images.0: the text has a NUL" if "\0" in name else repr(name)
-    assert told in str(refused.value) and str(run.folder) in str(refused.value)
+    assert repr(name) in str(refused.value) and str(run.folder) in str(refused.value)
     assert not run.report.exists()
 
 
