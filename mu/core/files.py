@@ -13,7 +13,6 @@ from typing import Any
 
 from mu.core.errors import OutputError
 
-
 PARTIAL = ".partial-"
 """Prefix of a file that is being written."""
 

@@ -14,7 +14,6 @@ from mu.report.images import Grid, Group, grids, paired
 from mu.report.layer_figures import LayerFigure, LayerSearch, layer_figures
 from mu.report.measures import Measure, SuiteScores, measured
 
-
 LONGEST_SETTINGS = 2**20
 """Bytes of the longest settings that are shown."""
 
