@@ -10,7 +10,7 @@ import typer
 
 from mu.cli.options import Device, Overwrite, Resume, pairs
 from mu.core.errors import ConfigError
-from mu.core.files import slug
+from mu.core.files import fitting, slug
 
 if TYPE_CHECKING:
     from mu.core.algorithm import Algorithm, Found
@@ -162,4 +162,4 @@ def _draw(found: Found, model: Any, prompts: list[str] | None) -> None:
 
 def _folder(concepts: Sequence[str]) -> str:
     """``neon style`` and ``star`` -> ``neon-style+star``."""
-    return "+".join(slug(concept) or "concept" for concept in concepts)
+    return fitting("+".join(slug(concept) or "concept" for concept in concepts))

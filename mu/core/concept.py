@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -12,7 +11,12 @@ from pydantic import AfterValidator
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import Self
 
-from mu.core.errors import DataError
+from mu.core.documents import control_character, is_unicode
+from mu.core.errors import DataError, quoted
+from mu.core.files import fitting
+
+LONGEST = 400
+"""Letters of a concept. The text encoders of Stable Diffusion read 75 tokens."""
 
 
 class Concept(str):
@@ -22,19 +26,24 @@ class Concept(str):
     underscores stay as typed. A comma is not allowed, because two concepts must be given as two. Two concepts are the
     same if their `folded` texts are equal. Data sets and files write blanks as underscores: `named` reads those.
 
-    Raises `DataError` if the value is not text, contains a comma, or is empty (underscores alone count as empty).
+    Raises `DataError` if the value is not text, contains a comma or a control character, has more than `LONGEST`
+    letters, or is empty (underscores alone count as empty).
     """
 
     def __new__(cls, text: object) -> Self:
         if not isinstance(text, str):
-            raise DataError(f"a concept must be text, not {text!r}")
+            raise DataError(f"a concept must be text, not {quoted(text)}")
         words = " ".join(text.split())
         if not folded(words):
             raise DataError("the concept is empty: give the text to erase, like 'neon style' or 'Van Gogh'")
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in words):
-            raise DataError(f"the concept {words!r} holds control characters: give it as text")
+        if len(words) > LONGEST:
+            raise DataError(f"the concept {quoted(words)} has {len(words)} letters: give at most {LONGEST}")
+        if control_character(words) or not is_unicode(words):
+            raise DataError(f"the concept {quoted(words)} has a control character or is not Unicode text: type it anew")
         if "," in words:
-            raise DataError(f"the concept {words!r} has a comma: give several concepts each on its own, without commas")
+            raise DataError(
+                f"the concept {quoted(words)} has a comma: give several concepts each on its own, without commas"
+            )
         return super().__new__(cls, words)
 
     @classmethod
@@ -51,12 +60,12 @@ class Concept(str):
         """The concept's file name without ending: "Robert Downey Jr." is ``Robert_Downey_Jr``.
 
         Keeps letters of any script, digits, points and hyphens; anything else between them becomes one underscore.
-        Raises `DataError` if no letter or digit remains.
+        At most 150 bytes, see `mu.core.files.fitting`. Raises `DataError` if no letter or digit remains.
         """
         stem = re.sub(r"[^\w.-]+", "_", self.named(self)).strip("_.-")
         if not stem:
-            raise DataError(f"{str(self)!r} has no letters to name a file by: give a concept with letters")
-        return stem
+            raise DataError(f"{quoted(str(self))} has no letters to name a file by: give a concept with letters")
+        return fitting(stem)
 
     @classmethod
     def _setting(cls, value: object) -> Self:

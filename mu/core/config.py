@@ -21,15 +21,18 @@ from pydantic.fields import FieldInfo
 from pydantic.functional_validators import ModelWrapValidatorHandler
 from typing_extensions import Self
 
-from mu.core.errors import ConfigError, nearest
+from mu.core.documents import DEEPEST, check_settings, parse_yaml
+from mu.core.errors import ConfigError, nearest, quoted
+from mu.core.files import read_text
 
 
 class BaseConfig(BaseModel):
     """Base of every method's settings. Each field has a description with its consequence and unit."""
 
     model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, protected_namespaces=(), use_attribute_docstrings=True
-    )
+        extra="forbid", validate_assignment=True, protected_namespaces=(), use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )  # fmt: skip
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of settings, mapped to their present ones, so that old files and scripts still work."""
@@ -37,18 +40,17 @@ class BaseConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _by_present_names(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or not cls.renamed.keys() & values.keys():
-            return values
-        old = {cls.renamed[name]: value for name, value in values.items() if name in cls.renamed}
-        return _merge({name: value for name, value in values.items() if name not in cls.renamed}, old)
+        return _under_present_names(cls, values) if isinstance(values, Mapping) else values
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Self:
         """Validate plain values with nested or dotted overrides on top.
 
         Raises `ConfigError`, one line that names the key."""
+        values = _under_present_names(cls, values)
         for layer in overrides:
-            values = cls.put(values, layer)
+            values = cls.put(values, _under_present_names(cls, _merge({}, layer)))
+        check_settings(values, lambda place, trouble: ConfigError(f"{place or cls.__name__}: {trouble}"))
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
@@ -117,14 +119,20 @@ def fields_of(config: type[BaseModel]) -> dict[str, FieldInfo]:
     return {**config.model_fields, **old}
 
 
-def _with_a_place(templates: list[str]) -> list[str]:
-    if any(template.count("{}") != 1 for template in templates):
-        raise ValueError("each template needs exactly one {}")
-    return templates
+def _with_a_place(template: str) -> str:
+    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+        raise ValueError("a template needs exactly one {} and no other braces")
+    return template
 
 
-Templates = Annotated[list[str], AfterValidator(_with_a_place)]
-"""Type of a setting that holds prompt templates, each with one ``{}`` for the concept."""
+Template = Annotated[str, AfterValidator(_with_a_place)]
+Templates = list[Template]
+"""Type of a setting that holds prompt templates, each with one ``{}`` for the concept; see `filled`."""
+
+
+def filled(template: str, text: str) -> str:
+    """``template`` with ``text`` for its ``{}``. Nothing else in it has a meaning, and ``text`` is taken as it is."""
+    return template.replace("{}", text)
 
 
 def _listed(value: Any) -> Any:
@@ -137,6 +145,10 @@ Devices = Annotated[str, BeforeValidator(_listed)]
 """Type of a setting that names devices; numbers and lists become text."""
 
 
+LARGEST_SETTINGS = 2**20
+"""Bytes of a settings file: 1 MiB. All settings of a method have 20 KiB."""
+
+
 def read_settings(path: Path | str) -> dict[str, Any]:
     """The keys and values of a YAML file, not validated. Raises `ConfigError` if it holds anything else."""
     values = read_yaml(path)
@@ -147,20 +159,8 @@ def read_settings(path: Path | str) -> dict[str, Any]:
 
 def read_yaml(path: Path | str) -> Any:
     """The content of a YAML file; an empty file is ``{}``. Raises `ConfigError` if it is missing or not YAML."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"config file {path} is not UTF-8 text: save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"config file {path} cannot be read: {error.strerror or error}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        raise ConfigError(f"config file {path} is not YAML{f' (line {where.line + 1})' if where else ''}") from None
+    text = read_text(path, "config file", largest=LARGEST_SETTINGS, error=ConfigError)
+    values = parse_yaml(text, f"config file {path}")
     return {} if values is None else values
 
 
@@ -186,7 +186,10 @@ def values_set(config: BaseModel, *, old: bool = True) -> dict[str, Any]:
 def _merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(values)
     for key, value in layer.items():
-        key, _, rest = str(key).partition(".")
+        key = str(key)
+        if key.count(".") > DEEPEST:
+            raise ConfigError(f"unknown setting {quoted(key)}: it has more than {DEEPEST} parts")
+        key, _, rest = key.partition(".")
         if rest:
             value = {rest: value}
         if isinstance(value, BaseModel):
@@ -196,6 +199,25 @@ def _merge(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any
             value = _merge(below if isinstance(below, Mapping) else {}, value)
         merged[key] = value
     return merged
+
+
+def _under_present_names(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with former names replaced, here and in all sections.
+
+    Raises `ConfigError` if a setting is given under both names."""
+    renamed = cls.renamed if issubclass(cls, BaseConfig) else {}
+    for old, new in renamed.items():
+        if old in values and new in values:
+            raise ConfigError(f"{old!r} is the former name of {new!r}, and both are given: remove {old!r}")
+    present: dict[str, Any] = {}
+    for name, value in values.items():
+        name = renamed.get(name, name)
+        field = cls.model_fields.get(name)
+        inner = field.annotation if field else None
+        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            value = _under_present_names(inner, value)
+        present[name] = value
+    return present
 
 
 def _section(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
@@ -218,7 +240,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
     first, *others = error.errors()
-    name = ".".join(str(part) for part in first["loc"]) or cls.__name__
+    name = _shortened(".".join(str(part) for part in first["loc"])) or cls.__name__
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         section = _section(cls, first["loc"])
@@ -228,7 +250,11 @@ def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("value_error", "missing"):
         return f"{name}: {message}{more}"
-    return f"{name}: {message}, got {first['input']!r}{more}"
+    return f"{name}: {message}, got {quoted(first['input'])}{more}"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 100 else f"{name[:80]}..."
 
 
 def _yaml_lines(config: BaseModel, comments: bool, depth: int) -> list[str]:

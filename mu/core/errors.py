@@ -15,6 +15,7 @@ Each message is one line that says what is wrong and what to do:
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 LONGEST = 400
@@ -68,7 +69,23 @@ class MissingDependency(MuError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` if a similar name is known, else the known names."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name[:200], known, n=1)
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" Known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}." if known else ""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlong = 40
+
+
+def quoted(value: object) -> str:
+    """``repr(value)`` for a message: its middle is left out if it is long, and control characters are escaped."""
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return f"a number of {value.bit_length()} bits"  # more than 4,300 digits have no repr
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 160 else f"{text[:150]}..."

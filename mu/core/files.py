@@ -1,17 +1,22 @@
-"""Atomic file writes: a killed process leaves the old file or the new one, never half a file."""
+"""Atomic file writes: a killed process leaves the old file or the new one, never half a file. Bounded file reads."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mu.core.errors import OutputError
+from mu.core.errors import DataError, MuError, OutputError, quoted
+
+LARGEST = 2**28
+"""Bytes that a text file may have: 256 MiB, more than the caption lists of a million images."""
 
 PARTIAL = ".partial-"
 """Prefix of a file that is being written."""
@@ -75,9 +80,69 @@ def write_text(path: Path | str, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def check_regular(
+    path: Path | str, what: str = "", *, largest: int | None = None, error: type[MuError] = DataError
+) -> None:
+    """Raise ``error`` if ``path`` is missing, is no file (a folder, FIFO or device) or is larger than ``largest`` bytes.
+
+    It does not open ``path``, since opening a FIFO waits for a writer. ``what`` says what the file is for.
+    """
+    name = f"{what} {path}".strip()
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        raise error(f"{name} does not exist") from None
+    except ValueError:  # a NUL character
+        raise error(f"{what or 'the path'} {quoted(str(path))} is not a file name".strip()) from None
+    except OSError as trouble:
+        raise error(f"cannot read {name}: {trouble.strerror or trouble}") from None
+    if stat.S_ISDIR(state.st_mode):
+        raise error(f"cannot read {name}: it is a folder, name a file")
+    if not stat.S_ISREG(state.st_mode):
+        raise error(f"cannot read {name}: it is a pipe or a device, name a file")
+    if largest is not None and state.st_size > largest:
+        raise error(f"{name} has {state.st_size} bytes, and at most {largest} can be read: is it the right file?")
+
+
+def read_bytes(path: Path | str, what: str = "", *, largest: int = LARGEST, error: type[MuError] = DataError) -> bytes:
+    """The content of a file. Raises ``error`` as `check_regular` does, and if the file cannot be read."""
+    check_regular(path, what, largest=largest, error=error)
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(largest)
+    except OSError as trouble:
+        raise error(f"cannot read {f'{what} {path}'.strip()}: {trouble.strerror or trouble}") from None
+
+
+def read_text(path: Path | str, what: str = "", *, largest: int = LARGEST, error: type[MuError] = DataError) -> str:
+    """The text of a UTF-8 file, without a byte order mark. Line ends stay as they are.
+
+    Raises ``error`` as `read_bytes` does, and for other encodings and NUL characters.
+    """
+    name = f"{what} {path}".strip()
+    try:
+        text = read_bytes(path, what, largest=largest, error=error).decode("utf-8-sig")
+    except UnicodeDecodeError as trouble:
+        raise error(f"{name} is not UTF-8 text (byte {trouble.start}): save it as UTF-8") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise error(f"{name} is not text: line {line} has a NUL character")
+    return text
+
+
 def slug(text: str) -> str:
     """``text`` for use in a file name: ``pop art!`` -> ``pop-art``. At most 60 characters; may be empty."""
     return re.sub(r"[^\w.]+", "-", text)[:60].strip("-.")
+
+
+def fitting(stem: str, longest: int = 150) -> str:
+    """``stem`` as a file name's stem of at most ``longest`` bytes; a longer one is cut and ends in a hash of the whole.
+
+    File systems allow 255 bytes for a name; mu adds its own beginnings and endings."""
+    if len(stem.encode()) <= longest:
+        return stem
+    digest = hashlib.blake2b(stem.encode(), digest_size=4).hexdigest()
+    return stem.encode()[: longest - len(digest) - 1].decode(errors="ignore") + "-" + digest
 
 
 def write_json(path: Path | str, content: Any) -> None:

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 from rich.logging import RichHandler
 
 from mu.core.algorithm import Algorithm
 from mu.core.config import BaseConfig, fields_of
-from mu.core.errors import ConfigError, MuError, one_line
+from mu.core.documents import parse_yaml
+from mu.core.errors import MuError, one_line, quoted
 from mu.core.tracking import KINDS
 
 
@@ -125,10 +125,7 @@ def parsed(config: type[BaseConfig], options: dict[str, str]) -> dict[str, Any]:
     """Parse flag values as YAML (``[a, b]``, ``1e-4``, ``null``), except for settings that are text."""
     values: dict[str, Any] = {}
     for name, text in options.items():
-        try:
-            values[name] = text if _is_text(config, name) else yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"{name}: {text!r} is not YAML") from None
+        values[name] = text if _is_text(config, name) else parse_yaml(text, f"{name}: {quoted(text)}")
     return values
 
 

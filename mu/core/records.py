@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic_core import from_json
 from typing_extensions import Self
 
+from mu.core.documents import parse_json
 from mu.core.errors import DataError
+from mu.core.files import read_text
 
 T = TypeVar("T")
-
-LARGEST = 2**28
-"""Bytes of the largest text file that is read."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -84,33 +81,9 @@ class Panel(BaseModel):
         return self
 
 
-def read_text(path: Path, errors: str = "strict", largest: int = LARGEST) -> str:
-    """The text of ``path``. Raises `DataError` if it is missing, too large, not UTF-8, or not a file.
-
-    A pipe or a device under the file's name is refused unopened, because reading it may never end.
-    """
-    try:
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode):
-            raise DataError(f"{path} is not a file: remove what bears that name")
-        if state.st_size > largest:
-            raise DataError(f"{path} has {state.st_size:,} bytes, more than {largest:,}: make it again")
-        return path.read_text(encoding="utf-8", errors=errors)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: is {path.parent} a run's folder?") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text: make it again") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with NUL
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
 def read_json(path: Path) -> Any:
-    """The JSON content of ``path``. Raises `DataError` as `read_text` does, and for a text that is not JSON."""
-    text = read_text(path)
-    try:
-        return from_json(text)
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}): make it again") from None
+    """The JSON content of ``path``. Raises `DataError` as `read_text` and `parse_json` do."""
+    return parse_json(read_text(path), str(path))
 
 
 def checked(path: Path | str, content: Any, kind: Any, key: str = "") -> Any:
@@ -126,14 +99,6 @@ def checked(path: Path | str, content: Any, kind: Any, key: str = "") -> Any:
             found = wrong(error)
     place = ".".join(filter(None, [key, found[0]]))
     raise DataError(f"{path}: {f'{place}: ' if place else ''}{found[1]}: repair it or make it again")
-
-
-def parse_json(text: str) -> Any:
-    """The content of a JSON text. Raises `ValueError` if it is not JSON, or holds what `checked` refuses."""
-    content = from_json(text)
-    if found := _unsound(content):
-        raise ValueError(": ".join(filter(None, found)))
-    return content
 
 
 def _unsound(content: Any) -> tuple[str, str] | None:

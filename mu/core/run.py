@@ -33,14 +33,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic_core import from_json
 
 from mu.core.config import read_yaml
+from mu.core.documents import parse_json
 from mu.core.errors import DataError, OutputError
-from mu.core.files import sweep, write_json, write_text, writing
+from mu.core.files import read_text, sweep, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.metrics import metric_of
-from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record, read_text
+from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record
 from mu.core.scores import Score, Table
 from mu.core.tracking import Tracking, tracked
 
@@ -214,8 +214,8 @@ class RunDirectory:
             return []
         rows = []
         for number, line in enumerate(read_text(self.metrics).split("\n"), start=1):
-            with suppress(ValueError):  # a killed run may leave half a line
-                row = from_json(line)
+            if line and not (line.startswith("{") and not line.endswith("}")):  # a killed run may leave half a line
+                row = parse_json(line, f"{self.metrics}, line {number}")
                 rows.append(checked(self.metrics, row, MetricsRow, f"line {number}").model_dump())
         return rows
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mu.core.config import filled
 from mu.core.errors import DataError, OutputError
 from mu.core.files import atomic_path, check_writing, write_json, writing
 from mu.core.records import Prompt, checked, read_record
@@ -142,7 +143,7 @@ def before_after(
     phrasings, ``retain_prompts`` to three common prompts.
     """
     concepts = [concept for edit in bank.on for concept in edit.info.concepts]
-    targets = list(target_prompts or [phrase.format(c) for c in concepts for phrase in ("{}", "a picture of {}")])
+    targets = list(target_prompts or [filled(phrase, c) for c in concepts for phrase in ("{}", "a picture of {}")])
     retained = list(
         retain_prompts if retain_prompts is not None else ("a picture", "a portrait of a person", "a house, a tree")
     )

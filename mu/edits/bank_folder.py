@@ -22,7 +22,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mu.core.errors import EditError, OutputError
+from mu.core.documents import control_character, is_unicode
+from mu.core.errors import EditError, OutputError, quoted
 from mu.core.files import check_writing, slug, write_json, writing
 from mu.core.lock import locked
 from mu.core.run import versions
@@ -62,6 +63,8 @@ class BankFolder:
         else:
             self._check_claimable()
         for concept in concepts:
+            if control_character(concept) or not is_unicode(concept):
+                raise EditError(f"the concept {quoted(concept)} has a control character: a bank cannot list it")
             if state and (old := state.find(concept)):
                 raise EditError(f"{old.concept!r} is in the bank {self.folder} already: remove the old edit first")
         check_writing(self.json)

@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from mu.core.concept import folded
 from mu.core.config import BaseConfig
+from mu.core.documents import parse_json
 from mu.core.errors import ConfigError, DataError, EditError, nearest
-from mu.core.records import parse_json, read_text
+from mu.core.files import read_bytes, read_text
 
 FORMAT = 1
 
@@ -82,7 +83,7 @@ def read_state(path: Path, log_name: str) -> BankState:
             f"{path.parent} holds no {path.name}: name a bank's folder, or make one with `mu bank add EDIT`"
         )
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(read_text(path, error=EditError), "its content")
         if not isinstance(content, dict):
             raise ConfigError("not keys and values")
         if isinstance(content.get("format"), int) and content["format"] > FORMAT:
@@ -92,9 +93,7 @@ def read_state(path: Path, log_name: str) -> BankState:
             name, count = next(iter(Counter(getattr(entry, what) for entry in state.edits).most_common(1)), ("", 0))
             if count > 1:
                 raise ConfigError(f"{what} {name!r} is listed twice")
-    except DataError as error:
-        raise EditError(str(error)) from None
-    except (ValueError, ConfigError) as error:
+    except (DataError, ConfigError) as error:
         raise EditError(f"{path} is damaged ({error}): put a good copy back; {log_name} lists what was on") from None
     return state
 
@@ -107,17 +106,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    try:
-        lines = read_text(path, errors="replace").split("\n")
-    except DataError as error:
-        raise EditError(str(error)) from None
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_bytes(path, error=EditError).decode(errors="replace").split("\n"), 1):
         if not line:
             continue
         try:
-            row = parse_json(line)
+            row = parse_json(line, "the line")
             rows.append({"reason": _LOG_ROW.validate_python(row).reason, **row})
-        except (ValueError, ValidationError):
+        except (DataError, ValidationError):
             log.warning("line %d of %s is damaged and is skipped", number, path)
     return rows

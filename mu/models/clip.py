@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from typing_extensions import Self
 
 from mu.core.errors import ModelError
-from mu.models.tokenizers import check_vocabulary
+from mu.models.tokenizers import check_concepts, check_vocabulary
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -92,9 +92,17 @@ class ClipModel:
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Token ids (b, n), padded to the longest text, n tokens."""
-        limit = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
-        tokens = self.tokenizer(list(texts), padding=True, max_length=limit, truncation=True, return_tensors="pt")
-        return tokens.input_ids.to(self.device)
+        options = {"padding": True, "max_length": self._length, "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(list(texts), **options).input_ids.to(self.device)
+
+    @property
+    def _length(self) -> int:
+        """Number of tokens that the text encoder reads, with start and end."""
+        return min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+
+    def check_concepts(self, concepts: Iterable[str]) -> None:
+        """Raise `ConfigError` for a concept that is too long for the text encoder."""
+        check_concepts(concepts, self.tokenizer, self._length, self.name)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (b, d) in float32.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from mu.core.errors import ModelError
+from mu.core.errors import ConfigError, ModelError, quoted
 
 STUB = 0.5
 """A tokenizer with a smaller share of its model's tokens is a stub. Some tables are padded by hundreds."""
@@ -22,6 +23,19 @@ def check_vocabulary(tokenizer: Any, embeddings: int, what: str) -> None:
         )
     if len(tokenizer) < STUB * embeddings:
         raise ModelError(f"{what} is incomplete ({len(tokenizer)} of {embeddings} tokens): copy its folder again")
+
+
+def check_concepts(concepts: Iterable[str], tokenizer: Any, length: int, name: str) -> None:
+    """Raise `ConfigError` for a concept of which the text encoder of ``name`` would read only the beginning.
+
+    ``length`` is the number of tokens of a prompt, with its start and end."""
+    for concept in concepts:
+        tokens = len(tokenizer(concept, add_special_tokens=False, verbose=False).input_ids)
+        if tokens > length - 2:
+            raise ConfigError(
+                f"the concept {quoted(str(concept))} has {tokens} tokens, and the text encoder of {name!r} reads "
+                f"{length - 2}: give a shorter one"
+            )
 
 
 def check_length(tokenizer: Any, limit: int, what: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaForConditionalGeneration
 from typing_extensions import Self
 
+from mu.core.config import filled
 from mu.core.errors import ModelError
 from mu.models.clip import pixels_of
 from mu.models.tokenizers import check_vocabulary
@@ -91,7 +92,7 @@ class VisionLanguageModel:
     ) -> list[str]:
         """Answer ``questions[i]`` about image i by greedy decoding. Images: (b, 3, H, W) in 0..1, or PIL images."""
         size = int(self.model.config.vision_config.image_size)
-        texts = [PROMPT.format(question).replace("<image>", "<image>" * self.image_tokens) for question in questions]
+        texts = [filled(PROMPT, question).replace("<image>", "<image>" * self.image_tokens) for question in questions]
         if self.tokenizer.bos_token:
             texts = [self.tokenizer.bos_token + text for text in texts]
         answers: list[str] = []

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError
 from mu.data.celeba import read_celeba
 from mu.data.clip_sets import class_of
@@ -56,7 +57,7 @@ class ZeroShot:
     @property
     def prompts(self) -> list[str]:
         """Every class in every template; the prompts of one class are consecutive."""
-        return [template.format(name) for name in self.classes for template in self.templates]
+        return [filled(template, name) for name in self.classes for template in self.templates]
 
     def weights(self, texts: Tensor) -> Tensor:
         """Class vectors (c, d) from unit vectors of `prompts` (..., c * templates, d): the mean, normalised again."""

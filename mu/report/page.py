@@ -5,17 +5,16 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from mu.core.config import LARGEST_SETTINGS
 from mu.core.errors import DataError
-from mu.core.records import Origin, Prompt, read_record, read_text
+from mu.core.files import read_text
+from mu.core.records import Origin, Prompt, read_record
 from mu.core.run import RunDirectory
 from mu.report.curves import Curve, logged
 from mu.report.figures import short
 from mu.report.images import Grid, Group, grids, paired
 from mu.report.layer_figures import LayerFigure, LayerSearch, layer_figures
 from mu.report.measures import Measure, SuiteScores, measured
-
-LONGEST_SETTINGS = 2**20
-"""Bytes of the longest settings that are shown."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def read_page(run: RunDirectory) -> Page:
         curves=curves,
         constants=constants,
         plots=_plots(run),
-        config=read_text(run.config, errors="replace", largest=LONGEST_SETTINGS) if run.config.exists() else "",
+        config=read_text(run.config, largest=LARGEST_SETTINGS) if run.config.exists() else "",
         evaluate=f"mu evaluate {shlex.quote(str(run.folder))}",
     )
 

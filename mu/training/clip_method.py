@@ -134,6 +134,7 @@ class ClipErasure(Erasure):
             self.model = load(self.config.model, device=self.config.devices)
         if not isinstance(self.model, ClipModel):
             raise ConfigError(f"{self.name} trains both towers of a CLIP, and {self.model.name!r} is not a CLIP")
+        self.model.check_concepts(self.concepts())
         return self.model
 
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from mu.core import compute, loop
-from mu.core.config import BaseConfig, Templates
+from mu.core.config import BaseConfig, Templates, filled
 from mu.core.errors import ConfigError
 from mu.core.run import RunDirectory
 from mu.models import load_diffusion
@@ -53,11 +53,11 @@ class ErasureConfig(DiffusionConfig):
 
     def prompts(self) -> list[str]:
         """Return each template with each concept."""
-        return [_filled(template, concept) for concept in self.concepts for template in self.templates]
+        return [_prompt(template, concept) for concept in self.concepts for template in self.templates]
 
 
-def _filled(template: str, text: str) -> str:
-    return " ".join(template.replace("{}", text).split())
+def _prompt(template: str, text: str) -> str:
+    return " ".join(filled(template, text).split())
 
 
 class AnchoredConfig(ErasureConfig):
@@ -85,7 +85,7 @@ class AnchoredConfig(ErasureConfig):
     def pairs(self) -> list[list[tuple[str, str]]]:
         """Return, for each concept, each template with the concept and with its anchor."""
         return [
-            [(_filled(template, concept), _filled(template, anchor)) for template in self.templates]
+            [(_prompt(template, concept), _prompt(template, anchor)) for template in self.templates]
             for concept, anchor in zip(self.concepts, self._each(), strict=True)
         ]
 
@@ -113,6 +113,7 @@ class WeightErasure(Erasure):
                 config.devices if "devices" in set_ else None,
                 config.train.precision if "precision" in train_set else None,
             )
+        self.model.check_concepts(self.concepts())
         return self.model
 
     def train(

@@ -294,6 +294,21 @@ def test_a_model_of_another_kind_is_refused(name: str, kind: KindName, models: d
     assert name in str(refused.value).lower() and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_concept_beyond_the_tokenizer_is_refused_before_the_search(
+    name: str, kind: KindName, models: dict[KindName, Any]
+) -> None:
+    """Its beginning alone would be erased, which may be another concept. Control: a shorter one loads."""
+    chosen, model = algorithm(name), models[kind]
+    for length, fits in ((60, False), (6, True)):
+        work = chosen(chosen.for_concepts(["xq" * length], KINDS[kind].embedded), model=model)
+        if fits:
+            work.load_model()
+            continue
+        with pytest.raises(ConfigError, match=r"^the concept 'xq.* tokens, and the text encoder of .* reads 14"):
+            work.load_model()
+
+
 def test_every_method_has_a_kind() -> None:
     assert {case.values[0] for case in CASES} == set(ALGORITHMS)
     assert {case.values[1] for case in CASES} == set(KINDS)

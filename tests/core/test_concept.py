@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mu.core.concept import Concept, ConceptList, concepts_in, distinct, folded, says
+from mu.core.concept import LONGEST, Concept, ConceptList, concepts_in, distinct, folded, says
 from mu.core.config import BaseConfig
 from mu.core.errors import DataError
 from mu.data.canvas import OBJECTS, STYLES
@@ -54,6 +54,24 @@ def test_a_comma_is_refused():
     assert Concept(" Van  Gogh ") == "Van Gogh"
     with pytest.raises(DataError, match="has a comma: give several concepts each on its own"):
         Concept("star, moon")
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "\x1b[31mred", "bell\x07", "\udcff", "x" * (LONGEST + 1), "y, " * 10**5])
+def test_what_no_file_or_prompt_can_hold_is_refused_in_a_short_line(text: str):
+    with pytest.raises(DataError, match="^the concept") as caught:
+        Concept(text)
+    assert len(str(caught.value)) < 300 and str(caught.value).isprintable()
+    assert Concept("ab\tcd") == "ab cd" and len(Concept("x" * LONGEST)) == LONGEST  # controls
+    assert Concept("\N{WOMAN}\N{ZERO WIDTH JOINER}\N{ARTIST PALETTE}")
+
+
+def test_file_names_fit_the_file_system(tmp_path: Path):
+    long = ["\N{CJK UNIFIED IDEOGRAPH-753B}" * 200, "\N{CJK UNIFIED IDEOGRAPH-753B}" * 199]
+    stems = {Concept(text).file_stem for text in long}
+    for stem in stems:
+        (tmp_path / f"semipermeable_membrane_{stem}_last.safetensors").touch()
+    assert len(stems) == 2, "two long concepts never share a file"
+    assert Concept("Robert Downey Jr.").file_stem == "Robert_Downey_Jr"
 
 
 def test_names_are_compared_without_case_underscores_and_blanks():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from mu.core.config import BaseConfig, Templates
+from mu.core.config import BaseConfig, Templates, filled
 from mu.core.errors import ConfigError, nearest
 
 
@@ -147,3 +147,56 @@ def test_settings_answer_to_their_former_names() -> None:
     assert "old" not in config.to_yaml()
     with pytest.raises(ConfigError, match="older"):
         Renamed.parse({"older": {}})
+
+
+class Outer(BaseConfig):
+    section: Renamed = Renamed()
+    """A section with a former name inside."""
+
+
+def test_a_setting_under_both_its_names_is_refused() -> None:
+    """In one file or one call; an override by the former name still replaces the present one."""
+    nested: dict[str, Any] = {"section": {"old": {"a": 1}, "new": {"a": 2}}}
+    with pytest.raises(ConfigError, match="'old' is the former name of 'new'"):
+        Outer.parse(nested)
+    for both in (nested, {"section.old.a": 1, "section.new.b": 2}):
+        with pytest.raises(ConfigError, match="former name"):
+            Outer().merged(both)
+    assert Outer.parse({"section": {"new": {"a": 1}}}, {"section.old.a": 3}).section.new == {"a": 3}
+    assert Outer.parse({"section": {"old": {"a": 1}}}, {"section.new.a": 3}).section.new == {"a": 3}
+
+
+@pytest.mark.parametrize("template", ["{} {0.__class__}", "{}}", "{{}", "{}{", "a {} {name}", "{!r} {}"])
+def test_a_template_has_no_other_braces(template: str) -> None:
+    with pytest.raises(ConfigError, match=r"^templates\.0.*no other braces"):
+        Prompted.parse({"templates": [template]})
+
+
+def test_a_template_takes_any_text_as_it_is() -> None:
+    assert filled("a {} image", "{0.__class__} {}") == "a {0.__class__} {} image"
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+def test_numbers_are_finite(number: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"inner: {{rate: {number}}}\n")
+    with pytest.raises(ConfigError, match=r"inner\.rate.*finite"):
+        Settings.load(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"x" * 100_000: 1},
+        {"inner": {"rate": "x" * 100_000}},
+        {"inner": {"rate": [["x" * 1000] * 1000] * 1000}},
+        {"a" + ".a" * 5000: 1},
+        {"inner.deep.x": 10**5000},
+        {"name": "\x00"},
+        {"na\nme\x1b": 1},
+    ],
+)
+def test_mistakes_of_any_size_are_a_short_line(wrong: dict[str, Any]) -> None:
+    for refuse in (Settings.parse, Settings().merged):
+        with pytest.raises(ConfigError) as caught:
+            refuse(wrong)
+        assert len(str(caught.value)) < 400 and str(caught.value).isprintable()

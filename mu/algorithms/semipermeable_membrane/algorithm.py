@@ -85,6 +85,7 @@ class SemipermeableMembraneAlgorithm(Algorithm):
             raise ConfigError(f"SPM edits diffusion models, but {model.name!r} is not one: name a diffusion model")
         if model is self.model:
             self._check_loaded(model)
+        model.check_concepts(self.concepts())
         width = model.text_width
         if wanted.v2 not in (None, width == 1024):
             said = str(wanted.v2).lower()

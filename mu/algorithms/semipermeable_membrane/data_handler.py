@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.algorithms.semipermeable_membrane.configs import PromptConfig, SemipermeableMembraneConfig
+from mu.core.config import filled
 from mu.core.errors import ConfigError
 from mu.models.diffusion import Conditioning, DiffusionModel
 
@@ -49,12 +50,10 @@ class SemipermeableMembraneDataHandler:
         template = "{}"
         if entry.use_template:
             template = entry.templates[int(torch.randint(len(entry.templates), (1,), generator=generator))]
-        target, positive = (self.encoded(template.replace("{}", str(text))) for text in (entry.target, entry.positive))
+        target, positive = (self.encoded(filled(template, str(text))) for text in (entry.target, entry.positive))
         if k not in self._anchors:
             self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed)
-        neutral = self.encoded(
-            template.replace("{}", str(entry.neutral)) if entry.template_neutral else str(entry.neutral)
-        )
+        neutral = self.encoded(filled(template, str(entry.neutral)) if entry.template_neutral else str(entry.neutral))
         unconditional = self.encoded(entry.unconditional)
         return Task(k, entry, target, positive, neutral, unconditional, self._anchors[k])
 

@@ -27,7 +27,7 @@ from mu.algorithms.separable_concept_erasure.model import (
 from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
 from mu.core import compute
 from mu.core.algorithm import Saveable
-from mu.core.config import BaseConfig
+from mu.core.config import BaseConfig, filled
 from mu.core.errors import ConfigError, MuError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
@@ -212,7 +212,7 @@ class SeparableConceptErasureAlgorithm(ConceptIrrelevantErasureAlgorithm):
         return (shift.finished(), again) if again > kept else (projected, kept)
 
     def _protecting(self, concepts: Sequence[str]) -> list[str]:
-        return [template.replace("{}", concept) for concept in concepts for template in self.config.protect.templates]
+        return [filled(template, concept) for concept in concepts for template in self.config.protect.templates]
 
     def capacities(self) -> list[Capacity]:
         """The room for each concept, without training: check it before a long run."""

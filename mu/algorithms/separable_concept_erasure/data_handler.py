@@ -7,6 +7,7 @@ import re
 
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, ProtectConfig
 from mu.core.concept import folded
+from mu.core.config import filled
 from mu.data.pairs import open_pairs
 from mu.diffusion.noised_images import ConceptImages
 from mu.models.diffusion import Conditioning, DiffusionModel
@@ -31,8 +32,8 @@ class SeparableConceptErasureDataHandler:
         templates = settings.held_out if held_out else settings.templates
         return [
             (
-                template.replace("{}", concept),
-                template.replace("{}", settings.anchor) if settings.template_anchor else settings.anchor,
+                filled(template, concept),
+                filled(template, settings.anchor) if settings.template_anchor else settings.anchor,
             )
             for template in templates
         ]
@@ -41,9 +42,7 @@ class SeparableConceptErasureDataHandler:
         """Prompts that ``concept``'s delta must not change: "", the anchor, the given prompts, the other concepts."""
         anchor = [] if self.config.prompt.template_anchor else [self.config.prompt.anchor]
         erased = self.config.concepts if protect.erased == "exactly" else []
-        others = [
-            template.replace("{}", other) for other in erased if other != concept for template in protect.templates
-        ]
+        others = [filled(template, other) for other in erased if other != concept for template in protect.templates]
         return list(dict.fromkeys(["", *anchor, *protect.prompts, *others]))
 
     def others(self, concept: str, protect: ProtectConfig) -> dict[str, list[str]]:
@@ -56,7 +55,7 @@ class SeparableConceptErasureDataHandler:
         own = [words_of(each) for each in (self.config.concepts if exactly else [concept])]
         named = protect.others if exactly else dict.fromkeys([*self.config.concepts, *protect.others])
         words = [word for word in named if not any(words_of(word) <= each or each <= words_of(word) for each in own)]
-        return {word: [template.replace("{}", word) for template in protect.templates] for word in words}
+        return {word: [filled(template, word) for template in protect.templates] for word in words}
 
     def images(self, concept: str) -> ConceptImages:
         """Generated images of the concept's templates in turn, or those in ``data.folder``; at most ``data.images``."""

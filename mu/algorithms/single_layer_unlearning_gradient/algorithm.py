@@ -104,6 +104,7 @@ class SingleLayerUnlearningGradientAlgorithm(Erasure):
         clip = self.model if isinstance(self.model, ClipModel) else load(str(name), device=device, precision=precision)
         if not isinstance(clip, ClipModel):
             raise ModelError(f"{name!r} is not a CLIP: set clip to a CLIP, SLUG needs both towers for its gradients")
+        clip.check_concepts(self.concepts())
         self.clip = clip
         return self.model
 

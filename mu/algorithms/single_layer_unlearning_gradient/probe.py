@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import ImagesConfig
+from mu.core.config import filled
 from mu.data.questions import question_about
 from mu.diffusion.sampling import generate
 from mu.edits.edit import shifted
@@ -321,7 +322,7 @@ class ImageProbe(_Outputs):
         assert isinstance(self.model, DiffusionModel)
         templates = self.settings.templates.get(task.name) or task.templates[:1]
         chosen = rows.tolist()
-        prompts = [templates[row % len(templates)].format(task.classes[task.labels[row]]) for row in chosen]
+        prompts = [filled(templates[row % len(templates)], task.classes[task.labels[row]]) for row in chosen]
         seeds = [self.seed + row for row in chosen]
         images = generate(self.model, prompts, seeds, steps=self.settings.steps, guidance=self.settings.guidance)
         if self.judge and task.name in self.judge.heads:

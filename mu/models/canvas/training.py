@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from mu.core.config import filled
 from mu.core.files import atomic_path
 from mu.core.loop import train
 from mu.core.progress import progress_bar
@@ -332,14 +333,14 @@ def _vlm(shop: Workshop) -> None:
     answers = {
         world.answer(scene, attribute) for scene in world.every_scene() if scene.style for attribute in QUESTIONS
     }
-    texts = sorted(PROMPT.format(question) + " " + answer for _, question in asked for answer in answers)
+    texts = sorted(filled(PROMPT, question) + " " + answer for _, question in asked for answer in answers)
     tokenizer = architecture.new_chat_tokenizer(texts)
     model = architecture.new_vision_language(clip.config, tokenizer).to(shop.device)
     model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
     model.model.vision_tower.requires_grad_(False)
     image = "<image>" * model.config.image_seq_length
     prompts = {
-        q: tokenizer(tokenizer.bos_token + PROMPT.format(q).replace("<image>", image)).input_ids for _, q in asked
+        q: tokenizer(tokenizer.bos_token + filled(PROMPT, q).replace("<image>", image)).input_ids for _, q in asked
     }
     ends = {answer: tokenizer(f" {answer}{tokenizer.eos_token}").input_ids for answer in answers}
     rows_with_style = torch.tensor([k for k, scene in enumerate(scenes) if scene.style])

@@ -7,7 +7,7 @@ Layers are selected by role. `Conditioning` holds all conditioning of the networ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, get_args
 
@@ -19,6 +19,7 @@ from mu.core.errors import ConfigError, ModelError
 from mu.models.diffusion.conditioning import Conditioning
 from mu.models.diffusion.noise import PREDICTIONS, NoiseLevel
 from mu.models.diffusion.text import TextEncoder
+from mu.models.tokenizers import check_concepts
 
 Layer = nn.Linear | nn.Conv2d
 Role = Literal["text-keys", "text-values", "cross-attention", "transformer"]
@@ -166,6 +167,11 @@ class DiffusionModel(ABC):
     def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
         """Token ids (b, n) for each text encoder; see `TextEncoder.tokens`."""
         return [text.tokens(prompts) for text in self.text]
+
+    def check_concepts(self, concepts: Iterable[str]) -> None:
+        """Raise `ConfigError` for a concept that is too long for one of the text encoders."""
+        for text in self.text:
+            check_concepts(concepts, text.tokenizer, text.length, self.name)
 
     def token_embeddings(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings (b, n, width) of ``tokens`` for each text encoder; an attack may change and pass them on."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mu.core.errors import quoted
+
 log = logging.getLogger("mu")
 
 
@@ -59,7 +61,9 @@ class TextEncoder:
                 if len(ids) > self.length:
                     self._cut.add(prompt)
                     lost = self.tokenizer.decode(ids[self.length - 1 : -1])
-                    log.warning("the text encoder reads %d tokens; cut from the prompt: %r", self.length - 2, lost)
+                    log.warning(
+                        "the text encoder reads %d tokens; cut from the prompt: %s", self.length - 2, quoted(lost)
+                    )
         options = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
         return self.tokenizer(list(prompts), **options).input_ids.to(self.module.device)
 

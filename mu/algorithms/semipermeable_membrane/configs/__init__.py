@@ -17,6 +17,7 @@ from mu.algorithms.semipermeable_membrane.configs.legacy import LegacyConfig, Le
 from mu.core.concept import Concept, folded
 from mu.core.config import BaseConfig, Devices, Renewed, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError
+from mu.core.files import fitting
 from mu.core.presets import Presets
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 
@@ -267,7 +268,7 @@ class SemipermeableMembraneConfig(Renewed):
 
     @property
     def file_stem(self) -> str:
-        return self.save.name or f"semipermeable_membrane_{self.template_name.replace('/', '_')}"
+        return self.save.name or fitting(f"semipermeable_membrane_{self.template_name.replace('/', '_')}")
 
     @property
     def folder(self) -> Path:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from mu.core.concept import Concept, ConceptList
-from mu.core.config import BaseConfig, Devices
+from mu.core.config import BaseConfig, Devices, Templates
 from mu.core.presets import Presets
 from mu.data.clip_sets import BothSets
 from mu.models.load_options import LoadingConfig
@@ -56,7 +56,7 @@ class LayersConfig(BaseConfig):
 
 
 class ImagesConfig(BaseConfig):
-    templates: dict[str, list[str]] = {}
+    templates: dict[str, Templates] = {}
     """Prompt templates for the images of each task (``identity``, ``object``, ...), used in turn. Default: the task's
     first template."""
     forget: int = Field(8, ge=1)

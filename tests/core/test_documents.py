@@ -1,0 +1,131 @@
+"""JSON and YAML that Python's parsers accept or choke on: one short line each, in no time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mu.core.documents import DEEPEST, check_settings, parse_json, parse_yaml
+from mu.core.errors import ConfigError, DataError, quoted
+from mu.core.files import read_bytes, read_text
+
+
+def bomb(levels: int, merged: bool = False) -> str:
+    """Each of ``levels`` lines stands for ten of the line before."""
+    inner = "{{<<: [{}]}}" if merged else "[{}]"
+    first = "{x: 1}" if merged else "[1]"
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{k}: &a{k} {inner.format(', '.join([f'*a{k - 1}'] * 10))}" for k in range(1, levels + 1)]
+    return "\n".join(lines)
+
+
+JSON = {
+    "not JSON": ("[1,\n{", "line 2"),
+    "nested beyond Python's stack": ("[" * 200_000, "nested too deep"),
+    "nested beyond use": ("[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), "nested too deep"),
+    "number of 5,000 digits": ('{"seed": ' + "7" * 5000 + "}", "5000 digits"),
+    "a key twice": ('{"prompt": "a", "seed": 1, "prompt": "b"}', "'prompt' twice"),
+    "half a surrogate pair": (r'[{"prompt": "a \ud83d star"}]', "0.prompt.*surrogate"),
+    "half a surrogate pair in a key": (r'{"\udc00": 1}', "surrogate"),
+}
+YAML = {
+    "not YAML": ("a: 1\nb: [", "line 2"),
+    "nested beyond Python's stack": ("[" * 50_000, "nested too deep"),
+    "nested beyond use": ("[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), "nested too deep"),
+    "alias bomb": (bomb(9), "aliases"),
+    "alias bomb of merges": (bomb(9, merged=True), "aliases"),
+    "refers to itself": ("a: &a [*a]", "refers to itself"),
+    "number of 5,000 digits": ("seed: " + "7" * 5000, "5000 digits"),
+    "date that is none": ("made: 2001-02-31", "quotes"),
+    "tag that does not fit": ("a: !!int many", "quotes"),
+    "unknown tag": ("a: !!python/object/apply:os.getcwd []", "line 1"),
+    "a key twice": ("train:\n  lr: 1\n  lr: 2\n", "'lr' twice.*line 2"),
+    "control character": ("a: \x01", "not YAML"),
+    "half a surrogate pair": ("a: \udcff", "not YAML"),
+}
+
+
+@pytest.mark.parametrize(
+    ("parse", "error", "text", "said"),
+    [
+        pytest.param(parse, error, *row, id=f"{parse.__name__}: {name}")
+        for parse, error, table in ((parse_json, DataError, JSON), (parse_yaml, ConfigError, YAML))
+        for name, row in table.items()
+    ],
+)
+def test_what_parsers_choke_on_is_one_short_line(
+    parse: Callable[..., Any], error: type[Exception], text: str, said: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(error, match=f"^the file.*{said}") as caught:
+        parse(text, "the file")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert time.monotonic() - began < 10
+
+
+def test_control_usual_documents_are_read() -> None:
+    assert parse_json('{"a": [1, 2.5, null, "\\ud83d\\ude00"], "b": 1e999}', "it")["a"] == [
+        1,
+        2.5,
+        None,
+        "\N{GRINNING FACE}",
+    ]
+    assert parse_yaml(bomb(3), "it")["a3"][9][0][0] == [1] and parse_yaml("", "it") is None
+    assert parse_yaml("base: &b {x: 1}\nmore: {<<: *b, y: 2}", "it")["more"] == {"x": 1, "y": 2}
+    assert parse_yaml("1: a\n'1': b", "it") == {1: "a", "1": "b"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"train": {"iterations": 2**64}}, r"train\.iterations: \d+ is beyond 64 bits"),
+        ({"train": {"iterations": -(10**5000)}}, r"train\.iterations: a number of \d+ bits is beyond"),
+        ({"out": "a\x00b"}, r"out: 'a\\x00b'.*'\\x00'"),
+        ({"concepts": ["a", "b\x1b[31m"]}, r"concepts\.1: .*x1b"),
+        ({"concepts": ["\udcff"]}, r"concepts\.0: .*surrogate"),
+        ({"a\x07": 1}, "x07"),
+    ],
+)
+def test_settings_hold_numbers_of_64_bits_and_text(values: dict[str, Any], said: str) -> None:
+    def trouble(place: str, message: str) -> ConfigError:
+        return ConfigError(f"{place}: {message}")
+
+    with pytest.raises(ConfigError, match=said) as caught:
+        check_settings(values, trouble)
+    assert str(caught.value).isprintable()
+    check_settings({"seed": 2**64 - 1, "text": "two\n\tlines", "names": ["\N{GRINNING FACE}"]}, trouble)
+
+
+def test_quoted_values_are_short_and_printable() -> None:
+    for value in (
+        "x" * 10**6,
+        ["y" * 500] * 500,
+        10**5000,
+        {"k": [10**5000]},
+        "\x1b\udcff",
+        {k: k for k in range(999)},
+    ):
+        assert len(quoted(value)) < 400 and quoted(value).isprintable()
+    assert quoted("soon") == "'soon'" and quoted(1.5) == "1.5"
+
+
+def test_a_file_is_checked_before_it_is_opened(tmp_path: Path) -> None:
+    """Opening a FIFO would wait for a writer, and reading a device would never end."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_bytes(b"a" * 11)
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    (tmp_path / "nul").write_bytes(b"a\nb\x00")
+    for place, said in (
+        (tmp_path / "fifo", "pipe"), ("/dev/zero", "device"), (tmp_path, "folder"), (tmp_path / "none", "does not exist"),
+        (tmp_path / "large", "11 bytes"), (tmp_path / "latin", "UTF-8"), (tmp_path / "nul", "line 2 has a NUL"),
+        ("a\x00b", "not a file name"), (tmp_path / ("n" * 300), "cannot read"), (tmp_path / "large" / "x", "cannot read"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            read_text(place, largest=10, error=ConfigError)
+    (tmp_path / "good").write_bytes("\ufeffcafé\r\n".encode())
+    assert read_text(tmp_path / "good") == "café\r\n" and read_bytes(tmp_path / "large", largest=11) == b"a" * 11
