@@ -29,6 +29,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def first_of(shares: dict[str, float]) -> str:
+    return next((f"{name} {percent(share)}" for name, share in shares.items()), "")
+
+
 def single_table(rows: list[dict[str, Any]]) -> str:
     done = [row for row in rows if "edited" in row]
     names = ("UA", "IRA", "CRA")
@@ -43,6 +47,10 @@ def single_table(rows: list[dict[str, Any]]) -> str:
                         f"{len(of)} {kind}s",
                         *(percent(mean([row["edited"][name] for row in of])) for name in names),
                         percent(mean([row["UA, other phrasings"]["edited"] for row in of])),
+                        f"{percent(mean([r['edited']['unasked'] for r in of]))} "
+                        f"({percent(mean([r['base']['unasked'] for r in of]))})",
+                        percent(max(r["edited"]["unasked"] - r["base"]["unasked"] for r in of)),
+                        number(mean([row["edited"]["neutral distance"] for row in of])),
                         f"{number(mean([r['edited']['Fréchet distance'] for r in of]))} "
                         f"({number(mean([r['base']['Fréchet distance'] for r in of]))})",
                         *(number(mean([row[f"LPIPS, {which}"] for row in of])) for which in ("erased", "retained")),
@@ -53,6 +61,9 @@ def single_table(rows: list[dict[str, Any]]) -> str:
                 )
     what = (
         "UA, other phrasings",
+        "seen unasked (base)",
+        "largest rise",
+        "neutral distance",
         "Fréchet distance (base)",
         "LPIPS-like, erased",
         "retained",
@@ -73,10 +84,14 @@ def single_table(rows: list[dict[str, Any]]) -> str:
         ]
         for concept in concepts
     ]
+    replaced = {(row["method"], row["concept"]): row["instead"] for row in done}
+    instead = [[concept, *(first_of(replaced.get((m, concept), {})) for m in methods)] for concept in concepts]
     return (
         markdown(["method", "concepts", *names, *what], lines)
         + "\nUA / IRA / CRA of each:\n\n"
         + markdown(["erased", *methods], each)
+        + "\nWhat came instead, the most frequent answer on images that ask for the concept:\n\n"
+        + markdown(["erased", *methods], instead)
     )
 
 

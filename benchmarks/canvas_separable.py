@@ -6,7 +6,8 @@ scenes.
 Every method with its preset ``canvas``, on every style and object; the judge reads the images. Five parts
 (``--parts``):
 
-- ``single``: each concept alone, by suite canvas: UA, IRA, CRA and the Fréchet distance; LPIPS-like distance, in the
+- ``single``: each concept alone, by suite canvas: UA, IRA, CRA, the Fréchet distance, and what happens on neutral
+  prompts, which do not name the concept; what came instead of the concept; LPIPS-like distance, in the
   judge's maps, of the images from the base's of the same prompt and seed; UA in `_shared.OTHER_PHRASINGS`; seconds,
   peak memory, size.
 - ``phrasings``: what is left of all else where the words are put otherwise than anybody trained on or protected.
@@ -70,7 +71,7 @@ from mu.edits.bank import Bank
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
 from mu.evaluation.suites import evaluate
-from mu.evaluation.suites.canvas import answers
+from mu.evaluation.suites.canvas import answers, row_of
 
 METHODS = ("sepce", "cie", "spm", "esd", "ca", "fmn", "uce")
 PARTS = ("single", "phrasings", "multi", "capacity", "scenes")
@@ -149,9 +150,11 @@ class Bench:
         edit, kind, measured = open_edit(run.edit), kind_of(concept), RunDirectory(self.out / method / slug(concept))
         table = evaluate(measured, "canvas", self.model, edit, seeds=self.seeds, base_answers=self.out / "base")
         asked = [(scene, seed) for scene in self.cells for seed in self.seeds]
-        before = answers(self.model, self.out / "base", asked, "base answers")
-        after = answers(self.model, measured.folder / "answers" / "edited", asked, "edited answers")
+        rows = [row_of(*each) for each in asked]
+        (before,) = answers(self.model, self.out / "base", [rows], "base answers")
+        (after,) = answers(self.model, measured.folder / "answers" / "edited", [rows], "edited answers")
         named = torch.tensor([getattr(scene, kind) == concept for scene, _ in asked])
+        replaced = next(score for score in table["edited"] if score.name == "replacement")
         facts = run.read_environment()
         return {
             "kind": kind,
@@ -159,6 +162,7 @@ class Bench:
             "peak_memory_MiB": facts.get("peak_memory_MiB"),
             "bytes": run.edit.stat().st_size,
             "UA, other phrasings": other_phrasings(self.model, edit, concept, self.seeds[0], self.out / "phrasings"),
+            "instead": dict(replaced.per_item),
             "LPIPS, erased": closeness(self.judge, before[named], after[named]),
             "LPIPS, retained": closeness(self.judge, before[~named], after[~named]),
             **{column: {score.name: score.value for score in scores} for column, scores in table.items()},

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mu.core.scores import HIGHER, LOWER, Score
+from mu.core.scores import HIGHER, LOWER, NEITHER, Score
 
 SHARE = "share"
 
@@ -50,6 +50,18 @@ METRICS = (
     Metric(
         "Fréchet distance", LOWER, "distance", "Fréchet distance",
         "of the retained images from the base model's at other seeds", "kept",
+    ),
+    Metric(
+        "unasked", LOWER, SHARE, "Seen unasked",
+        "of the images of neutral prompts, which do not name the concept, show it", "kept", True,
+    ),
+    Metric(
+        "neutral distance", LOWER, "distance", "Distance on neutral prompts",
+        "of the images of neutral prompts from the base model's at the same seeds, in the judge's features", "kept",
+    ),
+    Metric(
+        "replacement", NEITHER, SHARE, "What came instead",
+        "of the images that ask for the concept show one and the same other concept",
     ),
     Metric(
         "FA@1", LOWER, SHARE, "Forget accuracy",

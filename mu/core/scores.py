@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-HIGHER, LOWER, TOWARDS = "higher", "lower", "towards"
+HIGHER, LOWER, TOWARDS, NEITHER = "higher", "lower", "towards", "neither"
 BASE, EDITED = "base", "edited"
 """Columns: scores of the base model and of the edited model."""
 
 
 def target(direction: str) -> float | None:
-    """The best value: 0.5 for ``towards 0.5``, None for ``higher`` and ``lower``. Raises `ValueError` otherwise."""
-    if direction in (HIGHER, LOWER):
+    """The best value: 0.5 for ``towards 0.5``, None for the other directions. Raises `ValueError` for an unknown one."""
+    if direction in (HIGHER, LOWER, NEITHER):
         return None
     word, _, number = direction.partition(" ")
     try:
@@ -22,23 +22,36 @@ def target(direction: str) -> float | None:
     except ValueError:
         aim = math.nan
     if not math.isfinite(aim):
-        raise ValueError(f"a direction is 'higher', 'lower' or 'towards X' with a number X, not {direction!r}")
+        raise ValueError(
+            f"a direction is 'higher', 'lower', 'neither' or 'towards X' with a number X, not {direction!r}"
+        )
     return aim
 
 
 def loss(direction: str, value: float) -> float:
-    """A loss, smaller is better: |value - X| for ``towards X``, -value for ``higher``, value for ``lower``."""
+    """A loss, smaller is better: |value - X| for ``towards X``, -value for ``higher``, value for ``lower``, 0 for
+    ``neither``."""
     aim = target(direction)
     if aim is not None:
         return abs(value - aim)
+    if direction == NEITHER:
+        return 0.0
     return value if direction == LOWER else -value
+
+
+def best(direction: str, values: Iterable[float]) -> float | None:
+    """The best of ``values``; None if they do not differ or no direction is better."""
+    distinct = sorted(set(values))
+    return (
+        min(distinct, key=lambda value: loss(direction, value)) if len(distinct) > 1 and direction != NEITHER else None
+    )
 
 
 @dataclass(frozen=True)
 class Score:
     """``value`` is the mean over ``n`` images (or pairs); ``per_item`` holds the value of each concept.
 
-    ``direction`` is the better one: ``higher``, ``lower``, or ``towards X`` with a number X. ``protocol`` names the
+    ``direction`` is the better one: ``higher``, ``lower``, ``towards X`` with a number X, or ``neither``. ``protocol`` names the
     definition and its version, so that numbers of different protocols never share a column.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from mu.core.scores import Score, loss
+from mu.core.scores import Score, best
 from mu.report.images import PAIRS_SHOWN, Grid, spread
 from mu.report.measures import Cell
 from mu.report.page import Page
@@ -36,13 +36,10 @@ def compare(pages: list[Page]) -> Comparison:
         for key, cell in cells.items():
             if cell.score:
                 found[key].append(cell.score)
-    best = {
-        key: min(scores, key=lambda score: loss(score.direction, score.value)).value
-        for key, scores in found.items()
-        if len({s.value for s in scores}) > 1
-    }
+    leading = {key: best(scores[0].direction, (score.value for score in scores)) for key, scores in found.items()}
+    leaders = {key: value for key, value in leading.items() if value is not None}
     better = {measure.key: measure.better for page in pages for measure in page.measures}
-    return Comparison(list(found), better, rows, best, _shared_images(pages))
+    return Comparison(list(found), better, rows, leaders, _shared_images(pages))
 
 
 def _shared_images(pages: list[Page]) -> Grid | None:

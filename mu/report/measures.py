@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mu.core.metrics import SHARE, Metric, metric_of
 from mu.core.run import RunDirectory
-from mu.core.scores import BASE, EDITED, Score, Table, loss, target
+from mu.core.scores import BASE, EDITED, NEITHER, Score, Table, loss, target
 from mu.report.figures import short
 
 
@@ -71,6 +71,8 @@ class Measure:
     def better(self) -> str:
         """The better direction, in words."""
         aim = target(self.direction)
+        if self.direction == NEITHER:
+            return "neither direction is better"
         return f"{self.direction} is better" if aim is None else f"nearer {value_text(aim, self.share)} is better"
 
     @property

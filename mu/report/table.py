@@ -9,7 +9,7 @@ from typing import Any
 
 from mu.core.errors import DataError
 from mu.core.run import RunDirectory
-from mu.core.scores import BASE, HIGHER, LOWER, Score, loss, target
+from mu.core.scores import BASE, HIGHER, LOWER, NEITHER, Score, best, target
 from mu.report.figures import short
 from mu.report.measures import edited_column
 
@@ -43,8 +43,8 @@ class Table:
 
     def best(self, column: Column) -> float | None:
         """The best value of the edits; None if they do not differ."""
-        values = {v for row in self.rows if row.method and (v := self.value(row, column)) is not None}
-        return min(sorted(values), key=lambda value: loss(column.direction, value)) if len(values) > 1 else None
+        values = (self.value(row, column) for row in self.rows if row.method)
+        return best(column.direction, (value for value in values if value is not None))
 
     def headings(self) -> list[str]:
         """The columns' names; a name with several protocols is followed by its protocol."""
@@ -59,14 +59,15 @@ class Table:
     def markdown(self) -> str:
         """A table for a README, the best of each column in bold."""
         titles = [
-            f"{title} {arrow(column.direction)}" for title, column in zip(self.headings(), self.columns, strict=True)
+            f"{title} {arrow(column.direction)}".rstrip()
+            for title, column in zip(self.headings(), self.columns, strict=True)
         ]
         lines = [["run", "method", "concepts", *titles], ["---", "---", "---", *("---:" for _ in titles)]]
         for row in self.rows:
-            best = [
+            leads = [
                 (v := self.value(row, c)) is not None and bool(row.method) and v == self.best(c) for c in self.columns
             ]
-            values = [f"**{cell}**" if top else cell for cell, top in zip(self.cells(row), best, strict=True)]
+            values = [f"**{cell}**" if top else cell for cell, top in zip(self.cells(row), leads, strict=True)]
             lines.append([row.run, row.method, ", ".join(row.concepts), *values])
         return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
 
@@ -87,7 +88,7 @@ def arrow(direction: str) -> str:
     aim = target(direction)
     if aim is not None:
         return f"\N{RIGHTWARDS ARROW} {short(aim)}"
-    return {HIGHER: "\N{UPWARDS ARROW}", LOWER: "\N{DOWNWARDS ARROW}"}[direction]
+    return {HIGHER: "\N{UPWARDS ARROW}", LOWER: "\N{DOWNWARDS ARROW}", NEITHER: ""}[direction]
 
 
 def score_table(runs: Sequence[Path | str]) -> Table:

@@ -9,12 +9,18 @@ a classifier trained on rendered images only, names the style and object of each
 - CLIP score of the retained images with their prompts, by the world's own CLIP.
 - Fréchet distance between the judge's features of the retained images and of the base model's images of the same
   prompts at other seeds. The base's own row is the floor: the distance from sampling alone.
+- replacement: the most frequent other answer of the judge on images that ask for the concept, with the share of each
+  in ``per_item``. It says what stands in the concept's place.
+- On neutral prompts, which name nothing of the concept's kind (`neutral_prompts`), at the same seeds. unasked: share of
+  images on which the judge sees the concept; an edit can write a concept where nobody asked for it. neutral distance:
+  LPIPS-like distance, in the judge's feature maps, of the images from the base's.
 
 Other diffusion models are refused, whatever their name: the judge knows only this world.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -28,13 +34,14 @@ from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
-from mu.data.canvas import Scene
+from mu.data.canvas import OBJECTS, STYLES, Scene
 from mu.data.canvas.layouts import folder_name
 from mu.diffusion.image_folder import ImageRow, claim, content_hash, read_images, scheduler_hash, write_images
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described, is_base
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
+from mu.evaluation.metrics.lpips import lpips
 from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
 from mu.models import EMBEDDED, load_diffusion
 from mu.models.clip import ClipModel
@@ -45,6 +52,7 @@ from mu.models.quiet import quiet_libraries
 
 PROTOCOL, STEPS, GUIDANCE = "canvas/1", 20, 4.0
 Kind = Literal["style", "object"]
+NEUTRAL = ("an image", "a person", "a portrait of a person", "a picture of a cat")
 OTHER_SEEDS = 1_000_000  # added to the seeds for the reference images of the Fréchet distance
 
 
@@ -62,33 +70,46 @@ def evaluate(
         for style, name in product(judge.classes["style"], judge.classes["object"])
         if name != "none"
     ]
-    base = base_answers or run.answers / "base"
     asked = [(scene, seed) for scene in cells for seed in seeds]
-    reference = [(scene, seed + OTHER_SEEDS) for scene in cells for seed in seeds]
+    rows = [row_of(scene, seed) for scene, seed in asked]
+    neutral = neutral_rows(kind, seeds)
+    reference = [row_of(scene, seed + OTHER_SEEDS) for scene, seed in asked]
+    base, edited = base_answers or run.answers / "base", run.answers / "edited"
     recipe = answers_recipe(model)
     claim(base, recipe)
-    edited = run.answers / "edited"
     claim(edited, {**recipe, "edit": content_hash(edit)})
-    before = answers(model, base, [*asked, *reference], "base answers")
+    before, before_neutral, at_other_seeds = answers(model, base, [rows, neutral, reference], "base answers")
     with Bank(model, [edit]).applied():
-        after = answers(model, edited, asked, "edited answers")
-    kept = [k for k, (scene, _) in enumerate(asked) if getattr(scene, kind) != erased]
-    floor = judge.look(before[len(asked) :][kept])[1]
+        after, after_neutral = answers(model, edited, [rows, neutral], "edited answers")
+    targets = [getattr(scene, kind) == erased for scene, _ in asked]
+    kept = [k for k, target in enumerate(targets) if not target]
+    floor = judge.look(at_other_seeds[kept])[1]
     texts = clip.encode_text([asked[k][0].prompt for k in kept])
 
-    def column(images: Tensor) -> list[Score]:
+    def column(images: Tensor, unasked: Tensor) -> list[Score]:
         seen, features = judge.look(images)
         told = zip(asked, seen["style"], seen["object"], strict=True)
         predictions = [Prediction(str(scene.style), str(scene.object), style, name) for (scene, _), style, name in told]
         closeness = clip_score(clip.encode_images(images[kept]), texts)
         distance = frechet_distance(features[kept].double(), floor.double())
+        shown = [answer == erased for answer in judge.look(unasked)[0][kind]]
         return [
             *unlearning_scores(predictions, erased, kind, protocol=PROTOCOL),
+            scored("unasked", sum(shown) / len(shown), len(shown), PROTOCOL),
             scored("CLIP score", closeness, len(kept), PROTOCOL),
             scored("Fréchet distance", distance, len(kept), PROTOCOL),
+            replacement([answer for answer, target in zip(seen[kind], targets, strict=True) if target], erased),
         ]
 
-    return {"base": column(before[: len(asked)]), "edited": column(after)}
+    change = float(lpips(before_neutral, after_neutral, judge.feature_maps).mean())
+    drift = scored("neutral distance", change, len(neutral), PROTOCOL)
+    return {"base": column(before, before_neutral), "edited": [*column(after, after_neutral), drift]}
+
+
+def replacement(seen: Sequence[str], erased: str) -> Score:
+    """The share of the most frequent answer other than ``erased`` in ``seen``, and of each in ``per_item``."""
+    others = {name: n / len(seen) for name, n in Counter(seen).most_common() if name != erased}
+    return scored("replacement", max(others.values(), default=0.0), len(seen), PROTOCOL, others)
 
 
 def require_embedded(model: DiffusionModel) -> None:
@@ -133,14 +154,36 @@ def answers_recipe(model: DiffusionModel) -> dict[str, Any]:
     }
 
 
-def answers(model: DiffusionModel, folder: Path, asked: Sequence[tuple[Scene, int]], title: str) -> Tensor:
-    """The images of ``asked``, (n, 3, H, W) in 0..1; images already in ``folder`` are not made again."""
-    rows = [
-        ImageRow(f"{folder_name(str(scene.style))}_{folder_name(str(scene.object))}_seed{seed}.png", scene.prompt, seed)
-        for scene, seed in asked
+def neutral_prompts(kind: Kind) -> tuple[str, ...]:
+    """Prompts that name no style (``kind`` style) or no object: `NEUTRAL`, and each concept of the other kind alone."""
+    other = (
+        [f"a picture of a {name}" for name in OBJECTS] if kind == "style" else [f"a {name} picture" for name in STYLES]
+    )
+    return (*NEUTRAL, *other)
+
+
+def neutral_rows(kind: Kind, seeds: Sequence[int]) -> list[ImageRow]:
+    """The images of the neutral prompts."""
+    return [
+        ImageRow(f"{folder_name(prompt)}_seed{seed}.png", prompt, seed)
+        for prompt in neutral_prompts(kind)
+        for seed in seeds
     ]
+
+
+def row_of(scene: Scene, seed: int) -> ImageRow:
+    """The image of a style x object."""
+    name = f"{folder_name(str(scene.style))}_{folder_name(str(scene.object))}_seed{seed}.png"
+    return ImageRow(name, scene.prompt, seed)
+
+
+def answers(
+    model: DiffusionModel, folder: Path, groups: Sequence[Sequence[ImageRow]], title: str
+) -> tuple[Tensor, ...]:
+    """The images of each group, (n, 3, H, W) in 0..1; images already in ``folder`` are not made again."""
+    rows = [row for group in groups for row in group]
     with progress_bar(title, len(rows)) as advance:
         write_images(
             model, rows, folder, steps=STEPS, guidance=GUIDANCE, resume=True, progress=lambda done, _: advance(done, "")
         )
-    return read_images([folder / row.name for row in rows])
+    return read_images([folder / row.name for row in rows]).split([len(group) for group in groups])

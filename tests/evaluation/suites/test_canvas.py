@@ -7,12 +7,15 @@ import pytest
 import torch
 
 import mu
+from mu.algorithms import algorithm
+from mu.core.concept import says
 from mu.core.errors import ConfigError, DataError, ModelError
 from mu.core.run import RunDirectory
+from mu.data.canvas import OBJECTS, STYLES
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation.suites import evaluate
-from mu.evaluation.suites.canvas import answers_recipe, request, require_embedded
+from mu.evaluation.suites.canvas import answers_recipe, neutral_prompts, replacement, request, require_embedded
 from mu.models import EMBEDDED
 from mu.models.judge import Judge
 from mu.models.parameters import select
@@ -34,7 +37,9 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     still = evaluate(
         RunDirectory(tmp_path / "still"), "canvas", model, shift(model, 0.0), seeds=(1,), base_answers=tmp_path / "base"
     )
-    assert values(still, "base") == pytest.approx(values(still, "edited"))
+    unchanged = values(still, "edited")
+    assert unchanged.pop("neutral distance") == 0
+    assert values(still, "base") == pytest.approx(unchanged)
     assert values(still, "base")["UA"] <= 0.2 and values(still, "base")["CRA"] >= 0.8
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}
     broken = evaluate(
@@ -46,10 +51,31 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
         base_answers=tmp_path / "base",
     )
     assert values(broken, "edited")["IRA"] < 0.5 and values(broken, "edited")["CRA"] < 0.5
+    assert values(broken, "edited")["neutral distance"] > 0.5
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}, (
         "the base's pictures were made once"
     )
     assert RunDirectory(tmp_path / "broken").read_scores() == {"canvas": broken}
+
+
+def test_neutral_prompts_name_nothing_of_the_kind():
+    def named(prompts, concepts):
+        return {concept for concept in concepts if any(says(prompt, concept) for prompt in prompts)}
+
+    assert not named(neutral_prompts("style"), STYLES) and not named(neutral_prompts("object"), OBJECTS)
+    assert named(neutral_prompts("style"), OBJECTS) == {*OBJECTS}  # control: the other kind is named in full
+    assert named(neutral_prompts("object"), STYLES) == {*STYLES}
+
+
+def test_the_preset_of_uce_is_tuned_on_other_neutral_prompts():
+    tuned = {*algorithm("uce").presets["canvas"].preserve}
+    assert not tuned & {*neutral_prompts("style"), *neutral_prompts("object")}
+
+
+def test_what_came_instead_is_counted():
+    score = replacement(["photo", "sketch", "neon", "photo"], "neon")
+    assert (score.value, score.n, dict(score.per_item)) == (0.5, 4, {"photo": 0.5, "sketch": 0.25})
+    assert replacement(["neon"], "neon").value == 0.0  # control: nothing came instead
 
 
 @pytest.fixture(scope="module")
