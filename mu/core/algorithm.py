@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from mu.core.concept import Concept, distinct
 from mu.core.config import BaseConfig, values_set
 from mu.core.errors import ConfigError, nearest
+from mu.core.evidence import hardware, note_search
 from mu.core.run import RunDirectory
 from mu.core.tracking import KINDS, Tracking
 
@@ -172,6 +173,7 @@ class Algorithm(ABC):
                 with _timed(run, earlier or 0.0), run.recording(tracking, self.config.model_dump(mode="json")) as log:
                     edit = self.find_edit(run, log)
                 edit.save(run.edit)
+                note_search(run, **hardware(self.model), base=getattr(getattr(edit, "info", None), "fingerprint", ""))
             except Exception:
                 run.withdraw()
                 raise

@@ -147,3 +147,15 @@ def fitting(stem: str, longest: int = 150) -> str:
 
 def write_json(path: Path | str, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, or of what ``find . -type f | LC_ALL=C sort | xargs sha256sum`` prints in a folder."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
+    files = sorted(f"./{below.relative_to(path).as_posix()}" for below in path.rglob("*") if below.is_file())
+    return hashlib.sha256("".join(f"{sha256(path / name)}  {name}\n" for name in files).encode()).hexdigest()

@@ -10,6 +10,7 @@ The folder is the interface between the expensive search and the cheap evaluatio
       before/  after/  prompts.json           <case>_<k>.png without and with the edit; the prompts by case
       answers/base/  answers/edited/          images that a suite judges, with the recipe.json that made them
       scores.json                             by suite and column
+      evidence.json                           how and when each result was made, and the digests of its files
       similarity.json  similarity.png         of suite clip
       panels/  panels.json                    more images, and the grids that show them
       report.html                             and figures of each slug_*.json: pareto-*.png, steps-*.png
@@ -24,7 +25,10 @@ import glob
 import json
 import logging
 import platform
+import shlex
 import shutil
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -59,6 +63,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def command() -> str:
+    """The command line of this process, without the folder of its program."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 class RunDirectory:
     """The folder of one run. It is created at the first write."""
 
@@ -73,6 +82,7 @@ class RunDirectory:
         self.before = self.folder / "before"
         self.after = self.folder / "after"
         self.scores = self.folder / "scores.json"
+        self.evidence = self.folder / "evidence.json"
         self.prompts = self.folder / "prompts.json"
         self.answers = self.folder / "answers"
         self.panels = self.folder / "panels.json"
@@ -131,7 +141,7 @@ class RunDirectory:
     def _made(self) -> Iterator[Path]:
         """All files made by an earlier run, its suites and its report. Other files in the folder belong to the user."""
         yield from (self.config, self.environment, self.log, self.metrics, self.edit)
-        yield from (self.scores, self.prompts, self.panels, self.report)
+        yield from (self.scores, self.evidence, self.prompts, self.panels, self.report)
         yield from (self.similarity, self.similarity.with_suffix(".png"))
         for search in self.layer_searches():
             stem = search.stem.removeprefix("slug_")
@@ -185,12 +195,8 @@ class RunDirectory:
         """Yield ``log(mapping)``, which appends one line to ``metrics.jsonl`` and sends it to the chosen tracker.
 
         The tracker also receives the settings ``config``. Warnings and infos of ``mu`` go to ``log.txt``."""
-        handler = logging.FileHandler(self.log, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger = logging.getLogger("mu")
-        logger.addHandler(handler)
         seen = {row["step"] for row in self.read_metrics()}
-        try:
+        with self.logged():
             torn = self.metrics.exists() and not self.metrics.read_bytes().endswith(b"\n")
             with (
                 self.metrics.open("a", encoding="utf-8") as lines,
@@ -205,7 +211,29 @@ class RunDirectory:
                         track(row)
 
                 yield record
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Append to ``log.txt`` what ``mu`` logs inside the block, between the command and the time that it took."""
+        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("mu")
+        level, began, end = logger.level, time.monotonic(), "ended"
+        logger.addHandler(handler)
+        logger.setLevel(level or logging.INFO)
+
+        def note(text: str) -> None:
+            handler.emit(logger.makeRecord("mu", logging.INFO, "", 0, text, (), None))
+
+        note(f"{command()}: begun with {', '.join(f'{name} {version}' for name, version in versions().items())}")
+        try:
+            yield
+        except BaseException as error:
+            end = f"stopped by {type(error).__name__}: {error}"
+            raise
         finally:
+            note(f"{end} after {time.monotonic() - began:.1f} s")
+            logger.setLevel(level)
             logger.removeHandler(handler)
             handler.close()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mu.core.config import filled
 from mu.core.errors import DataError, OutputError
+from mu.core.evidence import note_images
 from mu.core.files import atomic_path, check_writing, write_json, writing
 from mu.core.records import Prompt, checked, read_record
 from mu.core.run import RunDirectory
@@ -162,6 +163,7 @@ def before_after(
             for k, ((text, role), gate) in enumerate(zip(prompts, gates, strict=True))
         ]
     )
+    note_images(run)
 
 
 RECIPE = "recipe.json"

@@ -10,7 +10,6 @@ listing and switching edits is fast.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mu.core.documents import control_character, is_unicode
 from mu.core.errors import EditError, OutputError, quoted
-from mu.core.files import check_writing, slug, write_json, writing
+from mu.core.files import check_writing, sha256, slug, write_json, writing
 from mu.core.lock import locked
 from mu.core.run import versions
 from mu.edits.bank_state import BankEntry, BankState, read_log, read_state
@@ -373,15 +372,3 @@ def _base(model: EditableModel) -> dict[str, Any]:
 
 def _told(state: BankState) -> dict[str, Any]:
     return state.model_dump(include={"base", "fingerprint", "loading"})
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of what ``find . -type f | LC_ALL=C sort | xargs sha256sum`` prints in a folder."""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
-    files = sorted(f"./{below.relative_to(path).as_posix()}" for below in path.rglob("*") if below.is_file())
-    return hashlib.sha256("".join(f"{sha256(path / name)}  {name}\n" for name in files).encode()).hexdigest()
