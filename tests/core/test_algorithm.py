@@ -127,6 +127,7 @@ def test_a_refused_overwrite_puts_the_earlier_run_back(method: Any, tmp_path: Pa
         "edit.safetensors",
         "log.txt",
         "metrics.jsonl",
+        "evidence.json",
         "notes.txt",
         "checkpoints/training.pt",
     }
