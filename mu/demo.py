@@ -11,6 +11,8 @@ from rich.table import Table
 from mu.algorithms import algorithm
 from mu.core.algorithm import Found
 from mu.core.errors import OutputError
+from mu.core.evidence import hardware, note_images, note_scores
+from mu.core.files import sha256
 from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
@@ -55,8 +57,12 @@ def run(folder: Path, overwrite: bool = False) -> Path:
     _panels(model, Bank(model, list(edits.values())), home)
     edited = {f"{concept} erased": table["edited"] for concept, table in tables.items()}
     home.write_scores("canvas", {"base": tables[STYLE]["base"], **edited})
+    note_scores(home, "canvas", **hardware(model), how={"edits": {c: sha256(r.run.edit) for c, r in runs.items()}})
+    note_images(home)
     _print(tables)
-    return write_report(home)
+    report = write_report(home)
+    home.finish()
+    return report
 
 
 def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -> Found:

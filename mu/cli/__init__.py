@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from mu.cli.bank import app as bank_app
@@ -21,10 +24,11 @@ from mu.cli.merge import merge
 from mu.cli.methods import methods
 from mu.cli.program import Program, root
 from mu.cli.report import report
+from mu.cli.verify import verify
 
 app = typer.Typer(name="mu", cls=Program, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.callback(invoke_without_command=True)(root)
-for verb in (demo, erase, gradients, generate, evaluate, compare, report, merge, info, methods, config, cite):
+for verb in (demo, erase, gradients, generate, evaluate, verify, compare, report, merge, info, methods, config, cite):
     app.command()(verb)
 app.add_typer(bank_app)
 app.add_typer(canvas_app)
@@ -33,7 +37,9 @@ app.add_typer(data_app)
 
 
 def main() -> None:
-    """Run the console script."""
+    """Run the console script. What the terminal cannot show, as half a character in a path, is printed escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="mu")
 
 

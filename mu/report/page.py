@@ -5,14 +5,18 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from mu.core.config import LARGEST_SETTINGS
 from mu.core.errors import DataError
+from mu.core.evidence import CHANGED, Evidence, Finding, Made, findings, read_evidence
+from mu.core.files import read_text
 from mu.core.records import Origin, Prompt, read_record
 from mu.core.run import RunDirectory
+from mu.core.scores import BASE, LOWER
 from mu.report.curves import Curve, logged
 from mu.report.figures import short
 from mu.report.images import Grid, Group, grids, paired
 from mu.report.layer_figures import LayerFigure, LayerSearch, layer_figures
-from mu.report.measures import Measure, SuiteScores, measured
+from mu.report.measures import Cell, Measure, SuiteScores, measured
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class Page:
 
     name: str
     origin: Origin
+    evidence: Evidence
+    changed: list[Finding]
+    """Parts of the run that were changed after they were made."""
     concepts: list[str]
     facts: list[str]
     groups: list[Group]
@@ -44,6 +51,41 @@ class Page:
         """The measures at the head of the page. A task's ``@1 retained`` replaces its whole ``@1``."""
         return [measure for suite in self.suites for measure in self._head(suite.measures)]
 
+    @property
+    def made(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """How the edit and each suite's scores were made, as names and texts."""
+        found = [("How the edit was found", self.evidence.found)] if self.evidence.found else []
+        every = [*found, *((f"How suite {name} measured", made) for name, made in self.evidence.scores.items())]
+        return [(title, _lines(made)) for title, made in every]
+
+    @property
+    def erasing(self) -> list[Measure]:
+        """The head measures of what was erased, with the base model's value: shares of images that show it or not."""
+        return [m for m in self.verdict if m.metric.about == "gone" and m.metric.head and m.share and m.base]
+
+    @property
+    def erased(self) -> bool:
+        """Whether it was measured that most images which showed the concept no longer do."""
+        edited = [(m, c) for m in self.erasing for name, c in m.cells.items() if name != BASE and c.score]
+        return bool(edited) and not self.unseen and all(shown(measure, cell) < 0.5 for measure, cell in edited)
+
+    @property
+    def status(self) -> str:
+        """What the title cannot claim; empty if it was measured that the concepts are erased."""
+        if self.erased or not self.concepts:
+            return ""
+        if not self.measures:
+            return "Not measured yet."
+        if self.unseen:
+            base = ", ".join(f"{100 * shown(m, m.base):.1f}%" for m in self.unseen)
+            return f"The base model shows it in only {base} of the images that ask for it: this cannot show an erasure."
+        return "Most images that ask for it still show it." if self.erasing else "No score measures what was erased."
+
+    @property
+    def unseen(self) -> list[Measure]:
+        """Measures that say nothing, because the base model shows the concept in fewer than half of its images."""
+        return [measure for measure in self.erasing if shown(measure, measure.base) < 0.5]
+
     @staticmethod
     def _head(measures: list[Measure]) -> list[Measure]:
         told = [m for m in measures if m.edited]
@@ -54,6 +96,18 @@ class Page:
     def mean_gate(self, role: str, edit: int) -> float | None:
         values = [p.gate[edit] for p in self.prompts if p.role == role and p.gate and edit < len(p.gate)]
         return sum(values) / len(values) if values else None
+
+
+def _lines(made: Made) -> list[tuple[str, str]]:
+    facts = {**made.model_dump(exclude={"how", "versions"}), **made.how}
+    names = {"edit": "SHA-256 of the edit", "base": "fingerprint of the base", "content": "SHA-256 of the result"}
+    return [(names.get(name, name), str(value)) for name, value in facts.items() if value not in ("", None)]
+
+
+def shown(measure: Measure, cell: Cell | None) -> float:
+    """Share of images that show the concept: 1 - UA, or FA."""
+    assert cell and cell.score
+    return cell.score.value if measure.direction == LOWER else 1 - cell.score.value
 
 
 def read_page(run: RunDirectory) -> Page:
@@ -67,6 +121,8 @@ def read_page(run: RunDirectory) -> Page:
     return Page(
         name=run.folder.resolve().name,
         origin=origin,
+        evidence=read_evidence(run),
+        changed=[finding for finding in findings(run) if finding.state == CHANGED],
         concepts=concepts,
         facts=_facts(run, origin),
         groups=paired(run, prompts),
@@ -77,7 +133,7 @@ def read_page(run: RunDirectory) -> Page:
         curves=curves,
         constants=constants,
         plots=_plots(run),
-        config=run.config.read_text(encoding="utf-8", errors="replace") if run.config.exists() else "",
+        config=read_text(run.config, largest=LARGEST_SETTINGS) if run.config.exists() else "",
         evaluate=f"mu evaluate {shlex.quote(str(run.folder))}",
     )
 
@@ -96,8 +152,11 @@ def _facts(run: RunDirectory, origin: Origin) -> list[str]:
     facts = [f"method {origin.method}"] if origin.method else []
     if origin.seconds is not None:
         facts.append(f"found in {_duration(origin.seconds)}")
-    if run.edit.exists():
+    if run.edit.is_file():
         facts.append(f"edit file of {_size(run.edit.stat().st_size)}")
+    made = read_evidence(run).found
+    if made:
+        facts += [made.when[:10], f"SHA-256 {made.edit[:12]}"]
     return facts
 
 

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mu.core.errors import ConfigError, ModelError, nearest
+from mu.core.evidence import hardware, note_images, note_scores
 from mu.core.files import check_writing
 from mu.core.run import RunDirectory
 from mu.core.scores import Table
 from mu.edits.edit import Edit
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import EditableModel
+from mu.models.parameters import EditableModel, fingerprint, select
 from mu.models.vision_language import VisionLanguageModel
 
 
 class Suite(NamedTuple):
     """The suite's function, the kind of model that it measures, and the options that it takes.
+
+    The function returns the table and how it was measured, which the run's evidence notes.
 
     ``default`` marks the suite used for this kind of model if none is named.
     """
@@ -89,6 +92,10 @@ def evaluate(
     for read in (run.read_scores, run.read_panels):  # damaged files fail here, before the work
         read()
     module, _, function = chosen.place.partition(":")
-    table = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
-    run.write_scores(suite, table)
+    with run.alone(), run.logged():
+        table, how = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
+        run.write_scores(suite, table)
+        base = fingerprint(model, select(model, "*"))
+        note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
+        note_images(run)
     return table

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mu.core.concept import says
 from mu.core.errors import DataError, ModelError
+from mu.core.files import sha256
 from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
@@ -39,6 +40,7 @@ from mu.data.canvas.layouts import folder_name
 from mu.diffusion.image_folder import ImageRow, claim, content_hash, read_images, scheduler_hash, write_images
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described, is_base
+from mu.edits.gates import gate_to_json
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.lpips import lpips
@@ -58,8 +60,8 @@ OTHER_SEEDS = 1_000_000  # added to the seeds for the reference images of the Fr
 
 def evaluate(
     run: RunDirectory, model: DiffusionModel, edit: Edit, *, seeds: Sequence[int], base_answers: Path | None = None
-) -> Table:
-    """Make the missing images of the answer sets and score all. Raises `ModelError` if the base is not embedded."""
+) -> tuple[Table, dict[str, Any]]:
+    """Make the missing images of the answer sets and score all. Returns the table and how it was measured. Raises `ModelError` if the base is not embedded."""
     require_embedded(model)
     with quiet_libraries():
         judge = Judge.open(EMBEDDED["canvas-judge"], model.device)
@@ -103,7 +105,9 @@ def evaluate(
 
     change = float(lpips(before_neutral, after_neutral, judge.feature_maps).mean())
     drift = scored("neutral distance", change, len(neutral), PROTOCOL)
-    return {"base": column(before, before_neutral), "edited": [*column(after, after_neutral), drift]}
+    judged_by = {name: sha256(EMBEDDED[name]) for name in ("canvas-judge", "canvas-clip")}
+    how = {"steps": STEPS, "guidance": GUIDANCE, "gate": gate_to_json(edit.info.gate), "judges": judged_by}
+    return {"base": column(before, before_neutral), "edited": [*column(after, after_neutral), drift]}, how
 
 
 def replacement(seen: Sequence[str], erased: str) -> Score:

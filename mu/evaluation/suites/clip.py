@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,8 @@ class Leak:
 
 def evaluate(
     run: RunDirectory, model: ClipModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()
-) -> Table:
-    """Score both columns; write the similarity matrix.
+) -> tuple[Table, dict[str, Any]]:
+    """Score both columns; write the similarity matrix. Returns the table and the tasks.
 
     ``data`` overrides the edit's settings: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), and
     ``forget:SOURCE`` and ``val:SOURCE``, pairs for the membership inference (see `mu.data.pairs.open_pairs`).
@@ -109,7 +110,7 @@ def evaluate(
     with edit.applied(model):
         after, edited = column("edited")
     write_similarity(run, Similarity(bare, bare, sights, {"base": base, "edited": edited}))
-    return {"base": before, "edited": after}
+    return {"base": before, "edited": after}, {"tasks": names, "images": total}
 
 
 def tasks_of(edit: Edit) -> list[str]:

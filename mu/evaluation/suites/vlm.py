@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from mu.core.documents import parse_csv
 from mu.core.errors import ConfigError, DataError, quoted
@@ -53,8 +54,8 @@ class Item:
 
 def evaluate(
     run: RunDirectory, model: VisionLanguageModel, edit: Edit, *, seeds: Sequence[int], data: Sequence[str] = ()
-) -> Table:
-    """Score both columns.
+) -> tuple[Table, dict[str, Any]]:
+    """Score both columns. Returns the table and the tasks.
 
     ``data``: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``) or CSV files. Default: the edit's tasks.
     """
@@ -70,7 +71,8 @@ def evaluate(
     )
     before = column(model, items, edit.info.concepts, protocol, "base")
     with edit.applied(model):
-        return {"base": before, "edited": column(model, items, edit.info.concepts, protocol, "edited")}
+        after = column(model, items, edit.info.concepts, protocol, "edited")
+    return {"base": before, "edited": after}, {"tasks": names, "questions": len(items)}
 
 
 def task_items(tasks: Sequence[ZeroShot], concepts: Sequence[str]) -> list[Item]:

@@ -167,6 +167,7 @@ class _Dict(dict):
 class _Module:
     """Replaces every class of a TorchScript program. It keeps the attributes of the module, and runs nothing."""
 
+    attributes: dict[Any, Any]
     __slots__ = ("attributes",)
 
     def __new__(cls, *_: Any, **__: Any) -> _Module:

@@ -1,0 +1,136 @@
+"""A run's evidence: intact as it was made, and changed after any of its parts was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mu.core.errors import DataError
+from mu.core.evidence import (
+    CHANGED,
+    INTACT,
+    UNKNOWN,
+    findings,
+    note_images,
+    note_scores,
+    note_search,
+    read_evidence,
+)
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run whose files were all noted when they were made."""
+    run = RunDirectory(tmp_path / "neon")
+    run.begin("concepts: [neon]\n", {"method": "spm"})
+    run.edit.write_bytes(b"weights")
+    note_search(run, base="abc")
+    for folder in (run.before, run.answers / "edited"):
+        folder.mkdir(parents=True)
+        (folder / "0_0.png").write_bytes(b"image")
+    run.write_scores("canvas", {"edited": [Score("UA", 1, 8, "higher", "canvas/1", {"neon": 1})]})
+    note_scores(run, "canvas", how={"seeds": [1, 2]})
+    note_images(run)
+    return run
+
+
+def changed(run: RunDirectory) -> set[str]:
+    return {finding.part for finding in findings(run) if finding.state == CHANGED}
+
+
+def test_an_untouched_run_is_intact(run):
+    found = findings(run)
+    assert {finding.state for finding in found} == {INTACT}
+    assert {"edit.safetensors", "config.yaml", "scores of canvas", "before/", "answers/edited/"} == {
+        finding.part for finding in found
+    }
+
+
+def swap_edit(run):
+    run.edit.write_bytes(b"other weights")
+
+
+def edit_score(run):
+    content = json.loads(run.scores.read_text())
+    content["suites"]["canvas"]["edited"][0]["value"] = 0.97
+    run.scores.write_text(json.dumps(content))
+
+
+def edit_item(run):
+    content = json.loads(run.scores.read_text())
+    content["suites"]["canvas"]["edited"][0]["per_item"]["neon"] = 0.5
+    run.scores.write_text(json.dumps(content))
+
+
+def drop_scores(run):
+    run.write_scores("clip", {})
+    content = json.loads(run.scores.read_text())
+    del content["suites"]["canvas"]
+    run.scores.write_text(json.dumps(content))
+
+
+def swap_image(run):
+    (run.answers / "edited" / "0_0.png").write_bytes(b"another image")
+
+
+def rename_image(run):
+    (run.before / "0_0.png").rename(run.before / "0_1.png")
+
+
+def add_image(run):
+    (run.before / "1_0.png").write_bytes(b"image")
+
+
+def edit_settings(run):
+    run.config.write_text("concepts: [star]\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (swap_edit, {"edit.safetensors", "scores of canvas"}),
+        (edit_score, {"scores of canvas"}),
+        (edit_item, {"scores of canvas"}),
+        (drop_scores, {"scores of canvas"}),
+        (swap_image, {"answers/edited/"}),
+        (rename_image, {"before/"}),
+        (add_image, {"before/"}),
+        (edit_settings, {"config.yaml"}),
+    ],
+)
+def test_every_change_is_found_and_nothing_else(run, change, parts):
+    change(run)
+    assert changed(run) == parts
+
+
+def test_the_layout_of_the_scores_file_is_no_change(run):
+    run.scores.write_text(json.dumps(json.loads(run.scores.read_text())))
+    assert not changed(run)
+
+
+def test_scores_measured_again_belong_to_the_new_edit(run):
+    swap_edit(run)
+    note_search(run)
+    note_scores(run, "canvas")
+    assert not changed(run)
+
+
+def test_a_run_from_before_evidence_is_unknown_and_not_intact(run):
+    run.evidence.unlink()
+    assert {finding.state for finding in findings(run)} == {UNKNOWN}
+
+
+def test_evidence_says_how_a_result_was_made(run):
+    made = read_evidence(run).scores["canvas"]
+    assert made.when.endswith("+00:00") and made.command and made.versions and made.how == {"seeds": [1, 2]}
+    assert len(made.edit) == len(made.content) == 64
+
+
+def test_damaged_evidence_is_refused(run):
+    run.evidence.write_text('{"format": 1, "scores": {"canvas": 3}}')
+    with pytest.raises(DataError, match=r"evidence\.json"):
+        findings(run)

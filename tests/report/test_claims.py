@@ -1,0 +1,56 @@
+"""The page claims nothing that was not measured, and says what was changed after it was measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from mu.core.evidence import note_scores, note_search
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+from mu.report import write_report
+from mu.report.page import read_page
+from tests.report.conftest import Reader, run_at, scores
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    return run_at(tmp_path / "neon")
+
+
+def heading(run: RunDirectory) -> str:
+    page = write_report(run).read_text(encoding="utf-8")
+    return page[page.index("<h1>") : page.index("</h1>")]
+
+
+def test_a_measured_erasure_is_claimed(run):
+    assert "erased" in heading(run) and not read_page(run).status
+
+
+def test_an_unmeasured_edit_is_called_an_edit(run):
+    run.scores.unlink()
+    assert "erased" not in heading(run) and 'class="concept"' not in heading(run)
+    assert read_page(run).status
+
+
+@pytest.mark.parametrize(("base", "edited"), [(0.03, 0.2), (0.6, 0.97), (0.03, None)])
+def test_what_the_scores_do_not_show_is_not_claimed(run, base, edited):
+    """Most images still show it; the base model hardly showed it; no score is about what was erased."""
+    table = {
+        column: [Score("UA" if value is not None else "IRA", 0.9 if value is None else value, 64, "higher", "mini/1")]
+        for column, value in (("base", base), ("edited", edited))
+    }
+    run.write_scores("mini", table)
+    page = read_page(run)
+    assert not page.erased and page.status and "erased" not in heading(run)
+
+
+def test_a_swapped_edit_and_an_edited_score_are_told(run):
+    run.edit.write_bytes(b"weights")
+    note_search(run)
+    note_scores(run, "mini")
+    assert not read_page(run).changed  # control
+    run.edit.write_bytes(b"others")
+    run.write_scores("mini", scores(ua=0.99))
+    text = Reader(write_report(run).read_text(encoding="utf-8")).text
+    assert {finding.part for finding in read_page(run).changed} == {"edit.safetensors", "scores of mini"}
+    assert "edit.safetensors" in text and "scores of mini" in text
