@@ -17,7 +17,9 @@ def verify(
     """Check that a run's edit, settings, scores and images are those that were made. Needs no model.
 
     Exit code 1 if any part was changed. The digests are not signed: keep a copy of evidence.json elsewhere to detect
-    forgery. Example: mu verify outputs/neon
+    forgery.
+
+    Example: mu verify outputs/neon
     """
     from mu.cli.output import print_json, print_table
     from mu.core.errors import DataError
