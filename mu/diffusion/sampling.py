@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Required, TypedDict, Unpack
 
 from mu.core.errors import ConfigError, DataError
 from mu.diffusion.denoising import denoise, initial_noise
@@ -27,11 +28,13 @@ def generate(
     """Make images (n, 3, H, W) in 0..1 on the CPU, one for each prompt and its seed, with the model's own scheduler.
 
     An image depends on its prompt and seed, not on the rest of its batch. Without ``negative``, a model that asks for
-    it (``force_zeros_for_empty_prompt``) gets zeros in place of the empty prompt's embedding. ``batch`` defaults to a size that fits a
-    common GPU: two images of 512x512 pixels, 128 of 64x64. ``progress`` gets the number of images made so far.
+    it (``force_zeros_for_empty_prompt``) gets zeros in place of the empty prompt's embedding. ``batch`` defaults to a
+    size that fits a common GPU: two images of 512x512 pixels, 128 of 64x64. ``progress`` gets the number of images made
+    so far.
     Raises `DataError` for a different number of prompts and seeds, `ConfigError` for an invalid size or setting.
     """
-    parts = generate_batches(
+    images: list[Tensor] = []
+    for part in generate_batches(
         model,
         prompts,
         seeds,
@@ -41,9 +44,7 @@ def generate(
         height=height,
         width=width,
         batch=batch,
-    )
-    images = []
-    for part in parts:
+    ):
         images.append(part)
         if progress:
             progress(sum(map(len, images)))
@@ -68,30 +69,22 @@ def checked_size(model: DiffusionModel, height: int | None, width: int | None) -
     return height, width
 
 
+class Sampling(TypedDict, total=False):
+    """The arguments of `generate_latents` after prompts and seeds."""
+
+    steps: Required[int]
+    guidance: Required[float]
+    negative: str | None
+    height: int | None
+    width: int | None
+    batch: int | None
+
+
 def generate_batches(
-    model: DiffusionModel,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    guidance: float,
-    negative: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    batch: int | None = None,
+    model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], **how: Unpack[Sampling]
 ) -> Iterator[Tensor]:
     """Yield the images of `generate`, batch by batch."""
-    for latents in generate_latents(
-        model,
-        prompts,
-        seeds,
-        steps=steps,
-        guidance=guidance,
-        negative=negative,
-        height=height,
-        width=width,
-        batch=batch,
-    ):
+    for latents in generate_latents(model, prompts, seeds, **how):
         yield model.decode(latents).cpu()
 
 
