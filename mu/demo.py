@@ -56,7 +56,9 @@ def run(folder: Path, overwrite: bool = False) -> Path:
     edited = {f"{concept} erased": table["edited"] for concept, table in tables.items()}
     home.write_scores("canvas", {"base": tables[STYLE]["base"], **edited})
     _print(tables)
-    return write_report(home)
+    report = write_report(home)
+    home.finish()
+    return report
 
 
 def _erase(model: DiffusionModel, concept: str, folder: Path, overwrite: bool) -> Found:

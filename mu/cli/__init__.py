@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from mu.cli.bank import app as bank_app
@@ -33,8 +36,14 @@ app.add_typer(data_app)
 
 
 def main() -> None:
-    """Run the console script."""
-    app(prog_name="mu")
+    """Run the console script. What the terminal cannot show, as half a character in a path, is printed escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="mu")
+    except KeyboardInterrupt:  # before a verb began
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 __all__ = ["app", "main"]

@@ -55,6 +55,7 @@ def evaluate(
 
     show_log()
     chosen, numbers = RunDirectory(run), whole_numbers(seeds, "--seeds")
+    chosen.require_edit()
     edit = open_edit(chosen.edit)
     name = model or chosen.read_environment().get("model") or "canvas"
     how = loading(name, [edit.info], clip_skip=clip_skip, prediction_type=prediction_type)

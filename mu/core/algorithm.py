@@ -6,13 +6,14 @@ import inspect
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from mu.core.concept import Concept, distinct
 from mu.core.config import BaseConfig, values_set
-from mu.core.errors import ConfigError, MuError, nearest
+from mu.core.errors import ConfigError, nearest
 from mu.core.run import RunDirectory
 from mu.core.tracking import KINDS, Tracking
 
@@ -159,26 +160,22 @@ class Algorithm(ABC):
         """
         run = RunDirectory(self.run_folder())
         settings = self.config.to_yaml(comments=False)
-        if resume and run.edit.exists():
-            run.require(settings)
-            return Found(self.read_edit(run.edit), run)
-        tracking = self._tracking(track)
-        earlier = run.read_environment().get("seconds", 0.0) if resume and run.environment.exists() else 0.0
-        facts = self.describe()
-        if earlier:
-            facts["seconds"] = earlier
-        run.begin(settings, facts, resume=resume, overwrite=overwrite)
-        began = time.monotonic()
-        try:
-            with run.recording(tracking, self.config.model_dump(mode="json")) as log:
-                edit = self.find_edit(run, log)
-        except MuError:
-            run.withdraw()
-            raise
-        finally:
-            if run.environment.exists():
-                run.describe({"seconds": round(earlier + time.monotonic() - began, 1)})
-        edit.save(run.edit)
+        with run.alone():
+            if resume and run.edit.exists():
+                run.require(settings)
+                return Found(self.read_edit(run.edit), run)
+            tracking = self._tracking(track)
+            earlier = run.read_environment().get("seconds") if resume and run.environment.exists() else None
+            facts = self.describe() | ({"seconds": earlier} if earlier else {})
+            run.begin(settings, facts, resume=resume, overwrite=overwrite)
+            try:
+                with _timed(run, earlier or 0.0), run.recording(tracking, self.config.model_dump(mode="json")) as log:
+                    edit = self.find_edit(run, log)
+                edit.save(run.edit)
+            except Exception:
+                run.withdraw()
+                raise
+            run.finish()
         return Found(edit, run)
 
     def _tracking(self, track: str | None) -> Tracking:
@@ -188,6 +185,16 @@ class Algorithm(ABC):
         if kind is None:
             raise ConfigError(f"unknown tracker {track!r}.{nearest(track, KINDS)}")
         return self.tracking()._replace(kind=kind)
+
+
+@contextmanager
+def _timed(run: RunDirectory, earlier: float) -> Iterator[None]:
+    """Write the seconds of the block, and those of ``earlier`` attempts, to the run's ``environment.json``."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        run.describe({"seconds": round(earlier + time.monotonic() - began, 1)})
 
 
 def citation(method: type) -> str:

@@ -16,9 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mu.core.errors import one_line
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LONGEST_LABEL = 80
+"""Characters of a label."""
 CONFIG_FOLDER = "MPLCONFIGDIR"
 LOOK = {
     "figure.constrained_layout.use": True,
@@ -54,6 +58,12 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
+
+
+def label(text: str) -> str:
+    """``text`` as a label of a chart: one short line, which a legend shows also if it begins with an underscore."""
+    shown = one_line(text, LONGEST_LABEL)
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def svg(figure: Figure) -> bytes:

@@ -18,9 +18,29 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+LONGEST = 400
+"""Characters of the longest message."""
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """``text`` as one line of at most ``longest`` characters that a terminal shows as they are.
+
+    Control characters, line breaks, lone surrogates and the like are escaped. The middle of a longer text is left out,
+    so that the line still says what is wrong and what to do.
+    """
+    ends = text if len(text) <= 2 * longest else text[:longest] + text[-longest:]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in ends)
+    if len(shown) <= longest:
+        return shown
+    gap, tail = " ... ", longest // 3
+    return shown[: longest - tail - len(gap)] + gap + shown[-tail:]
+
 
 class MuError(Exception):
-    """Base of all errors caused by the input and not by a defect of this package."""
+    """Base of all errors caused by the input and not by a defect of this package. Its text is one line."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigError(MuError): ...

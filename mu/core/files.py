@@ -18,6 +18,9 @@ from mu.core.errors import DataError, MuError, OutputError, quoted
 LARGEST = 2**28
 """Bytes that a text file may have: 256 MiB, more than the caption lists of a million images."""
 
+PARTIAL = ".partial-"
+"""Prefix of a file that is being written."""
+
 
 @contextmanager
 def writing(place: Path | str) -> Iterator[None]:
@@ -48,7 +51,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     made = [folder for folder in path.absolute().parents if not folder.exists()]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.stem[:60]}-", suffix=path.suffix)
     os.close(handle)
     partial = Path(name)
     try:
@@ -69,9 +72,17 @@ def _umask() -> int:
     return mask
 
 
+def sweep(folder: Path) -> None:
+    """Delete the partial files that killed processes left in ``folder``. Only for who holds its lock."""
+    for partial in folder.glob(f"{PARTIAL}*"):
+        with suppress(OSError):
+            partial.unlink()
+
+
 def write_text(path: Path | str, text: str) -> None:
+    """Write ``text`` as UTF-8. A lone surrogate, which UTF-8 cannot hold, is written escaped."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def check_regular(

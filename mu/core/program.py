@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 from mu.core.algorithm import Algorithm
 from mu.core.config import BaseConfig, fields_of
 from mu.core.documents import parse_yaml
-from mu.core.errors import MuError, quoted
+from mu.core.errors import MuError, one_line, quoted
 from mu.core.tracking import KINDS
 
 
@@ -29,21 +29,45 @@ def show_log(verbose: bool = True) -> None:
 
 
 def guarded(work: Callable[[], Any]) -> int:
-    """Run ``work`` and return the exit code: 0, 2 with a one-line error for bad input, or 130 on Ctrl-C."""
+    """Run ``work`` and return the exit code: 0, 2 with a one-line error for bad input, or 130 on Ctrl-C.
+
+    A full disk, too little memory and input that is nested too deep are bad input too. A defect keeps its traceback.
+    """
     try:
         work()
-    except MuError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted: finished work is kept; run again with --resume to continue", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno is None:
+    except Exception as error:
+        if (told := _told(error)) is None:
             raise
-        print(f"error: {error.strerror}: {error.filename or 'writing'}", file=sys.stderr)
+        print(f"error: {one_line(told)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _told(error: Exception) -> str | None:
+    """What a user reads of ``error``; None for a defect of this package."""
+    match error:
+        case MuError():
+            return str(error)
+        case OSError(errno=None):
+            return str(error) or f"reading or writing failed ({type(error).__name__})"
+        case OSError():
+            return f"{error.strerror or error}: {error.filename or 'writing'}"
+        case RecursionError():
+            return "the input is nested too deep: make it flatter"
+        case MemoryError():
+            return "not enough memory: ask for smaller images, fewer at once, or a smaller model"
+        case RuntimeError() if _is_out_of_memory(error):
+            return f"not enough memory: ask for smaller images, fewer at once, or a smaller model ({error})"
+    return None
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, which has several errors for it, could not get the memory it asked for."""
+    words = ("not enough memory", "can't allocate memory", "out of memory")
+    return type(error).__name__ == "OutOfMemoryError" or any(each in str(error) for each in words)
 
 
 def parser(algorithm: type[Algorithm]) -> argparse.ArgumentParser:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from typing_extensions import Self
 
+from mu.core.documents import parse_json
 from mu.core.errors import DataError
+from mu.core.files import read_text
 
 T = TypeVar("T")
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Origin(BaseModel):
@@ -23,7 +26,9 @@ class Origin(BaseModel):
     method: str = ""
     model: str | None = None
     concepts: list[str] | str = []
-    seconds: float | None = None
+    seconds: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    mended: dict[str, Finite] = {}
+    """The share of its effect that each older edit of the bank kept when it was changed for this run's concepts."""
     citation: str = ""
     platform: str = ""
     versions: dict[str, str] = {}
@@ -33,9 +38,12 @@ class Origin(BaseModel):
 
 
 class MetricsRow(BaseModel):
-    """A line of ``metrics.jsonl``: the step and its logged values."""
+    """A line of ``metrics.jsonl``: the step and its logged values, which need not be finite."""
 
-    step: float
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    step: float = Field(ge=0, le=2**53)
 
 
 class Prompt(BaseModel):
@@ -73,39 +81,75 @@ class Panel(BaseModel):
         return self
 
 
-def read_text(path: Path) -> str:
-    """The text of ``path``. Raises `DataError` if it is missing or not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: is {path.parent} a run's folder?") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text: make it again") from None
-
-
 def read_json(path: Path) -> Any:
-    """The JSON content of ``path``. Raises `DataError` if it is missing or not JSON."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON (line {error.lineno}): make it again") from None
+    """The JSON content of ``path``. Raises `DataError` as `read_text` and `parse_json` do."""
+    return parse_json(read_text(path), str(path))
 
 
-def checked(path: Path, content: Any, kind: Any, key: str = "") -> Any:
+def checked(path: Path | str, content: Any, kind: Any, key: str = "") -> Any:
     """Validate ``content`` of ``path`` as ``kind``, any type pydantic accepts; ``key`` is its place in the file.
 
     Raises `DataError` that names the file and the first wrong key.
     """
-    try:
-        return _adapter(kind).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in (*filter(None, [key]), *first["loc"]))
-        if not where and first["type"] in ("dict_type", "model_type"):
-            held = type(content).__name__
-            raise DataError(f"{path} must hold names and values, not a {held}: repair it or make it again") from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise DataError(f"{path}: {f'{where}: ' if where else ''}{message}: repair it or make it again") from None
+    found = _unsound(content)
+    if found is None:
+        try:
+            return _adapter(kind).validate_python(content)
+        except ValidationError as error:
+            found = wrong(error)
+    place = ".".join(filter(None, [key, found[0]]))
+    raise DataError(f"{path}: {f'{place}: ' if place else ''}{found[1]}: repair it or make it again")
+
+
+def _unsound(content: Any) -> tuple[str, str] | None:
+    """The place of a number beyond 64 bits, which no setting means, and what is wrong with it; None without one."""
+    left: list[tuple[tuple[Any, ...], Any]] = [((), content)]
+    while left:
+        place, value = left.pop()
+        match value:
+            case dict():
+                left += [((place, key), below) for key, below in value.items()]
+            case list():
+                left += [((place, k), below) for k, below in enumerate(value)]
+            case int() if not -(2**63) <= value < 2**64:
+                parts: list[str] = []
+                while place:
+                    place, part = place
+                    parts.append(str(part))
+                return ".".join(reversed(parts)), "the number is beyond 64 bits"
+    return None
+
+
+def wrong(error: ValidationError) -> tuple[str, str]:
+    """The place of the first error, with points between its parts, and what is wrong there."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    wanted = _WANTED.get(first["type"].removesuffix("_type").removesuffix("_parsing"))
+    if first["type"] == "missing":
+        return where, "it is missing"
+    if wanted:
+        return where, f"expected {wanted}, not {_KINDS.get(type(first['input']), type(first['input']).__name__)}"
+    return where, first["msg"].removeprefix("Value error, ")
+
+
+_WANTED = {
+    "float": "a number",
+    "finite_number": "a finite number",
+    "int": "a whole number",
+    "int_from_float": "a whole number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "names and values",
+    "mapping": "names and values",
+    "model": "names and values",
+    "dataclass": "names and values",
+}
+"""What a value must be, by the type of pydantic's error without its ending."""
+
+_KINDS = {str: "text", list: "a list", dict: "names and values", int: "a number", float: "a number", type(None): "null"}
+"""What a value is instead."""
 
 
 @lru_cache

@@ -13,6 +13,7 @@ The folder is the interface between the expensive search and the cheap evaluatio
       similarity.json  similarity.png         of suite clip
       panels/  panels.json                    more images, and the grids that show them
       report.html                             and figures of each slug_*.json: pareto-*.png, steps-*.png
+      .earlier/  .lock                        the run that is being overwritten; of the process that works here
 
 All content is checked when it is read: wrong content raises a one-line `DataError` that names the file and the key.
 """
@@ -23,6 +24,7 @@ import glob
 import json
 import logging
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -32,10 +34,13 @@ from typing import Any, Literal
 
 import yaml
 
-from mu.core.errors import OutputError
-from mu.core.files import write_json, write_text, writing
+from mu.core.config import read_yaml
+from mu.core.documents import parse_json
+from mu.core.errors import DataError, OutputError
+from mu.core.files import read_text, sweep, write_json, write_text, writing
+from mu.core.lock import locked
 from mu.core.metrics import metric_of
-from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record, read_text
+from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record
 from mu.core.scores import Score, Table
 from mu.core.tracking import Tracking, tracked
 
@@ -74,6 +79,28 @@ class RunDirectory:
         self.panel_images = self.folder / "panels"
         self.similarity = self.folder / "similarity.json"
         self.report = self.folder / "report.html"
+        self.earlier = self.folder / ".earlier"
+        self._began = False
+        self._there: set[Path] = set()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Work alone in the folder: see `mu.core.lock.locked`. Also deletes partial files below it."""
+        with locked(self.folder):
+            answers = self.answers.glob("*") if not self.answers.is_symlink() else ()
+            for below in (self.checkpoints, self.before, self.after, self.panel_images, *answers):
+                if below.is_dir() and not below.is_symlink():
+                    sweep(below)
+            yield
+
+    def require_edit(self) -> None:
+        """Raise `DataError`, which says what a run is, if the folder holds no run with an edit."""
+        if self.edit.exists():
+            return
+        if self.config.exists():
+            raise DataError(f"{self.folder} holds an unfinished run: continue it with `mu erase --resume`")
+        state = "is not a run" if self.folder.exists() else "does not exist"
+        raise DataError(f"{self.folder} {state}: name a folder that `mu erase` wrote, with its edit.safetensors")
 
     def begin(
         self, config: str, description: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
@@ -81,7 +108,10 @@ class RunDirectory:
         """Claim the folder and write the settings that rerun this run.
 
         Raises `OutputError` if the folder already holds a run, unless ``overwrite`` is set, or ``resume`` with equal
-        settings."""
+        settings. With ``overwrite`` the earlier run is set aside until `finish` deletes it or `withdraw` puts it back.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"{self.folder} is a file and not a folder: choose another name")
         if self.config.exists() and not (resume or overwrite):
             finished = self.edit.exists() or self.report.exists()
             state = "a finished run" if finished else "an unfinished run"
@@ -91,15 +121,17 @@ class RunDirectory:
             self.require(config)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._began = not (resume and self.config.exists())
             if overwrite and not resume:
-                for stale in [*self._made()]:
-                    stale.unlink(missing_ok=True)
+                self._set_aside()
+            self._there = {made for made in self._made() if made.exists()}
             write_text(self.config, config)
             write_json(self.environment, {"versions": versions(), "platform": platform.platform(), **description})
 
     def _made(self) -> Iterator[Path]:
         """All files made by an earlier run, its suites and its report. Other files in the folder belong to the user."""
-        yield from (self.log, self.metrics, self.edit, self.scores, self.prompts, self.panels, self.report)
+        yield from (self.config, self.environment, self.log, self.metrics, self.edit)
+        yield from (self.scores, self.prompts, self.panels, self.report)
         yield from (self.similarity, self.similarity.with_suffix(".png"))
         for search in self.layer_searches():
             stem = search.stem.removeprefix("slug_")
@@ -111,15 +143,39 @@ class RunDirectory:
             if not images.is_symlink():
                 yield from (*images.rglob("*.png"), *images.rglob("recipe.json"))
 
+    def _set_aside(self) -> None:
+        """Move what an earlier run made to `earlier`. What is there already is older, and goes if this run finished."""
+        if self.edit.exists() or self.report.exists():
+            shutil.rmtree(self.earlier, ignore_errors=True)
+        again = self.earlier.exists()
+        for made in [*self._made()]:
+            if again:
+                made.unlink(missing_ok=True)
+            elif made.is_symlink() or made.exists():
+                aside = self.earlier / made.relative_to(self.folder)
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                made.rename(aside)
+
+    def finish(self) -> None:
+        """Delete the run that `begin` set aside: this one has its result."""
+        shutil.rmtree(self.earlier, ignore_errors=True)
+
     def withdraw(self) -> None:
-        """Undo `begin` if there is no edit and no checkpoint yet, so that the folder is free again."""
-        if not (self.edit.exists() or any(self.checkpoints.glob("*"))):
-            for path in (self.config, self.environment, self.log, self.metrics):
-                path.unlink(missing_ok=True)
+        """Undo `begin` if it began a run that has no edit and no checkpoint yet, so that the folder is as before."""
+        if not self._began or self.edit.exists() or any(self.checkpoints.glob("*")):
+            return
+        for made in {*self._made()} - self._there:
+            made.unlink(missing_ok=True)
+        for aside in [path for path in self.earlier.rglob("*") if path.is_symlink() or not path.is_dir()]:
+            aside.rename(self.folder / aside.relative_to(self.earlier))
+        self.finish()
+        for below in (self.checkpoints, self.before, self.after, self.panel_images, self.answers):
+            with suppress(OSError):  # not empty, or not there
+                below.rmdir()
 
     def require(self, config: str) -> None:
         """Raise `OutputError` if the folder's run has other settings than ``config``; their order does not matter."""
-        if self.config.exists() and yaml.safe_load(read_text(self.config)) != yaml.safe_load(config):
+        if self.config.exists() and read_yaml(self.config) != yaml.safe_load(config):
             raise OutputError(
                 f"{self.folder} was begun with different settings: rerun with its config.yaml, or pass --overwrite"
             )
@@ -157,11 +213,10 @@ class RunDirectory:
         if not self.metrics.exists():
             return []
         rows = []
-        for number, line in enumerate(read_text(self.metrics).splitlines(), start=1):
-            with suppress(json.JSONDecodeError):  # a killed run may leave half a line
-                row = json.loads(line)
-                checked(self.metrics, row, MetricsRow, f"line {number}")
-                rows.append(row)
+        for number, line in enumerate(read_text(self.metrics).split("\n"), start=1):
+            if line and not (line.startswith("{") and not line.endswith("}")):  # a killed run may leave half a line
+                row = parse_json(line, f"{self.metrics}, line {number}")
+                rows.append(checked(self.metrics, row, MetricsRow, f"line {number}").model_dump())
         return rows
 
     def describe(self, facts: Mapping[str, Any]) -> None:

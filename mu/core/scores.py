@@ -55,10 +55,6 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Score:
-        return cls(**content)
-
 
 Table = dict[str, list[Score]]
 """The result of a suite: the scores of each column, ``base`` and ``edited``."""

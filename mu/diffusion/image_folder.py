@@ -18,7 +18,7 @@ from torch import Tensor
 from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import atomic_path, check_writing, write_json, writing
-from mu.core.records import Prompt
+from mu.core.records import Prompt, checked, read_record
 from mu.core.run import RunDirectory
 from mu.diffusion.sampling import check_request, checked_size, generate_batches
 from mu.edits.bank import Bank
@@ -193,7 +193,10 @@ RECIPE = "recipe.json"
 
 
 def claim(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Delete the images of ``folder`` if they were made by another recipe, then write ``recipe`` there."""
+    """Delete the images of ``folder`` if they were made by another recipe, then write ``recipe`` there.
+
+    Raises `DataError` for a recipe file that is damaged: whose images these are is unknown.
+    """
     if (folder / RECIPE).exists() and noted(folder) != recipe:
         for stale in folder.glob("*.png"):
             stale.unlink()
@@ -201,24 +204,33 @@ def claim(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def noted(folder: Path) -> dict[str, Any]:
-    """The recipe in ``folder``; empty if the file is missing or cannot be read."""
-    try:
-        recipe = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The recipe in ``folder``; empty if there is none. Raises `DataError` for a file that is damaged."""
+    path = folder / RECIPE
+    if not path.exists():
         return {}
-    return recipe if isinstance(recipe, dict) else {}
+    recipe = read_record(path, dict[str, Any])
+    checked(path, recipe.get("pictures", {}), dict[str, dict[str, Any]], "pictures")
+    return recipe
+
+
+def _noted_or_nothing(folder: Path) -> dict[str, Any]:
+    """`noted`, and nothing for a damaged file: it does not say how any image was made."""
+    try:
+        return noted(folder)
+    except DataError:
+        return {}
 
 
 def _known(folder: Path, note: Mapping[str, Any]) -> dict[str, Any]:
     """The images that the recipe file in ``folder`` lists, if its recipe equals that of ``note``; else empty."""
-    before = noted(folder)
+    before = _noted_or_nothing(folder)
     same = {**before, "pictures": None} == {**note, "pictures": None}
     return before.get("pictures") or {} if same else {}
 
 
 def _require(folder: Path, note: Mapping[str, Any], kept: Sequence[str]) -> None:
     """Raise `OutputError` if the images ``kept`` in ``folder`` were not made as ``note`` says."""
-    before = noted(folder)
+    before = _noted_or_nothing(folder)
     for name in kept:
         if name not in before.get("pictures", {}):
             raise OutputError(f"how {folder / name} was made is unknown: choose another folder, or pass --overwrite")

@@ -2,9 +2,10 @@
 
     <folder>/  bank.json  log.jsonl  <concept>.safetensors ...
 
-There is no lock. A change is written in an order that is safe if the process is killed: first the edit's file, then a
-line of the log, then ``bank.json``, which alone defines the contents of the bank. So the log never misses a change, but
-may list one that was cut off. Importing this module does not load torch, so listing and switching edits is fast.
+One process at a time changes a bank (see `mu.core.lock`). A change is written in an order that is safe if the process
+is killed: first the edit's file, then a line of the log, then ``bank.json``, which alone defines the contents of the
+bank. So the log never misses a change, but may list one that was cut off. Importing this module does not load torch, so
+listing and switching edits is fast.
 """
 
 from __future__ import annotations
@@ -15,20 +16,18 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
-
-from mu.core.concept import folded
-from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, EditError, OutputError, nearest
+from mu.core.documents import control_character, is_unicode
+from mu.core.errors import EditError, OutputError, quoted
 from mu.core.files import check_writing, slug, write_json, writing
+from mu.core.lock import locked
 from mu.core.run import versions
+from mu.edits.bank_state import BankEntry, BankState, read_log, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,46 +37,7 @@ if TYPE_CHECKING:
     from mu.edits.protection import Leak
     from mu.models.parameters import EditableModel
 
-FORMAT = 1
-
 log = logging.getLogger("mu")
-
-
-class BankEntry(BaseConfig):
-    """One edit of the bank."""
-
-    concept: str
-    file: str
-    sha256: str
-    on: bool = True
-    strength: float = Field(1.0, allow_inf_nan=False)
-
-    @field_validator("file")
-    @classmethod
-    def _in_the_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-            raise ValueError(f"{name!r} is not the name of a .safetensors file in the bank's own folder")
-        return name
-
-
-class BankState(BaseConfig):
-    """The contents of ``bank.json``. Edits are added up in the order listed."""
-
-    format: int = FORMAT
-    base: str
-    fingerprint: str
-    loading: dict[str, Any] = {}
-    edits: list[BankEntry] = []
-
-    def find(self, concept: str) -> BankEntry | None:
-        """The edit of ``concept`` in that spelling, else in any spelling; None if the bank has none."""
-        spelt = [entry for entry in self.edits if entry.concept == concept]
-        return next(iter(spelt or [entry for entry in self.edits if folded(entry.concept) == folded(concept)]), None)
-
-    def entry(self, concept: str) -> BankEntry:
-        if (found := self.find(concept)) is not None:
-            return found
-        raise EditError(f"{concept!r} is not in the bank.{nearest(concept, [entry.concept for entry in self.edits])}")
 
 
 class BankFolder:
@@ -93,28 +53,7 @@ class BankFolder:
 
     def read(self) -> BankState:
         """Read ``bank.json``. Raises `EditError` for a folder without one, and for a damaged one."""
-        try:
-            content = json.loads(self.json.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ConfigError("not keys and values")
-            if isinstance(content.get("format"), int) and content["format"] > FORMAT:
-                raise EditError(
-                    f"{self.json} has format {content['format']}, but this mu reads up to {FORMAT}: upgrade mu"
-                )
-            state = BankState.parse(content)
-        except (FileNotFoundError, NotADirectoryError):
-            raise EditError(
-                f"{self.folder} holds no bank.json: name a bank's folder, or make one with `mu bank add EDIT`"
-            ) from None
-        except (OSError, ValueError, RecursionError, ConfigError) as error:
-            raise EditError(
-                f"{self.json} is damaged ({error}): put a good copy back; {self.log.name} lists what was on"
-            ) from None
-        for what in ("concept", "file"):
-            names = [getattr(entry, what) for entry in state.edits]
-            if twice := {name for name in names if names.count(name) > 1}:
-                raise EditError(f"{self.json} is damaged ({what} {min(twice)!r} is listed twice): put a good copy back")
-        return state
+        return read_state(self.json, self.log.name)
 
     def refuse(self, concepts: Iterable[str]) -> None:
         """Raise `EditError` if one of ``concepts`` cannot be added. Call it before a long search."""
@@ -124,13 +63,19 @@ class BankFolder:
         else:
             self._check_claimable()
         for concept in concepts:
+            if control_character(concept) or not is_unicode(concept):
+                raise EditError(f"the concept {quoted(concept)} has a control character: a bank cannot list it")
             if state and (old := state.find(concept)):
                 raise EditError(f"{old.concept!r} is in the bank {self.folder} already: remove the old edit first")
         check_writing(self.json)
 
     def _check_claimable(self) -> None:
-        if self.folder.exists() and not (self.folder.is_dir() and not any(self.folder.iterdir())):
+        if self.folder.exists() and not (self.folder.is_dir() and not any(self._visible())):
             raise EditError(f"{self.folder} exists but has no bank.json: choose a new or empty folder")
+
+    def _visible(self) -> Iterator[Path]:
+        """What the folder holds, without the lock and what a killed process left."""
+        return (path for path in self.folder.iterdir() if not path.name.startswith("."))
 
     # -- with the model ----------------------------------------------------------------------------------------------
 
@@ -200,12 +145,26 @@ class BankFolder:
         of a replacement is not; the folder holds something else; or ``model`` has other weights than those that the
         bank was made on or ``edits`` were found on. With ``transfer`` other weights only give a warning.
         """
-        from mu.edits.bank import Bank
-        from mu.edits.protection import tell_leaks
-
         if not math.isfinite(strength):
             raise EditError(f"an edit's strength must be a number, not {strength}")
         self.refuse(edit.concept() for edit in edits)
+        with locked(self.folder):
+            return self._add(model, edits, strength, instead, reason, transfer)
+
+    def _add(
+        self,
+        model: EditableModel,
+        edits: Sequence[Edit],
+        strength: float,
+        instead: Sequence[Edit],
+        reason: str,
+        transfer: bool,
+    ) -> list[BankEntry]:
+        """`add`, alone in the folder."""
+        from mu.edits.bank import Bank
+        from mu.edits.protection import tell_leaks
+
+        self.refuse(edit.concept() for edit in edits)  # again: until now another process may have changed the bank
         if not transfer:
             if self.json.exists():
                 self.require(model)
@@ -260,25 +219,29 @@ class BankFolder:
         from mu.edits.export import export
         from mu.edits.protection import tell_leaks
 
-        state, out = self.read(), Path(out)
+        self.read()
+        out = Path(out)
         if out.resolve().is_relative_to(self.folder.resolve()):
             raise OutputError(f"{out} is inside the bank, which holds edits only: choose another path")
-        if not transfer:
-            self.require(model)
-        bank = self.open(model, only)
-        merged = [state.entry(edit.concept()) for edit in bank.on]
-        tell_leaks(bank)
-        export(bank, out, form, overwrite=overwrite)
-        with self._writing():
-            return self._note(_base(model), "merge", merged, reason, format=form, out=str(out), sha256=sha256(out))
+        with locked(self.folder):
+            if not transfer:
+                self.require(model)
+            bank = self.open(model, only)
+            state = self.read()
+            merged = [state.entry(edit.concept()) for edit in bank.on]
+            tell_leaks(bank)
+            export(bank, out, form, overwrite=overwrite)
+            with self._writing():
+                return self._note(_base(model), "merge", merged, reason, format=form, out=str(out), sha256=sha256(out))
 
     # -- without the model -------------------------------------------------------------------------------------------
 
     def remove(self, *concepts: str, reason: str = "") -> list[BankEntry]:
         """Remove edits and delete their files. The log keeps their history."""
-        state = self.read()
-        gone = list({entry.concept: entry for entry in map(state.entry, concepts)}.values())
-        with self._writing():
+        self.read()
+        with locked(self.folder), self._writing():
+            state = self.read()
+            gone = list({entry.concept: entry for entry in map(state.entry, concepts)}.values())
             left = [entry for entry in state.edits if entry not in gone]
             self._commit(state.model_copy(update={"edits": left}), "remove", gone, reason)
             for entry in gone:
@@ -300,28 +263,16 @@ class BankFolder:
     def history(self) -> list[dict[str, Any]]:
         """The log, oldest first. A damaged line, as a killed process may leave, is skipped with a warning."""
         self.read()
-        try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.exists() else []
-        except OSError as error:
-            raise EditError(f"{self.log} cannot be read: {error.strerror or error}") from None
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line) if line else None
-                if line and not (isinstance(row, dict) and {"time", "verb", "edits"} <= row.keys()):
-                    raise ValueError
-                rows += [row] if row else []
-            except (ValueError, RecursionError):
-                log.warning("line %d of %s is damaged and is skipped", number, self.log)
-        return rows
+        return read_log(self.log)
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _switch(self, verb: str, concepts: Sequence[str], reason: str, change: dict[str, Any]) -> list[BankEntry]:
-        state = self.read()
-        switched = {entry.concept: entry.model_copy(update=change) for entry in map(state.entry, concepts)}
-        edits = [switched.get(entry.concept, entry) for entry in state.edits]
-        with self._writing():
+        self.read()
+        with locked(self.folder), self._writing():
+            state = self.read()
+            switched = {entry.concept: entry.model_copy(update=change) for entry in map(state.entry, concepts)}
+            edits = [switched.get(entry.concept, entry) for entry in state.edits]
             self._commit(state.model_copy(update={"edits": edits}), verb, list(switched.values()), reason)
         return list(switched.values())
 
@@ -348,16 +299,9 @@ class BankFolder:
         stem = slug(edit.concept()) or "edit"
         for k in itertools.count(1):
             path = self.folder / f"{stem}{f'-{k}' if k > 1 else ''}.safetensors"
-            try:
-                path.touch(exist_ok=False)  # reserves the name, also against another process
+            if not (path.exists() or path.is_symlink()):
                 break
-            except FileExistsError:
-                continue
-        try:
-            edit.save(path)
-        except BaseException:
-            path.unlink()
-            raise
+        edit.save(path)
         return BankEntry(concept=edit.concept(), file=path.name, sha256=sha256(path), strength=strength)
 
     def _edit(self, entry: BankEntry) -> Edit:

@@ -8,11 +8,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from mu.core.errors import EditError
@@ -60,9 +61,17 @@ class EditInfo:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> EditInfo:
-        """The inverse of `to_json`. Raises `TypeError` for an unknown name and `ConfigError` for an unknown gate."""
-        several = {name: tuple(facts.get(name, ())) for name in ("concepts", "protects", "spares")}
-        return cls(**{**facts, **several, "gate": gate_from_json(facts.get("gate") or {})})
+        """The inverse of `to_json`.
+
+        Raises `TypeError` for an unknown name, `ConfigError` for an unknown gate, and pydantic's `ValidationError` for
+        a value of another type.
+        """
+        several = {name: facts.get(name, ()) for name in ("concepts", "protects", "spares")}
+        given = cls(**{**facts, **several, "gate": gate_from_json(facts.get("gate") or {})})
+        return _INFO.validate_python({each.name: getattr(given, each.name) for each in fields(given)})
+
+
+_INFO = TypeAdapter(EditInfo)
 
 
 class Edit(ABC):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mu.core.errors import ConfigError, EditError, ModelError
+from mu.core.documents import parse_json
+from mu.core.errors import ConfigError, DataError, EditError, ModelError
+from mu.core.records import wrong
 from mu.edits.edit import FORMAT, Edit, EditInfo
 from mu.edits.lora_files import ADAPTER_FILES, IMPORTED, ImportedLora, read_lora
 from mu.edits.low_rank import LowRankEdit
@@ -31,14 +33,19 @@ def open_edit(path: Path | str) -> Edit:
     if not any(key.startswith("mu.") for key in metadata):
         return read_lora(tensors, metadata, path)
     try:
-        facts = {key.removeprefix("mu."): json.loads(value) for key, value in metadata.items() if key.startswith("mu.")}
+        facts = {
+            key.removeprefix("mu."): parse_json(value, key) for key, value in metadata.items() if key.startswith("mu.")
+        }
         if facts["format"] > FORMAT:
             raise EditError(
                 f"{path} has format {facts['format']}, newer than this version of mu knows ({FORMAT}): upgrade mu"
             )
         kind = _KINDS[facts.pop("kind")]
         info = EditInfo.from_json(facts)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except ValidationError as error:
+        place, what = wrong(error)
+        raise EditError(f"the metadata of {path} is wrong in mu.{place}: {what}: make or copy it again") from None
+    except (KeyError, TypeError, ValueError, ConfigError, DataError) as error:
         raise EditError(f"the metadata of {path} is not that of an edit ({error}): make or copy it again") from None
     if kind is LowRankEdit and info.method == IMPORTED:
         kind = ImportedLora

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from mu.core.errors import ConfigError
+from mu.core.records import Finite, wrong
 
 Metric = Literal["clipcos", "tokenuni", "clipcos_tokenuni", "allone"]
 Arithmetic = Literal["paper", "reference"]
@@ -19,7 +22,7 @@ Arithmetic = Literal["paper", "reference"]
 class FixedStrength:
     """The same strength for every prompt."""
 
-    strength: float = 1.0
+    strength: Finite = 1.0
     arithmetic: Arithmetic = "paper"
 
 
@@ -42,7 +45,7 @@ class FacilitatedTransport:
     check: run ``edit.applied`` with both at a prompt whose gamma is 0.5; the delta differs by a factor of 2.
     """
 
-    factor: float = 1.0
+    factor: Finite = 1.0
     metric: Metric = "clipcos_tokenuni"
     arithmetic: Arithmetic = "paper"
 
@@ -63,12 +66,19 @@ def gate_to_json(gate: Gate) -> dict[str, Any]:
 
 
 def gate_from_json(content: Mapping[str, Any]) -> Gate:
-    """The inverse of `gate_to_json`. Raises `ConfigError` for an unknown kind of gate or an unknown option."""
+    """The inverse of `gate_to_json`.
+
+    Raises `ConfigError` for an unknown kind of gate, an unknown option, or an option's value of another type.
+    """
     options = dict(content)
     kind = options.pop("kind", "fixed")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"unknown gate {kind!r}; choose {' or '.join(_KINDS)}")
     try:
-        return _KINDS[kind](**options)
+        gate = _KINDS[kind](**options)
     except TypeError as error:
         raise ConfigError(f"gate {kind!r} does not fit this version of mu ({error}): upgrade mu") from None
+    try:
+        return TypeAdapter(_KINDS[kind]).validate_python(asdict(gate))
+    except ValidationError as error:
+        raise ConfigError(f"gate {kind!r}: {': '.join(wrong(error))}") from None

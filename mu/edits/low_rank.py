@@ -101,8 +101,11 @@ class LowRankEdit(Edit):
             up = tensors.get(f"{layer}.lora_up.weight")
             if up is None:
                 raise EditError(f"{layer} has a lora_down but no lora_up, so the file is damaged: copy it again")
-            alpha = float(tensors.get(f"{layer}.alpha", 0.0))
-            factors[f"{layer}.weight"] = Factors(down, up, alpha or float(len(down)))
+            alpha = torch.as_tensor(tensors.get(f"{layer}.alpha", 0.0))
+            if alpha.numel() != 1:
+                raise EditError(f"the alpha of {layer} is not one number, so the file is damaged: copy it again")
+            rank = down.shape[0] if down.dim() else 0
+            factors[f"{layer}.weight"] = Factors(down, up, float(alpha) or float(rank))
         return cls(factors, info)
 
     @contextmanager

@@ -13,7 +13,6 @@ theirs, batch statistics adapt to the images even if only the last layer is trai
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from mu.core import compute, loop
 from mu.core.concept import folded
 from mu.core.errors import ConfigError, DataError, OutputError, nearest
 from mu.core.files import write_json, writing
+from mu.core.records import checked, read_record
 from mu.core.scores import Score
 from mu.diffusion.image_folder import read_images
 from mu.models.judge import RANDOM, Judge
@@ -248,8 +248,8 @@ def _means(label: str, name: str) -> bool:
 def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overwrite: bool) -> Score | None:
     """Prepare ``out``. Returns the score of a finished training that may be kept there, else None."""
     if record.exists() and not overwrite:
-        before = json.loads(record.read_text(encoding="utf-8"))
-        score = before.pop("score", None)
+        before = read_record(record, dict[str, Any])
+        score = checked(record, before.pop("score", None), Score | None, "score")
         before.pop("accuracy_by_epoch", None)
         state = "a trained classifier" if score else "an unfinished training"
         if not resume:
@@ -258,7 +258,7 @@ def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overw
             raise OutputError(
                 f"{out} was started with other settings (see its training.json): use those, or pass --overwrite"
             )
-        return Score.from_json(score) if score else None
+        return score
     if not record.exists() and out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out} holds something else: choose another folder")
     with writing(out):

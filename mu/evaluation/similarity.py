@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from mu.core.charts import drawing, new_figure, png
+from mu.core.charts import drawing, label, new_figure, png
 from mu.core.files import atomic_path, write_json
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Similarity:
         for axis, state in zip(axes, states, strict=True):
             matrix = values[list(self.states).index(state)]
             painted = axis.imshow(matrix, vmin=low, vmax=high)
-            axis.set_xticks(range(len(self.shown)), self.shown, rotation=30, ha="right")
-            axis.set_yticks(range(len(self.names)), self.names)
+            axis.set_xticks(range(len(self.shown)), [*map(label, self.shown)], rotation=30, ha="right")
+            axis.set_yticks(range(len(self.names)), [*map(label, self.names)])
             axis.set_xlabel(state)
             for (i, j), value in np.ndenumerate(matrix):
                 dark = value < (low + high) / 2

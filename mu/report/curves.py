@@ -22,6 +22,9 @@ WIDTH, HEIGHT = 3.6, 1.8
 """Size of a chart in inches."""
 INK, SOFT, RULE = "#3547b8", "#655e54", "#e3ddd2"
 
+LARGEST = 1e100
+"""Values beyond are drawn no more than those that are not finite."""
+
 Point = tuple[float, float]
 
 
@@ -59,7 +62,7 @@ def logged(run: RunDirectory) -> tuple[list[Curve], list[str]]:
     series: dict[str, list[Point]] = defaultdict(list)
     for row in run.read_metrics():
         for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)):
+            if name != "step":
                 series[name].append((row["step"], value))
     curves, constants = [], []
     for name, points in sorted(series.items(), key=lambda item: (item[0] != "loss", item[0] == "lr")):
@@ -69,6 +72,8 @@ def logged(run: RunDirectory) -> tuple[list[Curve], list[str]]:
             continue
         broken = sum(not math.isfinite(value) for value in values)
         note = f"{broken} of {len(values)} values are not finite" if broken else ""
+        if large := sum(LARGEST < abs(value) < math.inf for value in values):
+            note = f"{note}; {large} are too large to draw".removeprefix("; ")
         curves.append(Curve(name, summarised(points), note))
     return curves, constants
 
@@ -108,8 +113,8 @@ def spans_decades(buckets: Sequence[Bucket]) -> bool:
 
 
 def summarised(points: Sequence[Point]) -> list[Bucket]:
-    """Summarise ``points`` in at most `BUCKETS` intervals; values that are not finite are left out."""
-    points = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
+    """Summarise ``points`` in at most `BUCKETS` intervals, without values that are not finite or beyond `LARGEST`."""
+    points = sorted((x, y) for x, y in points if abs(y) <= LARGEST)
     if not points:
         return []
     start, width = points[0][0], (points[-1][0] - points[0][0]) or 1.0

@@ -67,11 +67,13 @@ def inline_image(folder: Path, name: str, alt: str) -> InlineImage:
     """Read the image file ``name`` of ``folder``: small images exact to the pixel, large ones reduced."""
     path = inside(folder, name)
     try:
+        if not path.is_file():  # a pipe would never end
+            return InlineImage(alt)
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
             image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        image.thumbnail((LARGEST, LARGEST))
+    except Exception:  # a damaged file can make a decoder fail with any error
         return InlineImage(alt)
-    image.thumbnail((LARGEST, LARGEST))
     kind = "PNG" if max(image.size) <= PIXEL_ART else "JPEG"
     content = io.BytesIO()
     image.save(content, kind, quality=88)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+from typing_extensions import Self
 
 from mu.core import charts
 from mu.report.figures import embedded
@@ -20,23 +21,53 @@ DPI = 110
 COLOURS = ("#3b6fb6", "#d1603d", "#3f9c6d", "#8a5bb0", "#b8860b", "#c2487e", "#4ba3b7", "#7a6a5a")
 
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Limits of what a logarithmic axis shows; smaller values are drawn as the smallest one."""
+
+
+def _share(value: float) -> float:
+    if value < 0 or value > 1:
+        raise ValueError(f"expected a share from 0 to 1, not {value:g}")
+    return value
+
+
+Share = Annotated[float, AfterValidator(_share)]
+"""From 0 to 1, or nan."""
+Positive = Annotated[float, Field(ge=0, le=LARGEST)]
+
+
 class Layer(BaseModel):
     name: str
-    importance: float = Field(gt=0)
-    alignment: float = Field(ge=0)
-    tower: str = ""
+    importance: float = Field(gt=0, le=LARGEST)
+    alignment: Positive
+    tower: str = Field("", pattern=r"^\w{0,40}$")
+    """Part of a file's name."""
     front: bool = False
+
+
+class Outcome(BaseModel):
+    """Forget accuracy after the step, at 1 and at 5."""
+
+    fa1: Share | None = None
+    fa5: Share | None = None
 
 
 class Line(BaseModel):
     """Forget accuracy (0 to 1), at 1 or at 5, at each step ``rho``; the step taken, and its result."""
 
     name: str
-    rho: list[float] = Field(min_length=1)
-    fa1: list[float] = []
-    fa5: list[float] = []
-    chosen: float | None = None
-    outcome: dict[str, Any] | None = None
+    rho: list[Positive] = Field(min_length=1)
+    fa1: list[Share] = []
+    fa5: list[Share] = []
+    chosen: Positive | None = None
+    outcome: Outcome | None = None
+
+    @model_validator(mode="after")
+    def _one_for_each_step(self) -> Self:
+        if len(self.fa1 or self.fa5) != len(self.rho):
+            found = len(self.fa1 or self.fa5)
+            raise ValueError(f"{len(self.rho)} steps rho have {found} forget accuracies")
+        return self
 
 
 class LayerSearch(BaseModel):
@@ -71,7 +102,7 @@ def layer_figures(search: LayerSearch, stem: str) -> list[LayerFigure]:
     for tower in dict.fromkeys(layer.tower for layer in search.layers):
         layers = [layer for layer in search.layers if layer.tower == tower]
         told = f"Importance against gradient alignment of {len(layers)} tensors of the {tower} tower, {search.concept}"
-        figure = pareto(layers, f"{search.concept}: {tower} tower")
+        figure = pareto(layers, f"{charts.label(search.concept)}: {tower} tower")
         figures.append(LayerFigure(f"pareto-{tower}-{stem}.png", told, figure))
     if search.curves:
         told = f"Forget accuracy of {search.concept} against the step, for {len(search.curves)} tensors"
@@ -86,23 +117,27 @@ def pareto(layers: Sequence[Layer], title: str) -> Figure:
     An alignment of 0 is drawn at the left edge; the axis label says so.
     """
     figure, axis = _axes(title, "gradient alignment |cos(g_f, g_r)|", "importance |g_f| / |theta|")
-    positive = [layer.alignment for layer in layers if layer.alignment > 0] or [1.0]
+    positive = [layer.alignment for layer in layers if layer.alignment >= SMALLEST] or [1.0]
     edge = min(positive) / 2
     others = [layer for layer in layers if not layer.front]
     axis.plot(
-        [layer.alignment or edge for layer in others], [layer.importance for layer in others], "x", color="black", ms=5
+        [max(layer.alignment, edge) for layer in others],
+        [max(layer.importance, SMALLEST) for layer in others],
+        "x",
+        color="black",
+        ms=5,
     )
     for k, layer in enumerate(layer for layer in layers if layer.front):
         axis.plot(
-            layer.alignment or edge,
-            layer.importance,
+            max(layer.alignment, edge),
+            max(layer.importance, SMALLEST),
             "osD^v"[k // len(COLOURS) % 5],
             color=COLOURS[k % len(COLOURS)],
             ms=8,
-            label=short_name(layer.name),
+            label=charts.label(short_name(layer.name)),
         )
     _logarithmic(axis, "x", "y")
-    if zeros := sum(layer.alignment == 0 for layer in layers):
+    if zeros := sum(layer.alignment < edge for layer in layers):
         axis.set_xlim(left=edge)
         for line in axis.lines:
             line.set_clip_on(False)
@@ -116,22 +151,23 @@ def steps(search: LayerSearch) -> Figure:
     """Forget accuracy against rho for each tensor that was searched; a star marks the step that was taken."""
     top = 1 if any(line.fa1 for line in search.curves) else 5
     figure, axis = _axes(
-        f"{search.concept}: search of the step", "rho = lambda |g_f| / |theta|", f"forget accuracy @{top}"
+        f"{charts.label(search.concept)}: search of the step", "rho = lambda |g_f| / |theta|", f"forget accuracy @{top}"
     )
     towers = {layer.name: layer.tower for layer in search.layers}
     for k, line in enumerate(search.curves):
-        points = sorted(zip(line.rho, line.fa1 or line.fa5, strict=True))
+        points = sorted(zip((max(rho, SMALLEST) for rho in line.rho), line.fa1 or line.fa5, strict=True))
         taken, colour = line.name == search.chosen, COLOURS[k % len(COLOURS)]
         axis.plot(
             *zip(*points, strict=True),
             ".-" if k < len(COLOURS) else ".--",
             color=colour,
             linewidth=2.4 if taken else 1.2,
-            label=f"{towers.get(line.name, '')} {short_name(line.name)}".strip(),
+            label=charts.label(f"{towers.get(line.name, '')} {short_name(line.name)}".strip()),
             zorder=3 if taken else 2,
         )
-        if taken and line.chosen and line.outcome:
-            axis.plot(line.chosen, line.outcome[f"fa{top}"], "*", color=colour, markersize=15, clip_on=False, zorder=9)
+        reached = getattr(line.outcome, f"fa{top}", None)
+        if taken and line.chosen and reached is not None:
+            axis.plot(max(line.chosen, SMALLEST), reached, "*", color=colour, markersize=15, clip_on=False, zorder=9)
     _logarithmic(axis, "x")
     axis.set_ylim(-0.02, 1.02)
     figure.legend(loc="outside lower left", fontsize=7, ncols=2)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from mu.core.config import LARGEST_SETTINGS
 from mu.core.errors import DataError
+from mu.core.files import read_text
 from mu.core.records import Origin, Prompt, read_record
 from mu.core.run import RunDirectory
 from mu.report.curves import Curve, logged
@@ -77,7 +79,7 @@ def read_page(run: RunDirectory) -> Page:
         curves=curves,
         constants=constants,
         plots=_plots(run),
-        config=run.config.read_text(encoding="utf-8", errors="replace") if run.config.exists() else "",
+        config=read_text(run.config, largest=LARGEST_SETTINGS) if run.config.exists() else "",
         evaluate=f"mu evaluate {shlex.quote(str(run.folder))}",
     )
 
@@ -96,7 +98,7 @@ def _facts(run: RunDirectory, origin: Origin) -> list[str]:
     facts = [f"method {origin.method}"] if origin.method else []
     if origin.seconds is not None:
         facts.append(f"found in {_duration(origin.seconds)}")
-    if run.edit.exists():
+    if run.edit.is_file():
         facts.append(f"edit file of {_size(run.edit.stat().st_size)}")
     return facts
 

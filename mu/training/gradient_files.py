@@ -12,12 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mu.core.concept import folded
+from mu.core.documents import parse_json
 from mu.core.errors import DataError, EditError, OutputError
 from mu.core.files import check_writing
+from mu.core.records import wrong
 from mu.core.run import versions
 from mu.edits.edit import described, is_base
 from mu.edits.tensor_file import write_tensors
@@ -52,6 +55,9 @@ class GradientInfo:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+_INFO = TypeAdapter(GradientInfo)
 
 
 def is_gradient_file(source: str) -> bool:
@@ -115,14 +121,21 @@ def open_gradients(path: Path | str) -> tuple[GradientInfo | None, dict[str, Ten
     if not any(key.startswith("mu.") for key in metadata):
         return None, tensors
     try:
-        facts = {key.removeprefix("mu."): json.loads(value) for key, value in metadata.items() if key.startswith("mu.")}
+        facts = {
+            key.removeprefix("mu."): parse_json(value, f"{path}, {key}")
+            for key, value in metadata.items()
+            if key.startswith("mu.")
+        }
         if facts["kind"] not in ("forget", "retain"):
             raise DataError(f"{path} holds an edit, not gradients: make a file with mu gradients")
         if facts["format"] > FORMAT:
             raise DataError(
                 f"{path} has format {facts['format']}, newer than this version of mu reads ({FORMAT}): upgrade mu"
             )
-        info = GradientInfo(**facts)
+        info = _INFO.validate_python(vars(GradientInfo(**facts)))
+    except ValidationError as error:
+        place, what = wrong(error)
+        raise DataError(f"{path}, mu.{place}: {what}: make it again with mu gradients") from None
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} has no valid gradient metadata ({error}): make it again with mu gradients") from None
     if info.sign != "+grad":

@@ -11,7 +11,7 @@ import pytest
 from mu.core import algorithm
 from mu.core.algorithm import Algorithm
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, OutputError
 
 
 class Config(BaseConfig):
@@ -100,3 +100,63 @@ def test_an_unknown_tracker_is_refused_before_anything_is_written(method: Any, t
     with pytest.raises(ConfigError, match="Did you mean 'wandb'"):
         method(1.0).run(track="wanb")
     assert not (tmp_path / "run").exists()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_refused_overwrite_puts_the_earlier_run_back(method: Any, tmp_path: Path) -> None:
+    method(1.0).run()
+    folder = tmp_path / "run"
+    for name in ("scores.json", "before/0_0.png", "answers/base/recipe.json", "slug_x.json", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "checkpoints" / "training.pt").unlink()
+    before = tree(folder)
+    for stop in (DataError("no such model"), RuntimeError("a defect")):
+        refused = method(1.0, stop)
+        refused.find_edit = lambda run, log, stop=stop: _raise(stop)
+        with pytest.raises(type(stop)):
+            refused.run(overwrite=True)
+        assert tree(folder) == before
+    method(1.0).run(overwrite=True)  # control: a run that is not refused replaces all but the user's own
+    assert tree(folder).keys() == {
+        "config.yaml",
+        "environment.json",
+        "edit.safetensors",
+        "log.txt",
+        "metrics.jsonl",
+        "notes.txt",
+        "checkpoints/training.pt",
+    }
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+def test_an_interrupted_overwrite_goes_on_and_a_later_refusal_keeps_the_finished_run(
+    method: Any, tmp_path: Path
+) -> None:
+    method(1.0).run()
+    folder = tmp_path / "run"
+    (folder / "edit.safetensors").write_text("the first")
+    (folder / "checkpoints" / "training.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        method(1.0, KeyboardInterrupt()).run(overwrite=True)
+    assert not (folder / "edit.safetensors").exists()
+    with pytest.raises(DataError):
+        method(1.0, DataError("refused")).run(overwrite=True)
+    assert (folder / "edit.safetensors").read_text() == "the first"
+    with pytest.raises(KeyboardInterrupt):
+        method(1.0, KeyboardInterrupt()).run(overwrite=True)
+    method(1.0).run(resume=True)
+    assert (folder / "edit.safetensors").read_text() == "edit" and not (folder / ".earlier").exists()
+
+
+def test_an_output_that_is_a_file_is_one_line(method: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("kept")
+    with pytest.raises(OutputError, match="is a file and not a folder"):
+        method(1.0).run(overwrite=True)
+    assert (tmp_path / "run").read_text() == "kept"

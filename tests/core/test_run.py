@@ -4,6 +4,8 @@ it."""
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -73,12 +75,12 @@ def test_the_first_formats_lower_mia_is_read_towards_chance(tmp_path: Path) -> N
     ("text", "says"),
     [
         ("{", r"scores\.json is not JSON"),
-        ("[]", r"scores\.json .*\blist\b"),
+        ("[]", r"scores\.json: expected names and values, not a list"),
         ('{"format": 3, "suites": {}}', r"scores\.json: format: Input should be 2"),
         ('{"format": 2}', r"scores\.json: suites: "),
         (
             '{"format": 2, "suites": {"clip": {"base": [{"name": "UA"}]}}}',
-            r"scores\.json: suites\.clip\.base\.0\.value: Field required",
+            r"scores\.json: suites\.clip\.base\.0\.value: it is missing",
         ),
         (FIRST_FORMAT.replace("higher", "up"), r"scores\.json: edited\.1: a direction is"),
         (FIRST_FORMAT.replace("0.75", '"much"'), r"scores\.json: edited\.1\.value: "),
@@ -120,12 +122,14 @@ def test_prompts_and_panels_come_back_as_they_were_written(tmp_path: Path) -> No
 
 
 READERS = {
+    "scores.json": RunDirectory.read_scores,
     "prompts.json": RunDirectory.read_prompts,
     "panels.json": RunDirectory.read_panels,
     "metrics.jsonl": RunDirectory.read_metrics,
     "environment.json": RunDirectory.read_environment,
 }
 RIGHT = {
+    "scores.json": FIRST_FORMAT,
     "prompts.json": '[{"case_number": 1, "prompt": "a"}]',
     "panels.json": '[{"title": "t", "columns": ["a"], "rows": [{"label": "l", "images": [null]}]}]',
     "metrics.jsonl": '{"step": 1, "loss": 2}\n{"step": 2, "lo',
@@ -144,7 +148,7 @@ RIGHT = {
         ("metrics.jsonl", '{"step": 1}\n[1]', "line 2"),
         ("metrics.jsonl", '{"step": "one"}', "line 1.step"),
         ("metrics.jsonl", '{"loss": 1}', "line 1.step"),
-        ("environment.json", "[]", " "),
+        ("environment.json", "[]", "expected names and values"),
         ("environment.json", '{"concepts": {"neon": 1}}', "concepts"),
         ("environment.json", '{"seconds": "long"}', "seconds"),
     ],
@@ -156,9 +160,68 @@ def test_wrong_content_is_one_line_that_names_file_and_key(tmp_path: Path, name:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(DataError) as caught:
         READERS[name](run)
-    assert str(caught.value).startswith(
-        f"{tmp_path / name}{key if key.startswith(' ') else f': {key}'}"
-    ) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / name}: {key}") and "\n" not in str(caught.value)
+
+
+NO_FILES = ("pipe", "folder", "device")
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_no_file_is_refused_unopened(tmp_path: Path, name: str, kind: str) -> None:
+    """Reading a pipe or /dev/zero would never end."""
+    match kind:
+        case "pipe":
+            os.mkfifo(tmp_path / name)
+        case "folder":
+            (tmp_path / name).mkdir()
+        case "device":
+            (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / name))):
+        READERS[name](RunDirectory(tmp_path))
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+ODD = {"too deep": DEEP, "5,000 digits": "9" * 5000, "beyond 64 bits": str(2**70), "half a pair": '"\\ud83d"'}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", READERS)
+def test_odd_values_are_one_short_line_that_names_the_file(tmp_path: Path, name: str, odd: str) -> None:
+    run, key = RunDirectory(tmp_path), '"step": ' if name == "metrics.jsonl" else '"seconds": '
+    whole = {"prompts.json": '[{"case_number": %s, "prompt": "a"}]', "panels.json": '[{"title": %s}]'}
+    text = whole.get(name, "{" + key + "%s}") % ODD[odd]
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        READERS[name](run)
+    told = str(caught.value)
+    assert told.startswith(str(tmp_path / name)) and told.isprintable() and len(told) < 400
+
+
+def test_a_number_beyond_64_bits_is_named_by_its_place(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.scores.write_text(FIRST_FORMAT.replace('"n": 8', f'"n": {2**64}'), encoding="utf-8")
+    with pytest.raises(DataError, match=r"scores\.json: edited\.1\.n: the number is beyond 64 bits"):
+        run.read_scores()
+    run.scores.write_text(FIRST_FORMAT.replace('"n": 8', f'"n": {2**62}'), encoding="utf-8")
+    assert run.read_scores()["canvas"]["edited"][0].n == 2**62, "control"
+
+
+def test_a_folder_that_is_no_run_is_told_what_a_run_is(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").touch()
+    for name, told in {
+        "none": "does not exist: name a folder that `mu erase` wrote",
+        "empty": "is not a run: name a folder that `mu erase` wrote",
+        "file": "is not a run",
+        "begun": "holds an unfinished run: continue it with `mu erase --resume`",
+    }.items():
+        with pytest.raises(DataError, match=f"{tmp_path / name} {told}"):
+            RunDirectory(tmp_path / name).require_edit()
+    (tmp_path / "begun" / "edit.safetensors").touch()
+    RunDirectory(tmp_path / "begun").require_edit()  # control
 
 
 MADE = (
@@ -196,6 +259,7 @@ def test_overwriting_removes_what_an_earlier_run_made_and_nothing_else(tmp_path:
     run.begin("a: 1\n", {}, resume=True)
     assert all((run.folder / name).exists() for name in (*MADE, *OWN)), "control: going on keeps all"
     run.begin("a: 2\n", {}, overwrite=True)
+    run.finish()
     left = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
     assert left == {*OWN, "config.yaml", "environment.json"}
 

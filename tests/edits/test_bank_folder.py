@@ -247,7 +247,6 @@ def test_every_concept_gets_a_file_of_its_own_in_the_folder(tiny: DiffusionModel
         "log.jsonl",
         "bank.json",
         " ",
-        "con\x00cept",
     )
     for concept in concepts:
         folder.add(tiny, shift_of(tiny, concept))
@@ -256,6 +255,40 @@ def test_every_concept_gets_a_file_of_its_own_in_the_folder(tiny: DiffusionModel
     assert sorted([*names, "bank.json", "log.jsonl"]) == sorted(os.listdir(folder.folder))
     assert names[:4] == ["a-b.safetensors", "a-b-2.safetensors", "etc-passwd.safetensors", "edit.safetensors"]
     assert os.listdir(tmp_path) == ["bank"]
+    before = files(folder.folder)
+    for concept in ("con\x00cept", "\x1b[31mred", "half \ud83d"):
+        with pytest.raises(EditError, match="cannot list it"):
+            folder.add(tiny, shift_of(tiny, concept))
+    assert files(folder.folder) == before
+
+
+def test_a_second_process_is_refused_in_one_line_and_changes_nothing(bank: BankFolder, tiny: DiffusionModel) -> None:
+    before = files(bank.folder)
+    code = (
+        "import sys, time; from mu.core.lock import locked\n"
+        f"with locked({str(bank.folder)!r}): print('in', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "in\n"
+        (bank.folder / ".partial-neon-abcdefgh.safetensors").write_bytes(b"of the other process")
+        calls: list[Callable[[], object]] = [
+            lambda: bank.add(tiny, shift_of(tiny, "fish")),
+            lambda: bank.restore("neon"),
+            lambda: bank.erase("neon", strength=0.5),
+            lambda: bank.remove("neon"),
+            lambda: bank.merge(tiny, bank.folder.parent / "x.safetensors", "unet"),
+        ]
+        for call in calls:
+            with pytest.raises(OutputError, match="another process is working in") as caught:
+                call()
+            assert str(bank.folder) in str(caught.value)
+        assert bank.read().entry("neon").on, "reading needs no lock"
+        assert (bank.folder / ".partial-neon-abcdefgh.safetensors").exists()
+        other.kill()
+    bank.restore("neon")  # control: a killed process holds nothing, and what it left is gone
+    assert files(bank.folder).keys() == before.keys()
 
 
 def test_a_file_that_the_bank_does_not_list_is_kept(bank: BankFolder, tiny: DiffusionModel) -> None:

@@ -89,6 +89,7 @@ def evaluate(
     for read in (run.read_scores, run.read_panels):  # damaged files fail here, before the work
         read()
     module, _, function = chosen.place.partition(":")
-    table = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
-    run.write_scores(suite, table)
+    with run.alone():
+        table = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
+        run.write_scores(suite, table)
     return table

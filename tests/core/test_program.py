@@ -1,0 +1,74 @@
+"""What the command line says of an error: one short line that a terminal shows as it is."""
+
+from __future__ import annotations
+
+import errno
+from typing import NoReturn
+
+import pytest
+
+from mu.core.errors import LONGEST, DataError, one_line
+from mu.core.program import guarded
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("Größe 絵 ☃", "Größe 絵 ☃"),
+        ("two\nlines\r\n", r"two\nlines\r\n"),
+        ("\x1b[2Jgone\x07\0", r"\x1b[2Jgone\x07\x00"),
+        ("half \ud83d", r"half \ud83d"),
+        ("back\u202ewards\u2028next", r"back\u202ewards\u2028next"),
+    ],
+)
+def test_a_text_is_one_line_that_a_terminal_shows(text: str, shown: str) -> None:
+    assert one_line(text) == shown and shown.isprintable()
+
+
+@pytest.mark.parametrize("text", ["x" * (LONGEST + 1), "x" * 10**7, "\x00" * LONGEST])
+def test_a_long_text_keeps_both_ends(text: str) -> None:
+    told = one_line(f"file{text}: make it again")
+    assert len(told) <= LONGEST and told.startswith("file") and told.endswith(": make it again") and " ... " in told
+    assert " ... " not in one_line("x" * LONGEST), "control"
+
+
+def test_an_errors_text_is_one_line_too() -> None:
+    assert str(DataError("a\nb")) == r"a\nb" and len(str(DataError("y" * 10**6))) <= LONGEST
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DataError("x\ty"), r"error: x\ty"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a\nb"), r"No such file or directory: a\nb"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: writing"),
+        (OSError("a library's own words"), "a library's own words"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deep"),
+        (MemoryError(), "not enough memory"),
+        (OutOfMemoryError("CUDA out of memory"), "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 4 GB"), "not enough memory"),
+    ],
+)
+def test_what_the_surroundings_cause_is_one_line(
+    error: Exception, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> NoReturn:
+        raise error
+
+    assert guarded(work) == 2
+    out, line = capsys.readouterr()
+    assert out == "" and line.count("\n") == 1 and line.startswith("error: ") and told in line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("x"), KeyError("y")])
+def test_control_a_defect_keeps_its_traceback(error: Exception) -> None:
+    def work() -> NoReturn:
+        raise error
+
+    with pytest.raises(type(error)):
+        guarded(work)
