@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 import shutil
 import signal
 import traceback
@@ -62,8 +63,8 @@ class Reader:
     read: Callable[[Path], object]
     share: float = 1.0
     """How many inputs, in comparison with the others: a slow reader gets few."""
-    writes: frozenset[str] = frozenset()
-    """Files that a successful reading makes."""
+    writes: str = r"(?!)"
+    """What the names of the files match that a successful reading makes."""
 
 
 # -- valid inputs -----------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def open_model(file: Path) -> object:
     return load(folder, device="cpu")
 
 
-PAGE = frozenset({"page.html", "pareto-vision-Ada.png", "pareto-language-Ada.png", "steps-Ada.png"})
+PAGE = r"page\.html|(pareto|steps)-.*\.png"
 SETTINGS = yaml.safe_dump(
     {"pretrained_model": {"name_or_path": "canvas"}, "train": {"iterations": 3, "lr": 1e-4}, "seed": 1}
 )
@@ -244,7 +245,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 def changed_value(document: Any, rng: random.Random) -> Any:
     """``document`` with one value replaced, removed, renamed, repeated or exchanged for another."""
     found = list(places(document)) if isinstance(document, dict | list) else []
-    odd = nested(rng.choice((60, 150, 400))) if rng.random() < 0.05 else rng.choice(ODD)
+    odd = nested(rng.choice((60, 150, 400))) if rng.random() < 0.05 else copy.deepcopy(rng.choice(ODD))
     if not found or rng.random() < 0.03:
         return odd
     holder, key = rng.choice(found)
@@ -254,7 +255,7 @@ def changed_value(document: Any, rng: random.Random) -> Any:
         case 1 if isinstance(holder, dict):
             holder[odd if isinstance(odd, str) else "renamed"] = holder.pop(key)
         case 1:
-            holder.append(holder[key])
+            holder.append(copy.deepcopy(holder[key]))
         case 2:
             other, place = rng.choice(found)
             holder[key] = copy.deepcopy(other.get(place) if isinstance(other, dict) else 0)
@@ -351,7 +352,7 @@ def at_most(seconds: int) -> Iterator[None]:
 def wrong_with(reader: Reader, file: Path, folder: Path) -> str:
     """What is wrong with how the damaged ``file`` was read; empty if it was read, or refused in one line."""
     before = listing(folder)
-    told, made = "", frozenset[str]()
+    told, made = "", r"(?!)"
     try:
         with at_most(SECONDS):
             reader.read(file)
@@ -364,7 +365,7 @@ def wrong_with(reader: Reader, file: Path, folder: Path) -> str:
             raise
         told = "".join(traceback.format_exception_only(error)) + traceback.format_exc()[-700:]
     after = listing(folder)
-    left = [name for name in after if after[name] != before.get(name) and Path(name).name not in made]
+    left = [name for name in after if after[name] != before.get(name) and not re.fullmatch(made, Path(name).name)]
     return told or (f"left or changed {left}" if left else "deleted a file" if before.keys() - after.keys() else "")
 
 
@@ -375,21 +376,23 @@ def troubles(name: str, reader: Reader, folder: Path, count: int) -> list[str]:
     file = reader.make(home)
     valid = file.read_bytes()
     reader.read(file)  # control: the undamaged one is read
-    for made in reader.writes:
-        (file.parent / made).unlink(missing_ok=True)
-        (file.parent.parent / made).unlink(missing_ok=True)
+    _clear(home, reader)
     found = []
     for k in range(count):
         rng = random.Random(f"{name} {k}")
         file.write_bytes(damaged(file, valid, rng))
         if what := wrong_with(reader, file, home):
             found.append(f"{name}, seed {k}, {file.read_bytes()[:300]!r}:\n{what}")
-        for path in set(home.rglob("*")):
-            if path.name in reader.writes:
-                path.unlink()
+        _clear(home, reader)
         if len(found) == 5:
             break
     return found
+
+
+def _clear(folder: Path, reader: Reader) -> None:
+    for path in list(folder.rglob("*")):
+        if re.fullmatch(reader.writes, path.name):
+            path.unlink()
 
 
 def share_of(name: str, total: int) -> int:

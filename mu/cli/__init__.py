@@ -40,7 +40,11 @@ def main() -> None:
     """Run the console script. What the terminal cannot show, as half a character in a path, is printed escaped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    app(prog_name="mu")
+    try:
+        app(prog_name="mu")
+    except KeyboardInterrupt:  # before a verb began
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 __all__ = ["app", "main"]

@@ -48,11 +48,11 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """Parse ``188,288`` into numbers. Raises `ConfigError`."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{option} takes comma-separated whole numbers, like 188,288, not {quoted(text)}") from None
+    """Parse ``188,288`` into numbers from 0 to 2**64 - 1. Raises `ConfigError`."""
+    parts = [part.strip() for part in text.split(",")]
+    if all(part.isdecimal() and len(part) < 21 and int(part) < 2**64 for part in parts):
+        return [int(part) for part in parts]
+    raise ConfigError(f"{option} takes comma-separated whole numbers, like 188,288, not {quoted(text)}")
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:

@@ -58,8 +58,8 @@ def parse_json(text: str, what: str, *, error: type[MuError] = DataError) -> Any
 def parse_yaml(text: str, what: str, *, error: type[MuError] = ConfigError) -> Any:
     """The content of a YAML ``text``; None if it is empty. ``what`` names it in errors.
 
-    Raises ``error`` for text that is not YAML, a key that occurs twice in a mapping, nesting beyond `DEEPEST`, more than
-    `MOST` values and a value that does not exist, such as the date 2001-02-31.
+    Raises ``error`` for text that is not YAML, a key that occurs twice in a mapping, nesting beyond `DEEPEST`, more
+    than `MOST` values and a value that does not exist, such as the date 2001-02-31.
     """
     try:
         loader = yaml.SafeLoader(text)

@@ -94,7 +94,7 @@ def write_text(path: Path | str, text: str) -> None:
 def check_regular(
     path: Path | str, what: str = "", *, largest: int | None = None, error: type[MuError] = DataError
 ) -> None:
-    """Raise ``error`` if ``path`` is missing, is no file (a folder, FIFO or device) or is larger than ``largest`` bytes.
+    """Raise ``error`` if ``path`` is missing, no file (a folder, FIFO or device) or larger than ``largest`` bytes.
 
     It does not open ``path``, since opening a FIFO waits for a writer. ``what`` says what the file is for.
     """

@@ -99,7 +99,7 @@ def find_columns(header: Sequence[str], given: Mapping[str, str] | None = None) 
 
 
 def columns_given(texts: Iterable[str]) -> dict[str, str]:
-    """Parse ``NAME`` (of the column of the prompts) and ``FIELD=NAME``, where FIELD may be any usual name of a field."""
+    """Parse ``NAME`` (the column of the prompts) and ``FIELD=NAME``, where FIELD may be any usual name of a field."""
     given: dict[str, str] = {}
     for text in texts:
         name, equals, column = text.partition("=")
@@ -148,4 +148,5 @@ def _notes(names: Sequence[str], fields: Mapping[str, Sequence[int]], other: Map
         told = next((_TELLING[word] for word in plain(name).split("_") if word in _TELLING), None)
         field = field_of(close[0]) if close else told
         if field in missing:
-            yield f"the column {quoted(name)} is not read; if it holds the {field}, pass --column {field}={quoted(name)}"
+            advice = f"if it holds the {field}, pass --column {field}={quoted(name)}"
+            yield f"the column {quoted(name)} is not read; {advice}"

@@ -145,7 +145,7 @@ def read_shard(file: Path) -> Shard:
 
 
 def _samples(key: str, sample: dict[str, Extent]) -> Iterator[tuple[str, dict[str, Extent]]]:
-    """Yield ``sample`` without the images and captions whose names have more dots, and those as samples of their own."""
+    """Yield ``sample`` without the images and captions whose names have more dots, and those as their own samples."""
     dotted: dict[str, dict[str, Extent]] = {}
     for ending, extent in sample.items():
         middle, _, last = ending.rpartition(".")

@@ -22,7 +22,7 @@ from mu.core.files import atomic_path, check_writing, write_json, writing
 from mu.core.images import rgb
 from mu.core.records import Prompt, checked, read_record
 from mu.core.run import RunDirectory
-from mu.diffusion.sampling import checked_size, generate_batches
+from mu.diffusion.sampling import check_request, checked_size, generate_batches
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described
 from mu.edits.gates import Gate, gate_to_json
@@ -92,6 +92,9 @@ def write_images(
     for row in missing:
         scale = guidance if row.guidance is None else row.guidance
         groups.setdefault((scale, _size_of(row, model, size)), []).append(row)
+    for scale in {guidance, *(scale for scale, _ in groups)}:
+        texts, seeds = [negative, *(row.prompt for row in rows)], [row.seed for row in rows]
+        check_request(model, texts, seeds, steps=steps, guidance=scale)
     done = len(there)
     for (scale, (height, width)), group in groups.items():
         left = iter(group)

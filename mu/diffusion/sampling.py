@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from typing_extensions import Required, TypedDict, Unpack
 
-from mu.core.errors import ConfigError, DataError
+from mu.core.documents import is_unicode
+from mu.core.errors import ConfigError, DataError, quoted
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.models.diffusion import DiffusionModel
 
@@ -69,6 +70,19 @@ def checked_size(model: DiffusionModel, height: int | None, width: int | None) -
     return height, width
 
 
+def check_request(
+    model: DiffusionModel, texts: Iterable[str], seeds: Iterable[int], *, steps: int, guidance: float
+) -> None:
+    """Raise `ConfigError` or `DataError` if `generate` would refuse these arguments. ``texts``: prompts, any order."""
+    if not math.isfinite(guidance):
+        raise ConfigError(f"the guidance scale must be a number, not {guidance}")
+    if wrong := next((seed for seed in seeds if not 0 <= int(seed) < SEEDS), None):
+        raise ConfigError(f"a seed must be a number from 0 to 2**64 - 1, not {str(wrong)[:40]}")
+    if odd := next((text for text in texts if not is_unicode(text)), None):
+        raise DataError(f"the prompt {quoted(odd)} is not Unicode text: it has half a surrogate pair")
+    model.new_scheduler(steps)
+
+
 class Sampling(TypedDict, total=False):
     """The arguments of `generate_latents` after prompts and seeds."""
 
@@ -104,10 +118,7 @@ def generate_latents(
     if len(prompts) != len(seeds) or not prompts:
         raise DataError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and a seed for each")
     height, width = checked_size(model, height, width)
-    if not math.isfinite(guidance):
-        raise ConfigError(f"the guidance scale must be a number, not {guidance}")
-    if wrong := next((seed for seed in seeds if not 0 <= int(seed) < SEEDS), None):
-        raise ConfigError(f"a seed must be a number from 0 to 2**64 - 1, not {str(wrong)[:40]}")
+    check_request(model, [*prompts, negative], seeds, steps=steps, guidance=guidance)
     batch = batch or max(1, PIXELS_AT_ONCE // (height * width))
     with torch.no_grad():
         ids = model.time_ids(height, width)

@@ -81,9 +81,20 @@ TYPED = {
     "a billion steps": ("generate --prompt x --model {tiny} --out {tmp}/out --steps 1000000000", "steps"),
     "a size of 5,000 digits": (f"{GENERATE} --prompt x --size {DIGITS}x64", "--size"),
     "a size of a million": (f"{GENERATE} --prompt x --size 1000000x1000000", "at most 512"),
-    "a billion images of a set": ("data forget-set --name x --model {tiny} --n-imgs 1000000000 --out {tmp}/out", "--n-imgs"),
+    "a billion images of a set": (
+        "data forget-set --name x --model {tiny} --n-imgs 1000000000 --out {tmp}/out", "--n-imgs"
+    ),
     "a pipe of shards": ("data forget-set --name x --shards {tmp}/fifo.tar --out {tmp}/out", "pipe"),
     "a name of bytes": ("data forget-set --name a\udcff --shards {tmp}/fifo.tar --out {tmp}/out", "Unicode"),
+    "a prompt of bytes": (f"{GENERATE} --prompt a\udcffb", "surrogate"),
+    "a negative prompt of bytes": (f"{GENERATE} --prompt x --negative \udcff", "surrogate"),
+    "a seed beyond 64 bits of a set": (
+        f"data forget-set --name x --model {{tiny}} --seed {2**64} --n-imgs 2 --steps 1 --out {{tmp}}/out", "seed"
+    ),
+    "a last seed beyond 64 bits": (f"{GENERATE} --prompt x --seed {2**64 - 1} --n 2", "seed"),
+    "steps without end of a set": (
+        "data forget-set --name x --model {tiny} --steps 1000000000 --out {tmp}/out", "denoising steps"
+    ),
     "a billion renderings": ("canvas render celeba {tmp}/out --n 1000000000", "--n"),
 }  # fmt: skip
 

@@ -120,11 +120,19 @@ def test_a_file_is_checked_before_it_is_opened(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"a" * 11)
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     (tmp_path / "nul").write_bytes(b"a\nb\x00")
-    for place, said in (
-        (tmp_path / "fifo", "pipe"), ("/dev/zero", "device"), (tmp_path, "folder"), (tmp_path / "none", "does not exist"),
-        (tmp_path / "large", "11 bytes"), (tmp_path / "latin", "UTF-8"), (tmp_path / "nul", "line 2 has a NUL"),
-        ("a\x00b", "not a file name"), (tmp_path / ("n" * 300), "cannot read"), (tmp_path / "large" / "x", "cannot read"),
-    ):  # fmt: skip
+    refused = {
+        tmp_path / "fifo": "pipe",
+        Path("/dev/zero"): "device",
+        tmp_path: "folder",
+        tmp_path / "none": "does not exist",
+        tmp_path / "large": "11 bytes",
+        tmp_path / "latin": "UTF-8",
+        tmp_path / "nul": "line 2 has a NUL",
+        Path("a\x00b"): "not a file name",
+        tmp_path / ("n" * 300): "cannot read",
+        tmp_path / "large" / "x": "cannot read",
+    }
+    for place, said in refused.items():
         with pytest.raises(ConfigError, match=said):
             read_text(place, largest=10, error=ConfigError)
     (tmp_path / "good").write_bytes("\ufeffcafé\r\n".encode())

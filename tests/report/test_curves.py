@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from mu.core.charts import svg
+from mu.core.errors import DataError
 from mu.core.run import RunDirectory
 from mu.report.curves import line_chart, logged, summarised
 
@@ -75,3 +78,22 @@ def test_where_nothing_is_finite_there_is_no_chart(run: RunDirectory, page_of: C
     run.metrics.write_text('{"step": 0, "loss": NaN}\n{"step": 1, "loss": Infinity}\n')
     assert [(curve.buckets, curve.note) for curve in logged(run)[0]] == [([], "2 of 2 values are not finite")]
     assert "2 of 2 values are not finite" in page_of(run)
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 1e200, float("inf"), float("nan")])
+def test_values_that_no_chart_holds_are_counted_and_not_drawn(value: float, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    rows = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": value}, {"step": 2, "loss": 0.5}]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ((curve,), _) = logged(run)
+    assert [bucket.mean for bucket in curve.buckets] == [1.0, 0.5] and curve.note and curve.uri
+    run.metrics.write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "loss": 1e50}\n')
+    assert not logged(run)[0][0].note, "control"
+
+
+@pytest.mark.parametrize("step", ["-1", "1e300", "NaN", "Infinity", "null", '"x"'])
+def test_a_step_is_a_count(step: str, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.metrics.write_text(f'{{"step": {step}, "loss": 1}}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl: line 1\.step: "):
+        logged(run)

@@ -134,3 +134,57 @@ def test_a_damaged_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "slug_a.json").write_text(json.dumps({"concept": "a", "layers": [{"name": "x", "alignment": 0.1}]}))
     with pytest.raises(DataError, match=r"slug_a\.json: .*importance"):
         write_report(run)
+
+
+NAMES = ("$x^{$", "_under_", r"\frac{", "a\nb\tc", "\x1b[31m", "<b>&", "x" * 5000)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_drawn_as_it_is_and_read_as_text(name: str, tmp_path: Path) -> None:
+    layers = [{**LAYERS[0], "name": f"unet.{name}.weight"}, *LAYERS[1:]]
+    curves = [{**CURVES[0], "name": f"unet.{name}.weight"}]
+    run = RunDirectory(tmp_path)
+    run.config.write_text("seed: 0\n")
+    made = {**SEARCH, "concept": name, "layers": layers, "curves": curves}
+    (tmp_path / "slug_Ada.json").write_text(json.dumps(made))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<b>&" not in page.replace("<b>&amp;", "")
+    figure = pareto([Layer.model_validate(layer) for layer in layers[:1]], "t")
+    (drawn,) = (text.get_text().strip() for text in figure.legends[0].get_texts())
+    assert drawn.isprintable() and len(drawn) <= 80 and drawn[:1] == repr(name)[1:2], "the legend shows it"
+
+
+@pytest.mark.parametrize("tower", ["../out", "a/b", "..", "a\0b", "x" * 300])
+def test_a_tower_is_part_of_a_file_name_and_leaves_no_folder(tower: str, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.folder.mkdir()
+    (run.folder / "config.yaml").write_text("seed: 0\n")
+    (run.folder / "slug_Ada.json").write_text(json.dumps({**SEARCH, "layers": [{**LAYERS[0], "tower": tower}]}))
+    with pytest.raises(DataError, match=r"slug_Ada\.json: layers\.0\.tower: "):
+        write_report(run)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.yaml", "run", "slug_Ada.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"curves": [{**CURVES[0], "fa5": [1.0]}]}, "curves.0: 3 steps rho have 1 forget accuracies"),
+        ({"curves": [{**CURVES[0], "fa5": [1.0, 0.0, 2.0]}]}, "curves.0.fa5.2: expected a share from 0 to 1, not 2"),
+        ({"curves": [{**CURVES[0], "outcome": {"fa5": "low"}}]}, "curves.0.outcome.fa5: expected a number, not text"),
+        ({"layers": [{**LAYERS[0], "importance": 1e308}]}, "layers.0.importance: "),
+        ({"layers": {}}, "layers: expected a list, not names and values"),
+    ],
+)
+def test_wrong_values_are_named_by_their_place(change: dict[str, object], told: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "slug_Ada.json").write_text(json.dumps({**SEARCH, **change}))
+    with pytest.raises(DataError) as caught:
+        write_report(RunDirectory(tmp_path))
+    assert f"slug_Ada.json: {told}" in str(caught.value)
+
+
+def test_the_smallest_numbers_are_drawn(tmp_path: Path) -> None:
+    layers = [{**LAYERS[0], "importance": 5e-324, "alignment": 5e-324}, LAYERS[1]]
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "slug_Ada.json").write_text(json.dumps({**SEARCH, "layers": layers}))
+    assert "data:image/svg+xml" in write_report(RunDirectory(tmp_path)).read_text(encoding="utf-8")
