@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import cast
 
 from _sampling import flags, opened, paint, sample_seed
 
@@ -32,17 +33,18 @@ def main() -> None:
     )
     options = parser.parse_args()
     show_log()
-    from mu.data.prompts import read_prompts
+    from mu.data.prompts import read_prompts, seeded
     from mu.diffusion.image_folder import ImageRow
 
-    cases = [case for case in read_prompts(options.prompts_path) if case.case_number >= options.from_case]
+    listed = seeded(read_prompts(options.prompts_path), 0, options.prompts_path)
+    cases = [case for case in listed if case.case_number >= options.from_case]
     if not cases or options.num_samples < 1:
         raise ConfigError(
             f"nothing to generate: {options.prompts_path} has no case from {options.from_case} on, or "
             "--num_samples is below 1"
         )
     rows = [
-        ImageRow(f"{case.case_number}_{k}.png", case.prompt, sample_seed(case.evaluation_seed or 0, k))
+        ImageRow(f"{case.case_number}_{k}.png", case.prompt, sample_seed(cast("int", case.evaluation_seed), k))
         for case in cases
         for k in range(options.num_samples)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from mu.core.config import MOST
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.data.clip_sets import ForgetSet
@@ -19,7 +20,7 @@ class ClipGradientAscentConfig(TrainedConfig):
     """Source of the pairs."""
     forget_loss: Objective = "cosine"
     """The loss to maximise: the mean of 1 - cos, or (``ga_o``) CLIP's contrastive loss."""
-    n_retain: int = Field(8000, ge=2)
+    n_retain: int = Field(8000, ge=2, le=MOST)
     """Length of the learning rate schedule: the steps of fine-tuning on this many pairs. No retain pair is read."""
     output_dir: str = "outputs/clip-ga"
     """The run folder."""

@@ -34,7 +34,7 @@ class ESDConfig(ErasureConfig):
     """eta: how far past the unconditional prediction the concept is pushed."""
     start_guidance: float = 3.0
     """Guidance scale of the partial denoising."""
-    denoising_steps: int = Field(50, ge=1)
+    denoising_steps: int = Field(50, ge=1, le=10_000)
     """K: each training step denoises for 0 .. K-1 of K steps before it compares predictions."""
     latents_from: Literal["edited", "frozen"] = "edited"
     """The model that denoises: the edited one (paper, released code of 2023), or the frozen one (released code of

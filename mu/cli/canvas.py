@@ -67,7 +67,9 @@ def render(
     n: Annotated[
         int,
         typer.Option(
-            "--n", help="Images: per style and object (unlearn-canvas), per identity (celeba), in total (shards)."
+            "--n",
+            max=1_000_000,
+            help="Images: per style and object (unlearn-canvas), per identity (celeba), in total (shards).",
         ),
     ] = 20,
     seed: Annotated[int, typer.Option(help="Seed of all images.")] = 0,

@@ -33,7 +33,7 @@ def forget_set(
     prompt: Annotated[
         list[str] | None, typer.Option(help="With --model: a prompt; several take turns. Default: the name.")
     ] = None,
-    n_imgs: Annotated[int, typer.Option(min=1, help="The largest number of images.")] = 500,
+    n_imgs: Annotated[int, typer.Option(min=1, max=1_000_000, help="The largest number of images.")] = 500,
     out: Annotated[Path, typer.Option(help="The folder for NAME.tar and, with --model, for the images.")] = Path(
         "data/tar_files"
     ),
@@ -89,6 +89,7 @@ def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, over
     from mu.data.pairs import Pair
     from mu.data.shards import Extent
     from mu.diffusion.image_folder import RECIPE, ImageRow, claim, noted, write_images
+    from mu.diffusion.sampling import check_request
     from mu.models import load_diffusion
 
     folder = tar.with_suffix("")
@@ -97,6 +98,8 @@ def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, over
     if tar.exists() and not overwrite and noted(folder) != recipe:
         raise OutputError(f"{tar} exists and was made with other options: choose another --out, or pass --overwrite")
     painter = load_diffusion(recipe["model"], device=device, precision=recipe["precision"])
+    ends = (recipe["seed"], recipe["seed"] + n - 1)
+    check_request(painter, recipe["prompts"], ends, steps=recipe["steps"], guidance=recipe["guidance"])
     claim(folder, recipe)
     prompts = itertools.islice(itertools.cycle(recipe["prompts"]), n)
     rows = [ImageRow(f"{k:05d}.png", text, recipe["seed"] + k) for k, text in enumerate(prompts)]

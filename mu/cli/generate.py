@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mu.cli.options import ClipSkip, Device, Overwrite, Precision, PredictionType, Resume
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted
 
 if TYPE_CHECKING:
     from mu.data.prompts import PromptRow
@@ -57,6 +56,14 @@ def generate(
     factor: Annotated[
         float | None, typer.Option(help="Multiplies the gate of facilitated_transport. Default: 1.")
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FIELD=NAME",
+            help="With --prompts: the column of the prompts, or of a field (seed, guidance, width, height, "
+            "case_number); repeat for several.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of each prompt's first image, unless the prompt file has one.")] = 0,
     n: Annotated[int, typer.Option("--n", min=1, help="Images per prompt; each next seed adds one.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 30,
@@ -65,7 +72,8 @@ def generate(
     ] = None,
     negative: Annotated[str, typer.Option(help="The negative prompt.")] = "",
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Height x width in pixels. Default: the model's training size.")
+        str | None,
+        typer.Option(metavar="HxW", help="Height x width in pixels. Default: the prompt file's, else the model's."),
     ] = None,
     out: Annotated[Path, typer.Option(help="The output folder for CASE_K.png and prompts.json.")] = Path(
         "outputs/pictures"
@@ -101,9 +109,11 @@ def generate(
         raise ConfigError(f"--factor must be a number, not {factor}")
     if edit and bank:
         raise ConfigError("pass --edit or --bank, not both: `mu bank add` adds an edit to the bank")
-    cases = _cases(prompt, prompts, seed)
-    rows = _rows(cases, n, guidance)
+    if column and not prompts:
+        raise ConfigError("--column belongs to --prompts FILE")
     pixels = _size(size) if size else None
+    cases = _cases(prompt, prompts, column, seed)
+    rows = _rows(cases, n, guidance, pixels)
     loaded: dict[str, Any] = {"device": device, "precision": precision}
     painter, put_on = _opened(edit or [], bank, model, loaded, clip_skip=clip_skip, prediction_type=prediction_type)
     passes = _gate(gate, factor)
@@ -128,17 +138,23 @@ def generate(
     print(out)
 
 
-def _cases(prompt: list[str] | None, file: Path | None, seed: int) -> list[PromptRow]:
+def _cases(prompt: list[str] | None, file: Path | None, columns: list[str] | None, seed: int) -> list[PromptRow]:
     """Return the prompts, each with the seed of its first image."""
-    from mu.data.prompts import PromptRow, read_prompts
+    from mu.data.columns import columns_given
+    from mu.data.prompts import PromptRow, read_prompts, seeded
 
-    cases = read_prompts(file) if file else [PromptRow(text, k) for k, text in enumerate(prompt or ())]
-    return [case if case.evaluation_seed is not None else replace(case, evaluation_seed=seed) for case in cases]
+    if not file:
+        return [PromptRow(text, k, seed) for k, text in enumerate(prompt or ())]
+    return seeded(read_prompts(file, columns_given(columns or ())), seed, file)
 
 
-def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None) -> list[ImageRow]:
-    """Return ``n`` rows per case, with consecutive seeds. A case's own guidance applies if ``guidance`` is None."""
+def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None, size: tuple[int, int] | None) -> list[ImageRow]:
+    """Return ``n`` rows per case, with consecutive seeds. Its own guidance and size apply if these are None."""
+    from mu.core.config import MOST
     from mu.diffusion.image_folder import ImageRow
+
+    if len(cases) * n > MOST:
+        raise ConfigError(f"{len(cases)} prompts with {n} images each are more than {MOST:,} images: lower --n")
 
     return [
         ImageRow(
@@ -146,6 +162,7 @@ def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None) -> list[Im
             case.prompt,
             cast("int", case.evaluation_seed) + k,
             case.evaluation_guidance if guidance is None else None,
+            (case.height, case.width) if size is None else (None, None),
         )
         for case in cases
         for k in range(n)
@@ -188,6 +205,6 @@ def _gate(choice: GateChoice, factor: float | None) -> Gate | None:
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise ConfigError(f"--size takes height x width in pixels, like 512x768, not {text!r}")
+    if not all(side.isdecimal() and len(side) < 10 and int(side) for side in (height, width)):
+        raise ConfigError(f"--size takes height x width in pixels, like 512x768, not {quoted(text)}")
     return int(height), int(width)

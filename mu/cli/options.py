@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted
 
 Model = Annotated[str, typer.Option(help="canvas, a hub id, a diffusers folder, or a .safetensors/.ckpt file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, or GPU numbers like 0. Default: the best available.")]
@@ -31,16 +31,16 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """Parse ``188,288`` into numbers. Raises `ConfigError`."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{option} takes comma-separated whole numbers, like 188,288, not {text!r}") from None
+    """Parse ``188,288`` into numbers from 0 to 2**64 - 1. Raises `ConfigError`."""
+    parts = [part.strip() for part in text.split(",")]
+    if all(part.isdecimal() and len(part) < 21 and int(part) < 2**64 for part in parts):
+        return [int(part) for part in parts]
+    raise ConfigError(f"{option} takes comma-separated whole numbers, like 188,288, not {quoted(text)}")
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:
     """Parse ``["train.lr=1e-3"]`` into names and values, both text. Raises `ConfigError`."""
     for text in texts:
         if not text.partition("=")[0].strip() or "=" not in text:
-            raise ConfigError(f"{option} takes name=value, not {text!r}")
+            raise ConfigError(f"{option} takes name=value, not {quoted(text)}")
     return {name.strip(): value for name, _, value in (text.partition("=") for text in texts)}

@@ -141,6 +141,9 @@ def _listed(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
+MOST = 1_000_000
+"""Images, pairs or prompts of one search: more is a slip of the pen, and memory would end first."""
+
 Devices = Annotated[str, BeforeValidator(_listed)]
 """Type of a setting that names devices; numbers and lists become text."""
 

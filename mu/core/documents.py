@@ -1,4 +1,4 @@
-"""Read JSON and YAML text into plain values. Whatever the text, the result is bounded or one clear error.
+"""Read JSON, YAML and CSV text into plain values. Whatever the text, the result is bounded or one clear error.
 
 Python's parsers accept what later steps cannot bear: nesting without end, a YAML alias that stands for millions of
 values, numbers of any length, keys that occur twice, text that no file can hold. These are refused here.
@@ -6,6 +6,8 @@ values, numbers of any length, keys that occur twice, text that no file can hold
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections import Counter
@@ -76,6 +78,32 @@ def parse_yaml(text: str, what: str, *, error: type[MuError] = ConfigError) -> A
         raise error(f"{what} is nested too deep: at most {DEEPEST} levels") from None
     except (ValueError, KeyError, AttributeError, TypeError, OverflowError):  # PyYAML on odd dates, numbers and tags
         raise error(f"{what} has a date, number or tag that YAML cannot read: put it in quotes") from None
+
+
+def parse_csv(
+    text: str, what: str, *, error: type[MuError] = DataError
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The column names of a CSV ``text``, and its rows with the number of their last line; blank rows are left out.
+
+    A row may have more or fewer cells than there are columns. Raises ``error`` for a quote that is not closed or not
+    doubled, and for a name that occurs twice; index columns, which have none, may.
+    """
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(lines, [])
+        rows = [(lines.line_num, cells) for cells in lines if any(cell.strip() for cell in cells)]
+    except csv.Error as trouble:
+        advice = "is a quote not closed, or not doubled?"
+        raise error(f"{what}, line {lines.line_num}: {trouble}: {advice}") from None
+    names = Counter(name.strip() for name in header if not is_index(name))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise error(f"{what} has the column {quoted(twice[0])} twice: rename or remove one")
+    return header, rows
+
+
+def is_index(name: str) -> bool:
+    """True for the name of an index column written by pandas."""
+    return not name.strip() or name.strip().lower().startswith("unnamed:")
 
 
 def check_values(value: Any, trouble: Callable[[str, str], MuError]) -> None:

@@ -44,9 +44,11 @@ def check_writing(path: Path | str) -> None:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the same folder. It becomes ``path`` if the block succeeds, else it is deleted.
 
-    Raises `OutputError` if the folder is not writable.
+    Folders that are made for it are deleted too, if they stay empty. Raises `OutputError` if the folder is not
+    writable.
     """
     path = Path(path)
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.stem[:60]}-", suffix=path.suffix)
@@ -59,6 +61,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty, as it is after a success
+            for folder in made:
+                folder.rmdir()
 
 
 def _umask() -> int:
@@ -128,6 +133,15 @@ def read_text(path: Path | str, what: str = "", *, largest: int = LARGEST, error
         line = text.count("\n", 0, text.index("\0")) + 1
         raise error(f"{name} is not text: line {line} has a NUL character")
     return text
+
+
+def is_inside(home: Path, name: str) -> bool:
+    """Whether ``name`` is a file in the folder ``home``, links followed; False for what cannot be a name."""
+    try:
+        place = (home / name).resolve()
+        return place.is_relative_to(home.resolve()) and place.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def slug(text: str) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mu.core.errors import DataError
+from mu.core.errors import DataError, quoted
+from mu.core.files import read_text
 
 LIST = "list_identity_celeba.txt"
 CLASSIFIED = 100
@@ -87,7 +88,7 @@ def _listed(listing: Path) -> list[tuple[str, str]]:
         if number <= 2 and is_row:
             raise DataError(f"{listing}, line {number}: two header lines must come before the first image")
         if number > 2 and words and not is_row:
-            raise DataError(f"{listing}, line {number}: {line.strip()!r} is not '<image> <First_Last>'")
+            raise DataError(f"{listing}, line {number}: {quoted(line.strip())} is not '<image> <First_Last>'")
         if number > 2 and words:
             rows.append((words[0], words[1]))
     return rows
@@ -106,7 +107,4 @@ def _frequent(folder: Path, known: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    return read_text(file).splitlines()

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from pydantic import Field
 
 from mu.core.concept import Concept, folded
-from mu.core.config import BaseConfig
+from mu.core.config import MOST, BaseConfig
 from mu.core.errors import ConfigError, DataError
 from mu.data.pairs import Captioned, open_pairs
 
@@ -23,7 +23,7 @@ class ForgetSet(BaseConfig):
     """Captioned images of the concept: web shards, a folder (see `mu.data.pairs.open_pairs`), or ``canvas``.
     ``{concept}`` is replaced by the concept's file name from `mu data forget-set`, ``Elon_Musk``. If any caption names
     the concept, only such pairs are used."""
-    n_forget: int = Field(500, ge=1)
+    n_forget: int = Field(500, ge=1, le=MOST)
     """Maximum number of forget pairs per concept."""
     caption: Literal["own", "concept"] = "own"
     """``own`` keeps forget captions; ``concept`` replaces each with the concept's name, as in the released Hugging Face
@@ -33,7 +33,7 @@ class ForgetSet(BaseConfig):
 class RetainSet(BaseConfig):
     retain: str = "data/laion/laion400m/00000.tar"
     """Pairs of everything else, whose loss should be retained: web shards, a folder, or ``canvas``."""
-    n_retain: int = Field(8000, ge=2)
+    n_retain: int = Field(8000, ge=2, le=MOST)
     """Maximum number of retain pairs."""
 
 

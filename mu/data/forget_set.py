@@ -9,8 +9,9 @@ import filecmp
 import hashlib
 import logging
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,10 @@ from mu.core.concept import Concept, folded
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import atomic_path
 from mu.data.pairs import Pair, can_decode
-from mu.data.shards import add_member, find_shards, image_in, read_shard
+from mu.data.shards import CAPTIONS, add_member, caption_in, find_shards, image_in, read_shard
 
 Progress = Callable[[int, int], None]
 """Called with (finished shards, all shards)."""
-
-# img2dataset writes the first; its input lists have the others.
-_CAPTION_COLUMNS = ("caption", "TEXT", "text")
 
 log = logging.getLogger("mu")
 
@@ -73,8 +71,9 @@ def make_forget_set(
     (``overwrite`` replaces it).
     """
     made = ForgetSet(forget_set_path(name, out))
-    pairs = _matching(folded(name), find_shards(shards), made, progress)
-    _write(made, pairs, n_imgs, overwrite)
+    unread = _Unread()
+    pairs = _matching(folded(name), find_shards(shards), made, unread, progress)
+    _write(made, pairs, n_imgs, overwrite, unread)
     if made.pairs < n_imgs:
         log.warning("found only %d of %d images: search more shards", made.pairs, n_imgs)
     return made
@@ -87,7 +86,25 @@ def pack_forget_set(name: str, pairs: Sequence[Pair], out: Path | str, *, overwr
     return made
 
 
-def _matching(name: str, shards: list[Path], made: ForgetSet, progress: Progress | None) -> Iterator[Pair]:
+@dataclass
+class _Unread:
+    """What shards hold in place of captions: damage, and members of other endings."""
+
+    damage: str = ""
+    endings: Counter[str] = field(default_factory=Counter)
+
+    def told(self) -> str:
+        """Why no caption was found; empty if nothing is known."""
+        if self.damage:
+            return self.damage
+        common = ", ".join(ending[:40] for ending, _ in self.endings.most_common(6))
+        where = "a caption is KEY.txt, or 'caption' in KEY.json, with the KEY of its image"
+        return f"no captions, the names of the members end in {common}: {where}" if common else ""
+
+
+def _matching(
+    name: str, shards: list[Path], made: ForgetSet, unread: _Unread, progress: Progress | None
+) -> Iterator[Pair]:
     for done, file in enumerate(shards, start=1):
         made.shards += 1
         captions = _parquet_captions(file.with_suffix(".parquet"))
@@ -98,11 +115,13 @@ def _matching(name: str, shards: list[Path], made: ForgetSet, progress: Progress
             shard = read_shard(file)
             if shard.damage:
                 log.warning("%s: %s", file, shard.damage)
+                unread.damage = unread.damage or f"{file}: {shard.damage}"
             for key, sample in shard.samples.items():
-                if ".txt" not in sample:
+                caption = caption_in(sample)
+                if caption is None:
+                    unread.endings.update(sample.keys())
                     continue
                 made.seen += 1
-                caption = sample[".txt"].read().decode("utf-8", "replace")
                 if name not in folded(caption):
                     continue
                 made.matched += 1
@@ -116,7 +135,7 @@ def _matching(name: str, shards: list[Path], made: ForgetSet, progress: Progress
 
 def _parquet_captions(file: Path) -> list[str] | None:
     """The captions of the downloaded pairs; None if the tar must be read instead."""
-    if not file.exists():
+    if not file.is_file():
         return None
     try:
         import pyarrow
@@ -125,7 +144,7 @@ def _parquet_captions(file: Path) -> list[str] | None:
         return None
     try:
         columns = parquet.read_schema(file).names
-        column = next((name for name in _CAPTION_COLUMNS if name in columns), None)
+        column = next((name for name in CAPTIONS if name in columns), None)
         if column is None:
             return None
         table = parquet.read_table(file, columns=[column, *(["status"] if "status" in columns else [])]).to_pydict()
@@ -136,7 +155,7 @@ def _parquet_captions(file: Path) -> list[str] | None:
     return [caption for caption, state in zip(table[column], status, strict=True) if caption and state == "success"]
 
 
-def _write(made: ForgetSet, pairs: Iterable[Pair], n_imgs: int, overwrite: bool) -> None:
+def _write(made: ForgetSet, pairs: Iterable[Pair], n_imgs: int, overwrite: bool, unread: _Unread | None = None) -> None:
     """Write members ``<Name>_00000.jpg`` and ``.txt``. Keys have no dot: shard readers start the ending there."""
     if n_imgs < 1:
         raise ConfigError(f"a forget set needs at least 1 image, not {n_imgs}")
@@ -159,6 +178,7 @@ def _write(made: ForgetSet, pairs: Iterable[Pair], n_imgs: int, overwrite: bool)
                     break
         if not made.pairs:
             told = f"of {made.seen} captions {made.matched} match, and {made.skipped} of their images are unusable"
-            raise DataError(f"no images for {made.path.name}: {told}")
+            why = unread.told() if unread and not made.seen else ""
+            raise DataError(f"no images for {made.path.name}: {why or told}")
         if made.path.exists() and not overwrite and not filecmp.cmp(partial, made.path, shallow=False):
             raise OutputError(f"{made.path} exists with other content: choose another folder, or overwrite it")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mu.core.errors import DataError
+from mu.core.files import read_text
 
 NAME_FILES = ("classes.txt", "LOC_synset_mapping.txt")
 _IMAGES = {".jpeg", ".jpg", ".png"}
@@ -69,7 +70,7 @@ def _names(folder: Path, home: Path, wnids: tuple[str, ...]) -> Sequence[str]:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise DataError(f"{folder} has no class names: put {' or '.join(NAME_FILES)} there, or give the names")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     pairs = [re.match(r"(n\d{8})\s+(.+)", line) for line in lines]
     if not all(pairs):
         return lines

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
-import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
 from mu.core.concept import folded
+from mu.core.documents import parse_csv, parse_json
 from mu.core.errors import ConfigError, DataError, nearest
-from mu.data.shards import IMAGES, Extent, find_paths, image_in, read_shard
+from mu.core.files import is_inside, read_text
+from mu.data.shards import CAPTIONS, IMAGES, Extent, caption_in, find_paths, image_in, read_shard
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 
@@ -86,7 +86,8 @@ def open_pairs(
     ``source`` is one or several of these, as a list or separated by commas::
 
         {00000..00010}.tar, shards/*.tar, a folder of tars   <key>.jpg and <key>.txt (web shards; see `mu.data.shards`)
-        a folder with metadata.csv or metadata.jsonl         columns file_name and text (imagefolder of `datasets`)
+        a folder with metadata.csv or metadata.jsonl         columns file_name and text (imagefolder of `datasets`), or
+                                                             another of `mu.data.shards.CAPTIONS`
         a folder with NAME.txt next to NAME.jpg              at any depth
         a folder <Style>/<Object>/<k>.jpg                    UnlearnCanvas: "A {Object} image in {Style} style."
         a folder of images                                   with ``caption``
@@ -167,7 +168,7 @@ def _shard(file: Path, reasons: Counter[str]) -> Iterator[_Found]:
         log.warning("%s: %s", file, shard.damage)
         reasons["damaged tar"] += 1
     for key, sample in shard.samples.items():
-        yield _Found(key, sample.get(".txt"), image_in(sample))
+        yield _Found(key, caption_in(sample), image_in(sample))
 
 
 def _folder(
@@ -222,25 +223,39 @@ def _unlearn_canvas(folder: Path, images: list[Path], style: str | None, object:
 
 def _listed(folder: Path, metadata: Path, reasons: Counter[str]) -> Iterator[_Found]:
     """Read a metadata file; unreadable lines are left out. Raises `DataError` for a CSV file without the columns."""
-    text = metadata.read_text(encoding="utf-8-sig", errors="replace")
     rows: dict[str, str | None] = {}
-    if metadata.suffix == ".csv":
-        table = csv.DictReader(io.StringIO(text, newline=""))
-        missing = {"file_name", "text"} - set(table.fieldnames or ())
-        if missing:
-            raise DataError(f"{metadata} has no column {' and no column '.join(map(repr, sorted(missing)))}")
-        lines: Iterator[object] = iter(table)
-    else:
-        lines = map(_json, filter(str.strip, text.split("\n")))
-    for line in lines:
+    for line in (_table if metadata.suffix == ".csv" else _json_lines)(metadata):
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
             reasons["lines that cannot be read"] += 1
         else:
-            rows[line["file_name"]] = line["text"] if isinstance(line.get("text"), str) else None
+            captions = (line.get(name) for name in ("text", *CAPTIONS))
+            rows[line["file_name"]] = next((each for each in captions if isinstance(each, str)), None)
     home = folder.resolve()
     for name, caption in sorted(rows.items()):
-        inside = (folder / name).resolve().is_relative_to(home) and (folder / name).is_file()
-        yield _Found(_key(Path(name)), caption, _image(folder / name) if inside else None)
+        if is_inside(home, name):
+            yield _Found(_key(Path(name)), caption, _image(folder / name))
+        else:
+            yield _Found(name, caption, None)
+
+
+def _table(file: Path) -> Iterator[dict[str, str] | None]:
+    """The rows of a CSV file by column; None for a row with too few or too many values."""
+    header, rows = parse_csv(read_text(file), str(file))
+    captions = set(CAPTIONS) & set(header)
+    missing = [name for name, there in (("file_name", "file_name" in header), ("text", captions)) if not there]
+    if missing:
+        raise DataError(f"{file} has no column {' and no column '.join(map(repr, missing))}")
+    for _, cells in rows:
+        yield dict(zip(header, cells, strict=True)) if len(cells) == len(header) else None
+
+
+def _json_lines(file: Path) -> Iterator[Any]:
+    """The content of each line of a file; None for a line that is not JSON."""
+    for line in filter(str.strip, read_text(file).split("\n")):
+        try:
+            yield parse_json(line, str(file))
+        except DataError:
+            yield None
 
 
 def _key(file: Path) -> str:
@@ -249,10 +264,3 @@ def _key(file: Path) -> str:
 
 def _image(file: Path) -> tuple[str, Extent]:
     return file.suffix.lower(), Extent(file)
-
-
-def _json(line: str) -> object:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None

@@ -1,34 +1,35 @@
 """Prompt files in the formats of the unlearning papers: `.csv`, `.txt` (one prompt per line), `.json`.
 
-The columns of ESD, I2P, UnlearnDiffAtk, MACE and the COCO lists::
+The columns of ESD, I2P, UnlearnDiffAtk, MACE and the COCO lists. `mu.data.columns` has the other names of each::
 
     prompt                             required
     case_number                        names the images; without it image_id, if that is a different number in each
                                        row (the COCO lists have only that), else the row number from 0
-    evaluation_seed, sd_seed           the seed of the prompt's image
-    evaluation_guidance, sd_guidance_scale
-    sd_image_width, sd_image_height
+    evaluation_seed                    the seed of the prompt's image
+    evaluation_guidance                its guidance scale
+    sd_image_width, sd_image_height    its size in pixels
     class, artist, type, categories    what the prompt shows; categories are comma-separated
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mu.core.errors import DataError
+from mu.core.documents import parse_csv, parse_json
+from mu.core.errors import DataError, quoted
+from mu.core.files import read_text
+from mu.data.columns import Cells, Columns, field_of, find_columns
 
-_ALSO_CALLED = {"sd_seed": "evaluation_seed", "sd_guidance_scale": "evaluation_guidance"}  # released I2P file
-_OWN_FIELD = {
-    "prompt", "case_number", "evaluation_seed", "evaluation_guidance", "sd_image_width", "sd_image_height",
-    "class", "artist", "type", "categories",
-}  # fmt: skip
+LARGEST_SIDE = 2**16
+"""Pixels of an image's height or width. What a model can make is less, and checked when it is loaded."""
+
+log = logging.getLogger("mu")
 
 
 @dataclass(frozen=True)
@@ -52,158 +53,159 @@ class PromptRow:
     other: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_prompts(path: Path | str) -> list[PromptRow]:
+Row = tuple[str, Cells]
+"""Where a row stands in its file, and its cells."""
+
+
+def read_prompts(path: Path | str, columns: Mapping[str, str] | None = None) -> list[PromptRow]:
     """The prompts of ``path`` in the order of the file; never empty.
 
-    CSV needs a header; unnamed index columns and blank rows are ignored. JSON is a list of texts, or of objects whose
-    keys are the column names. In a `.txt` blank lines are ignored and prompts are numbered from 0. Raises `DataError`
-    for a file that is missing, of another kind, not UTF-8, without prompts or without a ``prompt`` column. Also raises
-    it for a value that must be a number but is not. A case number must not repeat, as images would overwrite each
-    other; this raises it too.
+    CSV needs a header; unnamed index columns and blank rows are ignored, and quotes must be closed. JSON is a list of
+    texts, or of objects whose keys are the column names. In a `.txt` blank lines are ignored and prompts are numbered
+    from 0. ``columns`` names the column of a field, like ``{"prompt": "Sentence"}``; the others are found by
+    `mu.data.columns`. What is read from an unusual column, or not read, is logged.
+
+    Case numbers that repeat are replaced by row numbers, as images would overwrite each other; this is logged, and the
+    numbers stay in `PromptRow.other`. Raises `DataError` for a file that is missing, of another kind, not UTF-8,
+    without prompts, or with two columns of one name; and for a value that is not a number, or not in its range.
     """
     path = Path(path)
     readers = {".csv": _csv_rows, ".txt": _txt_rows, ".json": _json_rows}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path} is not a prompt file: its name must end in {', '.join(readers)}")
+    text = read_text(path, "the prompt file")
+    header, rows = readers[path.suffix.lower()](text, path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"the prompt file {path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    places, read = [], []
-    for where, fields in readers[path.suffix.lower()](path, text):
-        places.append(where)
-        read.append(fields)
-    rows = [_row(path, where, k, fields) for k, (where, fields) in enumerate(zip(places, _numbered(read), strict=True))]
-    if not rows:
+        found = find_columns(header, columns)
+    except DataError as trouble:
+        raise DataError(f"{path} {trouble}") from None
+    prompts = [_row(f"{path}, {where}", k, cells, found) for k, (where, cells) in enumerate(rows)]
+    if not prompts:
         raise DataError(f"{path} holds no prompts")
-    _numbered_once(path, rows)
-    return rows
+    for note in found.notes:
+        log.warning("%s: %s", path, note)
+    return _numbered_once(path, _numbered_by_image(prompts, found))
 
 
-def _numbered(fields: Sequence[Fields]) -> list[Fields]:
-    """Use ``image_id`` as the case number if no row has one and the ids are distinct whole numbers."""
-    images = {each.get("image_id", "").strip() for each in fields}
-    if (
-        len(images) < len(fields)
-        or not all(map(str.isdecimal, images))
-        or any("case_number" in each for each in fields)
-    ):
-        return list(fields)
-    return [{**each, "case_number": each["image_id"]} for each in fields]
+def seeded(rows: list[PromptRow], seed: int, path: Path | str) -> list[PromptRow]:
+    """``rows`` of the file ``path`` with ``seed`` for those that have none; their number is logged."""
+    without = sum(row.evaluation_seed is None for row in rows)
+    if without:
+        log.warning("%s: %d of %d prompts have no seed: seed %d is used for them", path, without, len(rows), seed)
+    return [row if row.evaluation_seed is not None else replace(row, evaluation_seed=seed) for row in rows]
 
 
-Fields = Mapping[str, str]
+def _csv_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
+    header, rows = parse_csv(text, str(path))
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise DataError(f"{path}, line {number}: {len(cells)} values for {len(header)} columns; quote commas")
+    if header and header[-1].rstrip().endswith("\\"):  # each line of some released lists ends in one
+        rows = [(number, [*cells[:-1], cells[-1].rstrip().removesuffix("\\")]) for number, cells in rows]
+    return header, [(f"line {number}", cells) for number, cells in rows]
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
-    lines = csv.reader(io.StringIO(text, newline=""))
-    try:
-        header = next(lines, [])
-        known = _columns(header)
-        if "prompt" not in known:
-            found = ", ".join(name.strip() for name in header if name.strip())
-            raise DataError(f"{path} has no column 'prompt'; its columns are: {found or 'none'}")
-        for cells in lines:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{path}, line {lines.line_num}: {len(cells)} values for {len(header)} columns; quote commas"
-                )
-            yield f"line {lines.line_num}", {name: cell for name, cell in zip(known, cells, strict=True) if name}
-    except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num}: {error}") from None
+def _txt_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
+    lines = enumerate(text.split("\n"), start=1)
+    return ["prompt"], [(f"line {number}", [line.strip()]) for number, line in lines if line.strip()]
 
 
-def _txt_rows(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"line {number}", {"prompt": line.strip()}
-
-
-def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Fields]]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON (line {error.lineno})") from None
+def _json_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
+    content = parse_json(text, str(path))
     if not isinstance(content, list):
         raise DataError(f"{path} must be a list of prompts, or of objects with a 'prompt'")
+    entries: list[dict[str, Any]] = []
     for number, entry in enumerate(content):
-        entry = {"prompt": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict):
+        entries.append({"prompt": entry} if isinstance(entry, str) else entry)
+        if not isinstance(entries[-1], dict):
             raise DataError(f"{path}, entry {number} is neither a text nor an object with a 'prompt'")
-        values = {
-            name: value
-            for name, value in zip(_columns(entry), entry.values(), strict=True)
-            if name and value is not None
-        }
-        if "prompt" not in values:
-            raise DataError(f"{path}, entry {number} has no 'prompt'; it has: {', '.join(entry) or 'nothing'}")
-        yield f"entry {number}", {name: _as_text(value) for name, value in values.items()}
+    header = list(dict.fromkeys(name for entry in entries for name in entry)) or ["prompt"]
+    for number, entry in enumerate(entries):
+        for name, value in entry.items():
+            if field_of(name) == "prompt" and isinstance(value, list | dict):
+                raise DataError(f"{path}, entry {number}: {quoted(name)} holds {quoted(value)}, not a text")
+    return header, [(f"entry {k}", [_as_text(entry.get(name)) for name in header]) for k, entry in enumerate(entries)]
 
 
-def _columns(header: Iterable[str]) -> list[str]:
-    """Normalised column names; empty for an index column written by pandas."""
-    names = []
-    for name in header:
-        plain = name.strip().lower()
-        plain = _ALSO_CALLED.get(plain, plain)
-        names.append("" if plain.startswith("unnamed:") else plain if plain in _OWN_FIELD else name.strip())
-    return names
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return None if value is None else str(value)
 
 
-def _as_text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _row(where: str, number: int, cells: Cells, columns: Columns) -> PromptRow:
+    def value(field: str) -> str:
+        try:
+            return columns.value(field, cells) or ""
+        except DataError as trouble:
+            raise DataError(f"{where}: {trouble}") from None
 
+    def wrong(field: str, need: str) -> DataError:
+        name = columns.header[columns.fields[field][0]]
+        return DataError(f"{where}: {name} is {quoted(value(field).strip())}, not {need}")
 
-def _row(path: Path, where: str, number: int, fields: Fields) -> PromptRow:
-    def real(name: str) -> float | None:
-        text = fields.get(name, "").strip()
+    def real(field: str) -> float | None:
+        text = value(field).strip()
+        try:
+            found = float(text) if text and "_" not in text else math.nan
+        except ValueError:
+            found = math.nan
+        if text and not math.isfinite(found):
+            raise wrong(field, "a number")
+        return found if text else None
+
+    def whole(field: str, low: int, high: int) -> int | None:
+        text = value(field).strip()
         if not text:
             return None
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise DataError(f"{path}, {where}: {name} is {text!r}, not a number")
-        return value
+        digits = re.fullmatch(r"([+-]?[0-9]{1,30})(\.0*)?", text)  # pandas writes "2219.0" if the column has gaps
+        if not digits:
+            raise wrong(field, "a whole number, all digits written out")
+        found = int(digits[1])  # not through float: a seed may have 64 bits
+        if not low <= found <= high:
+            raise wrong(field, f"between {low} and {high}")
+        return found
 
-    def whole(name: str) -> int | None:
-        try:
-            return int(fields.get(name, ""))  # not through float: a seed may have 64 bits
-        except ValueError:
-            value = real(name)  # pandas writes "2219.0" if the column has gaps
-        if value is not None and not value.is_integer():
-            raise DataError(f"{path}, {where}: {name} is {fields[name]!r}, not a whole number")
-        return None if value is None else int(value)
+    def text(field: str) -> str | None:
+        return value(field).strip() or None
 
-    def text(name: str) -> str | None:
-        return fields.get(name, "").strip() or None
-
-    case_number = whole("case_number")
+    if columns.value("prompt", cells) is None:
+        has = ", ".join(columns.header[k] for k, cell in enumerate(cells) if cell is not None)
+        raise DataError(f"{where} has no 'prompt'; it has: {has[:200] or 'nothing'}")
+    case_number = whole("case_number", -(2**63), 2**64 - 1)
     return PromptRow(
-        prompt=fields["prompt"],
+        prompt=value("prompt"),
         case_number=number if case_number is None else case_number,
-        evaluation_seed=whole("evaluation_seed"),
-        evaluation_guidance=real("evaluation_guidance"),
-        width=whole("sd_image_width"),
-        height=whole("sd_image_height"),
+        evaluation_seed=whole("seed", 0, 2**64 - 1),
+        evaluation_guidance=real("guidance"),
+        width=whole("width", 1, LARGEST_SIDE),
+        height=whole("height", 1, LARGEST_SIDE),
         class_name=text("class"),
         artist=text("artist"),
         type=text("type"),
-        categories=tuple(part.strip() for part in fields.get("categories", "").split(",") if part.strip()),
-        other={name: value for name, value in fields.items() if name not in _OWN_FIELD},
+        categories=tuple(part.strip() for part in value("categories").split(",") if part.strip()),
+        other={name: cell for k, name in columns.other.items() if (cell := cells[k]) is not None},
     )
 
 
-def _numbered_once(path: Path, rows: list[PromptRow]) -> None:
+def _numbered_by_image(rows: list[PromptRow], columns: Columns) -> list[PromptRow]:
+    """Use ``image_id`` as the case number if there is no column for it and the ids are distinct whole numbers."""
+    images = [row.other.get("image_id", "").strip() for row in rows]
+    numbers = [int(each) for each in images if re.fullmatch("[0-9]{1,18}", each)]
+    if "case_number" in columns.fields or len(set(numbers)) < len(rows):
+        return rows
+    return [replace(row, case_number=number) for row, number in zip(rows, numbers, strict=True)]
+
+
+def _numbered_once(path: Path, rows: list[PromptRow]) -> list[PromptRow]:
+    """Number the rows from 0 if a case number occurs twice."""
     seen: set[int] = set()
     for row in rows:
         if row.case_number in seen:
-            raise DataError(f"{path}: case_number {row.case_number} occurs twice: renumber the rows or drop the column")
+            log.warning("%s: case number %d occurs twice: images are named by row number", path, row.case_number)
+            return [
+                replace(each, case_number=k, other={**each.other, "case_number": str(each.case_number)})
+                for k, each in enumerate(rows)
+            ]
         seen.add(row.case_number)
+    return rows

@@ -7,16 +7,35 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mu.core.errors import DataError
+from mu.core.documents import parse_json
+from mu.core.errors import DataError, quoted
+from mu.core.files import check_regular
 
 IMAGES = (".jpg", ".png", ".jpeg", ".webp")
+CAPTIONS = ("caption", "TEXT", "text", "prompt")
+"""Names under which tables and JSON hold a caption. img2dataset writes the first; its input lists have others."""
+LARGEST_CAPTION = 2**20
+"""Bytes of a ``.txt`` or ``.json`` that may hold a caption."""
+
+MOST_BRACES = 20
 _BLOCK = tarfile.BLOCKSIZE
+_PACKED = {
+    b"\x1f\x8b": "a compressed tar (gzip)",
+    b"BZh": "a compressed tar (bzip2)",
+    b"\xfd7zXZ": "a compressed tar (xz)",
+    b"\x28\xb5\x2f\xfd": "a compressed tar (zstandard)",
+    b"PK\x03\x04": "a zip file",
+}
+"""What a file is that begins so; only plain tars can be read in part."""
+
+log = logging.getLogger("mu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +47,8 @@ class Extent:
     size: int = -1
 
     def read(self) -> bytes:
-        """Read the bytes. Raises `DataError` for a file that is missing or unreadable."""
+        """Read the bytes. Raises `DataError` for what is missing, unreadable or no file."""
+        check_regular(self.file)
         try:
             with self.file.open("rb") as stream:
                 stream.seek(self.offset)
@@ -54,8 +74,12 @@ def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
     shards: list[Path] = []
     for path in find_paths(source):
         tars = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        packed = sorted(each.name for each in path.glob("*") if re.search(r"\.(tar\.\w+|tgz)$", each.name))
         if not tars:
-            raise DataError(f"{path} holds no tar files")
+            told = f", only compressed ones such as {packed[0]}: unpack them first" if packed else ""
+            raise DataError(f"{path} holds no tar files{told}")
+        if packed:
+            log.warning("%s: %d compressed tars are not read, such as %s", path, len(packed), packed[0])
         shards += tars
     return list(dict.fromkeys(shards))
 
@@ -68,14 +92,16 @@ def find_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for part in _parts(source):
-        for name in [part] if Path(part).exists() else _expanded(part):
-            if glob.has_magic(name) and not Path(name).exists():
+        for name in [part] if _exists(part) else _expanded(part):
+            if glob.has_magic(name) and not _exists(name):
                 matches = sorted(glob.glob(name))
                 if not matches:
-                    raise DataError(f"no file matches {name}")
+                    raise DataError(f"no file matches {name[:200]}")
                 found.update((Path(match), None) for match in matches)
-            elif not Path(name).exists():
-                raise DataError(f"{name} does not exist" + ("; use * for existing files only" if name != part else ""))
+            elif not _exists(name):
+                raise DataError(
+                    f"{name[:200]} does not exist" + ("; use * for existing files only" if name != part else "")
+                )
             else:
                 found[Path(name)] = None
     if not found:
@@ -86,30 +112,75 @@ def find_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
 def read_shard(file: Path) -> Shard:
     """Index ``file``. A key is a member's name up to the first dot after its folders, as in webdataset.
 
-    Members of one sample need not be adjacent. Damage raises nothing; it is reported in `Shard.damage`. A file that is
-    compressed or not a tar has no samples.
+    An image and a caption whose names differ in the last ending alone are a sample of their own, also if their names
+    have more dots: ``a.v2.jpg`` and ``a.v2.txt`` have the key ``a.v2``. Members of one sample need not be adjacent.
+    Damage raises nothing; it is reported in `Shard.damage`. A file that is compressed or not a tar has no samples.
     """
     found: dict[str, dict[str, Extent]] = {}
     damage, end = None, 0
     try:
+        check_regular(file)
         length = file.stat().st_size
+        start = Extent(file, 0, 6).read()
+        if packed := next((what for magic, what in _PACKED.items() if start.startswith(magic)), None):
+            return Shard(file, {}, f"it is {packed}: unpack it first")
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 folders, slash, name = member.name.rpartition("/")
                 stem, dot, ending = name.partition(".")
-                whole = member.offset_data + member.size <= length
+                middle, _, last = f".{ending}".rpartition(".")
+                whole = 0 <= member.size <= length - member.offset_data
                 if member.isreg() and not member.issparse() and stem and dot and whole:
                     extent = Extent(file, member.offset_data, member.size)
-                    found.setdefault(folders + slash + stem, {})["." + ending.lower()] = extent
+                    found.setdefault(folders + slash + stem, {})[f"{middle}.{last.lower()}"] = extent
         if Extent(file, end, _BLOCK).read() != bytes(_BLOCK):  # tarfile stops silently at a garbled header
             damage = f"cut short or garbled after byte {min(end, length)}"
     except (tarfile.TarError, DataError, OSError) as error:
         damage = str(error)
-    return Shard(file, dict(sorted(found.items())), damage)
+    except (ValueError, OverflowError):  # tarfile on headers with absurd numbers or names
+        damage = f"garbled after byte {end}"
+    samples = dict(pair for key, sample in found.items() for pair in _samples(key, sample))
+    return Shard(file, dict(sorted(samples.items())), damage)
 
 
-def image_in(sample: dict[str, Extent]) -> tuple[str, Extent] | None:
+def _samples(key: str, sample: dict[str, Extent]) -> Iterator[tuple[str, dict[str, Extent]]]:
+    """Yield ``sample`` without the images and captions whose names have more dots, and those as samples of their own."""
+    dotted: dict[str, dict[str, Extent]] = {}
+    for ending, extent in sample.items():
+        middle, _, last = ending.rpartition(".")
+        dotted.setdefault(middle, {})[f".{last}"] = extent
+    rest = dict(sample)
+    for middle, own in dotted.items():
+        if middle and image_in(own) and has_caption(own):
+            yield key + middle, own
+            rest = {ending: extent for ending, extent in rest.items() if ending.rpartition(".")[0] != middle}
+    if rest:
+        yield key, rest
+
+
+def has_caption(sample: Mapping[str, Extent]) -> bool:
+    """Whether `caption_in` looks for a caption."""
+    return ".txt" in sample or ".json" in sample
+
+
+def caption_in(sample: Mapping[str, Extent]) -> str | None:
+    """The caption of a sample: its ``.txt``, or without one a name of `CAPTIONS` in its ``.json``. None without one."""
+    place = sample.get(".txt") or sample.get(".json")
+    if place is None or place.size > LARGEST_CAPTION:
+        return None
+    text = place.read().decode("utf-8-sig", "replace")
+    if ".txt" in sample:
+        return text
+    try:
+        content = parse_json(text, str(place.file))
+    except DataError:
+        return None
+    found = [content[name] for name in CAPTIONS if name in content] if isinstance(content, dict) else []
+    return next((each for each in found if isinstance(each, str)), None)
+
+
+def image_in(sample: Mapping[str, Extent]) -> tuple[str, Extent] | None:
     """The ending and byte range of a sample's image; None without one."""
     return next(((ending, sample[ending]) for ending in IMAGES if ending in sample), None)
 
@@ -121,16 +192,26 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
+def _exists(path: str) -> bool:
+    """False also for what cannot be a path: too long, or with a NUL character."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _parts(source: str | Path | Sequence[str | Path]) -> Iterator[str]:
     for each in [source] if isinstance(source, str | Path) else source:
         text = str(each)
+        if text.count("{") > MOST_BRACES:
+            raise DataError(f"{quoted(text)} has more than {MOST_BRACES} braces: use * in place of some")
         commas = r",(?![^{]*\})"  # except inside braces
-        yield from [text] if Path(text).exists() else filter(None, map(str.strip, re.split(commas, text)))
+        yield from [text] if _exists(text) else filter(None, map(str.strip, re.split(commas, text)))
 
 
 def _expanded(pattern: str) -> Iterator[str]:
     """Expand braces: ``{8..10}`` counts and keeps leading zeros; ``{a,b}`` lists."""
-    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    braces = re.search(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}", pattern)
     if not braces:
         yield pattern
         return

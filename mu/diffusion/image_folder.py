@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from mu.core.config import filled
-from mu.core.errors import DataError, OutputError
+from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import atomic_path, check_writing, write_json, writing
 from mu.core.records import Prompt, checked, read_record
 from mu.core.run import RunDirectory
-from mu.diffusion.sampling import generate_batches
+from mu.diffusion.sampling import check_request, checked_size, generate_batches
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described
 from mu.edits.gates import Gate, gate_to_json
@@ -32,12 +32,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image to make: its file name, prompt, seed and guidance scale."""
+    """One image to make: its file name, prompt, seed, guidance scale, and height and width in pixels."""
 
     name: str
     prompt: str
     seed: int
     guidance: float | None = None
+    size: tuple[int | None, int | None] = (None, None)
 
 
 def write_images(
@@ -56,6 +57,8 @@ def write_images(
 ) -> int:
     """Make the images of ``rows`` in ``folder`` and return how many were made. ``resume`` skips existing images.
 
+    A row's own guidance scale and size come before ``guidance`` and ``size``.
+
     A ``recipe`` (see `recipe_of`) is written next to the images. Raises `OutputError`, before any image is made, if an
     existing image would be kept but has another recipe, or if an image exists without ``resume`` and ``overwrite``.
     """
@@ -72,18 +75,24 @@ def write_images(
                 "prompt": row.prompt,
                 "seed": row.seed,
                 "guidance": guidance if row.guidance is None else row.guidance,
+                **({"size": list(row.size)} if any(row.size) else {}),
             }
             for row in rows
         }
         note = {**recipe, "steps": steps, "negative": negative, "size": size and list(size), "pictures": each}
         _require(folder, note, [row.name for row in there])
     check_writing(folder / RECIPE)
-    missing = [row for row in rows if row not in there]
-    groups: dict[float, list[ImageRow]] = {}
+    kept = {row.name for row in there}
+    missing = [row for row in rows if row.name not in kept]
+    groups: dict[tuple[float, tuple[int, int]], list[ImageRow]] = {}
     for row in missing:
-        groups.setdefault(guidance if row.guidance is None else row.guidance, []).append(row)
-    done, (height, width) = len(there), size or (None, None)
-    for scale, group in groups.items():
+        scale = guidance if row.guidance is None else row.guidance
+        groups.setdefault((scale, _size_of(row, model, size)), []).append(row)
+    for scale in {guidance, *(scale for scale, _ in groups)}:
+        texts, seeds = [negative, *(row.prompt for row in rows)], [row.seed for row in rows]
+        check_request(model, texts, seeds, steps=steps, guidance=scale)
+    done = len(there)
+    for (scale, (height, width)), group in groups.items():
         left = iter(group)
         prompts, seeds = [row.prompt for row in group], [row.seed for row in group]
         options: dict[str, Any] = {
@@ -103,6 +112,21 @@ def write_images(
             if progress:
                 progress(done, len(rows))
     return len(missing)
+
+
+def _size_of(row: ImageRow, model: DiffusionModel, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Raise `ConfigError` that names the image if ``model`` cannot make one of its size."""
+    usual = size or (None, None)
+    height, width = (common if own is None else own for own, common in zip(row.size, usual, strict=True))
+    try:
+        return checked_size(model, height, width)
+    except ConfigError as trouble:
+        told = (
+            f"{trouble} (image {row.name} has it from the prompt file: pass --size for all)"
+            if any(row.size)
+            else str(trouble)
+        )
+        raise ConfigError(told) from None
 
 
 def save_image(image: Tensor, path: Path) -> None:

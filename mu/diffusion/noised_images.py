@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mu.core import compute
-from mu.core.config import BaseConfig
+from mu.core.config import MOST, BaseConfig
 from mu.core.errors import ConfigError, nearest
 from mu.data.pairs import Pair, open_pairs
 from mu.diffusion.sampling import PIXELS_AT_ONCE, generate_latents
@@ -22,9 +22,9 @@ AHEAD = 16
 
 
 class ImagesConfig(BaseConfig):
-    count: int = Field(1000, ge=1)
+    count: int = Field(1000, ge=1, le=MOST)
     """Images that the model makes of each concept, with the concept as prompt; made only as the steps need them."""
-    steps: int = Field(50, ge=1)
+    steps: int = Field(50, ge=1, le=10_000)
     """Denoising steps for each image that the model makes."""
     guidance: float = 7.5
     """Guidance scale for each image that the model makes."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, DataError
+from mu.core.documents import is_unicode
+from mu.core.errors import ConfigError, DataError, quoted
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.models.diffusion import DiffusionModel
 
 PIXELS_AT_ONCE = 2**19
+LARGEST_SCALE = 8
+"""Height and width of an image are at most this many times the model's training size; memory ends soon after."""
 SEEDS = 2**64
 """Seeds of a generator are below it."""
 
@@ -45,6 +48,37 @@ def generate(
         if progress:
             progress(sum(map(len, images)))
     return torch.cat(images)
+
+
+def checked_size(model: DiffusionModel, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width in pixels, by default those that ``model`` was trained on.
+
+    Raises `ConfigError` if the model cannot make images of this size, or the images would be larger than
+    `LARGEST_SCALE` allows."""
+    height = model.default_size if height is None else height
+    width = model.default_size if width is None else width
+    unit, largest = model.pixels_per_latent, LARGEST_SCALE * model.default_size
+    if height % unit or width % unit or min(height, width) < unit:
+        raise ConfigError(f"height and width must be multiples of {unit}, not {str(height)[:40]}x{str(width)[:40]}")
+    if max(height, width) > largest:
+        raise ConfigError(
+            f"height and width of images of {model.name!r} are at most {largest}, {LARGEST_SCALE} times its training "
+            f"size, not {str(height)[:40]}x{str(width)[:40]}"
+        )
+    return height, width
+
+
+def check_request(
+    model: DiffusionModel, texts: Iterable[str], seeds: Iterable[int], *, steps: int, guidance: float
+) -> None:
+    """Raise `ConfigError` or `DataError` if `generate` would refuse these arguments. ``texts``: prompts, any order."""
+    if not math.isfinite(guidance):
+        raise ConfigError(f"the guidance scale must be a number, not {guidance}")
+    if wrong := next((seed for seed in seeds if not 0 <= int(seed) < SEEDS), None):
+        raise ConfigError(f"a seed must be a number from 0 to 2**64 - 1, not {str(wrong)[:40]}")
+    if odd := next((text for text in texts if not is_unicode(text)), None):
+        raise DataError(f"the prompt {quoted(odd)} is not Unicode text: it has half a surrogate pair")
+    model.new_scheduler(steps)
 
 
 def generate_batches(
@@ -89,16 +123,8 @@ def generate_latents(
     """Yield the latents (b, c, h, w) of the images of `generate`, batch by batch, on the model's device."""
     if len(prompts) != len(seeds) or not prompts:
         raise DataError(f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and a seed for each")
-    height, width = height or model.default_size, width or model.default_size
-    unit = model.pixels_per_latent
-    if height % unit or width % unit or min(height, width) < unit:
-        raise ConfigError(f"height and width must be multiples of {unit}, not {height}x{width}")
-    if steps < 1:
-        raise ConfigError(f"the number of denoising steps must be at least one, not {steps}")
-    if not math.isfinite(guidance):
-        raise ConfigError(f"the guidance scale must be a number, not {guidance}")
-    if wrong := next((seed for seed in seeds if not 0 <= int(seed) < SEEDS), None):
-        raise ConfigError(f"a seed must be a number from 0 to 2**64 - 1, not {str(wrong)[:40]}")
+    height, width = checked_size(model, height, width)
+    check_request(model, [*prompts, negative], seeds, steps=steps, guidance=guidance)
     batch = batch or max(1, PIXELS_AT_ONCE // (height * width))
     with torch.no_grad():
         ids = model.time_ids(height, width)

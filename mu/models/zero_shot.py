@@ -17,6 +17,7 @@ from mu.data.celeba import read_celeba
 from mu.data.clip_sets import class_of
 from mu.data.imagenet import read_imagenet
 from mu.data.pairs import decode
+from mu.data.shards import Extent
 
 IMAGENET_TEMPLATES = (
     "itap of a {}.",
@@ -39,7 +40,7 @@ class ImageFile:
     path: Path
 
     def image(self) -> Image.Image:
-        return decode(self.path.read_bytes(), str(self.path))
+        return decode(Extent(self.path).read(), str(self.path))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class ClipErasureConfig(BaseConfig):
     """The CLIP: ``canvas-clip``, ``open_clip:ARCH/TAG``, a hub id, a folder or a file."""
     concepts: ConceptList = Field([Concept("Elon Musk")], min_length=1)
     """Concepts to erase; several go into one edit."""
-    batch_size: int = Field(32, ge=2)
+    batch_size: int = Field(32, ge=2, le=65_536)
     """Pairs of one step. The contrastive loss compares them with each other, so its value depends on this number."""
     devices: Devices = "auto"
     """GPU number, cpu, mps or auto."""

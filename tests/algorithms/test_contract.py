@@ -4,16 +4,17 @@ edits."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -307,6 +308,35 @@ def test_a_concept_beyond_the_tokenizer_is_refused_before_the_search(
             continue
         with pytest.raises(ConfigError, match=r"^the concept 'xq.* tokens, and the text encoder of .* reads 14"):
             work.load_model()
+
+
+TIME_ALONE = {
+    "seed", "iterations", "epochs", "checkpoint_every", "per_steps", "lr_warmup_steps", "lr_scheduler_num_cycles",
+    "clip_skip", "max_front", "leave", "mend", "max_base",
+}  # fmt: skip
+"""Settings whose number costs time or nothing: what is more than all is all."""
+
+
+def whole_numbers(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from whole_numbers(kind, f"{prefix}{name}.")
+        elif int in (kind, *get_args(kind)):
+            yield prefix + name
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_numbers_that_memory_cannot_hold_are_refused(name: str) -> None:
+    """Every whole number that is not `TIME_ALONE`, in every method; no number has more than 64 bits."""
+    config = algorithm(name).config_class
+    settings = [setting for setting in whole_numbers(config) if setting.rpartition(".")[2] not in TIME_ALONE]
+    for setting in settings:
+        with pytest.raises(ConfigError, match=setting):
+            config().merged({setting: 10**9})
+    for setting in whole_numbers(config):
+        with pytest.raises(ConfigError, match=f"{setting}: .*beyond 64 bits"):
+            config().merged({setting: 2**64})
 
 
 def test_every_method_has_a_kind() -> None:

@@ -158,6 +158,7 @@ def test_generate_takes_seeds_and_guidance_as_the_file_says(
         ("1_1.png", 6),
     ]
     assert [row.guidance for row in rows] == [3, 3, None, None] and how["guidance"] == 7.5
+    assert "1 of 2 prompts have no seed" in cli(*common).stderr
     assert {row.guidance for row in fixed} == {None} and other["guidance"] == 2
 
 

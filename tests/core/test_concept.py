@@ -58,7 +58,7 @@ def test_a_comma_is_refused():
 
 @pytest.mark.parametrize("text", ["a\x00b", "\x1b[31mred", "bell\x07", "\udcff", "x" * (LONGEST + 1), "y, " * 10**5])
 def test_what_no_file_or_prompt_can_hold_is_refused_in_a_short_line(text: str):
-    with pytest.raises(DataError, match="^the concept") as caught:
+    with pytest.raises(DataError, match=r"^the concept") as caught:
         Concept(text)
     assert len(str(caught.value)) < 300 and str(caught.value).isprintable()
     assert Concept("ab\tcd") == "ab cd" and len(Concept("x" * LONGEST)) == LONGEST  # controls

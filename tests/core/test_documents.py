@@ -12,7 +12,7 @@ import pytest
 
 from mu.core.documents import DEEPEST, check_settings, parse_json, parse_yaml
 from mu.core.errors import ConfigError, DataError, quoted
-from mu.core.files import read_bytes, read_text
+from mu.core.files import atomic_path, read_bytes, read_text
 
 
 def bomb(levels: int, merged: bool = False) -> str:
@@ -129,3 +129,17 @@ def test_a_file_is_checked_before_it_is_opened(tmp_path: Path) -> None:
             read_text(place, largest=10, error=ConfigError)
     (tmp_path / "good").write_bytes("\ufeffcafé\r\n".encode())
     assert read_text(tmp_path / "good") == "café\r\n" and read_bytes(tmp_path / "large", largest=11) == b"a" * 11
+
+
+def test_a_failed_write_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), atomic_path(tmp_path / "new" / "deep" / "file") as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "own").mkdir()
+    with pytest.raises(KeyError), atomic_path(tmp_path / "own" / "file"):
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["own"], "a folder of the user stays"
+    with atomic_path(tmp_path / "new" / "deep" / "file") as partial:
+        partial.write_text("whole")
+    assert (tmp_path / "new" / "deep" / "file").read_text() == "whole"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,26 @@ def test_what_is_missing_is_named(celeba: Path) -> None:
     (celeba / "img_align_celeba").rename(celeba / "elsewhere")
     with pytest.raises(DataError, match=r"img_align_celeba\.zip"):
         read_celeba(celeba)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"4\nh\n1.jpg A\xff\n", "UTF-8"),
+        (b"4\nh\n1.jpg A\x00\n", "NUL"),
+        (b"4\nh\n" + b"x " * 9999, "line 3"),
+        (None, "is not read"),
+    ],
+)
+def test_a_list_that_is_none_is_a_short_line(celeba: Path, content: bytes | None, said: str) -> None:
+    """A pipe is not a list, and would wait for a writer."""
+    place = celeba / ("list_identity_celeba.txt" if content else "frequent_celebs.txt")
+    place.unlink(missing_ok=True)
+    if content is None:
+        os.mkfifo(place)
+        assert read_celeba(celeba).frequent == ()
+        return
+    place.write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        read_celeba(celeba)
+    assert len(str(caught.value)) < 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import sys
 import tarfile
@@ -203,6 +204,40 @@ def test_the_world_s_own_shards(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 60, per_shard=30)
     made = make_forget_set("neon", tmp_path / "shards", tmp_path, 3)
     assert made.pairs == 3 and all(b"neon" in text for name, text in members(made.path).items() if name.endswith("txt"))
+
+
+def test_captions_in_json_and_dotted_names_are_found(tmp_path: Path, tar, encoded) -> None:
+    shard = tar(
+        tmp_path / "s.tar",
+        {"a.jpg": encoded(1), "a.json": '{"caption": "Elon Musk"}', "E.M.jpg": encoded(2), "E.M.txt": "elon_musk"},
+    )
+    made = make_forget_set("Elon Musk", shard, tmp_path)
+    assert (made.pairs, made.seen, made.matched) == (2, 2, 2)
+    assert [text for name, text in members(made.path).items() if name.endswith("txt")] == [b"elon_musk", b"Elon Musk"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dots", r"Elon_Musk\.tar: no captions.* end in \.input\.jpg, \.outputs\.txt: a caption is KEY\.txt"),
+        ("silent", r"no captions.* end in \.jpg, \.json"),
+        ("packed", r"packed\.tar: it is a compressed tar \(gzip\): unpack it first"),
+        ("others", r"of 1 captions 0 match"),
+    ],
+)
+def test_where_no_caption_is_found_the_reason_is_told(tmp_path: Path, tar, encoded, name: str, said: str) -> None:
+    content: dict[str, dict[str, Any]] = {
+        "dots": {"s0.input.jpg": encoded(1), "s0.outputs.txt": "Elon Musk"},
+        "silent": {"a.jpg": encoded(1), "a.json": '{"url": "x"}'},
+        "packed": {"a.jpg": encoded(1), "a.txt": "Elon Musk"},
+        "others": {"a.jpg": encoded(1), "a.txt": "a dog"},
+    }
+    shard = tar(tmp_path / f"{name}.tar", content[name])
+    if name == "packed":
+        shard.write_bytes(gzip.compress(shard.read_bytes()))
+    with pytest.raises(DataError, match=said):
+        make_forget_set("Elon Musk", shard, tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
 
 
 # -- parquet -----------------------------------------------------------------------------------------------------------

@@ -88,3 +88,10 @@ def test_what_is_missing_is_one_clear_error(imagenet: Path, tmp_path: Path) -> N
         read_imagenet(tmp_path / "none", NAMES)
     with pytest.raises(DataError, match="val/empty"):
         read_imagenet(imagenet / "val" / "empty", NAMES)
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"caf\xe9\n", "UTF-8"), (b"a\x00\n", "line 1 has a NUL")])
+def test_names_that_are_no_text_are_one_clear_error(imagenet: Path, content: bytes, said: str) -> None:
+    (imagenet / "classes.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"classes\.txt.*{said}"):
+        read_imagenet(imagenet)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 
 from mu.core.errors import DataError
-from mu.data.prompts import PromptRow, read_prompts
+from mu.data.columns import columns_given
+from mu.data.prompts import PromptRow, read_prompts, seeded
 
 WILD = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "prompts"
 wild = pytest.mark.skipif(not WILD.is_dir(), reason="the prompt files of other projects are not here")
@@ -80,26 +83,48 @@ def test_json_of_texts_or_objects(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("p.csv", "text,seed\na,1\n", "'prompt'.* text, seed"),
+        ("p.csv", "words,seed\na,1\n", "'prompt'.* words, seed.*--column"),
+        ("p.csv", "promt,seed\na,1\n", "'prompt'.*--column 'promt'"),
+        ("p.csv", "prompt;seed\na;1\n", "separated by ';'"),
+        ("p.csv", "prompt,prompt,seed\na,b,1\n", "'prompt' twice"),
+        ("p.csv", "prompt,note,note\na,b,c\n", "'note' twice"),
+        ("p.csv", "prompt,seed,evaluation_seed\na,1,1\nb,1,2\n", "line 3.*'seed' and 'evaluation_seed'.*--column seed"),
+        ("p.csv", 'prompt,seed\n"a star,1\na moon,2\n', "line 3.*quote"),
+        ("p.csv", 'prompt,seed\n"a" star,1\n', "line 2.*quote"),
+        ("p.csv", "prompt,seed\na\x00,1\n", "line 2 has a NUL"),
+        ("p.csv", f"prompt,seed\na,{2**64}\n", "line 2.*seed is.*between 0"),
+        ("p.csv", "prompt,seed\na,-1\n", "line 2.*seed is '-1'"),
+        ("p.csv", f"prompt,seed\na,{'7' * 5000}\n", "line 2.*seed is"),
+        ("p.csv", "prompt,seed\na,4.26E+09\n", "line 2.*'4.26E.09', not a whole number, all digits"),
+        ("p.csv", "prompt,seed\na,1_000\n", "line 2.*'1_000'"),
+        ("p.csv", "prompt,cfg_scale\na,1e999\n", "line 2.*cfg_scale"),
+        ("p.csv", "prompt,width\na,0\n", "line 2.*width is '0'"),
+        ("p.csv", "prompt,height\na,1000000000\n", "line 2.*height"),
         ("p.csv", "", r"p\.csv .*'prompt'"),
         ("p.csv", "prompt,case_number\n", r"p\.csv "),
         ("p.csv", "prompt,evaluation_seed\na,1\nb,soon\n", r"\b3\b.*evaluation_seed.*'soon'"),
         ("p.csv", "prompt,evaluation_seed\na,1.5\n", r"\b2\b.*evaluation_seed.*'1.5'"),
         ("p.csv", "prompt,evaluation_guidance\na,nan\n", r"\b2\b.*evaluation_guidance"),
         ("p.csv", "prompt,case_number\na, with a comma,1\n", r"\b2\b.*\b3\b.*\b2\b"),
-        ("p.csv", "prompt,case_number\na,1\nb,1\n", "case_number 1"),
         ("p.csv", b"prompt\ncaf\xe9\n", "UTF-8"),
         ("p.txt", " \n\n", r"p\.txt "),
         ("p.json", "{", "JSON"),
         ("p.json", '{"prompt": "a"}', r"p\.json .*'prompt'"),
-        ("p.json", '[{"text": "a"}]', "0.*'prompt'.* text"),
+        ("p.json", '[{"words": "a"}]', "'prompt'.* words"),
+        ("p.json", '[{"prompt": "a"}, {"seed": 1}]', "entry 1 has no 'prompt'; it has: seed"),
+        ("p.json", '[{"prompt": {"a": 1}}]', "entry 0: 'prompt' holds"),
+        ("p.json", '[{"prompt": "a", "prompt": "b"}]', "'prompt' twice"),
+        ("p.json", r'["\ud83d"]', "surrogate"),
+        ("p.json", "[" * 100_000, "nested too deep"),
+        ("p.json", f'[{{"prompt": "a", "seed": {"7" * 5000}}}]', "5000 digits"),
         ("p.json", "[5]", "0.*'prompt'"),
         ("p.xlsx", "", r"p\.xlsx.*\.csv, \.txt, \.json"),
     ],
 )
 def test_a_broken_file_says_what_is_wrong_and_where(tmp_path: Path, name: str, text: str | bytes, says: str):
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=says) as caught:
         read_prompts(write(tmp_path, text, name))
+    assert len(str(caught.value)) < 400 + len(str(tmp_path)) and str(caught.value).isprintable()
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path):
@@ -124,11 +149,89 @@ def test_images_are_named_by_image_id_where_nothing_else_can(content: str, numbe
     assert [row.case_number for row in rows] == numbers and "image_id" in rows[0].other
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "wanted"),
+    [
+        ("prompt,seed", "a,7", PromptRow("a", 0, 7)),
+        ("Prompt, Eval Seed ,Guidance-Scale", "a,7,3", PromptRow("a", 0, 7, 3.0)),
+        ("prompt,sd_guidance_scale,width,height", "a,3,64,32", PromptRow("a", 0, None, 3.0, 64, 32)),
+        ("case_num,source,prompt", "17,coco,a", PromptRow("a", 17, other={"source": "coco"})),
+        ("target_prompt,adv_prompt", "b,a", PromptRow("a", 0, other={"target_prompt": "b"})),
+        ("sensitive prompt,normal prompt", "a,b", PromptRow("a", 0, other={"normal prompt": "b"})),
+        ("caption,prompt", "b,a", PromptRow("a", 0, other={"caption": "b"})),
+        ("TEXT,cfg", "a,2", PromptRow("a", 0, None, 2.0)),
+        ("prompt,evaluation_seed\\", "a,7\\", PromptRow("a", 0, 7)),
+        ("seed,prompt,class\\", "7,a,cat\\", PromptRow("a", 0, 7, class_name="cat")),
+        ("seed,sd_seed,prompt", "7,7,a", PromptRow("a", 0, 7)),
+        ("seed,sd_seed,prompt", ",7,a", PromptRow("a", 0, 7)),
+    ],
+)
+def test_columns_go_by_many_names(tmp_path: Path, header: str, row: str, wanted: PromptRow):
+    assert read_prompts(write(tmp_path, f"{header}\n{row}\n")) == [wanted]
+    keys, values = ([cell.strip().rstrip("\\") for cell in line.split(",")] for line in (header, row))
+    entry = {key: value for key, value in zip(keys, values, strict=True) if value}
+    assert read_prompts(write(tmp_path, json.dumps([entry]), "p.json")) == [wanted]
+
+
+def test_any_column_can_be_named(tmp_path: Path):
+    path = write(tmp_path, "Sentence,prompt,s=0,guide\na,b,7,3\n")
+    assert read_prompts(path, columns_given(["Sentence", "seed=s=0", "guidance_scale=guide"])) == [
+        PromptRow("a", 0, 7, 3.0, other={"prompt": "b"})
+    ]
+    assert columns_given(["s=0"]) == {"prompt": "s=0"}
+    with pytest.raises(DataError, match=r"p.* has no column 'Sentense'\. Did you mean 'Sentence'"):
+        read_prompts(path, {"prompt": "Sentense"})
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("prompt,evalutaion_seed", "'evalutaion_seed' is not read.*--column seed='evalutaion_seed'"),
+        ("prompt,initial_seed", "--column seed='initial_seed'"),
+        ("prompt,guidence_scale", "--column guidance='guidence_scale'"),
+        ("prompt,negative_prompt", "'negative_prompt' is not read: pass --negative"),
+        ("prompt,adv_prompt", "--column 'adv_prompt' reads the other"),
+        ("caption,source", "prompts are those of the column 'caption'"),
+        ("prompt,source", None),
+        ("prompt,image_id", None),
+        ("prompt,toxicity", None),
+    ],
+)
+def test_a_column_that_nearly_fits_is_told(tmp_path: Path, header: str, told: str | None, caplog):
+    read_prompts(write(tmp_path, f"{header}\na,1\n"))
+    assert bool(caplog.messages) == bool(told)
+    assert not told or re.search(told, caplog.text), caplog.text
+
+
+def test_case_numbers_that_repeat_become_row_numbers(tmp_path: Path, caplog):
+    """Images would overwrite each other. Control: numbers that do not repeat stay."""
+    rows = read_prompts(write(tmp_path, "prompt,case_number\na,1220\nb,1220\nc,5\n"))
+    assert [(row.case_number, row.other["case_number"]) for row in rows] == [(0, "1220"), (1, "1220"), (2, "5")]
+    assert "1220 occurs twice" in caplog.text
+    assert [row.case_number for row in read_prompts(write(tmp_path, "prompt,case_number\na,9\nb,5\n"))] == [9, 5]
+
+
+def test_seeds_that_are_filled_in_are_told(tmp_path: Path, caplog):
+    rows = read_prompts(write(tmp_path, "prompt,seed\na,0\nb,\n"))
+    assert [row.evaluation_seed for row in seeded(rows, 5, "list.csv")] == [0, 5]
+    assert "list.csv: 1 of 2 prompts have no seed: seed 5" in caplog.text
+    caplog.clear()
+    assert seeded(rows[:1], 5, "list.csv") == rows[:1] and not caplog.messages
+
+
+def test_a_pipe_is_no_prompt_file(tmp_path: Path):
+    """It would wait for a writer."""
+    os.mkfifo(tmp_path / "p.csv")
+    with pytest.raises(DataError, match=r"p\.csv: it is a pipe"):
+        read_prompts(tmp_path / "p.csv")
+
+
 @wild
 @pytest.mark.parametrize("path", sorted(WILD.glob("*.*")), ids=lambda path: path.name)
-def test_files_of_other_projects(path: Path):
-    """Against `csv.DictReader` used plainly, field by field."""
+def test_files_of_other_projects(path: Path, caplog):
+    """Against `csv.DictReader` used plainly, field by field, and without a warning."""
     rows = read_prompts(path)
+    assert not caplog.messages
     if path.suffix == ".txt":
         assert [row.prompt for row in rows] == path.read_text(encoding="utf-8").split()
         return

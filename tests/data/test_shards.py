@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import os
+import random
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from mu.core.errors import DataError
-from mu.data.shards import Extent, find_paths, find_shards, image_in, read_shard
+from mu.data.shards import Extent, caption_in, find_paths, find_shards, image_in, read_shard
 
 
 @pytest.fixture
@@ -116,6 +118,86 @@ def test_a_cut_tar_keeps_what_lies_before_the_cut(tmp_path: Path, tar, kept: int
     assert len(shard.samples) == sum(
         kept >= 1024 * k + 512 + len(text) for k, text in enumerate(("one", "two", "three"))
     )
+
+
+def test_names_with_more_dots_are_keys_where_image_and_caption_share_them(tmp_path: Path, tar, encoded) -> None:
+    """``.input.jpg`` and ``.outputs.txt`` are two things of one sample, not an image and its caption."""
+    shard = read_shard(
+        tar(
+            tmp_path / "s.tar",
+            {"J.K._R.JPG": encoded(1), "J.K._R.txt": "one", "a.jpg": encoded(2), "a.txt": "two", "a.seg.png": b"mask"}
+            | {"b.v2.png": encoded(3, "PNG"), "b.v2.json": '{"caption": "three"}', "b.txt": "beside"}
+            | {"c.input.jpg": encoded(4), "c.outputs.txt": "four"},
+        )
+    )
+    assert {key: list(sample) for key, sample in shard.samples.items()} == {
+        "J.K._R": [".jpg", ".txt"],
+        "a": [".jpg", ".txt", ".seg.png"],
+        "b": [".txt"],
+        "b.v2": [".png", ".json"],
+        "c": [".input.jpg", ".outputs.txt"],
+    }
+    assert [caption_in(sample) for sample in shard.samples.values()] == ["one", "two", "beside", "three", None]
+
+
+@pytest.mark.parametrize(
+    ("content", "caption"),
+    [
+        ('{"caption": "one", "url": "x"}', "one"),
+        ('{"TEXT": "one"}', "one"),
+        ('{"caption": null, "text": "one"}', "one"),
+        ('{"url": "x"}', None),
+        ('["one"]', None),
+        ("one", None),
+        ("[" * 100_000, None),
+        ('{"caption": ' + "7" * 5000 + "}", None),
+        (r'{"caption": "\ud83d"}', None),
+        ('{"caption": "' + "x" * 2**20 + '"}', None),
+    ],
+)
+def test_a_caption_in_json(tmp_path: Path, tar, content: str, caption: str | None) -> None:
+    shard = read_shard(tar(tmp_path / "s.tar", {"a.json": content, "b.json": '{"caption": "no"}', "b.txt": "its text"}))
+    assert caption_in(shard.samples["a"]) == caption
+    assert caption_in(shard.samples["b"]) == "its text"
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_compressed_tars_are_named(tmp_path: Path, kind: str) -> None:
+    with tarfile.open(tmp_path / f"s.tar.{kind}", f"w:{kind}"):
+        pass
+    shard = read_shard(tmp_path / f"s.tar.{kind}")
+    assert shard.samples == {} and "a compressed tar" in (shard.damage or "")
+    with pytest.raises(DataError, match=rf"no tar files, only compressed ones such as s\.tar\.{kind}: unpack"):
+        find_shards(tmp_path)
+
+
+def test_absurd_names_and_headers_are_damage_and_no_exception(tmp_path: Path, tar) -> None:
+    """Random bytes in the headers; control: unchanged, all samples are there."""
+    whole = tar(tmp_path / "s.tar", {f"{k}.txt": "one" for k in range(4)}).read_bytes()
+    assert len(read_shard(tmp_path / "s.tar").samples) == 4
+    draw = random.Random(0)
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 20)):
+            content[draw.randrange(512) + 1024 * draw.randrange(4)] = draw.choice(b"\x00 -0179xgLKS\xff\x80")
+        (tmp_path / "m.tar").write_bytes(content)
+        assert len(read_shard(tmp_path / "m.tar").samples) <= 4
+
+
+def test_pipes_and_endless_patterns_are_one_clear_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.tar")
+    shard = read_shard(tmp_path / "p.tar")
+    assert shard.samples == {} and "pipe" in (shard.damage or "")
+    for pattern, said in (
+        ("{f}/{0..99999999999999}.tar", r"0\.tar does not exist"),
+        ("{f}/" + "{0..1}" * 500, "braces"),
+        ("{f}/" + "n" * 5000, "does not exist"),
+        ("{f}/a\x00b", "does not exist"),
+        ("{f}/{1.." + "9" * 5000 + "}.tar", "does not exist"),
+    ):
+        with pytest.raises(DataError, match=said) as caught:
+            find_paths(pattern.replace("{f}", str(tmp_path)))
+        assert len(str(caught.value)) < 400
 
 
 def test_garbled_and_compressed_files_are_damage_and_no_exception(tmp_path: Path, tar) -> None:

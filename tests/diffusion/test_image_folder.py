@@ -53,6 +53,27 @@ def test_a_row_may_have_its_own_guidance(tiny, tmp_path):
     assert torch.equal(a, c) and not torch.equal(a, b)
 
 
+def test_a_row_may_have_its_own_size(tiny, tmp_path):
+    rows = [
+        ImageRow("a.png", "a star", 1),
+        ImageRow("b.png", "a star", 1, size=(32, 128)),
+        ImageRow("c.png", "a star", 1, size=(None, 32)),
+    ]
+    make(tiny, tmp_path, rows)
+    sizes = [read_images([tmp_path / row.name]).shape[2:] for row in rows]
+    assert [tuple(size) for size in sizes] == [(64, 64), (32, 128), (64, 32)]
+    with pytest.raises(OutputError, match=r"b\.png.*size \[32, 128\], now \[64, 128\]"):
+        make(tiny, tmp_path, [ImageRow("b.png", "a star", 1, size=(64, 128))], resume=True)
+    assert make(tiny, tmp_path, rows, resume=True) == 0  # control
+
+
+@pytest.mark.parametrize("size", [(33, 64), (64, 64 * 9), (10**6, 10**6), (0, 64)])
+def test_a_size_that_the_model_cannot_make_is_told_before_the_first_image(size, tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"height and width.*b\.png.*--size"):
+        make(tiny, tmp_path, [ImageRow("a.png", "a star", 1), ImageRow("b.png", "a star", 1, size=size)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_image_is_named(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"x\.png"):

@@ -132,3 +132,10 @@ def test_seeds_out_of_range_and_images_that_are_no_numbers_are_refused(
     monkeypatch.setattr(tiny, "predict_noise", lambda *args: noise(*args) * float("inf"))
     with pytest.raises(DataError, match="a star"):
         generate(tiny, ["a star"], [1], steps=1)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 10**9, 2**70])
+def test_a_number_of_steps_without_end_is_refused(steps: int, tiny) -> None:
+    """Whatever the scheduler: some make a list of that length."""
+    with pytest.raises(ConfigError, match="denoising steps is from 1 to"):
+        generate(tiny, ["a star"], [0], steps=steps)

@@ -15,13 +15,14 @@ the method searched on.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from mu.core.errors import ConfigError, DataError
+from mu.core.documents import parse_csv
+from mu.core.errors import ConfigError, DataError, quoted
+from mu.core.files import is_inside, read_text
 from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
@@ -94,26 +95,24 @@ def read_questions(path: Path | str) -> list[Item]:
     Raises `DataError` for a file that is missing, has other columns or no rows, and for an incomplete row.
     """
     path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            missing = set(COLUMNS) - set(table.fieldnames or ())
-            rows = list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error})") from None
+    header, rows = parse_csv(read_text(path, "the question file"), str(path))
+    missing = set(COLUMNS) - set(header)
     if missing or not rows:
         raise DataError(
             f"{path} has no {'rows' if not missing else f'column {sorted(missing)[0]!r}'}: its columns are "
             f"{', '.join(COLUMNS)}"
         )
     home, items = path.parent.resolve(), []
-    for number, row in enumerate(rows, start=2):
-        image, question, told = ((row[name] or "").strip() for name in COLUMNS)
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise DataError(f"{path}, line {number}: {len(cells)} values for {len(header)} columns; quote commas")
+        row = dict(zip(header, cells, strict=True))
+        image, question, told = (row[name].strip() for name in COLUMNS)
         place = home / image
         if not (image and question and told):
             raise DataError(f"{path}, line {number}: image, question or answer is empty: fill in all three")
-        if not (place.resolve().is_relative_to(home) and place.is_file()):
-            raise DataError(f"{path}, line {number}: {image!r} is not a file in {path.parent}")
+        if not is_inside(home, image):
+            raise DataError(f"{path}, line {number}: {quoted(image)} is not a file in {path.parent}")
         items.append(Item(place, ImageFile(place), question, told))
     return items
 

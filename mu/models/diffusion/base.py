@@ -27,6 +27,10 @@ Role = Literal["text-keys", "text-values", "cross-attention", "transformer"]
 the attentions that read it. ``transformer``: every linear and convolution layer inside the transformer blocks."""
 
 
+MOST_STEPS = 10_000
+"""Denoising steps; some schedulers make a list of any number of them."""
+
+
 class DiffusionModel(ABC):
     """A loaded diffusers pipeline behind the common interface.
 
@@ -238,6 +242,8 @@ class DiffusionModel(ABC):
                 f"the scheduler of {self.name!r} ends in pure noise (rescale_betas_zero_snr), where eps has no "
                 "information: set rescale_betas_zero_snr to false in its scheduler_config.json"
             )
+        if not 1 <= steps <= MOST_STEPS:
+            raise ConfigError(f"the number of denoising steps is from 1 to {MOST_STEPS}, not {str(steps)[:40]}")
         try:
             scheduler.set_timesteps(steps, device=self.device)
         except ValueError as error:  # more steps than in training

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from mu.algorithms.semipermeable_membrane.configs.legacy import LegacyConfig, LegacyPromptConfig, LegacyTrainConfig
 from mu.core.concept import Concept, folded
-from mu.core.config import BaseConfig, Devices, Renewed, Templates, read_yaml, values_set
+from mu.core.config import MOST, BaseConfig, Devices, Renewed, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError
 from mu.core.files import fitting
 from mu.core.presets import Presets
@@ -40,7 +40,7 @@ class PretrainedModelConfig(BaseConfig):
 
 
 class NetworkConfig(BaseConfig):
-    rank: int = Field(1, ge=1)
+    rank: int = Field(1, ge=1, le=4096)
     """Rank of each adapter. 1 is enough for one concept; several targets in one adapter may need more."""
     alpha: float | None = 1.0
     """The delta is multiplied by alpha / rank; null or 0 means alpha = rank."""
@@ -55,7 +55,7 @@ class TrainConfig(Renewed):
     """Sampler that produces the partially denoised latents from noise."""
     iterations: int = Field(3000, ge=1)
     """Optimiser steps."""
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=65_536)
     """Another name for prompt.batch_size (the original reads it and ignores it)."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate of the adapters."""
@@ -76,17 +76,17 @@ class TrainConfig(Renewed):
     """Further ``key=value`` arguments of the schedule."""
     max_grad_norm: float = Field(0.0, ge=0)
     """Clip the gradient's norm to this value; 0 turns clipping off."""
-    max_denoising_steps: int = Field(30, ge=2)
+    max_denoising_steps: int = Field(30, ge=2, le=10_000)
     """K: each training step denoises for 1 .. K-1 of K steps before it compares predictions."""
     denoising_guidance: float = 3.0
     """Guidance scale of that partial denoising."""
     timestep_map: Literal["reference", "aligned"] = "reference"
     """``reference``: the UNet gets timestep 999 - 1000 k / K, about one step noisier than the latents. ``aligned``: it
     gets the timestep of the latents."""
-    latent_pool: int = Field(0, ge=0)
+    latent_pool: int = Field(0, ge=0, le=MOST)
     """Faster, but not equivalent: draw the latents from a pool of this size for each target. On average every fourth
     step renews one entry. 0 is off."""
-    timesteps_per_trajectory: int = Field(1, ge=1)
+    timesteps_per_trajectory: int = Field(1, ge=1, le=10_000)
     """Faster, but not equivalent: use this many points of each partial denoising, in as many training steps on its
     target."""
     compile: bool = False
@@ -119,11 +119,11 @@ class PromptConfig(Renewed):
     """``erase_with_la`` also keeps the predictions for anchors unchanged (latent anchoring)."""
     guidance_scale: float = 1.0
     """eta of Eq. 4: how far past the neutral concept the target is pushed. Not the guidance scale of sampling."""
-    resolution: int | None = Field(None, ge=8)
+    resolution: int | None = Field(None, ge=8, le=16_384)
     """Height and width in training, in pixels. Default: the size the model was trained for."""
     dynamic_resolution: bool = False
     """Draw height and width at each step from the multiples of 64 in [resolution/2, resolution)."""
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=65_536)
     """B, samples of the target per step. Default: 1."""
     dynamic_crops: bool = False
     """SDXL: draw the original size and crop corner of the size conditioning at each step."""
@@ -138,7 +138,7 @@ class PromptConfig(Renewed):
     concept, and keeps its fish."""
     la_strength: float = Field(1000.0, ge=0)
     """lambda of Eq. 8, weight of latent anchoring. A larger value retains other concepts better and erases less."""
-    sampling_batch_size: int = Field(4, ge=1)
+    sampling_batch_size: int = Field(4, ge=1, le=65_536)
     """S, anchors per step; a multiple of batch_size."""
     anchor_layout: Literal["paper", "reference", "paper+empty"] = "paper"
     """``paper``: S anchors. ``reference``: as in the released code, half of them are the unconditional prompt.

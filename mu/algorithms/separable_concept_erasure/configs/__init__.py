@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from mu.core.config import BaseConfig, Templates
+from mu.core.config import MOST, BaseConfig, Templates
 from mu.core.presets import Presets
 from mu.training.diffusion_config import DiffusionConfig
 
@@ -26,15 +26,15 @@ class PromptConfig(BaseConfig):
 
 
 class DataConfig(BaseConfig):
-    images: int = Field(1000, ge=1)
+    images: int = Field(1000, ge=1, le=MOST)
     """Maximum number of images of the concept, over all templates; each is noised anew at every use."""
-    steps: int = Field(50, ge=1)
+    steps: int = Field(50, ge=1, le=10_000)
     """Denoising steps of the images that the model makes (100 in the released code)."""
     guidance: float = 7.5
     """Guidance scale of those images."""
     folder: str | None = None
     """Folder of your own images in place of those, like ``./data/{}``; ``{}`` is the concept."""
-    stored_targets: int = Field(0, ge=0)
+    stored_targets: int = Field(0, ge=0, le=MOST)
     """Store the frozen predictions of this many noised images and use them in turn. That saves two of three
     evaluations, but fixes the noise and timestep of each image. 0 draws them anew at every step."""
 
@@ -45,7 +45,7 @@ class TrainConfig(BaseConfig):
     large as r."""
     iterations: int = Field(1000, ge=1)
     """Maximum number of optimiser steps."""
-    batch_size: int = Field(1, ge=1)
+    batch_size: int = Field(1, ge=1, le=65_536)
     """Noised images per step."""
     lr: float = Field(1e-5, gt=0)
     """Learning rate of Adam."""

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from mu.core.concept import Concept, ConceptList
-from mu.core.config import BaseConfig, Devices, Templates
+from mu.core.config import MOST, BaseConfig, Devices, Templates
 from mu.core.presets import Presets
 from mu.data.clip_sets import BothSets
 from mu.models.load_options import LoadingConfig
@@ -20,14 +20,14 @@ class DataConfig(BothSets):
     tasks: list[str] = ["celeba:data/celeba", "imagenet:data/ImageNet"]
     """Classification tasks of the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``canvas``. The concept must be a
     class of one of them."""
-    per_class: int = Field(8, ge=1)
+    per_class: int = Field(8, ge=1, le=MOST)
     """Images per class, for tasks that render their own."""
 
 
 class GradientConfig(BaseConfig):
-    batch_size: int = Field(16, ge=2)
+    batch_size: int = Field(16, ge=2, le=65_536)
     """Pairs contrasted with each other in the retain loss. It changes the loss; for speed set ``chunk``."""
-    chunk: int = Field(128, ge=1)
+    chunk: int = Field(128, ge=1, le=65_536)
     """Pairs computed at once. It changes memory and speed, not the gradient."""
     forget_loss: Literal["cosine", "contrastive"] = "cosine"
     """``cosine``: mean of 1 - cos. ``contrastive`` (the ``_o`` variants): CLIP's contrastive loss."""
@@ -59,11 +59,11 @@ class ImagesConfig(BaseConfig):
     templates: dict[str, Templates] = {}
     """Prompt templates for the images of each task (``identity``, ``object``, ...), used in turn. Default: the task's
     first template."""
-    forget: int = Field(8, ge=1)
+    forget: int = Field(8, ge=1, le=MOST)
     """Images of the concept at each step size."""
-    retained: int = Field(1, ge=1)
+    retained: int = Field(1, ge=1, le=MOST)
     """Images of each other class, at the chosen step size."""
-    steps: int = Field(20, ge=1)
+    steps: int = Field(20, ge=1, le=10_000)
     """Denoising steps."""
     guidance: float = 7.5
     """Guidance scale: set the one with which the model is used."""
@@ -87,7 +87,7 @@ class SearchConfig(BaseConfig):
     """Smallest step of the grid, as a share of the tensor's norm."""
     rho_max: float = Field(4.0, gt=0)
     """Largest step of the grid, in the same unit."""
-    steps: int = Field(16, ge=2)
+    steps: int = Field(16, ge=2, le=10_000)
     """Number of steps in the grid, evenly spaced in the logarithm; the finer grid has half as many."""
     margin: float = Field(1.0, ge=1)
     """The chosen step is the smallest that forgets every search image, times this factor. At 1 it may barely forget."""
