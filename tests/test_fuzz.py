@@ -330,8 +330,10 @@ def _changed_header(content: bytes, times: int, rng: random.Random) -> bytes:
 
 
 def listing(folder: Path) -> dict[str, bytes]:
+    """Every file with its content, and every folder."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b"a folder"
+        for path in sorted(folder.rglob("*"))
     }
 
 

@@ -89,6 +89,7 @@ def generate(
 
     Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/images
     """
+    from mu.core.lock import locked
     from mu.core.program import show_log
     from mu.core.progress import progress_bar
     from mu.core.records import Prompt
@@ -117,7 +118,7 @@ def generate(
     painter, put_on = _opened(edit or [], bank, model, loaded, clip_skip=clip_skip, prediction_type=prediction_type)
     passes = _gate(gate, factor)
     recipe = recipe_of(put_on, strength or None, passes)
-    with put_on.applied(strength or None, passes), progress_bar("images", len(rows)) as advance:
+    with locked(out), put_on.applied(strength or None, passes), progress_bar("images", len(rows)) as advance:
         write_images(
             painter,
             rows,

@@ -51,7 +51,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     made = [folder for folder in path.absolute().parents if not folder.exists()]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{PARTIAL}{path.stem[:60]}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f"{PARTIAL}{fitting(path.stem, 100)}-", suffix=path.suffix
+        )
     os.close(handle)
     partial = Path(name)
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mu.core.documents import parse_json
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
+from mu.core.files import check_regular
 from mu.core.records import wrong
 from mu.edits.edit import FORMAT, Edit, EditInfo
 from mu.edits.lora_files import ADAPTER_FILES, IMPORTED, ImportedLora, read_lora
@@ -64,8 +65,9 @@ def _file(path: Path) -> Path:
         names = ("edit.safetensors", f"{path.name}_last.safetensors", *ADAPTER_FILES)
         for candidate in (path / name for name in names):
             if candidate.exists():
-                return candidate
+                return _file(candidate)
         raise EditError(f"{path} holds neither {', '.join(names[:-1])} nor {names[-1]}: name the edit's file")
     if not path.exists():
         raise EditError(f"edit file {path} does not exist: check the path")
+    check_regular(path, "edit file", error=EditError)
     return path
