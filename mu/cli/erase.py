@@ -31,7 +31,9 @@ def erase(
     config: Annotated[
         Path | None, typer.Option(help="Settings as YAML (see `mu config`); --concept overrides its concepts.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="A preset. Default: the one for the model.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A preset: see `mu methods METHOD`. Default: the one for the model.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, like train.iterations=100."),
