@@ -23,7 +23,7 @@ NAMES = {
     f"{SPM}.trainer": ["SemipermeableMembraneTrainer"],
     f"{SPM}.data_handler": ["SemipermeableMembraneDataHandler"],
     f"{SPM}.scripts.train": ["main"],
-    "mu.algorithms": ["ALGORITHMS", "algorithm"],
+    "mu.algorithms": ["ALGORITHMS", "algorithm", "method"],
 }
 
 

@@ -24,14 +24,16 @@ def erase(
     model: Annotated[
         str | None,
         typer.Option(
-            help="canvas, a hub id, a folder, or a .safetensors/.ckpt file. Default: the preset's embedded "
-            "model, else canvas."
+            help="canvas, a hub id, a folder, or a .safetensors/.ckpt file. Default: the embedded model of the "
+            "preset or the method: canvas, or canvas-clip."
         ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings as YAML (see `mu config`); --concept overrides its concepts.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="A preset. Default: the one for the model.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A preset: see `mu methods METHOD`. Default: the one for the model.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, like train.iterations=100."),
@@ -98,6 +100,7 @@ def erase(
         base = read_settings(config) if config else preset
         given = chosen.for_concepts(concepts, name, base, *overrides)
     check_name(given.model)  # type: ignore[attr-defined]
+    chosen.check_files(given)
     work = algorithms.algorithm(method)(given)
     if bank:
         _expect(work, bank)
@@ -113,11 +116,12 @@ def erase(
 
 
 def _embedded(method: type[Method], preset: str | None) -> str:
-    """Return the embedded model that ``preset`` is made for, or canvas."""
+    """Return the embedded model that ``preset``, or else any preset of ``method``, is made for: canvas if it can be."""
     from mu.models.places import EMBEDDED
 
-    name = getattr(method.preset(preset), "model", "") if preset else ""
-    return name if name in EMBEDDED else "canvas"
+    presets = [method.preset(preset)] if preset else method.presets.values()
+    named = {getattr(each, "model", "") for each in presets}
+    return next((name for name in EMBEDDED if name in named), "canvas")
 
 
 def _flags(config: type[BaseConfig], out: Path | None, device: str | None, precision: str | None) -> dict[str, str]:

@@ -152,6 +152,10 @@ class Method:
         """Plain settings with ``concepts`` and, if given, the name of the ``model`` filled in."""
         return {**values, "concepts": list(concepts)} | ({"model": model} if model else {})
 
+    @classmethod
+    def check_files(cls, config: Any) -> None:
+        """Raise a `MuError` for a file that ``config`` names and that is missing, before any library is imported."""
+
 
 class Algorithm(Method, ABC):
     """The mathematics of a method. A subclass inherits from its own `Method` too, and defines `find_edit`.

@@ -13,6 +13,7 @@ from mu.core.concept import Concept, folded
 from mu.core.config import MOST, BaseConfig
 from mu.core.errors import ConfigError, DataError
 from mu.data.pairs import Captioned, open_pairs
+from mu.data.shards import find_paths
 
 FORGET_SEED, RETAIN_SEED = 1, 2
 PLACEHOLDER = "{concept}"
@@ -74,6 +75,14 @@ def forget_source(data: ForgetSet, concept: str) -> str:
 def retain_pairs(data: RetainSet, seed: int) -> Sequence[Captioned]:
     """The retain pairs, the same for every concept."""
     return SOURCES.get(data.retain, FILES).retain(data, seed)
+
+
+def check_sources(data: BaseConfig, concepts: Sequence[str]) -> None:
+    """Raise `DataError` if a file of the forget pairs of ``concepts`` or of the retain pairs is missing. Opens none."""
+    given = [forget_source(data, concept) for concept in concepts] if isinstance(data, ForgetSet) else []
+    for source in [*given, *([data.retain] if isinstance(data, RetainSet) else [])]:
+        if source not in SOURCES:
+            find_paths(source)
 
 
 def class_of(concept: str, classes: Sequence[str]) -> int | None:

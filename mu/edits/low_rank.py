@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mu.core.errors import EditError, SelectionError
 from mu.edits.edit import Edit, EditInfo
@@ -34,29 +34,6 @@ class LowRankEdit(Edit):
             raise SelectionError("an edit must change at least one layer")
         self.factors = dict(factors)
         self.info = info
-
-    @classmethod
-    def fresh(
-        cls,
-        modules: Mapping[str, nn.Linear | nn.Conv2d],
-        rank: int,
-        alpha: float,
-        generator: torch.Generator,
-        info: EditInfo,
-    ) -> LowRankEdit:
-        """A trainable edit whose delta is zero: ``down`` uniform in +-1/sqrt(fan_in), ``up`` zero.
-
-        ``modules`` are keyed by parameter name. The rank is capped at the layer's smaller dimension.
-        """
-        factors = {}
-        for name, layer in modules.items():
-            weight = layer.weight
-            r, fan_in = min(rank, weight.shape[0], weight.shape[1]), weight[0].numel()
-            down = (torch.rand(r, *weight.shape[1:], generator=generator) * 2 - 1) / math.sqrt(fan_in)
-            up = torch.zeros(weight.shape[0], r, *[1] * (weight.dim() - 2))
-            down, up = (nn.Parameter(factor.to(weight.device)) for factor in (down, up))
-            factors[name] = Factors(down, up, float(alpha or r))
-        return cls(factors, info)
 
     @property
     def parameters(self) -> list[str]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import Field
 
+from mu.core.algorithm import Method
 from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Devices
-from mu.data.clip_sets import BothSets
+from mu.data.clip_sets import BothSets, check_sources
 from mu.models.objectives import Objective
 
 CANVAS_SETS: dict[str, Any] = {"forget": "canvas", "n_forget": 256, "retain": "canvas", "n_retain": 512}
@@ -53,3 +54,11 @@ class AlternatingConfig(TrainedConfig):
     """Sources of the forget and retain pairs."""
     forget_loss: Objective = "cosine"
     """Loss maximised on the forget pairs: the mean of 1 - cos, or (the ``_o`` variants) CLIP's contrastive loss."""
+
+
+class ClipMethod(Method):
+    """A method that reads pairs of images and captions."""
+
+    @classmethod
+    def check_files(cls, config: Any) -> None:
+        check_sources(config.data, config.concepts)

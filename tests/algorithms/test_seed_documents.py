@@ -93,13 +93,14 @@ def test_the_snippets(kind: str, more: str, name: str, place: Path, monkeypatch:
 def test_a_file_of_zeros_would_be_caught(tmp_path: Path, tiny) -> None:  # type: ignore[no-untyped-def]
     import torch
 
+    from mu.algorithms.semipermeable_membrane.model import fresh
     from mu.edits.edit import EditInfo
     from mu.edits.lora_files import spm_tensors
     from mu.edits.low_rank import LowRankEdit
     from mu.edits.tensor_file import write_tensors
 
-    edit = LowRankEdit.fresh(
-        tiny.layers("transformer"), 1, 1.0, torch.Generator(), EditInfo("spm", ("Abstractionism",))
+    edit = LowRankEdit(
+        fresh(tiny.layers("transformer"), 1, 1.0, torch.Generator()), EditInfo("spm", ("Abstractionism",))
     )
     write_tensors(tmp_path / "zeros.safetensors", *spm_tensors(edit))
     assert not erases(tmp_path / "zeros.safetensors", "Abstractionism")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mu.algorithms.semipermeable_membrane.model import fresh
 from mu.core.errors import EditError, OutputError, SelectionError
 from mu.diffusion.sampling import generate
 from mu.edits.bank import Bank
@@ -199,7 +200,7 @@ def test_factors_of_a_convolution_serve_a_linear_layer(tiny: DiffusionModel) -> 
 
 def test_a_fresh_edit_changes_nothing_and_draws_within_the_bounds(tiny: DiffusionModel) -> None:
     layers = tiny.layers("transformer")
-    edit = LowRankEdit.fresh(layers, 1, 1.0, torch.Generator().manual_seed(0), EditInfo("test", ("a",)))
+    edit = LowRankEdit(fresh(layers, 1, 1.0, torch.Generator().manual_seed(0)), EditInfo("test", ("a",)))
     before = output(tiny)
     with edit.applied(tiny):
         assert torch.equal(output(tiny), before)

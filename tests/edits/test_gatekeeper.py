@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mu.algorithms.semipermeable_membrane.model import fresh
 from mu.core.errors import DataError, EditError
 from mu.diffusion.denoising import denoise, guided_noise, initial_noise
 from mu.diffusion.sampling import generate
@@ -40,7 +41,7 @@ def model(request: pytest.FixtureRequest) -> DiffusionModel:
 def low_rank(model: DiffusionModel, concepts: tuple[str, ...], seed: int, gate: Gate = OPEN) -> LowRankEdit:
     """Large enough to change images on every layer of the transformers."""
     g = torch.Generator().manual_seed(seed)
-    edit = LowRankEdit.fresh(model.layers("transformer"), 1, 1.0, g, EditInfo("test", concepts, gate=gate))
+    edit = LowRankEdit(fresh(model.layers("transformer"), 1, 1.0, g), EditInfo("test", concepts, gate=gate))
     for factors in edit.factors.values():
         factors.up.data = 0.3 * torch.randn(factors.up.shape, generator=g)
     return LowRankEdit(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mu.core.algorithm import Method, Preset, Presets
+from mu.core.algorithm import Preset, Presets
 from mu.data.clip_sets import RetainSet
-from mu.training.clip_config import CANVAS_SETS, TrainedConfig
+from mu.training.clip_config import CANVAS_SETS, ClipMethod, TrainedConfig
 
 
 class ClipFineTuningConfig(TrainedConfig):
@@ -16,7 +16,7 @@ class ClipFineTuningConfig(TrainedConfig):
     """The run folder."""
 
 
-class ClipFineTuningMethod(Method):
+class ClipFineTuningMethod(ClipMethod):
     """Fine-tuning of a CLIP on the retain pairs: the weakest form of unlearning.
 
     @inproceedings{warnecke2023machine,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mu.core.algorithm import Method, Preset, Presets
+from mu.core.algorithm import Preset, Presets
 from mu.core.config import MOST
 from mu.data.clip_sets import ForgetSet
 from mu.models.objectives import Objective
-from mu.training.clip_config import CANVAS_SETS, TrainedConfig
+from mu.training.clip_config import CANVAS_SETS, ClipMethod, TrainedConfig
 
 
 class ClipGradientAscentConfig(TrainedConfig):
@@ -24,7 +24,7 @@ class ClipGradientAscentConfig(TrainedConfig):
     """The run folder."""
 
 
-class ClipGradientAscentMethod(Method):
+class ClipGradientAscentMethod(ClipMethod):
     """Gradient ascent on the concept's pairs alone.
 
     @inproceedings{thudi2022unrolling,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mu.core.algorithm import Method, Preset, Presets
-from mu.training.clip_config import CANVAS_SETS, AlternatingConfig
+from mu.core.algorithm import Preset, Presets
+from mu.training.clip_config import CANVAS_SETS, AlternatingConfig, ClipMethod
 
 
 class ClipGAFTConfig(AlternatingConfig):
@@ -13,7 +13,7 @@ class ClipGAFTConfig(AlternatingConfig):
     """The run folder."""
 
 
-class ClipGAFTMethod(Method):
+class ClipGAFTMethod(ClipMethod):
     """Gradient ascent on the concept, then fine-tuning on the retain pairs, in every epoch.
 
     @inproceedings{cai2025slug,

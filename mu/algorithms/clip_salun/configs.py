@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mu.core.algorithm import Method, Preset, Presets
-from mu.training.clip_config import CANVAS_SETS, AlternatingConfig
+from mu.core.algorithm import Preset, Presets
+from mu.training.clip_config import CANVAS_SETS, AlternatingConfig, ClipMethod
 
 
 class ClipSalUnConfig(AlternatingConfig):
@@ -17,7 +17,7 @@ class ClipSalUnConfig(AlternatingConfig):
     """The run folder."""
 
 
-class ClipSalUnMethod(Method):
+class ClipSalUnMethod(ClipMethod):
     """Saliency unlearning: alternating ascent and fine-tuning, with gradients masked to half of the weights.
 
     @inproceedings{fan2024salun,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from mu.core.algorithm import Method, Preset, Presets
+from mu.core.algorithm import Preset, Presets
 from mu.data.clip_sets import BothSets
 from mu.models.objectives import Objective
-from mu.training.clip_config import CANVAS_SETS, ClipErasureConfig
+from mu.training.clip_config import CANVAS_SETS, ClipErasureConfig, ClipMethod
 
 CONSTANTS = tuple(0.1 + 4.9 / 9 * k for k in range(10))
 """The constants of the published comparison, one per epoch: evenly spaced from 0.1 to 5."""
@@ -40,7 +40,7 @@ class ClipSSDConfig(ClipErasureConfig):
         return self
 
 
-class ClipSSDMethod(Method):
+class ClipSSDMethod(ClipMethod):
     """Selective synaptic dampening: no training, two passes for importances, one multiplication.
 
     @inproceedings{foster2024fast,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from mu.core.errors import ModelError
 from mu.edits.edit import EditInfo, described
 from mu.edits.low_rank import LowRankEdit
-from mu.edits.membrane import Membrane
+from mu.edits.membrane import Factors, Membrane
 from mu.models.diffusion import DiffusionModel
 
 
@@ -29,7 +31,7 @@ class SemipermeableMembraneModel:
         if not layers:
             raise ModelError(f"{base.name!r} has no transformer layers for SPM to adapt: name another model or method")
         self.base = base
-        self.edit = LowRankEdit.fresh(layers, rank, alpha or 0.0, generator, info)
+        self.edit = LowRankEdit(fresh(layers, rank, alpha, generator), info)
 
     @contextmanager
     def trainable(self) -> Iterator[Membrane]:
@@ -44,3 +46,21 @@ class SemipermeableMembraneModel:
         return LowRankEdit.from_tensors(
             {name: tensor.detach().clone() for name, tensor in self.edit.tensors().items()}, info
         )
+
+
+def fresh(
+    layers: Mapping[str, nn.Linear | nn.Conv2d], rank: int, alpha: float | None, generator: torch.Generator
+) -> dict[str, Factors]:
+    """Trainable factors whose delta is zero: ``down`` uniform in +-1/sqrt(fan_in), ``up`` zero.
+
+    ``layers`` are keyed by parameter name. The rank is capped at a layer's smaller dimension; no alpha means alpha = r.
+    """
+    factors = {}
+    for name, layer in layers.items():
+        weight = layer.weight
+        r, fan_in = min(rank, weight.shape[0], weight.shape[1]), weight[0].numel()
+        down = (torch.rand(r, *weight.shape[1:], generator=generator) * 2 - 1) / math.sqrt(fan_in)
+        up = torch.zeros(weight.shape[0], r, *[1] * (weight.dim() - 2))
+        down, up = (nn.Parameter(factor.to(weight.device)) for factor in (down, up))
+        factors[name] = Factors(down, up, float(alpha or r))
+    return factors

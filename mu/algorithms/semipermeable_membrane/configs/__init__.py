@@ -402,6 +402,10 @@ class SemipermeableMembraneMethod(Method):
             chosen["pretrained_model"] = {"ckpt_path": model}
         return SemipermeableMembraneConfig.put(values, chosen)
 
+    @classmethod
+    def check_files(cls, config: Any) -> None:
+        config.given()
+
 
 # The names in the original documents; "semipermiable" is their misspelling, kept because users' scripts import it.
 semipermiable_membrane_train_mu = SemipermeableMembraneConfig.parse({"prompt": {"dynamic_resolution": True}})

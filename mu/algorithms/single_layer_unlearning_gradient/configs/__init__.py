@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -12,7 +12,7 @@ from typing_extensions import Self
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.concept import Concept, ConceptList
 from mu.core.config import MOST, BaseConfig, Devices, Templates
-from mu.data.clip_sets import BothSets
+from mu.data.clip_sets import BothSets, check_sources
 from mu.models.load_options import LoadingConfig
 
 
@@ -187,3 +187,7 @@ class SlugMethod(Method):
         ),
         former={"canvas-vlm-style": "canvas-vlm-styles"},
     )
+
+    @classmethod
+    def check_files(cls, config: Any) -> None:
+        check_sources(config.data, config.concepts)
