@@ -168,6 +168,7 @@ class _Module:
     """Replaces every class of a TorchScript program. It keeps the attributes of the module, and runs nothing."""
 
     __slots__ = ("attributes",)
+    attributes: dict[str, Any]
 
     def __new__(cls, *_: Any, **__: Any) -> _Module:
         module = object.__new__(cls)
