@@ -71,14 +71,14 @@ def checked_size(model: DiffusionModel, height: int | None, width: int | None) -
 
 
 def check_request(
-    model: DiffusionModel, texts: Iterable[str], seeds: Iterable[int], *, steps: int, guidance: float
+    model: DiffusionModel, texts: Iterable[str | None], seeds: Iterable[int], *, steps: int, guidance: float
 ) -> None:
     """Raise `ConfigError` or `DataError` if `generate` would refuse these arguments. ``texts``: prompts, any order."""
     if not math.isfinite(guidance):
         raise ConfigError(f"the guidance scale must be a number, not {guidance}")
     if wrong := next((seed for seed in seeds if not 0 <= int(seed) < SEEDS), None):
         raise ConfigError(f"a seed must be a number from 0 to 2**64 - 1, not {str(wrong)[:40]}")
-    if odd := next((text for text in texts if not is_unicode(text)), None):
+    if odd := next((text for text in texts if text and not is_unicode(text)), None):
         raise DataError(f"the prompt {quoted(odd)} is not Unicode text: it has half a surrogate pair")
     model.new_scheduler(steps)
 

@@ -160,7 +160,6 @@ def _compvis(merged: Merged, path: Path) -> None:
     from mu.models.formats.single_file import read_single_file, statements_of, to_compvis
 
     model: Any = merged.model
-    metadata: dict[str, str] = {}
     tensors = to_compvis(model.pipeline)
     if model.source is not None and model.source.is_file():
         source, metadata = read_single_file(model.source)

@@ -118,9 +118,8 @@ def clean(folder: Path) -> None:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             continue
-        if isinstance(content, dict) and _is_place(content.get("_name_or_path")):
-            del content["_name_or_path"]
-            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if (kept := _without_places(content)) != content:
+            file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def cast_files(folder: Path, dtype: torch.dtype) -> None:
@@ -143,10 +142,22 @@ def main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     return max(sizes, key=lambda dtype: sizes[dtype], default=None)
 
 
+def _without_places(content: Any) -> Any:
+    """``content`` of a JSON file without names of models that are paths of this machine."""
+    if isinstance(content, list):
+        return [_without_places(each) for each in content]
+    if not isinstance(content, dict):
+        return content
+    names = ("_name_or_path", "name_or_path")
+    return {key: _without_places(value) for key, value in content.items() if not (key in names and _is_place(value))}
+
+
 def _is_place(name: Any) -> bool:
-    return isinstance(name, str) and (
-        name.startswith(("/", "~", ".", "\\")) or name[1:3] in (":\\", ":/") or name.count("/") > 1 or "\\" in name
-    )
+    """Whether ``name`` is a path and not a hub id, which has one ``/`` at most."""
+    if not isinstance(name, str) or not name:
+        return False
+    begins = name.startswith(("/", "~", ".")) or name[1:2] == ":"
+    return begins or name.count("/") > 1 or "\\" in name or Path(name).exists()
 
 
 def _copy(source: Path, target: Path) -> None:

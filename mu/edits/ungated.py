@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mu.core.errors import DataError, EditError
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
 from mu.edits.gates import FacilitatedTransport, FixedStrength
@@ -29,13 +30,21 @@ def tell_ungated(bank: Bank, strengths: Sequence[float]) -> None:
         return
     names = ", ".join(repr(edit.concept()) for edit in gated)
     plain, moved = "acts on every prompt in full, as in a file without gates", ""
-    if isinstance(bank.model, DiffusionModel):
-        gates, whole = neutral_shift(bank, strengths)
+    if isinstance(bank.model, DiffusionModel) and (found := _measured(bank, strengths)):
+        gates, whole = found
         moved = (
             f"; on {len(NEUTRAL)} neutral prompts it moves the predicted noise by {whole:.1%} of its norm, and with its "
             f"gate by {gates:.1%} (at the middle of the noise levels, before guidance)"
         )
     log.warning("the gate of the edit of %s is lost: merged, it %s%s", names, plain, moved)
+
+
+def _measured(bank: Bank, strengths: Sequence[float]) -> tuple[float, float] | None:
+    """`neutral_shift`; None if an edit's gate cannot be computed, so that it runs with a fixed strength only."""
+    try:
+        return neutral_shift(bank, strengths)
+    except (EditError, DataError):
+        return None
 
 
 def _reads_more(edit: LowRankEdit) -> bool:

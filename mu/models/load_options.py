@@ -46,17 +46,16 @@ class FoundOn(Protocol):
 
 
 def base_of(model: str | None, found: Iterable[FoundOn]) -> str:
-    """The base model to load: ``model``, else the one that all results in ``found`` state; ``canvas`` if there are none.
+    """The base model to load: ``model``, else the one that the results in ``found`` state, else ``canvas``.
 
-    Raises `ConfigError` if they state several, or if one states none: its layers would fit other models too.
+    A result that states no base (made by another tool) is checked by its shapes when it is put on. Raises
+    `ConfigError` if several bases are stated.
     """
     if model is not None:
         return model
-    bases = list(dict.fromkeys(each.base for each in found))
-    if len(bases) > 1 and all(bases):
+    bases = list(dict.fromkeys(each.base for each in found if each.base))
+    if len(bases) > 1:
         raise ConfigError(f"the edits were found on {' and '.join(map(repr, bases))}: choose one with --model")
-    if not all(bases):
-        raise ConfigError("the edit does not state which model it was made for: name it with --model")
     return bases[0] if bases else "canvas"
 
 

@@ -27,6 +27,15 @@ def edit_of(base: Any, path: Path, concept: str = "neon") -> Path:
     return path
 
 
+def lora(path: Path, out: int, inner: int) -> Path:
+    """A LoRA of another tool, which states no base."""
+    layer = PARAMETER.removeprefix("unet.").removesuffix(".weight")
+    save_file(
+        {f"{layer}.lora_A.weight": torch.ones(1, inner), f"{layer}.lora_B.weight": torch.ones(out, 1) * 0.01}, path
+    )
+    return path
+
+
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the models that were loaded."""
@@ -76,11 +85,8 @@ def test_another_model_is_never_put_in_its_place(
             edits.append(edit_of("canvas", tmp_path / "star.safetensors", "star"))
             expected = "'canvas': choose one with --model"
         case "no base":
-            layer, shape = PARAMETER.removeprefix("unet.").removesuffix(".weight"), (1, 192)
-            factors = {f"{layer}.lora_A.weight": torch.ones(shape), f"{layer}.lora_B.weight": torch.ones(128, 1)}
-            save_file(factors, tmp_path / "lora.safetensors")
-            edits = [tmp_path / "lora.safetensors"]
-            expected = "name it with --model"
+            edits = [lora(tmp_path / "lora.safetensors", 320, 768)]
+            expected = "in 'canvas' but (320, 768) in the edit"
         case "base that is gone":
             shutil.rmtree(copied)
             expected = "does not exist"
@@ -92,6 +98,12 @@ def test_another_model_is_never_put_in_its_place(
     (line,) = done.stderr.strip().split("\nerror")  # the printer may break a line
     assert expected in " ".join(line.split())
     assert not out.exists() and not out.with_suffix(".safetensors").exists()
+
+
+@pytest.mark.parametrize("verb", ["generate", "merge"])
+def test_an_edit_that_states_no_base_goes_on_canvas_if_it_fits(verb: str, tmp_path: Path, cli: Any) -> None:
+    edit = lora(tmp_path / "lora.safetensors", 128, 192)
+    assert cli(*verbs([edit], tmp_path / "out")[verb]).exit_code == 0
 
 
 def test_without_edits_images_are_those_of_canvas(tmp_path: Path, cli: Any, loaded: list[str]) -> None:

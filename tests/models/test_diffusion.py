@@ -105,6 +105,14 @@ def test_predictions_are_always_noise(kind: str, tiny: DiffusionModel, monkeypat
         assert tiny.native_weight(at) * float((shifted - eps)[row].pow(2).mean()) == pytest.approx(0.01, rel=1e-2)
 
 
+def test_pure_noise_has_no_weight(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """v-prediction models with such a schedule can be trained: the last timestep says nothing, and is no division."""
+    monkeypatch.setattr(tiny, "prediction_type", "v_prediction")
+    assert tiny.native_weight(999) > 1
+    monkeypatch.setattr(tiny, "alphas_cumprod", torch.cat([tiny.alphas_cumprod[:-1], torch.zeros(1)]))
+    assert tiny.native_weight(999) == 0 < tiny.native_weight(998)
+
+
 def test_the_schedule_is_the_checkpoints(tiny: DiffusionModel) -> None:
     reference = DDIMScheduler.from_config(tiny.pipeline.scheduler.config).alphas_cumprod
     assert torch.equal(tiny.alphas_cumprod, reference)

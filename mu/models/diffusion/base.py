@@ -268,9 +268,13 @@ class DiffusionModel(ABC):
         return PREDICTIONS[self.prediction_type].noise(self.predict(x, at, conditioning), x, at)
 
     def native_weight(self, t: int) -> float:
-        """Weight at ``t`` that turns a squared eps error into one in the backbone's own prediction type."""
+        """Weight at ``t`` that turns a squared eps error into one in the backbone's own prediction type.
+
+        0 in pure noise, where eps is the latents whatever the backbone says.
+        """
         level = self.level(t)
-        return PREDICTIONS[self.prediction_type].slope(float(level.alpha), float(level.sigma)) ** -2
+        slope = PREDICTIONS[self.prediction_type].slope(float(level.alpha), float(level.sigma))
+        return slope**-2 if slope else 0.0
 
     def new_scheduler(self, steps: int) -> Any:
         """A new scheduler of the pipeline's own class, with ``steps`` steps set. It takes the backbone's output."""
