@@ -169,7 +169,6 @@ class _Module:
 
     attributes: dict[Any, Any]
     __slots__ = ("attributes",)
-    attributes: dict[str, Any]
 
     def __new__(cls, *_: Any, **__: Any) -> _Module:
         module = object.__new__(cls)
