@@ -14,8 +14,9 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path | str) -> Iterator[None]:
-    """Work alone in ``folder``, which is made if it does not exist. Raises `OutputError` if another process works there.
+    """Work alone in ``folder``, which is made if it does not exist.
 
+    Raises `OutputError` if another process works there, and for a ``folder`` that is a file or cannot be written to.
     Afterwards the lock's file is gone, and so are the folders that were made for it and are still empty. The system
     frees the lock of a killed process; the partial files that it left are deleted here.
     """
