@@ -16,7 +16,8 @@ from mu.models.places import EMBEDDED, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPE
 def hub_folder(name: str) -> Path:
     """Download the files that diffusers, transformers or open_clip need of the hub's repository ``name``.
 
-    Returns their folder. If the hub does not answer, the local cache is used. Raises `ModelError` if the name is not a hub id, or the repository is neither cached nor available.
+    Returns their folder. If the hub does not answer, the local cache is used. Raises `ModelError` if the name is not a
+    hub id, or the repository is neither cached nor available.
     """
     if Path(name).exists():
         what = _kind(Path(name))
