@@ -25,7 +25,8 @@ def guided_noise(
 ) -> Tensor:  # fmt: skip
     """Classifier-free guidance; ``both`` is [unconditional half | conditional half] of 2b rows, gated alike.
 
-    Returns eps, or with ``raw`` the model's own kind of prediction. ``rescale`` > 0 moves the result's standard deviation towards the conditional one's (Lin et al. 2023, Eq. 15-16).
+    Returns eps, or with ``raw`` the model's own kind of prediction. ``rescale`` > 0 moves the result's standard
+    deviation towards the conditional one's (Lin et al. 2023, Eq. 15-16).
     """
     if both.gate_sequence is None:
         both = halves(both[: len(x)], both[len(x) :])
@@ -62,8 +63,9 @@ def denoise(
     """Run the scheduler's timesteps ``start .. steps`` (default: all) from ``x`` (b, c, h, w).
 
     At start 0, ``x`` is unit noise. The scheduler takes eps or the model's own kind of prediction; its config says
-    which. Random steps draw from ``generators``, deterministic ones stay so (``eta`` = 0, as in stock pipelines). At guidance 1 only the conditional half is evaluated.
-    With ``gradients`` the result can be differentiated, and all steps stay in memory.
+    which. Random steps draw from ``generators``, deterministic ones stay so (``eta`` = 0, as in stock pipelines). At
+    guidance 1 only the conditional half is evaluated. With ``gradients`` the result can be differentiated, and all
+    steps stay in memory.
     """
     if start == 0:
         x = x * scheduler.init_noise_sigma

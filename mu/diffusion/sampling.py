@@ -31,8 +31,8 @@ def generate(
     An image depends on its prompt and seed, not on the rest of its batch. Without ``negative``, a model that asks for
     it (``force_zeros_for_empty_prompt``) gets zeros in place of the empty prompt's embedding. ``batch`` defaults to a
     size that fits a common GPU: two images of 512x512 pixels, 128 of 64x64. ``progress`` gets the number of images made
-    so far.
-    Raises `DataError` for a different number of prompts and seeds, `ConfigError` for an invalid size or setting.
+    so far. Raises `DataError` for a different number of prompts and seeds, `ConfigError` for an invalid size or
+    setting.
     """
     images: list[Tensor] = []
     for part in generate_batches(

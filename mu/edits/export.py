@@ -88,7 +88,7 @@ def _diffusers(merged: Merged, path: Path) -> None:
 
 @contextmanager
 def _telling(scheduler: Any, prediction_type: str) -> Iterator[None]:
-    """Make ``scheduler`` state inside the block what the model predicts, which may have been said when it was loaded."""
+    """Make ``scheduler`` state inside the block what the model predicts; loading may have been told so."""
     before = scheduler.config.get("prediction_type", "epsilon")
     if before == prediction_type:
         yield

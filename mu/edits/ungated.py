@@ -33,8 +33,8 @@ def tell_ungated(bank: Bank, strengths: Sequence[float]) -> None:
     if isinstance(bank.model, DiffusionModel) and (found := _measured(bank, strengths)):
         gates, whole = found
         moved = (
-            f"; on {len(NEUTRAL)} neutral prompts it moves the predicted noise by {whole:.1%} of its norm, and with its "
-            f"gate by {gates:.1%} (at the middle of the noise levels, before guidance)"
+            f"; on {len(NEUTRAL)} neutral prompts it moves the predicted noise by {whole:.1%} of its norm, and with "
+            f"its gate by {gates:.1%} (at the middle of the noise levels, before guidance)"
         )
     log.warning("the gate of the edit of %s is lost: merged, it %s%s", names, plain, moved)
 

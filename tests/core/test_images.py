@@ -66,5 +66,5 @@ def test_clip_reads_sixteen_bits_as_eight() -> None:
     eight = KINDS["8-bit grey"][0].convert("RGB").resize((64, 64), Image.Resampling.NEAREST)
     sixteen = SIXTEEN.resize((64, 64), Image.Resampling.NEAREST)
     assert (clip.preprocess([sixteen]) - clip.preprocess([eight])).abs().max() < 0.05  # type: ignore[union-attr]
-    white = Image.new("RGB", (64, 64), "white")
-    assert (clip.preprocess([sixteen]) - clip.preprocess([white])).abs().max() > 1, "control"  # type: ignore[union-attr]
+    white = clip.preprocess([Image.new("RGB", (64, 64), "white")])  # type: ignore[union-attr]
+    assert (clip.preprocess([sixteen]) - white).abs().max() > 1, "control"  # type: ignore[union-attr]

@@ -138,7 +138,8 @@ def own_loop_of_halves(model: DiffusionModel) -> Tensor:
     x = x * scheduler.init_noise_sigma
     with torch.no_grad():
         for t in scheduler.timesteps:
-            x = scheduler.step(guided_noise(model, scheduler.scale_model_input(x, t), t, both, 4.0), t, x).prev_sample
+            out = guided_noise(model, scheduler.scale_model_input(x, t), t, both, 4.0, raw=True)
+            x = scheduler.step(out, t, x).prev_sample
     return model.decode(x)
 
 
@@ -150,8 +151,8 @@ def loop_over(model: DiffusionModel, cond: Conditioning, uncond: Conditioning) -
     with torch.no_grad():
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x, t)
-            eps, nothing = (model.predict_noise(scaled, t, half) for half in (cond, uncond))
-            x = scheduler.step(nothing + 4.0 * (eps - nothing), t, x).prev_sample
+            out, nothing = (model.predict(scaled, t, half) for half in (cond, uncond))
+            x = scheduler.step(nothing + 4.0 * (out - nothing), t, x).prev_sample
     return x
 
 

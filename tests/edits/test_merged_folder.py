@@ -1,4 +1,4 @@
-"""A merged model is its source with the changed tensors replaced: the same components, number types, files and modes."""
+"""A merged model is its source with the changed tensors replaced: the same components, number types and files."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ from mu.core.errors import ModelError
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 SUFFIXES = {".safetensors"} | PICKLES
 _BEGINNINGS = {
-    b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image", b"RIFF": "a WebP image or a sound",
+    b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image",
+    b"RIFF": "a WebP image or a sound",
     b"BM": "a BMP image", b"%PDF": "a PDF document", b"<?xml": "an XML document", b"<svg": "an SVG image",
     b"<!doctype": "an HTML page", b"<html": "an HTML page", b"{": "a JSON file", b"[": "a JSON file",
     b"GGUF": "a GGUF file of llama.cpp", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive",

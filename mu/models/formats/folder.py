@@ -65,7 +65,7 @@ LARGEST, DEEPEST = 10**8, 1000
 
 
 def _check_sizes(file: Path) -> None:
-    """Raise `ModelError` if the config ``file`` asks for a model beyond any machine. A missing file is left to others."""
+    """Raise `ModelError` if the config ``file`` asks for a model beyond any machine. A missing file is left."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

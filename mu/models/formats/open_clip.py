@@ -133,8 +133,8 @@ def from_file(
 ) -> ClipModel:
     """Load a state dict, the ``tensors`` of the file at ``path``, as open_clip publishes it or writes it in training.
 
-    The file of OpenAI itself, a TorchScript program or its state dict, is read too: its three numbers identify it. Other
-    files do not state the activation. One warning is logged if neither ``compat_gelu`` nor the file's name does.
+    The file of OpenAI itself, a TorchScript program or its state dict, is read too: its three numbers identify it.
+    Other files do not state the activation. One warning is logged if neither ``compat_gelu`` nor the file's name does.
     """
     if path.name in OPEN_CLIP_WEIGHTS and (path.parent / OPEN_CLIP_CONFIG).exists():
         return _opened(tensors, [path.parent], _read_config(path.parent), name, compat_gelu, device, precision)

@@ -60,10 +60,10 @@ def load_single_file(
 
     ``prediction_type`` is what the UNet predicts: ``epsilon``, ``v_prediction`` or ``sample``. The weights do not state
     it. By default it is what the file says of itself (see `mu.models.formats.statements`); else SD 2.x is the 768 x 768
-    model (``v_prediction``), and all others are ``epsilon``. ``configs`` replaces the published config of the components it lists
-    (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers folder with configs
-    and a tokenizer. ``dtype=None`` keeps the precision of the file. Tensors from training (EMA copies) are ignored.
-    ``tensors`` is the content of the file, if it was read before; the mapping is emptied.
+    model (``v_prediction``), and all others are ``epsilon``. ``configs`` replaces the published config of the
+    components it lists (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers
+    folder with configs and a tokenizer. ``dtype=None`` keeps the precision of the file. Tensors from training (EMA
+    copies) are ignored. ``tensors`` is the content of the file, if it was read before; the mapping is emptied.
 
     Raises `ModelError` if the file cannot be read, is not a Stable Diffusion checkpoint, lacks a tensor of its config,
     or has a surplus tensor or one of another shape in UNet, autoencoder or text encoders; or if no tokenizer is found.

@@ -1,6 +1,7 @@
 """What a single file says of itself: marker tensors, metadata, a noise schedule, and a ``.yaml`` beside it.
 
-Tools that train or merge models write them in several ways. Every statement is obeyed or refused; none is ignored.
+Tools that train or merge models write them in several ways. Every statement is obeyed or refused; the layer of the text
+encoder, which is an option of loading, is told if it differs.
 """
 
 from __future__ import annotations
