@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL.Image import Image
@@ -81,8 +82,15 @@ def check_sources(data: BaseConfig, concepts: Sequence[str]) -> None:
     """Raise `DataError` if a file of the forget pairs of ``concepts`` or of the retain pairs is missing. Opens none."""
     given = [forget_source(data, concept) for concept in concepts] if isinstance(data, ForgetSet) else []
     for source in [*given, *([data.retain] if isinstance(data, RetainSet) else [])]:
+        if is_gradient_file(source) and not Path(source).exists():
+            raise DataError(f"the gradient file {source} does not exist: make it with mu gradients")
         if source not in SOURCES:
             find_paths(source)
+
+
+def is_gradient_file(source: str) -> bool:
+    """True if ``source`` has the suffix of a gradient file (`mu.training.gradient_files`), not of pairs."""
+    return Path(source).suffix.lower() in (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 def class_of(concept: str, classes: Sequence[str]) -> int | None:

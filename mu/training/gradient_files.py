@@ -24,7 +24,7 @@ from mu.core.records import wrong
 from mu.core.run import versions
 from mu.edits.edit import described, is_base
 from mu.edits.tensor_file import write_tensors
-from mu.models.formats.checkpoint import PICKLES, SUFFIXES, read_state_dict
+from mu.models.formats.checkpoint import PICKLES, read_state_dict
 from mu.models.formats.open_clip_names import from_clip
 from mu.models.parameters import EditableModel, find_parameter
 
@@ -58,11 +58,6 @@ class GradientInfo:
 
 
 _INFO = TypeAdapter(GradientInfo)
-
-
-def is_gradient_file(source: str) -> bool:
-    """True if ``source`` has the suffix of a gradient file."""
-    return Path(source).suffix.lower() in SUFFIXES
 
 
 def described_model(model: EditableModel, names: Iterable[str]) -> dict[str, Any]:

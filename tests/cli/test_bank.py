@@ -210,7 +210,8 @@ def test_no_method_searches_for_a_bank_of_other_weights(
     monkeypatch.setattr(algorithm(method), "find_edit", search)
 
     def erase(model: Path) -> Any:
-        more = ("--set", "clip=canvas-clip") if method == "slug" else ()
+        own = ("clip=canvas-clip", "data.forget=canvas", "data.retain=canvas") if method == "slug" else ()
+        more = [part for setting in own for part in ("--set", setting)]
         common = ("--concept", "moon", "--device", "cpu", "--no-pictures", "--bank", bank, "--out", tmp_path / "run")
         return cli("erase", method, "--model", model, *common, *more)
 

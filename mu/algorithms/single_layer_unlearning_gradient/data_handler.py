@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
-from mu.data.clip_sets import Recaptioned, forget_pairs, forget_source, retain_pairs
+from mu.data.clip_sets import Recaptioned, forget_pairs, forget_source, is_gradient_file, retain_pairs
 from mu.models.contrastive import Captioned
 from mu.models.zero_shot import Target, ZeroShot, open_tasks, target_of
-from mu.training.gradient_files import Kind, is_gradient_file
+from mu.training.gradient_files import Kind
 
 SEARCH_SEED = 3
 """Differs from the seeds of `mu.data.clip_sets`."""

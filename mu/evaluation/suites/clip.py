@@ -37,7 +37,7 @@ from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.canvas import RenderedPair, rendered_pairs
-from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source
+from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source, is_gradient_file
 from mu.data.pairs import Captioned, open_pairs
 from mu.edits.edit import Edit
 from mu.evaluation.metrics.accuracy import accuracy, class_accuracy
@@ -46,7 +46,6 @@ from mu.evaluation.similarity import Similarity
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs
 from mu.models.zero_shot import REPORT_SEED, Shown, Target, ZeroShot, logits, report_tasks, target_of
-from mu.training.gradient_files import is_gradient_file
 
 PROTOCOL = "clip/1"
 PER_CLASS = 6
