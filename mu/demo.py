@@ -11,7 +11,7 @@ from rich.table import Table
 from mu.algorithms import algorithm
 from mu.core.algorithm import Found
 from mu.core.errors import OutputError
-from mu.core.evidence import hardware, note_images, note_scores
+from mu.core.evidence import hardware, note_files, note_scores
 from mu.core.files import sha256
 from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
@@ -58,7 +58,7 @@ def run(folder: Path, overwrite: bool = False) -> Path:
     edited = {f"{concept} erased": table["edited"] for concept, table in tables.items()}
     home.write_scores("canvas", {"base": tables[STYLE]["base"], **edited})
     note_scores(home, "canvas", **hardware(model), how={"edits": {c: sha256(r.run.edit) for c, r in runs.items()}})
-    note_images(home)
+    note_files(home, home.panel_images, home.panels, home.answers / "base")
     _print(tables)
     report = write_report(home)
     home.finish()

@@ -250,7 +250,7 @@ class Algorithm(Method, ABC):
                 with _timed(run, earlier or 0.0), run.recording(tracking, self.config.model_dump(mode="json")) as log:
                     edit = self.find_edit(run, log)
                 edit.save(run.edit)
-                note_search(run, **hardware(self.model), base=getattr(getattr(edit, "info", None), "fingerprint", ""))
+                note_search(run, **hardware(self.model))
             except Exception:
                 run.withdraw()
                 raise

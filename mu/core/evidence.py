@@ -13,12 +13,14 @@ import json
 import platform
 from collections import Counter
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
+from mu.core.errors import DataError
 from mu.core.files import sha256, write_json
-from mu.core.records import read_record
+from mu.core.records import checked, read_record
 from mu.core.run import RunDirectory, command, versions
 from mu.core.scores import Table
 
@@ -52,8 +54,10 @@ class Evidence(BaseModel):
     """The search that found the edit; ``content`` is the digest of ``config.yaml``."""
     scores: dict[str, Made] = {}
     """The measurement of each suite; ``content`` is the digest of its scores."""
-    images: dict[str, str] = {}
-    """Digest of the images in each folder of the run."""
+    files: dict[str, str] = {}
+    """SHA-256 of the files that say what the images show."""
+    images: dict[str, dict[str, str]] = {}
+    """SHA-256 of each image, by folder."""
 
 
 class Finding(NamedTuple):
@@ -67,13 +71,19 @@ class Finding(NamedTuple):
 
 def read_evidence(run: RunDirectory) -> Evidence:
     """The run's evidence; empty for a run made before evidence was kept. Raises `DataError` for a damaged file."""
-    return read_record(run.evidence, Evidence) if run.evidence.exists() else Evidence()
+    if not run.evidence.exists():
+        return Evidence()
+    content = read_record(run.evidence, dict[str, Any])
+    if isinstance(content.get("format"), int) and content["format"] > FORMAT:
+        raise DataError(f"{run.evidence} has format {content['format']}, and this mu reads {FORMAT}: upgrade mu")
+    found: Evidence = checked(run.evidence, content, Evidence)
+    return found
 
 
 def note_search(run: RunDirectory, **facts: Any) -> None:
     """Note that ``edit.safetensors`` was found just now with the run's ``config.yaml``."""
-    made = Made(**facts, edit=sha256(run.edit), content=sha256(run.config))
-    _write(run, Evidence(found=made, images=read_evidence(run).images))
+    about = _about(run)
+    _write(run, Evidence(found=Made(**facts, how=about, edit=sha256(run.edit), content=sha256(run.config))))
 
 
 def note_scores(run: RunDirectory, suite: str, **facts: Any) -> None:
@@ -84,37 +94,53 @@ def note_scores(run: RunDirectory, suite: str, **facts: Any) -> None:
     _write(run, evidence)
 
 
-def note_images(run: RunDirectory) -> None:
-    """Note the images that are in the run's folders now."""
+def note_files(run: RunDirectory, *places: Path) -> None:
+    """Note files and folders of images of the run that were made just now."""
     evidence = read_evidence(run)
-    evidence.images = _image_digests(run)
+    for place in places:
+        name = _name(run, place)
+        evidence.files.pop(name, None)
+        evidence.images.pop(name, None)
+        if place.is_file():
+            evidence.files[name] = sha256(place)
+        elif place.is_dir() and (images := _images(place)):
+            evidence.images[name] = images
     _write(run, evidence)
+
+
+def changed_images(run: RunDirectory, folder: Path) -> list[Path]:
+    """The images of ``folder`` that are not those that were noted. Images that no evidence names are not in the list."""
+    known = read_evidence(run).images.get(_name(run, folder), {})
+    now = _images(folder) if known and folder.is_dir() else {}
+    return [folder / name for name, content in now.items() if known.get(name, content) != content]
 
 
 def findings(run: RunDirectory) -> list[Finding]:
     """Compare the run's edit, settings, scores and images with its evidence. Reads every file, but loads no model."""
     evidence, found = read_evidence(run), []
-    edit = sha256(run.edit) if run.edit.is_file() else ""
     origin = evidence.found
-    if run.edit.is_file():
+    edit = sha256(run.edit) if run.edit.is_file() else ""
+    config = sha256(run.config) if run.config.is_file() else ""
+    if edit or origin:
         known = origin.edit if origin else ""
         found.append(_finding(run.edit.name, known, edit, f"found {_when(origin)}", "not the edit that this run found"))
-    if run.config.is_file():
+    if config or origin:
         known = origin.content if origin else ""
-        found.append(
-            _finding(run.config.name, known, sha256(run.config), "as in the search", "edited after the search")
-        )
+        found.append(_finding(run.config.name, known, config, "as in the search", "edited after the search"))
+    if origin:
+        same = origin.how == _about(run)
+        text = "as in the search" if same else "names another method, model or concept than the search"
+        found.append(Finding(run.environment.name, INTACT if same else CHANGED, text))
     tables = run.read_scores()
-    for suite, table in tables.items():
-        found.append(_scores_finding(suite, evidence.scores.get(suite), table, edit))
-    for suite in evidence.scores.keys() - tables.keys():
-        found.append(Finding(f"scores of {suite}", CHANGED, "were removed"))
-    now = _image_digests(run)
-    for folder in sorted(now.keys() | evidence.images.keys()):
-        known = evidence.images.get(folder, "")
-        state = "images were added, removed or replaced"
-        found.append(_finding(f"{folder}/", known, now.get(folder, ""), "all images as they were made", state))
-    return found
+    found += [_scores_finding(suite, evidence.scores.get(suite), table, edit) for suite, table in tables.items()]
+    found += [Finding(f"scores of {name}", CHANGED, "removed") for name in evidence.scores if name not in tables]
+    for file in (run.prompts, run.panels):
+        known = evidence.files.get(file.name, "")
+        if known or file.is_file():
+            now = sha256(file) if file.is_file() else ""
+            found.append(_finding(file.name, known, now, "as it was made", "edited after it was made"))
+    places = (run.before, run.after, run.panel_images, run.answers / "base", run.answers / "edited")
+    return found + [finding for place in places if (finding := _images_finding(run, place, evidence))]
 
 
 def digest(table: Table) -> str:
@@ -137,22 +163,43 @@ def _scores_finding(suite: str, made: Made | None, table: Table, edit: str) -> F
 def _finding(part: str, known: str, now: str, intact: str, changed: str) -> Finding:
     if not known:
         return Finding(part, UNKNOWN, "not noted when it was made")
+    if not now:
+        return Finding(part, CHANGED, "removed")
     return Finding(part, INTACT, intact) if known == now else Finding(part, CHANGED, changed)
+
+
+def _images_finding(run: RunDirectory, folder: Path, evidence: Evidence) -> Finding | None:
+    """Of the images that a suite judges, others than the noted ones are none of its business."""
+    part = f"{_name(run, folder)}/"
+    known = evidence.images.get(_name(run, folder), {})
+    now = _images(folder) if folder.is_dir() else {}
+    if not known:
+        return Finding(part, UNKNOWN, "not noted when they were made") if now else None
+    replaced = sum(now.get(name, content) != content for name, content in known.items())
+    removed = sum(name not in now for name in known)
+    added = 0 if folder.parent == run.answers else sum(name not in known for name in now)
+    counts = {"replaced": replaced, "removed": removed, "added": added}
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return Finding(part, CHANGED, f"images: {told}") if told else Finding(part, INTACT, f"{len(known)} images as made")
+
+
+def _about(run: RunDirectory) -> dict[str, Any]:
+    """What the report calls the run by."""
+    origin = run.origin()
+    return {"method": origin.method, "model": origin.model or "", "concepts": origin.concept_names()}
+
+
+def _name(run: RunDirectory, place: Path) -> str:
+    return place.relative_to(run.folder).as_posix()
 
 
 def _when(made: Made | None) -> str:
     return f"{made.when} by `{made.command}`" if made else ""
 
 
-def _image_digests(run: RunDirectory) -> dict[str, str]:
-    """Digest of the names and contents of the PNG files in each folder of images that has any."""
-    found = {}
-    for folder in (run.before, run.after, run.panel_images, run.answers / "base", run.answers / "edited"):
-        files = sorted(folder.rglob("*.png")) if folder.is_dir() and not folder.is_symlink() else []
-        lines = "".join(f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
-        if files:
-            found[str(folder.relative_to(run.folder))] = hashlib.sha256(lines.encode()).hexdigest()
-    return found
+def _images(folder: Path) -> dict[str, str]:
+    """Digests of the PNG files in ``folder`` and below, by relative path."""
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*.png"))}
 
 
 def _write(run: RunDirectory, evidence: Evidence) -> None:

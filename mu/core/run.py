@@ -40,7 +40,7 @@ import yaml
 
 from mu.core.config import read_yaml
 from mu.core.documents import parse_json
-from mu.core.errors import DataError, OutputError
+from mu.core.errors import DataError, MuError, OutputError
 from mu.core.files import read_text, sweep, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.metrics import metric_of
@@ -127,16 +127,30 @@ class RunDirectory:
             state = "a finished run" if finished else "an unfinished run"
             what = "choose another folder or pass --overwrite" if finished else "pass --resume or --overwrite"
             raise OutputError(f"{self.folder} already holds {state}: {what}")
+        if not (self.config.exists() or overwrite):
+            if self.edit.exists():
+                raise OutputError(f"{self.folder} already holds an edit: choose another folder or pass --overwrite")
+            if self.earlier.exists():
+                raise OutputError(
+                    f"{self.folder} holds a run that was being overwritten, in {self.earlier.name}: move its files "
+                    "back, or pass --overwrite to replace them"
+                )
         if resume and self.config.exists():
             self.require(config)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._began = not (resume and self.config.exists())
-            if overwrite and not resume:
-                self._set_aside()
-            self._there = {made for made in self._made() if made.exists()}
-            write_text(self.config, config)
-            write_json(self.environment, {"versions": versions(), "platform": platform.platform(), **description})
+            try:
+                if overwrite and not resume:
+                    self._set_aside()
+                self._there = {made for made in self._made() if made.exists()}
+                write_text(self.config, config)
+                write_json(self.environment, {"versions": versions(), "platform": platform.platform(), **description})
+            except BaseException:
+                if self._began:
+                    self.config.unlink(missing_ok=True)
+                    self._put_back()
+                raise
 
     def _made(self) -> Iterator[Path]:
         """All files made by an earlier run, its suites and its report. Other files in the folder belong to the user."""
@@ -158,7 +172,8 @@ class RunDirectory:
         if self.edit.exists() or self.report.exists():
             shutil.rmtree(self.earlier, ignore_errors=True)
         again = self.earlier.exists()
-        for made in [*self._made()]:
+        config, *others = self._made()
+        for made in (*others, config):  # as long as the settings are there, no other run begins here
             if again:
                 made.unlink(missing_ok=True)
             elif made.is_symlink() or made.exists():
@@ -170,15 +185,21 @@ class RunDirectory:
         """Delete the run that `begin` set aside: this one has its result."""
         shutil.rmtree(self.earlier, ignore_errors=True)
 
+    def _put_back(self) -> None:
+        """Move the files of `earlier` to their places."""
+        for aside in [path for path in self.earlier.rglob("*") if path.is_symlink() or not path.is_dir()]:
+            place = self.folder / aside.relative_to(self.earlier)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            aside.replace(place)
+        self.finish()
+
     def withdraw(self) -> None:
         """Undo `begin` if it began a run that has no edit and no checkpoint yet, so that the folder is as before."""
         if not self._began or self.edit.exists() or any(self.checkpoints.glob("*")):
             return
         for made in {*self._made()} - self._there:
             made.unlink(missing_ok=True)
-        for aside in [path for path in self.earlier.rglob("*") if path.is_symlink() or not path.is_dir()]:
-            aside.rename(self.folder / aside.relative_to(self.earlier))
-        self.finish()
+        self._put_back()
         for below in (self.checkpoints, self.before, self.after, self.panel_images, self.answers):
             with suppress(OSError):  # not empty, or not there
                 below.rmdir()
@@ -214,7 +235,11 @@ class RunDirectory:
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """Append to ``log.txt`` what ``mu`` logs inside the block, between the command and the time that it took."""
+        """Append to ``log.txt`` what ``mu`` logs inside the block, between the command and the time that it took.
+
+        Refused work (`MuError`) leaves no log where there was none.
+        """
+        new, refused = not self.log.exists(), False
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("mu")
@@ -229,13 +254,15 @@ class RunDirectory:
         try:
             yield
         except BaseException as error:
-            end = f"stopped by {type(error).__name__}: {error}"
+            end, refused = f"stopped by {type(error).__name__}: {error}", isinstance(error, MuError)
             raise
         finally:
             note(f"{end} after {time.monotonic() - began:.1f} s")
             logger.setLevel(level)
             logger.removeHandler(handler)
             handler.close()
+            if refused and new:
+                self.log.unlink(missing_ok=True)
 
     def read_metrics(self) -> list[dict[str, float]]:
         if not self.metrics.exists():

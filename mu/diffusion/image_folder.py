@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError, OutputError
-from mu.core.evidence import note_images
+from mu.core.evidence import note_files
 from mu.core.files import atomic_path, check_writing, write_json, writing
 from mu.core.images import rgb
 from mu.core.records import Prompt, checked, read_record
@@ -177,20 +177,20 @@ def before_after(
     )
     prompts = [(text, "target") for text in targets] + [(text, "retain") for text in retained]
     rows = [ImageRow(f"{k}_{i}.png", text, seed) for k, (text, _) in enumerate(prompts) for i, seed in enumerate(seeds)]
-    for folder in (run.before, run.after):
-        for stale in folder.glob("*.png"):
-            stale.unlink()
-    write_images(model, rows, run.before, steps=steps, guidance=guidance)
-    with bank.applied():
-        write_images(model, rows, run.after, steps=steps, guidance=guidance)
     gates = [[round(float(gate), 4) for gate in bank.gates([text])[0]] for text, _ in prompts]
-    run.write_prompts(
-        [
-            Prompt(case_number=k, prompt=text, seed=seeds[0], role=role, gate=gate)
-            for k, ((text, role), gate) in enumerate(zip(prompts, gates, strict=True))
-        ]
-    )
-    note_images(run)
+    noted_prompts = [
+        Prompt(case_number=k, prompt=text, seed=seeds[0], role=role, gate=gate)
+        for k, ((text, role), gate) in enumerate(zip(prompts, gates, strict=True))
+    ]
+    with run.alone():
+        for folder in (run.before, run.after):
+            for stale in folder.glob("*.png"):
+                stale.unlink()
+        write_images(model, rows, run.before, steps=steps, guidance=guidance)
+        with bank.applied():
+            write_images(model, rows, run.after, steps=steps, guidance=guidance)
+        run.write_prompts(noted_prompts)
+        note_files(run, run.before, run.after, run.prompts)
 
 
 RECIPE = "recipe.json"
@@ -198,11 +198,15 @@ RECIPE = "recipe.json"
 
 
 def claim(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Delete the images of ``folder`` if they were made by another recipe, then write ``recipe`` there.
+    """Delete the images of ``folder`` if a suite made them by another recipe, then write ``recipe`` there.
 
-    Raises `DataError` for a recipe file that is damaged: whose images these are is unknown.
+    Raises `DataError` for a recipe file that is damaged: whose images these are is unknown. Raises `OutputError` for a
+    folder of images that `write_images` made by request.
     """
-    if (folder / RECIPE).exists() and noted(folder) != recipe:
+    before = noted(folder)
+    if "pictures" in before:
+        raise OutputError(f"{folder} holds images that `mu generate` made: choose another folder for a suite's images")
+    if before and before != recipe:
         for stale in folder.glob("*.png"):
             stale.unlink()
     write_json(folder / RECIPE, recipe)

@@ -39,10 +39,10 @@ def check_name(name: str) -> None:
     if is_single_file(name):
         if not place.exists():
             raise ModelError(f"{name} does not exist: check the name")
+    elif place.exists():
+        endings = ", ".join(sorted(SINGLE_FILES))
+        raise ModelError(f"{name!r} is {_kind(place)}, not a model: a weight file ends in {endings}")
     elif name.count("/") != 1 or name.startswith((".", "/", "~")):
-        if place.exists():
-            endings = ", ".join(sorted(SINGLE_FILES))
-            raise ModelError(f"{name!r} is {_kind(place)}, not a model: a weight file ends in {endings}")
         what = "does not exist" if ("/" in name or "\\" in name) else "is not a known model, file or folder"
         raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")
 

@@ -118,13 +118,14 @@ def read_page(run: RunDirectory) -> Page:
     origin, prompts = run.origin(), run.read_prompts()
     concepts = origin.concept_names()
     curves, constants = logged(run)
+    evidence = read_evidence(run)
     return Page(
         name=run.folder.resolve().name,
         origin=origin,
-        evidence=read_evidence(run),
+        evidence=evidence,
         changed=[finding for finding in findings(run) if finding.state == CHANGED],
         concepts=concepts,
-        facts=_facts(run, origin),
+        facts=_facts(run, origin, evidence.found),
         groups=paired(run, prompts),
         grids=grids(run),
         suites=measured(run),
@@ -148,13 +149,12 @@ def _gate_names(prompts: list[Prompt], concepts: list[str]) -> list[str]:
     return [f"gate {k + 1}" for k in range(edits)]
 
 
-def _facts(run: RunDirectory, origin: Origin) -> list[str]:
+def _facts(run: RunDirectory, origin: Origin, made: Made | None) -> list[str]:
     facts = [f"method {origin.method}"] if origin.method else []
     if origin.seconds is not None:
         facts.append(f"found in {_duration(origin.seconds)}")
     if run.edit.is_file():
         facts.append(f"edit file of {_size(run.edit.stat().st_size)}")
-    made = read_evidence(run).found
     if made:
         facts += [made.when[:10], f"SHA-256 {made.edit[:12]}"]
     return facts

@@ -15,6 +15,21 @@ from mu.data import canvas as world
 from mu.models import EMBEDDED
 
 AROUND = ["{}", "an image in {} style", "a {} image", *world.SENTENCES]
+NEUTRAL = [
+    *[
+        "somebody",
+        "a portrait",
+        "a thing",
+        "an animal",
+        "a picture",
+        "an image of a place",
+        "something else",
+        "a scene",
+    ],
+    *(f"the {name}" for name in world.OBJECTS),
+    *(text.format(style) for text in ("{}", "a {} image", "{} style") for style in world.STYLES),
+]
+"""Texts without a style, without an object, and without both."""
 WRITTEN: dict[tuple[str, str, str], Sequence[str]] = {
     ("spm", "canvas", "prompt.templates"): [*world.PHRASES, *world.SENTENCES],
     ("cie", "canvas", "prompt.templates"): world.PHRASES,
@@ -22,7 +37,7 @@ WRITTEN: dict[tuple[str, str, str], Sequence[str]] = {
     ("sepce", "canvas", "protect.others"): [*world.STYLES, *world.OBJECTS, *world.PROMPTS],
     ("esd", "canvas", "templates"): world.PHRASES,
     ("uce", "canvas", "templates"): ["{}", "{} style", "an image in {} style", "a {} image", *world.SENTENCES],
-    ("uce", "canvas", "preserve"): ["", *world.PROMPTS],
+    ("uce", "canvas", "preserve"): ["", *NEUTRAL, *world.PROMPTS],
     ("ca", "canvas", "templates"): AROUND,
     ("ca", "canvas-objects", "templates"): AROUND,
     ("fmn", "canvas", "templates"): AROUND,

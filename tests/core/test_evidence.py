@@ -12,12 +12,14 @@ from mu.core.evidence import (
     CHANGED,
     INTACT,
     UNKNOWN,
+    changed_images,
     findings,
-    note_images,
+    note_files,
     note_scores,
     note_search,
     read_evidence,
 )
+from mu.core.records import Prompt
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
 
@@ -26,15 +28,16 @@ from mu.core.scores import Score
 def run(tmp_path: Path) -> RunDirectory:
     """A run whose files were all noted when they were made."""
     run = RunDirectory(tmp_path / "neon")
-    run.begin("concepts: [neon]\n", {"method": "spm"})
+    run.begin("concepts: [neon]\n", {"method": "spm", "model": "canvas", "concepts": ["neon"]})
     run.edit.write_bytes(b"weights")
     note_search(run, base="abc")
     for folder in (run.before, run.answers / "edited"):
         folder.mkdir(parents=True)
         (folder / "0_0.png").write_bytes(b"image")
+    run.write_prompts([Prompt(case_number=0, prompt="a cat")])
     run.write_scores("canvas", {"edited": [Score("UA", 1, 8, "higher", "canvas/1", {"neon": 1})]})
     note_scores(run, "canvas", how={"seeds": [1, 2]})
-    note_images(run)
+    note_files(run, run.before, run.answers / "edited", run.prompts)
     return run
 
 
@@ -45,9 +48,10 @@ def changed(run: RunDirectory) -> set[str]:
 def test_an_untouched_run_is_intact(run):
     found = findings(run)
     assert {finding.state for finding in found} == {INTACT}
-    assert {"edit.safetensors", "config.yaml", "scores of canvas", "before/", "answers/edited/"} == {
-        finding.part for finding in found
-    }
+    assert [finding.part for finding in found] == [
+        *("edit.safetensors", "config.yaml", "environment.json", "scores of canvas", "prompts.json"),
+        *("before/", "answers/edited/"),
+    ]
 
 
 def swap_edit(run):
@@ -89,6 +93,18 @@ def edit_settings(run):
     run.config.write_text("concepts: [star]\n")
 
 
+def rename_concept(run):
+    run.describe({"concepts": ["Van Gogh"]})
+
+
+def swap_prompts(run):
+    run.write_prompts([Prompt(case_number=0, prompt="a dog")])
+
+
+def remove(name):
+    return lambda run: (run.folder / name).unlink()
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -100,6 +116,13 @@ def edit_settings(run):
         (rename_image, {"before/"}),
         (add_image, {"before/"}),
         (edit_settings, {"config.yaml"}),
+        (rename_concept, {"environment.json"}),
+        (swap_prompts, {"prompts.json"}),
+        (remove("edit.safetensors"), {"edit.safetensors", "scores of canvas"}),
+        (remove("config.yaml"), {"config.yaml"}),
+        (remove("prompts.json"), {"prompts.json"}),
+        (remove("before/0_0.png"), {"before/"}),
+        (remove("answers/edited/0_0.png"), {"answers/edited/"}),
     ],
 )
 def test_every_change_is_found_and_nothing_else(run, change, parts):
@@ -110,6 +133,27 @@ def test_every_change_is_found_and_nothing_else(run, change, parts):
 def test_the_layout_of_the_scores_file_is_no_change(run):
     run.scores.write_text(json.dumps(json.loads(run.scores.read_text())))
     assert not changed(run)
+
+
+def test_further_facts_and_further_answers_are_no_change(run):
+    run.describe({"seconds": 3.5})
+    (run.answers / "edited" / "1_0.png").write_bytes(b"of a measurement that was interrupted")
+    assert not changed(run)
+
+
+def test_measuring_again_does_not_bless_images_of_others(run):
+    swap_image(run)
+    (run.before / "0_0.png").write_bytes(b"another image")
+    assert [path.name for path in changed_images(run, run.answers / "edited")] == ["0_0.png"]
+    note_files(run, run.answers / "edited")  # as a suite that has made them again
+    assert changed(run) == {"before/"} and not changed_images(run, run.answers / "edited")
+
+
+def test_evidence_of_a_later_mu_asks_for_an_upgrade(run):
+    content = json.loads(run.evidence.read_text())
+    run.evidence.write_text(json.dumps({**content, "format": 2}))
+    with pytest.raises(DataError, match="upgrade"):
+        findings(run)
 
 
 def test_scores_measured_again_belong_to_the_new_edit(run):

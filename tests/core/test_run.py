@@ -4,13 +4,14 @@ it."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from pathlib import Path
 
 import pytest
 
-from mu.core.errors import DataError
+from mu.core.errors import DataError, OutputError
 from mu.core.records import Origin, Panel, PanelRow, Prompt
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
@@ -272,3 +273,57 @@ def test_overwriting_leaves_linked_images_alone(tmp_path: Path) -> None:
     run.answers.symlink_to(elsewhere)
     run.begin("a: 1\n", {}, overwrite=True)
     assert (elsewhere / "a.png").exists()
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.begin("a: 1\n", {"method": "spm"})
+    run.edit.write_bytes(b"weights")
+    return run
+
+
+def test_an_overwrite_that_cannot_begin_leaves_the_earlier_run(finished, monkeypatch):
+    before = tree(finished.folder)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mu.core.run.write_json", full)
+    with pytest.raises(OutputError):
+        RunDirectory(finished.folder).begin("a: 2\n", {}, overwrite=True)
+    assert tree(finished.folder) == before
+
+
+def test_a_run_that_was_being_overwritten_is_never_lost_without_a_word(finished):
+    """A process that was killed while it moved the earlier run aside, or just after."""
+    again = RunDirectory(finished.folder)
+    again._set_aside()
+    with pytest.raises(OutputError, match="earlier"):
+        RunDirectory(finished.folder).begin("a: 1\n", {})
+    (finished.earlier / "edit.safetensors").rename(finished.edit)
+    with pytest.raises(OutputError, match="an edit"):
+        RunDirectory(finished.folder).begin("a: 1\n", {})
+    RunDirectory(finished.folder).begin("a: 1\n", {}, overwrite=True)  # control
+
+
+def test_the_log_has_the_command_and_what_was_logged(tmp_path):
+    run = RunDirectory(tmp_path)
+    with run.logged():
+        logging.getLogger("mu").info("halfway")
+    text = run.log.read_text()
+    assert "halfway" in text and len(text.splitlines()) == 3
+    with pytest.raises(OSError), run.logged():
+        raise OSError("a pipe broke")
+    assert "a pipe broke" in run.log.read_text()
+
+
+def test_refused_work_leaves_no_log(tmp_path):
+    run = RunDirectory(tmp_path)
+    with pytest.raises(DataError), run.logged():
+        raise DataError("refused")
+    assert not run.log.exists()

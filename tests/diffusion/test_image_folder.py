@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mu.core.errors import ConfigError, DataError, OutputError
+from mu.core.files import write_json
 from mu.core.run import RunDirectory
 from mu.diffusion.image_folder import (
     ImageRow,
@@ -183,3 +184,11 @@ def test_before_and_after_differ_by_the_edit_alone(tiny, tmp_path):
     again = RunDirectory(tmp_path / "again")
     before_after(again, tiny, bank, ["a star"], ["a house"], seeds=(1,), steps=2)
     assert torch.equal(*(read_images([folder / "0_0.png"]) for folder in (again.before, again.after)))
+
+
+def test_a_suite_never_takes_over_images_made_by_request(tmp_path):
+    write_json(tmp_path / "recipe.json", {"edits": {}, "pictures": {"a.png": {"prompt": "a cat"}}})
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(OutputError, match="mu generate"):
+        claim(tmp_path, {"edit": "one"})
+    assert (tmp_path / "a.png").exists()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mu.core.errors import ConfigError, ModelError, nearest
-from mu.core.evidence import hardware, note_images, note_scores
+from mu.core.evidence import changed_images, hardware, note_files, note_scores
 from mu.core.files import check_writing
 from mu.core.run import RunDirectory
 from mu.core.scores import Table
-from mu.edits.edit import Edit
+from mu.edits.edit import Edit, described
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import EditableModel, fingerprint, select
+from mu.models.parameters import EditableModel, select
 from mu.models.vision_language import VisionLanguageModel
+
+log = logging.getLogger("mu")
 
 
 class Suite(NamedTuple):
@@ -93,9 +96,20 @@ def evaluate(
         read()
     module, _, function = chosen.place.partition(":")
     with run.alone(), run.logged():
+        for folder in (run.answers / "base", run.answers / "edited"):
+            _remake(run, folder)
+        base = described(model, list(select(model, "*")))["fingerprint"]
         table, how = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
         run.write_scores(suite, table)
-        base = fingerprint(model, select(model, "*"))
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
-        note_images(run)
+        note_files(run, run.answers / "base", run.answers / "edited", run.panels)
     return table
+
+
+def _remake(run: RunDirectory, folder: Path) -> None:
+    """Delete images that were changed after they were made, so that the suite makes them again."""
+    changed = changed_images(run, folder)
+    if changed:
+        log.warning("%d images in %s were changed after they were made: they are made again", len(changed), folder)
+    for path in changed:
+        path.unlink()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import mu
 from mu.cli import app
 from mu.core.errors import ConfigError
+from mu.core.evidence import read_evidence
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.edits.edit import EditInfo
@@ -94,9 +95,9 @@ def test_a_suite_takes_the_options_that_it_states(
 ) -> None:
     told: dict[str, Any] = {}
 
-    def measured(*_: Any, **how: Any) -> Table:
+    def measured(*_: Any, **how: Any) -> tuple[Table, dict[str, Any]]:
         told.update(how)
-        return {"edited": [Score("UA", 0.5, 1, "higher", "both/1")]}
+        return {"edited": [Score("UA", 0.5, 1, "higher", "both/1")]}, {"steps": 20}
 
     monkeypatch.setattr(suites, "import_module", lambda _: SimpleNamespace(evaluate=measured))
     row = SUITES["canvas"]._replace(place="somewhere:evaluate")
@@ -105,6 +106,7 @@ def test_a_suite_takes_the_options_that_it_states(
     monkeypatch.setattr(suites, "SUITES", {"both": row._replace(options=frozenset({"base_answers", "data"}))})
     suites.evaluate(RunDirectory(tmp_path), "both", tiny, still, **how)
     assert told == how
+    assert read_evidence(RunDirectory(tmp_path)).scores["both"].how == {"seeds": [1], "steps": 20}
     monkeypatch.setattr(suites, "SUITES", {"none": row._replace(options=frozenset())})
     with pytest.raises(ConfigError, match="takes no base_answers"):
         suites.evaluate(RunDirectory(tmp_path), "none", tiny, still, **how)
