@@ -109,7 +109,7 @@ def note_files(run: RunDirectory, *places: Path) -> None:
 
 
 def changed_images(run: RunDirectory, folder: Path) -> list[Path]:
-    """The images of ``folder`` that are not those that were noted. Images that no evidence names are not in the list."""
+    """The images of ``folder`` that are not as they were noted. Images that were never noted are not in the list."""
     known = read_evidence(run).images.get(_name(run, folder), {})
     now = _images(folder) if known and folder.is_dir() else {}
     return [folder / name for name, content in now.items() if known.get(name, content) != content]

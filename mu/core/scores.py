@@ -13,7 +13,7 @@ BASE, EDITED = "base", "edited"
 
 
 def target(direction: str) -> float | None:
-    """The best value: 0.5 for ``towards 0.5``, None for the other directions. Raises `ValueError` for an unknown one."""
+    """The best value: 0.5 for ``towards 0.5``, None for other directions. Raises `ValueError` for an unknown one."""
     if direction in (HIGHER, LOWER, NEITHER):
         return None
     word, _, number = direction.partition(" ")
@@ -51,8 +51,8 @@ def best(direction: str, values: Iterable[float]) -> float | None:
 class Score:
     """``value`` is the mean over ``n`` images (or pairs); ``per_item`` holds the value of each concept.
 
-    ``direction`` is the better one: ``higher``, ``lower``, ``towards X`` with a number X, or ``neither``. ``protocol`` names the
-    definition and its version, so that numbers of different protocols never share a column.
+    ``direction`` is the better one: ``higher``, ``lower``, ``towards X`` with a number X, or ``neither``. ``protocol``
+    names the definition and its version, so that numbers of different protocols never share a column.
     """
 
     name: str

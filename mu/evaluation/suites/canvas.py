@@ -61,7 +61,10 @@ OTHER_SEEDS = 1_000_000  # added to the seeds for the reference images of the Fr
 def evaluate(
     run: RunDirectory, model: DiffusionModel, edit: Edit, *, seeds: Sequence[int], base_answers: Path | None = None
 ) -> tuple[Table, dict[str, Any]]:
-    """Make the missing images of the answer sets and score all. Returns the table and how it was measured. Raises `ModelError` if the base is not embedded."""
+    """Make the missing images of the answer sets and score all. Returns the table and how it was measured.
+
+    Raises `ModelError` if the base is not embedded.
+    """
     require_embedded(model)
     with quiet_libraries():
         judge = Judge.open(EMBEDDED["canvas-judge"], model.device)
