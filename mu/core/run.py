@@ -219,12 +219,15 @@ class RunDirectory:
     def logged(self, *, quiet: bool = False) -> Iterator[None]:
         """Append to ``log.txt`` what ``mu`` logs inside the block, between the command and the time that it took.
 
-        With ``quiet`` infos are logged nowhere."""
+        With ``quiet`` infos are logged nowhere. A Python script without logging of its own still sees warnings."""
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("mu")
         level, began, end = logger.level, time.monotonic(), "ended"
-        logger.addHandler(handler)
+        # Python's handler of last resort serves only a logger that has no handler at all.
+        console = None if logger.hasHandlers() else logging.lastResort
+        for added in filter(None, (handler, console)):
+            logger.addHandler(added)
         logger.setLevel(logging.WARNING if quiet else level or logging.INFO)
 
         def note(text: str) -> None:
@@ -239,7 +242,8 @@ class RunDirectory:
         finally:
             note(f"{end} after {time.monotonic() - began:.1f} s")
             logger.setLevel(level)
-            logger.removeHandler(handler)
+            for added in filter(None, (handler, console)):
+                logger.removeHandler(added)
             handler.close()
 
     def read_metrics(self) -> list[dict[str, float]]:
