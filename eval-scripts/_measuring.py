@@ -12,11 +12,12 @@ from typing import Any
 from mu.core.compute import there
 from mu.core.errors import DataError, OutputError
 from mu.core.files import check_writing, write_text
+from mu.core.program import Parser
 
 
 def flags(help_: str, example: str, network: str = "") -> argparse.ArgumentParser:
     """Make the parser. With ``network``, add the flags that choose the feature network and its device."""
-    parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
+    parser = Parser(description=help_, epilog=f"example: {example}")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing table")
     if network:
         parser.add_argument(
@@ -35,6 +36,15 @@ def images(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"{folder} holds no PNG images: name a folder that does")
     return found
+
+
+def folder_pairs(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
+    """The two folders by the second's name, or, if the first holds no images, each pair of equally named subfolders."""
+    both = [{path.name for path in folder.glob("*") if path.is_dir()} for folder in (first, second)]
+    names = sorted(both[0] & both[1])
+    if names and not any(first.glob("*.png")):
+        return {name: (first / name, second / name) for name in names}
+    return {second.name: (first, second)}
 
 
 def of_cases(paths: Sequence[Path], prompts: Path | None) -> list[Path]:

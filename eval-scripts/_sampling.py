@@ -10,6 +10,7 @@ from typing import Any
 
 from mu.core.compute import there
 from mu.core.errors import ModelError, nearest
+from mu.core.program import Parser
 from mu.core.progress import progress_bar
 
 BASES = {
@@ -23,7 +24,7 @@ ROOTS = (Path("models"), Path("stable-diffusion"), Path("."))
 
 
 def flags(help_: str, example: str, *, samples: int) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
+    parser = Parser(description=help_, epilog=f"example: {example}")
     parser.add_argument("--save_path", type=Path, required=True, help="images go to <save_path>/<model_name>/")
     parser.add_argument(
         "--base", help="the base model instead of Stable Diffusion 1.4: canvas, a folder, a file, a hub id"

@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import runpy
-import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,30 +22,10 @@ from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
 from mu.models import EMBEDDED
 from mu.models.parameters import find_parameter
+from tests.conftest import ROOT, Call
 
-ROOT = Path(__file__).resolve().parent.parent
 CSV = "case_number,,prompt,artist,evaluation_seed\n3,0,neon,Somebody,188\n7,1,a star image,Somebody,288\n"
 PUBLISHED = "compvis-word_VanGogh-method_xattn-sg_3-ng_1-iter_1000-lr_1e-05"
-Call = Callable[[str], int]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """``call("train-scripts/CiE.py --prompt neon")`` in an empty folder: the exit code."""
-    monkeypatch.chdir(tmp_path)
-    logger = logging.getLogger("mu")
-    monkeypatch.setattr(logger, "handlers", list(logger.handlers))
-
-    def run(command: str) -> int:
-        script, *words = shlex.split(command)
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", [script, *words])
-            patch.syspath_prepend(str((ROOT / script).parent))
-            with pytest.raises(SystemExit) as ended:
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-        return int(ended.value.code or 0)
-
-    return run
 
 
 def names(folder: Path) -> set[str]:

@@ -182,6 +182,8 @@ class Algorithm(Method, ABC):
         self.model = model
         self.tracks: str | None = None
         """The tracker that `run` sends the log's rows to."""
+        self.told: Sequence[str] = ()
+        """Further notes for `notes`: of a program, on its flags."""
         self._telling = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -191,7 +193,7 @@ class Algorithm(Method, ABC):
 
     def notes(self) -> list[str]:
         """What `find_edit` logs first: the settings that were given and have no effect, one line for each reason."""
-        return self.config.notes()
+        return [*self.told, *self.config.notes()]
 
     @abstractmethod
     def load_model(self) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from mu.core.errors import DataError
-from mu.core.program import guarded, show_log
+from mu.core.program import Parser, WithoutEffect, guarded, show_log, tell
 from mu.data.forget_set import make_forget_set
 
 HELP = "Collect the images and captions of one concept in <data_root>/tar_files/<Name>.tar."
@@ -15,16 +14,17 @@ EXAMPLE = 'example: python src/clip/a0_create_tar.py --name "Elon Musk" --n_imgs
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=HELP, epilog=EXAMPLE)
+    flags = Parser(description=HELP, epilog=EXAMPLE)
     flags.add_argument("--data_root", type=Path, default=Path("data"), help="holds laion/laion400m/*.tar")
     flags.add_argument("--name", required=True, help="the concept, with spaces or underscores")
     flags.add_argument(
-        "--workers", type=int, default=4, help="has no effect: captions are read first, so one process is enough"
+        "--workers", action=WithoutEffect, help="has no effect: captions are read first, so one process is enough"
     )
     flags.add_argument("--n_imgs", type=int, default=500, help="the largest number of images (default: 500)")
     flags.add_argument("--overwrite", action="store_true", help="replace an existing file with different content")
     options = flags.parse_args()
     show_log()
+    tell(options)
     shards = options.data_root / "laion" / "laion400m"
     if not any(shards.glob("*.tar")):
         raise DataError(

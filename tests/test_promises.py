@@ -1,0 +1,199 @@
+"""What the documents of separable erasure, SPM and SLUG promise, line by line, on the embedded world."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mu.edits.files import open_edit
+from tests.conftest import ROOT, Call
+
+CANVAS = "--model_name canvas --devices cpu"
+ESD = f"train-scripts/Esd.py --iterations 1 --ddim_steps 2 {CANVAS}"
+
+
+def line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error."""
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    return told
+
+
+# -- Esd.py -----------------------------------------------------------------------------------------------------------
+
+
+def test_esd_takes_a_concept_by_its_number_and_stops_where_it_is_told(call: Call, tmp_path: Path) -> None:
+    command = f"train-scripts/Esd.py --train_method selfattn --ddim_steps 2 {CANVAS}"
+    assert call(f"{command} --erase_cat style --erased_index 0 --iterations 9 --iter_break 1") == 0
+    (run,) = (tmp_path / "models").iterdir()
+    assert run.name == "compvis-word_style-erased_index_0-method_selfattn-sg_3-ng_1-iter_1-lr_1e-05"
+    edit = open_edit(run)
+    assert (edit.info.concepts, edit.info.config["variant"]) == (("Cezanne",), "selfattn")
+    assert all(".attn1." in name for name, _ in edit.deltas())
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"), [("allartist", "Kelly Mckernan", "Kilian Eng"), ("i2p", "hate", "blood")]
+)
+def test_esd_knows_the_released_lists_of_words(
+    name: str,
+    first: str,
+    last: str,
+    call: Call,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a separator each word is a concept; the embedded model's prompts are too short for all of them at once."""
+    assert call(f"{ESD} --prompt {name} --train_method xattn --seperator ,") == 0
+    (run,) = (tmp_path / "models").iterdir()
+    assert run.name.startswith(f"compvis-word_{name}-method_xattn")
+    concepts = open_edit(run).info.concepts
+    assert (concepts[0], concepts[-1]) == (first, last) and name not in concepts
+    capsys.readouterr()
+    assert call(f"{ESD} --prompt {name} --train_method xattn --overwrite") == 2  # control: one prompt of all words
+    assert first in line(capsys)
+
+
+def test_esd_knows_the_released_list_of_artifacts() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "train-scripts"))
+        words = runpy.run_path(str(ROOT / "train-scripts" / "Esd.py"))["WORDS"]
+    assert len(words["artifact"].split(", ")) == 22 and words["artifact"].startswith("ugly, tiling, ")
+
+
+# -- flags ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "whole"),
+    [("--iterations", "--train.iterations"), ("--lr", "--train.lr"), ("--ckpt_path", "--pretrained_model.ckpt_path")],
+)
+def test_a_flag_without_its_section_is_told_in_one_line(
+    flag: str, whole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
+    from mu.core.program import main, parser
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(SemipermeableMembraneAlgorithm, [flag, "7"])
+    told = line(capsys)
+    assert ended.value.code == 2 and told.startswith("error: unknown option") and repr(whole) in told
+    assert not any(tmp_path.iterdir())
+    assert vars(parser(SemipermeableMembraneAlgorithm).parse_args([whole, "7"]))[whole.lstrip("-")] == "7"  # control
+
+
+def test_flags_without_effect_are_told_and_kept_in_the_log(
+    call: Call,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = "--config_path v1.yaml --diffusers_config_path unet.json --ddim_steps 50 --erase_cat style"
+    assert call(f"train-scripts/FMN.py --prompt neon --iter_break 1 {given} {CANVAS}") == 0
+    (log,) = tmp_path.rglob("log.txt")
+    for flag in ("--config_path", "--diffusers_config_path", "--ddim_steps", "--erase_cat"):
+        told = [record.message for record in caplog.records if record.message.startswith(f"{flag} has no effect: ")]
+        assert len(told) == 1 and told[0] in log.read_text()
+    assert "--iter_break has" not in caplog.text  # control
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("train-scripts/artist-cls-train.py", ["--lr_schedule c", "--lr-min 1", "--momentum 1", "--normal_mean 1"]),
+        ("train-scripts/artist-cls-test.py", ["--batch_size 3"]),
+        ("eval-scripts/FID_eval.py --network canvas-judge", ["--batch-size 3", "--dims 2048"]),
+        ("src/clip/a0_create_tar.py --name neon", ["--workers 3"]),
+        (
+            "train-scripts/SRSME_Solution.py --erased_index 99 --em_indexes '' --scenei 1 --timei 0",
+            ["--config_path v1.yaml", "--resume"],
+        ),
+    ],
+)
+def test_programs_that_make_no_run_tell_it_too(
+    command: str,
+    flags: list[str],
+    call: Call,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """All these then fail for want of files; what has no effect was told."""
+    assert call(f"{command} {' '.join(flags)}") == 2
+    told = [record.message.partition(" ")[0] for record in caplog.records if "has no effect" in record.message]
+    assert told == [flag.partition(" ")[0] for flag in flags]
+    caplog.clear()
+    assert call(command) == 2  # control
+    assert "has no effect" not in caplog.text
+
+
+# -- the classifier ---------------------------------------------------------------------------------------------------
+
+
+def styles(folder: Path, parts: tuple[str, ...] = ("train", "eval")) -> None:
+    """``data/train/{0,1}``, ``data/eval/{0,1}`` as the document lays them out."""
+    from PIL import Image
+
+    from mu.data import canvas as world
+
+    for seed, part in enumerate(parts):
+        for label, style in enumerate(("neon", "sketch")):
+            place = folder / part / str(label)
+            place.mkdir(parents=True)
+            scenes = [world.Scene(style, object=name) for name in world.OBJECTS[:4]]
+            for k, image in enumerate(world.images(scenes, seed)):
+                Image.fromarray(image).save(place / f"{k}_0.png")
+
+
+def test_a_backbone_that_cannot_be_had_is_one_line_and_leaves_nothing(
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without network, as `HfApi` is here; one question is asked, and not twelve."""
+    asked: list[Any] = []
+
+    def offline(self: Any, name: str, **options: Any) -> Any:
+        asked.append(name)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("mu.models.hub.HfApi.model_info", offline)
+    styles(tmp_path / "data")
+    assert call("train-scripts/artist-cls-train.py --device cpu") == 2
+    told = line(capsys)
+    assert "'microsoft/resnet-18'" in told and "no network" in told and asked == ["microsoft/resnet-18"]
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_training_that_fails_before_its_first_checkpoint_leaves_nothing(
+    call: Call,
+    tmp_path: Path,
+) -> None:
+    styles(tmp_path / "data")
+    train = "train-scripts/artist-cls-train.py --device cpu --backbone random --epochs 1 --batch_size 4"
+    broken = tmp_path / "data" / "train" / "0" / "3_0.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    assert call(train) == 2
+    assert not (tmp_path / "models").exists()
+    broken.write_bytes(whole)
+    assert call(train) == 0  # control
+    assert (tmp_path / "models" / "artis_model_10" / "training.json").exists()
+
+
+def test_the_documents_layout_goes_through_classifier_and_distances_without_moving_a_file(
+    call: Call,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    styles(tmp_path / "data")
+    assert call("train-scripts/artist-cls-train.py --device cpu --backbone random --epochs 1 --batch_size 4") == 0
+    assert call("train-scripts/artist-cls-test.py --path ./data/eval --device cpu") == 0
+    capsys.readouterr()
+    for script in ("lpips_eval.py", "FID_eval.py"):
+        assert call(f"eval-scripts/{script} --path1 data/eval --path2 data/train --network canvas-judge") == 0
+        told = capsys.readouterr().out
+        assert " 0" in told and " 1" in told  # one line for each class
+        assert call(f"eval-scripts/{script} --path1 data/eval/0 --path2 data/eval/0 --network canvas-judge") == 0
+        assert "0.0000" in capsys.readouterr().out.replace("-0.0000", "0.0000")  # control
