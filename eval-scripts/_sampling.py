@@ -94,16 +94,23 @@ def sample_seed(seed: int, k: int) -> int:
 
 
 def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, options: argparse.Namespace) -> None:
-    """Generate ``rows`` in ``folder`` with the LMS sampler, like the released program."""
-    from mu.diffusion.image_folder import write_images
+    """Generate ``rows`` in ``folder`` with the LMS sampler, like the released program.
+
+    Images are added only to those of the same weights, edits, sampler, steps and guidance: see ``recipe.json`` there.
+    """
+    from mu.diffusion.image_folder import recipe_of, write_images
     from mu.edits.bank import Bank
 
     size = (options.image_size, options.image_size) if options.image_size else None
-    with lms(model), Bank(model, edits).applied(), progress_bar("images", len(rows)) as advance:
-        write_images(
-            model, rows, folder, steps=options.ddim_steps, guidance=options.guidance_scale, size=size,
-            resume=options.resume, overwrite=options.overwrite, progress=lambda done, _: advance(done, ""),
-        )  # fmt: skip
+    bank = Bank(model, edits)
+    with lms(model):
+        recipe = recipe_of(bank)
+        with bank.applied(), progress_bar("images", len(rows)) as advance:
+            write_images(
+                model, rows, folder, steps=options.ddim_steps, guidance=options.guidance_scale, size=size,
+                resume=options.resume, overwrite=options.overwrite, progress=lambda done, _: advance(done, ""),
+                recipe=recipe,
+            )  # fmt: skip
 
 
 @contextmanager

@@ -197,3 +197,68 @@ def test_the_documents_layout_goes_through_classifier_and_distances_without_movi
         assert " 0" in told and " 1" in told  # one line for each class
         assert call(f"eval-scripts/{script} --path1 data/eval/0 --path2 data/eval/0 --network canvas-judge") == 0
         assert "0.0000" in capsys.readouterr().out.replace("-0.0000", "0.0000")  # control
+
+
+# -- generate-images.py -----------------------------------------------------------------------------------------------
+
+IMAGES = "eval-scripts/generate-images.py --prompts_path p.csv --save_path out --num_samples 1 --device cpu"
+
+
+def test_a_list_without_seeds_or_numbers_says_what_is_filled_in_and_sizes_are_obeyed(
+    call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "p.csv").write_text("prompt,width,height,evaluation_guidance\nneon,96,64,3\na star,,,\n")
+    caplog.set_level("INFO", "mu")
+    assert call(f"{IMAGES} --model_name canvas --ddim_steps 1") == 0
+    for told in (
+        "no case_number: prompts are numbered from 0",
+        "2 of 2 prompts have no seed",
+        "guidance in p.csv has no",
+    ):
+        assert told in caplog.text
+    sizes = [Image.open(tmp_path / "out" / "canvas" / f"{case}_0.png").size for case in (0, 1)]
+    assert sizes == [(96, 64), (64, 64)]
+    assert call(f"{IMAGES} --model_name canvas --ddim_steps 1 --image_size 64 --overwrite") == 0
+    assert Image.open(tmp_path / "out" / "canvas" / "0_0.png").size == (64, 64)
+    caplog.clear()  # control: a list that has all of it
+    (tmp_path / "p.csv").write_text("case_number,prompt,evaluation_seed\n4,neon,188\n")
+    assert call(f"{IMAGES} --model_name canvas --ddim_steps 1") == 0
+    assert "p.csv" not in caplog.text
+
+
+def test_a_folder_of_images_takes_no_others(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a bank changed, with other steps or guidance; the same list goes on."""
+    import torch
+
+    import mu
+    from mu.edits.bank_folder import BankFolder
+    from mu.edits.edit import EditInfo, described
+    from mu.edits.weights import WeightEdit
+    from mu.models.parameters import find_parameter
+
+    model, name = mu.load("canvas"), "unet.conv_out.bias"
+
+    def edit(concept: str) -> WeightEdit:
+        shift = 0.1 * torch.ones_like(find_parameter(model, name))
+        return WeightEdit({name: shift}, EditInfo("test", (concept,), **described(model, [name])))
+
+    bank = BankFolder(tmp_path / "models" / "bank")
+    bank.add(model, edit("neon"))
+    (tmp_path / "p.csv").write_text("case_number,prompt,evaluation_seed\n0,neon,188\n")
+    images = f"{IMAGES} --model_name bank"
+    assert call(f"{images} --ddim_steps 1") == 0
+    kept = (tmp_path / "out" / "bank" / "0_0.png").read_bytes()
+    (tmp_path / "p.csv").write_text("case_number,prompt,evaluation_seed\n0,neon,188\n1,a star,288\n")
+    assert call(f"{images} --ddim_steps 1 --resume") == 0  # control
+    capsys.readouterr()
+    for other, said in (("--ddim_steps 2", "steps 1, now 2"), ("--ddim_steps 1 --guidance_scale 3", "guidance")):
+        assert call(f"{images} {other} --resume") == 2
+        assert said in line(capsys)
+    bank.add(model, edit("star"))
+    assert call(f"{images} --ddim_steps 1 --resume") == 2
+    assert "another edits" in line(capsys)
+    assert (tmp_path / "out" / "bank" / "0_0.png").read_bytes() == kept
+    assert call(f"{images} --ddim_steps 1 --overwrite") == 0
+    assert (tmp_path / "out" / "bank" / "0_0.png").read_bytes() != kept
