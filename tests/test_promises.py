@@ -262,3 +262,49 @@ def test_a_folder_of_images_takes_no_others(call: Call, tmp_path: Path, capsys: 
     assert (tmp_path / "out" / "bank" / "0_0.png").read_bytes() == kept
     assert call(f"{images} --ddim_steps 1 --overwrite") == 0
     assert (tmp_path / "out" / "bank" / "0_0.png").read_bytes() != kept
+
+
+def test_the_sample_list_has_the_columns_of_the_document() -> None:
+    from mu.data.prompts import read_prompts
+
+    header = (ROOT / "data" / "art_prompts.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {"prompt", "evaluation_seed", "case_number"} <= set(header)
+    rows = read_prompts(ROOT / "data" / "art_prompts.csv")
+    assert len({row.case_number for row in rows}) == len(rows) == len({row.evaluation_seed for row in rows}) == 20
+
+
+# -- SLUG's data ------------------------------------------------------------------------------------------------------
+
+
+def test_a_forget_set_is_left_as_a_tar_and_as_a_folder(call: Call, tmp_path: Path) -> None:
+    import tarfile
+
+    from mu.data.canvas.layouts import write_shards
+
+    write_shards(tmp_path / "data" / "laion" / "laion400m", 300, 0)
+    command = "src/clip/a0_create_tar.py --name neon"
+    assert call(f"{command} --n_imgs 3") == 0
+    folder = tmp_path / "data" / "laion" / "laion400m" / "neon"
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with tarfile.open(tmp_path / "data" / "tar_files" / "neon.tar") as tar:
+        assert files == {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    assert len(files) == 6
+    (folder / "mine.txt").write_text("mine")
+    assert call(f"{command} --n_imgs 2") == 2  # another set is not replaced
+    assert len([*folder.iterdir()]) == 7
+    assert call(f"{command} --n_imgs 2 --overwrite") == 0
+    assert len([*folder.iterdir()]) == 5 and (folder / "mine.txt").exists()
+
+
+def test_celeba_as_the_document_lays_it_out_is_measured_in_its_data_root(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mu.data.canvas.layouts import write_celeba
+
+    write_celeba(tmp_path / "mine" / "celeba", 2, 0)
+    (tmp_path / "mine" / "celeba" / "frequent_celebs.txt").unlink(missing_ok=True)  # the document has none
+    command = "src/clip/a0_eval_celeba.py --model canvas-clip --device cpu"
+    assert call(f"{command} --data_root mine") == 0
+    told = dict(line.split("  ") for line in capsys.readouterr().out.splitlines())
+    assert float(told["identity@1"].split()[0]) > 0.5
+    assert call(command) == 2 and "--data_root" in line(capsys)  # control: data/ holds nothing

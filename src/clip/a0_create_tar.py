@@ -7,9 +7,12 @@ from pathlib import Path
 
 from mu.core.errors import DataError
 from mu.core.program import Parser, WithoutEffect, guarded, show_log, tell
-from mu.data.forget_set import make_forget_set
+from mu.data.forget_set import make_forget_set, unpack
 
-HELP = "Collect the images and captions of one concept in <data_root>/tar_files/<Name>.tar."
+HELP = (
+    "Collect the images and captions of one concept in <data_root>/tar_files/<Name>.tar, and as files in "
+    "<data_root>/laion/laion400m/<Name>/."
+)
 EXAMPLE = 'example: python src/clip/a0_create_tar.py --name "Elon Musk" --n_imgs 500'
 
 
@@ -32,7 +35,9 @@ def main() -> None:
             f"mu canvas render shards {shards} --n 1000"
         )
     out = options.data_root / "tar_files"
-    print(make_forget_set(options.name, shards, out, options.n_imgs, overwrite=options.overwrite).path)
+    made = make_forget_set(options.name, shards, out, options.n_imgs, overwrite=options.overwrite).path
+    print(made)
+    print(unpack(made, shards / made.stem))
 
 
 if __name__ == "__main__":
