@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
 from mu.core.errors import DataError
 from mu.core.program import Parser, WithoutEffect, guarded, show_log, tell
 from mu.data.forget_set import make_forget_set, unpack
+
+log = logging.getLogger("mu")
 
 HELP = (
     "Collect the images and captions of one concept in <data_root>/tar_files/<Name>.tar, and as files in "
@@ -36,8 +39,8 @@ def main() -> None:
         )
     out = options.data_root / "tar_files"
     made = make_forget_set(options.name, shards, out, options.n_imgs, overwrite=options.overwrite).path
+    log.info("the same images and captions as files: %s", unpack(made, shards / made.stem))
     print(made)
-    print(unpack(made, shards / made.stem))
 
 
 if __name__ == "__main__":
