@@ -77,7 +77,13 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
                 line = " ".join(str(error).split())[:200]
                 raise ModelError(f"{weights} does not fit this UNet ({line}): name its base with --base") from None
             return model, []
-    there = [path.name for root in ROOTS[:2] if root.is_dir() for path in root.iterdir() if path.is_dir()]
+    there = [
+        path.name
+        for root in ROOTS[:2]
+        if root.is_dir()
+        for path in root.iterdir()
+        if path.is_dir() and any(path.iterdir())
+    ]
     places = ", ".join(f"{root}/" for root in ROOTS[:2])
     raise ModelError(
         f"no model {name!r} in {places}, and it is not one of {', '.join(BASES)}.{nearest(name, [*BASES, *there])}"

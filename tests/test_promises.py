@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,26 @@ def test_esd_knows_the_released_list_of_artifacts() -> None:
         patch.syspath_prepend(str(ROOT / "train-scripts"))
         words = runpy.run_path(str(ROOT / "train-scripts" / "Esd.py"))["WORDS"]
     assert len(words["artifact"].split(", ")) == 22 and words["artifact"].startswith("ugly, tiling, ")
+
+
+def test_esd_by_its_first_name_has_its_first_defaults(call: Call, tmp_path: Path) -> None:
+    command = "train-scripts/train-esd.py --prompt neon --train_method xattn --ddim_steps 2 --iter_break 1"
+    assert call(f"{command} {CANVAS}") == 0
+    assert [run.name for run in (tmp_path / "models").iterdir()] == [
+        "compvis-word_neon-method_xattn-sg_3-ng_1-iter_1-lr_1e-05"
+    ]
+    assert 'default: 1000' in subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "train-scripts" / "train-esd.py"), "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ).stdout  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["CiE.py", "FMN.py", "Abconcept.py"])
+def test_other_programs_refuse_the_names_of_the_lists(
+    script: str, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(f"train-scripts/{script} --prompt i2p {CANVAS}") == 2
+    assert "Esd.py" in line(capsys) and not any(tmp_path.iterdir())
 
 
 # -- flags ------------------------------------------------------------------------------------------------------------

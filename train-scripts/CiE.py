@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from _training import erase, flags, images_of, steps_flag, word
+from _training import erase, flags, images_of, one_concept, steps_flag, word
 
 from mu.core.program import WithoutEffect, guarded, show_log
 
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--image_size", action=WithoutEffect, help="has no effect: images have the model's own size")
     options = parser.parse_args()
     show_log()
+    one_concept(options.prompt)
     name = f"CiE-{word(options.prompt)}-threshold_{options.threshold}-iter_{options.iterations}_beta-{options.reg_beta}"
     settings = {
         "train.lr": options.lr,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from _training import concept_flags, concept_of, erase, flags
+from _training import CKPT, concept_flags, concept_of, erase, flags
 
 from mu.core.program import WithoutEffect, guarded, note_flag, show_log
 
@@ -27,8 +28,9 @@ WORDS = {
 """The released program's names of whole lists of words, and the prompts that they stand for."""
 
 
-def main() -> None:
-    parser = flags(HELP, EXAMPLE)
+def main(iterations: int = 50, ckpt: Path = CKPT) -> None:
+    """Run the program with these defaults."""
+    parser = flags(HELP, EXAMPLE, ckpt=ckpt)
     concept_flags(parser, f"the concept, used as the prompt; {', '.join(WORDS)}: the released program's lists of words")
     parser.add_argument(
         "--train_method", required=True, choices=VARIANTS, help="the layers to train, by the released programs' names"
@@ -36,7 +38,7 @@ def main() -> None:
     # Like the released program: the default appears in the folder name as sg_3, a given 3 as sg_3.0.
     parser.add_argument("--start_guidance", type=float, default=3)
     parser.add_argument("--negative_guidance", type=float, default=1)
-    parser.add_argument("--iterations", type=int, help="updates (default: 50)")
+    parser.add_argument("--iterations", type=int, help=f"updates (default: {iterations})")
     parser.add_argument("--iter_break", type=int, help="stop after this many updates, if --iterations are more")
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--ddim_steps", type=int, default=50, help="K of the partial denoising")
@@ -44,8 +46,8 @@ def main() -> None:
     parser.add_argument("--image_size", action=WithoutEffect, help="has no effect: latents have the model's own size")
     options = parser.parse_args()
     show_log()
-    concept, named = concept_of(options)
-    updates = min((n for n in (options.iterations, options.iter_break) if n is not None), default=50)
+    concept, named = concept_of(options, lists=True)
+    updates = min((n for n in (options.iterations, options.iter_break) if n is not None), default=iterations)
     name = (
         f"compvis-word_{named}-method_{options.train_method}-sg_{options.start_guidance}-ng_{options.negative_guidance}"
         f"-iter_{updates}-lr_{options.lr}"

@@ -22,15 +22,16 @@ PROMPTS = Path(__file__).parent / "prompts.json"
 """The prompts of each category, in the released programs' order. --erased_index and --em_indexes index them."""
 
 
-def flags(help_: str, example: str, *, runs: bool = True) -> argparse.ArgumentParser:
+def flags(help_: str, example: str, *, runs: bool = True, ckpt: Path = CKPT) -> argparse.ArgumentParser:
     """The flags of all programs; without ``runs``, those of runs are accepted and change nothing."""
     parser = Parser(description=help_, epilog=f"example: {example}")
     parser.add_argument(
         "--ckpt_path",
         type=Path,
-        default=CKPT,
-        help=f"the model, a CompVis checkpoint; {HUB} if it does not exist (default: {CKPT})",
+        default=ckpt,
+        help=f"the model, a CompVis checkpoint; {HUB} if it does not exist (default: {ckpt})",
     )
+    parser.set_defaults(usual_ckpt=ckpt)
     parser.add_argument(
         "--model_name", help="the model by any name that mu accepts, instead of --ckpt_path: canvas, a folder"
     )
@@ -70,9 +71,25 @@ def steps_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ddim_steps", action=WithoutEffect, help="has no effect: timesteps are uniform over all")
 
 
-def concept_of(options: argparse.Namespace) -> tuple[str, str]:
+LISTS = ("allartist", "i2p", "artifact")
+"""Names of whole lists of words in the released program of ESD."""
+
+
+def one_concept(prompt: str) -> str:
+    """Return ``prompt``. Raises `ConfigError` for one of `LISTS`, which only ESD's program takes."""
+    if prompt in LISTS:
+        raise ConfigError(
+            f"--prompt {prompt} is a list of words of train-scripts/Esd.py: erase its words one by one here, or write "
+            f"{prompt.capitalize()!r} for the word itself"
+        )
+    return prompt
+
+
+def concept_of(options: argparse.Namespace, *, lists: bool = False) -> tuple[str, str]:
     """Return the concept, and its name in the released programs' folder names."""
     if options.erased_index is None:
+        if not lists:
+            one_concept(options.prompt)
         if options.erase_cat is not None:
             note_flag(options, "--erase_cat has no effect: --prompt names the concept")
         return options.prompt, word(options.prompt)
@@ -84,10 +101,10 @@ def concept_of(options: argparse.Namespace) -> tuple[str, str]:
 def base(options: argparse.Namespace) -> str:
     """Return the model's name. Raises `ConfigError` if a given --ckpt_path does not exist."""
     if options.model_name:
-        if options.ckpt_path != CKPT:
+        if options.ckpt_path != options.usual_ckpt:
             raise ConfigError("--model_name and --ckpt_path both name the model: leave one out")
         return str(options.model_name)
-    if options.ckpt_path != CKPT and not options.ckpt_path.exists():
+    if options.ckpt_path != options.usual_ckpt and not options.ckpt_path.exists():
         raise ConfigError(f"--ckpt_path {options.ckpt_path} does not exist: check the name, or leave it out for {HUB}")
     return str(options.ckpt_path) if options.ckpt_path.exists() else HUB
 
