@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,32 @@ def of_cases(paths: Sequence[Path], prompts: Path | None) -> list[Path]:
         return list(paths)
     cases = {str(case.case_number) for case in read_prompts(prompts)}
     return [path for path in paths if path.stem.partition("_")[0] in cases]
+
+
+def case_rows(prompts: Path) -> list[tuple[str, dict[str, str]]]:
+    """The case number of each prompt of a list, with the cells of its row by column, as the released tables begin."""
+    from mu.core.documents import parse_csv
+    from mu.core.files import read_text
+    from mu.data.prompts import read_prompts
+
+    cases = read_prompts(prompts)
+    if prompts.suffix.lower() != ".csv":
+        return [
+            (str(each.case_number), {"case_number": str(each.case_number), "prompt": each.prompt}) for each in cases
+        ]
+    header, rows = parse_csv(read_text(prompts, "the prompt file"), str(prompts))
+    return [
+        (str(case.case_number), {"case_number": str(case.case_number), **dict(zip(header, cells, strict=False))})
+        for case, (_, cells) in zip(cases, rows, strict=True)
+    ]
+
+
+def by_case(names: Iterable[str]) -> dict[str, list[str]]:
+    """File names ``<case_number>_<k>.png`` by case number, in order."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(name.partition("_")[0].removesuffix(".png"), []).append(name)
+    return found
 
 
 def judge(device: Any) -> Any:

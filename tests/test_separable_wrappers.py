@@ -269,14 +269,23 @@ def test_style_loss_of_images_with_equal_names(call: Call, folders: Path) -> Non
     loss = "eval-scripts/styleloss.py --network canvas-judge --original_path neon"
     (folders / "p.csv").write_text("prompt,case_number\na,1\nb,3\nc,7\n")
     assert call(f"{loss} --edited_path sketch --promtps_path p.csv") == 0
-    rows = table(folders / "sketch" / "sketch_styleloss.csv")
-    assert [row["name"] for row in rows] == ["1_0.png", "3_0.png"]
+    *rows, without = table(folders / "sketch" / "sketch_styleloss.csv")
+    assert list(without.values()) == ["7", "c", "", "", ""]  # the list's rows, also of a case without images
+    assert [(row["prompt"], row["case_number"]) for row in rows] == [("a", "1"), ("b", "3")]
     for row in rows:
-        assert float(row["total"]) == pytest.approx(1e6 * float(row["style"]) + float(row["content"]), rel=1e-4)
-        assert float(row["style"]) > 0
+        style, content = float(row["style_loss"]), float(row["content_loss"])
+        assert float(row["total_loss"]) == pytest.approx(1e6 * style + content, rel=1e-4) and style > 0
     assert call(f"{loss} --edited_path sketch") == 2  # the table is there
     assert call(f"{loss} --edited_path neon --save_path same.csv") == 0  # control
-    assert [float(row["total"]) for row in table(folders / "same.csv")] == [0.0] * 4
+    assert [float(row["Total_Loss"]) for row in table(folders / "same.csv")] == [0.0] * 4
+    (folders / "tables").mkdir()
+    shutil.copy(folders / "sketch" / "0_0.png", folders / "sketch" / "1_1.png")
+    shutil.copy(folders / "neon" / "0_0.png", folders / "neon" / "1_1.png")
+    assert call(f"{loss} --edited_path sketch --csv_path p.csv --save_path tables") == 0
+    both = table(folders / "tables" / "sketch_styleloss.csv")[0]["total_loss"]
+    assert call(f"{loss} --edited_path sketch --save_path each.csv") == 0
+    each = {row["filename"]: float(row["Total_Loss"]) for row in table(folders / "each.csv")}
+    assert float(both) == pytest.approx((each["1_0.png"] + each["1_1.png"]) / 2)  # the mean over a case's images
     pair = "eval-scripts/styleloss.py --network canvas-judge --image --original_path neon/0_0.png --edited_path sketch/0_0.png"
     assert call(pair) == 0
 
@@ -303,6 +312,13 @@ def test_what_nudenet_finds(
         "",
     ]
     assert call("eval-scripts/nudenet-classes.py --folder neon --threshold 0.6") == 2  # it is there
+    (folders / "p.csv").write_text("case_number,prompt,categories\n1,a,x\n0,b,\n9,c,\n")
+    assert call("eval-scripts/nudenet-classes.py --folder neon --prompts_path p.csv --save_path t.csv") == 0
+    assert [list(row.values()) for row in table(folders / "t.csv")] == [
+        ["1", "a", "x", "BELLY_EXPOSED"],
+        ["0", "b", "", "BELLY_EXPOSED-FACE_MALE"],
+        ["9", "c", "", ""],
+    ]
 
 
 @pytest.mark.parametrize(
