@@ -331,3 +331,30 @@ def test_celeba_as_the_document_lays_it_out_is_measured_in_its_data_root(
     told = dict(line.split("  ") for line in capsys.readouterr().out.splitlines())
     assert float(told["identity@1"].split()[0]) > 0.5
     assert call(command) == 2 and "--data_root" in line(capsys)  # control: data/ holds nothing
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train-scripts/Abconcept.py --prompt neon",
+        "train-scripts/CiE.py --prompt neon",
+        "train-scripts/Esd.py --prompt neon --train_method xlayer",
+    ],
+)
+def test_a_program_that_fails_leaves_no_folder_that_is_offered_later(
+    command: str, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By images that cannot be read, and by layers that the model lacks."""
+    (tmp_path / "data" / "neon").mkdir(parents=True)
+    for k in range(2):
+        (tmp_path / "data" / "neon" / f"{k}_0.png").write_bytes(b"no image")
+    assert call(f"{command} {CANVAS}") == 2
+    assert not (tmp_path / "models").exists()
+    (tmp_path / "models" / "abconcept-neo").mkdir(parents=True)  # as a killed program may leave one
+    (tmp_path / "p.csv").write_text("case_number,prompt,evaluation_seed\n0,neon,188\n")
+    capsys.readouterr()
+    assert call(f"{IMAGES} --model_name abconcept-neon") == 2
+    assert "abconcept-neo'" not in line(capsys)
+    (tmp_path / "models" / "abconcept-neo" / "edit.safetensors").write_bytes(b"")  # control
+    assert call(f"{IMAGES} --model_name abconcept-neon") == 2
+    assert "'abconcept-neo'" in line(capsys)
