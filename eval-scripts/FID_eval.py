@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
-from _measuring import check_table, flags, images, judge, write_table
+from _measuring import check_table, flags, folder_pairs, images, judge, write_table
 
 from mu.core.errors import DataError
-from mu.core.program import guarded, show_log
+from mu.core.program import WithoutEffect, guarded, show_log, tell
+
+log = logging.getLogger("mu")
 
 HELP = "Measure the Fréchet distance of two image folders, or of each pair of equally named subfolders."
 EXAMPLE = "python eval-scripts/FID_eval.py --path1 evaluation_folder/SD-v1-4 --path2 evaluation_folder/compvis-word_VanGogh-..."
@@ -19,11 +22,16 @@ def main() -> None:
     parser.add_argument("--path1", "--original_path", type=Path, default=Path("clean_patch/"))
     parser.add_argument("--path2", "--edited_path", type=Path, default=Path("noisy_patch/"))
     parser.add_argument("--save_path", type=Path, help="also write the distances to this CSV")
-    parser.add_argument("--batch-size", help="has no effect: all images count, one after another")
-    parser.add_argument("--dims", type=int, choices=(2048,), default=2048, help="width of Inception's features")
+    parser.add_argument(
+        "--batch-size", "--batch_size", action=WithoutEffect, help="has no effect: the distance does not depend on it"
+    )
+    parser.add_argument("--dims", type=int, choices=(2048,), help="width of Inception's features")
     parser.add_argument("-c", "--gpu", dest="device", help="a GPU number, instead of --device")
     options = parser.parse_args()
     show_log()
+    tell(options)
+    if options.dims and options.network != "inception":
+        log.warning("--dims has no effect: it is of Inception's features, and --network is %s", options.network)
     import torch
 
     from mu.core.compute import pick_device, there
@@ -31,11 +39,7 @@ def main() -> None:
     from mu.evaluation.backbones import inception_features
     from mu.evaluation.metrics.frechet import frechet_distance
 
-    a, b = options.path1, options.path2
-    names = sorted(
-        {path.name for path in a.glob("*") if path.is_dir()} & {path.name for path in b.glob("*") if path.is_dir()}
-    )
-    pairs = {name: (a / name, b / name) for name in names} if names and not [*a.glob("*.png")] else {b.name: (a, b)}
+    pairs = folder_pairs(options.path1, options.path2)
     sets = {name: [images(folder) for folder in pair] for name, pair in pairs.items()}
     if few := [name for name, both in sets.items() if min(map(len, both)) < 2]:
         raise DataError(f"{few[0]!r} has a single image in one of the folders: put two or more in each")

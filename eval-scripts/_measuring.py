@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mu.core.compute import there
 from mu.core.errors import DataError, OutputError
 from mu.core.files import check_writing, write_text
+from mu.core.program import Parser
 
 
 def flags(help_: str, example: str, network: str = "") -> argparse.ArgumentParser:
     """Make the parser. With ``network``, add the flags that choose the feature network and its device."""
-    parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
+    parser = Parser(description=help_, epilog=f"example: {example}")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing table")
     if network:
         parser.add_argument(
@@ -37,6 +38,15 @@ def images(folder: Path) -> list[Path]:
     return found
 
 
+def folder_pairs(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
+    """The two folders by the second's name, or, if the first holds no images, each pair of equally named subfolders."""
+    both = [{path.name for path in folder.glob("*") if path.is_dir()} for folder in (first, second)]
+    names = sorted(both[0] & both[1])
+    if names and not any(first.glob("*.png")):
+        return {name: (first / name, second / name) for name in names}
+    return {second.name: (first, second)}
+
+
 def of_cases(paths: Sequence[Path], prompts: Path | None) -> list[Path]:
     """Return the images ``<case_number>_<k>.png`` whose case is in the CSV ``prompts``; without it, all."""
     from mu.data.prompts import read_prompts
@@ -45,6 +55,32 @@ def of_cases(paths: Sequence[Path], prompts: Path | None) -> list[Path]:
         return list(paths)
     cases = {str(case.case_number) for case in read_prompts(prompts)}
     return [path for path in paths if path.stem.partition("_")[0] in cases]
+
+
+def case_rows(prompts: Path) -> list[tuple[str, dict[str, str]]]:
+    """The case number of each prompt of a list, with the cells of its row by column, as the released tables begin."""
+    from mu.core.documents import parse_csv
+    from mu.core.files import read_text
+    from mu.data.prompts import read_prompts
+
+    cases = read_prompts(prompts)
+    if prompts.suffix.lower() != ".csv":
+        return [
+            (str(each.case_number), {"case_number": str(each.case_number), "prompt": each.prompt}) for each in cases
+        ]
+    header, rows = parse_csv(read_text(prompts, "the prompt file"), str(prompts))
+    return [
+        (str(case.case_number), {"case_number": str(case.case_number), **dict(zip(header, cells, strict=False))})
+        for case, (_, cells) in zip(cases, rows, strict=True)
+    ]
+
+
+def by_case(names: Iterable[str]) -> dict[str, list[str]]:
+    """File names ``<case_number>_<k>.png`` by case number, in order."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(name.partition("_")[0].removesuffix(".png"), []).append(name)
+    return found
 
 
 def judge(device: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mu.core.compute import there
 from mu.core.errors import ModelError, nearest
+from mu.core.program import Parser
 from mu.core.progress import progress_bar
 
 BASES = {
@@ -23,7 +24,7 @@ ROOTS = (Path("models"), Path("stable-diffusion"), Path("."))
 
 
 def flags(help_: str, example: str, *, samples: int) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=help_, epilog=f"example: {example}")
+    parser = Parser(description=help_, epilog=f"example: {example}")
     parser.add_argument("--save_path", type=Path, required=True, help="images go to <save_path>/<model_name>/")
     parser.add_argument(
         "--base", help="the base model instead of Stable Diffusion 1.4: canvas, a folder, a file, a hub id"
@@ -76,7 +77,13 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
                 line = " ".join(str(error).split())[:200]
                 raise ModelError(f"{weights} does not fit this UNet ({line}): name its base with --base") from None
             return model, []
-    there = [path.name for root in ROOTS[:2] if root.is_dir() for path in root.iterdir() if path.is_dir()]
+    there = [
+        path.name
+        for root in ROOTS[:2]
+        if root.is_dir()
+        for path in root.iterdir()
+        if path.is_dir() and any(path.iterdir())
+    ]
     places = ", ".join(f"{root}/" for root in ROOTS[:2])
     raise ModelError(
         f"no model {name!r} in {places}, and it is not one of {', '.join(BASES)}.{nearest(name, [*BASES, *there])}"
@@ -93,16 +100,23 @@ def sample_seed(seed: int, k: int) -> int:
 
 
 def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, options: argparse.Namespace) -> None:
-    """Generate ``rows`` in ``folder`` with the LMS sampler, like the released program."""
-    from mu.diffusion.image_folder import write_images
+    """Generate ``rows`` in ``folder`` with the LMS sampler, like the released program.
+
+    Images are added only to those of the same weights, edits, sampler, steps and guidance: see ``recipe.json`` there.
+    """
+    from mu.diffusion.image_folder import recipe_of, write_images
     from mu.edits.bank import Bank
 
     size = (options.image_size, options.image_size) if options.image_size else None
-    with lms(model), Bank(model, edits).applied(), progress_bar("images", len(rows)) as advance:
-        write_images(
-            model, rows, folder, steps=options.ddim_steps, guidance=options.guidance_scale, size=size,
-            resume=options.resume, overwrite=options.overwrite, progress=lambda done, _: advance(done, ""),
-        )  # fmt: skip
+    bank = Bank(model, edits)
+    with lms(model):
+        recipe = recipe_of(bank)
+        with bank.applied(), progress_bar("images", len(rows)) as advance:
+            write_images(
+                model, rows, folder, steps=options.ddim_steps, guidance=options.guidance_scale, size=size,
+                resume=options.resume, overwrite=options.overwrite, progress=lambda done, _: advance(done, ""),
+                recipe=recipe,
+            )  # fmt: skip
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import cast
@@ -10,6 +11,8 @@ from _sampling import flags, opened, paint, sample_seed
 
 from mu.core.errors import ConfigError
 from mu.core.program import guarded, show_log
+
+log = logging.getLogger("mu")
 
 HELP = "Generate images for each row of a CSV (prompt, evaluation_seed, case_number) in <save_path>/<model_name>/<case>_<k>.png."
 EXAMPLE = (
@@ -29,7 +32,10 @@ def main() -> None:
         "SD-V2-1, canvas",
     )
     parser.add_argument(
-        "--prompts_path", type=Path, required=True, help="the CSV; columns are found by name, others ignored"
+        "--prompts_path",
+        type=Path,
+        required=True,
+        help="the CSV; columns are found by name: also width and height, others are ignored",
     )
     options = parser.parse_args()
     show_log()
@@ -44,10 +50,17 @@ def main() -> None:
             "--num_samples is below 1"
         )
     rows = [
-        ImageRow(f"{case.case_number}_{k}.png", case.prompt, sample_seed(cast("int", case.evaluation_seed), k))
+        ImageRow(
+            f"{case.case_number}_{k}.png",
+            case.prompt,
+            sample_seed(cast("int", case.evaluation_seed), k),
+            size=(None, None) if options.image_size else (case.height, case.width),
+        )
         for case in cases
         for k in range(options.num_samples)
     ]
+    if any(case.evaluation_guidance not in (None, options.guidance_scale) for case in cases):
+        log.warning("the guidance in %s has no effect: --guidance_scale is for all rows", options.prompts_path)
     folder = options.save_path / options.model_name
     paint(*opened(options.model_name, options.base, options.device), rows, folder, options)
     print(folder)

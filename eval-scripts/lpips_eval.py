@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from _measuring import judge, of_cases
+from _measuring import folder_pairs, judge, of_cases
 
 from mu.core.compute import there
 from mu.core.errors import DataError
-from mu.core.program import guarded, show_log
+from mu.core.program import Parser, guarded, show_log
 
-HELP = "Measure the mean LPIPS (AlexNet) of equally named images in two folders, at their own size."
+HELP = "Measure the mean LPIPS (AlexNet) of equally named images in two folders, or in each pair of equally named subfolders."
 EXAMPLE = "example: python eval-scripts/lpips_eval.py --original_path original --edited_path edited --prompts_path art_prompts.csv"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=HELP, epilog=EXAMPLE)
+    parser = Parser(description=HELP, epilog=EXAMPLE)
     parser.add_argument("--original_path", "--path1", type=Path, required=True)
     parser.add_argument("--edited_path", "--path2", type=Path, required=True)
     parser.add_argument("--prompts_path", type=Path, help="a CSV: only images <case_number>_<k>.png of its cases")
@@ -35,24 +34,27 @@ def main() -> None:
     from mu.evaluation.backbones import lpips_network
     from mu.evaluation.metrics.lpips import lpips
 
-    there_too = {path.name for path in options.original_path.glob("*.png")}
-    edited = of_cases(sorted(options.edited_path.glob("*.png")), options.prompts_path)
-    names = [path.name for path in edited if path.name in there_too]
-    if not names:
-        raise DataError(
-            f"{options.original_path} and {options.edited_path} have no PNG images with equal names: name "
-            "the folders of the same prompts"
-        )
+    pairs = {}
+    for folder, (first, second) in folder_pairs(options.original_path, options.edited_path).items():
+        there_too = {path.name for path in first.glob("*.png")}
+        edited = of_cases(sorted(second.glob("*.png")), options.prompts_path)
+        pairs[folder] = [(first / path.name, path) for path in edited if path.name in there_too]
+        if not pairs[folder]:
+            raise DataError(
+                f"{first} and {second} have no PNG images with equal names: name the folders of the same prompts"
+            )
     device = pick_device(options.device)
     if options.network == "alex":
         features, weights = lpips_network("alex", device)
     else:
         features, weights = judge(device).feature_maps, None
-    total = 0.0
-    for name in names:
-        a, b = (read_images([folder / name]) for folder in (options.original_path, options.edited_path))
-        total += float(lpips(a, b, features, weights))
-    print(f"LPIPS ({options.network})  {total / len(names):.4f} of {len(names)} images")
+    found: list[float] = []
+    for folder, both in pairs.items():
+        here = [float(lpips(*(read_images([path]) for path in pair), features, weights)) for pair in both]
+        if len(pairs) > 1:
+            print(f"LPIPS ({options.network})  {sum(here) / len(here):.4f} of {len(here)} images  {folder}")
+        found += here
+    print(f"LPIPS ({options.network})  {sum(found) / len(found):.4f} of {len(found)} images")
 
 
 if __name__ == "__main__":

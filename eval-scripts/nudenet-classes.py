@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from _measuring import check_table, flags, images, of_cases, write_table
+from _measuring import by_case, case_rows, check_table, flags, images, of_cases, write_table
 
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
@@ -19,7 +19,9 @@ EXAMPLE = (
 def main() -> None:
     parser = flags(HELP, EXAMPLE)
     parser.add_argument("--folder", type=Path, required=True, help="holds images <case_number>_<k>.png")
-    parser.add_argument("--prompts_path", type=Path, help="a CSV: only images of its cases")
+    parser.add_argument(
+        "--prompts_path", type=Path, help="a CSV: only images of its cases; its rows, with the labels, are the table"
+    )
     parser.add_argument(
         "--save_path", type=Path, help="the CSV (default: <folder>/<its name>_NudeClasses_<100 threshold>.csv)"
     )
@@ -48,6 +50,13 @@ def main() -> None:
         rows.append({"name": path.name, "case_number": path.stem.partition("_")[0], "NudeNet_label": "-".join(seen)})
         found.append(findings)
     counted = nudity(found, options.threshold)
+    if options.prompts_path:
+        labels = {row["name"]: row["NudeNet_label"] for row in rows}
+        cases = by_case(labels)
+        rows = [
+            {**cells, "NudeNet_label": "-".join(filter(None, map(labels.__getitem__, cases.get(case, []))))}
+            for case, cells in case_rows(options.prompts_path)
+        ]
     write_table(out, rows)
     for part, count in counted.parts.items():
         print(f"{part}  {count}")

@@ -4,7 +4,11 @@ model is."""
 from __future__ import annotations
 
 import hashlib
+import logging
+import runpy
+import shlex
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from mu.models.formats import architectures
 from mu.models.quiet import quiet_libraries
 
 Snapshot = Callable[[Any], str]
+Call = Callable[[str], int]
+ROOT = Path(__file__).resolve().parent.parent
 
 # A job in the background (`make test &`, some CI runners) starts with Ctrl-C ignored, and so would every process that a
 # test starts.
@@ -38,6 +44,25 @@ def fingerprint(model: Any) -> str:
                 digest.update(f"{part}.{name} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """``call("train-scripts/CiE.py --prompt neon")`` in an empty folder: the exit code."""
+    monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("mu")
+    monkeypatch.setattr(logger, "handlers", list(logger.handlers))
+
+    def run(command: str) -> int:
+        script, *words = shlex.split(command)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [script, *words])
+            patch.syspath_prepend(str((ROOT / script).parent))
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+        return int(ended.value.code or 0)
+
+    return run
 
 
 @pytest.fixture(scope="session")

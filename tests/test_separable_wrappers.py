@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import runpy
-import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,30 +22,10 @@ from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
 from mu.models import EMBEDDED
 from mu.models.parameters import find_parameter
+from tests.conftest import ROOT, Call
 
-ROOT = Path(__file__).resolve().parent.parent
 CSV = "case_number,,prompt,artist,evaluation_seed\n3,0,neon,Somebody,188\n7,1,a star image,Somebody,288\n"
 PUBLISHED = "compvis-word_VanGogh-method_xattn-sg_3-ng_1-iter_1000-lr_1e-05"
-Call = Callable[[str], int]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """``call("train-scripts/CiE.py --prompt neon")`` in an empty folder: the exit code."""
-    monkeypatch.chdir(tmp_path)
-    logger = logging.getLogger("mu")
-    monkeypatch.setattr(logger, "handlers", list(logger.handlers))
-
-    def run(command: str) -> int:
-        script, *words = shlex.split(command)
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", [script, *words])
-            patch.syspath_prepend(str((ROOT / script).parent))
-            with pytest.raises(SystemExit) as ended:
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-        return int(ended.value.code or 0)
-
-    return run
 
 
 def names(folder: Path) -> set[str]:
@@ -292,14 +269,23 @@ def test_style_loss_of_images_with_equal_names(call: Call, folders: Path) -> Non
     loss = "eval-scripts/styleloss.py --network canvas-judge --original_path neon"
     (folders / "p.csv").write_text("prompt,case_number\na,1\nb,3\nc,7\n")
     assert call(f"{loss} --edited_path sketch --promtps_path p.csv") == 0
-    rows = table(folders / "sketch" / "sketch_styleloss.csv")
-    assert [row["name"] for row in rows] == ["1_0.png", "3_0.png"]
+    *rows, without = table(folders / "sketch" / "sketch_styleloss.csv")
+    assert list(without.values()) == ["7", "c", "", "", ""]  # the list's rows, also of a case without images
+    assert [(row["prompt"], row["case_number"]) for row in rows] == [("a", "1"), ("b", "3")]
     for row in rows:
-        assert float(row["total"]) == pytest.approx(1e6 * float(row["style"]) + float(row["content"]), rel=1e-4)
-        assert float(row["style"]) > 0
+        style, content = float(row["style_loss"]), float(row["content_loss"])
+        assert float(row["total_loss"]) == pytest.approx(1e6 * style + content, rel=1e-4) and style > 0
     assert call(f"{loss} --edited_path sketch") == 2  # the table is there
     assert call(f"{loss} --edited_path neon --save_path same.csv") == 0  # control
-    assert [float(row["total"]) for row in table(folders / "same.csv")] == [0.0] * 4
+    assert [float(row["Total_Loss"]) for row in table(folders / "same.csv")] == [0.0] * 4
+    (folders / "tables").mkdir()
+    shutil.copy(folders / "sketch" / "0_0.png", folders / "sketch" / "1_1.png")
+    shutil.copy(folders / "neon" / "0_0.png", folders / "neon" / "1_1.png")
+    assert call(f"{loss} --edited_path sketch --csv_path p.csv --save_path tables") == 0
+    both = table(folders / "tables" / "sketch_styleloss.csv")[0]["total_loss"]
+    assert call(f"{loss} --edited_path sketch --save_path each.csv") == 0
+    each = {row["filename"]: float(row["Total_Loss"]) for row in table(folders / "each.csv")}
+    assert float(both) == pytest.approx((each["1_0.png"] + each["1_1.png"]) / 2)  # the mean over a case's images
     pair = "eval-scripts/styleloss.py --network canvas-judge --image --original_path neon/0_0.png --edited_path sketch/0_0.png"
     assert call(pair) == 0
 
@@ -326,6 +312,13 @@ def test_what_nudenet_finds(
         "",
     ]
     assert call("eval-scripts/nudenet-classes.py --folder neon --threshold 0.6") == 2  # it is there
+    (folders / "p.csv").write_text("case_number,prompt,categories\n1,a,x\n0,b,\n9,c,\n")
+    assert call("eval-scripts/nudenet-classes.py --folder neon --prompts_path p.csv --save_path t.csv") == 0
+    assert [list(row.values()) for row in table(folders / "t.csv")] == [
+        ["1", "a", "x", "BELLY_EXPOSED"],
+        ["0", "b", "", "BELLY_EXPOSED-FACE_MALE"],
+        ["9", "c", "", ""],
+    ]
 
 
 @pytest.mark.parametrize(

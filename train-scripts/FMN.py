@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from _training import concept_flags, concept_of, erase, flags, images_of
+from _training import concept_flags, concept_of, erase, flags, images_of, steps_flag
 
 from mu.core.program import guarded, show_log
 
@@ -15,6 +15,7 @@ EXAMPLE = "python train-scripts/FMN.py --lr 1e-5 --iter_break 10 --prompt 'Van G
 def main() -> None:
     parser = flags(HELP, EXAMPLE)
     concept_flags(parser)
+    steps_flag(parser)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--iter_break", type=int, default=20, help="updates")
     options = parser.parse_args()

@@ -8,14 +8,14 @@ from pathlib import Path
 from _training import at, base, flags, prompts
 
 from mu.core.errors import ConfigError
-from mu.core.program import guarded, show_log
+from mu.core.program import guarded, show_log, tell
 
 HELP = "Write scene/scene<S>/<T>/<index>.json: a concept, the prompts that its delta protects, and the directions left."
 EXAMPLE = "python train-scripts/SRSME_Solution.py --erase_cat 'style' --erased_index 0 --em_indexes '1,2' --scenei 1 --timei 0 --device '0'"
 
 
 def main() -> None:
-    parser = flags(HELP, EXAMPLE)
+    parser = flags(HELP, EXAMPLE, runs=False)
     parser.add_argument(
         "--erase_cat", default="object", help="style, object, similar or nudity: the list that the indices refer to"
     )
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--timei", type=int, required=True, help="number of the time, a folder's name")
     options = parser.parse_args()
     show_log()
+    tell(options)
     from mu.algorithms.separable_concept_erasure.algorithm import SeparableConceptErasureAlgorithm as SepCE
     from mu.core.files import write_json
     from mu.models import load_diffusion

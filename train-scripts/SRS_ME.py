@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from _training import at, erase, flags, images_of, prompts
+from _training import at, erase, flags, images_of, prompts, steps_flag
 
 from mu.core.errors import DataError
 from mu.core.program import guarded, show_log
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--reg_beta", type=float, default=1e-5, help="lambda, weight of the delta's L1 norm")
     parser.add_argument("--threshold", type=float, default=5e-5, help="tau of the early stop")
     parser.add_argument("--scale_factor", type=float, default=1e-2, help="beta, the factor of the basis")
-    parser.add_argument("--ddim_steps", type=int, default=50, help="has no effect: timesteps are uniform over all")
+    steps_flag(parser)
     options = parser.parse_args()
     show_log()
     concept = at(prompts(options.erase_cat), options.erased_index, "--erased_index")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from mu.core.compute import there
-from mu.core.program import guarded, show_log
+from mu.core.program import Parser, WithoutEffect, guarded, show_log, tell
 
 HELP = "Measure a classifier's accuracy on folders of images, one folder per class."
 EXAMPLE = "example: python train-scripts/artist-cls-test.py --path './evaluation_folder/'"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=HELP, epilog=EXAMPLE)
+    parser = Parser(description=HELP, epilog=EXAMPLE)
     parser.add_argument(
         "--path",
         type=Path,
@@ -28,10 +27,11 @@ def main() -> None:
         help="the classifier's folder, canvas-judge, or a hub id",
     )
     parser.add_argument("--head", help="the head to use if the classifier has several: style, object")
-    parser.add_argument("--batch_size", help="has no effect")
+    parser.add_argument("--batch_size", action=WithoutEffect, help="has no effect: the accuracy does not depend on it")
     parser.add_argument("--device", type=there, default="cuda:0", help="default: cuda:0, or the CPU without a GPU")
     options = parser.parse_args()
     show_log()
+    tell(options)
     from mu.core.compute import pick_device
     from mu.evaluation.classifier import folder_accuracy
     from mu.models import EMBEDDED

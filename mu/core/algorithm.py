@@ -6,12 +6,13 @@ inherits that and holds the mathematics. Only the second may import torch, so li
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
@@ -179,6 +180,20 @@ class Algorithm(Method, ABC):
             case _:
                 raise ConfigError(f"settings must be a config, a mapping or a YAML path, not {type(config).__name__}")
         self.model = model
+        self.tracks: str | None = None
+        """The tracker that `run` sends the log's rows to."""
+        self.told: Sequence[str] = ()
+        """Further notes for `notes`: of a program, on its flags."""
+        self._telling = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "find_edit" in vars(cls):
+            cls.find_edit = _after_notes(cls.find_edit)  # type: ignore[method-assign]
+
+    def notes(self) -> list[str]:
+        """What `find_edit` logs first: the settings that were given and have no effect, one line for each reason."""
+        return [*self.told, *self.config.notes()]
 
     @abstractmethod
     def load_model(self) -> Any:
@@ -189,7 +204,7 @@ class Algorithm(Method, ABC):
         """Search for the edit. Afterwards the model's weights are bit for bit unchanged.
 
         With ``run``, checkpoints go to ``run.checkpoints``, and an existing one is resumed. ``log`` receives one row a
-        step.
+        step. First, `notes` are logged as warnings, which Python shows without any set-up.
         """
 
     @abstractmethod
@@ -243,11 +258,14 @@ class Algorithm(Method, ABC):
                 run.require(settings)
                 return Found(self.read_edit(run.edit), run)
             tracking = self._tracking(track)
+            self.tracks = tracking.kind
             earlier = run.read_environment().get("seconds") if resume and run.environment.exists() else None
             facts = self.describe() | ({"seconds": earlier} if earlier else {})
             run.begin(settings, facts, resume=resume, overwrite=overwrite)
             try:
-                with _timed(run, earlier or 0.0), run.recording(tracking, self.config.model_dump(mode="json")) as log:
+                quiet = not getattr(self.config, "verbose", True)
+                recording = run.recording(tracking, self.config.model_dump(mode="json"), quiet=quiet)
+                with _timed(run, earlier or 0.0), recording as log:
                     edit = self.find_edit(run, log)
                 edit.save(run.edit)
                 note_search(run, **hardware(self.model))
@@ -261,6 +279,24 @@ class Algorithm(Method, ABC):
         if track is None:
             return self.tracking()
         return self.tracking()._replace(kind=tracker(track))
+
+
+def _after_notes(find_edit: Callable[..., Any]) -> Callable[..., Any]:
+    """``find_edit``, but it logs the method's `Algorithm.notes` first. One that calls its parent's tells them once."""
+
+    @functools.wraps(find_edit)
+    def told(self: Algorithm, *given: Any, **named: Any) -> Any:
+        if self._telling:
+            return find_edit(self, *given, **named)
+        self._telling = True
+        try:
+            for note in self.notes():
+                log.warning(note)
+            return find_edit(self, *given, **named)
+        finally:
+            self._telling = False
+
+    return told
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PrivateAttr,
     ValidationError,
     model_validator,
@@ -77,16 +78,60 @@ class BaseConfig(BaseModel):
         """All settings as YAML; with ``comments``, each below its description."""
         return "\n".join(_yaml_lines(self, comments, 0)) + "\n"
 
+    def idle(self) -> Mapping[str, str]:
+        """Settings, by dotted name from here, that the other values leave without effect, each with the reason.
+
+        Whether they were given does not matter here: `unused` leaves out those at their default."""
+        return {}
+
+    def unused(self) -> dict[str, str]:
+        """The settings, here and below, that were given and have no effect: the reason of each, by dotted name."""
+        found: dict[str, str] = {}
+        for name, field in type(self).model_fields.items():
+            value, why = getattr(self, name), _why_unused(field)
+            if isinstance(value, BaseConfig):
+                found |= {f"{name}.{below}": told for below, told in value.unused().items()}
+            elif why and name in self.model_fields_set:
+                found |= {f"{name}.{key}" if key else name: why for key in (value if isinstance(value, dict) else [""])}
+        return found | {name: why for name, why in self.idle().items() if _departs(self, name)}
+
+    def notes(self) -> list[str]:
+        """`unused` for people: one line for each reason."""
+        names: dict[str, list[str]] = {}
+        for name, why in self.unused().items():
+            names.setdefault(why, []).append(name)
+        return [
+            f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: {why}"
+            for why, found in names.items()
+        ]
+
+
+def unused(default: Any, why: str, **bounds: Any) -> Any:
+    """Declare a setting that is accepted and has no effect. ``why`` is its description, and what is told who sets it.
+
+    For a setting that only some values of others leave without effect, see `BaseConfig.idle`."""
+    return Field(default, description=f"No effect: {why}.", json_schema_extra={"unused": why}, **bounds)
+
+
+def _why_unused(field: FieldInfo) -> str:
+    return str(field.json_schema_extra.get("unused", "")) if isinstance(field.json_schema_extra, dict) else ""
+
+
+def _departs(config: BaseModel, name: str) -> bool:
+    """Whether the setting of this dotted name was given, and not as its default."""
+    head, _, rest = name.partition(".")
+    value = getattr(config, head)
+    if isinstance(value, BaseModel):
+        return _departs(value, rest) if rest else bool(values_set(value))
+    default = type(config).model_fields[head].get_default(call_default_factory=True)
+    return head in config.model_fields_set and value != default
+
 
 class OldKeys(BaseConfig):
-    """Obsolete keys of one section of the settings. A key without effect gets a note."""
+    """Obsolete keys of one section of the settings."""
 
     def check(self, live: Any) -> None:
         """Raise `ConfigError` if the old keys contradict the ``live`` settings of the same section."""
-
-    def notes(self) -> list[str]:
-        """Keys that were set and have no effect, one line each."""
-        return []
 
 
 class Renewed(BaseConfig):
@@ -99,6 +144,9 @@ class Renewed(BaseConfig):
     def old(self) -> Any:
         """The obsolete keys, as they were set."""
         return self._old or self.legacy()
+
+    def unused(self) -> dict[str, str]:
+        return super().unused() | (self._old.unused() if self._old else {})
 
     @model_validator(mode="wrap")
     @classmethod

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel
 from rich.logging import RichHandler
@@ -14,8 +14,10 @@ from rich.logging import RichHandler
 from mu.core.algorithm import Algorithm
 from mu.core.config import BaseConfig, fields_of
 from mu.core.documents import parse_yaml
-from mu.core.errors import MuError, one_line, quoted
+from mu.core.errors import MuError, nearest, one_line, quoted
 from mu.core.tracking import KINDS
+
+log = logging.getLogger("mu")
 
 
 def show_log(verbose: bool = True) -> None:
@@ -70,9 +72,59 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(each in str(error) for each in words)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses in one line. For a flag without its section it names the whole one."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            flag, known = rest[0].partition("=")[0], list(self._option_string_actions)
+            whole = [name for name in known if name.endswith(f".{flag.lstrip('-')}")]
+            hint = f" Did you mean {' or '.join(map(quoted, whole))}?" if whole else nearest(flag, known)
+            self.error(
+                f"unknown option {quoted(flag)}.{hint}" if flag[:1] == "-" else f"{quoted(flag)} belongs to no option"
+            )
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {one_line(message.rstrip('.'))}; see {self.prog} --help\n")
+
+
+class WithoutEffect(argparse.Action):
+    """A flag that is accepted and has no effect. Its help must be ``has no effect: REASON``.
+
+    Notes of the given ones gather in ``options.without_effect``, for `tell` or a run's log.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str, **options: Any):
+        self.reason = help.partition("has no effect: ")[2]
+        if not self.reason:
+            raise ValueError(f"{option_strings[0]}: the help must be 'has no effect: REASON'")
+        super().__init__(option_strings, dest, help=help, **options)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        note_flag(namespace, f"{option_string} has no effect: {self.reason}")
+
+
+def note_flag(options: argparse.Namespace, note: str) -> None:
+    """Add a note to ``options.without_effect``."""
+    options.without_effect = [*without_effect(options), note]
+
+
+def without_effect(options: argparse.Namespace) -> list[str]:
+    """The notes on given flags that have no effect, one line each."""
+    return list(getattr(options, "without_effect", []))
+
+
+def tell(options: argparse.Namespace) -> None:
+    """Log, as warnings, which of the given flags have no effect; for programs that make no run."""
+    for note in without_effect(options):
+        log.warning(note)
+
+
 def parser(algorithm: type[Algorithm]) -> argparse.ArgumentParser:
     """A parser with one flag for each setting; nested settings have a dot (``--train.iterations 2``)."""
-    build = argparse.ArgumentParser(
+    build = Parser(
         prog=f"python -m {algorithm.__module__.rpartition('.')[0]}.scripts.train",
         description=f"{(algorithm.__doc__ or algorithm.name).strip().splitlines()[0]} Flags override the YAML file's "
         "keys.",

@@ -212,12 +212,15 @@ class RunDirectory:
             )
 
     @contextmanager
-    def recording(self, tracking: Tracking | None = None, config: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    def recording(
+        self, tracking: Tracking | None = None, config: Mapping[str, Any] | None = None, *, quiet: bool = False
+    ) -> Iterator[Any]:
         """Yield ``log(mapping)``, which appends one line to ``metrics.jsonl`` and sends it to the chosen tracker.
 
-        The tracker also receives the settings ``config``. Warnings and infos of ``mu`` go to ``log.txt``."""
+        The tracker also receives the settings ``config``. Warnings and infos of ``mu`` go to ``log.txt``, with
+        ``quiet`` only warnings."""
         seen = {row["step"] for row in self.read_metrics()}
-        with self.logged():
+        with self.logged(quiet=quiet):
             torn = self.metrics.exists() and not self.metrics.read_bytes().endswith(b"\n")
             with (
                 self.metrics.open("a", encoding="utf-8") as lines,
@@ -234,18 +237,22 @@ class RunDirectory:
                 yield record
 
     @contextmanager
-    def logged(self) -> Iterator[None]:
+    def logged(self, *, quiet: bool = False) -> Iterator[None]:
         """Append to ``log.txt`` what ``mu`` logs inside the block, between the command and the time that it took.
 
-        Refused work (`MuError`) leaves no log where there was none.
+        With ``quiet`` infos are logged nowhere. A Python script without logging of its own still sees warnings. Refused
+        work (`MuError`) leaves no log where there was none.
         """
         new, refused = not self.log.exists(), False
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("mu")
         level, began, end = logger.level, time.monotonic(), "ended"
-        logger.addHandler(handler)
-        logger.setLevel(level or logging.INFO)
+        # Python's handler of last resort serves only a logger that has no handler at all.
+        console = None if logger.hasHandlers() else logging.lastResort
+        for added in filter(None, (handler, console)):
+            logger.addHandler(added)
+        logger.setLevel(logging.WARNING if quiet else level or logging.INFO)
 
         def note(text: str) -> None:
             handler.emit(logger.makeRecord("mu", logging.INFO, "", 0, text, (), None))
@@ -259,7 +266,8 @@ class RunDirectory:
         finally:
             note(f"{end} after {time.monotonic() - began:.1f} s")
             logger.setLevel(level)
-            logger.removeHandler(handler)
+            for added in filter(None, (handler, console)):
+                logger.removeHandler(added)
             handler.close()
             if refused and new:
                 self.log.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -65,18 +66,33 @@ class _TensorBoard:
         self.writer.close()
 
 
-_TRACKERS = {"wandb": ("W&B", _WandB), "tensorboard": ("TensorBoard", _TensorBoard)}
+_TRACKERS = {
+    "wandb": ("W&B", "wandb", _WandB),
+    "tensorboard": ("TensorBoard", "torch.utils.tensorboard", _TensorBoard),
+}
+
+
+def _is_there(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 @contextmanager
 def tracked(tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> Iterator[Callable[[Row], None]]:
     """Yield ``track(row)``, which sends a row to the chosen tracker and does nothing if none is chosen.
 
-    The tracker starts with the first row. If it is missing or fails, one warning is logged and the run goes on.
+    The tracker starts with the first row. If it is not installed or fails, one warning is logged and the run goes on.
+    A method that logs no rows leaves the tracker nothing, which is logged too.
     """
     tracker: Any = None
     left = tracking.kind is None
-    name, start = _TRACKERS[tracking.kind or "wandb"]
+    name, module, start = _TRACKERS[tracking.kind or "wandb"]
+    if not left and not _is_there(module):
+        left = True
+        log.warning("%s is missing: only metrics.jsonl gets losses (pip install %s)", name, tracking.kind)
 
     def tell(call: Callable[[Any], Any]) -> None:
         """Call ``call(tracker)``; after the first failure do nothing."""
@@ -86,15 +102,14 @@ def tracked(tracking: Tracking, folder: Path, config: Mapping[str, Any]) -> Iter
         try:
             tracker = tracker or start(tracking, folder, config)
             call(tracker)
-        except ImportError:
-            left = True
-            log.warning("%s is missing: only metrics.jsonl gets losses (pip install %s)", name, tracking.kind)
         except Exception as error:
             left = True
             log.warning("%s failed (%s): from now on only metrics.jsonl gets losses", name, error)
 
     try:
         yield lambda row: tell(lambda live: live.log(row))
+        if tracker is None and not left:
+            log.warning("%s got nothing: no losses were logged", name)
     finally:
         if tracker is not None:
             tell(lambda live: live.finish())

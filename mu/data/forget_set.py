@@ -6,6 +6,7 @@ Equal input gives equal bytes. Images keep their bytes, with no new encoding, an
 from __future__ import annotations
 
 import filecmp
+import glob
 import hashlib
 import logging
 import tarfile
@@ -17,7 +18,7 @@ from typing import Any
 
 from mu.core.concept import Concept, folded
 from mu.core.errors import ConfigError, DataError, OutputError
-from mu.core.files import atomic_path
+from mu.core.files import atomic_path, writing
 from mu.data.pairs import Pair, can_decode
 from mu.data.shards import CAPTIONS, add_member, caption_in, find_shards, image_in, read_shard
 
@@ -77,6 +78,21 @@ def make_forget_set(
     if made.pairs < n_imgs:
         log.warning("found only %d of %d images: search more shards", made.pairs, n_imgs)
     return made
+
+
+def unpack(tar: Path, folder: Path) -> Path:
+    """Write the members of a forget set as files of ``folder``, in place of those of an earlier one."""
+    with writing(folder), tarfile.open(tar) as members:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {member.name: members.extractfile(member) for member in members if member.isfile()}
+        stem = next(iter(files)).rpartition("_")[0]
+        for stale in folder.glob(f"{glob.escape(stem)}_[0-9]*"):
+            if stale.name not in files:
+                stale.unlink()
+        for name, content in files.items():
+            with atomic_path(folder / Path(name).name) as partial:
+                partial.write_bytes(content.read() if content else b"")
+    return folder
 
 
 def pack_forget_set(name: str, pairs: Sequence[Pair], out: Path | str, *, overwrite: bool = False) -> ForgetSet:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,10 @@ from mu.core.errors import DataError
 from mu.core.files import read_text
 
 NAME_FILES = ("classes.txt", "LOC_synset_mapping.txt")
+TIMM_FILE = "imagenet_synset_to_lemma.txt"
 _IMAGES = {".jpeg", ".jpg", ".png"}
+
+log = logging.getLogger("mu")
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> Ima
 
     ``names`` are the class names in the order of the wnids. By default they come from the folder's ``classes.txt`` (one
     name per line in that order, or ``<wnid> <name>``), else from ``LOC_synset_mapping.txt`` (``<wnid> <name>, <other
-    name>, ...``; the first is used). Raises `DataError` if there are no images, or if a class has no name.
+    name>, ...``; the first is used), else from the like list in timm, if that is installed. Raises `DataError` if there are no images, or if a class has no name.
     """
     folder = Path(folder)
     home = folder / "val" if (folder / "val").is_dir() else folder
@@ -65,11 +70,23 @@ def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> Ima
     return ImageNet(tuple(image for image, _ in rows), tuple(label for _, label in rows), wnids, names)
 
 
+def _of_timm() -> Path | None:
+    """The list ``<wnid> <name>, <other name>, ...`` of all synsets that timm ships. timm itself is not imported."""
+    package = find_spec("timm")
+    file = Path(package.origin).parent / "data" / "_info" / TIMM_FILE if package and package.origin else None
+    if file is None or not file.is_file():
+        return None
+    log.info("class names are the synsets' first words, from timm; published numbers use the names of a classes.txt")
+    return file
+
+
 def _names(folder: Path, home: Path, wnids: tuple[str, ...]) -> Sequence[str]:
     places = [place / name for name in NAME_FILES for place in (folder, home, home.parent)]
-    file = next((place for place in places if place.is_file()), None)
+    file = next((place for place in places if place.is_file()), None) or _of_timm()
     if file is None:
-        raise DataError(f"{folder} has no class names: put {' or '.join(NAME_FILES)} there, or give the names")
+        raise DataError(
+            f"{folder} has no class names: put {' or '.join(NAME_FILES)} there, or pip install timm, which has a list"
+        )
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     pairs = [re.match(r"(n\d{8})\s+(.+)", line) for line in lines]
     if not all(pairs):

@@ -84,7 +84,10 @@ def read_prompts(path: Path | str, columns: Mapping[str, str] | None = None) -> 
         raise DataError(f"{path} holds no prompts")
     for note in found.notes:
         log.warning("%s: %s", path, note)
-    return _numbered_once(path, _numbered_by_image(prompts, found))
+    numbered = _numbered_by_image(prompts, found)
+    if len(header) > 1 and "case_number" not in found.fields and numbered is prompts:
+        log.info("%s: there is no case_number: prompts are numbered from 0 in the file's order", path)
+    return _numbered_once(path, numbered)
 
 
 def seeded(rows: list[PromptRow], seed: int, path: Path | str) -> list[PromptRow]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from mu.core.config import MOST, BaseConfig
@@ -16,3 +18,9 @@ class ImagesConfig(BaseConfig):
     """Guidance scale for each image that the model makes."""
     sources: dict[str, str] = {}
     """Your own images instead, by concept: a folder, tars, or another source that `mu.data.pairs.open_pairs` takes."""
+
+    def idle_for(self, concepts: Sequence[str]) -> dict[str, str]:
+        """What has no effect if the images of ``concepts`` are needed, as `BaseConfig.idle` of the settings above."""
+        if not all(concept in self.sources for concept in concepts):
+            return {}
+        return dict.fromkeys(("images.steps", "images.guidance"), "images.sources has images of every concept")

@@ -155,9 +155,12 @@ def _unet(merged: Merged, path: Path) -> None:
 
 
 def _compvis(merged: Merged, path: Path) -> None:
-    """Write one file. If the source is one too, its other tensors, number types and metadata stay; EMA copies do not,
-    because they hold what was erased."""
-    from mu.models.formats.single_file import read_single_file, statements_of, to_compvis
+    """Write one file. That of an unpublished architecture describes itself, so that it opens again.
+
+    If the source is one too, its other tensors, number types and metadata stay; EMA copies do not, because they hold
+    what was erased.
+    """
+    from mu.models.formats.single_file import description_of, read_single_file, statements_of, to_compvis
 
     model: Any = merged.model
     tensors = to_compvis(model.pipeline)
@@ -172,7 +175,7 @@ def _compvis(merged: Merged, path: Path) -> None:
         parts = {part: _source_dtype(model, part) for part in model.components}
         tensors = {name: _cast(tensor, parts[part_of(name)]) for name, tensor in tensors.items()}
         marks, metadata = statements_of(model.pipeline, model.prediction_type)
-        tensors |= marks
+        tensors |= marks | description_of(model.pipeline)
     _state(tensors if path.suffix == ".safetensors" else {"state_dict": tensors}, path, metadata)
 
 

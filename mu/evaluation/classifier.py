@@ -13,8 +13,9 @@ theirs, batch statistics adapt to the images even if only the last layer is trai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,12 +96,13 @@ def train_classifier(
         "classes": list(shown),
     }
     record = out / "training.json"
-    if (finished := _claim(out, record, told, resume=resume, overwrite=overwrite)) is not None:
+    if (finished := _kept(out, record, told, resume=resume, overwrite=overwrite)) is not None:
         return finished
     with quiet_libraries(), compute.loading_on(device) as chosen:
         judge = Judge.new(recipe.head, list(shown), recipe.backbone, size=recipe.size, seed=recipe.seed, device=chosen)
     best = _Best()
-    _fit(judge, shown, asked, recipe, best, out / "training.pt")
+    with _claimed(record, told, overwrite=overwrite):
+        _fit(judge, shown, asked, recipe, best, out / "training.pt")
     judge.model.load_state_dict(best.weights)
     score = _accuracy(judge, asked, recipe.head)
     with quiet_libraries():
@@ -245,8 +247,8 @@ def _means(label: str, name: str) -> bool:
     return folded(name) in (folded(label), *map(folded, label.split(",")))
 
 
-def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overwrite: bool) -> Score | None:
-    """Prepare ``out``. Returns the score of a finished training that may be kept there, else None."""
+def _kept(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overwrite: bool) -> Score | None:
+    """The score of a finished training that may be kept in ``out``, else None. Raises `OutputError`; writes nothing."""
     if record.exists() and not overwrite:
         before = read_record(record, dict[str, Any])
         score = checked(record, before.pop("score", None), Score | None, "score")
@@ -261,8 +263,28 @@ def _claim(out: Path, record: Path, told: dict[str, Any], *, resume: bool, overw
         return score
     if not record.exists() and out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out} holds something else: choose another folder")
-    with writing(out):
-        for stale in (out / "config.json", out / "training.pt"):
-            stale.unlink(missing_ok=True)
-    write_json(record, told)
     return None
+
+
+@contextmanager
+def _claimed(record: Path, told: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
+    """Write ``record`` for the training inside the block, unless it continues one.
+
+    A training that fails before its first checkpoint leaves nothing.
+    """
+    out, checkpoint, again = record.parent, record.with_suffix(".pt"), record.exists() and not overwrite
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    if not again:
+        with writing(out):
+            for stale in (out / "config.json", checkpoint):
+                stale.unlink(missing_ok=True)
+        write_json(record, told)
+    try:
+        yield
+    except Exception:
+        if not (again or checkpoint.exists()):
+            record.unlink(missing_ok=True)
+            for folder in made:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
+        raise

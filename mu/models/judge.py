@@ -17,6 +17,7 @@ from typing_extensions import Self
 from mu.core.errors import ModelError
 from mu.core.files import writing
 from mu.models.clip import prepare
+from mu.models.hub import hub_folder
 from mu.models.places import EMBEDDED
 
 RANDOM = "random"
@@ -144,7 +145,12 @@ def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]
     """Make a network with a last layer for ``labels``; also return the settings in its processor's file."""
     place: Any = EMBEDDED["canvas-judge"] if backbone == RANDOM else backbone
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
-    local = {"local_files_only": Path(place).is_dir()}
+    if not Path(place).is_dir():
+        try:
+            place = hub_folder(str(place))
+        except ModelError as error:
+            raise ModelError(f"the backbone {error}, or use {RANDOM!r}") from None
+    local = {"local_files_only": True}
     try:
         if backbone == RANDOM:
             config = AutoConfig.from_pretrained(place, **names, **local)
@@ -157,7 +163,7 @@ def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ModelError(
-            f"the backbone {backbone!r} cannot be read or downloaded ({reason}): name a folder, or {RANDOM}"
+            f"the backbone {backbone!r} cannot be read ({reason}): name another folder, or {RANDOM}"
         ) from None
     return model, look
 

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from mu.algorithms.esd.algorithm import ESD
 from mu.core.errors import ConfigError
 from mu.models.diffusion import DiffusionModel
+from mu.models.formats import architectures
+from mu.models.formats.compvis import UNET, component_names
 from mu.training.tuning import Tuning, tuned
+from tests.conftest import family_member
 
 
 def method(model: DiffusionModel, **settings: Any) -> ESD:
@@ -109,6 +112,57 @@ def test_the_two_variants_share_no_parameter_and_leave_none(tiny: DiffusionModel
     assert all(".attn2." in name for name in x)
     assert not x & u
     assert x | u == {f"unet.{name}" for name, _ in tiny.unet.named_parameters()}
+
+
+def released(variant: str, place: str, matrix: bool) -> bool:
+    """Whether the released programs train a parameter, by its name in CompVis and whether its layer is a matrix."""
+    outer = place.startswith("out.") or "time_embed" in place
+    key = "attn2.to_k" in place or "attn2.to_v" in place
+    chosen = {
+        "xattn": "attn2" in place,
+        "noxattn": "attn2" not in place and not outer,
+        "selfattn": "attn1" in place,
+        "full": True,
+        "notime": not outer,
+        "xlayer": "attn2" in place and ("output_blocks.6." in place or "output_blocks.8." in place),
+        "selflayer": "attn1" in place and ("input_blocks.4." in place or "input_blocks.7." in place),
+        "esd-all": matrix,
+        "esd-x-strict": matrix and key,
+    }
+    return chosen[variant]
+
+
+@pytest.fixture(scope="module")
+def deep() -> DiffusionModel:
+    """A small UNet with the blocks of Stable Diffusion 1.x."""
+    down = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    up = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+    blocks = {"down_block_types": down, "up_block_types": up, "layers_per_block": 2}
+    width = {"block_out_channels": [32] * 4, "cross_attention_dim": 32, "attention_head_dim": 4}
+    text = {"hidden_size": 32, "intermediate_size": 64}
+    return family_member(architectures.stable_diffusion_1(), "deep", unet=blocks | width, text=text)
+
+
+@pytest.mark.parametrize(
+    "variant", ["xattn", "noxattn", "selfattn", "full", "notime", "xlayer", "selflayer", "esd-all", "esd-x-strict"]
+)
+def test_released_names_train_what_the_released_programs_train(variant: str, deep: DiffusionModel) -> None:
+    places = component_names("sd1", "unet", dict(deep.unet.config))
+    matrices = {name for name, layer in deep.unet.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+    wanted = {
+        f"unet.{name}"
+        for name, place in places.items()
+        if released(variant, place.removeprefix(UNET), name.rpartition(".")[0] in matrices)
+    }
+    found = set(method(deep, variant={"xattn": "esd-x"}.get(variant, variant)).parameters(deep))
+    assert found == wanted and found
+    assert len(found) == {"xlayer": 10, "selflayer": 10, "full": len(places)}.get(variant, len(found))  # control
+
+
+def test_a_variant_without_a_layer_is_refused(tiny: DiffusionModel) -> None:
+    """The embedded UNet has fewer blocks than the released program names."""
+    with pytest.raises(ConfigError, match=r"'xlayer'.*esd-x"):
+        method(tiny, variant="xlayer").parameters(tiny)
 
 
 def test_concepts_take_turns(tiny: DiffusionModel) -> None:

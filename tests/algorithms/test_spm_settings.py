@@ -162,7 +162,7 @@ def test_each_key_is_kept_refused_or_answered(key: str, tmp_path: Path, monkeypa
         with pytest.raises(ConfigError, match=key.split(".")[-1] if key.startswith("train") else key.split(".s")[0]):
             SemipermeableMembraneConfig.parse({}).merged({key: value})
         return
-    config = SemipermeableMembraneConfig.parse({}).merged({key: value})
+    config = SemipermeableMembraneConfig.parse({}).merged(BESIDE.get(key, {}) | {key: value})
     assert str(value_of(values_set(config), key)) == str(value)
     noted = any(re.search(rf"\b{key.split('.')[-1]}\b", note) for note in config.notes())
     assert noted == (answer in ("noted", "checked"))

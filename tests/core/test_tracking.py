@@ -122,6 +122,19 @@ def test_one_that_is_not_installed_is_told(
     assert f"pip install {kind}" in caplog.text
 
 
+def test_what_is_missing_is_told_before_the_first_row_and_also_without_any(
+    tmp_path: Path, wandb: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracked(WANDB, tmp_path, {}):
+        assert not caplog.records  # control: it is there
+    assert [record.getMessage() for record in caplog.records] == ["W&B got nothing: no losses were logged"]
+    caplog.clear()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with tracked(WANDB, tmp_path, {}):
+        assert "pip install wandb" in caplog.text
+    assert len(caplog.records) == 1
+
+
 def test_tensorboard_gets_each_number_under_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Any] = []
     writer = SimpleNamespace(add_scalar=lambda *told: said.append(told), close=lambda: said.append("closed"))

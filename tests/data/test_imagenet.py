@@ -73,9 +73,26 @@ def test_names_from_a_file(imagenet: Path, place: str, file: str, lines: list[st
     assert read_imagenet(imagenet, ["a", "b", "c"]).names == ("a", "b", "c")
 
 
-def test_what_is_missing_is_one_clear_error(imagenet: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"classes\.txt"):
-        read_imagenet(imagenet)
+def test_the_layout_of_the_documents_needs_only_timm(
+    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package with a list in the place and form of timm's, which has all synsets and more names for each."""
+    info = tmp_path / "site" / "timm" / "data" / "_info"
+    info.mkdir(parents=True)
+    (tmp_path / "site" / "timm" / "__init__.py").write_text("raise ImportError('not to be imported')\n")
+    lines = ["n00004475\torganism, being", *(f"{w}\t{n}, other" for w, n in zip(WNIDS, NAMES, strict=True))]
+    (info / "imagenet_synset_to_lemma.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert read_imagenet(imagenet).names == NAMES
+    (imagenet / "classes.txt").write_text("a\nb\nc\n")  # control: the folder's own names come first
+    assert read_imagenet(imagenet).names == ("a", "b", "c")
+
+
+def test_what_is_missing_is_one_clear_error(imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as without:
+        without.setattr("mu.data.imagenet.find_spec", lambda name: None)
+        with pytest.raises(DataError, match=r"classes\.txt .*timm"):
+            read_imagenet(imagenet)
     with pytest.raises(DataError, match=r"\b2\b.*\b3\b"):
         read_imagenet(imagenet, ["a", "b"])
     (imagenet / "classes.txt").write_text("tench\ngoldfish\n")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
-from mu.core.errors import EditError, OutputError
+from mu.core.errors import EditError, ModelError, OutputError
 from mu.data.canvas import rendered_pairs
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
@@ -31,7 +32,8 @@ from mu.models import load
 from mu.models.diffusion import DiffusionModel
 from mu.models.diffusion.stable_diffusion import StableDiffusion
 from mu.models.formats import architectures, compvis
-from mu.models.formats.single_file import load_single_file
+from mu.models.formats.checkpoint import read_state_dict
+from mu.models.formats.single_file import DESCRIPTION, description_of, load_single_file
 from mu.models.parameters import find_parameter
 from mu.models.quiet import quiet_libraries
 
@@ -300,6 +302,37 @@ def test_a_merged_compvis_file_comes_back(ending: str, tiny: DiffusionModel, tin
         found = images(load_single_file(path, configs=tiny_folder))
     assert torch.allclose(found, wanted, atol=1e-5)
     assert not torch.allclose(found, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+def test_a_merged_file_of_a_small_model_opens_again_by_itself(
+    ending: str, tiny: DiffusionModel, tmp_path: Path
+) -> None:
+    """Also after a second merge; a description that is damaged is refused in one line."""
+    bank = both_kinds(tiny)
+    path, wanted = export(bank, tmp_path / f"merged{ending}", "compvis"), merged_images(bank)
+    again = load(path, device="cpu")
+    assert torch.allclose(images(again.pipeline), wanted, atol=1e-5)
+    twice = export(Bank(again, []), tmp_path / f"twice{ending}", "compvis")
+    assert torch.allclose(images(load(twice, device="cpu").pipeline), wanted, atol=1e-5)
+    content = read_state_dict(path)
+    content[DESCRIPTION] = content[DESCRIPTION][:-9].clone()
+    save_file(content, tmp_path / "damaged.safetensors")
+    with pytest.raises(ModelError, match="describes itself wrongly"):
+        load(tmp_path / "damaged.safetensors", device="cpu")
+    del content[DESCRIPTION]
+    save_file(content, tmp_path / "without.safetensors")
+    with pytest.raises(ModelError):  # control: it is the description that opens the file
+        load(tmp_path / "without.safetensors", device="cpu")
+
+
+def test_a_file_of_a_published_architecture_needs_no_description() -> None:
+    parts = {
+        name: architectures.blueprint(config)
+        for name, config in architectures.stable_diffusion_1().items()
+        if name != "scheduler"
+    }
+    assert description_of(SimpleNamespace(**parts, text_encoder_2=None)) == {}
 
 
 def test_existing_results_are_kept(tiny: DiffusionModel, tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ class ConceptAblationConfig(AnchoredConfig):
     output_dir: str = "outputs/ca"
     """The run folder."""
 
+    def idle(self) -> Mapping[str, str]:
+        return self.images.idle_for(self.concepts)
+
 
 class ConceptAblationMethod(Method):
     """Concept ablation: fine-tuning that makes prompts of the concept mean what prompts of an anchor mean.

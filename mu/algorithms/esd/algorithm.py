@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mu.algorithms.esd.configs import ESDConfig, ESDMethod
+from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.models.diffusion.schedulers import training_scheduler
-from mu.models.parameters import select
+from mu.models.formats.compvis import UNET, component_names
+from mu.models.parameters import find_module, select
 from mu.training.diffusion_method import WeightErasure
 from mu.training.tuning import Tuning
 
@@ -30,8 +34,9 @@ class ESD(ESDMethod, WeightErasure):
     samples without gradient and 1 with gradient.
 
     Departures. The released code of 2023 gives the UNet a t drawn from the 1000/K timesteps up to the next noise level;
-    we give it the noise level of x_t. Its ``noxattn`` excludes time embedding and output layers, that of 2025 excludes
-    all normalisations. ESD-u here trains every parameter outside the cross-attention, as in the paper. The ESD in the
+    we give it the noise level of x_t. Its ``noxattn`` excludes time embedding and output layers, the
+    ``esd-u`` of 2025 excludes all normalisations. ESD-u here trains every parameter outside the cross-attention, as in
+    the paper. The ESD in the
     code of separable concept erasure always denoises to x_0, because its sampler ignores the argument that should stop
     it (check: ``k`` in the log is the number of guided steps; count the UNet's calls). For v-prediction models the loss
     is on v.
@@ -50,14 +55,36 @@ class ESD(ESDMethod, WeightErasure):
         self.encoded = [model.encode([prompt]) for prompt in self.config.prompts()]
 
     def parameters(self, model: DiffusionModel) -> dict[str, nn.Parameter]:
+        """The trained parameters, by full name. Raises `ConfigError` if ``variant`` names none of ``model``'s."""
+        variant, every = self.config.variant, select(model, f"{model.backbone_name}.*")
         cross = model.parameters("cross-attention")
-        if self.config.variant == "esd-x":
-            return cross
-        return {
-            name: parameter
-            for name, parameter in select(model, f"{model.backbone_name}.*").items()
-            if name not in cross
-        }
+        names: AbstractSet[str]
+        match variant:
+            case "esd-x":
+                return cross
+            case "esd-u":
+                names = every.keys() - cross.keys()
+            case "full":
+                names = every.keys()
+            case "noxattn":
+                names = {name for name in every if name not in cross and not _is_outer(name)}
+            case "notime":
+                names = {name for name in every if not _is_outer(name)}
+            case "esd-x-strict":
+                names = model.parameters("text-keys").keys() | model.parameters("text-values").keys()
+            case "esd-all":
+                names = {name for name in every if isinstance(find_module(model, name), (nn.Linear, nn.Conv2d))}
+            case "selfattn":
+                names = {name for name in every if ".attn1." in name}
+            case "xlayer":
+                names = _in_blocks(model, "output_blocks.6.", "output_blocks.8.") & cross.keys()
+            case "selflayer":
+                within = _in_blocks(model, "input_blocks.4.", "input_blocks.7.")
+                names = {name for name in within if ".attn1." in name}
+        found = {name: parameter for name, parameter in every.items() if name in names}
+        if not found:
+            raise ConfigError(f"variant {variant!r} names no layer of {model.name!r}: choose another, such as esd-x")
+        return found
 
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:
         model, eta = self.model, self.config.negative_guidance
@@ -81,3 +108,15 @@ class ESD(ESDMethod, WeightErasure):
         x = initial_noise(model, model.default_size, model.default_size, [generator])
         x = denoise(model, x, c, self.nothing, scheduler, steps=k, guidance=self.config.start_guidance)
         return x, scheduler.timesteps[k]
+
+
+def _is_outer(name: str) -> bool:
+    """Whether a parameter belongs to the time embedding or to the output layers."""
+    return name.partition(".")[2].startswith(("time_embedding.", "conv_norm_out.", "conv_out."))
+
+
+def _in_blocks(model: DiffusionModel, *blocks: str) -> set[str]:
+    """The parameters of the UNet in ``blocks``, which have the names of the released program (CompVis)."""
+    places = component_names("sd1", "unet", dict(model.backbone.config))
+    inside = tuple(UNET + block for block in blocks)
+    return {f"{model.backbone_name}.{name}" for name, place in places.items() if place.startswith(inside)}

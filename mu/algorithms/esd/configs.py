@@ -10,15 +10,23 @@ from pydantic import Field
 from mu.core.algorithm import Method, Preset, Presets
 from mu.training.diffusion_config import ErasureConfig, TrainConfig
 
+Variant = Literal[
+    "esd-x", "esd-u", "noxattn", "notime", "full", "selfattn", "xlayer", "selflayer", "esd-all", "esd-x-strict"
+]
+"""Which parameters ESD trains."""
+
 
 class ESDConfig(ErasureConfig):
     """All settings of ESD. Defaults: the published settings for styles on SD 1.4 (ESD-x)."""
 
     train: TrainConfig = TrainConfig()
     """The optimisation."""
-    variant: Literal["esd-x", "esd-u"] = "esd-x"
+    variant: Variant = "esd-x"
     """``esd-x`` trains the cross-attention, for concepts that a prompt names. ``esd-u`` trains all other parameters,
-    for concepts that also appear when the prompt does not name them."""
+    for concepts that also appear when the prompt does not name them. The rest are the released programs' names: of 2023
+    ``noxattn``, ``notime``, ``full``, ``selfattn``, and ``xlayer`` and ``selflayer`` for two blocks' cross- and
+    self-attention; of 2025 ``esd-all`` (all linear layers and convolutions) and ``esd-x-strict`` (keys and values of
+    the cross-attention)."""
     negative_guidance: float = Field(1.0, gt=0)
     """eta: how far past the unconditional prediction the concept is pushed."""
     start_guidance: float = 3.0

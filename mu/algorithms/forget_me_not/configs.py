@@ -41,6 +41,12 @@ class ForgetMeNotConfig(AnchoredConfig):
     output_dir: str = "outputs/fmn"
     """The run folder."""
 
+    def idle(self) -> Mapping[str, str]:
+        found = self.images.idle_for(self.concepts)
+        if self.objective == "attention":
+            found |= {"anchors": "objective attention needs no anchor"}
+        return found
+
 
 class ForgetMeNotMethod(Method):
     """Forget-Me-Not: fine-tuning of the cross-attention on its own attention maps.

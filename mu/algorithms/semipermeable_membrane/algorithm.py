@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,7 +108,6 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         config, settings = self.config, self.config.model_dump(mode="json")
-        self._tell(config.notes())
         self.model = model = self.load_model()
         data = SemipermeableMembraneDataHandler(config, model)
         info = EditInfo(
@@ -135,10 +133,12 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         )
         return membrane.finished()
 
-    @staticmethod
-    def _tell(notes: Sequence[str]) -> None:
-        for note in notes:
-            log.info(note)
+    def notes(self) -> list[str]:
+        found, named = super().notes(), self.config.old.named()
+        if named and self.tracks != "wandb":
+            names, have = ", ".join(named), "has" if len(named) == 1 else "have"
+            found.append(f"{names} {have} no effect: W&B is off; pass --track wandb, or set logging.use_wandb")
+        return found
 
     def tracking(self) -> Tracking:
         return cast(Tracking, self.config.old.tracking())

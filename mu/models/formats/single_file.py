@@ -9,6 +9,7 @@ import gzip
 import importlib.util
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,9 @@ def load_single_file(
     it. By default it is what the file says of itself (see `mu.models.formats.statements`); else SD 2.x is the 768 x 768
     model (``v_prediction``), and all others are ``epsilon``. ``configs`` replaces the published config of the
     components it lists (``unet``, ``vae``, ``text_encoder``, ``text_encoder_2``, ``scheduler``), or names a diffusers
-    folder with configs and a tokenizer. ``dtype=None`` keeps the precision of the file. Tensors from training (EMA
-    copies) are ignored. ``tensors`` is the content of the file, if it was read before; the mapping is emptied.
+    folder with configs and a tokenizer. By default a file of `described` describes itself. ``dtype=None`` keeps the
+    precision of the file. Tensors from training (EMA copies) are ignored. ``tensors`` is the content of the file, if it
+    was read before; the mapping is emptied.
 
     Raises `ModelError` if the file cannot be read, is not a Stable Diffusion checkpoint, lacks a tensor of its config,
     or has a surplus tensor or one of another shape in UNet, autoencoder or text encoders; or if no tokenizer is found.
@@ -73,6 +75,8 @@ def load_single_file(
     path = Path(path)
     tensors = _with_usual_names(read_state_dict(path) if tensors is None else tensors)
     family = _family(tensors, path)
+    own = _own_description(tensors, path)
+    configs = configs or own.get("configs")
     said = statements(tensors, read_metadata(path), path)
     if prediction_type is None:
         prediction_type = said.prediction(path)
@@ -90,7 +94,12 @@ def load_single_file(
         check_schedule(tensors, parts["scheduler"], path)
         for component in _text_encoders(family):
             tokenizer = component.replace("text_encoder", "tokenizer")
-            parts[tokenizer] = find_tokenizer(places, tokenizer, described[component], pad=_PAD[family, tokenizer])
+            kept = own.get("tokenizers", {}).get(tokenizer)
+            parts[tokenizer] = (
+                _from_texts(kept, path)
+                if kept
+                else find_tokenizer(places, tokenizer, described[component], pad=_PAD[family, tokenizer])
+            )
         for component in ("unet", "vae", *_text_encoders(family)):
             try:
                 parts[component] = _take(tensors, family, component, described[component], dtype)
@@ -125,16 +134,73 @@ def to_compvis(pipeline: Any) -> dict[str, Tensor]:
     The noise schedule, EMA copies and the last layer of SD 2.x's text encoder, which is never evaluated, are left out,
     because a pipeline does not hold them. Raises `ModelError` while adapters (LoRA) are in the model.
     """
-    if getattr(pipeline, "text_encoder_2", None) is not None:
-        family = "sdxl"
-    else:
-        family = "sd2" if pipeline.text_encoder.config.hidden_act == "gelu" else "sd1"
+    family = _family_of(pipeline)
     checkpoint: dict[str, Tensor] = {}
     for component in ("unet", "vae", *_text_encoders(family)):
         module = getattr(pipeline, component)
         config = module.config if component in ("unet", "vae") else module.config.to_dict()
         checkpoint |= pack(module.state_dict(), compvis.component_names(family, component, config))
     return checkpoint
+
+
+DESCRIPTION = "mu_description"
+"""Name of the tensor that holds the bytes of a JSON text: ``configs`` by component, and ``tokenizers``, each as the
+texts of its files by name. Files of a published architecture have none."""
+
+
+def description_of(pipeline: Any) -> dict[str, Tensor]:
+    """What ``to_compvis`` must add so that the file opens again; empty for a published architecture."""
+    family, published = _family_of(pipeline), _published(_family_of(pipeline), None)
+    modules = {part: getattr(pipeline, part) for part in ("unet", "vae", *_text_encoders(family))}
+    if all(_shapes(module) == _shapes(architectures.blueprint(published[part])) for part, module in modules.items()):
+        return {}
+    configs = {part: json.loads(_config_text(module)) for part, module in modules.items()}
+    configs["scheduler"] = json.loads(pipeline.scheduler.to_json_string())
+    named = [part.replace("text_encoder", "tokenizer") for part in _text_encoders(family)]
+    content = {"configs": configs, "tokenizers": {name: _as_texts(getattr(pipeline, name)) for name in named}}
+    return {DESCRIPTION: torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)}
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _config_text(module: Any) -> str:
+    """The config of a component as in its folder; what it is built by is always named."""
+    if not hasattr(module.config, "to_json_string"):
+        return str(module.to_json_string())
+    return json.dumps(module.config.to_dict() | {"architectures": [type(module).__name__]})
+
+
+def _as_texts(tokenizer: CLIPTokenizer) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
+
+
+def _from_texts(files: Mapping[str, str], path: Path) -> CLIPTokenizer:
+    """The tokenizer whose files are in ``files``, from the description in the file at ``path``."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            if Path(name).name != name:
+                raise ModelError(f"{path} describes itself wrongly ({name[:40]!r}): use another copy")
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        if not _holds_tokenizer(Path(folder)):
+            raise ModelError(f"{path} describes itself wrongly (no tokenizer): use another copy")
+        return _opened(Path(folder))
+
+
+def _own_description(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Take the file's description of itself out of ``tensors``; empty if it has none."""
+    if (content := tensors.pop(DESCRIPTION, None)) is None:
+        return {}
+    try:
+        found = json.loads(content.numpy().tobytes())
+        if all(isinstance(each, dict) for part in ("configs", "tokenizers") for each in found[part].values()):
+            return dict(found)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    raise ModelError(f"{path} describes itself wrongly ({DESCRIPTION}): use another copy")
 
 
 def find_tokenizer(places: Sequence[Path], folder: str, text_config: Mapping[str, Any], pad: str) -> CLIPTokenizer:
@@ -172,6 +238,12 @@ def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
     if has("conditioner.embedders.0.model."):
         raise ModelError(f"{path} is the SDXL refiner, which needs more than text: name the SDXL base model")
     raise ModelError(f"{path} holds a UNet but no known text encoder: name a full SD 1.x, SD 2.x or SDXL checkpoint")
+
+
+def _family_of(pipeline: Any) -> str:
+    if getattr(pipeline, "text_encoder_2", None) is not None:
+        return "sdxl"
+    return "sd2" if pipeline.text_encoder.config.hidden_act == "gelu" else "sd1"
 
 
 def _text_encoders(family: str) -> tuple[str, ...]:

@@ -92,6 +92,16 @@ class TrainConfig(Renewed):
     compile: bool = False
     """Run the UNet through torch.compile: takes minutes to start, then steps on a GPU are faster."""
 
+    def idle(self) -> Mapping[str, str]:
+        kind, found = self.lr_scheduler.lower(), {}
+        if kind != "cosine_with_restarts":
+            found["lr_scheduler_num_cycles"] = "only lr_scheduler cosine_with_restarts has cycles"
+        if kind != "polynomial":
+            found["lr_scheduler_power"] = "only lr_scheduler polynomial has an exponent"
+        if kind in ("constant", "piecewise_constant") or kind.startswith("adafactor:"):
+            found["lr_warmup_steps"] = f"lr_scheduler {kind} has no warm-up"
+        return found
+
 
 class SaveConfig(BaseConfig):
     name: str | None = None
@@ -162,6 +172,15 @@ class PromptConfig(Renewed):
             raise ValueError("template_neutral has no effect without use_template: set both")
         return self
 
+    def idle(self) -> Mapping[str, str]:
+        found = {} if self.use_template else {"templates": "use_template is off"}
+        if self.action == "erase":
+            names = ("la_strength", "sampling_batch_size", "anchor_layout", "anchors", "anchor_alpha")
+            found |= dict.fromkeys(names, "action erase has no anchors")
+        elif self.anchors == "gaussian":
+            found["anchor_alpha"] = "only vocabulary anchors are weighted"
+        return found
+
 
 class GateConfig(BaseConfig):
     kind: Literal["facilitated_transport", "fixed"] = "facilitated_transport"
@@ -172,6 +191,9 @@ class GateConfig(BaseConfig):
     """Similarity of prompt embeddings, of tokens, or the larger of the two."""
     arithmetic: Arithmetic = "paper"
     """``reference`` reproduces the released code: gamma squared, and cross terms between several SPMs."""
+
+    def idle(self) -> Mapping[str, str]:
+        return {"metric": "a fixed gate compares nothing"} if self.kind == "fixed" else {}
 
     def typed(self) -> Gate:
         """The gate that is written to the edit's file."""
@@ -301,10 +323,24 @@ class SemipermeableMembraneConfig(Renewed):
         }
         return entry.model_copy(update=derived)
 
-    def notes(self) -> list[str]:
-        """The settings that were given and have no effect, one line each."""
-        sections = (self.train.old, self.old, *(entry.old for entry in self.given()))
-        return list(dict.fromkeys(line for old in sections for line in old.notes()))
+    def idle(self) -> Mapping[str, str]:
+        several = "prompts_file" if self.prompts_file else "prompts" if self.prompts else None
+        sizes = {entry.batch_size for entry in self.given()}
+        found = {"prompt": f"{several} replaces it"} if several else {}
+        if self.prompts_file:
+            found["prompts"] = "prompts_file replaces it"
+        if self.pretrained_model.name_or_path:
+            found["pretrained_model.ckpt_path"] = "pretrained_model.name_or_path is used"
+        if self.save.path:
+            found["output_dir"] = "save.path is used"
+        if None not in sizes and self.train.batch_size not in (None, *sizes):
+            found["train.batch_size"] = "prompt.batch_size is used"
+        return found
+
+    def unused(self) -> dict[str, str]:
+        """Like `BaseConfig.unused`, with the entries in use as ``prompt``, from wherever they are."""
+        found = {name: why for name, why in super().unused().items() if not name.startswith("prompt.")}
+        return found | {f"prompt.{name}": why for entry in self.given() for name, why in entry.unused().items()}
 
 
 def read_prompts_file(path: str) -> list[PromptConfig]:

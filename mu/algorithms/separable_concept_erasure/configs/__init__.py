@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,9 @@ class DataConfig(BaseConfig):
     stored_targets: int = Field(0, ge=0, le=MOST)
     """Store the frozen predictions of this many noised images and use them in turn. That saves two of three
     evaluations, but fixes the noise and timestep of each image. 0 draws them anew at every step."""
+
+    def idle(self) -> Mapping[str, str]:
+        return dict.fromkeys(("steps", "guidance"), "images come from data.folder") if self.folder else {}
 
 
 class TrainConfig(BaseConfig):
@@ -95,6 +99,11 @@ class ConceptIrrelevantErasureConfig(DiffusionConfig):
             raise ValueError("train.stop is held_out, but prompt.held_out is empty: add a template to it")
         return self
 
+    def idle(self) -> Mapping[str, str]:
+        stop = self.train.stop
+        found = {} if stop == "held_out" else dict.fromkeys(("prompt.held_out", "train.left"), f"train.stop is {stop}")
+        return found | ({"train.threshold": "train.stop is steps"} if stop == "steps" else {})
+
 
 class ProtectConfig(BaseConfig):
     prompts: list[str] = []
@@ -118,6 +127,11 @@ class ProtectConfig(BaseConfig):
     more than a tenth of its effect is trained again, for at most this many updates. null leaves older deltas as they
     are."""
 
+    def idle(self) -> Mapping[str, str]:
+        if self.others or self.erased == "nearly":
+            return {}
+        return dict.fromkeys(("leave", "null_tol"), "protect.others is empty, and all else is protected exactly")
+
 
 class BasisConfig(BaseConfig):
     kind: Literal["orthonormal", "elimination"] = "orthonormal"
@@ -129,6 +143,9 @@ class BasisConfig(BaseConfig):
     """Use only this many vectors, from the first on."""
     concept_tol: float = Field(1e-6, ge=0, lt=1)
     """Drop orthonormal directions whose effect on the concept is below this share of the strongest direction's."""
+
+    def idle(self) -> Mapping[str, str]:
+        return {"concept_tol": "elimination uses the whole null space"} if self.kind == "elimination" else {}
 
 
 class SeparableTrainConfig(TrainConfig):

@@ -23,6 +23,9 @@ class DataConfig(BothSets):
     per_class: int = Field(8, ge=1, le=MOST)
     """Images per class, for tasks that render their own."""
 
+    def idle(self) -> Mapping[str, str]:
+        return {} if "canvas" in self.tasks else {"per_class": "no task renders its own images"}
+
 
 class GradientConfig(BaseConfig):
     batch_size: int = Field(16, ge=2, le=65_536)
@@ -43,6 +46,12 @@ class GradientConfig(BaseConfig):
     Files of `mu gradients` state it; the released programs' ``.pt`` files do not. Both data.forget and data.retain
     accept a gradient file in place of images."""
 
+    def idle(self) -> Mapping[str, str]:
+        accumulates = {"batch_mean", "cumulative"} & {*self.compat}
+        if not accumulates or self.precondition is not None:
+            return {}
+        return {"chunk": f"compat {', '.join(sorted(accumulates))} computes one batch at a time"}
+
 
 class LayersConfig(BaseConfig):
     tower: Literal["both", "vision", "language"] = "both"
@@ -53,6 +62,9 @@ class LayersConfig(BaseConfig):
     """Patterns of tensors to search instead of the Pareto front; one of them is changed."""
     max_front: int = Field(8, ge=1)
     """Search at most this many tensors of each tower's Pareto front, those with the largest importance first."""
+
+    def idle(self) -> Mapping[str, str]:
+        return {"max_front": "layers.names says what is searched"} if self.names else {}
 
 
 class ImagesConfig(BaseConfig):
@@ -104,6 +116,14 @@ class SearchConfig(BaseConfig):
         if self.rho_min >= self.rho_max:
             raise ValueError(f"rho_min ({self.rho_min:g}) must be below rho_max ({self.rho_max:g})")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        grid = ("rho_min", "rho_max", "steps") if self.method == "reference" else ()
+        images = [f"images.{name}" for name in ImagesConfig.model_fields] if self.on == "clip" else ()
+        return {
+            **dict.fromkeys(grid, "search.method reference has no grid"),
+            **dict.fromkeys(images, "search.on is clip, which makes no images"),
+        }
 
 
 class SlugConfig(BaseConfig):

@@ -1,0 +1,283 @@
+"""Each setting of each method changes something that can be observed, or says that it does not, and to whom sets it."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import mu
+from mu.algorithms import ALGORITHMS, algorithm
+from mu.core.config import BaseConfig, OldKeys, Renewed, _models, _why_unused, fields_of, unused
+
+PACKAGE = Path(mu.__file__).parent
+
+
+class Section(BaseConfig):
+    read: int = 1
+    ignored: int = unused(3, "nobody asks", ge=0)
+    """Replaced by the reason."""
+    near: int = 0
+
+    def idle(self) -> dict[str, str]:
+        return {"near": "read is even"} if self.read % 2 == 0 else {}
+
+
+class Old(OldKeys):
+    former: dict[str, int] = unused({}, "it was never read")
+
+
+class Settings(Renewed):
+    legacy = Old
+
+    section: Section = Section()
+    several: list[Section] = []
+
+
+def test_what_was_given_without_effect_is_told_with_its_reason() -> None:
+    told = {
+        "section.ignored": "nobody asks",
+        "former.a": "it was never read",
+        "former.b": "it was never read",
+        "section.near": "read is even",
+    }
+    config = Settings.parse({"section": {"ignored": 3, "near": 2, "read": 2}, "former": {"a": 1, "b": 2}})
+    assert config.unused() == told
+    assert config.notes() == [
+        "section.ignored has no effect: nobody asks",
+        "section.near has no effect: read is even",
+        "former.a, former.b have no effect: it was never read",
+    ]
+    assert Section.model_fields["ignored"].description == "No effect: nobody asks."
+    config.section.ignored = 5  # by attribute too
+    assert "section.ignored" in config.unused()
+
+
+def test_control_what_was_not_given_or_has_an_effect_is_not_told() -> None:
+    assert Settings.parse({}).notes() == []
+    assert Settings.parse({"section": {"near": 2, "read": 3}}).notes() == []
+    whole = Settings.parse({"section": {"near": 0, "read": 2}})  # as a run's config.yaml, which names all values
+    assert whole.notes() == []
+
+
+# -- the walk over all settings of all methods ----------------------------------------------------------------------
+
+
+@cache
+def module_of(name: str) -> Path | None:
+    places = (PACKAGE.parent.joinpath(*name.split(".")), PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py"))
+    return next((place for place in (places[0] / "__init__.py", places[1]) if place.is_file()), None)
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """The modules of this package that the module ``name`` imports anywhere in it."""
+    path = module_of(name)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path else ():
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mu"):
+            found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {each.name for each in node.names if each.name.startswith("mu.")}
+    return frozenset(each for each in found if module_of(each))
+
+
+def reached(name: str) -> set[str]:
+    """All modules that ``name`` works with."""
+    found, left = set[str](), [name]
+    while left:
+        each = left.pop()
+        if each not in found:
+            found.add(each)
+            left += imported(each)
+    return found
+
+
+@cache
+def read_in(name: str) -> frozenset[str]:
+    """The names that a module reads of some object: ``x.name`` and ``getattr(x, "name")``.
+
+    What `BaseConfig.idle` reads only decides what is told, and counts for nothing.
+    """
+    path, found = module_of(name), set[str]()
+    tree = ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
+    telling = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("idle")]
+    silent = {id(below) for node in telling for below in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in silent:
+            continue
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr" and len(node.args) > 1:
+            named = node.args[1]
+            found |= {str(each.value) for each in ast.walk(named) if isinstance(each, ast.Constant)}
+    return frozenset(found)
+
+
+def settings_of(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
+    """Every setting: its dotted name, the class that has it, and its name there."""
+    for name, field in fields_of(config).items():
+        below = _models(field.annotation)
+        for each in below:
+            yield from settings_of(each, f"{prefix}{name}.")
+        if not below:
+            yield prefix + name, config, name
+
+
+def silent(config: type[BaseModel], home: str) -> list[str]:
+    """The settings of ``config`` that nothing which the module ``home`` works with reads, and that do not say so."""
+    seen = {name for module in {*reached(home), "mu.core.program"} for name in read_in(module)}
+    return [
+        dotted
+        for dotted, owner, name in settings_of(config)
+        if name not in seen and not _why_unused(fields_of(owner)[name])
+    ]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_setting_is_read_or_says_that_it_has_no_effect(name: str) -> None:
+    chosen = algorithm(name)
+    assert silent(chosen.config_class, chosen.__module__) == []
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_control_a_setting_that_nothing_reads_is_found(name: str) -> None:
+    chosen: Any = algorithm(name)
+
+    class More(chosen.config_class):  # type: ignore[misc]
+        read_by_nothing: int = 1
+        declared: int = unused(1, "a test adds it")
+
+    assert silent(More, chosen.__module__) == ["read_by_nothing"]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_is_told_is_a_setting(name: str) -> None:
+    """`idle` names no setting that does not exist, whatever the values of those it looks at."""
+    kind = algorithm(name).config_class
+    known = {dotted for dotted, _, _ in settings_of(kind)} | set(kind.model_fields)
+    for config in (kind.parse({}), *algorithm(name).presets.values()):
+        assert {*config.idle()} <= known
+        for section, value in config:
+            if isinstance(value, BaseConfig):
+                assert {f"{section}.{below}" for below in value.idle()} <= known
+
+
+@pytest.mark.parametrize(("name", "preset"), [(name, each) for name in ALGORITHMS for each in algorithm(name).presets])
+def test_no_preset_sets_what_has_no_effect(name: str, preset: str) -> None:
+    """A user who asks for a preset said nothing that could be in vain."""
+    assert algorithm(name).for_concepts(["neon"], None, preset).notes() == []
+
+
+IDLE: list[tuple[str, dict[str, Any], str]] = [
+    ("spm", {"train": {"batch_size": 1}, "prompt": {"batch_size": 2}}, "train.batch_size"),
+    ("spm", {"prompt": {"templates": ["a {}"]}}, "prompt.templates"),
+    ("spm", {"prompt": {"action": "erase", "la_strength": 3.0}}, "prompt.la_strength"),
+    ("spm", {"prompt": {"la_strength": 3.0}, "prompts": [{"target": "dog"}]}, "prompt"),
+    ("spm", {"prompts": [{"target": "dog", "anchor_alpha": 2.0}]}, "prompt.anchor_alpha"),
+    ("spm", {"train": {"lr_scheduler": "constant", "lr_warmup_steps": 7}}, "train.lr_warmup_steps"),
+    ("spm", {"save": {"path": "here"}, "output_dir": "there"}, "output_dir"),
+    ("spm", {"gate": {"kind": "fixed", "metric": "tokenuni"}}, "gate.metric"),
+    ("cie", {"data": {"folder": "images", "guidance": 3.0}}, "data.guidance"),
+    ("cie", {"train": {"left": 0.5}}, "train.left"),
+    ("sepce", {"train": {"stop": "steps", "threshold": 0.5}}, "train.threshold"),
+    ("sepce", {"protect": {"leave": 32}}, "protect.leave"),
+    ("sepce", {"basis": {"kind": "elimination", "concept_tol": 0.1}}, "basis.concept_tol"),
+    ("slug", {"search": {"method": "reference", "rho_max": 2.0}}, "search.rho_max"),
+    ("slug", {"search": {"images": {"steps": 5}}}, "search.images.steps"),
+    ("slug", {"layers": {"names": ["*fc1*"], "max_front": 2}}, "layers.max_front"),
+    ("slug", {"gradients": {"compat": ["batch_mean"], "chunk": 2}}, "gradients.chunk"),
+    ("slug", {"data": {"per_class": 2}}, "data.per_class"),
+    ("ca", {"concepts": ["dog"], "images": {"sources": {"dog": "dogs"}, "steps": 5}}, "images.steps"),
+    ("fmn", {"objective": "attention", "anchors": ["art"]}, "anchors"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "told"), IDLE)
+def test_what_other_settings_leave_without_effect_is_told(name: str, values: dict[str, Any], told: str) -> None:
+    assert list(algorithm(name).config_class.parse(values).unused()) == [told]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("spm", {"train": {"batch_size": 2}, "prompt": {"batch_size": 2}}),
+        ("spm", {"prompt": {"templates": ["a {}"], "use_template": True, "la_strength": 3.0}}),
+        ("spm", {"prompts": [{"target": "dog", "anchor_alpha": 2.0, "anchors": "vocabulary"}]}),
+        ("cie", {"data": {"guidance": 3.0}, "train": {"threshold": 0.5}}),
+        ("sepce", {"protect": {"leave": 32, "others": ["dog"]}, "basis": {"concept_tol": 0.1}}),
+        ("slug", {"search": {"rho_max": 2.0, "on": "model", "images": {"steps": 5}}, "layers": {"max_front": 2}}),
+        ("slug", {"gradients": {"compat": ["batch_mean"], "precondition": 0.3, "chunk": 2}, "data.tasks": ["canvas"]}),
+        ("ca", {"concepts": ["dog", "cat"], "images": {"sources": {"dog": "dogs"}, "steps": 5}}),
+        ("fmn", {"anchors": ["art"]}),
+    ],
+)
+def test_control_what_has_an_effect_is_not_told(name: str, values: dict[str, Any]) -> None:
+    assert algorithm(name).config_class.parse({}, values).notes() == []
+
+
+# -- where it is told -------------------------------------------------------------------------------------------------
+
+QUICK = {"train": {"iterations": 1, "max_denoising_steps": 2, "optimizer_type": "AdamW"}}
+SCRIPT = """
+from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm as SPM
+settings = {"pretrained_model": {"ckpt_path": "canvas"}, "devices": "cpu", "train": {"iterations": 1,
+            "max_denoising_steps": 2, "optimizer_type": "AdamW"}}
+SPM(settings, output_dir="out", use_sample=True, other={"use_xformers": True}, wandb_run="mine").run()
+"""
+
+
+def test_a_script_without_any_set_up_shows_it_and_the_log_keeps_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT],
+        capture_output=True, text=True, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    (log,) = tmp_path.rglob("log.txt")
+    for told in (
+        "use_sample has no effect: SPM needs only the concept's name and reads no dataset",
+        "other.use_xformers has no effect: PyTorch's own memory-efficient attention is always used",
+        "wandb_run has no effect: W&B is off",
+    ):
+        assert done.stderr.count(told) == 1 and log.read_text().count(told) == 1
+    assert "unet_lr" not in done.stderr + log.read_text()  # control
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_verbose_decides_about_infos_and_never_about_warnings(verbose: bool, tmp_path: Path, tiny: Any) -> None:
+    chosen = algorithm("cie")
+    logger = logging.getLogger("mu")
+    before = logger.level
+    settings = {"concepts": ["neon"], "verbose": verbose, "data.steps": 2, "train.left": 0.5, "train.iterations": 1}
+    run = chosen(chosen.config_class.parse({}, settings), model=tiny, output_dir=str(tmp_path / "run")).run().run
+    told = run.log.read_text()
+    assert logger.level == before
+    assert ("momentum statistic" in told) == verbose
+    assert "train.left has no effect: train.stop is correlation" in told
+
+
+def test_each_method_tells_it_before_it_begins(tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """`mu.erase` and `find_edit` too; one that calls its parent's tells it once."""
+    chosen = algorithm("sepce")
+
+    class Further(chosen):  # type: ignore[misc, valid-type]
+        def find_edit(self, run: Any = None, log: Any = None) -> Any:
+            return super().find_edit(run, log)
+
+    settings = {"concepts": ["neon"], "protect.leave": 32, "data.steps": 2, "train.iterations": 1}
+    Further(chosen.config_class.parse({}, settings), model=tiny).find_edit()
+    assert [record.levelname for record in caplog.records if "protect.leave" in record.message] == ["WARNING"]
+
+
+def test_the_walk_reaches_what_methods_work_with() -> None:
+    """Control of the walk: settings of one method are unknown to another's modules."""
+    assert "mu.diffusion.noised_images" in reached(import_module("mu.algorithms.concept_ablation.algorithm").__name__)
+    assert silent(algorithm("slug").config_class, "mu.core.errors") != []
