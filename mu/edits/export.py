@@ -17,13 +17,12 @@ from mu.core.errors import EditError, OutputError
 from mu.core.files import atomic_path, usual_modes, writing
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
-from mu.edits.gates import FixedStrength
 from mu.edits.lora_files import edit_metadata, kohya_metadata, kohya_tensors, peft_tensors
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.merged_folder import ROUNDED_AWAY, Merged, cast_files, clean, main_dtype, write_model, write_pipeline
 from mu.edits.tensor_file import write_tensors
-from mu.edits.ungated import tell_ungated
+from mu.edits.ungated import tell_lost_gates
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
@@ -239,8 +238,8 @@ def export(
         )
         raise EditError(f"format {form} cannot hold {model.name!r}, which is {what}")
     with writing(path):
-        sizes = _sizes(bank, strengths)
-        tell_ungated(bank, sizes)
+        tell_lost_gates(bank, bank.strengths(strengths))
+        sizes = bank.merged_strengths(strengths)
         if form in _LORA:
             _LORA[form](joined(bank, sizes), model, path)
         else:
@@ -255,12 +254,3 @@ def export(
                     100 * merged.rounding.share,
                 )
     return path
-
-
-def _sizes(bank: Bank, strengths: Sequence[float] | None) -> list[float]:
-    """The strengths, each times the fixed strength that its edit's file states."""
-    gates = [edit.info.gate for edit in bank.on]
-    return [
-        size * (gate.strength if isinstance(gate, FixedStrength) and isinstance(edit, LowRankEdit) else 1.0)
-        for size, gate, edit in zip(bank.strengths(strengths), gates, bank.on, strict=True)
-    ]

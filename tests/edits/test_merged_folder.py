@@ -376,6 +376,22 @@ def test_the_measured_shift_is_that_of_the_noise(tiny: DiffusionModel) -> None:
     assert neutral_shift(open_bank, [1.0]) == pytest.approx((whole, whole), rel=1e-3)
 
 
+def test_a_dense_edit_has_no_gate_whatever_its_file_states(tiny: DiffusionModel) -> None:
+    """Its part is the same gated and merged, also beside an edit with a gate."""
+    both = {}
+    for name, gate in (("plain", FixedStrength()), ("stated", FixedStrength(0.1))):
+        edit = dense(tiny, UNET)
+        edit = WeightEdit(edit.shifts, EditInfo("test", ("star",), gate=gate))
+        bank = Bank(tiny, [edit, low_rank(tiny, gate=FacilitatedTransport(factor=0.0))])
+        assert bank.merged_strengths([0.5, 0.5]) == [0.5, 0.5]
+        both[name] = neutral_shift(bank, [0.5, 0.5])
+    assert both["stated"] == both["plain"] and both["plain"][0] > 0
+    fixed = Bank(tiny, [low_rank(tiny, gate=FixedStrength(0.1))])
+    assert fixed.merged_strengths([0.5]) == pytest.approx([0.05]), "control: that of a low-rank edit counts"
+    gated, whole = neutral_shift(fixed, [0.5])
+    assert gated == pytest.approx(whole, rel=1e-3) and whole < neutral_shift(Bank(tiny, [low_rank(tiny)]), [0.5])[1]
+
+
 def test_a_fixed_strength_of_the_file_is_merged_in(
     tiny: DiffusionModel, tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:

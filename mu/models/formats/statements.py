@@ -72,12 +72,20 @@ def tell_layer(metadata: Mapping[str, str], path: Path, clip_skip: int) -> None:
 
 
 def check_schedule(tensors: Mapping[str, Tensor], scheduler: Any, path: Path) -> None:
-    """Raise `ModelError` if the file holds another noise schedule than ``scheduler``, which it is opened with."""
+    """Raise `ModelError` if the file holds another noise schedule than ``scheduler``, which it is opened with.
+
+    A file whose schedule ends in pure noise may also hold the table from before it was rescaled: tools mark the file
+    and leave the table as it is.
+    """
     kept = tensors.get("alphas_cumprod")
     if kept is None:
         return
-    used = scheduler.alphas_cumprod
-    if kept.shape != used.shape or not torch.allclose(kept.float(), used, atol=_SCHEDULE_TOLERANCE):
+    tables = [scheduler.alphas_cumprod]
+    if scheduler.config.get("rescale_betas_zero_snr"):
+        tables.append(type(scheduler).from_config(scheduler.config, rescale_betas_zero_snr=False).alphas_cumprod)
+    if not any(
+        kept.shape == table.shape and torch.allclose(kept.float(), table, atol=_SCHEDULE_TOLERANCE) for table in tables
+    ):
         raise ModelError(
             f"{path} holds a noise schedule of its own (alphas_cumprod), which is not that of Stable Diffusion: "
             "convert it to a diffusers folder with its own scheduler"

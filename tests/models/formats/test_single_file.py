@@ -498,6 +498,24 @@ def test_a_schedule_that_ends_in_pure_noise_is_used(family: str, folders: Callab
 
 
 @pytest.mark.usefixtures("small_published")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_kept_noise_schedule_may_be_that_from_before_it_ends_in_pure_noise(
+    family: str, folders: Callable[[str], Path], tmp_path: Path
+):
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    checkpoint, path = to_compvis(opened(folders(family))), tmp_path / "model.safetensors"
+    plain = load_single_file(written(checkpoint, path)).scheduler.alphas_cumprod
+    rescaled = load_single_file(written(checkpoint, path, v_pred=MARK, ztsnr=MARK)).scheduler.alphas_cumprod
+    assert (plain - rescaled).abs().max() > 0.02, "two tables"
+    for table in (plain, rescaled, rescaled.half()):
+        found = load_single_file(written(checkpoint, path, v_pred=MARK, ztsnr=MARK, alphas_cumprod=table)).scheduler
+        assert torch.equal(found.alphas_cumprod, rescaled), "the mark says which one is used"
+    for marks, table in (({"v_pred": MARK, "ztsnr": MARK}, plain**2), ({"v_pred": MARK}, rescaled)):
+        with pytest.raises(ModelError, match="alphas_cumprod"):  # controls: another table, and no mark
+            load_single_file(written(checkpoint, path, **marks, alphas_cumprod=table))
+
+
+@pytest.mark.usefixtures("small_published")
 def test_a_yaml_beside_the_file_sets_schedule_and_scale(folders: Callable[[str], Path], tmp_path: Path):
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     path = written(to_compvis(opened(folders("sd1"))), tmp_path / "model.safetensors")
