@@ -171,11 +171,14 @@ def _replace(path: Path, new: Path) -> None:
         new.rename(path)
         return
     old = _beside(path, "old")
-    path.rename(old)  # an empty folder may be replaced by a rename
     try:
+        path.rename(old)  # an empty folder is replaced by a rename
         new.rename(path)
     except BaseException:
-        old.rename(path)
+        with suppress(OSError):  # not empty if the old folder is there
+            old.rmdir()
+        if old.exists():
+            old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
