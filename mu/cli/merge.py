@@ -34,8 +34,8 @@ def merge(
     from mu.core.errors import ConfigError
     from mu.core.program import show_log
     from mu.edits.bank import Bank
-    from mu.edits.export import export
-    from mu.edits.files import open_edit
+    from mu.edits.export import check_place, export
+    from mu.edits.files import edit_file, open_edit
     from mu.edits.protection import tell_leaks
     from mu.models import load
     from mu.models.load_options import base_of, loading
@@ -47,10 +47,12 @@ def merge(
             "--prediction-type belongs to --format diffusers and compvis: other formats do not record what the UNet "
             "predicts"
         )
+    inputs = [edit_file(Path(each)) for each in edits]
+    check_place(out, form, overwrite=overwrite, inputs=inputs)
     opened = [open_edit(each) for each in edits]
     found = [edit.info for edit in opened]
     name = base_of(model, found)
     how = loading(name, found, prediction_type=prediction_type) if recorded else {}
     bank = Bank(load(name, device=device, **how), opened)
     tell_leaks(bank)
-    print(export(bank, out, form, strengths=strength, overwrite=overwrite))
+    print(export(bank, out, form, strengths=strength, overwrite=overwrite, inputs=inputs))

@@ -15,21 +15,31 @@ Each message is one line that says what is wrong and what to do:
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
+import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 LONGEST = 400
 """Characters of the longest message."""
+JOINERS = "\u200c\u200d"
+"""ZWNJ and ZWJ, which words of Persian and many emoji are spelt with."""
+
+
+def is_readable(character: str) -> bool:
+    """Whether a terminal shows ``character`` as it is: letters, signs and all kinds of blanks that stay on the line."""
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
     """``text`` as one line of at most ``longest`` characters that a terminal shows as they are.
 
-    Control characters, line breaks, lone surrogates and the like are escaped. The middle of a longer text is left out,
+    Control characters, line breaks, signs that turn the direction of writing, lone surrogates and the like are escaped. The middle of a longer text is left out,
     so that the line still says what is wrong and what to do.
     """
     ends = text if len(text) <= 2 * longest else text[:longest] + text[-longest:]
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in ends)
+    shown = "".join(c if is_readable(c) else c.encode("unicode_escape").decode("ascii") for c in ends)
     if len(shown) <= longest:
         return shown
     gap, tail = " ... ", longest // 3
@@ -75,9 +85,31 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}." if known else ""
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
-_SHORT.maxlong = 40
+class _Short(reprlib.Repr):
+    """``repr`` of at most 60 characters of a text. What `is_readable` is not escaped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxlong = 40
+
+    def repr_str(self, x: str, level: int) -> str:
+        if (room := self.maxstring - 2) < len(x):
+            head = (room - len("...")) // 2
+            x = f"{x[:head]}...{x[head + len('...') - room :]}"
+        return re.sub(r"\\\\|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}", _unescaped, repr(x))
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    """The character that an escape in a ``repr`` stands for, if it `is_readable`."""
+    escape: Any = match[0]
+    if escape == "\\\\":
+        return escape
+    character = chr(int(escape[2:], 16))
+    return character if is_readable(character) else escape
+
+
+_SHORT = _Short()
 
 
 def quoted(value: object) -> str:

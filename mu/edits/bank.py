@@ -11,7 +11,7 @@ from torch import Tensor
 from mu.core.errors import EditError, nearest
 from mu.edits.edit import Edit, check_strength, shifted, warn_of_other_base
 from mu.edits.gatekeeper import gated, prompt_gates
-from mu.edits.gates import OPEN, FacilitatedTransport, Gate
+from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Membrane
 from mu.models.diffusion import DiffusionModel
@@ -99,7 +99,7 @@ class Bank:
         low_rank = [(edit, strength) for edit, strength in active if isinstance(edit, LowRankEdit)]
         dense = [edit.concept() for edit, _ in active if not isinstance(edit, LowRankEdit)]
         if isinstance(gate, FacilitatedTransport) and dense:
-            _tell_ungated(dense, alone=not low_rank)
+            _tell_dense(dense, alone=not low_rank)
         with ExitStack() as stack:
             stack.enter_context(
                 shifted(self.model, summed((e, s) for e, s in active if not isinstance(e, LowRankEdit)))
@@ -108,7 +108,7 @@ class Bank:
                 yield None
                 return
             edits, sizes = zip(*low_rank, strict=True)
-            yield stack.enter_context(gated(self.model, edits, sizes, [gate or edit.info.gate for edit in edits]))
+            yield stack.enter_context(gated(self.model, edits, sizes, [gate or edit.gate for edit in edits]))
 
     def gates(self, prompts: Sequence[str]) -> Tensor:
         """How much of each edit that is on passes for each prompt, (b, J), before strengths; dense edits pass in full.
@@ -119,16 +119,22 @@ class Bank:
         strengths = zip(self.on, self.strengths(None), strict=True)
         dense = summed((e, s) for e, s in strengths if not isinstance(e, LowRankEdit))
         text = {name: delta for name, delta in dense.items() if name.startswith("text_encoder")}
-        gates = [e.info.gate if isinstance(e, LowRankEdit) else OPEN for e in self.on]
         with shifted(self.model, text):
-            return prompt_gates(self.model, self.on, gates, prompts)
+            return prompt_gates(self.model, self.on, [edit.gate for edit in self.on], prompts)
+
+    def merged_strengths(self, strengths: Sequence[float] | None = None) -> list[float]:
+        """`strengths`, each times the fixed strength that the edit's gate has: what a file without gates adds."""
+        return [
+            size * (edit.gate.strength if isinstance(edit.gate, FixedStrength) else 1.0)
+            for edit, size in zip(self.on, self.strengths(strengths), strict=True)
+        ]
 
     def deltas(self, strengths: Sequence[float] | None = None) -> dict[str, Tensor]:
         """The dense sum of the edits that are on, ungated: the deltas that a merged checkpoint adds to the base."""
         return summed(zip(self.on, self.strengths(strengths), strict=True))
 
 
-def _tell_ungated(dense: Sequence[str], alone: bool) -> None:
+def _tell_dense(dense: Sequence[str], alone: bool) -> None:
     names = ", ".join(map(repr, dense))
     if alone:
         raise EditError(f"a gate is for low-rank edits, and the edits of {names} are dense: leave the gate out")

@@ -213,15 +213,17 @@ class BankFolder:
 
         The same base, bank and subset give the same bytes, whatever the order of ``only``. Warns of each edit that
         promises to retain prompts but acts on another edit's concept. Raises `EditError` if ``model`` has other weights
-        than those that the bank was made on. With ``transfer`` that only gives a warning.
+        than those that the bank was made on. With ``transfer`` that only gives a warning. Raises `OutputError` for an
+        ``out`` that holds the bank or lies inside it, and as `mu.edits.export.check_place` does.
         """
-        from mu.edits.export import export
+        from mu.edits.export import check_place, export
         from mu.edits.protection import tell_leaks
 
         self.read()
         out = Path(out)
         if out.resolve().is_relative_to(self.folder.resolve()):
             raise OutputError(f"{out} is inside the bank, which holds edits only: choose another path")
+        check_place(out, form, overwrite=overwrite, inputs=[self.folder])
         with locked(self.folder):
             if not transfer:
                 self.require(model)
@@ -229,7 +231,7 @@ class BankFolder:
             state = self.read()
             merged = [state.entry(edit.concept()) for edit in bank.on]
             tell_leaks(bank)
-            export(bank, out, form, overwrite=overwrite)
+            export(bank, out, form, overwrite=overwrite, inputs=[self.folder])
             with self._writing():
                 return self._note(_base(model), "merge", merged, reason, format=form, out=str(out), sha256=sha256(out))
 

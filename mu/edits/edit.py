@@ -86,6 +86,11 @@ class Edit(ABC):
     """The name of this kind of edit in its file."""
 
     @property
+    def gate(self) -> Gate:
+        """The gate that the edit runs with: dense edits have none, whatever their file states."""
+        return OPEN
+
+    @property
     @abstractmethod
     def parameters(self) -> list[str]:
         """Full names of the parameters that the edit changes: ``unet.mid_block....weight``."""

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mu.core.errors import EditError, OutputError
-from mu.core.files import atomic_path, usual_modes, writing
+from mu.core.files import PARTIAL, atomic_path, check_writing, fitting, usual_modes, writing
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
-from mu.edits.gates import FixedStrength
 from mu.edits.lora_files import edit_metadata, kohya_metadata, kohya_tensors, peft_tensors
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
-from mu.edits.merged_folder import ROUNDED_AWAY, Merged, cast_files, clean, main_dtype, write_model, write_pipeline
+from mu.edits.merged_folder import (
+    ROUNDED_AWAY,
+    Merged,
+    cast_files,
+    clean,
+    folder_dtype,
+    main_dtype,
+    write_model,
+    write_pipeline,
+)
 from mu.edits.tensor_file import write_tensors
-from mu.edits.ungated import tell_ungated
+from mu.edits.ungated import tell_lost_gates
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
-from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
+from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.compvis import part_of
+from mu.models.formats.statements import beside_file, is_written, write_yaml
 from mu.models.places import OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG
 from mu.models.quiet import quiet_libraries
 from mu.models.vision_language import VisionLanguageModel
@@ -78,12 +89,12 @@ def _peft(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
 
 def _diffusers(merged: Merged, path: Path) -> None:
     model: Any = merged.model
-    with _new_folder(path, model.source) as partial, _telling(model.pipeline.scheduler, model.prediction_type):
+    with _new_folder(path) as partial, _telling(model.pipeline.scheduler, model.prediction_type):
         if model.source is not None and model.source.is_dir():
             write_pipeline(merged, model.pipeline, model.components, model.source, partial)
             return
         model.pipeline.save_pretrained(partial)
-        _like_source(model.source, partial)
+        _like_source(merged, model.components.values(), model.source, partial)
 
 
 @contextmanager
@@ -102,13 +113,13 @@ def _telling(scheduler: Any, prediction_type: str) -> Iterator[None]:
 
 def _transformers(merged: Merged, path: Path) -> None:
     model: Any = merged.model
-    with _new_folder(path, model.source) as partial:
+    with _new_folder(path) as partial:
         if model.source is not None and (model.source / TRANSFORMERS_CONFIG).exists() and not _is_open_clip(model):
             write_model(merged, model.model, model.source, partial)
             return
         for part in (model.model, model.tokenizer, model.processor):
             part.save_pretrained(partial)
-        _like_source(model.source, partial)
+        _like_source(merged, [model.model], model.source, partial)
 
 
 def _is_open_clip(model: ClipModel | VisionLanguageModel) -> bool:
@@ -116,77 +127,127 @@ def _is_open_clip(model: ClipModel | VisionLanguageModel) -> bool:
     return model.source is not None and any((model.source / name).exists() for name in OPEN_CLIP_WEIGHTS)
 
 
-def _like_source(source: Path | None, folder: Path) -> None:
+def _like_source(merged: Merged, modules: Iterable[nn.Module], source: Path | None, folder: Path) -> None:
     """Give a folder that a library wrote the number type of the ``source`` file, and no paths of this machine."""
     names = [source] if source is not None and source.is_file() else []
     if source is not None and source.is_dir():
         names = [source / name for name in OPEN_CLIP_WEIGHTS if (source / name).exists()]
-    if names and (dtype := main_dtype(read_state_dict(names[0]))) is not None:
+    dtype = main_dtype(read_state_dict(names[0])) if names else None
+    for module in modules:
+        merged.count(module, _all(module, dtype))
+    if dtype is not None:
         cast_files(folder, dtype)
     clean(folder)
 
 
 @contextmanager
-def _new_folder(path: Path, source: Path | None) -> Iterator[Path]:
+def _new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to write to. It replaces ``path`` once the block has succeeded.
 
-    Raises `OutputError` if ``path`` holds the ``source``, which it would replace.
+    Until then the old folder is whole. A killed process leaves folders whose names begin with `PARTIAL`.
     """
-    if source is not None and source.resolve().is_relative_to(path.resolve()):
-        raise OutputError(f"{path} holds the base model itself, which is not replaced: choose another path")
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    partial = _beside(path, "new")
     try:
         with quiet_libraries():
             yield partial
         usual_modes(partial)
-        if path.is_dir():
-            shutil.rmtree(path)
-        partial.rename(path)
+        _replace(path, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # not empty, as it is after a success
+            for folder in made:
+                folder.rmdir()
+
+
+def _beside(path: Path, what: str) -> Path:
+    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{PARTIAL}{fitting(path.name, 100)}-{what}-"))
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Rename the folder ``new`` to ``path``. The old one is renamed first, and deleted last."""
+    if not path.is_dir():
+        new.rename(path)
+        return
+    old = _beside(path, "old")
+    try:
+        path.rename(old)  # an empty folder is replaced by a rename
+        new.rename(path)
+    except BaseException:
+        with suppress(OSError):  # not empty if the old folder is there
+            old.rmdir()
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _unet(merged: Merged, path: Path) -> None:
     model: Any = merged.model
-    tensors = model.backbone.state_dict()
     dtype = _source_dtype(model, model.backbone_name)
-    _state({name: _cast(tensor, dtype) for name, tensor in tensors.items()}, path, {})
+    merged.count(model.backbone, _all(model.backbone, dtype))
+    _state({name: _cast(tensor, dtype) for name, tensor in model.backbone.state_dict().items()}, path, {})
+
+
+def _all(module: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.dtype | None]:
+    return {name: dtype for name, _ in module.named_parameters()}
 
 
 def _compvis(merged: Merged, path: Path) -> None:
     """Write one file. That of an unpublished architecture describes itself, so that it opens again.
 
     If the source is one too, its other tensors, number types and metadata stay; EMA copies do not, because they hold
-    what was erased.
+    what was erased. What the file cannot state is written to a ``.yaml`` beside it.
     """
-    from mu.models.formats.single_file import description_of, read_single_file, statements_of, to_compvis
+    from mu.models.formats.single_file import described, description_of, names_in_file, read_single_file, to_compvis
 
     model: Any = merged.model
-    tensors = to_compvis(model.pipeline)
+    source: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
     if model.source is not None and model.source.is_file():
         source, metadata = read_single_file(model.source)
-        main = main_dtype(source)
-        tensors = {
-            name: _cast(tensor, source[name].dtype if name in source else main) for name, tensor in tensors.items()
-        }
-        tensors = {name: tensor for name, tensor in source.items() if not name.startswith("model_ema.")} | tensors
+        parts = dict.fromkeys(model.components, main_dtype(source))
     else:
         parts = {part: _source_dtype(model, part) for part in model.components}
-        tensors = {name: _cast(tensor, parts[part_of(name)]) for name, tensor in tensors.items()}
-        marks, metadata = statements_of(model.pipeline, model.prediction_type)
-        tensors |= marks | description_of(model.pipeline)
-    _state(tensors if path.suffix == ".safetensors" else {"state_dict": tensors}, path, metadata)
+
+    def dtype(part: str, place: str) -> torch.dtype | None:
+        return source[place].dtype if place in source else parts[part]
+
+    for part, names in names_in_file(model.pipeline).items():
+        merged.count(model.components[part], {name: dtype(part, place) for name, place in names.items()})
+    tensors = {name: _cast(tensor, dtype(part_of(name), name)) for name, tensor in to_compvis(model.pipeline).items()}
+    tensors = {name: tensor for name, tensor in source.items() if not name.startswith("model_ema.")} | tensors
+    tensors, metadata, settings = described(tensors, metadata, model.pipeline, model.prediction_type, path)
+    tensors |= description_of(model.pipeline)
+    with _description(path, settings):
+        _state(tensors if path.suffix == ".safetensors" else {"state_dict": tensors}, path, metadata)
+
+
+@contextmanager
+def _description(path: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Write ``settings`` beside the single file ``path`` before the block does, so that it never stands alone.
+
+    Without settings, an older description by `write_yaml` is deleted after the block.
+    """
+    file, existed = beside_file(path)[0], beside_file(path)[0].exists()
+    if settings:
+        write_yaml(file, settings)
+    try:
+        yield
+    except BaseException:
+        if settings and not existed:
+            file.unlink(missing_ok=True)
+        raise
+    if not settings:
+        file.unlink(missing_ok=True)
 
 
 def _source_dtype(model: Any, part: str) -> torch.dtype | None:
     """The number type of ``part`` in the folder or file that the model was loaded from; None if there is none."""
     if model.source is None:
         return None
-    if model.source.is_file():
-        return main_dtype(read_state_dict(model.source))
-    files = [file for file in sorted((model.source / part).iterdir()) if file.suffix.lower() in SUFFIXES]
-    return main_dtype(read_state_dict(files[0])) if files else None
+    return main_dtype(read_state_dict(model.source)) if model.source.is_file() else folder_dtype(model.source / part)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -215,25 +276,73 @@ _FOLDERS = {"diffusers": PIPELINE, "transformers": TRANSFORMERS_CONFIG}
 """Formats that are folders, and the file that identifies each."""
 
 
+def check_place(path: Path | str, form: str, *, overwrite: bool = False, inputs: Iterable[Path | str] = ()) -> None:
+    """Raise `OutputError` if ``path`` cannot be written in the format ``form``, before the work.
+
+    That is so if it exists without ``overwrite``, is a folder that no such model is in, a link or file where a folder
+    is written, or holds or is one of ``inputs``, of which the result is made.
+    """
+    path = Path(path)
+    if form not in FORMATS:
+        raise OutputError(f"unknown format {form!r}; choose {', '.join(FORMATS)}")
+    for each in map(Path, inputs):
+        if each.resolve() == path.resolve():
+            raise OutputError(f"{path} is what the result is made of, and is not replaced: choose another path")
+        if each.resolve().is_relative_to(path.resolve()):
+            raise OutputError(f"{path} holds {each}, of which the result is made: choose another path")
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path} exists already: choose another path or pass --overwrite")
+    if path.is_symlink() and (form in _FOLDERS or path.is_dir()):
+        raise OutputError(f"{path} is a link, and is not replaced: name the folder that it leads to")
+    if path.is_dir() and not (form in _FOLDERS and _holds(path, _FOLDERS[form])):
+        raise OutputError(f"{path} is a folder without a {form} model and is not replaced: choose another path")
+    if path.exists() and not path.is_dir() and form in _FOLDERS:
+        raise OutputError(f"{path} is a file, and the format {form} is a folder: choose another path")
+    if form == "compvis":
+        for file in filter(os.path.lexists, beside_file(path)):
+            if not is_written(file) or file.is_symlink():
+                raise OutputError(f"{file} would be read as the description of {path}: choose another path")
+            if not overwrite:
+                raise OutputError(f"{file} exists already: choose another path or pass --overwrite")
+    check_writing(path)
+
+
+def _holds(folder: Path, name: str) -> bool:
+    """Whether ``folder`` holds a model that the JSON file ``name`` describes, as diffusers and transformers write it."""
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and bool({"_class_name", "model_type", "architectures"} & content.keys())
+
+
 def export(
-    bank: Bank, path: Path | str, form: str, *, strengths: Sequence[float] | None = None, overwrite: bool = False
+    bank: Bank,
+    path: Path | str,
+    form: str,
+    *,
+    strengths: Sequence[float] | None = None,
+    overwrite: bool = False,
+    inputs: Iterable[Path | str] = (),
 ) -> Path:
     """Write the edits of ``bank`` that are on, in one of `FORMATS`, each at its strength (default: its own).
 
     ``kohya``, ``peft``: one LoRA ``.safetensors``. ``diffusers``: a folder with the merged model, loaded by
-    ``DiffusionPipeline.from_pretrained`` alone. ``unet``: the merged UNet's state dict. ``compvis``: one merged file.
+    ``DiffusionPipeline.from_pretrained`` alone. ``unet``: the merged UNet's state dict. ``compvis``: one merged file,
+    with a ``.yaml`` beside it if the noise schedule or the scaling of latents is unusual.
     ``transformers``, for a CLIP or a LLaVA: a folder with the merged model, loaded by transformers alone. To write a
     merged model, the edits are applied to the base model itself and then taken off; the model is not copied.
-    Raises `OutputError` for an existing ``path`` without ``overwrite``. Raises `EditError` for a format that does not
+    ``inputs`` are files and folders that must stay: of the edits, their bank or runs. The base model's always do.
+    Raises `OutputError` for a ``path`` that `check_place` refuses. Raises `EditError` for a format that does not
     fit the kind of model.
     """
     path, model = Path(path), bank.model
-    if form not in FORMATS:
-        raise OutputError(f"unknown format {form!r}; choose {', '.join(FORMATS)}")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already: choose another path or pass --overwrite")
-    if path.is_dir() and not (form in _FOLDERS and (path / _FOLDERS[form]).exists()):
-        raise OutputError(f"{path} is a folder without a {form} model and is not replaced: choose another path")
+    source = getattr(model, "source", None)
+    if source is not None and source.resolve().is_relative_to(path.resolve()):
+        raise OutputError(f"{path} holds the base model itself, which is not replaced: choose another path")
+    if source is not None and path.resolve().is_relative_to(source.resolve()):
+        raise OutputError(f"{path} is inside the base model, which is not changed: choose another path")
+    check_place(path, form, overwrite=overwrite, inputs=inputs)
     if isinstance(model, DiffusionModel) == (form == "transformers"):
         what = (
             "a diffusion model: choose diffusers"
@@ -242,8 +351,8 @@ def export(
         )
         raise EditError(f"format {form} cannot hold {model.name!r}, which is {what}")
     with writing(path):
-        sizes = _sizes(bank, strengths)
-        tell_ungated(bank, sizes)
+        tell_lost_gates(bank, bank.strengths(strengths))
+        sizes = bank.merged_strengths(strengths)
         if form in _LORA:
             _LORA[form](joined(bank, sizes), model, path)
         else:
@@ -258,12 +367,3 @@ def export(
                     100 * merged.rounding.share,
                 )
     return path
-
-
-def _sizes(bank: Bank, strengths: Sequence[float] | None) -> list[float]:
-    """The strengths, each times the fixed strength that its edit's file states."""
-    gates = [edit.info.gate for edit in bank.on]
-    return [
-        size * (gate.strength if isinstance(gate, FixedStrength) and isinstance(edit, LowRankEdit) else 1.0)
-        for size, gate, edit in zip(bank.strengths(strengths), gates, bank.on, strict=True)
-    ]

@@ -25,7 +25,7 @@ def open_edit(path: Path | str) -> Edit:
 
     Raises `EditError` if the file is missing or truncated, holds no edit, or holds numbers that are not finite.
     """
-    path = _file(Path(path))
+    path = edit_file(Path(path))
     tensors, metadata = _read(path)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
@@ -60,12 +60,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise EditError(str(error)) from None
 
 
-def _file(path: Path) -> Path:
+def edit_file(path: Path) -> Path:
+    """The file of the edit that is named by ``path``, a file or a folder. Raises `EditError` if there is none."""
     if path.is_dir():
         names = ("edit.safetensors", f"{path.name}_last.safetensors", *ADAPTER_FILES)
         for candidate in (path / name for name in names):
             if candidate.exists():
-                return _file(candidate)
+                return edit_file(candidate)
         raise EditError(f"{path} holds neither {', '.join(names[:-1])} nor {names[-1]}: name the edit's file")
     if not path.exists():
         raise EditError(f"edit file {path} does not exist: check the path")

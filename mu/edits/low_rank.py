@@ -14,6 +14,7 @@ from torch import Tensor
 from mu.core.errors import EditError, SelectionError
 from mu.edits.edit import Edit, EditInfo
 from mu.edits.gatekeeper import gated
+from mu.edits.gates import Gate
 from mu.edits.membrane import Factors, Membrane
 from mu.models.parameters import EditableModel, find_parameter
 
@@ -34,6 +35,10 @@ class LowRankEdit(Edit):
             raise SelectionError("an edit must change at least one layer")
         self.factors = dict(factors)
         self.info = info
+
+    @property
+    def gate(self) -> Gate:
+        return self.info.gate
 
     @property
     def parameters(self) -> list[str]:
@@ -87,7 +92,7 @@ class LowRankEdit(Edit):
 
     @contextmanager
     def put_on(self, model: EditableModel, strength: float) -> Iterator[Membrane | None]:
-        with gated(model, [self], [strength], [self.info.gate]) as membrane:
+        with gated(model, [self], [strength], [self.gate]) as membrane:
             yield membrane
 
     def check(self, model: EditableModel) -> None:

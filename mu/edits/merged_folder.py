@@ -11,7 +11,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mu.core.errors import ModelError
 from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
+from mu.models.formats.folder import loaded_weights, parts_of
 from mu.models.parameters import BEFORE_EDITS, EditableModel, find_parameter
 from mu.models.places import PIPELINE
 
@@ -67,8 +68,26 @@ class Merged:
     def changes(self, module: nn.Module) -> bool:
         return any(id(parameter) in self.shifts for parameter in module.parameters())
 
-    def value(self, source: Tensor, parameter: Tensor) -> Tensor | None:
-        """What replaces ``source``, a tensor of the file of which ``parameter`` was loaded; None if it is unchanged."""
+    def count(self, module: nn.Module, dtypes: Mapping[str, torch.dtype | None]) -> None:
+        """Count what is lost of the deltas if the parameters of ``module`` are cast to ``dtypes``, given by name.
+
+        None, or no entry, is the parameter's own number type.
+        """
+        for name, parameter in module.named_parameters():
+            shift = self.shifts.get(id(parameter))
+            if shift is None:
+                continue
+            now, base = parameter.detach(), getattr(parameter, BEFORE_EDITS, parameter).detach()
+            wanted, shift = now.float(), shift.to(now.device).reshape(now.shape)
+            if torch.equal(base + shift.to(now.dtype), now):  # else others changed it too
+                wanted = base.float() + shift.float()
+            self.rounding.add(wanted, now.to(dtypes.get(name) or now.dtype), shift)
+
+    def value(self, source: Tensor, parameter: Tensor, counted: bool = True) -> Tensor | None:
+        """What replaces ``source``, a tensor of the file of which ``parameter`` was loaded; None if it is unchanged.
+
+        Rounding is ``counted``, except for files that hold the same weights again.
+        """
         now = parameter.detach().cpu().reshape(source.shape)
         loaded = source.to(now.dtype)
         if torch.equal(now, loaded):
@@ -78,18 +97,18 @@ class Merged:
             return now.to(source.dtype)  # it was also changed by others than the edits
         shift = shift.float().cpu().reshape(source.shape)
         wanted = source.float() + shift
-        self.rounding.add(wanted, wanted.to(source.dtype), shift)
+        if counted:
+            self.rounding.add(wanted, wanted.to(source.dtype), shift)
         return wanted.to(source.dtype)
 
 
 def write_pipeline(merged: Merged, pipeline: Any, modules: Mapping[str, nn.Module], source: Path, target: Path) -> None:
     """Write the merged diffusers folder ``target``; ``source`` is the folder that the model was loaded from.
 
-    Raises `ModelError` if ``source`` lacks a component that its index lists.
+    Raises `ModelError` if ``source`` lacks a component that its index lists, or it lies in another folder.
     """
     index = json.loads((source / PIPELINE).read_text(encoding="utf-8"))
-    parts = [name for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2 and kind[1] is not None]
-    for part in parts:
+    for part in [name for name, (_, kind) in parts_of(index, source / PIPELINE).items() if kind is not None]:
         if not (source / part).is_dir():
             raise ModelError(
                 f"{source} lacks the {part} that its {PIPELINE} lists: copy it too, or set it there to [null, null]"
@@ -135,8 +154,17 @@ def cast_files(folder: Path, dtype: torch.dtype) -> None:
 
 def main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
     """The number type of most numbers in ``tensors``; None if none is a floating-point number."""
+    return _most(tensors.values())
+
+
+def folder_dtype(folder: Path) -> torch.dtype | None:
+    """`main_dtype` of the weights that the model in ``folder`` is loaded from."""
+    return _most(tensor for file in loaded_weights(folder) for tensor in read_state_dict(file).values())
+
+
+def _most(tensors: Iterable[Tensor]) -> torch.dtype | None:
     sizes: dict[torch.dtype, int] = {}
-    for tensor in tensors.values():
+    for tensor in tensors:
         if tensor.is_floating_point():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
     return max(sizes, key=lambda dtype: sizes[dtype], default=None)
@@ -175,9 +203,13 @@ def _copy(source: Path, target: Path) -> None:
 def _write_part(merged: Merged, module: nn.Module, source: Path, target: Path) -> None:
     """Write the folder of one model. A model without changes is copied."""
     target.mkdir(parents=True, exist_ok=True)
-    found = _Names(module)
+    found, again, loaded = _Names(module), _Names(module), loaded_weights(source)
     files = [file for file in sorted(source.iterdir()) if file.is_file() and not file.name.startswith(".")]
-    replaced = {file: _replaced(merged, file, found) for file in files if file.suffix.lower() == ".safetensors"}
+    replaced = {
+        file: _replaced(merged, file, found if file in loaded else again, counted=file in loaded)
+        for file in files
+        if file.suffix.lower() == ".safetensors"
+    }
     if not any(replaced.values()) and not merged.changes(module):
         _copy(source, target)
         return
@@ -189,7 +221,7 @@ def _write_part(merged: Merged, module: nn.Module, source: Path, target: Path) -
         elif whole and replaced.get(file) is not None:
             _write_changed(file, target / file.name, replaced[file] or {})
     if not whole:
-        _write_anew(module, files, target)
+        _write_anew(merged, module, folder_dtype(source), target)
 
 
 class _Names:
@@ -213,7 +245,7 @@ class _Names:
         return parameter
 
 
-def _replaced(merged: Merged, file: Path, names: _Names) -> dict[str, Tensor] | None:
+def _replaced(merged: Merged, file: Path, names: _Names, counted: bool) -> dict[str, Tensor] | None:
     """The changed tensors of ``file`` by name; None if it holds none of the model's."""
     changed, known = {}, False
     with safe_open(file, "pt") as opened:
@@ -223,7 +255,7 @@ def _replaced(merged: Merged, file: Path, names: _Names) -> dict[str, Tensor] | 
             if parameter is None:
                 continue
             known = True
-            if (value := merged.value(source, parameter)) is not None:
+            if (value := merged.value(source, parameter, counted)) is not None:
                 changed[name] = value
     return changed if known else None
 
@@ -242,10 +274,9 @@ def _write_changed(source: Path, target: Path, changed: Mapping[str, Tensor]) ->
             file.write(content)
 
 
-def _write_anew(module: Any, files: list[Path], target: Path) -> None:
-    """Write the weights with the module's own library, in the number type of its ``files``."""
-    weights = [file for file in files if file.suffix.lower() in SUFFIXES]
-    dtype = main_dtype(read_state_dict(weights[0])) if weights else None
+def _write_anew(merged: Merged, module: Any, dtype: torch.dtype | None, target: Path) -> None:
+    """Write the weights with the module's own library, in the number type ``dtype`` of its files."""
+    merged.count(module, dict.fromkeys(dict(module.named_parameters()), dtype))
     copied = copy.deepcopy(module)
     copied.to(dtype or next(module.parameters()).dtype).save_pretrained(target)
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from mu.core.errors import DataError, EditError
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
-from mu.edits.gates import FacilitatedTransport, FixedStrength
-from mu.edits.low_rank import LowRankEdit
+from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
 from mu.models.diffusion import DiffusionModel
 
 NEUTRAL = ("a portrait of a person", "a photo of a dog", "a bowl of fruit", "a city street")
@@ -23,9 +22,9 @@ SIDE = 32
 log = logging.getLogger("mu")
 
 
-def tell_ungated(bank: Bank, strengths: Sequence[float]) -> None:
+def tell_lost_gates(bank: Bank, strengths: Sequence[float]) -> None:
     """Warn if an edit of ``bank`` has a gate, with how far merging moves neutral prompts, gated and ungated."""
-    gated = [edit for edit in bank.on if isinstance(edit, LowRankEdit) and _reads_more(edit)]
+    gated = [edit for edit in bank.on if _reads_more(edit.gate)]
     if not gated:
         return
     names = ", ".join(repr(edit.concept()) for edit in gated)
@@ -47,9 +46,8 @@ def _measured(bank: Bank, strengths: Sequence[float]) -> tuple[float, float] | N
         return None
 
 
-def _reads_more(edit: LowRankEdit) -> bool:
-    """Whether the edit's gate is more than one number, which a merge can multiply in."""
-    gate = edit.info.gate
+def _reads_more(gate: Gate) -> bool:
+    """Whether ``gate`` is more than one number, which a merge can multiply in."""
     if isinstance(gate, FixedStrength):
         return gate.arithmetic == "reference" and gate.strength != 1
     return isinstance(gate, FacilitatedTransport)
@@ -57,7 +55,7 @@ def _reads_more(edit: LowRankEdit) -> bool:
 
 @torch.no_grad()
 def neutral_shift(bank: Bank, strengths: Sequence[float]) -> tuple[float, float]:
-    """How far the edits move the noise predicted for `NEUTRAL` prompts: (with their gates, merged).
+    """How far the edits, at ``strengths``, move the noise predicted for `NEUTRAL` prompts: (with their gates, merged).
 
     Mean over the prompts of ||eps_edited - eps|| / ||eps||, on the same random latents.
     """
@@ -73,11 +71,9 @@ def neutral_shift(bank: Bank, strengths: Sequence[float]) -> tuple[float, float]
         return model.predict_noise(x, len(model.alphas_cumprod) // 2, conditioning).flatten(1)
 
     base = noise()
-    fixed = [edit.info.gate.strength if isinstance(edit.info.gate, FixedStrength) else 1.0 for edit in bank.on]
-    own = [size / each if each else 0.0 for size, each in zip(strengths, fixed, strict=True)]
-    with bank.applied(own):
+    with bank.applied(strengths):
         gated = noise()
-    with shifted(model, bank.deltas(strengths)):
+    with shifted(model, bank.deltas(bank.merged_strengths(strengths))):
         merged = noise()
     gates, whole = (float(((each - base).norm(dim=1) / base.norm(dim=1)).mean()) for each in (gated, merged))
     return gates, whole

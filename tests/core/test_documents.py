@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+import json
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mu.core.documents import DEEPEST, check_settings, parse_json, parse_yaml
+from mu.core.documents import DEEPEST, check_settings, check_values, parse_json, parse_yaml
 from mu.core.errors import ConfigError, DataError, quoted
 from mu.core.files import atomic_path, read_bytes, read_text
 
@@ -101,6 +103,38 @@ def test_settings_hold_numbers_of_64_bits_and_text(values: dict[str, Any], said:
     check_settings({"seed": 2**64 - 1, "text": "two\n\tlines", "names": ["\N{GRINNING FACE}"]}, trouble)
 
 
+def test_a_long_document_is_read_without_a_place_for_each_value() -> None:
+    """Counted in calls of functions, which no other process on the machine changes."""
+    rows = [{"prompt": f"a photo of {k}", "seed": k, "case": k} for k in range(1000)]
+    text = json.dumps(rows)
+
+    def calls_a_row(work: Callable[[], Any]) -> float:
+        profile = cProfile.Profile()
+        profile.runcall(work)
+        return sum(row.callcount for row in profile.getstats()) / len(rows)  # type: ignore[attr-defined]
+
+    assert calls_a_row(lambda: parse_json(text, "it")) < 30
+    assert calls_a_row(lambda: check_values(rows, lambda *_: DataError("wrong"))) > 40, "control: with places"
+
+
+@pytest.mark.parametrize("broken", ["\\udc00", "[" * DEEPEST + "]" * DEEPEST])
+def test_one_wrong_value_in_a_long_document_is_named_with_its_place(broken: str) -> None:
+    """Beside right ones, in a list in a mapping, and behind digits that are no number."""
+    value = broken if broken.startswith("[") else f'"{broken}"'
+    rows = [f'{{"prompt": "{"7" * 500}", "inner": [{k}, "é"]}}' for k in range(1000)]
+    assert len(parse_json(f"[{','.join(rows)}]", "it")) == 1000, "control"
+    rows[700] = f'{{"prompt": "a", "inner": [1, {value}]}}'
+    with pytest.raises(DataError, match=r"^it, 700\.inner\.1"):
+        parse_json(f"[{','.join(rows)}]", "it")
+
+
+def test_a_value_that_holds_itself_ends_soon() -> None:
+    ring: list[Any] = []
+    ring += [ring] * 10
+    with pytest.raises(ConfigError, match="nested too deep"):
+        check_settings({"ring": ring}, lambda place, message: ConfigError(f"{place}: {message}"))
+
+
 def test_quoted_values_are_short_and_printable() -> None:
     for value in (
         "x" * 10**6,
@@ -112,6 +146,20 @@ def test_quoted_values_are_short_and_printable() -> None:
     ):
         assert len(quoted(value)) < 400 and quoted(value).isprintable()
     assert quoted("soon") == "'soon'" and quoted(1.5) == "1.5"
+
+
+PERSIAN, FAMILY = "می\u200cخواهم", "\U0001f469\u200d\U0001f467"
+
+
+def test_quoted_text_of_any_language_is_readable() -> None:
+    """Joiners and wide blanks are parts of words and names; what moves the cursor or turns the line is not."""
+    for text in (PERSIAN, FAMILY, "全角\u3000空白", "1\u00a0000", "\u2009thin"):
+        assert (
+            quoted(text) == f"'{text}'" and quoted([text]) == f"['{text}']" and quoted({text: 1}) == f"{{'{text}': 1}}"
+        )
+    assert quoted("\u200e\u202e\u2066\u2028\x85\ufeff") == r"'\u200e\u202e\u2066\u2028\x85\ufeff'"
+    assert quoted(r"a \u200c b \x20") == repr(r"a \u200c b \x20"), "a text that spells an escape stays as it is"
+    assert quoted("it's") == '"it\'s"' and quoted("x" * 99) == "'" + "x" * 27 + "..." + "x" * 28 + "'"
 
 
 def test_a_file_is_checked_before_it_is_opened(tmp_path: Path) -> None:

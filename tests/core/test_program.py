@@ -26,6 +26,12 @@ def test_a_text_is_one_line_that_a_terminal_shows(text: str, shown: str) -> None
     assert one_line(text) == shown and shown.isprintable()
 
 
+@pytest.mark.parametrize("text", ["می\u200cخواهم", "\U0001f469\u200d\U0001f467", "全角\u3000空白.csv", "1\u00a0000"])
+def test_joiners_and_blanks_of_other_scripts_stay(text: str) -> None:
+    assert one_line(text) == text and not text.isprintable()
+    assert one_line(f"{text}\u200f\u2069\n") == text + r"\u200f\u2069\n", "control: bidi signs and line ends do not"
+
+
 @pytest.mark.parametrize("text", ["x" * (LONGEST + 1), "x" * 10**7, "\x00" * LONGEST])
 def test_a_long_text_keeps_both_ends(text: str) -> None:
     told = one_line(f"file{text}: make it again")

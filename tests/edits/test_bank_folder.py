@@ -211,6 +211,22 @@ def test_a_merged_file_is_the_model_with_the_edits_on(bank: BankFolder, tiny: Di
     assert sha256(tmp_path / "a.safetensors") == sha256(tmp_path / "b.safetensors")
 
 
+@pytest.mark.parametrize("where", ["", "deep/inside"])
+def test_a_merge_does_not_replace_the_bank_itself(where: str, tiny: DiffusionModel, tmp_path: Path) -> None:
+    """Nor a folder that it lies in, though that holds an older merge."""
+    out = tmp_path / "out"
+    export(Bank(tiny), out, "diffusers")
+    folder = BankFolder(out / where / "bank")
+    folder.add(tiny, shift_of(tiny, "neon"))
+    before = files(out)
+    for path in (out, tmp_path / "out" / "." / "vae" / ".."):
+        with pytest.raises(OutputError, match=r"holds .*bank"):
+            folder.merge(tiny, path, "diffusers", overwrite=True)
+    assert files(out) == before
+    folder.merge(tiny, tmp_path / "other", "diffusers")
+    folder.merge(tiny, tmp_path / "other", "diffusers", overwrite=True)  # control
+
+
 def test_a_folder_s_hash_is_what_the_shell_says(tmp_path: Path) -> None:
     (tmp_path / "m" / "unet").mkdir(parents=True)
     for name in ("model_index.json", "unet/a.safetensors", "unet/B.json", "unet.json"):

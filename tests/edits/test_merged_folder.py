@@ -22,6 +22,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import mu
 from mu.core.errors import EditError, ModelError, OutputError
+from mu.core.files import PARTIAL
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.export import export
@@ -271,6 +272,98 @@ def test_clip_and_llava_keep_their_files_too(name: str, tmp_path: Path) -> None:
     assert 0 < changed_bytes(before[changed], after[changed]) <= 2 * find_parameter(model, tensor).numel()
 
 
+# -- where it is written
+# -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["../victim", "unet/../../victim", "{parent}/victim"])
+def test_nothing_is_written_outside_the_target(part: str, source: Path, tmp_path: Path) -> None:
+    """Also if the index is changed after the model was loaded."""
+    folder, victim = Path(shutil.copytree(source, tmp_path / "model")), tmp_path / "victim"
+    (tmp_path / "out").mkdir()
+    for place in (victim, tmp_path / "out/victim"):
+        place.mkdir()
+        (place / "data.txt").write_text("mine")
+    model = load_diffusion(folder, device="cpu")
+    index, part = folder / "model_index.json", part.format(parent=tmp_path)
+    index.write_text(json.dumps(json.loads(index.read_text()) | {part: ["diffusers", "X"]}))
+    (victim / "data.txt").write_text("the model's")
+    before = content(tmp_path)
+    with pytest.raises(ModelError, match="victim"):
+        export(Bank(model, [dense(model, UNET)]), tmp_path / "out/merged", "diffusers")
+    with pytest.raises(ModelError, match="victim"):
+        load_diffusion(folder, device="cpu")
+    assert content(tmp_path) == before and sorted(each.name for each in (tmp_path / "out").iterdir()) == ["victim"]
+
+
+def test_what_a_merge_is_made_of_and_what_is_no_model_stay(source: Path, tmp_path: Path) -> None:
+    model = load_diffusion(source, device="cpu")
+    bank, out = Bank(model, [dense(model, UNET)]), tmp_path / "out"
+    export(bank, out, "diffusers")
+    edit = out / "bank" / "edit.safetensors"
+    edit.parent.mkdir()
+    bank.on[0].save(edit)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "project")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/model_index.json").write_text("[]")
+    before = content(tmp_path)
+    for path, form, said in (
+        (out, "diffusers", "holds .*bank"),
+        (tmp_path, "diffusers", "holds"),
+        (edit, "unet", "is what the result is made of"),
+        (tmp_path / "file", "diffusers", "is a file"),
+        (tmp_path / "link", "diffusers", "is a link"),
+        (tmp_path / "dangling", "diffusers", "is a link"),
+        (tmp_path / "project", "diffusers", "without a diffusers model"),
+        (tmp_path / "file" / "x", "diffusers", "not a folder"),
+        (source / "merged", "diffusers", "inside the base model"),
+        (source / FILES["unet"], "unet", "inside the base model"),
+    ):
+        with pytest.raises(OutputError, match=said):
+            export(bank, path, form, overwrite=True, inputs=[edit.parent, edit])
+    with pytest.raises(OutputError, match="exists already"):
+        export(bank, tmp_path / "dangling", "unet")
+    assert content(tmp_path) == before and (tmp_path / "link").is_symlink()
+    shutil.rmtree(edit.parent)
+    export(bank, out, "diffusers", overwrite=True)  # control
+
+
+def test_a_folder_is_whole_until_it_is_replaced(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last steps: the old folder aside, the new one in its place, the old one deleted. Any of them may fail."""
+    model = load_diffusion(source, device="cpu")
+    bank, out = Bank(model, [dense(model, UNET)]), tmp_path / "deep" / "out"
+    rename = Path.rename
+    seen: list[list[str]] = []
+
+    def failing(step: int) -> Callable[[Path, Path], Path]:
+        def step_or_fail(self: Path, target: Path) -> Path:
+            seen.append(sorted(path.name for path in out.parent.iterdir()))
+            if len(seen) == step:
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        return step_or_fail
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", failing(1))
+        export(bank, out, "diffusers")
+    assert not list(tmp_path.iterdir()), "nor is its folder left"
+    export(Bank(model), out, "diffusers")
+    (out / "old").write_text("")
+    before = content(out)
+    for step in (1, 2):
+        seen.clear()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "rename", failing(step))
+            export(bank, out, "diffusers", overwrite=True)
+        assert content(out) == before and [path.name for path in out.parent.iterdir()] == ["out"]
+    assert all(name == "out" or name.startswith(f"{PARTIAL}out-") for names in seen for name in names), "recognised"
+    export(bank, out, "diffusers", overwrite=True)
+    assert not (out / "old").exists() and [path.name for path in out.parent.iterdir()] == ["out"], "control"
+
+
 # -- single files
 # ---------------------------------------------------------------------------------------------------------
 
@@ -303,6 +396,54 @@ def test_a_single_file_keeps_types_markers_and_metadata_but_no_second_copy(
         assert file.metadata()["modelspec.title"] == "mine"
     folder = export(Bank(model, [dense(model, UNET)]), tmp_path / "folder", "diffusers")
     assert {tensor.dtype for tensor in load_file(folder / FILES["unet"]).values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("form", ["unet", "compvis", "diffusers"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_number_type_is_that_of_the_files_that_are_loaded(
+    form: str, beside: bool, source: Path, tmp_path: Path, told: pytest.LogCaptureFixture
+) -> None:
+    """A copy in half precision stands beside the weights, and comes first by name; alone, it is what is loaded."""
+    folder, out = Path(shutil.copytree(source, tmp_path / "model")), tmp_path / "out"
+    out = out if form == "diffusers" else out.with_suffix(".safetensors")
+    for name in FILES.values():
+        file = folder / name
+        half = load_file(file)
+        save_file(half, file.with_suffix(".fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+        if beside and "unet" in name:  # as a pickle, which cannot be changed in place
+            torch.save({key: tensor.float() for key, tensor in half.items()}, file.with_suffix(".bin"))
+        elif beside:
+            save_file({key: tensor.float() for key, tensor in half.items()}, file, {"format": "pt"})
+    model = load_diffusion(folder, device="cpu")
+    export(Bank(model, [dense(model, UNET, size=1e-6)]), out, form)
+    found = load_file(out if out.is_file() else next((out / "unet").glob("*.safetensors")))
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32 if beside else torch.float16}
+    assert ("rounds away" in told.text) == (not beside)
+    if form == "diffusers" and beside:
+        again = load_diffusion(out, device="cpu")
+        moved = find_parameter(again, UNET) - find_parameter(model, UNET)
+        assert float(moved.mean()) == pytest.approx(1e-6, rel=0.1), "control: it is what is loaded"
+
+
+@pytest.mark.parametrize("form", ["compvis", "diffusers"])
+def test_rounding_is_counted_for_a_single_file_too(
+    form: str, source: Path, tmp_path: Path, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mu.models.formats import single_file
+
+    shutil.copytree(source / "tokenizer", tmp_path / "tokenizer")
+    configs = single_file._folder_configs(source)
+    monkeypatch.setattr(single_file, "_published", lambda *_: dict(configs))
+    checkpoint = to_compvis(load_diffusion(source, device="cpu").pipeline)
+    ending = ".safetensors" if form == "compvis" else ""
+    for dtype in (torch.float32, torch.float16):
+        save_file({name: tensor.to(dtype) for name, tensor in checkpoint.items()}, tmp_path / "model.safetensors")
+        model = load_diffusion(tmp_path / "model.safetensors", device="cpu")
+        for size in (0.05, 1e-6):
+            told.clear()
+            export(Bank(model, [dense(model, UNET, size=size)]), tmp_path / f"{dtype}-{size}{ending}", form)
+            assert ("rounds away" in told.text) == (dtype == torch.float16 and size < 0.01)
 
 
 def test_a_folder_as_one_file_keeps_types_and_says_what_it_predicts(source: Path, tmp_path: Path) -> None:
@@ -374,6 +515,22 @@ def test_the_measured_shift_is_that_of_the_noise(tiny: DiffusionModel) -> None:
     assert neutral_shift(bank, [0.5])[1] < whole
     open_bank = Bank(tiny, [low_rank(tiny)])
     assert neutral_shift(open_bank, [1.0]) == pytest.approx((whole, whole), rel=1e-3)
+
+
+def test_a_dense_edit_has_no_gate_whatever_its_file_states(tiny: DiffusionModel) -> None:
+    """Its part is the same gated and merged, also beside an edit with a gate."""
+    both = {}
+    for name, gate in (("plain", FixedStrength()), ("stated", FixedStrength(0.1))):
+        edit = dense(tiny, UNET)
+        edit = WeightEdit(edit.shifts, EditInfo("test", ("star",), gate=gate))
+        bank = Bank(tiny, [edit, low_rank(tiny, gate=FacilitatedTransport(factor=0.0))])
+        assert bank.merged_strengths([0.5, 0.5]) == [0.5, 0.5]
+        both[name] = neutral_shift(bank, [0.5, 0.5])
+    assert both["stated"] == both["plain"] and both["plain"][0] > 0
+    fixed = Bank(tiny, [low_rank(tiny, gate=FixedStrength(0.1))])
+    assert fixed.merged_strengths([0.5]) == pytest.approx([0.05]), "control: that of a low-rank edit counts"
+    gated, whole = neutral_shift(fixed, [0.5])
+    assert gated == pytest.approx(whole, rel=1e-3) and whole < neutral_shift(Bank(tiny, [low_rank(tiny)]), [0.5])[1]
 
 
 def test_a_fixed_strength_of_the_file_is_merged_in(

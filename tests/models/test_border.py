@@ -93,6 +93,23 @@ def holding(part: str, ending: str, value: float) -> Callable[[Path], None]:
     return tensors(part, change)
 
 
+def listing(part: str) -> Callable[[Path], None]:
+    return lambda folder: edited(folder, "model_index.json", **{part: ["diffusers", "X"]})
+
+
+def shards(place: str) -> Callable[[Path], None]:
+    """The weights of the UNet lie at ``place``, and an index beside its config says so."""
+
+    def move(folder: Path) -> None:
+        file = folder / "unet" / WEIGHTS["unet"]
+        index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(file), place)}
+        (folder / "unet" / f"{file.name}.index.json").write_text(json.dumps(index))
+        if not place.startswith("/"):
+            file.rename(folder / "unet" / place)
+
+    return move
+
+
 FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "FLUX": (index("FluxPipeline"), "FluxPipeline"),
     "PixArt": (index("PixArtAlphaPipeline"), "PixArtAlphaPipeline"),
@@ -115,6 +132,11 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "NaN in the UNet": (holding("unet", "conv_out.weight", float("nan")), "unet.conv_out.weight"),
     "infinity in the autoencoder": (holding("vae", "decoder.conv_in.bias", float("-inf")), "vae.decoder.conv_in.bias"),
     "NaN in the text encoder": (holding("text_encoder", "final_layer_norm.bias", float("nan")), "final_layer_norm"),
+    "part outside the folder": (listing("../victim"), "'../victim'"),
+    "part anywhere": (listing("/tmp"), "'/tmp'"),
+    "part in a folder of a part": (listing("unet/inner"), "'unet/inner'"),
+    "weights outside the folder": (shards("../stolen.safetensors"), "'../stolen.safetensors'"),
+    "weights anywhere": (shards("/tmp/stolen.safetensors"), "'/tmp/stolen.safetensors'"),
     "unknown prediction": (scheduler(prediction_type="flow_prediction"), "flow_prediction"),
 }
 

@@ -40,6 +40,10 @@ class ESD(ESDMethod, WeightErasure):
     code of separable concept erasure always denoises to x_0, because its sampler ignores the argument that should stop
     it (check: ``k`` in the log is the number of guided steps; count the UNet's calls). For v-prediction models the loss
     is on v.
+
+    On SDXL, images without a negative prompt are guided against zeros (``force_zeros_for_empty_prompt``), and not
+    against the encoded empty prompt. The loss uses the encoded one, as the released code does for SDXL. The guided
+    steps from noise use it here too, but the pipeline's zeros in the released code.
     """
 
     config: ESDConfig

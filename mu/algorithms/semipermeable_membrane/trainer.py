@@ -34,6 +34,9 @@ class SemipermeableMembraneTrainer:
     Model evaluations per step at batch B, S anchor rows and k denoising steps, with guidance and no reused latents:
     ``k + 2`` calls and ``2Bk + 3B + 2S`` samples, ``B + S`` of them with gradients. The released code spends
     ``2Bk + 6B + 4S``: it also computes unconditional halves and multiplies them by zero (guidance 1).
+
+    The unconditional half is the encoded prompt ``unconditional`` (empty by default), as in the released code for SDXL.
+    SDXL's images without a negative prompt are guided against zeros instead (``force_zeros_for_empty_prompt``).
     """
 
     def __init__(

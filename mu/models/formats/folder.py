@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, quoted
+from mu.models.formats.checkpoint import SUFFIXES
+from mu.models.places import PIPELINE
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -41,20 +43,49 @@ def variant_of(files: Iterable[str], where: str) -> str | None:
     return found[0] if found else None
 
 
+def parts_of(index: Mapping[str, Any], file: Path) -> dict[str, tuple[Any, Any]]:
+    """Name -> (library, class) of each part that ``index``, the content of a pipeline's index ``file``, lists.
+
+    Raises `ModelError` for a name that may lead out of the pipeline's folder.
+    """
+    parts = {}
+    for name, kind in index.items():
+        if isinstance(kind, list | tuple) and len(kind) == 2:
+            if not re.fullmatch(r"\w+", name):
+                raise ModelError(
+                    f"{file} lists the part {quoted(name)}, and a part is a folder beside it, named in letters, digits "
+                    "and _: use another copy of the model"
+                )
+            parts[name] = (kind[0], kind[1])
+    return parts
+
+
+def loaded_weights(folder: Path) -> list[Path]:
+    """The files of ``folder`` that its model is loaded from: those of its `variant_of`, safetensors before pickles.
+
+    Files with names of their own, if there are no usual ones. The shards of a model are several files.
+    """
+    found = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES and file.is_file()]
+    variant = variant_of((file.name for file in found), str(folder))
+    form = rf"(?:{'|'.join(STEMS)}){'' if variant is None else re.escape(f'.{variant}')}(-\d+-of-\d+)?\.(\w+)"
+    usual = [file for file in found if re.fullmatch(form, file.name)]
+    safe = [file for file in usual if file.suffix.lower() == ".safetensors"]
+    return safe or usual or found
+
+
 def open_pipeline(folder: Path) -> DiffusionPipeline:
     """Open the diffusers folder ``folder`` in float32, without its safety checker.
 
-    Raises `ModelError` for a part that lacks a tensor. Other errors are those of diffusers and transformers.
+    Raises `ModelError` for a part that lacks a tensor or lies in another folder. Other errors are those of diffusers and transformers.
     """
     from diffusers import DiffusionPipeline
 
     index = DiffusionPipeline.load_config(str(folder), local_files_only=True)
     parts: dict[str, Any] = {"safety_checker": None}
-    for part, kind in index.items():
-        if part in ("unet", "vae") or part.startswith("text_encoder"):
-            library, name = kind if isinstance(kind, list | tuple) and len(kind) == 2 else (None, None)
-            if library in LIBRARIES and name is not None:
-                parts[part] = open_part(getattr(import_module(library), name), folder / part)
+    for part, (library, name) in parts_of(index, folder / PIPELINE).items():
+        read = part in ("unet", "vae") or part.startswith("text_encoder")
+        if read and library in LIBRARIES and name is not None:
+            parts[part] = open_part(getattr(import_module(library), name), folder / part)
     return DiffusionPipeline.from_pretrained(
         str(folder), local_files_only=True, torch_dtype=torch.float32, requires_safety_checker=False, **parts
     )
@@ -81,13 +112,31 @@ def _check_sizes(file: Path) -> None:
             raise ModelError(f"{file} has {key[:60]} = {str(value)[:40]}, which no machine holds: copy it again")
 
 
+def _check_shards(index: Path) -> None:
+    """Raise `ModelError` if the ``index`` of weights names a file in another folder. What is no index is left."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        files = set(content["weight_map"].values())
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return
+    for name in files:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise ModelError(
+                f"{index} names the weights {quoted(name)}, and they must lie beside it: use another copy of the model"
+            )
+
+
 def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Open a model of the class ``kind``, diffusers' or transformers', with the weights in ``folder``.
 
-    Raises `ModelError` if a tensor is missing or has another shape: the libraries fill it with random numbers.
+    Raises `ModelError` if a tensor is missing or has another shape: the libraries fill it with random numbers. Raises
+    it too if the weights lie in another folder.
     """
     _check_sizes(folder / "config.json")
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    for name in names:
+        if ".index." in name and name.endswith(".json"):
+            _check_shards(folder / name)
     options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
     options["variant"] = variant_of(names, str(folder))
     if not any(".safetensors" in name for name in names) and any(name.endswith(".bin") for name in names):

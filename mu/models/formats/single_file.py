@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub import try_to_load_from_cache
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from mu.core.errors import ConfigError, ModelError, nearest
 from mu.models.formats import architectures, compvis
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
 from mu.models.formats.packing import pack, unpack
-from mu.models.formats.statements import Statements, check_schedule, statements
+from mu.models.formats.statements import Statements, check_schedule, in_file, restated, statements
 from mu.models.places import PREDICTIONS
 from mu.models.quiet import quiet_libraries
 
@@ -46,6 +46,7 @@ _VAE_ATTENTION = {
     "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "query": "q", "key": "k", "value": "v",
     "proj_attn": "proj_out", "group_norm": "norm",
 }  # fmt: skip
+_SCALE = 0.18215  # of latents, if an autoencoder's config states none
 _MERGES = 49152 - 256 - 2  # the merges that CLIP was trained with; open_clip ships more
 
 
@@ -116,30 +117,83 @@ def read_single_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return _with_usual_names(read_state_dict(path)), read_metadata(path)
 
 
-def statements_of(pipeline: Any, prediction_type: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Marker tensors and metadata that say what ``pipeline`` predicts and how its noise ends, as `statements` reads."""
-    marks = {}
-    if prediction_type == "v_prediction":
-        marks["v_pred"] = torch.empty(0)
-    if pipeline.scheduler.config.get("rescale_betas_zero_snr"):
-        marks["ztsnr"] = torch.empty(0)
-    kind = {"v_prediction": "v"}.get(prediction_type, prediction_type)
-    return marks, {"modelspec.prediction_type": kind}
+def described(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pipeline: Any, prediction_type: str, path: Path
+) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
+    """What is written to ``path`` so that `load_single_file` uses the weights as ``pipeline`` does.
+
+    ``tensors`` and ``metadata`` are those of the file so far; what they say of prediction type and noise schedule is
+    replaced. Only safetensors files have metadata. The third result holds the settings that tensors and metadata do not
+    state, for a ``.yaml`` beside the file; it is empty if they state all.
+    Raises `ModelError` for a noise schedule or a scaling factor that can be stated in neither way.
+    """
+    family, scheduler = _family_of(pipeline), pipeline.scheduler.config
+    zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
+    if zero_snr and prediction_type == "epsilon":
+        raise _unstated("a noise schedule that ends in pure noise while the UNet predicts eps")
+    published = _published(family, prediction_type)
+    marks = {"v_pred": prediction_type == "v_prediction", "ztsnr": zero_snr}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in marks}
+    tensors |= {name: torch.empty(0) for name, holds in marks.items() if holds}
+    metadata = restated(metadata, prediction_type, zero_snr) if path.suffix == ".safetensors" else {}
+    size = pipeline.unet.config.sample_size * 8
+    if metadata and size % 64 == 0 and size // 8 != published["unet"].get("sample_size"):
+        metadata.setdefault("modelspec.resolution", f"{size}x{size}")
+
+    stated = {"beta_start": scheduler.get("beta_start"), "beta_end": scheduler.get("beta_end")}
+    told = _scheduler({**published["scheduler"], **stated}, prediction_type, Statements(zero_snr=zero_snr), path)
+    if not _same_schedule(architectures.new_component(told), pipeline.scheduler):
+        raise _unstated("another noise schedule than that of Stable Diffusion")
+    settings: dict[str, Any] = {}
+    if any(stated[key] != published["scheduler"].get(key) for key in stated):
+        settings |= {"linear_start": stated["beta_start"], "linear_end": stated["beta_end"]}
+    if (factor := pipeline.vae.config.scaling_factor) != published["vae"].get("scaling_factor", _SCALE):
+        settings["scale_factor"] = factor
+    for key, value in settings.items():
+        if not 0 < value < 100:
+            raise _unstated(f"{key} {value}")
+    usual = _published(family, None)["scheduler"].get("prediction_type", "epsilon")
+    if settings or (in_file(tensors, metadata, path).prediction(path) or usual) != prediction_type:
+        settings["parameterization"] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}[prediction_type]
+    return tensors, metadata, settings
+
+
+def _unstated(what: str) -> ModelError:
+    return ModelError(f"a single file cannot state {what}, and would be used wrongly: write the format diffusers")
+
+
+def _same_schedule(some: Any, other: Any) -> bool:
+    one, two = (DDPMScheduler.from_config(each.config).alphas_cumprod for each in (some, other))
+    return one.shape == two.shape and torch.allclose(one, two, atol=1e-6)
+
+
+def _family_of(pipeline: Any) -> str:
+    """Two text encoders are SDXL; one with GELU is SD 2.x (open_clip), with QuickGELU SD 1.x."""
+    if getattr(pipeline, "text_encoder_2", None) is not None:
+        return "sdxl"
+    return "sd2" if pipeline.text_encoder.config.hidden_act == "gelu" else "sd1"
+
+
+def names_in_file(pipeline: Any) -> dict[str, dict[str, str]]:
+    """Component -> name in it -> name in a single file, of each parameter and buffer of ``pipeline``."""
+    family, found = _family_of(pipeline), {}
+    for component in ("unet", "vae", *_text_encoders(family)):
+        config = getattr(pipeline, component).config
+        found[component] = compvis.component_names(
+            family, component, config if component in ("unet", "vae") else config.to_dict()
+        )
+    return found
 
 
 def to_compvis(pipeline: Any) -> dict[str, Tensor]:
     """All weights of ``pipeline`` in the single-file layout of CompVis; the numbers are the same bit for bit.
 
-    The text encoders determine the family: two are SDXL; one with GELU is SD 2.x (open_clip), with QuickGELU SD 1.x.
     The noise schedule, EMA copies and the last layer of SD 2.x's text encoder, which is never evaluated, are left out,
     because a pipeline does not hold them. Raises `ModelError` while adapters (LoRA) are in the model.
     """
-    family = _family_of(pipeline)
     checkpoint: dict[str, Tensor] = {}
-    for component in ("unet", "vae", *_text_encoders(family)):
-        module = getattr(pipeline, component)
-        config = module.config if component in ("unet", "vae") else module.config.to_dict()
-        checkpoint |= pack(module.state_dict(), compvis.component_names(family, component, config))
+    for component, names in names_in_file(pipeline).items():
+        checkpoint |= pack(getattr(pipeline, component).state_dict(), names)
     return checkpoint
 
 
@@ -238,12 +292,6 @@ def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
     if has("conditioner.embedders.0.model."):
         raise ModelError(f"{path} is the SDXL refiner, which needs more than text: name the SDXL base model")
     raise ModelError(f"{path} holds a UNet but no known text encoder: name a full SD 1.x, SD 2.x or SDXL checkpoint")
-
-
-def _family_of(pipeline: Any) -> str:
-    if getattr(pipeline, "text_encoder_2", None) is not None:
-        return "sdxl"
-    return "sd2" if pipeline.text_encoder.config.hidden_act == "gelu" else "sd1"
 
 
 def _text_encoders(family: str) -> tuple[str, ...]:

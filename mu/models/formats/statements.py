@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from mu.core.config import read_yaml
 from mu.core.errors import ConfigError, ModelError
+from mu.core.files import write_text
 
 log = logging.getLogger("mu")
 
@@ -27,6 +29,8 @@ _KINDS = {
 _SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}
 """Classes of SGM that say what the UNet predicts."""
 _ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
+WRITTEN = "# How the weights beside are used. Written by mu merge."
+"""The first line of a ``.yaml`` that belongs to a merged file."""
 _SCHEDULE_TOLERANCE = 0.01
 """Half precision and merging move the kept alphas_cumprod by less; another schedule differs by more."""
 
@@ -50,7 +54,16 @@ class Statements:
 
 
 def statements(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> Statements:
-    """Everything that the file at ``path`` says. Raises `ModelError` for what mu cannot do."""
+    """Everything that the file at ``path`` says, and the ``.yaml`` beside it. Raises `ModelError` for what mu cannot do."""
+    said = in_file(tensors, metadata, path)
+    beside = next((file for file in beside_file(path) if file.is_file()), None)
+    if beside is not None:
+        _read_yaml(beside, said)
+    return said
+
+
+def in_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> Statements:
+    """What the file at ``path`` says by itself. Raises `ModelError` for what mu cannot do."""
     said = Statements()
     if edm := next((name for name in tensors if name.startswith("edm_")), None):
         raise _edm(path, edm)
@@ -58,10 +71,40 @@ def statements(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path:
         said.predictions["v_pred"] = "v_prediction"
     said.zero_snr = "ztsnr" in tensors
     _read_metadata(metadata, path, said)
-    beside = next((path.with_suffix(end) for end in (".yaml", ".yml") if path.with_suffix(end).is_file()), None)
-    if beside is not None:
-        _read_yaml(beside, said)
     return said
+
+
+def beside_file(path: Path) -> tuple[Path, Path]:
+    """The files that may describe the single file ``path``; the first that exists is read."""
+    return path.with_suffix(".yaml"), path.with_suffix(".yml")
+
+
+def restated(metadata: Mapping[str, str], prediction_type: str, zero_snr: bool) -> dict[str, str]:
+    """``metadata`` that say this prediction type, and of pure noise nothing else than ``zero_snr``."""
+    says_other = {
+        "ss_v_parameterization": prediction_type != "v_prediction",
+        "ss_zero_terminal_snr": not zero_snr,
+        "modelspec.architecture": _ARCHITECTURES.get(
+            str(metadata.get("modelspec.architecture")).lower(), prediction_type
+        )
+        != prediction_type,
+    }
+    kept = {key: value for key, value in metadata.items() if not says_other.get(key)}
+    kind = {"v_prediction": "v"}.get(prediction_type, prediction_type)
+    return kept | {"modelspec.prediction_type": kind}
+
+
+def write_yaml(file: Path, settings: Mapping[str, Any]) -> None:
+    """Write ``settings`` of ``model.params`` (see `statements`) as the ``.yaml`` beside a single file."""
+    write_text(file, f"{WRITTEN}\n{yaml.safe_dump({'model': {'params': dict(settings)}})}")
+
+
+def is_written(file: Path) -> bool:
+    """Whether ``file`` is one of `write_yaml`."""
+    try:
+        return file.read_text(encoding="utf-8").startswith(WRITTEN)
+    except (OSError, ValueError):
+        return False
 
 
 def tell_layer(metadata: Mapping[str, str], path: Path, clip_skip: int) -> None:
@@ -72,12 +115,20 @@ def tell_layer(metadata: Mapping[str, str], path: Path, clip_skip: int) -> None:
 
 
 def check_schedule(tensors: Mapping[str, Tensor], scheduler: Any, path: Path) -> None:
-    """Raise `ModelError` if the file holds another noise schedule than ``scheduler``, which it is opened with."""
+    """Raise `ModelError` if the file holds another noise schedule than ``scheduler``, which it is opened with.
+
+    A file whose schedule ends in pure noise may also hold the table from before it was rescaled: tools mark the file
+    and leave the table as it is.
+    """
     kept = tensors.get("alphas_cumprod")
     if kept is None:
         return
-    used = scheduler.alphas_cumprod
-    if kept.shape != used.shape or not torch.allclose(kept.float(), used, atol=_SCHEDULE_TOLERANCE):
+    tables = [scheduler.alphas_cumprod]
+    if scheduler.config.get("rescale_betas_zero_snr"):
+        tables.append(type(scheduler).from_config(scheduler.config, rescale_betas_zero_snr=False).alphas_cumprod)
+    if not any(
+        kept.shape == table.shape and torch.allclose(kept.float(), table, atol=_SCHEDULE_TOLERANCE) for table in tables
+    ):
         raise ModelError(
             f"{path} holds a noise schedule of its own (alphas_cumprod), which is not that of Stable Diffusion: "
             "convert it to a diffusers folder with its own scheduler"

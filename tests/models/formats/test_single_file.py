@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
-from mu.core.errors import ConfigError, ModelError
+from mu.core.errors import ConfigError, ModelError, OutputError
 from mu.edits.files import open_edit
 from mu.models import load_diffusion
 from mu.models.formats import architectures, compvis, single_file
@@ -498,6 +498,24 @@ def test_a_schedule_that_ends_in_pure_noise_is_used(family: str, folders: Callab
 
 
 @pytest.mark.usefixtures("small_published")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_kept_noise_schedule_may_be_that_from_before_it_ends_in_pure_noise(
+    family: str, folders: Callable[[str], Path], tmp_path: Path
+):
+    small_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    checkpoint, path = to_compvis(opened(folders(family))), tmp_path / "model.safetensors"
+    plain = load_single_file(written(checkpoint, path)).scheduler.alphas_cumprod
+    rescaled = load_single_file(written(checkpoint, path, v_pred=MARK, ztsnr=MARK)).scheduler.alphas_cumprod
+    assert (plain - rescaled).abs().max() > 0.02, "two tables"
+    for table in (plain, rescaled, rescaled.half()):
+        found = load_single_file(written(checkpoint, path, v_pred=MARK, ztsnr=MARK, alphas_cumprod=table)).scheduler
+        assert torch.equal(found.alphas_cumprod, rescaled), "the mark says which one is used"
+    for marks, table in (({"v_pred": MARK, "ztsnr": MARK}, plain**2), ({"v_pred": MARK}, rescaled)):
+        with pytest.raises(ModelError, match="alphas_cumprod"):  # controls: another table, and no mark
+            load_single_file(written(checkpoint, path, **marks, alphas_cumprod=table))
+
+
+@pytest.mark.usefixtures("small_published")
 def test_a_yaml_beside_the_file_sets_schedule_and_scale(folders: Callable[[str], Path], tmp_path: Path):
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     path = written(to_compvis(opened(folders("sd1"))), tmp_path / "model.safetensors")
@@ -549,6 +567,141 @@ def test_the_prediction_type_is_set_in_a_given_scheduler(folders: Callable[[str]
     assert [one.config.prediction_type for one in found] == ["epsilon", "v_prediction"]
     with pytest.raises(ConfigError, match="'v_prediction'"):
         load_single_file(path, prediction_type="vprediction")
+
+
+# -- what a merged file says of itself
+# ------------------------------------------------------------------------------------
+
+
+def used(model: Any) -> tuple[Any, ...]:
+    """How the weights of a loaded model are used."""
+    scheduler = model.pipeline.scheduler.config
+    betas = (scheduler.beta_start, scheduler.beta_end, bool(scheduler.get("rescale_betas_zero_snr")))
+    size = model.default_size
+    return model.prediction_type, model.pipeline.vae.config.scaling_factor, *betas, size, model.alphas_cumprod.tolist()
+
+
+def unusual_yaml(**params: Any) -> str:
+    return json.dumps({"model": {"params": params}})
+
+
+V = {"prediction_type": "v_prediction"}
+EPS = {"prediction_type": "epsilon"}
+SAMPLE = {"prediction_type": "sample"}
+SOURCES: dict[str, tuple[str, dict[str, torch.Tensor], dict[str, str], str, dict[str, Any]]] = {
+    # family, marker tensors, metadata, .yaml beside, options of loading
+    "told as v": ("sd1", {}, {}, "", V),
+    "told as sample": ("sdxl", {}, {}, "", SAMPLE),
+    "told as eps": ("sd2", {}, {}, "", EPS),
+    "marked v, told as eps": ("sd1", {"v_pred": MARK}, {}, "", EPS),
+    "sd-scripts say v, told as eps": ("sd1", {}, {"ss_v_parameterization": "True"}, "", EPS),
+    "says eps, told as v": ("sd2", {}, {"modelspec.architecture": "stable-diffusion-v2-512"}, "", V),
+    "two statements, told as v": ("sd1", {"v_pred": MARK}, {"modelspec.prediction_type": "epsilon"}, "", V),
+    "yaml": ("sd1", {}, {}, unusual_yaml(parameterization="v", scale_factor=0.13, linear_end=0.02), {}),
+    "yaml with one number": ("sdxl", {}, {}, unusual_yaml(scale_factor=0.5), {}),
+    "yaml and told": ("sd2", {}, {}, unusual_yaml(linear_start=0.002), SAMPLE),
+    "yaml with pure noise": ("sd1", {}, {}, unusual_yaml(parameterization="v", zero_snr=True), {}),
+    "marks and a kept schedule": ("sdxl", {"v_pred": MARK, "ztsnr": MARK, "alphas_cumprod": MARK}, {}, "", {}),
+    "size": ("sd1", {}, {"modelspec.resolution": "128x128"}, "", V),
+}  # fmt: skip
+
+
+def merge(model: Any, out: Path, **how: Any) -> Path:
+    """Of an edit that changes one tensor."""
+    from mu.edits.bank import Bank
+    from mu.edits.edit import EditInfo
+    from mu.edits.export import export
+    from mu.edits.weights import WeightEdit
+
+    shift = torch.ones_like(model.unet.conv_in.weight)
+    edit = WeightEdit({"unet.conv_in.weight": shift}, EditInfo("test", ("cat",)))
+    return export(Bank(model, [edit]), out, "compvis", **how)
+
+
+def place(folder: Path) -> Path:
+    folder.mkdir()
+    small_tokenizer().save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.mark.usefixtures("small_published")
+@pytest.mark.parametrize(
+    ("case", "ending"),
+    [
+        *((case, ".safetensors") for case in SOURCES),
+        *((case, ".ckpt") for case in ("told as eps", "told as sample", "yaml")),
+    ],
+)
+def test_a_merged_file_is_used_as_its_source_was(
+    case: str, ending: str, folders: Callable[[str], Path], tmp_path: Path
+):
+    family, marks, metadata, yaml, options = SOURCES[case]
+    source, out = place(tmp_path / "in") / "model.safetensors", place(tmp_path / "out") / f"merged{ending}"
+    checkpoint = to_compvis(opened(folders(family)))
+    save_file(checkpoint, source)
+    plain = load_diffusion(source, device="cpu")
+    kept = {name: plain.alphas_cumprod.clone() if name == "alphas_cumprod" else mark for name, mark in marks.items()}
+    save_file(checkpoint | kept, source, metadata)
+    if yaml:
+        source.with_suffix(".yaml").write_text(yaml)
+    model = load_diffusion(source, device="cpu", **options)
+    again = load_diffusion(merge(model, out), device="cpu")
+    assert used(again) == used(model)
+    silent = [plain] if case.startswith("two") else [plain, load_diffusion(source, device="cpu")]
+    assert any(used(each) != used(model) for each in silent), "control: without a word, or without the option"
+    assert again.pipeline.scheduler.__class__ is model.pipeline.scheduler.__class__
+    assert (again.unet.conv_in.weight - model.unet.conv_in.weight).mean() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.usefixtures("small_published")
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+def test_a_folder_as_one_file_is_used_as_the_folder_or_refused(
+    ending: str, folders: Callable[[str], Path], tmp_path: Path
+):
+    folder, out = tmp_path / "model", place(tmp_path / "out") / f"merged{ending}"
+    pipeline = opened(folders("sd1"))
+
+    def with_schedule(**settings: Any) -> Any:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **settings)
+        pipeline.save_pretrained(folder)
+        return load_diffusion(folder, device="cpu")
+
+    with quiet_libraries():
+        pipeline.vae.register_to_config(scaling_factor=0.7)
+        model = with_schedule(beta_end=0.03)
+        again = load_diffusion(merge(model, out), device="cpu")
+        assert used(again) == used(model) and "scale_factor: 0.7" in out.with_suffix(".yaml").read_text()
+        before = {file: file.read_bytes() for file in out.parent.iterdir() if file.is_file()}
+        for settings in ({"beta_schedule": "linear"}, {"num_train_timesteps": 500}, {"beta_end": 1e-9}):
+            with pytest.raises(ModelError, match="a single file cannot state") as caught:
+                merge(with_schedule(**({"beta_schedule": "scaled_linear"} | settings)), out, overwrite=True)
+            assert "\n" not in str(caught.value)
+        pipeline.scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
+        with pytest.raises(ModelError, match="pure noise"):
+            merge(with_schedule(rescale_betas_zero_snr=True), out, overwrite=True)
+    assert {file: file.read_bytes() for file in out.parent.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.usefixtures("small_published")
+def test_a_description_beside_a_merged_file_belongs_to_it(folders: Callable[[str], Path], tmp_path: Path):
+    source, out = place(tmp_path / "in") / "model.safetensors", place(tmp_path / "out") / "merged.safetensors"
+    save_file(to_compvis(opened(folders("sd1"))), source)
+    plain = load_diffusion(source, device="cpu")
+    source.with_suffix(".yaml").write_text(unusual_yaml(scale_factor=0.5))
+    unusual = load_diffusion(source, device="cpu")
+    for ending in (".yaml", ".yml"):
+        out.with_suffix(ending).write_text("mine: true\n")
+        for model in (plain, unusual):
+            with pytest.raises(OutputError, match=f"merged{ending}.*description"):
+                merge(model, out, overwrite=True)
+        assert out.with_suffix(ending).read_text() == "mine: true\n" and not out.exists()
+        out.with_suffix(ending).unlink()
+    merge(unusual, out)
+    out.unlink()
+    with pytest.raises(OutputError, match=r"merged\.yaml exists"):
+        merge(plain, out)
+    merge(plain, out, overwrite=True)
+    assert not out.with_suffix(".yaml").exists() and used(load_diffusion(out, device="cpu")) == used(plain)
 
 
 # -- tokenizers
