@@ -35,7 +35,8 @@ def is_readable(character: str) -> bool:
 def one_line(text: str, longest: int = LONGEST) -> str:
     """``text`` as one line of at most ``longest`` characters that a terminal shows as they are.
 
-    Control characters, line breaks, signs that turn the direction of writing, lone surrogates and the like are escaped. The middle of a longer text is left out,
+    Control characters, line breaks, signs that turn the direction of writing, lone surrogates and the like are
+    escaped. The middle of a longer text is left out,
     so that the line still says what is wrong and what to do.
     """
     ends = text if len(text) <= 2 * longest else text[:longest] + text[-longest:]

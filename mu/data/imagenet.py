@@ -49,7 +49,8 @@ def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> Ima
 
     ``names`` are the class names in the order of the wnids. By default they come from the folder's ``classes.txt`` (one
     name per line in that order, or ``<wnid> <name>``), else from ``LOC_synset_mapping.txt`` (``<wnid> <name>, <other
-    name>, ...``; the first is used), else from the like list in timm, if that is installed. Raises `DataError` if there are no images, or if a class has no name.
+    name>, ...``; the first is used), else from the like list in timm, if that is installed. Raises
+    `DataError` if there are no images, or if a class has no name.
     """
     folder = Path(folder)
     home = folder / "val" if (folder / "val").is_dir() else folder

@@ -308,7 +308,7 @@ def check_place(path: Path | str, form: str, *, overwrite: bool = False, inputs:
 
 
 def _holds(folder: Path, name: str) -> bool:
-    """Whether ``folder`` holds a model that the JSON file ``name`` describes, as diffusers and transformers write it."""
+    """Whether ``folder`` holds a model that the JSON file ``name`` describes, as libraries write it."""
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

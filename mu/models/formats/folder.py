@@ -76,7 +76,8 @@ def loaded_weights(folder: Path) -> list[Path]:
 def open_pipeline(folder: Path) -> DiffusionPipeline:
     """Open the diffusers folder ``folder`` in float32, without its safety checker.
 
-    Raises `ModelError` for a part that lacks a tensor or lies in another folder. Other errors are those of diffusers and transformers.
+    Raises `ModelError` for a part that lacks a tensor or lies in another folder. Other errors are those of
+    diffusers and transformers.
     """
     from diffusers import DiffusionPipeline
 

@@ -54,7 +54,7 @@ class Statements:
 
 
 def statements(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> Statements:
-    """Everything that the file at ``path`` says, and the ``.yaml`` beside it. Raises `ModelError` for what mu cannot do."""
+    """Everything that the file at ``path`` says, and the ``.yaml`` beside it. `ModelError` for what mu cannot do."""
     said = in_file(tensors, metadata, path)
     beside = next((file for file in beside_file(path) if file.is_file()), None)
     if beside is not None:
