@@ -55,9 +55,10 @@ def run(folder: Path, overwrite: bool = False) -> Path:
         tables[concept] = evaluate(done.run, "canvas", model, edits[concept], seeds=(188,), base_answers=answers)
         write_report(done.run)
     _panels(model, Bank(model, list(edits.values())), home)
-    edited = {f"{concept} erased": table["edited"] for concept, table in tables.items()}
-    home.write_scores("canvas", {"base": tables[STYLE]["base"], **edited})
-    note_scores(home, "canvas", **hardware(model), how={"edits": {c: sha256(r.run.edit) for c, r in runs.items()}})
+    for concept, table in tables.items():  # what is measured of the base depends on the concept too
+        suite = f"canvas, {concept} erased"
+        home.write_scores(suite, table)
+        note_scores(home, suite, **hardware(model), how={"edit": sha256(runs[concept].run.edit)})
     note_files(home, home.panel_images, home.panels, home.answers / "base")
     _print(tables)
     report = write_report(home)

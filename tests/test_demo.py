@@ -28,8 +28,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spm, "for_concepts", lambda *words: complete(*words).merged(settings))
     for name in ("before_after", "write_images"):
         monkeypatch.setattr(demo, name, in_two_steps(getattr(demo, name)))
-    told = [Score(name, 1.0, n=1, direction="higher", protocol="canvas/1") for name in ("UA", "IRA", "CRA")]
-    monkeypatch.setattr(demo, "evaluate", lambda *_, **__: {"base": told, "edited": told})
+
+    def told(value: float) -> list[Score]:
+        return [Score(name, value, n=1, direction="higher", protocol="canvas/1") for name in ("UA", "IRA", "CRA")]
+
+    measured = iter([0.1, 0.2])
+    monkeypatch.setattr(demo, "evaluate", lambda *_, **__: {"base": told(next(measured)), "edited": told(1.0)})
 
 
 def test_the_report_shows_every_column(short: None, tmp_path: Path) -> None:
@@ -37,7 +41,11 @@ def test_the_report_shows_every_column(short: None, tmp_path: Path) -> None:
     home = RunDirectory(tmp_path / "demo")
     (panel,) = home.read_panels()
     assert panel.columns[0] == "base" and len(panel.columns) == 5
-    assert list(home.read_scores()["canvas"]) == ["base", "neon erased", "star erased"]
+    scores = home.read_scores()
+    assert {suite: table["base"][0].value for suite, table in scores.items()} == {
+        "canvas, neon erased": 0.1,
+        "canvas, star erased": 0.2,  # each beside its own base
+    }
     images = [home.folder / str(name) for row in panel.rows for name in row.images]
     assert images and all(path.exists() for path in images)
     assert report.read_text(encoding="utf-8").count("data:image/") >= len(images)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mu.cli.options import ClipSkip, Device, Overwrite, Precision, PredictionType, Resume
-from mu.core.errors import ConfigError, quoted
+from mu.core.errors import ConfigError, OutputError, quoted
 
 if TYPE_CHECKING:
     from mu.data.prompts import PromptRow
@@ -111,6 +111,7 @@ def generate(
         raise ConfigError("pass --edit or --bank, not both: `mu bank add` adds an edit to the bank")
     if column and not prompts:
         raise ConfigError("--column belongs to --prompts FILE")
+    _check_list(out, prompts, overwrite)
     pixels = _size(size) if size else None
     cases = _cases(prompt, prompts, column, seed)
     rows = _rows(cases, n, guidance, pixels)
@@ -136,6 +137,19 @@ def generate(
         [Prompt(case_number=case.case_number, prompt=case.prompt, seed=case.evaluation_seed) for case in cases]
     )
     print(out)
+
+
+def _check_list(out: Path, given: Path | None, overwrite: bool) -> None:
+    """Raise `OutputError` if ``out`` has a list of prompts that this command did not write, or the ``given`` one."""
+    from mu.core.run import RunDirectory
+    from mu.diffusion.image_folder import RECIPE, noted
+
+    written = RunDirectory(out).prompts
+    if given and given.resolve() == written.resolve():
+        raise OutputError(f"{given} lies where the list of the images is written: choose another --out")
+    foreign = [file for file in (written, out / RECIPE) if file.exists()]
+    if foreign and not overwrite and "pictures" not in noted(out):
+        raise OutputError(f"{foreign[0]} was not written by mu generate: choose another --out, or pass --overwrite")
 
 
 def _cases(prompt: list[str] | None, file: Path | None, columns: list[str] | None, seed: int) -> list[PromptRow]:

@@ -58,6 +58,8 @@ class Evidence(BaseModel):
     """SHA-256 of the files that say what the images show."""
     images: dict[str, dict[str, str]] = {}
     """SHA-256 of each image, by folder."""
+    edits: dict[str, str] = {}
+    """SHA-256 of the edit's file when a folder of images was made."""
 
 
 class Finding(NamedTuple):
@@ -84,6 +86,7 @@ def note_search(run: RunDirectory, **facts: Any) -> None:
     """Note that ``edit.safetensors`` was found just now with the run's ``config.yaml``."""
     about = _about(run)
     _write(run, Evidence(found=Made(**facts, how=about, edit=sha256(run.edit), content=sha256(run.config))))
+    note_files(run, run.metrics, *run.layer_searches())
 
 
 def note_scores(run: RunDirectory, suite: str, **facts: Any) -> None:
@@ -105,6 +108,7 @@ def note_files(run: RunDirectory, *places: Path) -> None:
             evidence.files[name] = sha256(place)
         elif place.is_dir() and (images := _images(place)):
             evidence.images[name] = images
+            evidence.edits[name] = sha256(run.edit) if run.edit.is_file() else ""
     _write(run, evidence)
 
 
@@ -134,11 +138,12 @@ def findings(run: RunDirectory) -> list[Finding]:
     tables = run.read_scores()
     found += [_scores_finding(suite, evidence.scores.get(suite), table, edit) for suite, table in tables.items()]
     found += [Finding(f"scores of {name}", CHANGED, "removed") for name in evidence.scores if name not in tables]
-    for file in (run.prompts, run.panels):
-        known = evidence.files.get(file.name, "")
+    shown = (run.metrics, *run.layer_searches(), run.prompts, run.panels, run.similarity)
+    for name in dict.fromkeys((*(file.name for file in shown), *evidence.files)):
+        file, known = run.folder / name, evidence.files.get(name, "")
         if known or file.is_file():
             now = sha256(file) if file.is_file() else ""
-            found.append(_finding(file.name, known, now, "as it was made", "edited after it was made"))
+            found.append(_finding(name, known, now, "as it was made", "edited after it was made"))
     places = (run.before, run.after, run.panel_images, run.answers / "base", run.answers / "edited")
     return found + [finding for place in places if (finding := _images_finding(run, place, evidence))]
 
@@ -178,6 +183,9 @@ def _images_finding(run: RunDirectory, folder: Path, evidence: Evidence) -> Find
     replaced = sum(now.get(name, content) != content for name, content in known.items())
     removed = sum(name not in now for name in known)
     added = 0 if folder.parent == run.answers else sum(name not in known for name in now)
+    made_with = evidence.edits.get(_name(run, folder), "")
+    if folder in (run.after, run.answers / "edited") and run.edit.is_file() and made_with != sha256(run.edit):
+        return Finding(part, CHANGED, "images: made with another edit than edit.safetensors")
     counts = {"replaced": replaced, "removed": removed, "added": added}
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return Finding(part, CHANGED, f"images: {told}") if told else Finding(part, INTACT, f"{len(known)} images as made")
@@ -199,7 +207,8 @@ def _when(made: Made | None) -> str:
 
 def _images(folder: Path) -> dict[str, str]:
     """Digests of the PNG files in ``folder`` and below, by relative path."""
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*.png"))}
+    found = sorted(folder.rglob("*.png"))
+    return {file.relative_to(folder).as_posix(): sha256(file) if file.is_file() else "not a file" for file in found}
 
 
 def _write(run: RunDirectory, evidence: Evidence) -> None:

@@ -147,7 +147,7 @@ class BankFolder:
         if not math.isfinite(strength):
             raise EditError(f"an edit's strength must be a number, not {strength}")
         self.refuse(edit.concept() for edit in edits)
-        with locked(self.folder):
+        with self._alone(reason):
             return self._add(model, edits, strength, instead, reason, transfer)
 
     def _add(
@@ -224,7 +224,7 @@ class BankFolder:
         if out.resolve().is_relative_to(self.folder.resolve()):
             raise OutputError(f"{out} is inside the bank, which holds edits only: choose another path")
         check_place(out, form, overwrite=overwrite, inputs=[self.folder])
-        with locked(self.folder):
+        with self._alone(reason):
             if not transfer:
                 self.require(model)
             bank = self.open(model, only)
@@ -240,7 +240,7 @@ class BankFolder:
     def remove(self, *concepts: str, reason: str = "") -> list[BankEntry]:
         """Remove edits and delete their files. The log keeps their history."""
         self.read()
-        with locked(self.folder), self._writing():
+        with self._alone(reason), self._writing():
             state = self.read()
             gone = list({entry.concept: entry for entry in map(state.entry, concepts)}.values())
             left = [entry for entry in state.edits if entry not in gone]
@@ -268,9 +268,17 @@ class BankFolder:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _alone(self, reason: str) -> Iterator[None]:
+        """Work alone in the folder, for a ``reason`` that the log can hold."""
+        if control_character(reason) or not is_unicode(reason):
+            raise EditError(f"the reason {quoted(reason)} holds a control character or half a character: type it again")
+        with locked(self.folder):
+            yield
+
     def _switch(self, verb: str, concepts: Sequence[str], reason: str, change: dict[str, Any]) -> list[BankEntry]:
         self.read()
-        with locked(self.folder), self._writing():
+        with self._alone(reason), self._writing():
             state = self.read()
             switched = {entry.concept: entry.model_copy(update=change) for entry in map(state.entry, concepts)}
             edits = [switched.get(entry.concept, entry) for entry in state.edits]

@@ -39,6 +39,7 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.compvis import part_of
 from mu.models.formats.statements import beside_file, is_written, write_yaml
+from mu.models.parameters import find_parameter
 from mu.models.places import OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG
 from mu.models.quiet import quiet_libraries
 from mu.models.vision_language import VisionLanguageModel
@@ -316,6 +317,12 @@ def _holds(folder: Path, name: str) -> bool:
     return isinstance(content, dict) and bool({"_class_name", "model_type", "architectures"} & content.keys())
 
 
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise EditError(f"merged at this strength, {name} is not finite: lower the strength")
+
+
 def export(
     bank: Bank,
     path: Path | str,
@@ -354,10 +361,13 @@ def export(
         tell_lost_gates(bank, bank.strengths(strengths))
         sizes = bank.merged_strengths(strengths)
         if form in _LORA:
-            _LORA[form](joined(bank, sizes), model, path)
+            edit = joined(bank, sizes)
+            _check_finite(edit.tensors())
+            _LORA[form](edit, model, path)
         else:
             deltas = bank.deltas(sizes)
             with shifted(model, deltas):
+                _check_finite({name: find_parameter(model, name) for name in deltas})
                 merged = Merged(model, deltas)
                 _MERGED[form](merged, path)
             if merged.rounding.share >= ROUNDED_AWAY:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mu.core.errors import DataError
+from mu.core.errors import DataError, OutputError
 from mu.core.files import atomic_path, write_text, writing
 from mu.core.run import RunDirectory
 from mu.report.comparison import compare
@@ -27,6 +27,8 @@ def write_report(run: RunDirectory | Sequence[RunDirectory], path: Path | str | 
     runs = [run] if isinstance(run, RunDirectory) else list(run)
     if not runs:
         raise DataError("no run to report on: name at least one run folder")
+    if path is not None:
+        _check_place(Path(path))
     pages = [read_page(each) for each in runs]
     if len(pages) == 1:
         path, comparison = path or runs[0].report, None
@@ -47,3 +49,11 @@ def write_report(run: RunDirectory | Sequence[RunDirectory], path: Path | str | 
             with atomic_path(Path(path).with_name(plot.file)) as partial:
                 partial.write_bytes(plot.png)
     return Path(path)
+
+
+def _check_place(path: Path) -> None:
+    """Raise `OutputError` if ``path`` is something else than a page, which would be lost."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_file() or path.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"{path} exists and is not a page: choose another name, like comparison.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "neon")
     run.begin("concepts: [neon]\n", {"method": "spm", "model": "canvas", "concepts": ["neon"]})
     run.edit.write_bytes(b"weights")
+    run.metrics.write_text('{"step": 0, "loss": 1.0}\n')
     note_search(run, base="abc")
     for folder in (run.before, run.answers / "edited"):
         folder.mkdir(parents=True)
@@ -49,7 +51,8 @@ def test_an_untouched_run_is_intact(run):
     found = findings(run)
     assert {finding.state for finding in found} == {INTACT}
     assert [finding.part for finding in found] == [
-        *("edit.safetensors", "config.yaml", "environment.json", "scores of canvas", "prompts.json"),
+        *("edit.safetensors", "config.yaml", "environment.json", "scores of canvas"),
+        *("metrics.jsonl", "prompts.json"),
         *("before/", "answers/edited/"),
     ]
 
@@ -101,6 +104,16 @@ def swap_prompts(run):
     run.write_prompts([Prompt(case_number=0, prompt="a dog")])
 
 
+def forge_curves(run):
+    run.metrics.write_text('{"step": 0, "loss": 0.0}\n')
+
+
+def make_pipe(run):
+    """Reading it would never end."""
+    (run.before / "0_0.png").unlink()
+    os.mkfifo(run.before / "0_0.png")
+
+
 def remove(name):
     return lambda run: (run.folder / name).unlink()
 
@@ -108,7 +121,7 @@ def remove(name):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (swap_edit, {"edit.safetensors", "scores of canvas"}),
+        (swap_edit, {"edit.safetensors", "scores of canvas", "answers/edited/"}),
         (edit_score, {"scores of canvas"}),
         (edit_item, {"scores of canvas"}),
         (drop_scores, {"scores of canvas"}),
@@ -120,6 +133,8 @@ def remove(name):
         (swap_prompts, {"prompts.json"}),
         (remove("edit.safetensors"), {"edit.safetensors", "scores of canvas"}),
         (remove("config.yaml"), {"config.yaml"}),
+        (forge_curves, {"metrics.jsonl"}),
+        (make_pipe, {"before/"}),
         (remove("prompts.json"), {"prompts.json"}),
         (remove("before/0_0.png"), {"before/"}),
         (remove("answers/edited/0_0.png"), {"answers/edited/"}),

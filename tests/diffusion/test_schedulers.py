@@ -153,3 +153,10 @@ def test_levels_between_two_timesteps_are_the_schedulers(kind: str, tiny: Diffus
     assert torch.allclose(found, scheduler.sigmas[:-1], rtol=1e-4)
     floored = tiny.level(t.long())
     assert not torch.allclose((floored.sigma / floored.alpha).flatten(), scheduler.sigmas[:-1], rtol=1e-4)
+
+
+def test_as_many_steps_as_in_training(tiny: DiffusionModel) -> None:
+    """With ``steps_offset`` 1 the first timestep is then the number of timesteps, past the last level."""
+    assert tiny.level(1000).alpha == tiny.level(999).alpha
+    assert tiny.level(torch.tensor([999.0, 1000.0])).alpha.unique().numel() == 1
+    assert tiny.level(998).alpha != tiny.level(999).alpha  # control

@@ -796,3 +796,13 @@ def test_a_concept_is_found_in_any_spelling(tmp_path: Path, tiny: DiffusionModel
         "pop art",
         "Pop Art",
     ]
+
+
+@pytest.mark.parametrize("reason", ["a\x00b", "\ud800", "\x1b[2J"])
+def test_a_reason_that_the_log_cannot_hold_is_refused(tiny, tmp_path, reason):
+    bank = BankFolder(tmp_path / "bank")
+    still = WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("test", ("star",)))
+    with pytest.raises(EditError, match="reason"):
+        bank.add(tiny, still, reason=reason)
+    assert not bank.folder.exists()
+    bank.add(tiny, still, reason="licence of Joan Miró ended")  # control

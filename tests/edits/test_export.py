@@ -457,3 +457,15 @@ def test_metadata_of_a_kohya_file(tiny: DiffusionModel, tmp_path: Path) -> None:
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert file.metadata()["ss_network_module"] == "networks.lora"
         assert file.metadata()["ss_network_dim"] == "2"
+
+
+@pytest.mark.parametrize("form", ["unet", "kohya"])
+def test_a_strength_beyond_all_numbers_is_refused(tiny: DiffusionModel, tmp_path: Path, form: str) -> None:
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    out, into = find_parameter(tiny, name).shape
+    factors = {name: Factors(torch.ones(1, into), torch.ones(out, 1), 1.0)}
+    bank = Bank(tiny, [LowRankEdit(factors, EditInfo("test", ("neon",)))])
+    with pytest.raises(EditError, match="finite"):
+        export(bank, tmp_path / "x.safetensors", form, strengths=[1e300])
+    assert not [*tmp_path.iterdir()]
+    export(bank, tmp_path / "x.safetensors", form, strengths=[2.0])  # control

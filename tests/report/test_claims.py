@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mu.core.errors import OutputError
 from mu.core.evidence import note_scores, note_search
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
@@ -54,3 +55,12 @@ def test_a_swapped_edit_and_an_edited_score_are_told(run):
     text = Reader(write_report(run).read_text(encoding="utf-8")).text
     assert {finding.part for finding in read_page(run).changed} == {"edit.safetensors", "scores of mini"}
     assert "edit.safetensors" in text and "scores of mini" in text
+
+
+@pytest.mark.parametrize("name", ["edit.safetensors", "config.yaml", "before"])
+def test_a_page_never_replaces_another_file(run, name):
+    run.edit.write_bytes(b"weights")
+    with pytest.raises(OutputError, match=name.replace(".", r"\.")):
+        write_report(run, run.folder / name)
+    assert run.edit.read_bytes() == b"weights" and run.before.is_dir()
+    assert write_report(run, run.folder / "report.html") == write_report(run)  # control: a page is replaced

@@ -31,7 +31,11 @@ log = logging.getLogger("mu")
 
 
 class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
-    """Loads the model, puts fresh adapters on it, trains them (`trainer` holds the objective), and returns the edit."""
+    """Loads the model, puts fresh adapters on it, trains them, and returns the edit.
+
+    `trainer` holds the objective (Eq. 4 and 8), `model` the adapter, `data_handler` the anchors (Eq. 6). The gate gamma
+    is stated in `mu.edits.gates` and computed for each prompt by `mu.edits.gatekeeper`.
+    """
 
     config: SemipermeableMembraneConfig
 

@@ -8,11 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mu.core.errors import ConfigError, ModelError, nearest
+from mu.core.errors import ConfigError, ModelError, OutputError, nearest
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
 from mu.core.files import check_writing
 from mu.core.run import RunDirectory
 from mu.core.scores import Table
+from mu.diffusion.image_folder import RECIPE
 from mu.edits.edit import Edit, described
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -90,6 +91,10 @@ def evaluate(
     given: dict[str, Any] = {name: value for name, value in (("base_answers", base_answers), ("data", data)) if value}
     for name in sorted(given.keys() - chosen.options):
         raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    if len({*seeds}) < len(seeds):
+        raise ConfigError(f"a seed is named twice in {', '.join(map(str, seeds))[:60]}: name each once")
+    if base_answers:
+        _check_answers(run, base_answers)
     edit.check(model)
     check_writing(run.scores)
     for read in (run.read_scores, run.read_panels):  # damaged files fail here, before the work
@@ -102,8 +107,19 @@ def evaluate(
         table, how = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
         run.write_scores(suite, table)
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
-        note_files(run, run.answers / "base", run.answers / "edited", run.panels)
+        note_files(run, run.answers / "base", run.answers / "edited", run.panels, run.similarity)
     return table
+
+
+def _check_answers(run: RunDirectory, folder: Path) -> None:
+    """Raise `OutputError` if ``folder`` cannot hold answers of the base: it is a file, or another folder of the run."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file and not a folder: choose another place for the base's answers")
+    place, own = folder.resolve(), run.folder.resolve()
+    if place.is_relative_to(own) and place != (run.answers / "base").resolve():
+        raise OutputError(f"{folder} belongs to the run itself: choose a folder outside {run.folder}")
+    if folder.is_dir() and any(folder.glob("*.png")) and not (folder / RECIPE).exists():
+        raise OutputError(f"how the images in {folder} were made is unknown: choose another folder")
 
 
 def _remake(run: RunDirectory, folder: Path) -> None:

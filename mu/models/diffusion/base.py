@@ -237,7 +237,8 @@ class DiffusionModel(ABC):
     def level(self, t: Tensor | float) -> NoiseLevel:
         """Noise level at timestep ``t``, a number or (b,).
 
-        Between two whole timesteps sigma / alpha is linear, as in the schedulers of diffusers with such timesteps.
+        Between two whole timesteps sigma / alpha is linear, as in the schedulers of diffusers with such timesteps. A
+        timestep past the last (``steps_offset`` with as many steps as in training) has the last one's level.
         """
         t = torch.as_tensor(t, device=self.device)
         if t.is_floating_point() and bool((t != t.floor()).any()):
@@ -245,7 +246,7 @@ class DiffusionModel(ABC):
             below = t.long().clamp(max=len(ratio) - 2)
             alpha_bar = 1 / (1 + torch.lerp(ratio[below], ratio[below + 1], (t - below).to(ratio)) ** 2)
         else:
-            alpha_bar = self.alphas_cumprod[t.long()]
+            alpha_bar = self.alphas_cumprod[t.long().clamp(max=len(self.alphas_cumprod) - 1)]
         alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
         return NoiseLevel(t, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import mu
 from mu.cli import app
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, OutputError
 from mu.core.evidence import read_evidence
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
@@ -115,3 +115,25 @@ def test_a_suite_takes_the_options_that_it_states(
 def test_the_command_line_names_every_suite() -> None:
     told = " ".join(CliRunner().invoke(app, ["evaluate", "--help"], terminal_width=200).stdout.split())
     assert [name for name in SUITES if f"{name}," not in told and f"{name}." not in told] == []
+
+
+@pytest.mark.parametrize("name", ["answers/edited", "before", ".", "notes.txt", "images"])
+def test_the_base_s_answers_have_a_folder_of_their_own(tmp_path: Path, tiny: DiffusionModel, name: str) -> None:
+    """Not the edited model's, which would be taken for the base's, nor images that somebody else made."""
+    run, elsewhere = RunDirectory(tmp_path / "run"), tmp_path / "elsewhere"
+    for folder in (run.answers / "edited", run.before, elsewhere / "images"):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(b"image")
+    (elsewhere / "notes.txt").write_text("mine")
+    still = WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("test", ("star",)))
+    place = (elsewhere if name in ("notes.txt", "images") else run.folder) / name
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(OutputError, match=place.name):
+        suites.evaluate(run, "canvas", tiny, still, seeds=(1,), base_answers=place)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_seed_counts_once(tmp_path: Path, tiny: DiffusionModel) -> None:
+    still = WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("test", ("star",)))
+    with pytest.raises(ConfigError, match="twice"):
+        suites.evaluate(RunDirectory(tmp_path), "canvas", tiny, still, seeds=(1, 1))
