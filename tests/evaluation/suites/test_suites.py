@@ -102,14 +102,14 @@ def test_a_suite_takes_the_options_that_it_states(
     monkeypatch.setattr(suites, "import_module", lambda _: SimpleNamespace(evaluate=measured))
     row = SUITES["canvas"]._replace(place="somewhere:evaluate")
     still = WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("test", ("star",)))
-    how: dict[str, Any] = {"seeds": (1,), "base_answers": tmp_path, "data": ["x"]}
+    how: dict[str, Any] = {"seeds": (1,), "base_answers": tmp_path / "base", "data": ["x"]}
     monkeypatch.setattr(suites, "SUITES", {"both": row._replace(options=frozenset({"base_answers", "data"}))})
-    suites.evaluate(RunDirectory(tmp_path), "both", tiny, still, **how)
+    suites.evaluate(RunDirectory(tmp_path / "run"), "both", tiny, still, **how)
     assert told == how
-    assert read_evidence(RunDirectory(tmp_path)).scores["both"].how == {"seeds": [1], "steps": 20}
+    assert read_evidence(RunDirectory(tmp_path / "run")).scores["both"].how == {"seeds": [1], "steps": 20}
     monkeypatch.setattr(suites, "SUITES", {"none": row._replace(options=frozenset())})
     with pytest.raises(ConfigError, match="takes no base_answers"):
-        suites.evaluate(RunDirectory(tmp_path), "none", tiny, still, **how)
+        suites.evaluate(RunDirectory(tmp_path / "run"), "none", tiny, still, **how)
 
 
 def test_the_command_line_names_every_suite() -> None:
