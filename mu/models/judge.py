@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, CLIPImageProcessorPil
 from transformers.image_processing_base import ImageProcessingMixin
@@ -52,6 +53,8 @@ class Judge:
     def open(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
         """Load from a transformers folder, or from the local cache by hub id."""
         try:
+            if not Path(folder).is_dir():  # transformers would ask the network for adapters
+                folder = snapshot_download(str(folder), local_files_only=True)
             model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except Exception as error:

@@ -146,10 +146,9 @@ def test_generate_takes_seeds_and_guidance_as_the_file_says(
         2,
         "--seed",
         5,
-        "--out",
-        tmp_path,
     )
-    assert cli(*common).exit_code == cli(*common, "--guidance", 2).exit_code == 0
+    outs = [("--out", tmp_path / name) for name in ("one", "two", "three")]
+    assert cli(*common, *outs[0]).exit_code == cli(*common, *outs[1], "--guidance", 2).exit_code == 0
     (rows, how), (fixed, other) = made
     assert [(row.name, row.seed) for row in rows] == [
         ("0_0.png", 188),
@@ -158,7 +157,7 @@ def test_generate_takes_seeds_and_guidance_as_the_file_says(
         ("1_1.png", 6),
     ]
     assert [row.guidance for row in rows] == [3, 3, None, None] and how["guidance"] == 7.5
-    assert "1 of 2 prompts have no seed" in cli(*common).stderr
+    assert "1 of 2 prompts have no seed" in cli(*common, *outs[2]).stderr
     assert {row.guidance for row in fixed} == {None} and other["guidance"] == 2
 
 

@@ -70,6 +70,11 @@ def source(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def floats(tensors):
+    """The number types of the weights. A file that describes itself also holds bytes."""
+    return {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+
+
 def dense(model: Any, *names: str, size: float = 0.05) -> WeightEdit:
     shifts = {name: torch.full_like(find_parameter(model, name), size, dtype=torch.float32) for name in names}
     return WeightEdit(shifts, EditInfo("test", ("neon",)))
@@ -418,7 +423,7 @@ def test_the_number_type_is_that_of_the_files_that_are_loaded(
     model = load_diffusion(folder, device="cpu")
     export(Bank(model, [dense(model, UNET, size=1e-6)]), out, form)
     found = load_file(out if out.is_file() else next((out / "unet").glob("*.safetensors")))
-    assert {tensor.dtype for tensor in found.values()} == {torch.float32 if beside else torch.float16}
+    assert floats(found) == {torch.float32 if beside else torch.float16}
     assert ("rounds away" in told.text) == (not beside)
     if form == "diffusers" and beside:
         again = load_diffusion(out, device="cpu")
@@ -450,7 +455,7 @@ def test_a_folder_as_one_file_keeps_types_and_says_what_it_predicts(source: Path
     _, out = merged(source, tmp_path / "merged.safetensors", UNET, form="compvis", prediction_type="v_prediction")
     found = load_file(out)
     assert found.pop("v_pred").numel() == 0
-    assert {tensor.dtype for tensor in found.values()} == {torch.float16}
+    assert floats(found) == {torch.float16}
     _, plain = merged(source, tmp_path / "plain.safetensors", UNET, form="compvis")
     assert "v_pred" not in load_file(plain)
     _, unet = merged(source, tmp_path / "unet.safetensors", UNET, form="unet")
