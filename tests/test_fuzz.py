@@ -412,7 +412,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fixtu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_inputs_are_one_line(name: str, quiet: None, tmp_path: Path) -> None:
-    found = troubles(name, READERS[name], tmp_path, share_of(name, 1500))
+    found = troubles(name, READERS[name], tmp_path, share_of(name, 1000))
     assert not found, "\n\n".join(found)
 
 

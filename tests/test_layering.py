@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,12 @@ def package_of(module: str) -> str:
     return "" if name == "__main__" else name
 
 
-def imports(tree: Tree, path: str) -> Iterator[Import]:
-    modules = {module_of(known) for known in tree}
+def imports(tree: Tree, path: str) -> tuple[Import, ...]:
+    return _imports(tree[path], path, frozenset(map(module_of, tree)))
+
+
+@cache
+def _imports(source: str, path: str, modules: frozenset[str]) -> tuple[Import, ...]:
     module = module_of(path)
     here = module if path.endswith("/__init__.py") else module.rpartition(".")[0]
 
@@ -103,7 +108,7 @@ def imports(tree: Tree, path: str) -> Iterator[Import]:
     def for_types_only(node: ast.AST, child: ast.AST) -> bool:
         return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and child in node.body
 
-    yield from walk(ast.parse(tree[path], path), False)
+    return tuple(walk(ast.parse(source, path), False))
 
 
 def one_direction(tree: Tree) -> Iterator[str]:

@@ -188,7 +188,7 @@ def test_numbers_are_finite(number: str, tmp_path: Path) -> None:
     [
         {"x" * 100_000: 1},
         {"inner": {"rate": "x" * 100_000}},
-        {"inner": {"rate": [["x" * 1000] * 1000] * 1000}},
+        {"inner": {"rate": [["x" * 1000] * 100] * 1000}},
         {"a" + ".a" * 5000: 1},
         {"inner.deep.x": 10**5000},
         {"name": "\x00"},
