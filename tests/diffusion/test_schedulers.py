@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mu.core.errors import ModelError
+from mu.core.errors import ConfigError, ModelError
 from mu.diffusion.sampling import generate_latents
 from mu.models.diffusion import DiffusionModel, face
 from mu.models.diffusion.border import SCHEDULERS
@@ -158,7 +158,8 @@ def test_levels_between_two_timesteps_are_the_schedulers(kind: str, tiny: Diffus
 
 
 def test_as_many_steps_as_in_training(tiny: DiffusionModel) -> None:
-    """With ``steps_offset`` 1 the first timestep is then the number of timesteps, past the last level."""
-    assert tiny.level(1000).alpha == tiny.level(999).alpha
-    assert tiny.level(torch.tensor([999.0, 1000.0])).alpha.unique().numel() == 1
-    assert tiny.level(998).alpha != tiny.level(999).alpha  # control
+    """With ``steps_offset`` 1 the first timestep is then past the last level, and the stock pipeline fails too."""
+    model = face(with_scheduler(tiny, "DDIMScheduler", steps_offset=1, timestep_spacing="leading"), "a model")
+    with pytest.raises(ConfigError, match="1000"):
+        model.new_scheduler(1000)
+    assert int(model.new_scheduler(999).timesteps.max()) == 999  # control

@@ -237,8 +237,7 @@ class DiffusionModel(ABC):
     def level(self, t: Tensor | float) -> NoiseLevel:
         """Noise level at timestep ``t``, a number or (b,).
 
-        Between two whole timesteps sigma / alpha is linear, as in the schedulers of diffusers with such timesteps. A
-        timestep past the last (``steps_offset`` with as many steps as in training) has the last one's level.
+        Between two whole timesteps sigma / alpha is linear, as in the schedulers of diffusers with such timesteps.
         """
         t = torch.as_tensor(t, device=self.device)
         if t.is_floating_point() and bool((t != t.floor()).any()):
@@ -246,7 +245,7 @@ class DiffusionModel(ABC):
             below = t.long().clamp(max=len(ratio) - 2)
             alpha_bar = 1 / (1 + torch.lerp(ratio[below], ratio[below + 1], (t - below).to(ratio)) ** 2)
         else:
-            alpha_bar = self.alphas_cumprod[t.long().clamp(max=len(self.alphas_cumprod) - 1)]
+            alpha_bar = self.alphas_cumprod[t.long()]
         alpha_bar = alpha_bar.reshape(-1, 1, 1, 1)
         return NoiseLevel(t, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
@@ -293,6 +292,11 @@ class DiffusionModel(ABC):
             scheduler.set_timesteps(steps, device=self.device)
         except ValueError as error:  # more steps than in training
             raise ConfigError(f"{steps} denoising steps are not possible with {self.name!r}: {error}") from None
+        if float(scheduler.timesteps.max()) > len(self.alphas_cumprod) - 1:
+            raise ConfigError(
+                f"the scheduler of {self.name!r} with {steps} denoising steps begins past its last timestep "
+                "(steps_offset): pass fewer steps"
+            )
         return scheduler
 
     # -- images --------------------------------------------------------------------------------------------------------
