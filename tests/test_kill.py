@@ -221,6 +221,10 @@ def shift(model: DiffusionModel, concept: str, folder: Path) -> Path:
     return folder / f"{concept}.safetensors"
 
 
+def listed(bank: BankFolder) -> list[dict[str, object]]:
+    return [entry.model_dump(exclude={"file"}) for entry in bank.read().edits]
+
+
 def test_a_bank_is_as_before_or_as_after(
     commands: Commands, tiny_folder: Path, tiny: DiffusionModel, tmp_path: Path
 ) -> None:
@@ -240,7 +244,6 @@ def test_a_bank_is_as_before_or_as_after(
         ]  # fmt: skip
 
     times = [timed(lambda words=words: commands.run(*words)) for words, _ in changes(tmp_path / "whole", merged)]
-    wanted = BankFolder(tmp_path / "whole").read()
     for k in range(3):
         bank, out = tmp_path / f"bank {k}", tmp_path / f"merged {k}.safetensors"
         for (words, repeated), whole in zip(changes(bank, out), times, strict=True):
@@ -249,8 +252,10 @@ def test_a_bank_is_as_before_or_as_after(
                 BankFolder(bank).open(tiny)  # every listed file is there and is the one that was added
             code = commands.run(*words)
             assert code == 0 or (code == 2 and repeated and repeated in commands.said), commands.said
-            nothing_hidden(bank)
-        assert BankFolder(bank).read() == wanted
+            if code == 0:  # a refusal that needs no lock leaves a killed process's lock file, which holds nothing
+                nothing_hidden(bank)
+        # An edit's file is written before the bank lists it. After a kill in between the next one has another name.
+        assert listed(BankFolder(bank)) == listed(BankFolder(tmp_path / "whole"))
         assert out.read_bytes() == merged.read_bytes()
         verbs = {row["verb"] for row in BankFolder(bank).history()}
         assert {"add", "restore"} <= verbs
