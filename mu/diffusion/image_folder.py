@@ -42,6 +42,15 @@ class ImageRow:
     guidance: float | None = None
     size: tuple[int | None, int | None] = (None, None)
 
+    def scale(self, usual: float) -> float:
+        """Its own guidance scale, else the ``usual`` one."""
+        return usual if self.guidance is None else self.guidance
+
+    def described(self, guidance: float) -> dict[str, Any]:
+        """What a recipe says of it; ``guidance`` is the usual scale."""
+        size = {"size": list(self.size)} if any(self.size) else {}
+        return {"prompt": self.prompt, "seed": self.seed, "guidance": self.scale(guidance), **size}
+
 
 def write_images(
     model: DiffusionModel,
@@ -74,15 +83,7 @@ def write_images(
         )
     note: dict[str, Any] = {}
     if recipe is not None:
-        each = {
-            row.name: {
-                "prompt": row.prompt,
-                "seed": row.seed,
-                "guidance": guidance if row.guidance is None else row.guidance,
-                **({"size": list(row.size)} if any(row.size) else {}),
-            }
-            for row in rows
-        }
+        each = {row.name: row.described(guidance) for row in rows}
         note = {**recipe, "steps": steps, "negative": negative, "size": size and list(size), "pictures": each}
         _require(folder, note, [row.name for row in there])
     check_writing(folder / RECIPE)
@@ -90,8 +91,7 @@ def write_images(
     missing = [row for row in rows if row.name not in kept]
     groups: dict[tuple[float, tuple[int, int]], list[ImageRow]] = {}
     for row in missing:
-        scale = guidance if row.guidance is None else row.guidance
-        groups.setdefault((scale, _size_of(row, model, size)), []).append(row)
+        groups.setdefault((row.scale(guidance), _size_of(row, model, size)), []).append(row)
     for scale in {guidance, *(scale for scale, _ in groups)}:
         texts, seeds = [negative, *(row.prompt for row in rows)], [row.seed for row in rows]
         check_request(model, texts, seeds, steps=steps, guidance=scale)

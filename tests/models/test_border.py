@@ -133,10 +133,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "infinity in the autoencoder": (holding("vae", "decoder.conv_in.bias", float("-inf")), "vae.decoder.conv_in.bias"),
     "NaN in the text encoder": (holding("text_encoder", "final_layer_norm.bias", float("nan")), "final_layer_norm"),
     "part outside the folder": (listing("../victim"), "'../victim'"),
-    "part anywhere": (listing("/tmp"), "'/tmp'"),
+    "part anywhere": (listing("/anywhere"), "'/anywhere'"),
     "part in a folder of a part": (listing("unet/inner"), "'unet/inner'"),
     "weights outside the folder": (shards("../stolen.safetensors"), "'../stolen.safetensors'"),
-    "weights anywhere": (shards("/tmp/stolen.safetensors"), "'/tmp/stolen.safetensors'"),
+    "weights anywhere": (shards("/anywhere/stolen.safetensors"), "'/anywhere/stolen.safetensors'"),
     "unknown prediction": (scheduler(prediction_type="flow_prediction"), "flow_prediction"),
 }
 
