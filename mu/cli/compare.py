@@ -33,5 +33,8 @@ def compare(
     elif markdown:
         print(table.markdown())
     else:
-        rows = [[row.run, row.method, ", ".join(row.concepts), *table.cells(row)] for row in table.rows]
-        print_table(["run", "method", "concepts", *table.headings()], rows)
+        lines = [["run", "method", "concepts", *table.headings()]]
+        lines += [[row.run, row.method, ", ".join(row.concepts), *table.cells(row)] for row in table.rows]
+        if len(lines[0]) > len(lines):  # with fewer runs than scores, a column for each run fits a terminal
+            lines = [list(column) for column in zip(*lines, strict=True)]
+        print_table(lines[0], lines[1:])

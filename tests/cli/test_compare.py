@@ -88,6 +88,17 @@ def test_the_plain_table_shows_every_run(runs: list[Path], cli: Any, monkeypatch
     assert all(text in shown for text in ("base", "esd", "0.9000", "11.00", "UA (unlearncanvas/2)"))
 
 
+def test_many_scores_of_two_runs_fit_a_terminal(tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"accuracy of kind {k}" for k in range(9)]
+    scores = [Score(name, 0.5 + k / 100, 9, "higher", "clip/1") for k, name in enumerate(names)]
+    shown = cli("compare", made(tmp_path / "neon", scores), made(tmp_path / "neon-uce", scores)).stdout
+    assert (
+        all(text in shown for text in (*names, "neon-uce", "0.5000", "0.5800"))
+        and "\N{HORIZONTAL ELLIPSIS}" not in shown
+    )
+
+
 def test_other_numbers_of_the_untouched_model_are_told_apart(tmp_path: Path) -> None:
     runs = [made(tmp_path / k, [ua(0.9)], [ua(base)]) for k, base in (("a", 0.1), ("b", 0.2))]
     assert [(row.run, row.scores["UA", "canvas/1"].value) for row in score_table(runs).rows] == [
