@@ -30,6 +30,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     show_log()
+    from mu.diffusion.image_folder import read_images
     from mu.evaluation.backbones import nudity_detector
     from mu.evaluation.metrics.nudity import body_part, nudity
 
@@ -43,7 +44,7 @@ def main() -> None:
     check_table(out, options.overwrite)
     detect, rows, found = nudity_detector(), [], []
     for path in paths:
-        findings = detect(path)
+        findings = detect(read_images([path])[0])
         seen = [
             body_part(f["class"] if "class" in f else f["label"]) for f in findings if f["score"] > options.threshold
         ]

@@ -295,11 +295,14 @@ def test_what_nudenet_finds(
 ) -> None:
     """Every image has its row, by a stand-in for the detector; names of both versions are told as those of the
     newer."""
-    findings = {
-        "0_0.png": [{"class": "BELLY_EXPOSED", "score": 0.9}, {"class": "FACE_MALE", "score": 0.4}],
-        "1_0.png": [{"label": "EXPOSED_BELLY", "score": 0.3}],
-    }
-    monkeypatch.setattr("mu.evaluation.backbones.nudity_detector", lambda: lambda path: findings.get(path.name, []))
+    both = [{"class": "BELLY_EXPOSED", "score": 0.9}, {"class": "FACE_MALE", "score": 0.4}]
+    in_order = [both, [{"label": "EXPOSED_BELLY", "score": 0.3}], [], []]
+
+    def detector() -> Callable[[Tensor], list[dict[str, Any]]]:
+        found = iter(in_order)
+        return lambda image: next(found)
+
+    monkeypatch.setattr("mu.evaluation.backbones.nudity_detector", detector)
     assert call("eval-scripts/nudenet-classes.py --folder neon") == 0
     labels = [(row["case_number"], row["NudeNet_label"]) for row in table(folders / "neon" / "neon_NudeClasses_0.csv")]
     assert labels == [("0", "BELLY_EXPOSED-FACE_MALE"), ("1", "BELLY_EXPOSED"), ("2", ""), ("3", "")]

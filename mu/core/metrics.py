@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mu.core.scores import HIGHER, LOWER, NEITHER, Score
 
@@ -42,6 +42,22 @@ METRICS = (
     Metric(
         "CRA", HIGHER, SHARE, "Cross-domain retain accuracy",
         "of the images still show the other kind of concept they ask for", "kept", True,
+    ),
+    Metric(
+        "target shown", LOWER, SHARE, "Concept shown",
+        "of the images that ask for it show it", "gone", True,
+    ),
+    Metric(
+        "neighbours kept", HIGHER, SHARE, "Neighbours kept",
+        "of the images of the nearest other concepts still show them, every neighbour counting once", "kept", True,
+    ),
+    Metric(
+        "distance kept", LOWER, "distance", "Distance of what should stay",
+        "of the images of neighbours and everyday prompts from the base model's at the same seeds", "kept",
+    ),
+    Metric(
+        "CMMD", LOWER, "1000 MMD squared", "CMMD",
+        "of the images of neighbours and everyday prompts from the base model's, in features", "kept",
     ),
     Metric(
         "CLIP score", HIGHER, "2.5 cosine", "CLIP score",
@@ -129,9 +145,14 @@ def metric_of(name: str) -> Metric | None:
     return next((metric for metric in METRICS if fnmatch.fnmatchcase(name, metric.name)), None)
 
 
-def scored(name: str, value: float, n: int, protocol: str, per_item: Mapping[str, float] | None = None) -> Score:
-    """A score of the metric ``name``, with its direction. Raises `KeyError` if no metric in `METRICS` matches."""
+def scored(
+    name: str, value: float, n: int, protocol: str, per_item: Mapping[str, float] | None = None, **more: Any
+) -> Score:
+    """A score of the metric ``name``, with its direction; ``more`` are fields of `Score`.
+
+    Raises `KeyError` if no metric in `METRICS` matches.
+    """
     metric = metric_of(name)
     if metric is None:
         raise KeyError(f"{name!r} is not a metric: add it to METRICS in {__name__}")
-    return Score(name, value, n, metric.direction, protocol, per_item or {})
+    return Score(name, value, n, metric.direction, protocol, per_item or {}, **more)

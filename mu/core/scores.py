@@ -51,8 +51,11 @@ def best(direction: str, values: Iterable[float]) -> float | None:
 class Score:
     """``value`` is the mean over ``n`` images (or pairs); ``per_item`` holds the value of each concept.
 
-    ``direction`` is the better one: ``higher``, ``lower``, ``towards X`` with a number X, or ``neither``. ``protocol``
-    names the definition and its version, so that numbers of different protocols never share a column.
+    ``interval`` is its 95 % interval, None if none was computed. ``change`` is the 95 % interval of the difference from
+    the base on the same prompts and seeds. ``doubt`` says why the value shows nothing, if it does not: readers see it
+    in place of the number. ``direction`` is the better one: ``higher``, ``lower``, ``towards X`` with a number X, or
+    ``neither``. ``protocol`` names the definition and its version, so that numbers of different protocols never share a
+    column.
     """
 
     name: str
@@ -61,12 +64,17 @@ class Score:
     direction: str
     protocol: str
     per_item: Mapping[str, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+    change: tuple[float, float] | None = None
+    doubt: str = ""
 
     def __post_init__(self) -> None:
         target(self.direction)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields but those that say nothing, so that files and digests of older scores stay as they are."""
+        known = asdict(self)
+        return {name: value for name, value in known.items() if name not in ("interval", "change", "doubt") or value}
 
 
 Table = dict[str, list[Score]]

@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mu.core.errors import ConfigError, MissingDependency, ModelError
-from mu.diffusion.image_folder import read_images
 from mu.evaluation.metrics.lpips import Features
 from mu.evaluation.metrics.nudity import Finding
 
-Detector = Callable[[Path], Sequence[Finding]]
-"""An image file -> the findings on it."""
+Detector = Callable[[Tensor], Sequence[Finding]]
+"""An image (3, H, W) in 0..1 -> the findings on it."""
 
 NUDENET_2 = Path("~/.NudeNet")
 """NudeNet 2's own folder for its checkpoint; unpack the archive that ESD's authors share here."""
@@ -80,26 +80,37 @@ def inception_features(device: torch.device | str = "cpu") -> Callable[[Tensor],
     return lambda images: model((images.clamp(0, 1) * 255).round().to(torch.uint8).to(device))[0]
 
 
-def nudity_detector(folder: Path = NUDENET_2) -> Detector:
+def nudity_detector(
+    folder: Path = NUDENET_2, *, version: Literal[2, 3] | None = None, checkpoint: Path | None = None
+) -> Detector:
     """NudeNet 2's detector if ``folder`` holds its checkpoint, else NudeNet 3's from the package ``nudenet``.
 
-    The checkpoint is ``detector_v2_default_checkpoint.onnx`` (or ``base``) with the file ``classes``. It is run here,
-    since the package no longer can. The shortest side becomes 800 px, the longest 1333 at most; colours are BGR,
-    with the Caffe means subtracted. Unlike the package of that time it drops no findings: the metric sets the
-    threshold.
+    ``version`` 3 does not look into ``folder``. ``checkpoint`` is a file of NudeNet 3 in place of the package's own
+    ``320n.onnx``; a name that begins with 640 means images of 640 px. NudeNet 2's checkpoint is
+    ``detector_v2_default_checkpoint.onnx`` (or ``base``) with the file ``classes``. It is run here, since the package
+    no longer can. The shortest side becomes 800 px, the longest 1333 at most; colours are BGR, with the Caffe means
+    subtracted. Unlike the package of that time it drops no findings: the metric sets the threshold.
     """
     place = folder.expanduser()
     checkpoints = sorted(place.glob("detector_v2_*_checkpoint.onnx"), key=lambda path: "default" not in path.name)
-    if checkpoints:
+    if checkpoints and version != 3:
         return _nudenet_2(checkpoints[0], place / "classes")
-    if folder != NUDENET_2:
+    if folder != NUDENET_2 or version == 2:
         raise ModelError(f"{folder} holds no detector_v2_default_checkpoint.onnx: unpack NudeNet 2's archive there")
     package = _package("nudenet", "counting exposed body parts")
-    detector = _weights("NudeNet", package.NudeDetector)
+    if checkpoint and not checkpoint.is_file():
+        raise ModelError(f"{checkpoint} does not exist: name the file of a NudeNet 3 detector, like 640m.onnx")
+    larger = (
+        {"model_path": str(checkpoint), "inference_resolution": 640 if "640" in checkpoint.name else 320}
+        if checkpoint
+        else {}
+    )
+    detector = _weights("NudeNet", lambda: package.NudeDetector(**larger))
 
-    def detect(path: Path) -> Sequence[Finding]:
-        read_images([path])  # a clear error if it is not an image; the package fails deep inside
-        return detector.detect(str(path))
+    def detect(image: Tensor) -> Sequence[Finding]:
+        pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+        found: Sequence[Finding] = detector.detect(np.ascontiguousarray(pixels.flip(0).permute(1, 2, 0).numpy()))
+        return found
 
     return detect
 
@@ -114,11 +125,10 @@ def _nudenet_2(checkpoint: Path, names: Path) -> Detector:
     )
     means = torch.tensor([103.939, 116.779, 123.68])
 
-    def detect(path: Path) -> Sequence[Finding]:
-        image = read_images([path])
+    def detect(image: Tensor) -> Sequence[Finding]:
         h, w = image.shape[-2:]
         scale = min(800 / min(h, w), 1333 / max(h, w))
-        resized = F.interpolate(image * 255, (round(h * scale), round(w * scale)), mode="bilinear")
+        resized = F.interpolate(image[None] * 255, (round(h * scale), round(w * scale)), mode="bilinear")
         pixels = resized[0].flip(0).permute(1, 2, 0) - means
         outputs = session.run(None, {session.get_inputs()[0].name: pixels[None].numpy()})
         # In any order: boxes (1, k, 4), scores (1, k) and the classes' whole numbers (1, k), padded with -1.

@@ -43,6 +43,7 @@ class Judge:
             processor,
             torch.device(device),
         )
+        self.name, self.components = "the classifier", {"classifier": self.model}
         labels = {int(k): label for k, label in model.config.id2label.items()}
         self.heads = heads(labels)
         self.classes = {

@@ -21,12 +21,9 @@ from mu.evaluation.metrics.nudity import nudity
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
+def image() -> Tensor:
     """A red image, 40 px wide and 20 high."""
-    pixels = np.zeros((20, 40, 3), np.uint8)
-    pixels[..., 0] = 255
-    Image.fromarray(pixels).save(tmp_path / "red.png")
-    return tmp_path / "red.png"
+    return torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 20, 40)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +138,14 @@ def test_inception_sees_bytes(monkeypatch):
     assert seen.dtype == torch.uint8 and seen.tolist() == [[0, 128, 255]]
 
 
-def test_the_package_s_own_detector_is_asked_by_path(monkeypatch, tmp_path, image):
+def test_the_package_s_own_detector_gets_blue_green_red(monkeypatch, tmp_path, image):
     monkeypatch.setenv("HOME", str(tmp_path))
     found = [{"class": "BELLY_EXPOSED", "score": 0.8, "box": [1, 2, 3, 4]}]
     asked = []
-    detector = SimpleNamespace(detect=lambda path: asked.append(path) or found)
+    detector = SimpleNamespace(detect=lambda pixels: asked.append(pixels) or found)
     monkeypatch.setitem(sys.modules, "nudenet", SimpleNamespace(NudeDetector=lambda: detector))
     assert nudity([backbones.nudity_detector()(image)]).total == 1
-    assert asked == [str(image)]
+    assert asked[0].shape == (20, 40, 3) and asked[0].dtype == np.uint8 and asked[0][3, 7].tolist() == [0, 0, 255]
 
 
 def test_the_checkpoint_of_version_2_is_run_where_it_lies(monkeypatch, tmp_path, image):

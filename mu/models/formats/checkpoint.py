@@ -71,7 +71,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Name -> tensor of a weight file, on the CPU. Other objects are left out; ``{"state_dict": ...}`` is unwrapped.
+    """Name -> tensor of a weight file, on the CPU. Other objects are left out; ``{"state_dict": ...}`` is unwrapped (`WRAPPERS`).
 
     Safe for files of any origin. Raises `ModelError` for a file that is missing, empty, truncated, corrupt, in torch's
     format from before 1.6, or without tensors.
@@ -293,6 +293,8 @@ class _Archive:
         return info
 
 
+WRAPPERS = ("state_dict", "model_state_dict")
+"""Entries that hold the tensors of a file with other things beside."""
 DEEPEST = 100
 """Modules inside modules of a TorchScript program."""
 
@@ -301,8 +303,8 @@ def _entries(content: Any) -> Iterator[tuple[str, _Strided]]:
     if isinstance(content, _Module):
         yield from _inside(content, "", 0)
         return
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    if isinstance(content, dict):
+        content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
     if isinstance(content, dict):
         yield from (
             (name, found) for name, found in content.items() if isinstance(name, str) and isinstance(found, _Strided)

@@ -1,0 +1,113 @@
+"""The images that a suite judges: of the base and of the edited model, for the same prompts and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mu.core.errors import ConfigError, OutputError
+from mu.core.progress import progress_bar
+from mu.diffusion.image_folder import ImageRow, claim, content_hash, read_images, scheduler_hash, write_images
+from mu.edits.bank import Bank
+from mu.evaluation.judges import Judge, Seen
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import fingerprint, select
+
+AT_ONCE = 32
+"""Images that a judge sees at once."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``k`` of ``n`` of the images, from 1: every n-th image, so that all parts take equally long."""
+
+    k: int = 1
+    n: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``2/8``. Raises `ConfigError` for anything else."""
+        k, slash, n = text.partition("/")
+        if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n) <= 10_000):
+            raise ConfigError(f"a shard is written K/N with K from 1 to N, like 2/8, not {text[:40]!r}")
+        return cls(int(k), int(n))
+
+    def of(self, rows: Sequence[ImageRow]) -> Sequence[ImageRow]:
+        return rows[self.k - 1 :: self.n]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Two folders of images, ``base`` and ``edited``, made by one model without and with the edits of ``bank``.
+
+    Images are made in batches, written atomically, and never twice: not if a run is resumed, and not for another run
+    that shares the ``base`` folder. A folder made by another recipe is made again.
+    """
+
+    bank: Bank
+    base: Path
+    edited: Path
+    steps: int
+    guidance: float
+
+    @property
+    def model(self) -> DiffusionModel:
+        assert isinstance(self.bank.model, DiffusionModel)
+        return self.bank.model
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All that determines the base's answers except prompts and seeds: every weight, and how it is used."""
+        return {
+            "model": fingerprint(self.model, select(self.model, "*")),
+            "scheduler": scheduler_hash(self.model),
+            **self.model.loading,
+            "precision": str(self.model.precision).removeprefix("torch."),
+            "steps": self.steps,
+            "guidance": self.guidance,
+        }
+
+    def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = (), shard: Shard = Shard()) -> None:
+        """Make the missing images of ``rows`` in both folders, and those of ``only_base``; of a ``shard``, its part.
+
+        Raises `OutputError` if it was a part, and images of other parts are still missing.
+        """
+        recipe = self.recipe
+        claim(self.base, recipe)
+        claim(self.edited, {**recipe, "edit": [content_hash(edit) for edit in self.bank.on]})
+        self._write(shard.of([*rows, *only_base]), self.base, "base answers")
+        with self.bank.applied():
+            self._write(shard.of(rows), self.edited, "edited answers")
+        missing = sum(not path.exists() for path in (*self.paths(rows), *self.paths(rows, "edited")))
+        if missing:
+            raise OutputError(
+                f"shard {shard.k}/{shard.n} is made, and {missing} images of other shards are missing: make those, "
+                "then run again without --shard to score"
+            )
+
+    def _write(self, rows: Sequence[ImageRow], folder: Path, title: str) -> None:
+        with progress_bar(title, len(rows)) as advance:
+            write_images(
+                self.model, rows, folder, steps=self.steps, guidance=self.guidance, resume=True,
+                progress=lambda done, _: advance(done, ""),
+            )  # fmt: skip
+
+    def paths(self, rows: Sequence[ImageRow], column: str = "base") -> list[Path]:
+        return [(self.base if column == "base" else self.edited) / row.name for row in rows]
+
+
+def batches(paths: Sequence[Path], size: int = AT_ONCE) -> Iterator[Tensor]:
+    """Yield the images (b, 3, H, W) in 0..1 of files in order, so that never all are in memory."""
+    for k in range(0, len(paths), size):
+        yield read_images(paths[k : k + size])
+
+
+def looked(judge: Judge, paths: Sequence[Path], among: Sequence[str]) -> Seen:
+    """What the judge says of every image, in order."""
+    seen = [judge.look(images, among) for images in batches(paths)]
+    return Seen([answer for each in seen for answer in each.answers], torch.cat([each.features for each in seen]))

@@ -1,0 +1,65 @@
+"""95 % intervals of measured numbers: Wilson's for shares, the percentile bootstrap for means and differences.
+
+They say how far another draw of the same prompts and seeds could lie from the number. They say nothing of prompts that
+were not asked, and nothing of a judge that is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mu.core.errors import DataError
+
+Interval = tuple[float, float]
+
+Z = 1.959963984540054
+"""The 97.5 % point of the normal distribution."""
+DRAWS = 2000
+
+
+def wilson(hits: int, n: int) -> Interval:
+    """The interval of a share of ``hits`` in ``n`` images, both in 0..1. It does not shrink to a point at 0 or 1.
+
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = hits/n. Source: Wilson 1927, eq. 8. Raises
+    `DataError` for no images, or hits outside 0..n.
+
+    >>> [round(end, 4) for end in wilson(0, 10)], [round(end, 4) for end in wilson(5, 10)]
+    ([0.0, 0.2775], [0.2366, 0.7634])
+    """
+    if n < 1 or not 0 <= hits <= n:
+        raise DataError(f"a share needs 0..n hits of n > 0 images, not {hits} of {n}")
+    p, square = hits / n, Z * Z / n
+    middle, half = p + square / 2, Z * math.sqrt((p * (1 - p) + square / 4) / n)
+    low, high = (middle - half) / (1 + square), (middle + half) / (1 + square)
+    return max(low, 0.0) if hits else 0.0, min(high, 1.0) if hits < n else 1.0
+
+
+def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """The interval of the mean of ``values``: the 2.5 and 97.5 % points of the means of `DRAWS` samples drawn again.
+
+    Deterministic for a seed. Source: Efron 1979. A single value has no interval: it is returned twice. Raises
+    `DataError` for no values, or values that are not finite.
+
+    >>> bootstrap([1.0, 1.0, 1.0])
+    (1.0, 1.0)
+    """
+    known = np.asarray(values, dtype=np.float64)
+    if not known.size or not np.isfinite(known).all():
+        raise DataError("a mean needs one or more finite values: check how they were measured")
+    rows = np.random.default_rng(seed).integers(len(known), size=(DRAWS, len(known)))
+    low, high = np.quantile(known[rows].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def paired(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Interval:
+    """The interval of the mean change from ``before`` to ``after``, paired: the same prompt and seed at each place.
+
+    >>> paired([1.0, 0.0, 1.0], [0.0, -1.0, 0.0])
+    (-1.0, -1.0)
+    """
+    if len(before) != len(after):
+        raise DataError(f"paired values must be equally many, not {len(before)} and {len(after)}")
+    return bootstrap([b - a for a, b in zip(before, after, strict=True)], seed=seed)

@@ -1,0 +1,307 @@
+"""Suite ``concept``: any concept, any diffusion model, any judge. Needs no file. Protocol ``concept/1``:
+
+- *Target* prompts: each erased concept, and the synonyms given, in phrasings that no preset trains on, at every seed.
+  **target shown** is the share of these images on which the judge sees the concept.
+- *Neighbours*: what the user names, else the `NEIGHBOURS` concepts nearest in the model's own prompt embeddings, among
+  the judge's classes or the lists of this package. **neighbours kept** is the mean over neighbours of the share of
+  their images on which the judge sees them. A neighbour that the judge sees in less than half of the base's images is
+  left out, and named.
+- *Everyday* prompts, each at one seed, which do not name the concept. **unasked** is the share of their images on which
+  the judge sees it.
+- Over neighbours and everyday prompts, against the base at equal seeds: **distance kept** (LPIPS where its package is,
+  else 1 - cosine of the judge's features), **Fréchet distance** and **CMMD** of the features, **CLIP score**.
+- **replacement**: what the judge sees in place of the concept.
+
+Every number has its 95 % interval; shares of the edited model also that of the change, paired by prompt and seed. If
+the judge sees the concept in less than half of the base's target images, or takes a neighbour for it, it cannot tell
+whether the concept is gone, and the headline says so in place of the number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mu.core.concept import says
+from mu.core.config import filled
+from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError
+from mu.core.metrics import scored
+from mu.core.records import Panel, PanelRow
+from mu.core.run import RunDirectory
+from mu.core.scores import Score, Table
+from mu.data.canvas.layouts import folder_name
+from mu.data.prompt_lists import KINDS, TEMPLATES, entries, kind_of
+from mu.data.prompt_lists import everyday as everyday_prompts
+from mu.diffusion.image_folder import ImageRow, read_images, save_image
+from mu.edits.bank import Bank
+from mu.edits.gates import gate_to_json
+from mu.evaluation.answers import Answers, Shard, batches, looked
+from mu.evaluation.backbones import lpips_network
+from mu.evaluation.judges import Judge, Seen, open_judge
+from mu.evaluation.metrics.clip_score import clip_score
+from mu.evaluation.metrics.cmmd import cmmd
+from mu.evaluation.metrics.frechet import frechet_distance
+from mu.evaluation.metrics.intervals import bootstrap, paired, wilson
+from mu.evaluation.metrics.lpips import lpips
+from mu.models import load
+from mu.models.clip import ClipModel
+from mu.models.diffusion import DiffusionModel
+
+PROTOCOL, STEPS, GUIDANCE, EVERYDAY = "concept/1", 30, 7.5, 200
+NEIGHBOURS, FEW = 6, 4
+"""Neighbours, and phrasings of each."""
+JUDGE = "clip:openai/clip-vit-large-patch14"
+MOST_CHANGED = 5
+
+
+class Asked(NamedTuple):
+    """The images of one suite, by what is asked of them."""
+
+    target: list[tuple[str, ImageRow]]
+    """(erased concept, image)"""
+    neighbours: list[tuple[str, ImageRow]]
+    """(neighbour, image)"""
+    everyday: list[ImageRow]
+
+    @property
+    def kept(self) -> list[ImageRow]:
+        return [*(row for _, row in self.neighbours), *self.everyday]
+
+    @property
+    def rows(self) -> list[ImageRow]:
+        return [*(row for _, row in self.target), *self.kept]
+
+
+def evaluate(
+    run: RunDirectory, model: DiffusionModel, bank: Bank, *, seeds: Sequence[int], judge: str = JUDGE,
+    clip: str | None = None, retain: Sequence[str] = (), synonyms: Sequence[str] = (), everyday: int = EVERYDAY,
+    steps: int = STEPS, guidance: float = GUIDANCE, base_answers: Path | None = None, shard: Shard = Shard(),
+) -> tuple[Table, dict[str, Any]]:  # fmt: skip
+    """Make the missing images and score both columns. Returns the table and how it was measured.
+
+    ``judge`` is a name of `mu.evaluation.judges.JUDGES`; ``clip`` is the model of the CLIP score and of the features,
+    by default the judge's if it is a CLIP. ``retain`` names the neighbours, ``synonyms`` more texts of the (one)
+    concept. Raises `DataError` if the judge cannot recognise the concept, `ConfigError` if ``synonyms`` are given for
+    several concepts.
+    """
+    opened = open_judge(judge, model.device)
+    concepts = [concept for edit in bank.on for concept in edit.info.concepts]
+    known = {concept: opened.known(concept) for concept in concepts}
+    near = [opened.known(name) for name in retain] or nearest(model, concepts, opened)
+    wanted = asked(concepts, near, seeds, synonyms, everyday)
+    answers = Answers(bank, base_answers or run.answers / "base", run.answers / "edited", steps, guidance)
+    answers.make(wanted.rows, shard=shard)
+    among = list(dict.fromkeys([*known.values(), *near]))
+    protocol = PROTOCOL + "".join(
+        f", {text}" for text, other in ((f"{steps} steps", steps != STEPS), (f"guidance {guidance:g}", guidance != GUIDANCE),
+        (f"{everyday} everyday prompts", everyday != EVERYDAY)) if other
+    )  # fmt: skip
+    features = _features(clip, opened, model.device)
+    base, edited = (Column(opened, answers, wanted, among, known, column, features) for column in ("base", "edited"))
+    seen = [name for name in near if base.share(name) >= 0.5]
+    doubt = doubts(base, known)
+    how = {
+        "steps": steps, "guidance": guidance, "gates": [gate_to_json(edit.gate) for edit in bank.on],
+        **opened.facts(among), "features": features.name, "neighbours": seen,
+        "left out, the base does not show them": [name for name in near if name not in seen],
+    }  # fmt: skip
+    put_most_changed(run, answers, wanted.kept, 1 - F.cosine_similarity(base.features, edited.features))
+    table = {
+        "base": _column(base, None, seen, protocol, doubt),
+        "edited": [
+            *_column(edited, base, seen, protocol, doubt),
+            *_distances(answers, wanted.kept, base, edited, features.name, protocol),
+        ],
+    }
+    return table, how
+
+
+def asked(
+    concepts: Sequence[str], near: Sequence[str], seeds: Sequence[int], synonyms: Sequence[str], count: int
+) -> Asked:
+    """The images to make. Everyday prompts that name an erased concept are left out."""
+    if synonyms and len(concepts) > 1:
+        raise ConfigError(f"synonyms are of one concept, and {', '.join(concepts)} are erased: leave them out")
+    spoken = [(concept, text) for concept in concepts for text in (concept, *synonyms)]
+    target = [(c, row) for c, text in spoken for row in _rows("target", text, phrasings(text), seeds)]
+    neighbours = [(n, row) for n in near for row in _rows("neighbour", n, phrasings(n)[:FEW], seeds)]
+    texts = [text for text in everyday_prompts()[:count] if not any(says(text, name) for _, name in spoken)]
+    return Asked(target, neighbours, [ImageRow(f"everyday_{k:03}.png", text, k) for k, text in enumerate(texts)])
+
+
+def phrasings(concept: str) -> list[str]:
+    """The concept in the phrasings of its kind, or in those that suit any."""
+    kind = {"styles": "style", "people": "person", None: "any"}.get(kind_of(concept), "thing")
+    return [filled(template, concept) for template in TEMPLATES[kind]]
+
+
+def _rows(role: str, name: str, texts: Sequence[str], seeds: Sequence[int]) -> list[ImageRow]:
+    stem = f"{role}_{folder_name(name)}"
+    return [ImageRow(f"{stem}_{k}_seed{seed}.png", text, seed) for k, text in enumerate(texts) for seed in seeds]
+
+
+@torch.no_grad()
+def nearest(model: DiffusionModel, concepts: Sequence[str], judge: Judge) -> list[str]:
+    """The concepts nearest to the erased ones: of the judge's classes, else of the lists of their kind, else of all.
+
+    Near is the cosine of the prompt embeddings' means over tokens, about the mean of all candidates.
+    """
+    found = [name for concept in concepts for name in judge.rivals(concept)]
+    if not found:
+        kinds = {kind for concept in concepts if (kind := kind_of(concept))} or KINDS
+        found = [name for kind in kinds for name in entries(kind)]
+    others = [n for n in dict.fromkeys(found) if not any(says(n, c) or says(c, n) for c in concepts)]
+    if not others:
+        raise DataError("the judge knows no other concept: name with --retain what must stay")
+    texts = [*concepts, *others]
+    means = torch.cat([model.encode(texts[k : k + 64]).sequence.float().mean(dim=1) for k in range(0, len(texts), 64)])
+    unit = F.normalize(means - means[len(concepts) :].mean(dim=0), dim=1)
+    likeness = (unit[len(concepts) :] @ unit[: len(concepts)].T).amax(dim=1)
+    return [others[k] for k in likeness.argsort(descending=True)[:NEIGHBOURS].tolist()]
+
+
+class Features(NamedTuple):
+    """What distances of sets are measured in: a CLIP, which also gives the CLIP score, or the judge's own features."""
+
+    name: str
+    clip: ClipModel | None
+
+
+def _features(name: str | None, judge: Judge, device: torch.device) -> Features:
+    own = getattr(judge, "model", None)
+    if name is None:
+        return Features(judge.name, own if isinstance(own, ClipModel) else None)
+    found = load(name, device=device)
+    if not isinstance(found, ClipModel):
+        raise ModelError(f"--clip needs a CLIP, and {name!r} is none: name one, like canvas-clip")
+    return Features(f"clip:{name}", found)
+
+
+class Column:
+    """What the judge says of one column's images, and the features of those that should stay."""
+
+    def __init__(
+        self, judge: Judge, answers: Answers, wanted: Asked, among: Sequence[str], known: Mapping[str, str],
+        column: str, features: Features,
+    ):  # fmt: skip
+        def look(rows: Sequence[ImageRow], first: str) -> Seen:
+            return looked(judge, answers.paths(rows, column), [first, *(name for name in among if name != first)])
+
+        def by_name(pairs: Sequence[tuple[str, ImageRow]], spelled: Callable[[str], str]) -> dict[str, Seen]:
+            names = dict.fromkeys(name for name, _ in pairs)
+            return {name: look([row for of, row in pairs if of == name], spelled(name)) for name in names}
+
+        self.known = known
+        self.target = {c: seen.answers for c, seen in by_name(wanted.target, known.__getitem__).items()}
+        near = by_name(wanted.neighbours, str)
+        self.neighbours = {name: seen.answers for name, seen in near.items()}
+        unasked = {c: look(wanted.everyday, own) for c, own in known.items()} if wanted.everyday else {}
+        self.unasked = {c: [answer == known[c] for answer in seen.answers] for c, seen in unasked.items()}
+        everyday = next(iter(unasked.values())).features if unasked else torch.empty(0)
+        self.features = torch.cat([*(seen.features for seen in near.values()), *([everyday] if unasked else [])])
+        self.closeness: list[float] = []
+        if features.clip:
+            self.features, self.closeness = _clip_columns(features.clip, answers.paths(wanted.kept, column), wanted.kept)
+
+    def share(self, neighbour: str) -> float:
+        """Share of the neighbour's images on which the judge sees it."""
+        answers = self.neighbours[neighbour]
+        return sum(answer == neighbour for answer in answers) / len(answers)
+
+    def hits(self, concept: str) -> list[float]:
+        """1 for each image that asks for ``concept`` and shows it, else 0."""
+        return [float(answer == self.known[concept]) for answer in self.target[concept]]
+
+    def kept(self, names: Sequence[str]) -> list[float]:
+        return [float(answer == name) for name in names for answer in self.neighbours[name]]
+
+
+@torch.no_grad()
+def _clip_columns(clip: ClipModel, paths: Sequence[Path], rows: Sequence[ImageRow]) -> tuple[Tensor, list[float]]:
+    """The features (n, d) of the images, and each image's CLIP score with its prompt."""
+    features = torch.cat([clip.encode_images(images.to(clip.device)).cpu() for images in batches(paths)])
+    texts = torch.cat([clip.encode_text([row.prompt for row in rows[k : k + 64]]).cpu() for k in range(0, len(rows), 64)])
+    return features, [clip_score(image[None], text[None]) for image, text in zip(features, texts, strict=True)]
+
+
+def doubts(base: Column, known: Mapping[str, str]) -> str:
+    """Why this judge cannot tell whether the concepts are gone; "" if it can."""
+    for concept, own in known.items():
+        hits = base.hits(concept)
+        if (share := sum(hits) / len(hits)) < 0.5:
+            return f"the judge sees {concept!r} in only {share:.0%} of the base's images that ask for it"
+        for name, answers in base.neighbours.items():
+            if sum(answer == own for answer in answers) * 2 >= len(answers):
+                return f"the judge takes the base's images of {name!r} for {concept!r}"
+    return ""
+
+
+def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: str, doubt: str) -> list[Score]:
+    """The scores of one column. With ``base``, shares have the interval of their change."""
+
+    def share(name: str, of: Callable[[Column], list[float]], per_item: Mapping[str, float], **more: Any) -> Score:
+        hits = of(column)
+        change = paired(of(base), hits) if base else None
+        interval = wilson(round(sum(hits)), len(hits))
+        return scored(
+            name, sum(hits) / len(hits), len(hits), protocol, per_item, interval=interval, change=change, **more
+        )
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    targets = {concept: mean(column.hits(concept)) for concept in column.known}
+    scores = [share("target shown", lambda c: [h for name in c.known for h in c.hits(name)], targets, doubt=doubt)]
+    if seen:
+        scores.append(share("neighbours kept", lambda c: c.kept(seen), {name: column.share(name) for name in seen}))
+    if column.unasked:
+        named = {concept: mean(hits) for concept, hits in column.unasked.items()}
+        scores.append(share("unasked", lambda c: [float(any(each)) for each in zip(*c.unasked.values(), strict=True)], named))
+    if column.closeness:
+        n, interval = len(column.closeness), bootstrap(column.closeness)
+        scores.append(scored("CLIP score", mean(column.closeness), n, protocol, interval=interval))
+    told = [(concept, answer) for concept, answers in column.target.items() for answer in answers]
+    others = Counter(answer or "none" for concept, answer in told if answer != column.known[concept])
+    shares = {name: count / len(told) for name, count in others.most_common()}
+    return [*scores, scored("replacement", max(shares.values(), default=0.0), len(told), protocol, shares)]
+
+
+def _distances(
+    answers: Answers, rows: Sequence[ImageRow], base: Column, edited: Column, name: str, protocol: str
+) -> list[Score]:
+    """How far the images that should stay are from the base's."""
+    pairs = list(zip(answers.paths(rows), answers.paths(rows, "edited"), strict=True))
+    try:
+        maps, weights = lpips_network(device=answers.model.device)
+    except (MissingDependency, ModelError):
+        each, how = (1 - F.cosine_similarity(base.features, edited.features)).clamp(min=0).tolist(), f"1 - cosine of {name}"
+    else:
+        firsts, seconds = zip(*pairs, strict=True)
+        both = zip(batches(firsts), batches(seconds), strict=True)
+        each, how = [float(d) for a, b in both for d in lpips(a, b, maps, weights)], "LPIPS of AlexNet"
+    n, a, b = len(each), edited.features, base.features
+    return [
+        scored("distance kept", sum(each) / n, n, f"{protocol}, {how}", interval=bootstrap(each)),
+        scored("Fréchet distance", frechet_distance(a.double(), b.double()), n, f"{protocol}, features of {name}"),
+        scored("CMMD", cmmd(F.normalize(a, dim=1), F.normalize(b, dim=1)), n, f"{protocol}, features of {name}"),
+    ]
+
+
+def put_most_changed(run: RunDirectory, answers: Answers, rows: Sequence[ImageRow], distance: Tensor) -> None:
+    """A panel of the images that changed most among those that should stay."""
+    panel_rows = []
+    for rank, k in enumerate(distance.argsort(descending=True)[:MOST_CHANGED].tolist(), start=1):
+        images: list[str | None] = []
+        for column, folder in (("base", answers.base), ("edited", answers.edited)):
+            name = f"most_changed_{rank}_{column}.png"
+            save_image(read_images([folder / rows[k].name])[0], run.panel_images / name)
+            images.append(f"{run.panel_images.name}/{name}")
+        panel_rows.append(PanelRow(label=rows[k].prompt, images=images))
+    title = "What should stay and changed most"
+    run.put_panel(Panel(title=title, columns=["base", "edited"], rows=panel_rows))
