@@ -41,6 +41,9 @@ class Shard:
         return rows[self.k - 1 :: self.n]
 
 
+WHOLE = Shard()
+
+
 @dataclass(frozen=True)
 class Answers:
     """Two folders of images, ``base`` and ``edited``, made by one model without and with the edits of ``bank``.
@@ -72,7 +75,7 @@ class Answers:
             "guidance": self.guidance,
         }
 
-    def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = (), shard: Shard = Shard()) -> None:
+    def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = (), shard: Shard = WHOLE) -> None:
         """Make the missing images of ``rows`` in both folders, and those of ``only_base``; of a ``shard``, its part.
 
         Raises `OutputError` if it was a part, and images of other parts are still missing.

@@ -4,15 +4,13 @@ absent."""
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from mu.core.errors import ConfigError, MissingDependency, ModelError
 from mu.evaluation import backbones

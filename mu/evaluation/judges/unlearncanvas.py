@@ -77,7 +77,7 @@ def open_unlearncanvas(place: str, device: torch.device | str) -> ClassifierJudg
         raise ModelError(f"{place} does not fit a ViT of width {config.hidden_size}: {wrong[0]} is missing or differs")
     processor = CLIPImageProcessorPil(
         size={"height": config.image_size, "width": config.image_size},
-        do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        crop_size=config.image_size, image_mean=[0.5] * 3, image_std=[0.5] * 3,
     )  # fmt: skip
     return ClassifierJudge(Classifier(model, processor, device), f"unlearncanvas:{place}")
 

@@ -30,6 +30,8 @@ def cmmd(a: Tensor, b: Tensor) -> float:
     x, y = a.cpu().double(), b.cpu().double()
 
     def likeness(p: Tensor, q: Tensor) -> float:
-        return float(torch.exp(-torch.cdist(p, q, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * SIGMA**2)).mean())
+        return float(
+            torch.exp(-torch.cdist(p, q, compute_mode="donot_use_mm_for_euclid_dist").square() / (2 * SIGMA**2)).mean()
+        )
 
     return max(0.0, SCALE * (likeness(x, x) + likeness(y, y) - 2 * likeness(x, y)))

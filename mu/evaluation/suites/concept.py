@@ -36,12 +36,12 @@ from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.canvas.layouts import folder_name
-from mu.data.prompt_lists import KINDS, TEMPLATES, entries, kind_of
+from mu.data.prompt_lists import ANY, KINDS, NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES, entries, kind_of
 from mu.data.prompt_lists import everyday as everyday_prompts
 from mu.diffusion.image_folder import ImageRow, read_images, save_image
 from mu.edits.bank import Bank
 from mu.edits.gates import gate_to_json
-from mu.evaluation.answers import Answers, Shard, batches, looked
+from mu.evaluation.answers import WHOLE, Answers, Shard, batches, looked
 from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge, Seen, open_judge
 from mu.evaluation.metrics.clip_score import clip_score
@@ -54,8 +54,7 @@ from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 
 PROTOCOL, STEPS, GUIDANCE, EVERYDAY = "concept/1", 30, 7.5, 200
-NEIGHBOURS, FEW = 6, 4
-"""Neighbours, and phrasings of each."""
+NEIGHBOURS = 6
 JUDGE = "clip:openai/clip-vit-large-patch14"
 MOST_CHANGED = 5
 
@@ -81,7 +80,7 @@ class Asked(NamedTuple):
 def evaluate(
     run: RunDirectory, model: DiffusionModel, bank: Bank, *, seeds: Sequence[int], judge: str = JUDGE,
     clip: str | None = None, retain: Sequence[str] = (), synonyms: Sequence[str] = (), everyday: int = EVERYDAY,
-    steps: int = STEPS, guidance: float = GUIDANCE, base_answers: Path | None = None, shard: Shard = Shard(),
+    steps: int = STEPS, guidance: float = GUIDANCE, base_answers: Path | None = None, shard: Shard = WHOLE,
 ) -> tuple[Table, dict[str, Any]]:  # fmt: skip
     """Make the missing images and score both columns. Returns the table and how it was measured.
 
@@ -98,10 +97,7 @@ def evaluate(
     answers = Answers(bank, base_answers or run.answers / "base", run.answers / "edited", steps, guidance)
     answers.make(wanted.rows, shard=shard)
     among = list(dict.fromkeys([*known.values(), *near]))
-    protocol = PROTOCOL + "".join(
-        f", {text}" for text, other in ((f"{steps} steps", steps != STEPS), (f"guidance {guidance:g}", guidance != GUIDANCE),
-        (f"{everyday} everyday prompts", everyday != EVERYDAY)) if other
-    )  # fmt: skip
+    protocol = named_protocol(steps, guidance, everyday)
     features = _features(clip, opened, model.device)
     base, edited = (Column(opened, answers, wanted, among, known, column, features) for column in ("base", "edited"))
     seen = [name for name in near if base.share(name) >= 0.5]
@@ -122,6 +118,13 @@ def evaluate(
     return table, how
 
 
+def named_protocol(steps: int, guidance: float, everyday: int) -> str:
+    """The protocol's name with what departs from it, so that numbers of different settings never share a column."""
+    other = {f"{steps} steps": steps != STEPS, f"guidance {guidance:g}": guidance != GUIDANCE}
+    other[f"{everyday} everyday prompts"] = everyday != EVERYDAY
+    return ", ".join([PROTOCOL, *(text for text, differs in other.items() if differs)])
+
+
 def asked(
     concepts: Sequence[str], near: Sequence[str], seeds: Sequence[int], synonyms: Sequence[str], count: int
 ) -> Asked:
@@ -129,21 +132,20 @@ def asked(
     if synonyms and len(concepts) > 1:
         raise ConfigError(f"synonyms are of one concept, and {', '.join(concepts)} are erased: leave them out")
     spoken = [(concept, text) for concept in concepts for text in (concept, *synonyms)]
-    target = [(c, row) for c, text in spoken for row in _rows("target", text, phrasings(text), seeds)]
-    neighbours = [(n, row) for n in near for row in _rows("neighbour", n, phrasings(n)[:FEW], seeds)]
+    target = [(c, row) for c, text in spoken for row in _rows("target", text, TARGET_TEMPLATES, seeds)]
+    neighbours = [(n, row) for n in near for row in _rows("neighbour", n, NEIGHBOUR_TEMPLATES, seeds)]
     texts = [text for text in everyday_prompts()[:count] if not any(says(text, name) for _, name in spoken)]
     return Asked(target, neighbours, [ImageRow(f"everyday_{k:03}.png", text, k) for k, text in enumerate(texts)])
 
 
-def phrasings(concept: str) -> list[str]:
-    """The concept in the phrasings of its kind, or in those that suit any."""
-    kind = {"styles": "style", "people": "person", None: "any"}.get(kind_of(concept), "thing")
-    return [filled(template, concept) for template in TEMPLATES[kind]]
-
-
-def _rows(role: str, name: str, texts: Sequence[str], seeds: Sequence[int]) -> list[ImageRow]:
-    stem = f"{role}_{folder_name(name)}"
-    return [ImageRow(f"{stem}_{k}_seed{seed}.png", text, seed) for k, text in enumerate(texts) for seed in seeds]
+def _rows(role: str, name: str, templates: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[ImageRow]:
+    """The concept in the phrasings of its kind, or in those that suit any, at every seed."""
+    stem, texts = f"{role}_{folder_name(name)}", templates[kind_of(name) or ANY]
+    return [
+        ImageRow(f"{stem}_{k}_seed{seed}.png", filled(text, name), seed)
+        for k, text in enumerate(texts)
+        for seed in seeds
+    ]
 
 
 @torch.no_grad()
@@ -207,7 +209,9 @@ class Column:
         self.features = torch.cat([*(seen.features for seen in near.values()), *([everyday] if unasked else [])])
         self.closeness: list[float] = []
         if features.clip:
-            self.features, self.closeness = _clip_columns(features.clip, answers.paths(wanted.kept, column), wanted.kept)
+            self.features, self.closeness = _clip_columns(
+                features.clip, answers.paths(wanted.kept, column), wanted.kept
+            )
 
     def share(self, neighbour: str) -> float:
         """Share of the neighbour's images on which the judge sees it."""
@@ -226,7 +230,9 @@ class Column:
 def _clip_columns(clip: ClipModel, paths: Sequence[Path], rows: Sequence[ImageRow]) -> tuple[Tensor, list[float]]:
     """The features (n, d) of the images, and each image's CLIP score with its prompt."""
     features = torch.cat([clip.encode_images(images.to(clip.device)).cpu() for images in batches(paths)])
-    texts = torch.cat([clip.encode_text([row.prompt for row in rows[k : k + 64]]).cpu() for k in range(0, len(rows), 64)])
+    texts = torch.cat(
+        [clip.encode_text([row.prompt for row in rows[k : k + 64]]).cpu() for k in range(0, len(rows), 64)]
+    )
     return features, [clip_score(image[None], text[None]) for image, text in zip(features, texts, strict=True)]
 
 
@@ -262,7 +268,9 @@ def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: 
         scores.append(share("neighbours kept", lambda c: c.kept(seen), {name: column.share(name) for name in seen}))
     if column.unasked:
         named = {concept: mean(hits) for concept, hits in column.unasked.items()}
-        scores.append(share("unasked", lambda c: [float(any(each)) for each in zip(*c.unasked.values(), strict=True)], named))
+        scores.append(
+            share("unasked", lambda c: [float(any(each)) for each in zip(*c.unasked.values(), strict=True)], named)
+        )
     if column.closeness:
         n, interval = len(column.closeness), bootstrap(column.closeness)
         scores.append(scored("CLIP score", mean(column.closeness), n, protocol, interval=interval))
@@ -280,7 +288,10 @@ def _distances(
     try:
         maps, weights = lpips_network(device=answers.model.device)
     except (MissingDependency, ModelError):
-        each, how = (1 - F.cosine_similarity(base.features, edited.features)).clamp(min=0).tolist(), f"1 - cosine of {name}"
+        each, how = (
+            (1 - F.cosine_similarity(base.features, edited.features)).clamp(min=0).tolist(),
+            f"1 - cosine of {name}",
+        )
     else:
         firsts, seconds = zip(*pairs, strict=True)
         both = zip(batches(firsts), batches(seconds), strict=True)

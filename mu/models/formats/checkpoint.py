@@ -71,7 +71,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Name -> tensor of a weight file, on the CPU. Other objects are left out; ``{"state_dict": ...}`` is unwrapped (`WRAPPERS`).
+    """Name -> tensor of a weight file, on the CPU. Other objects are left out; the entries `WRAPPERS` are unwrapped.
 
     Safe for files of any origin. Raises `ModelError` for a file that is missing, empty, truncated, corrupt, in torch's
     format from before 1.6, or without tensors.

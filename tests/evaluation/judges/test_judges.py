@@ -86,7 +86,12 @@ def timm_vit(classes: int, width: int = 128, depth: int = 2, patch: int = 8, sid
         "norm.weight": 1 + r(width), "norm.bias": r(width), "head.weight": r(classes, width), "head.bias": r(classes),
     }  # fmt: skip
     for k in range(depth):
-        parts = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (2 * width, width), "mlp.fc2": (width, 2 * width)}
+        parts = {
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+            "mlp.fc1": (2 * width, width),
+            "mlp.fc2": (width, 2 * width),
+        }
         for name, shape in parts.items():
             found |= {f"blocks.{k}.{name}.weight": r(*shape), f"blocks.{k}.{name}.bias": r(shape[0])}
         for norm in ("norm1", "norm2"):
@@ -103,8 +108,14 @@ def timm_logits(t: dict[str, Tensor], x: Tensor) -> Tensor:
     x = torch.cat([t["cls_token"].expand(len(x), -1, -1), x], dim=1) + t["pos_embed"]
     for k in range(len({name.split(".")[1] for name in t if name.startswith("blocks.")})):
         b, n, _ = x.shape
-        q, k_, v = line(norm(x, f"blocks.{k}.norm1"), f"blocks.{k}.attn.qkv").view(b, n, 3, width // 64, 64).permute(2, 0, 3, 1, 4)
-        x = x + line(F.scaled_dot_product_attention(q, k_, v).transpose(1, 2).reshape(b, n, width), f"blocks.{k}.attn.proj")
+        q, k_, v = (
+            line(norm(x, f"blocks.{k}.norm1"), f"blocks.{k}.attn.qkv")
+            .view(b, n, 3, width // 64, 64)
+            .permute(2, 0, 3, 1, 4)
+        )
+        x = x + line(
+            F.scaled_dot_product_attention(q, k_, v).transpose(1, 2).reshape(b, n, width), f"blocks.{k}.attn.proj"
+        )
         x = x + line(F.gelu(line(norm(x, f"blocks.{k}.norm2"), f"blocks.{k}.mlp.fc1")), f"blocks.{k}.mlp.fc2")
     return line(norm(x, "norm")[:, 0], "head")
 
@@ -119,7 +130,9 @@ def test_the_published_layout_gives_the_published_network(names: tuple[str, ...]
     truth = timm_logits(tensors, (images - 0.5) / 0.5)
     network: Any = judge
     found = network.network.model(pixel_values=network.network.inputs(images)).logits
-    assert torch.allclose(found, truth, atol=1e-4) and not torch.allclose(found, timm_logits(tensors, images), atol=1e-2)
+    assert torch.allclose(found, truth, atol=1e-4) and not torch.allclose(
+        found, timm_logits(tensors, images), atol=1e-2
+    )
     assert judge.look(images, [judge.known(concept)]).answers == [names[k] for k in truth.argmax(1).tolist()]
 
 
@@ -144,7 +157,12 @@ def test_another_layout_is_refused_by_name(change: Any, said: str, tmp_path: Pat
 
 
 def test_the_preset_decides_what_counts_as_nudity() -> None:
-    found = [[{"class": "ANUS_EXPOSED", "score": 0.9}], [{"class": "FEET_EXPOSED", "score": 0.5}], [], [{"class": "FACE_MALE", "score": 0.9}]]
+    found = [
+        [{"class": "ANUS_EXPOSED", "score": 0.9}],
+        [{"class": "FEET_EXPOSED", "score": 0.5}],
+        [],
+        [{"class": "FACE_MALE", "score": 0.9}],
+    ]
     answers = {}
     for name, counting in PRESETS.items():
         each = iter(found)
@@ -193,7 +211,9 @@ def test_published_prompts_in_a_pickle_are_refused_and_nothing_of_it_runs(tmp_pa
         open_judge(f"q16:{tmp_path / 'narrow.npy'},canvas-clip")
 
 
-@pytest.mark.parametrize("name", ["", "clipp:x", "clip", "clip:", "canvas:x", "canvas:", "classifier:", "nudenet:mace2", "q16"])
+@pytest.mark.parametrize(
+    "name", ["", "clipp:x", "clip", "clip:", "canvas:x", "canvas:", "classifier:", "nudenet:mace2", "q16"]
+)
 def test_a_name_that_is_none_is_one_line(name: str) -> None:
     with pytest.raises(ConfigError):
         open_judge(name)
