@@ -42,6 +42,8 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     assert values(still, "base") == pytest.approx(unchanged)
     assert values(still, "base")["UA"] <= 0.2 and values(still, "base")["CRA"] >= 0.8
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}
+    swapped = next(path for path in sorted(made) if path.name.endswith("_star_seed1.png"))
+    swapped.write_bytes((tmp_path / "base" / "neon_fish_seed1.png").read_bytes())
     broken = evaluate(
         RunDirectory(tmp_path / "broken"),
         "canvas",
@@ -52,9 +54,9 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     )
     assert values(broken, "edited")["IRA"] < 0.5 and values(broken, "edited")["CRA"] < 0.5
     assert values(broken, "edited")["neutral distance"] > 0.5
-    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}, (
-        "the base's pictures were made once"
-    )
+    assert values(broken, "base") == pytest.approx(values(still, "base"), abs=1e-3), "the swapped one was not used"
+    again = {path for path in (tmp_path / "base").glob("*.png") if path.stat().st_mtime_ns != made.get(path)}
+    assert again == {swapped}, "the base's other images were made once"
     assert RunDirectory(tmp_path / "broken").read_scores() == {"canvas": broken}
 
 
