@@ -97,7 +97,7 @@ def erase(
     if config and not concepts:
         given = chosen.config_class.load(config, *overrides)
     else:
-        base = read_settings(config) if config else preset
+        base = read_settings(config, chosen.config_class) if config else preset
         given = chosen.for_concepts(concepts, name, base, *overrides)
     check_name(given.model)  # type: ignore[attr-defined]
     chosen.check_files(given)

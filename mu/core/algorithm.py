@@ -67,7 +67,7 @@ class Presets(Mapping[str, Config]):
     def __getitem__(self, name: str) -> Config:
         if name not in self._built:
             _, _, values, of = self._presets[name]
-            layer = read_settings(values) if isinstance(values, Path) else values
+            layer = read_settings(values, self.config) if isinstance(values, Path) else values
             self._built[name] = self[of].merged(layer) if of else self.config.parse(layer)
         return self._built[name]
 

@@ -345,7 +345,7 @@ class SemipermeableMembraneConfig(Renewed):
 
 def read_prompts_file(path: str) -> list[PromptConfig]:
     """Read the original's prompt list: a YAML list of entries (or one entry), each with a ``target``."""
-    values = read_yaml(path)
+    values = read_yaml(path, list[PromptConfig] | PromptConfig)
     entries = values if isinstance(values, list) else [values]
     if not entries or not all(isinstance(entry, Mapping) and entry.get("target") for entry in entries):
         raise ConfigError(f"{path}: each entry of a prompts file needs a target")
