@@ -96,6 +96,14 @@ class Method:
     """The `Algorithm` that inherits from this class, as ``module:Class``."""
     config_class: ClassVar[type[BaseConfig]]
     presets: ClassVar[Presets[Any]] = Presets(BaseConfig)
+    set_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "--concept": ("concepts",),
+        "--model": ("model",),
+        "--out": ("output_dir", "run_dir"),
+        "--device": ("devices",),
+        "--precision": ("precision", "train.precision"),
+    }
+    """The settings that an option of `mu erase` gives, by dotted names."""
     default_preset: ClassVar[str | None] = None
     """Preset for a model that no preset names; None: the default settings."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
@@ -272,7 +272,7 @@ def _kinds_below(kinds: Sequence[Any]) -> Callable[[str], Any]:
 
 
 def _alternatives(kind: Any) -> list[Any]:
-    """The types that a value of type ``kind`` may have: ``str`` and ``None`` in ``Annotated[str, ...] | None``; none of `Any`."""
+    """The types of a value of type ``kind``: ``str`` and ``None`` in ``Annotated[str, ...] | None``; none of `Any`."""
     if get_origin(kind) is Annotated:
         return _alternatives(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -334,6 +334,31 @@ def _under_present_names(cls: type[BaseModel], values: Mapping[str, Any]) -> dic
             value = _under_present_names(inner, value)
         present[name] = value
     return present
+
+
+def refuse_twice(
+    config: type[BaseModel], settings: Mapping[str, Any], options: Mapping[str, Iterable[str]], flag: str = "--set"
+) -> None:
+    """Raise `ConfigError` if ``settings``, nested or dotted, hold one of the settings that ``options`` give too.
+
+    ``options`` has the dotted names by option. Former names count as the present ones.
+    """
+    given = dict(_leaves(_under_present_names(config, _merge({}, settings))))
+    for option, names in options.items():
+        for name in names:
+            twice = next((each for each in given if f"{each}.".startswith(f"{name}.")), None)
+            if twice:
+                told = f"{option} and {flag} {twice}={quoted(given[twice])}"
+                raise ConfigError(f"{told} give the same setting: leave one of the two out")
+
+
+def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All values that are not mappings, with their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from ((f"{name}.{below}", inner) for below, inner in _leaves(value))
+        else:
+            yield name, value
 
 
 def _section(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
@@ -383,6 +383,12 @@ class SemipermeableMembraneMethod(Method):
     name = "spm"
     home = "mu.algorithms.semipermeable_membrane.algorithm:SemipermeableMembraneAlgorithm"
     config_class = SemipermeableMembraneConfig
+    set_by: ClassVar = {
+        **Method.set_by,
+        "--concept": ("template_name", "prompt.target", "prompts", "prompts_file"),
+        "--model": ("pretrained_model.ckpt_path", "pretrained_model.name_or_path"),
+        "--track": ("logging.use_wandb",),
+    }
     default_preset = "objects"
     presets = Presets(
         SemipermeableMembraneConfig,
