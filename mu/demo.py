@@ -85,13 +85,12 @@ def _panels(model: DiffusionModel, bank: Bank, home: RunDirectory) -> None:
         f"both, {STYLE} restored": {STYLE},
     }
     rows = [ImageRow(f"{k}.png", prompt, 188) for k, prompt in enumerate(PROMPTS)]
+    for stale in home.made_in(home.panel_images):
+        stale.unlink()
     for k, restored in enumerate(columns.values()):
         bank.restored = set(restored)
         with bank.applied():
-            place = home.panel_images / str(k)
-            for stale in place.glob("*.png"):
-                stale.unlink()
-            write_images(model, rows, place, steps=20, guidance=4.0)
+            write_images(model, rows, home.panel_images / str(k), steps=20, guidance=4.0)
     grid = [
         PanelRow(label=prompt, images=[f"panels/{column}/{row}.png" for column in range(len(columns))])
         for row, prompt in enumerate(PROMPTS)

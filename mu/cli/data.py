@@ -88,14 +88,14 @@ def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, over
     from mu.core.progress import progress_bar
     from mu.data.pairs import Pair
     from mu.data.shards import Extent
-    from mu.diffusion.image_folder import RECIPE, ImageRow, claim, noted, write_images
+    from mu.diffusion.image_folder import RECIPE, ImageRow, claim, claimed_for, write_images
     from mu.diffusion.sampling import check_request
     from mu.models import load_diffusion
 
     folder = tar.with_suffix("")
     if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).exists():
         raise OutputError(f"{folder} holds other files: choose another --out")
-    if tar.exists() and not overwrite and noted(folder) != recipe:
+    if tar.exists() and not overwrite and claimed_for(folder) != recipe:
         raise OutputError(f"{tar} exists and was made with other options: choose another --out, or pass --overwrite")
     painter = load_diffusion(recipe["model"], device=device, precision=recipe["precision"])
     ends = (recipe["seed"], recipe["seed"] + n - 1)

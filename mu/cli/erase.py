@@ -67,7 +67,7 @@ def erase(
     """
     from mu import algorithms
     from mu.core.concept import distinct
-    from mu.core.config import read_settings
+    from mu.core.config import read_settings, refuse_twice
     from mu.core.program import parsed, show_log
     from mu.core.tracking import tracker
     from mu.models.places import check_name
@@ -89,15 +89,18 @@ def erase(
     name = model
     if not config and model is None:
         name = _embedded(chosen, preset)
+    wanted = parsed(chosen.config_class, pairs(settings or [], "--set"))
+    typed = {
+        "--concept": concept, "--model": model, "--out": out, "--device": device, "--precision": precision,
+        "--track": track,
+    }  # fmt: skip
+    refuse_twice(chosen.config_class, wanted, {o: names for o, names in chosen.set_by.items() if typed[o]})
     out = out or (None if config else Path("outputs") / method / _folder(concepts))
-    overrides = (
-        _flags(chosen.config_class, out, device, precision),
-        parsed(chosen.config_class, pairs(settings or [], "--set")),
-    )
+    overrides = (_flags(chosen.config_class, out, device, precision), wanted)
     if config and not concepts:
         given = chosen.config_class.load(config, *overrides)
     else:
-        base = read_settings(config) if config else preset
+        base = read_settings(config, chosen.config_class) if config else preset
         given = chosen.for_concepts(concepts, name, base, *overrides)
     check_name(given.model)  # type: ignore[attr-defined]
     chosen.check_files(given)

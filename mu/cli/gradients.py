@@ -45,6 +45,7 @@ def gradients(
     from mu import algorithms
     from mu.cli.output import print_json
     from mu.core.concept import Concept
+    from mu.core.config import refuse_twice
     from mu.core.program import parsed, show_log
     from mu.models.places import check_name
 
@@ -60,6 +61,9 @@ def gradients(
     placed = {key: value for key, value in (("devices", device), ("precision", precision)) if value}
     sources = {f"data.{key}": value for key, value in (("forget", forget), ("retain", retain)) if value}
     options = parsed(slug.config_class, pairs(settings or [], "--set"))
+    typed = {"--forget": forget, "--retain": retain, "--concept": concept, "--device": device, "--precision": precision}
+    given_by = {**slug.set_by, "--forget": ("data.forget",), "--retain": ("data.retain",)}
+    refuse_twice(slug.config_class, options, {"--model": ("model",)} | {o: given_by[o] for o in typed if typed[o]})
     given = slug.for_concepts([name] if name else [], model, None, placed, sources, options)
     check_name(model)
     from mu.training.gradient_files import refuse

@@ -56,8 +56,13 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:
-    """Parse ``["train.lr=1e-3"]`` into names and values, both text. Raises `ConfigError`."""
+    """Parse ``["train.lr=1e-3"]`` into names and values, both text. Raises `ConfigError`, also for a name twice."""
+    found: dict[str, str] = {}
     for text in texts:
-        if not text.partition("=")[0].strip() or "=" not in text:
+        name, equals, value = text.partition("=")
+        if not name.strip() or not equals:
             raise ConfigError(f"{option} takes name=value, not {quoted(text)}")
-    return {name.strip(): value for name, _, value in (text.partition("=") for text in texts)}
+        if name.strip() in found:
+            raise ConfigError(f"{option} gives {quoted(name.strip())} twice: leave one of the two out")
+        found[name.strip()] = value
+    return found

@@ -67,7 +67,7 @@ class Presets(Mapping[str, Config]):
     def __getitem__(self, name: str) -> Config:
         if name not in self._built:
             _, _, values, of = self._presets[name]
-            layer = read_settings(values) if isinstance(values, Path) else values
+            layer = read_settings(values, self.config) if isinstance(values, Path) else values
             self._built[name] = self[of].merged(layer) if of else self.config.parse(layer)
         return self._built[name]
 
@@ -96,6 +96,14 @@ class Method:
     """The `Algorithm` that inherits from this class, as ``module:Class``."""
     config_class: ClassVar[type[BaseConfig]]
     presets: ClassVar[Presets[Any]] = Presets(BaseConfig)
+    set_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "--concept": ("concepts",),
+        "--model": ("model",),
+        "--out": ("output_dir", "run_dir"),
+        "--device": ("devices",),
+        "--precision": ("precision", "train.precision"),
+    }
+    """The settings that an option of `mu erase` gives, by dotted names."""
     default_preset: ClassVar[str | None] = None
     """Preset for a model that no preset names; None: the default settings."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -22,7 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic.functional_validators import ModelWrapValidatorHandler
 from typing_extensions import Self
 
-from mu.core.documents import DEEPEST, check_settings, parse_yaml
+from mu.core.documents import DEEPEST, check_settings, parse_yaml, parse_yaml_written
 from mu.core.errors import ConfigError, nearest, quoted
 from mu.core.files import read_text
 
@@ -59,8 +60,8 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def load(cls, path: Path | str, *overrides: Mapping[str, Any]) -> Self:
-        """Read a YAML file. ``1e-4``, which YAML reads as a string, becomes a number."""
-        return cls.parse(read_settings(path), *overrides)
+        """Read a YAML file. ``1e-4``, which YAML reads as a string, becomes a number; see also `as_written`."""
+        return cls.parse(read_settings(path, cls), *overrides)
 
     @classmethod
     def put(cls, values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,19 +201,83 @@ LARGEST_SETTINGS = 2**20
 """Bytes of a settings file: 1 MiB. All settings of a method have 20 KiB."""
 
 
-def read_settings(path: Path | str) -> dict[str, Any]:
-    """The keys and values of a YAML file, not validated. Raises `ConfigError` if it holds anything else."""
-    values = read_yaml(path)
+def read_settings(path: Path | str, kind: type[BaseModel] | None = None) -> dict[str, Any]:
+    """The keys and values of a YAML file of settings, not validated; see `as_written` for ``kind``.
+
+    Raises `ConfigError` if it holds anything else, or nothing.
+    """
+    values = read_yaml(path, kind)
     if not isinstance(values, dict):
         raise ConfigError(f"config file {path} must hold keys and values, not a {type(values).__name__}")
+    if not values:
+        raise ConfigError(f"config file {path} is empty: write settings to it, such as those that `mu config` prints")
     return values
 
 
-def read_yaml(path: Path | str) -> Any:
-    """The content of a YAML file; an empty file is ``{}``. Raises `ConfigError` if it is missing or not YAML."""
-    text = read_text(path, "config file", largest=LARGEST_SETTINGS, error=ConfigError)
-    values = parse_yaml(text, f"config file {path}")
+def read_yaml(path: Path | str, kind: Any = None) -> Any:
+    """The content of a YAML file; an empty file is ``{}``. ``kind`` is the type that it will have; see `as_written`.
+
+    Raises `ConfigError` if the file is missing or not YAML.
+    """
+    text, what = read_text(path, "config file", largest=LARGEST_SETTINGS, error=ConfigError), f"config file {path}"
+    values = parse_yaml(text, what)
+    if kind is not None and values is not None:
+        values = as_written(kind, values, parse_yaml_written(text, what))
     return {} if values is None else values
+
+
+def as_written(kind: Any, value: Any, written: Any) -> Any:
+    """``value``, read from YAML, with the text that is ``written`` there wherever the type ``kind`` asks for text.
+
+    YAML reads ``012`` as 10, ``yes`` as true and ``1_000`` as 1000; a concept may have such a name. Both ``value`` and
+    ``written`` are of one document, by `parse_yaml` and `parse_yaml_written`.
+    """
+    kinds = _alternatives(kind)
+    if isinstance(value, dict) and isinstance(written, dict) and len(value) == len(written):
+        below = _kinds_below(kinds)
+        pairs = zip(value.items(), written.values(), strict=True)
+        return {key: as_written(below(str(key)), inner, text) for (key, inner), text in pairs}
+    if isinstance(value, list) and isinstance(written, list) and len(value) == len(written):
+        item = next((get_args(each)[0] for each in kinds if get_origin(each) in (list, tuple) and get_args(each)), Any)
+        return [as_written(item, inner, text) for inner, text in zip(value, written, strict=True)]
+    if not isinstance(written, str) or isinstance(value, str):
+        return value
+    if value is None and (type(None) in kinds or written in ("", "~")):
+        return None
+    takes = any(isinstance(each, type) and not issubclass(each, str) and isinstance(value, each) for each in kinds)
+    is_text = any((isinstance(each, type) and issubclass(each, str)) or written in get_args(each) for each in kinds)
+    return written if is_text and not takes else value
+
+
+def kind_of(config: type[BaseModel], name: str) -> Any:
+    """The type of the setting of this dotted name; `Any` if there is none."""
+    kind: Any = config
+    for part in name.split("."):
+        kind = _kinds_below(_alternatives(kind))(part)
+    return kind
+
+
+def _kinds_below(kinds: Sequence[Any]) -> Callable[[str], Any]:
+    """The type of the value of a key, in a mapping of one of the types ``kinds``."""
+    fields: dict[str, Any] = {}
+    other: Any = Any
+    for each in kinds:
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            known = {name: field.annotation for name, field in fields_of(each).items()}
+            renamed = each.renamed if issubclass(each, BaseConfig) else {}
+            fields |= known | {old: known.get(new, Any) for old, new in renamed.items()}
+        elif get_origin(each) is dict:
+            other = get_args(each)[1]
+    return lambda key: fields.get(key, other)
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """The types of a value of type ``kind``: ``str`` and ``None`` in ``Annotated[str, ...] | None``; none of `Any`."""
+    if get_origin(kind) is Annotated:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [each for part in get_args(kind) for each in _alternatives(part)]
+    return [] if kind is Any else [kind]
 
 
 def values_set(config: BaseModel, *, old: bool = True) -> dict[str, Any]:
@@ -269,6 +334,31 @@ def _under_present_names(cls: type[BaseModel], values: Mapping[str, Any]) -> dic
             value = _under_present_names(inner, value)
         present[name] = value
     return present
+
+
+def refuse_twice(
+    config: type[BaseModel], settings: Mapping[str, Any], options: Mapping[str, Iterable[str]], flag: str = "--set"
+) -> None:
+    """Raise `ConfigError` if ``settings``, nested or dotted, hold one of the settings that ``options`` give too.
+
+    ``options`` has the dotted names by option. Former names count as the present ones.
+    """
+    given = dict(_leaves(_under_present_names(config, _merge({}, settings))))
+    for option, names in options.items():
+        for name in names:
+            twice = next((each for each in given if f"{each}.".startswith(f"{name}.")), None)
+            if twice:
+                told = f"{option} and {flag} {twice}={quoted(given[twice])}"
+                raise ConfigError(f"{told} give the same setting: leave one of the two out")
+
+
+def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All values that are not mappings, with their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from ((f"{name}.{below}", inner) for below, inner in _leaves(value))
+        else:
+            yield name, value
 
 
 def _section(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:

@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -63,8 +63,23 @@ def parse_yaml(text: str, what: str, *, error: type[MuError] = ConfigError) -> A
     Raises ``error`` for text that is not YAML, a key that occurs twice in a mapping, nesting beyond `DEEPEST`, more
     than `MOST` values and a value that does not exist, such as the date 2001-02-31.
     """
+    return _parsed(text, what, yaml.SafeLoader, error)
+
+
+def parse_yaml_written(text: str, what: str, *, error: type[MuError] = ConfigError) -> Any:
+    """`parse_yaml`, with each scalar as it is written: ``012``, ``yes`` and ``2001-02-03`` stay those texts."""
+    return _parsed(text, what, _Written, error)
+
+
+class _Written(yaml.SafeLoader):
+    """Knows of the kinds of plain scalars only ``<<``, which merges mappings."""
+
+    yaml_implicit_resolvers: ClassVar = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))]}
+
+
+def _parsed(text: str, what: str, kind: type[yaml.SafeLoader], error: type[MuError]) -> Any:
     try:
-        loader = yaml.SafeLoader(text)
+        loader = kind(text)
         try:
             node = loader.get_single_node()
             if node is None:

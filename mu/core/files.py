@@ -20,6 +20,9 @@ LARGEST = 2**28
 
 PARTIAL = ".partial-"
 """Prefix of a file that is being written."""
+RANDOM = "[a-z0-9_]{8}"
+"""The end that `tempfile` gives such names, as a regular expression."""
+_LEFT = re.compile(re.escape(PARTIAL) + rf".*-{RANDOM}(\.[^.]*)?")
 
 
 @contextmanager
@@ -83,8 +86,18 @@ def _umask() -> int:
 def sweep(folder: Path) -> None:
     """Delete the partial files that killed processes left in ``folder``. Only for who holds its lock."""
     for partial in folder.glob(f"{PARTIAL}*"):
-        with suppress(OSError):
-            partial.unlink()
+        if _LEFT.fullmatch(partial.name):
+            with suppress(OSError):
+                partial.unlink()
+
+
+def sweep_beside(path: Path) -> None:
+    """Delete the partial files of ``path`` that killed processes left. Only for who works alone on it."""
+    left = re.compile(re.escape(f"{PARTIAL}{fitting(path.stem, 100)}-") + RANDOM + re.escape(path.suffix))
+    for partial in path.parent.glob(f"{PARTIAL}*"):
+        if left.fullmatch(partial.name):
+            with suppress(OSError):
+                partial.unlink()
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mu.core.errors import OutputError
-from mu.core.files import sweep, writing
+from mu.core.files import fitting, sweep, writing
 
 LOCK = ".lock"
 
@@ -20,27 +20,44 @@ def locked(folder: Path | str) -> Iterator[None]:
     Afterwards the lock's file is gone, and so are the folders that were made for it and are still empty. The system
     frees the lock of a killed process; the partial files that it left are deleted here.
     """
+    folder = Path(folder)
+    with _alone(folder, LOCK, str(folder)):
+        sweep(folder)
+        yield
+
+
+@contextmanager
+def locked_beside(path: Path) -> Iterator[None]:
+    """Work alone on ``path``, a file or folder that need not exist; others may work in the folder that it is in.
+
+    Raises `OutputError` as `locked` does.
+    """
+    with _alone(path.parent, f".{fitting(path.name, 100)}{LOCK}", str(path)):
+        yield
+
+
+@contextmanager
+def _alone(folder: Path, name: str, what: str) -> Iterator[None]:
+    """Hold the lock ``name`` in ``folder``, which is made if it does not exist. ``what`` is what it stands for."""
     from filelock import FileLock, Timeout
 
-    folder = Path(folder)
-    with writing(folder):
+    with writing(what):
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file and not a folder: choose another name")
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
+        lock = FileLock(folder / name)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise OutputError(
-                f"another process is working in {folder}: wait until it ends, or choose another folder"
+                f"another process is working in {what}: wait until it ends, or choose another folder"
             ) from None
     try:
-        sweep(folder)
         yield
     finally:
         with suppress(OSError):
-            (folder / LOCK).unlink()  # while the lock is held: who opened the old file sees that it has no name
+            (folder / name).unlink()  # while the lock is held: who opened the old file sees that it has no name
         lock.release()
         for each in made:
             with suppress(OSError):

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from rich.logging import RichHandler
 
 from mu.core.algorithm import Algorithm
-from mu.core.config import BaseConfig, fields_of
-from mu.core.documents import parse_yaml
+from mu.core.config import BaseConfig, as_written, fields_of, kind_of
+from mu.core.documents import parse_yaml, parse_yaml_written
 from mu.core.errors import MuError, nearest, one_line, quoted
 from mu.core.tracking import KINDS
 
@@ -177,17 +177,17 @@ def parsed(config: type[BaseConfig], options: dict[str, str]) -> dict[str, Any]:
     """Parse flag values as YAML (``[a, b]``, ``1e-4``, ``null``), except for settings that are text."""
     values: dict[str, Any] = {}
     for name, text in options.items():
-        values[name] = text if _is_text(config, name) else parse_yaml(text, f"{name}: {quoted(text)}")
+        kind, what = kind_of(config, name), f"{name}: {quoted(text)}"
+        if _is_text(kind):
+            values[name] = text
+        else:
+            values[name] = as_written(kind, parse_yaml(text, what), parse_yaml_written(text, what))
     return values
 
 
-def _is_text(config: type[BaseModel], name: str) -> bool:
-    head, _, rest = name.partition(".")
-    field = fields_of(config).get(head)
-    kind = field.annotation if field else None
-    if rest:
-        return isinstance(kind, type) and issubclass(kind, BaseModel) and _is_text(kind, rest)
-    return (
-        any(isinstance(each, type) and issubclass(each, str) for each in (kind, *get_args(kind)))
-        and get_origin(kind) is not list
+def _is_text(kind: Any) -> bool:
+    kinds = (kind, *get_args(kind))
+    return any(isinstance(each, type) and issubclass(each, str) for each in kinds) and get_origin(kind) not in (
+        list,
+        dict,
     )

@@ -25,6 +25,7 @@ import glob
 import json
 import logging
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -49,6 +50,15 @@ from mu.core.scores import Score, Table
 from mu.core.tracking import Tracking, tracked
 
 SCORES_FORMAT = 2
+_PLACES = {
+    "checkpoints": r"(training(_\d+)?|concept_\d+)\.(pt|safetensors)",
+    "tensorboard": r"events\.out\.tfevents\..*",
+    "before": r"\d+_\d+\.png",
+    "after": r"\d+_\d+\.png",
+    "panels": r"\d+/\d+\.png|similarity-[^/]*\.png",
+    "answers": r"(base|edited)/(.*_seed\d+\.png|recipe\.json)",
+}
+"""The folders of a run, and the names of the files that mu writes there, as regular expressions."""
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -161,11 +171,18 @@ class RunDirectory:
             stem = search.stem.removeprefix("slug_")
             yield from (search, self.folder / f"steps-{stem}.png")
             yield from self.folder.glob(f"pareto-*-{glob.escape(stem)}.png")
-        yield from (path for path in self.checkpoints.glob("*") if not path.is_dir())
-        yield from (self.folder / "tensorboard").glob("events.*")
-        for images in (self.before, self.after, self.panel_images, self.answers):
-            if not images.is_symlink():
-                yield from (*images.rglob("*.png"), *images.rglob("recipe.json"))
+        for place in _PLACES:
+            yield from self.made_in(self.folder / place)
+
+    def made_in(self, folder: Path) -> list[Path]:
+        """The files of one of the run's own folders whose names mu gives. Others belong to the user.
+
+        A folder that is a link is not entered."""
+        if folder.is_symlink():
+            return []
+        name = re.compile(_PLACES[folder.relative_to(self.folder).as_posix()])
+        files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+        return [path for path in files if name.fullmatch(path.relative_to(folder).as_posix())]
 
     def _set_aside(self) -> None:
         """Move what an earlier run made to `earlier`. What is there already is older, and goes if this run finished."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.evidence import note_files
-from mu.core.files import atomic_path, check_writing, write_json, writing
+from mu.core.files import atomic_path, check_writing, is_inside, sha256, write_json, writing
 from mu.core.images import rgb
 from mu.core.records import Prompt, checked, read_record
 from mu.core.run import RunDirectory
@@ -30,6 +31,8 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
 
 Progress = Callable[[int, int], None]
+
+log = logging.getLogger("mu")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def write_images(
 
     A ``recipe`` (see `recipe_of`) is written next to the images. Raises `OutputError`, before any image is made, if an
     existing image would be kept but has another recipe, or if an image exists without ``resume`` and ``overwrite``.
+
+    In a folder of `claim`, an image is kept only if it is as it was made; the others are made again, with a warning.
     """
     if negative is None and not model.zeros_without_negative:
         negative = ""  # the same, and the one name for it in recipes
@@ -81,6 +86,9 @@ def write_images(
             f"{folder / there[0].name} exists already: choose another folder, or pass --resume to make the missing "
             "images, or --overwrite"
         )
+    bound = recipe is None and _IMAGES in _noted_or_nothing(folder)
+    if bound:
+        there = _as_made(folder, there)
     note: dict[str, Any] = {}
     if recipe is not None:
         each = {row.name: row.described(guidance) for row in rows}
@@ -110,8 +118,11 @@ def write_images(
             if note:  # only after the first batch, so that a failure to make it changes nothing on disk
                 _note(folder, note)
                 note = {}
-            for image in batch:
-                save_image(image, folder / next(left).name)
+            names = [next(left).name for _ in batch]
+            for image, name in zip(batch, names, strict=True):
+                save_image(image, folder / name)
+            if bound:
+                _bind(folder, names)
             done += len(batch)
             if progress:
                 progress(done, len(rows))
@@ -184,7 +195,7 @@ def before_after(
     ]
     with run.alone():
         for folder in (run.before, run.after):
-            for stale in folder.glob("*.png"):
+            for stale in run.made_in(folder):
                 stale.unlink()
         write_images(model, rows, run.before, steps=steps, guidance=guidance)
         with bank.applied():
@@ -197,8 +208,12 @@ RECIPE = "recipe.json"
 """File next to images that states how they were made."""
 
 
+_IMAGES = "images"
+"""Key of a recipe: the SHA-256 of each image that was made by it, by name."""
+
+
 def claim(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Delete the images of ``folder`` if a suite made them by another recipe, then write ``recipe`` there.
+    """Write ``recipe`` in ``folder``. The images that a suite made there by another recipe are deleted.
 
     Raises `DataError` for a recipe file that is damaged: whose images these are is unknown. Raises `OutputError` for a
     folder of images that `write_images` made by request.
@@ -206,10 +221,36 @@ def claim(folder: Path, recipe: Mapping[str, Any]) -> None:
     before = noted(folder)
     if "pictures" in before:
         raise OutputError(f"{folder} holds images that `mu generate` made: choose another folder for a suite's images")
-    if before and before != recipe:
-        for stale in folder.glob("*.png"):
-            stale.unlink()
-    write_json(folder / RECIPE, recipe)
+    made = before.pop(_IMAGES, {})
+    if before != recipe:
+        for name, digest in made.items():
+            if is_inside(folder, name) and sha256(folder / name) == digest:
+                (folder / name).unlink()
+        made = {}
+    write_json(folder / RECIPE, {**recipe, _IMAGES: made})
+
+
+def claimed_for(folder: Path) -> dict[str, Any]:
+    """The recipe that `claim` wrote in ``folder``; empty if there is none. Raises `DataError` as `noted` does."""
+    return {key: value for key, value in noted(folder).items() if key != _IMAGES}
+
+
+def _as_made(folder: Path, rows: Sequence[ImageRow]) -> list[ImageRow]:
+    """The ``rows`` whose images are those that were noted when they were made."""
+    known = _noted_or_nothing(folder).get(_IMAGES, {})
+    kept = [row for row in rows if (folder / row.name).is_file() and known.get(row.name) == sha256(folder / row.name)]
+    if others := [row.name for row in rows if row not in kept]:
+        log.warning(
+            "%d images in %s are not as they were made, such as %s: they are made again", len(others), folder, others[0]
+        )
+    return kept
+
+
+def _bind(folder: Path, names: Sequence[str]) -> None:
+    """Note the digests of the images ``names``, which were made just now."""
+    recipe = noted(folder)
+    made = {name: sha256(folder / name) for name in names}
+    write_json(folder / RECIPE, {**recipe, _IMAGES: {**recipe.get(_IMAGES, {}), **made}})
 
 
 def noted(folder: Path) -> dict[str, Any]:
@@ -219,6 +260,7 @@ def noted(folder: Path) -> dict[str, Any]:
         return {}
     recipe = read_record(path, dict[str, Any])
     checked(path, recipe.get("pictures", {}), dict[str, dict[str, Any]], "pictures")
+    checked(path, recipe.get(_IMAGES, {}), dict[str, str], _IMAGES)
     return recipe
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mu.core.errors import EditError, OutputError
-from mu.core.files import PARTIAL, atomic_path, check_writing, fitting, usual_modes, writing
+from mu.core.files import atomic_path, check_writing, sweep_beside, writing
+from mu.core.lock import locked_beside
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
 from mu.edits.lora_files import edit_metadata, kohya_metadata, kohya_tensors, peft_tensors
@@ -32,6 +31,7 @@ from mu.edits.merged_folder import (
     write_model,
     write_pipeline,
 )
+from mu.edits.own_folder import check_own, new_folder, recover
 from mu.edits.tensor_file import write_tensors
 from mu.edits.ungated import tell_lost_gates
 from mu.models.clip import ClipModel
@@ -90,7 +90,11 @@ def _peft(edit: LowRankEdit, model: DiffusionModel, path: Path) -> None:
 
 def _diffusers(merged: Merged, path: Path) -> None:
     model: Any = merged.model
-    with _new_folder(path) as partial, _telling(model.pipeline.scheduler, model.prediction_type):
+    with (
+        quiet_libraries(),
+        new_folder(path) as partial,
+        _telling(model.pipeline.scheduler, model.prediction_type),
+    ):
         if model.source is not None and model.source.is_dir():
             write_pipeline(merged, model.pipeline, model.components, model.source, partial)
             return
@@ -114,7 +118,7 @@ def _telling(scheduler: Any, prediction_type: str) -> Iterator[None]:
 
 def _transformers(merged: Merged, path: Path) -> None:
     model: Any = merged.model
-    with _new_folder(path) as partial:
+    with quiet_libraries(), new_folder(path) as partial:
         if model.source is not None and (model.source / TRANSFORMERS_CONFIG).exists() and not _is_open_clip(model):
             write_model(merged, model.model, model.source, partial)
             return
@@ -139,49 +143,6 @@ def _like_source(merged: Merged, modules: Iterable[nn.Module], source: Path | No
     if dtype is not None:
         cast_files(folder, dtype)
     clean(folder)
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write to. It replaces ``path`` once the block has succeeded.
-
-    Until then the old folder is whole. A killed process leaves folders whose names begin with `PARTIAL`.
-    """
-    made = [folder for folder in path.absolute().parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path, "new")
-    try:
-        with quiet_libraries():
-            yield partial
-        usual_modes(partial)
-        _replace(path, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # not empty, as it is after a success
-            for folder in made:
-                folder.rmdir()
-
-
-def _beside(path: Path, what: str) -> Path:
-    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{PARTIAL}{fitting(path.name, 100)}-{what}-"))
-
-
-def _replace(path: Path, new: Path) -> None:
-    """Rename the folder ``new`` to ``path``. The old one is renamed first, and deleted last."""
-    if not path.is_dir():
-        new.rename(path)
-        return
-    old = _beside(path, "old")
-    try:
-        path.rename(old)  # an empty folder is replaced by a rename
-        new.rename(path)
-    except BaseException:
-        with suppress(OSError):  # not empty if the old folder is there
-            old.rmdir()
-        if old.exists():
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _unet(merged: Merged, path: Path) -> None:
@@ -280,8 +241,8 @@ _FOLDERS = {"diffusers": PIPELINE, "transformers": TRANSFORMERS_CONFIG}
 def check_place(path: Path | str, form: str, *, overwrite: bool = False, inputs: Iterable[Path | str] = ()) -> None:
     """Raise `OutputError` if ``path`` cannot be written in the format ``form``, before the work.
 
-    That is so if it exists without ``overwrite``, is a folder that no such model is in, a link or file where a folder
-    is written, or holds or is one of ``inputs``, of which the result is made.
+    That is so if it exists without ``overwrite``, is a folder that no such model is in or that holds what mu did not
+    write, a link or file where a folder is written, or holds or is one of ``inputs``, of which the result is made.
     """
     path = Path(path)
     if form not in FORMATS:
@@ -297,6 +258,8 @@ def check_place(path: Path | str, form: str, *, overwrite: bool = False, inputs:
         raise OutputError(f"{path} is a link, and is not replaced: name the folder that it leads to")
     if path.is_dir() and not (form in _FOLDERS and _holds(path, _FOLDERS[form])):
         raise OutputError(f"{path} is a folder without a {form} model and is not replaced: choose another path")
+    if path.is_dir():
+        check_own(path)
     if path.exists() and not path.is_dir() and form in _FOLDERS:
         raise OutputError(f"{path} is a file, and the format {form} is a folder: choose another path")
     if form == "compvis":
@@ -349,7 +312,16 @@ def export(
         raise OutputError(f"{path} holds the base model itself, which is not replaced: choose another path")
     if source is not None and path.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{path} is inside the base model, which is not changed: choose another path")
-    check_place(path, form, overwrite=overwrite, inputs=inputs)
+    with locked_beside(path):
+        sweep_beside(path)
+        recover(path)
+        check_place(path, form, overwrite=overwrite, inputs=inputs)
+        return _exported(bank, path, form, strengths)
+
+
+def _exported(bank: Bank, path: Path, form: str, strengths: Sequence[float] | None) -> Path:
+    """`export`, alone on ``path``, which may be written."""
+    model = bank.model
     if isinstance(model, DiffusionModel) == (form == "transformers"):
         what = (
             "a diffusion model: choose diffusers"

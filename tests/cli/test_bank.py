@@ -283,7 +283,7 @@ def test_a_file_s_concepts_are_looked_for_in_the_bank_before_the_search(
     refused = erase("neon")
     assert refused.exit_code == 2 and "'neon'" in refused.stderr and not (tmp_path / "run").exists()
     if method != "spm":  # whose entries are not a list of words
-        assert "'neon'" in erase("moon", "--set", "concepts=[moon, neon]").stderr
+        assert "'neon'" in erase("moon", "--concept", "moon", "--concept", "neon").stderr
     assert isinstance(erase("moon", "--overwrite").exception, Searched)  # control
 
 

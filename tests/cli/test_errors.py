@@ -89,6 +89,24 @@ BAD_INPUT = {
         "{tmp}/words.csv",
     ),
     "classifier that is none": ("classifier score {tmp}/sets {tmp}/sets", "{tmp}/sets"),
+    "an option and its setting": ("erase esd --concept x --set concepts=[y]", "--concept and --set concepts=['y']"),
+    "an option and its setting, of SPM": ("erase spm --concept x --set template_name=y", "--set template_name='y'"),
+    "two folders": ("erase uce --concept x --out {tmp}/r --set output_dir={tmp}/s", "--out and --set output_dir="),
+    "two folders of SPM": ("erase spm --concept x --out {tmp}/r --set run_dir={tmp}/s", "--out and --set run_dir="),
+    "two models": (
+        "erase spm --concept x --model {tiny} --set pretrained_model={{ckpt_path:\u00a0y}}",
+        "--model and --set",
+    ),
+    "two precisions": (
+        "erase esd --concept x --precision float16 --set train={{precision:\u00a0float32}}",
+        "--precision and --set train.precision='float32'",
+    ),
+    "two devices": ("erase fmn --concept x --device cpu --set devices=0", "--device and --set devices='0'"),
+    "two forget sets": (
+        "gradients --forget canvas --concept x --out {tmp}/g.safetensors --set data.forget=y",
+        "--forget and --set data.forget='y'",
+    ),
+    "a setting twice": ("erase spm --concept x --set seed=1 --set seed=2", "'seed' twice"),
     "unknown verb": ("eras spm", "'eras'"),
     "unknown option": ("--loud", "--loud"),
 }
@@ -110,7 +128,7 @@ def places(tmp_path: Path, tiny_folder: Path, finished: Path) -> dict[str, Path]
 
 @pytest.mark.parametrize(("typed", "told"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_is_one_line(typed: str, told: str, places: dict[str, Path], cli: Any, as_kept: Any) -> None:
-    ended = cli(*(word.format(**places) for word in typed.split(" ") if word))
+    ended = cli(*(word.format(**places).replace("\u00a0", " ") for word in typed.split(" ") if word))
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert ended.exit_code == 2, ended.output
     assert len(errors) == 1 and told.format(**places) in errors[0], ended.stderr

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
 
-from mu.core.config import BaseConfig, Templates, filled
-from mu.core.errors import ConfigError, nearest
+from mu.core.concept import ConceptList
+from mu.core.config import BaseConfig, Devices, Templates, filled, read_settings
+from mu.core.errors import ConfigError, DataError, nearest
+from mu.core.program import parsed
 
 
 class Deep(BaseConfig):
@@ -102,8 +104,8 @@ def test_bad_files_are_one_line(content: str, said: str, tmp_path: Path) -> None
     for missing in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(ConfigError):
             Settings.load(missing)
-    path.write_text("")
-    assert Settings.load(path) == Settings()
+    path.write_text("name: b")
+    assert Settings.load(path) == Settings(name="b")
 
 
 def test_yaml_is_the_settings(tmp_path: Path) -> None:
@@ -200,3 +202,75 @@ def test_mistakes_of_any_size_are_a_short_line(wrong: dict[str, Any]) -> None:
         with pytest.raises(ConfigError) as caught:
             refuse(wrong)
         assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+
+
+class Texts(BaseConfig):
+    concepts: ConceptList = []
+    """Text in a list."""
+    anchor: str | None = None
+    """Text or nothing."""
+    many: list[Inner] | None = None
+    """Sections."""
+    inner: Settings = Settings()
+    """A section with text."""
+    anchors: dict[str, str] = {}
+    """Text in a mapping."""
+    devices: Devices = ""
+    """Text or numbers."""
+    rate: float | Literal["off"] = 0.0
+    """A number, or a word that YAML reads as another."""
+    seed: int | None = None
+    """A number."""
+
+
+WRITTEN = [
+    "012",
+    "0x1F",
+    "1_000",
+    ".nan",
+    "-.inf",
+    "yes",
+    "Off",
+    "1.50",
+    "2001-02-03",
+    "1:30",
+    "+7",
+    "null",
+    "0b11",
+    "1e3",
+    "1984",
+]
+
+
+@pytest.mark.parametrize("word", WRITTEN)
+def test_a_text_is_what_is_written_whatever_yaml_makes_of_it(word: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        f"concepts: [{word}, neon]\ninner:\n  name: &x {word}\nanchors: {{star: {word}}}\nseed: 012\nmany: [{{rate: 1_0}}]\n"
+    )
+    found = Texts.load(file)
+    assert found.concepts == [word, "neon"] and found.inner.name == word and found.anchors == {"star": word}
+    assert (found.seed, found.many) == (10, [Inner(rate=10)]), "control: numbers are YAML's"
+    assert parsed(Texts, {"concepts": f"[{word}]", "seed": "012"}) == {"concepts": [word], "seed": 10}
+
+
+def test_nothing_and_words_for_numbers_stay_what_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("anchor: null\ndevices: [0, 1]\nrate: off\ninner: {<<: {name: 007}, many: ~}\n")
+    found = Texts.load(file)
+    assert (found.anchor, found.devices, found.rate, found.inner.name) == (None, "0,1", "off", "007")
+    file.write_text("devices: 00\nrate: 1_0\nconcepts: [~]\n")
+    with pytest.raises(DataError, match="a concept must be text, not None"):
+        Texts.load(file)
+    file.write_text("devices: 00\nrate: 1_0\n")
+    assert (Texts.load(file).devices, Texts.load(file).rate) == ("00", 10.0)
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "---\n", "{}", "~", " \n"])
+def test_an_empty_file_of_settings_is_no_request_for_the_defaults(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"a\.yaml is empty"):
+        Texts.load(file)
+    file.write_text("seed: 1")
+    assert read_settings(file) == {"seed": 1}  # control

@@ -239,15 +239,31 @@ MADE = (
     "pareto-vision-Ada_[x].png",
     "steps-Ada_[x].png",
     "checkpoints/training.pt",
+    "checkpoints/concept_0.safetensors",
+    "tensorboard/events.out.tfevents.1.host",
     "before/0_0.png",
     "after/0_0.png",
     "panels/0/1.png",
     "panels/similarity-base.png",
-    "answers/base/a.png",
+    "answers/base/neon_star_seed1.png",
     "answers/base/recipe.json",
-    "answers/edited/a.png",
+    "answers/edited/a_picture_seed12.png",
 )
-OWN = ("notes.txt", "steps-mine.png", "before/notes.txt", "neon/edit.safetensors", "panels/own.svg", "comparison.html")
+OWN = (
+    "notes.txt",
+    "steps-mine.png",
+    "before/notes.txt",
+    "before/favourite.png",
+    "after/sub/0_0.png",
+    "panels/figure 3.png",
+    "answers/base/mine.png",
+    "answers/other/a_seed1.png",
+    "checkpoints/best.pt",
+    "tensorboard/events.txt",
+    "neon/edit.safetensors",
+    "panels/own.svg",
+    "comparison.html",
+)
 
 
 def test_overwriting_removes_what_an_earlier_run_made_and_nothing_else(tmp_path: Path) -> None:
@@ -268,11 +284,12 @@ def test_overwriting_removes_what_an_earlier_run_made_and_nothing_else(tmp_path:
 def test_overwriting_leaves_linked_images_alone(tmp_path: Path) -> None:
     run, elsewhere = RunDirectory(tmp_path / "run"), tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / "a.png").touch()
+    (elsewhere / "base").mkdir()
+    (elsewhere / "base/a_seed1.png").touch()
     run.begin("a: 1\n", {})
     run.answers.symlink_to(elsewhere)
     run.begin("a: 1\n", {}, overwrite=True)
-    assert (elsewhere / "a.png").exists()
+    assert (elsewhere / "base/a_seed1.png").exists()
 
 
 def tree(folder):

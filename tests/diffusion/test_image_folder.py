@@ -86,8 +86,32 @@ def test_images_of_another_recipe_are_dropped(tiny, tmp_path):
     write_images(tiny, ROWS[:1], tmp_path, steps=1, guidance=2.0)
     claim(tmp_path, {"edit": "one"})
     assert (tmp_path / "0.png").exists()
+    (tmp_path / "mine.png").touch()
     claim(tmp_path, {"edit": "another"})
-    assert not (tmp_path / "0.png").exists()
+    assert not (tmp_path / "0.png").exists() and (tmp_path / "mine.png").exists()
+
+
+@pytest.mark.parametrize("change", ["another image", "damaged", "not noted", "as it was"])
+def test_a_suite_uses_an_image_only_as_it_was_made(change, tiny, tmp_path, caplog):
+    """Whoever exchanged it, and also one of an interrupted run, of which nothing is known."""
+    claim(tmp_path, {"edit": "one"})
+    how = {"steps": 1, "guidance": 2.0, "resume": True}
+    write_images(tiny, ROWS, tmp_path, **how)
+    first, kept = tmp_path / "0.png", (tmp_path / "1.png").stat().st_mtime_ns
+    made, recipe = read_images([first]), json.loads((tmp_path / "recipe.json").read_text())
+    if change == "another image":
+        first.write_bytes((tmp_path / "2.png").read_bytes())
+    elif change == "damaged":
+        first.write_bytes(b"")
+    elif change == "not noted":
+        del recipe["images"]["0.png"]
+        write_json(tmp_path / "recipe.json", recipe)
+    claim(tmp_path, {"edit": "one"})
+    assert write_images(tiny, ROWS, tmp_path, **how) == (change != "as it was")
+    assert (read_images([first]) - made).abs().max() <= 1.01 / 255
+    assert (tmp_path / "1.png").stat().st_mtime_ns == kept
+    assert ("0.png: they are made again" in caplog.text) == (change != "as it was")
+    assert write_images(tiny, ROWS, tmp_path, **how) == 0
 
 
 def make(tiny, folder, rows=ROWS, *, recipe=None, **how):

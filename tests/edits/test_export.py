@@ -26,6 +26,7 @@ from mu.edits.files import open_edit
 from mu.edits.lora_files import kohya_tensors, parameter_of, spm_tensors
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
+from mu.edits.own_folder import WRITTEN, check_own
 from mu.edits.tensor_file import write_tensors
 from mu.edits.weights import WeightEdit
 from mu.models import load
@@ -347,10 +348,65 @@ def test_existing_results_are_kept(tiny: DiffusionModel, tmp_path: Path) -> None
             export(bank, kept, form, overwrite=True)
     assert (kept / "thesis.tex").read_text() == "years of work"
     export(bank, tmp_path / "model", "diffusers")
-    (tmp_path / "model" / "old").write_text("")
-    export(bank, tmp_path / "model", "diffusers", overwrite=True)
-    assert not (tmp_path / "model" / "old").exists()
+    export(Bank(tiny), tmp_path / "model", "diffusers", overwrite=True)
+    assert torch.equal(load(tmp_path / "model", device="cpu").unet.conv_in.weight, tiny.unet.conv_in.weight)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "model"]
+
+
+@pytest.mark.parametrize("mine", ["thesis.tex", "unet/best.safetensors", "deep/er/notes.md", ".git/HEAD", "README.md"])
+def test_a_merge_deletes_nothing_that_it_did_not_write(mine: str, tiny: DiffusionModel, tmp_path: Path) -> None:
+    """Whatever its name; also a file of the model that was changed since, and an empty folder."""
+    out = tmp_path / "out"
+    export(Bank(tiny), out, "diffusers")
+    (out / mine).parent.mkdir(parents=True, exist_ok=True)
+    (out / mine).write_text("years of work")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(OutputError, match=mine.partition("/")[0]):
+        export(Bank(tiny), out, "diffusers", overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (out / mine).unlink()
+    for folder in (Path(mine).parent, Path(mine).parent.parent):
+        if folder.parts and not any((out / folder).iterdir()):
+            with pytest.raises(OutputError, match=folder.parts[0]):
+                check_own(out)
+            (out / folder).rmdir()
+    export(Bank(tiny), out, "diffusers", overwrite=True)  # control
+
+
+def test_a_model_of_the_user_s_own_is_not_replaced(tiny: DiffusionModel, tmp_path: Path) -> None:
+    out = export(Bank(tiny), tmp_path / "out", "diffusers")
+    index = (out / "model_index.json").read_bytes()
+    (out / "model_index.json").write_bytes(index + b" ")
+    with pytest.raises(OutputError, match=r"model_index\.json was changed since"):
+        export(Bank(tiny), out, "diffusers", overwrite=True)
+    (out / "model_index.json").write_bytes(index)
+    check_own(out)  # control
+    for content, said in (("{", "not JSON"), ('{"files": 3}', "names and values"), (None, "was not written by mu")):
+        (out / WRITTEN).unlink() if content is None else (out / WRITTEN).write_text(content)
+        with pytest.raises(OutputError, match=said):
+            export(Bank(tiny), out, "diffusers", overwrite=True)
+
+
+def test_what_a_killed_merge_left_goes_with_the_next_one(tiny: DiffusionModel, tmp_path: Path) -> None:
+    """Names of other merges, and those that mu does not make, stay; the old model comes back if it was set aside."""
+    out = export(Bank(tiny), tmp_path / "out", "diffusers")
+    left = [tmp_path / f".partial-out-{what}-abcd_123" for what in ("new", "old")]
+    others = [tmp_path / name for name in (".partial-out-old-mine", ".partial-out2-old-abcd_123", ".partial-notes")]
+    for folder in (*left, *others):
+        folder.mkdir()
+        (folder / "file").touch()
+    lora, half = tmp_path / "lora.safetensors", tmp_path / ".partial-lora-abcd_123.safetensors"
+    half.touch()
+    bank = Bank(tiny, [adapters(tiny, "neon")])
+    export(bank, lora, "kohya")
+    assert not half.exists() and all(folder.exists() for folder in left), "control: they are the other merge's"
+    export(Bank(tiny), out, "diffusers", overwrite=True)
+    assert not any(folder.exists() for folder in left) and all(folder.exists() for folder in others)
+    out.rename(left[1])
+    with pytest.raises(OutputError, match="exists already"):
+        export(bank, out, "diffusers")
+    check_own(out)
 
 
 def test_what_a_format_cannot_hold_is_refused(tiny: DiffusionModel, tmp_path: Path) -> None:

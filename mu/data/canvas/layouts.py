@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mu.core.errors import ConfigError, OutputError
-from mu.core.files import atomic_path, write_json, write_text, writing
+from mu.core.files import atomic_path, sweep, write_json, write_text, writing
 from mu.data.canvas import IDENTITIES, OBJECTS, SIZE, STYLES, Scene, captions, every_scene, render
 from mu.data.shards import add_member
 
@@ -130,8 +130,8 @@ def _begun(folder: Path, recipe: dict[str, Any], resume: bool) -> Iterator[None]
                 raise OutputError(f"{folder} is not empty: choose another folder, or resume the earlier run")
             if not kept.exists() or kept.read_text(encoding="utf-8") != text:
                 raise OutputError(f"{folder} was begun with other settings (see its {RECIPE}): choose another folder")
-            for partial in folder.rglob(".*-????????.*"):  # left by `atomic_path` in a killed process
-                partial.unlink()
+            for below in (folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())):
+                sweep(below)
         write_text(kept, text)
         yield
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from mu.core.concept import says
 from mu.core.errors import DataError, ModelError
 from mu.core.files import sha256
+from mu.core.lock import locked
 from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
@@ -81,9 +82,10 @@ def evaluate(
     reference = [row_of(scene, seed + OTHER_SEEDS) for scene, seed in asked]
     base, edited = base_answers or run.answers / "base", run.answers / "edited"
     recipe = answers_recipe(model)
-    claim(base, recipe)
+    with locked(base):  # other runs may share it
+        claim(base, recipe)
+        before, before_neutral, at_other_seeds = answers(model, base, [rows, neutral, reference], "base answers")
     claim(edited, {**recipe, "edit": content_hash(edit)})
-    before, before_neutral, at_other_seeds = answers(model, base, [rows, neutral, reference], "base answers")
     with Bank(model, [edit]).applied():
         after, after_neutral = answers(model, edited, [rows, neutral], "edited answers")
     targets = [getattr(scene, kind) == erased for scene, _ in asked]

@@ -128,7 +128,7 @@ def test_an_interrupted_writer_goes_on_where_it_stopped(tmp_path: Path, write):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "cut", progress=stop)
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cut").rglob("*.*") if p.suffix in (".jpg", ".tar")}
-    killed = next(iter(kept)).parent / ".1-abcdefgh.jpg"
+    killed = next(iter(kept)).parent / ".partial-1-abcdefgh.jpg"
     killed.write_bytes(b"half a pic")
     write(tmp_path / "cut", resume=True)
     write(tmp_path / "whole")

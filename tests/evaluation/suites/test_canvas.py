@@ -11,11 +11,11 @@ from mu.algorithms import algorithm
 from mu.core.concept import says
 from mu.core.errors import ConfigError, DataError, ModelError
 from mu.core.run import RunDirectory
-from mu.data.canvas import OBJECTS, STYLES
+from mu.data.canvas import OBJECTS, STYLES, Scene
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation.suites import evaluate
-from mu.evaluation.suites.canvas import answers_recipe, neutral_prompts, replacement, request, require_embedded
+from mu.evaluation.suites.canvas import answers_recipe, neutral_prompts, replacement, request, require_embedded, row_of
 from mu.models import EMBEDDED
 from mu.models.judge import Judge
 from mu.models.parameters import select
@@ -42,6 +42,8 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     assert values(still, "base") == pytest.approx(unchanged)
     assert values(still, "base")["UA"] <= 0.2 and values(still, "base")["CRA"] >= 0.8
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}
+    swapped, other = (tmp_path / "base" / row_of(Scene("neon", object=name), 1).name for name in ("star", "fish"))
+    swapped.write_bytes(other.read_bytes())
     broken = evaluate(
         RunDirectory(tmp_path / "broken"),
         "canvas",
@@ -52,9 +54,9 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     )
     assert values(broken, "edited")["IRA"] < 0.5 and values(broken, "edited")["CRA"] < 0.5
     assert values(broken, "edited")["neutral distance"] > 0.5
-    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}, (
-        "the base's pictures were made once"
-    )
+    assert values(broken, "base") == pytest.approx(values(still, "base"), abs=1e-3), "the swapped one was not used"
+    again = {path for path in (tmp_path / "base").glob("*.png") if path.stat().st_mtime_ns != made.get(path)}
+    assert again == {swapped}, "the base's other images were made once"
     assert RunDirectory(tmp_path / "broken").read_scores() == {"canvas": broken}
 
 

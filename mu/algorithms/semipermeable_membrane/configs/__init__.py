@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
@@ -345,7 +345,7 @@ class SemipermeableMembraneConfig(Renewed):
 
 def read_prompts_file(path: str) -> list[PromptConfig]:
     """Read the original's prompt list: a YAML list of entries (or one entry), each with a ``target``."""
-    values = read_yaml(path)
+    values = read_yaml(path, list[PromptConfig] | PromptConfig)
     entries = values if isinstance(values, list) else [values]
     if not entries or not all(isinstance(entry, Mapping) and entry.get("target") for entry in entries):
         raise ConfigError(f"{path}: each entry of a prompts file needs a target")
@@ -383,6 +383,12 @@ class SemipermeableMembraneMethod(Method):
     name = "spm"
     home = "mu.algorithms.semipermeable_membrane.algorithm:SemipermeableMembraneAlgorithm"
     config_class = SemipermeableMembraneConfig
+    set_by: ClassVar = {
+        **Method.set_by,
+        "--concept": ("template_name", "prompt.target", "prompts", "prompts_file"),
+        "--model": ("pretrained_model.ckpt_path", "pretrained_model.name_or_path"),
+        "--track": ("logging.use_wandb",),
+    }
     default_preset = "objects"
     presets = Presets(
         SemipermeableMembraneConfig,
