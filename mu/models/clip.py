@@ -18,6 +18,9 @@ from mu.core.images import rgb
 from mu.models.formats.folder import open_part
 from mu.models.tokenizers import check_concepts, check_vocabulary, has_room
 
+READ_AT_LARGEST = 2
+"""The ``eos_token_id`` of a text config with which transformers reads the features at the largest token id."""
+
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Resize the shortest edge (bicubic), centre-crop, normalise: images (b, 3, H, W) in 0..1 -> (b, 3, size, size)."""
@@ -99,9 +102,27 @@ class ClipModel:
         return True
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (b, n), padded to the longest text, n tokens."""
-        options = {"padding": True, "max_length": self._length, "truncation": True, "return_tensors": "pt"}
-        return self.tokenizer(list(texts), **options).input_ids.to(self.device)
+        """Token ids (b, n), padded to the longest text, n tokens.
+
+        They are padded to the whole context where the padding itself may be the token that `ends` finds. Else the
+        features of a text would depend on the others of its batch.
+        """
+        whole = self._reads_largest and (self.tokenizer.pad_token_id or 0) > self.tokenizer.eos_token_id
+        options = {"max_length": self._length, "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(list(texts), padding="max_length" if whole else True, **options).input_ids.to(self.device)
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Position (b,) in each row of ``tokens`` (b, n) at which the model reads the features of the text.
+
+        The first end token of the config. A config that says ``eos_token_id: 2``, as older checkpoints do, reads at the
+        largest id, and so does open_clip: the same place unless added tokens have larger ids.
+        """
+        found = tokens if self._reads_largest else tokens == self.model.config.text_config.eos_token_id
+        return found.int().argmax(dim=1)
+
+    @property
+    def _reads_largest(self) -> bool:
+        return self.model.config.text_config.eos_token_id == READ_AT_LARGEST
 
     @property
     def _length(self) -> int:
@@ -115,8 +136,7 @@ class ClipModel:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (b, d) in float32.
 
-        Texts are padded to the longest of the batch. Attention is causal and the features are read at the end token, so
-        further padding would have no influence.
+        Attention is causal and the features are read at `ends`, so padding after it has no influence.
         """
         pooled = self.model.text_model(input_ids=self.tokens(texts)).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)

@@ -84,7 +84,7 @@ class Tower:
 
     def texts(self, texts: Sequence[str]) -> Hidden:
         tokens = self.clip.tokens(texts)
-        return Hidden(tokens, (tokens == self.clip.tokenizer.eos_token_id).int().argmax(dim=1))
+        return Hidden(tokens, self.clip.ends(tokens))
 
     def images(self, images: Tensor | Iterable[Image]) -> Hidden:
         """Preprocess images (n, 3, H, W) in 0..1, or PIL images; an iterator of these is read a few at a time."""

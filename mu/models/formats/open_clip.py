@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from mu.core.errors import MissingDependency, ModelError, nearest
-from mu.models.clip import ClipModel
+from mu.models.clip import READ_AT_LARGEST, ClipModel
 from mu.models.formats.architectures import blueprint
 from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.open_clip_names import open_clip_map
@@ -268,7 +268,8 @@ def _opened(
         if len(tokenizer) != described["text_config"]["vocab_size"]:
             what = f"its vocabulary has {described['text_config']['vocab_size']} tokens, the tokenizer {len(tokenizer)}"
             raise ModelError(f"{what}: put the model's own tokenizer.json into the folder of the weights")
-        described["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        end = tokenizer.eos_token_id if tokenizer.eos_token_id == len(tokenizer) - 1 else READ_AT_LARGEST
+        described["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end}
         model = blueprint(described)
         mapped = open_clip_map(model.state_dict())
         if surplus := sorted(tensors.keys() - mapped.values()):
