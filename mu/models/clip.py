@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from mu.models.tokenizers import check_concepts, check_vocabulary, has_room
 
 READ_AT_LARGEST = 2
 """The ``eos_token_id`` of a text config with which transformers reads the features at the largest token id."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files of a transformers folder that say how images are prepared."""
+
+log = logging.getLogger("mu")
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -40,6 +45,27 @@ def pixels_of(images: Tensor | Sequence[Image], processor: Any, size: int) -> Te
     if isinstance(images, Tensor):
         return prepare(images, size, processor.image_mean, processor.image_std)
     return processor(images=[rgb(image) for image in images], return_tensors="pt").pixel_values
+
+
+def clip_processor(size: int, **own: Any) -> CLIPImageProcessorPil:
+    """CLIP's way to prepare images for a tower that reads (3, ``size``, ``size``); ``own`` replaces OpenAI's numbers.
+
+    The shortest edge is resized to ``size`` (bicubic), then the centre is cut out and normalised.
+    """
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **own)
+
+
+def _processor_in(folder: Path, size: int) -> CLIPImageProcessorPil:
+    """The image processor of ``folder``; without one, CLIP's own for images of ``size``, which is noted in the log."""
+    if any((folder / name).exists() for name in PROCESSORS):
+        return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    log.warning(
+        "%s has no %s: images are resized to %d (bicubic), centre-cropped and normalised with OpenAI's mean and std",
+        folder,
+        PROCESSORS[0],
+        size,
+    )
+    return clip_processor(size)
 
 
 class ClipModel:
@@ -75,7 +101,7 @@ class ClipModel:
         try:
             model = open_part(CLIPModel, Path(folder), precision)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            processor = _processor_in(Path(folder), int(model.config.vision_config.image_size))
         except ModelError:
             raise
         except Exception as error:

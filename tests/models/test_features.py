@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 import mu
+from mu.core.errors import ModelError
 from mu.data.canvas import rendered_pairs
 from mu.models.canvas import architecture
 from mu.models.clip import ClipModel
@@ -127,3 +129,28 @@ def test_features_are_the_models_own(kind: Callable[[Path], Any], rule: str, tmp
         if not torch.equal(places[LARGEST], places[END]):
             assert (read[other] * wanted).sum(1).min() < 0.99, "control: the other rule gives other features"
     assert (ADDED in clip.tokenizer.get_vocab()) == (not torch.equal(places[LARGEST], places[END])), "control"
+
+
+def test_a_folder_without_a_preprocessor_is_prepared_by_its_vision_config(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = saved(tmp_path / "whole", *new_clip(False))
+    bare = saved(tmp_path / "bare", *new_clip(False))
+    (bare / "preprocessor_config.json").unlink()
+    image = Image.new("RGB", (90, 70), (255, 0, 0))
+    image.paste((0, 90, 250), (30, 20, 60, 90))
+    found: dict[Path, Tensor] = {}
+    for folder in (whole, bare):
+        caplog.clear()
+        clip = mu.load(folder, device="cpu")
+        assert isinstance(clip, ClipModel)
+        found[folder] = clip.preprocess([image])
+        told = [record.getMessage() for record in caplog.records if "preprocessor_config.json" in record.getMessage()]
+        assert len(told) == (folder == bare) and all("OpenAI" in line and "64" in line for line in told)
+    assert torch.equal(found[bare], found[whole])
+    wanted = image.resize((82, 64), Image.Resampling.BICUBIC).crop((9, 0, 73, 64)).getpixel((5, 5))
+    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    assert torch.allclose(found[bare][0, :, 5, 5], (torch.tensor(wanted) / 255 - mean) / std, atol=1e-5)
+    (bare / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ModelError, match="copy it again"):
+        mu.load(bare, device="cpu")

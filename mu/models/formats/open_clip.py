@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessorPil
 
 from mu.core.errors import MissingDependency, ModelError, nearest
-from mu.models.clip import READ_AT_LARGEST, ClipModel
+from mu.models.clip import READ_AT_LARGEST, ClipModel, clip_processor
 from mu.models.formats.architectures import blueprint
 from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.open_clip_names import open_clip_map
@@ -280,5 +279,4 @@ def _opened(
     model.load_state_dict({key: weights.pop(key).to(precision, copy=True) for key in list(weights)}, assign=True)
     size, look = described["vision_config"]["image_size"], config.get("preprocess_cfg", {})
     own = {f"image_{key}": look[key] for key in ("mean", "std") if look.get(key)}
-    processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **own)
-    return ClipModel(model, tokenizer, processor, name, device)
+    return ClipModel(model, tokenizer, clip_processor(size, **own), name, device)
