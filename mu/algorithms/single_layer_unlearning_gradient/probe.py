@@ -24,6 +24,8 @@ from mu.models.towers import COMPONENTS, Hidden, Tower, Which, tower_of
 from mu.models.vision_language import VisionLanguageModel
 from mu.models.zero_shot import Target, ZeroShot, logits
 
+Direction = Mapping[str, Tensor]
+"""The tensors that change together, by full name, and what a step of 1 adds to each."""
 Rows = Mapping[str, Tensor]
 """For each task, by name: the indices (n,) of the images to evaluate."""
 
@@ -111,8 +113,8 @@ class Probe(ABC):
         """Logits (n, c) of the images ``rows`` of each task, from the model in its current state."""
 
     @abstractmethod
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
-        """The same for each value ``parameter + step * shift`` of the parameter ``name``."""
+    def scores_along(self, name: str, along: Direction, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+        """The same for each of ``steps`` along the direction ``along`` of the searched tensor ``name``."""
 
     def prepare(self, names: Collection[str]) -> None:  # noqa: B027  # most have nothing to prepare
         """Prepare for the parameters ``names``. Call it before `base`."""
@@ -126,10 +128,10 @@ class Probe(ABC):
         rows = self._rows(forget_only)
         return Tally(self.target, self.tasks).add(self.scores(rows), rows).outcome()
 
-    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
+    def look(self, name: str, along: Direction, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
         """The outcome at each step; with ``forget_only``, on the erased class only."""
         rows = self._rows(forget_only)
-        found = self.scores_along(name, shift, steps, rows)
+        found = self.scores_along(name, along, steps, rows)
         return [Tally(self.target, self.tasks).add(each, rows).outcome() for each in found]
 
     def portions(self, name: str) -> list[Rows]:
@@ -223,14 +225,14 @@ class ClipProbe(Probe):
         return found
 
     @torch.no_grad()
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+    def scores_along(self, name: str, along: Direction, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
         which = tower_of(name)
         assert which is not None, "candidates are in towers"
         found: list[dict[str, Tensor]] = [{} for _ in steps]
         untouched = self._features
         for task in (task for task in self.tasks if task.name in rows):
             chosen = rows[task.name]
-            changed = self._changed(name, shift, steps, task.name, chosen if which == "vision" else None)
+            changed = self._changed(name, along, steps, task.name, chosen if which == "vision" else None)
             if which == "vision":
                 each = logits(changed, task.weights(untouched["language"][task.name]))
             else:
@@ -245,14 +247,15 @@ class ClipProbe(Probe):
             return super().portions(name)
         return [{task: rows} for task, rows in self._staying().items()]
 
-    def _changed(self, name: str, shift: Tensor, steps: Sequence[float], task: str, rows: Tensor | None) -> Tensor:
+    def _changed(self, name: str, along: Direction, steps: Sequence[float], task: str, rows: Tensor | None) -> Tensor:
         """Unit vectors (K, n, d) of ``rows`` (None: all) for each of K ``steps``."""
         which = tower_of(name)
         assert which is not None, "candidates are in towers"
-        tower, parameter, stage = self.towers[which], find_parameter(self.clip, name), self.towers[which].stage_of(name)
+        tower, stage = self.towers[which], self.towers[which].stage_of(name)
+        changes = [(find_parameter(self.clip, each), shift) for each, shift in along.items()]
         hidden = self._entering(which, task, stage, rows)
         parts = self._parts(hidden, len(steps))
-        return torch.cat([tower.along(hidden[part], parameter, stage, shift, steps) for part in parts], dim=1)
+        return torch.cat([tower.along(hidden[part], stage, changes, steps) for part in parts], dim=1)
 
     def _entering(self, which: Which, task: str, stage: int, rows: Tensor | None) -> Hidden:
         """The input of ``stage`` in the base tower; that of the last call is reused for the same rows."""
@@ -291,10 +294,10 @@ class _Outputs(Probe):
     def scores(self, rows: Rows) -> dict[str, Tensor]:
         return {task.name: self.scores_of(task, rows[task.name]) for task in self.tasks if task.name in rows}
 
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+    def scores_along(self, name: str, along: Direction, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
         found = []
         for step in steps:
-            with shifted(self.model, {name: step * shift}):
+            with shifted(self.model, {each: step * shift for each, shift in along.items()}):
                 found.append(self.scores(rows))
         return found
 

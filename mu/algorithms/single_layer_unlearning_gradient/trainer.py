@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, SearchConfig
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore
-from mu.algorithms.single_layer_unlearning_gradient.probe import Outcome, Probe, Tally
+from mu.algorithms.single_layer_unlearning_gradient.probe import Direction, Outcome, Probe, Tally
 from mu.core.errors import EditError
 from mu.models.clip import ClipModel
 from mu.models.contrastive import Captioned, Objective, batch_gradients, mean_gradients
@@ -79,7 +79,7 @@ class Curve:
         self.forget.append(forget)
 
 
-def search(probe: Probe, score: LayerScore, direction: Tensor, settings: SearchConfig) -> Curve:
+def search(probe: Probe, score: LayerScore, direction: Direction, settings: SearchConfig) -> Curve:
     """Find the smallest evaluated step at which the concept is gone, times ``margin``; without one ``chosen`` is None.
 
     A curve can rise again: if the concept is not gone at the enlarged step, the step itself is chosen. The retained
@@ -145,7 +145,7 @@ def bisect(gone: Callable[[Sequence[float]], list[bool]], start: float = 0.1, ev
 def best(
     probe: Probe,
     curves: Sequence[Curve],
-    directions: Mapping[str, Tensor],
+    directions: Mapping[str, Direction],
     base: Outcome,
     settings: SearchConfig,
     progress: Callable[[int], None] | None = None,
@@ -179,7 +179,7 @@ def best(
 class _Race:
     """An upper bound on the share that a curve's step retains, from the images seen so far."""
 
-    def __init__(self, probe: Probe, curve: Curve, direction: Tensor, base: Outcome):
+    def __init__(self, probe: Probe, curve: Curve, direction: Direction, base: Outcome):
         assert curve.chosen is not None and curve.outcome is not None
         self.probe, self.curve, self.direction, self.base, self.rho = probe, curve, direction, base, curve.chosen
         self.left, self.tally = probe.portions(curve.score.name), Tally(probe.target, probe.tasks)
@@ -230,9 +230,10 @@ def joint_factor(shifts: dict[str, Tensor], look: Callable[[dict[str, Tensor]], 
     )
 
 
-def summed(parts: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def summed(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Deltas by tensor; the deltas of concepts that chose the same tensor are added."""
     total: dict[str, Tensor] = {}
-    for name, shift in parts:
-        total[name] = total[name] + shift if name in total else shift
+    for part in parts:
+        for name, shift in part.items():
+            total[name] = total[name] + shift if name in total else shift
     return total

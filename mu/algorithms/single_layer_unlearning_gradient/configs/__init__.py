@@ -53,18 +53,40 @@ class GradientConfig(BaseConfig):
         return {"chunk": f"compat {', '.join(sorted(accumulates))} computes one batch at a time"}
 
 
+NORMS = ("*norm*", "*patch_embedding*")
+"""Patterns of what the released Hugging Face programs leave out beside `LayersConfig.exclude`."""
+
+
 class LayersConfig(BaseConfig):
     tower: Literal["both", "vision", "language"] = "both"
     """Towers whose tensors may change. A diffusion model has only the language tower, LLaVA only the vision tower."""
     exclude: list[str] = ["*bias", "*position*", "*class_embedding", "*token_embedding*"]
     """Patterns of tensors that are never changed."""
     names: list[str] = []
-    """Patterns of tensors to search instead of the Pareto front; one of them is changed."""
+    """Patterns of tensors to search instead of the Pareto front; one of them is changed, with its siblings if
+    ``compat`` says so."""
     max_front: int = Field(8, ge=1)
     """Search at most this many tensors of each tower's Pareto front, those with the largest importance first."""
+    compat: list[Literal["in_proj", "no_norms", "deepest", "siblings"]] = []
+    """Reproduce the released programs. ``in_proj``: q, k and v of an attention are scored and moved as one tensor, as
+    open_clip holds them. ``no_norms``: layer norms and the patch embedding are never changed, as in the Hugging Face
+    programs. ``deepest``: only the front's tensor in the deepest block is searched, as there. ``siblings``: q, k and v
+    move together, and fc1 and fc2, by the step of the chosen one, as there."""
 
     def idle(self) -> Mapping[str, str]:
-        return {"max_front": "layers.names says what is searched"} if self.names else {}
+        if self.names:
+            return {"max_front": "layers.names says what is searched"}
+        return {"max_front": "layers.compat deepest searches one tensor of each front"} if self.one_deepest else {}
+
+    @property
+    def one_deepest(self) -> bool:
+        """Whether only the deepest tensor of each front is searched."""
+        return "deepest" in self.compat and not self.names
+
+    @property
+    def unchanged(self) -> list[str]:
+        """Patterns of all tensors that are never changed."""
+        return [*self.exclude, *(NORMS if "no_norms" in self.compat else ())]
 
 
 class ImagesConfig(BaseConfig):
