@@ -90,7 +90,7 @@ def method(
 def batch_means(clip: ClipModel, pairs: list, parameters: dict, objective: Any, B: int) -> list[dict[str, Tensor]]:
     """One gradient of the mean loss for each batch, the slow way."""
     found = []
-    for k in range(0, len(pairs), B):
+    for k in range(0, len(pairs) // B * B if objective == "contrastive" else len(pairs), B):
         for p in parameters.values():
             p.requires_grad_(True)
         loss = losses(clip, pairs[k : k + B], objective, B).mean()
@@ -109,9 +109,11 @@ def test_the_default_gradient_is_the_exact_mean_and_compat_is_what_was_released(
     g = [each[NAME] for each in batch_means(clip, forget, parameters, "cosine", 4)]
     h = [each[NAME] for each in batch_means(clip, retain, parameters, "contrastive", 4)]
 
-    def found(compat: list, objective: Any = "cosine", pairs: list = forget, carried: Any = None) -> tuple[Tensor, Any]:
+    def found(
+        compat: list, objective: Any = "cosine", pairs: list = forget, carried: Any = None, kind: Any = "forget"
+    ) -> tuple[Tensor, Any]:
         settings = GradientConfig(batch_size=4, compat=compat)
-        mean, more = gradients(clip, pairs, parameters, objective, settings, carried)
+        mean, more = gradients(clip, pairs, parameters, objective, settings, carried, kind=kind)
         return mean[NAME], more
 
     close = {"rtol": 1e-3, "atol": 1e-7}
@@ -119,12 +121,25 @@ def test_the_default_gradient_is_the_exact_mean_and_compat_is_what_was_released(
     assert torch.allclose(found(["batch_mean"])[0], (g[0] + g[1] + g[2]) / 3, **close)
     cumulative, carried = found(["cumulative"])
     assert torch.allclose(cumulative, (3 * g[0] + 2 * g[1] + g[2]) / 3, **close), "batch i of N counts N - i times"
-    leaked, _ = found(["cumulative"], "contrastive", retain, carried)
+    leaked, _ = found(["cumulative"], "contrastive", retain, carried, "retain")
     assert torch.allclose(leaked, g[0] + g[1] + g[2] + (2 * h[0] + h[1]) / 2, **close), (
         "the retain sum starts from the forget sum"
     )
     assert torch.allclose(found([], "contrastive", retain)[0], (h[0] + h[1]) / 2, **close)
     assert not torch.allclose(cumulative, found(["batch_mean"])[0], rtol=1e-2), "control"
+
+    c = [each[NAME] for each in batch_means(clip, forget, parameters, "contrastive", 4)[:2]]
+    c += [each[NAME] for each in batch_means(clip, forget[8:], parameters, "contrastive", 2)]
+    whole, all_three = (c[0] + c[1]) / 2, (c[0] + c[1] + c[2]) / 3
+    for compat, kind, wanted in (
+        ([], "forget", whole),
+        (["batch_mean"], "forget", all_three),
+        (["batch_mean"], "retain", whole),
+        (["batch_mean", "partial_retain"], "retain", all_three),
+    ):
+        mean, _ = found(compat, "contrastive", forget, kind=kind)
+        assert torch.allclose(mean, wanted, **close), (compat, kind)
+    assert not torch.allclose(whole, all_three, rtol=1e-1), "control: the two pairs matter"
 
 
 def test_the_step_along_the_forget_gradient_lowers_the_pairs_cosine(clip: ClipModel) -> None:

@@ -170,7 +170,9 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
     def _computed(self, facts, pairs, parameters, carried: Gradients | None = None) -> tuple[Gradients, Gradients]:
         settings, loss = self.config.gradients, facts["loss"]
         with progress_bar(f"{facts['kind']} gradient", len(pairs)) as advance:
-            return gradients(self.clip, pairs, parameters, loss, settings, carried, lambda done, _: advance(done, ""))
+            return gradients(
+                self.clip, pairs, parameters, loss, settings, carried, lambda done, _: advance(done, ""), facts["kind"]
+            )
 
     def _scored(
         self, data: SingleLayerUnlearningGradientDataHandler, targets: Sequence[Target], parameters: dict[str, Any]

@@ -23,6 +23,7 @@ from mu.algorithms.single_layer_unlearning_gradient.probe import Direction, Outc
 from mu.core.errors import EditError
 from mu.models.clip import ClipModel
 from mu.models.contrastive import Captioned, Objective, batch_gradients, mean_gradients
+from mu.training.gradient_files import Kind
 
 log = logging.getLogger("mu")
 
@@ -37,20 +38,27 @@ def gradients(
     settings: GradientConfig,
     carried: Gradients | None = None,
     progress: Callable[[int, int], None] | None = None,
+    kind: Kind = "forget",
 ) -> tuple[Gradients, Gradients]:
     """The gradient of the mean loss, and the gradients that the ``cumulative`` programs carry over.
 
     By default it is the exact mean over the data set. With ``compat``, ``batch_mean`` weighs every batch of
     ``batch_size`` the same, also a shorter last one. ``cumulative`` never zeroes: batch i of N counts N - i times, and
-    the second set starts from all gradients of the first (``carried``).
+    the second set starts from all gradients of the first (``carried``). Both take the pairs of ``kind`` forget that do
+    not fill a batch, also for the contrastive loss; of kind retain only with ``partial_retain``.
     """
     B = settings.batch_size
-    if not settings.compat or settings.compat == ["constant_retain_caption"]:
-        return mean_gradients(clip, pairs, parameters, objective, block=B, chunk=settings.chunk, progress=progress), {}
+    partial = "partial_retain" in settings.compat if kind == "retain" else bool(settings.accumulates)
+    if not settings.accumulates:
+        return mean_gradients(
+            clip, pairs, parameters, objective, block=B, chunk=settings.chunk, partial=partial, progress=progress
+        ), {}
     accumulated = dict(carried or {})
     total: Gradients = {}
     N = 0
-    for found, n in batch_gradients(clip, pairs, parameters, objective, block=B, chunk=B, progress=progress):
+    for found, n in batch_gradients(
+        clip, pairs, parameters, objective, block=B, chunk=B, partial=partial, progress=progress
+    ):
         mean = {name: g / n for name, g in found.items()}
         if "cumulative" in settings.compat:
             accumulated = {name: accumulated[name] + g for name, g in mean.items()} if accumulated else mean

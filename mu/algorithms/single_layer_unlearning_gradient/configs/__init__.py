@@ -29,14 +29,17 @@ class DataConfig(BothSets):
 
 class GradientConfig(BaseConfig):
     batch_size: int = Field(16, ge=2, le=65_536)
-    """Pairs contrasted with each other in the retain loss. It changes the loss; for speed set ``chunk``."""
+    """Pairs contrasted with each other in the retain loss. It changes the loss and its gradient: on two small CLIPs the
+    retain gradients of batches of 8, 32 and 64 have a median cosine of 0.96 to 0.98 to that of the published 16, and of
+    0.78 in the worst tensor. For speed set ``chunk``."""
     chunk: int = Field(128, ge=1, le=65_536)
     """Pairs computed at once. It changes memory and speed, not the gradient."""
     forget_loss: Literal["cosine", "contrastive"] = "cosine"
     """``cosine``: mean of 1 - cos. ``contrastive`` (the ``_o`` variants): CLIP's contrastive loss."""
-    compat: list[Literal["batch_mean", "cumulative", "constant_retain_caption"]] = []
-    """Reproduce the released programs. ``batch_mean``: mean of batch means. ``cumulative``: gradients never zeroed,
-    over both sets. ``constant_retain_caption``: one caption for all retain pairs."""
+    compat: list[Literal["batch_mean", "partial_retain", "cumulative", "constant_retain_caption"]] = []
+    """Reproduce the released programs. ``batch_mean``: mean of batch means, also of a shorter last forget batch.
+    ``partial_retain``: a shorter last retain batch counts too, as in the Hugging Face programs. ``cumulative``:
+    gradients never zeroed, over both sets. ``constant_retain_caption``: one caption for all retain pairs."""
     precondition: float | None = Field(None, gt=0)
     """Rotate the forget gradient of linear layers away from their inputs for retain pairs that do not name the concept
     (see `preconditioner`), so that more is retained. The value is the damping: 1 is gentle, 0.1 strong. Needs retain
@@ -47,10 +50,14 @@ class GradientConfig(BaseConfig):
     accept a gradient file in place of images."""
 
     def idle(self) -> Mapping[str, str]:
-        accumulates = {"batch_mean", "cumulative"} & {*self.compat}
-        if not accumulates or self.precondition is not None:
+        if not self.accumulates or self.precondition is not None:
             return {}
-        return {"chunk": f"compat {', '.join(sorted(accumulates))} computes one batch at a time"}
+        return {"chunk": f"compat {', '.join(sorted(self.accumulates))} computes one batch at a time"}
+
+    @property
+    def accumulates(self) -> set[str]:
+        """The values of ``compat`` that add up batches."""
+        return {"batch_mean", "cumulative"} & {*self.compat}
 
 
 NORMS = ("*norm*", "*patch_embedding*")
