@@ -842,6 +842,30 @@ def test_preconditioning_changes_the_edit(clip: ClipModel) -> None:
     assert torch.cosine_similarity(a, b, dim=0) < 0.9
 
 
+def test_an_unsuitable_template_is_not_taken_for_an_erased_concept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same prompts' images of a plain field, and answers that name nobody."""
+    chosen = SingleLayerUnlearningGradientAlgorithm
+    settings: dict[str, Any] = {"data": {"n_forget": 16, "n_retain": 16, "per_class": 1}}
+    settings["search"] = {"images": {"forget": 1, "retained": 1, "steps": 1, "templates": {"identity": ["fog, {}"]}}}
+    layers = {"layers": {"names": ["*layers.0.self_attn.out_proj.weight"]}, "gradients": {"precondition": None}}
+
+    def error(model: str, **patch: Any) -> str:
+        loaded: Any = mu.load(model, device="cpu")
+        for name, value in patch.items():
+            monkeypatch.setattr(loaded if hasattr(loaded, name) else probes, name, value)
+        with pytest.raises(EditError) as raised:
+            chosen(chosen.for_concepts(["Ada Stone"], model).merged(SMALL, settings, layers), model=loaded).find_edit()
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    drawn = error("canvas", generate=lambda _m, prompts, _s, **_: torch.full((len(prompts), 3, 64, 64), 0.5))
+    assert "'fog, Ada Stone'" in drawn and "search.images.templates" in drawn and "erased before" not in drawn
+    said = error("canvas-vlm", answer=lambda images, *_, **__: ["a hill"] * len(images))
+    assert QUESTIONS["identity"][0] in said and "search.on=clip" in said and "erased before" not in said
+    with pytest.raises(EditError, match=r"'canvas-clip'.*erased before"):
+        method(["star"], search={"target": 1.0}, data={"per_class": 1}, **layers).find_edit()
+
+
 def test_a_judge_must_know_the_concepts_task() -> None:
     model = mu.load("canvas", device="cpu")
     chosen = SingleLayerUnlearningGradientAlgorithm

@@ -250,8 +250,8 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         base = probe.base()
         if getattr(base, self.config.search.criterion) <= self.config.search.target:
             raise EditError(
-                f"{self.model.name!r} does not know {target.concept!r} (forget accuracy {base.fa1:.2f}): it was erased "
-                f"before or never learned, name another concept"
+                f"{probe.not_shown(self.model.name)} before any change (forget accuracy {base.fa1:.2f}): "
+                f"{probe.instead}"
             )
         with progress_bar(f"search {target.concept}", len(directions)) as advance:
             for name, direction in directions.items():

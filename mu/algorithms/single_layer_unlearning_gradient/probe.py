@@ -104,6 +104,8 @@ class Probe(ABC):
 
     at_once = 4
     PORTION = 32
+    instead = "it was erased before or never learned, name another concept"
+    """What to do if the base model does not show the concept."""
 
     def __init__(self, target: Target, tasks: Sequence[ZeroShot]):
         self.target, self.tasks = target, tasks
@@ -122,6 +124,10 @@ class Probe(ABC):
     def base(self) -> Outcome:
         """The outcome of the base model. Call it while no edit is on."""
         return self.now()
+
+    def not_shown(self, model: str) -> str:
+        """What was seen of the model named ``model`` if it does not show the concept."""
+        return f"{model!r} does not recognise {self.target.concept!r}"
 
     def now(self, *, forget_only: bool = False) -> Outcome:
         """The outcome of the model with all edits that are on."""
@@ -306,6 +312,8 @@ class ImageProbe(_Outputs):
     """The images that a diffusion model makes of each class, classified by the base CLIP or by a ``judge`` with a head
     for the task. Prompts and seeds are fixed."""
 
+    instead = "set search.images.templates to prompts that show it, search.images.guidance or search.on=clip"
+
     def __init__(
         self,
         model: DiffusionModel,
@@ -323,7 +331,7 @@ class ImageProbe(_Outputs):
 
     def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, DiffusionModel)
-        templates = self.settings.templates.get(task.name) or task.templates[:1]
+        templates = self._templates(task)
         chosen = rows.tolist()
         prompts = [filled(templates[row % len(templates)], task.classes[task.labels[row]]) for row in chosen]
         seeds = [self.seed + row for row in chosen]
@@ -331,6 +339,14 @@ class ImageProbe(_Outputs):
         if self.judge and task.name in self.judge.heads:
             return _said(self.judge.look(images)[0][task.name], task, str.__eq__)
         return logits(self.clip.encode_images(images), task.weights(self._texts[task.name]))
+
+    def _templates(self, task: ZeroShot) -> Sequence[str]:
+        return self.settings.templates.get(task.name) or task.templates[:1]
+
+    def not_shown(self, model: str) -> str:
+        prompt = filled(self._templates(self.target.task)[0], self.target.task.classes[self.target.label])
+        judge = "the judge" if self.judge else "the CLIP"
+        return f"{judge} does not recognise {self.target.concept!r} in what {model!r} makes of {prompt!r}"
 
     @cached_property
     def _texts(self) -> dict[str, Tensor]:
@@ -354,6 +370,11 @@ class AnswerProbe(_Outputs):
 
     rows_at_once = 32
     PORTION = 96
+    instead = "set search.on=clip, or name a concept that the answers name"
+
+    def not_shown(self, model: str) -> str:
+        question = question_about(self.target.task.name)
+        return f"the answers of {model!r} to {question!r} do not name {self.target.concept!r}"
 
     def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, VisionLanguageModel)
