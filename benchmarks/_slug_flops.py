@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Rows
+from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Direction, Rows
 from mu.models.clip import ClipModel
 from mu.models.towers import Hidden, Tower, tower_of
 from mu.models.zero_shot import ZeroShot, target_of
@@ -118,14 +118,14 @@ class Noted(ClipProbe):
         super().__init__(*args)
         self.looks: list[Look] = []
 
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+    def scores_along(self, name: str, along: Direction, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
         own, shares = (
             self.target.task,
             {task.name: len(rows[task.name]) / len(task.labels) for task in self.tasks if task.name in rows},
         )
         gone = list(rows) == [own.name] and all(own.labels[k] == self.target.label for k in rows[own.name].tolist())
         self.looks.append(Look(name, len(steps), gone, shares))
-        return super().scores_along(name, shift, steps, rows)
+        return super().scores_along(name, along, steps, rows)
 
 
 def kept_stages(

@@ -31,13 +31,12 @@ import torch
 from _shared import keep_result, peak_memory
 from _slug_flops import Bill, Noted, Prices, Sizes, bill_of, counted, kept_stages, padded
 from _synthetic_clip import vit_b_32
-from torch import Tensor
 
 import mu
 from mu.algorithms import algorithm
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig, SlugMethod
 from mu.algorithms.single_layer_unlearning_gradient.model import candidates, layer_scores, to_search
-from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Tally
+from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe, Direction, Tally
 from mu.algorithms.single_layer_unlearning_gradient.trainer import Curve, best, gradients, search
 from mu.data.canvas import IDENTITIES, rendered_pairs
 from mu.edits.edit import shifted
@@ -81,10 +80,10 @@ class Naive:
             rows[task.name] = torch.arange(len(task.labels))
         return Tally(self.target, self.tasks).add(scores, rows).outcome()
 
-    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False):
+    def look(self, name: str, along: Direction, steps: Sequence[float], *, forget_only: bool = False):
         found = []
         for step in steps:
-            with shifted(self.clip, {name: step * shift}):
+            with shifted(self.clip, {each: step * shift for each, shift in along.items()}):
                 found.append(self.now())
         return found
 
@@ -126,7 +125,7 @@ class Case:
         }
         self.front = to_search(clip, layer_scores(parameters, g_f, g_r), config.layers.max_front)
         self.names = [score.name for score in self.front]
-        self.g_f = {name: g_f[name] for name in self.names}
+        self.g_f = {name: {name: g_f[name]} for name in self.names}
         self.prices, self.sizes = Prices.of(clip, tasks), Sizes.of(tasks, self.target)
 
     def curves(self, probe: Any, method: str) -> list[Curve]:
@@ -194,7 +193,7 @@ def measured(case: Case, in_full: bool) -> dict:
 
 
 def stepped(
-    clip: ClipModel, front, g_f: dict[str, Tensor], rival: Naive, probe: ClipProbe, times: int = 3
+    clip: ClipModel, front, g_f: dict[str, Direction], rival: Naive, probe: ClipProbe, times: int = 3
 ) -> dict[str, dict]:
     """One step of the search along text tensors of the front, the first and the last block's, by turns with the naive
     step.

@@ -30,7 +30,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Data for clip and vlm. Default: the run's settings. Repeat for several: canvas, celeba:FOLDER, "
-            "imagenet:FOLDER; clip: also forget:SOURCE, val:SOURCE; vlm: also FILE.csv (image, question, answer)."
+            "imagenet:FOLDER; clip: also forget:SOURCE, val:SOURCE, mia:released; vlm: also FILE.csv (image, question, "
+            "answer)."
         ),
     ] = None,
     device: Device = None,

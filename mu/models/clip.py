@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from mu.core.errors import ModelError
 from mu.core.images import rgb
 from mu.models.formats.folder import open_part
 from mu.models.tokenizers import check_concepts, check_vocabulary, has_room
+
+READ_AT_LARGEST = 2
+"""The ``eos_token_id`` of a text config with which transformers reads the features at the largest token id."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files of a transformers folder that say how images are prepared."""
+
+log = logging.getLogger("mu")
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -37,6 +45,27 @@ def pixels_of(images: Tensor | Sequence[Image], processor: Any, size: int) -> Te
     if isinstance(images, Tensor):
         return prepare(images, size, processor.image_mean, processor.image_std)
     return processor(images=[rgb(image) for image in images], return_tensors="pt").pixel_values
+
+
+def clip_processor(size: int, **own: Any) -> CLIPImageProcessorPil:
+    """CLIP's way to prepare images for a tower that reads (3, ``size``, ``size``); ``own`` replaces OpenAI's numbers.
+
+    The shortest edge is resized to ``size`` (bicubic), then the centre is cut out and normalised.
+    """
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **own)
+
+
+def _processor_in(folder: Path, size: int) -> CLIPImageProcessorPil:
+    """The image processor of ``folder``; without one, CLIP's own for images of ``size``, which is noted in the log."""
+    if any((folder / name).exists() for name in PROCESSORS):
+        return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    log.warning(
+        "%s has no %s: images are resized to %d (bicubic), centre-cropped and normalised with OpenAI's mean and std",
+        folder,
+        PROCESSORS[0],
+        size,
+    )
+    return clip_processor(size)
 
 
 class ClipModel:
@@ -72,7 +101,7 @@ class ClipModel:
         try:
             model = open_part(CLIPModel, Path(folder), precision)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            processor = _processor_in(Path(folder), int(model.config.vision_config.image_size))
         except ModelError:
             raise
         except Exception as error:
@@ -99,9 +128,27 @@ class ClipModel:
         return True
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (b, n), padded to the longest text, n tokens."""
-        options = {"padding": True, "max_length": self._length, "truncation": True, "return_tensors": "pt"}
-        return self.tokenizer(list(texts), **options).input_ids.to(self.device)
+        """Token ids (b, n), padded to the longest text, n tokens.
+
+        They are padded to the whole context where the padding itself may be the token that `ends` finds. Else the
+        features of a text would depend on the others of its batch.
+        """
+        whole = self._reads_largest and (self.tokenizer.pad_token_id or 0) > self.tokenizer.eos_token_id
+        options = {"max_length": self._length, "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(list(texts), padding="max_length" if whole else True, **options).input_ids.to(self.device)
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Position (b,) in each row of ``tokens`` (b, n) at which the model reads the features of the text.
+
+        The first end token of the config. A config that says ``eos_token_id: 2``, as older checkpoints do, reads at the
+        largest id, and so does open_clip: the same place unless added tokens have larger ids.
+        """
+        found = tokens if self._reads_largest else tokens == self.model.config.text_config.eos_token_id
+        return found.int().argmax(dim=1)
+
+    @property
+    def _reads_largest(self) -> bool:
+        return self.model.config.text_config.eos_token_id == READ_AT_LARGEST
 
     @property
     def _length(self) -> int:
@@ -115,8 +162,7 @@ class ClipModel:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (b, d) in float32.
 
-        Texts are padded to the longest of the batch. Attention is causal and the features are read at the end token, so
-        further padding would have no influence.
+        Attention is causal and the features are read at `ends`, so padding after it has no influence.
         """
         pooled = self.model.text_model(input_ids=self.tokens(texts)).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)

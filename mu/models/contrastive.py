@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from mu.core.errors import DataError
 from mu.data.pairs import Captioned
 from mu.models.clip import ClipModel
 from mu.models.objectives import Objective
+
+log = logging.getLogger("mu")
 
 
 def cosine_loss(v: Tensor, t: Tensor) -> Tensor:
@@ -58,22 +61,24 @@ def differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 def batch_gradients(
     clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective, *,
-    block: int = 16, chunk: int = 128, progress: Callable[[int, int], None] | None = None,
+    block: int = 16, chunk: int = 128, partial: bool = False, progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], int]]:  # fmt: skip
     """Yield the gradients of the *sum* of losses over each chunk of pairs, and its number of losses.
 
     Gradients are in float32 for any precision of the model: in half precision the sum of many stops growing. The
-    contrastive loss depends on the block's size, so it leaves out pairs that do not fill a whole block. Raises
-    `DataError` if no pair is left.
+    contrastive loss depends on the block's size. Pairs that do not fill a whole block are left out, with one warning,
+    or with ``partial`` they are a last, smaller block and one loss more. Raises `DataError` if no pair is left.
     """
-    chunk = max(1, chunk // block) * block
-    usable = len(pairs) if objective == "cosine" else len(pairs) // block * block
+    whole = len(pairs) // block * block
+    usable = len(pairs) if objective == "cosine" or partial else whole
     if not usable:
         raise DataError(f"{len(pairs)} pairs do not fill a batch of {block}: give more images or a smaller batch size")
+    if left := len(pairs) - usable:
+        log.warning("%d of %d pairs fill no batch of %d and are left out of the loss", left, len(pairs), block)
     names, tensors = list(parameters), list(parameters.values())
     with differentiable(tensors):
-        for start in range(0, usable, chunk):
-            each = losses(clip, pairs[start : min(start + chunk, usable)], objective, block)
+        for start, stop in _chunks(usable, max(1, chunk // block) * block, usable if objective == "cosine" else whole):
+            each = losses(clip, pairs[start:stop], objective, min(block, stop - start))
             found = torch.autograd.grad(each.sum(), tensors, allow_unused=True)
             gradients = {
                 name: torch.zeros_like(p, dtype=torch.float32) if g is None else g.float()
@@ -81,8 +86,14 @@ def batch_gradients(
             }
             del found  # so that a caller who empties the mapping frees the gradients before the next chunk
             if progress:
-                progress(min(start + chunk, usable), usable)
+                progress(stop, usable)
             yield gradients, len(each)
+
+
+def _chunks(n: int, size: int, whole: int) -> list[tuple[int, int]]:
+    """Parts of 0 .. ``n`` with at most ``size`` numbers each; what is behind ``whole`` is a part of its own."""
+    starts = [*range(0, whole, size), *([whole] if whole < n else [])]
+    return list(zip(starts, [*starts[1:], n], strict=True))
 
 
 def mean_gradients(
@@ -98,4 +109,18 @@ def mean_gradients(
         for name in list(found):
             total[name] += found.pop(name)
         count += n
+    return {name: g.div_(count) for name, g in total.items()}
+
+
+def mean_of_batches(
+    clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective, **options
+) -> dict[str, Tensor]:
+    """The mean over chunks of the gradient of each chunk's mean loss: a shorter last chunk counts as much as a full
+    one."""
+    total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
+    count = 0
+    for found, n in batch_gradients(clip, pairs, parameters, objective, **options):
+        for name in list(found):
+            total[name] += found.pop(name) / n
+        count += 1
     return {name: g.div_(count) for name, g in total.items()}

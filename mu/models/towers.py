@@ -84,7 +84,7 @@ class Tower:
 
     def texts(self, texts: Sequence[str]) -> Hidden:
         tokens = self.clip.tokens(texts)
-        return Hidden(tokens, (tokens == self.clip.tokenizer.eos_token_id).int().argmax(dim=1))
+        return Hidden(tokens, self.clip.ends(tokens))
 
     def images(self, images: Tensor | Iterable[Image]) -> Hidden:
         """Preprocess images (n, 3, H, W) in 0..1, or PIL images; an iterator of these is read a few at a time."""
@@ -123,20 +123,22 @@ class Tower:
 
     @torch.no_grad()
     def along(
-        self, hidden: Hidden, parameter: nn.Parameter, stage: int, shift: Tensor, steps: Sequence[float]
+        self, hidden: Hidden, stage: int, changes: Sequence[tuple[nn.Parameter, Tensor]], steps: Sequence[float]
     ) -> Tensor:
-        """Unit vectors (K, n, d) with ``parameter + step * shift`` for K ``steps``; ``hidden`` goes into ``stage``.
+        """Unit vectors (K, n, d) with ``parameter + step * shift`` of all ``changes``, parameters of ``stage``.
 
-        Only the changed stage runs K times; later stages run once on the K outputs, stacked. Afterwards the original
-        weight tensor is put back, not a copy.
+        ``hidden`` goes into ``stage``. Only that stage runs K times, once for each of ``steps``; later stages run once
+        on the K outputs, stacked. Afterwards the original weight tensors are put back, not copies.
         """
-        kept, last, outputs = parameter.data, stage == self.stages - 1, []
+        kept, last, outputs = [parameter.data for parameter, _ in changes], stage == self.stages - 1, []
         try:
             for step in steps:
-                parameter.data = kept + (step * shift).to(kept)
+                for (parameter, shift), original in zip(changes, kept, strict=True):
+                    parameter.data = original + (step * shift).to(original)
                 outputs.append(self.leave(hidden) if last else self.run(hidden, stage, stage + 1).x)
         finally:
-            parameter.data = kept
+            for (parameter, _), original in zip(changes, kept, strict=True):
+                parameter.data = original
         if last:
             return torch.stack(outputs)
         stacked = Hidden(torch.cat(outputs), hidden.ends.repeat(len(steps)))

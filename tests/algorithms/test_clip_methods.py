@@ -18,11 +18,12 @@ from mu.core.errors import ConfigError, DataError, EditError
 from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
 from mu.models.clip import ClipModel
-from mu.models.contrastive import losses
+from mu.models.contrastive import losses, mean_gradients
 from mu.models.parameters import find_parameter
 from mu.training import clip_method
 from mu.training.clip_config import TrainConfig
 from mu.training.clip_method import TEMPERATURE, half_cosine, new_optimizer, plan, retain_order
+from mu.training.tuning import tuned
 
 B = 4
 N_FORGET, N_RETAIN = 6, 10
@@ -267,6 +268,26 @@ def test_the_mask_holds_gradients_back_and_not_the_decay(clip: ClipModel) -> Non
     assert decayed[out].any()
 
 
+def test_the_released_mask_counts_a_short_batch_in_full(clip: ClipModel) -> None:
+    """Six forget pairs in batches of four, with both losses."""
+    for loss in ("cosine", "contrastive"):
+        masks = {}
+        for compat in (False, True):
+            work = method("clip-salun", clip, compat=compat, forget_loss=loss)
+            masks[compat] = work.mask(work.forget_pairs())
+        pairs, parameters = work.forget_pairs(), work.parameters()
+        with tuned(parameters):
+            parts = [mean_gradients(clip, part, parameters, loss, block=len(part)) for part in (pairs[:B], pairs[B:])]
+        released = salient({name: parts[0][name] + parts[1][name] for name in parameters}, 0.5)
+        apart = {
+            compat: sum(int((mask[name] != released[name]).sum()) for name in released)
+            for compat, mask in masks.items()
+        }
+        assert apart[True] < 1e-4 * 2.4e6 < 1e-2 * 2.4e6 < apart[False], (
+            "control: by default every pair counts the same"
+        )
+
+
 # -- SSD ---------------------------------------------------------------------------------------------------------------
 
 
@@ -316,10 +337,30 @@ def test_importances_are_the_squares_of_batch_means_and_the_edit_is_the_dampenin
     assert (factor < 1).any() and TEMPERATURE not in edit.parameters
 
 
+def test_contrastive_importances_take_the_last_batch_as_it_is(
+    clip: ClipModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "visual_projection.weight"
+    work = method("clip-ssd", clip, forget_loss="contrastive")
+    p, pairs, squares = find_parameter(clip, name), work.forget_pairs(), []
+    assert len(pairs) == 6, "four and two"
+    for part in (pairs[:B], pairs[B:]):
+        p.requires_grad_(True)
+        squares.append(torch.autograd.grad(losses(clip, part, "contrastive", len(part)).mean(), p)[0].square())
+        p.requires_grad_(False)
+    F = work.importances("forget", pairs, "contrastive", partial=True)[name]
+    assert torch.allclose(F, (squares[0] + squares[1]) / 2, rtol=1e-2, atol=1e-9)
+    assert not torch.allclose(F, squares[0], rtol=0.1), "control"
+    assert not caplog.records
+    few = find("clip-ssd", clip, forget_loss="contrastive", data={"n_forget": 3, "n_retain": 9})
+    assert few.parameters, "fewer forget pairs than a batch"
+    assert "1 of 9 pairs" in caplog.text and "forget" not in caplog.text
+
+
 def test_no_weight_to_dampen_is_an_error(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
     work = method("clip-ssd", clip, selection=7.0)
     monkeypatch.setattr(
-        work, "importances", lambda *_: {name: torch.ones(p.shape) for name, p in work.parameters().items()}
+        work, "importances", lambda *_, **__: {name: torch.ones(p.shape) for name, p in work.parameters().items()}
     )
     with pytest.raises(EditError, match=r"(?=.*\b7\b).*selection"):
         work.find_edit()

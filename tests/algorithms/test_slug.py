@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -24,11 +25,19 @@ from mu.algorithms.single_layer_unlearning_gradient.configs import (
     SlugConfig,
 )
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
-from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, layer_scores, pareto_front
+from mu.algorithms.single_layer_unlearning_gradient.model import (
+    LayerScore,
+    candidates,
+    deepest,
+    grouped,
+    layer_scores,
+    pareto_front,
+)
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
 from mu.algorithms.single_layer_unlearning_gradient.probe import (
     AnswerProbe,
     ClipProbe,
+    Direction,
     Outcome,
     Probe,
     Rows,
@@ -46,10 +55,13 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     summed,
 )
 from mu.core.errors import ConfigError, DataError, EditError, ModelError
+from mu.core.run import RunDirectory
 from mu.data.canvas import RenderedPair, rendered_pairs
 from mu.data.questions import QUESTIONS
 from mu.models.clip import ClipModel
 from mu.models.contrastive import encode_pairs, losses
+from mu.models.formats.open_clip_names import open_clip_map
+from mu.models.formats.packing import pack
 from mu.models.parameters import find_module, find_parameter, select
 from mu.models.towers import Tower
 from mu.models.zero_shot import Target, ZeroShot, canvas_tasks, target_of
@@ -78,7 +90,7 @@ def method(
 def batch_means(clip: ClipModel, pairs: list, parameters: dict, objective: Any, B: int) -> list[dict[str, Tensor]]:
     """One gradient of the mean loss for each batch, the slow way."""
     found = []
-    for k in range(0, len(pairs), B):
+    for k in range(0, len(pairs) // B * B if objective == "contrastive" else len(pairs), B):
         for p in parameters.values():
             p.requires_grad_(True)
         loss = losses(clip, pairs[k : k + B], objective, B).mean()
@@ -97,9 +109,11 @@ def test_the_default_gradient_is_the_exact_mean_and_compat_is_what_was_released(
     g = [each[NAME] for each in batch_means(clip, forget, parameters, "cosine", 4)]
     h = [each[NAME] for each in batch_means(clip, retain, parameters, "contrastive", 4)]
 
-    def found(compat: list, objective: Any = "cosine", pairs: list = forget, carried: Any = None) -> tuple[Tensor, Any]:
+    def found(
+        compat: list, objective: Any = "cosine", pairs: list = forget, carried: Any = None, kind: Any = "forget"
+    ) -> tuple[Tensor, Any]:
         settings = GradientConfig(batch_size=4, compat=compat)
-        mean, more = gradients(clip, pairs, parameters, objective, settings, carried)
+        mean, more = gradients(clip, pairs, parameters, objective, settings, carried, kind=kind)
         return mean[NAME], more
 
     close = {"rtol": 1e-3, "atol": 1e-7}
@@ -107,12 +121,25 @@ def test_the_default_gradient_is_the_exact_mean_and_compat_is_what_was_released(
     assert torch.allclose(found(["batch_mean"])[0], (g[0] + g[1] + g[2]) / 3, **close)
     cumulative, carried = found(["cumulative"])
     assert torch.allclose(cumulative, (3 * g[0] + 2 * g[1] + g[2]) / 3, **close), "batch i of N counts N - i times"
-    leaked, _ = found(["cumulative"], "contrastive", retain, carried)
+    leaked, _ = found(["cumulative"], "contrastive", retain, carried, "retain")
     assert torch.allclose(leaked, g[0] + g[1] + g[2] + (2 * h[0] + h[1]) / 2, **close), (
         "the retain sum starts from the forget sum"
     )
     assert torch.allclose(found([], "contrastive", retain)[0], (h[0] + h[1]) / 2, **close)
     assert not torch.allclose(cumulative, found(["batch_mean"])[0], rtol=1e-2), "control"
+
+    c = [each[NAME] for each in batch_means(clip, forget, parameters, "contrastive", 4)[:2]]
+    c += [each[NAME] for each in batch_means(clip, forget[8:], parameters, "contrastive", 2)]
+    whole, all_three = (c[0] + c[1]) / 2, (c[0] + c[1] + c[2]) / 3
+    for compat, kind, wanted in (
+        ([], "forget", whole),
+        (["batch_mean"], "forget", all_three),
+        (["batch_mean"], "retain", whole),
+        (["batch_mean", "partial_retain"], "retain", all_three),
+    ):
+        mean, _ = found(compat, "contrastive", forget, kind=kind)
+        assert torch.allclose(mean, wanted, **close), (compat, kind)
+    assert not torch.allclose(whole, all_three, rtol=1e-1), "control: the two pairs matter"
 
 
 def test_the_step_along_the_forget_gradient_lowers_the_pairs_cosine(clip: ClipModel) -> None:
@@ -187,6 +214,91 @@ def test_candidates_of_a_full_vit_b_32_are_counted_as_in_open_clip() -> None:
     assert len(candidates(shapes, shapes, "vision", EXCLUDE)) == 76 + 24
     assert len(candidates(shapes, shapes, "language", EXCLUDE)) == 74 + 24
     assert not any("bias" in name or "position" in name for name in candidates(shapes, shapes, "both", EXCLUDE))
+    for which, count in (("vision", 76), ("language", 74)):
+        found = candidates(shapes, shapes, which, EXCLUDE)
+        assert len(grouped(found, found, ["in_proj"])) == count
+
+
+LAYER = "vision_model.encoder.layers"
+
+
+def test_in_proj_is_scored_as_open_clips_tensor(clip: ClipModel) -> None:
+    names = [f"{LAYER}.1.self_attn.{part}_proj.weight" for part in "qkv"]
+    parameters = select(clip, [*names, f"{LAYER}.1.mlp.fc1.weight"])
+    generator = torch.Generator().manual_seed(0)
+    f, r = ({name: torch.randn(p.shape, generator=generator) for name, p in parameters.items()} for _ in range(2))
+    alone, joint = (
+        layer_scores(parameters, f, r, grouped(parameters, parameters, compat)) for compat in ((), ["in_proj"])
+    )
+    assert alone.keys() == parameters.keys(), "control"
+    name = f"{LAYER}.1.self_attn.in_proj.weight"
+    assert joint.keys() == {name, f"{LAYER}.1.mlp.fc1.weight"}
+    fused = [pack(each, open_clip_map(names))["visual.transformer.resblocks.1.attn.in_proj_weight"].double().flatten()
+             for each in ({n: parameters[n].detach() for n in names}, {n: f[n] for n in names}, {n: r[n] for n in names})]  # fmt: skip
+    theta, g_f, g_r = fused
+    assert joint[name].importance == pytest.approx(float(g_f.norm() / theta.norm()))
+    assert joint[name].alignment == pytest.approx(float(torch.cosine_similarity(g_f, g_r, dim=0).abs()))
+    assert joint[f"{LAYER}.1.mlp.fc1.weight"] == alone[f"{LAYER}.1.mlp.fc1.weight"]
+
+
+def test_the_deepest_of_a_front_is_the_released_choice() -> None:
+    def score(name: str, alignment: float) -> LayerScore:
+        return LayerScore(name, 1.0, alignment, 1.0, 1.0)
+
+    front = [score("visual_projection.weight", 0.9), score(f"{LAYER}.2.a", 0.8), score(f"{LAYER}.10.b", 0.5)]
+    assert deepest([*front, score(f"{LAYER}.10.c", 0.1)])[0].name == f"{LAYER}.10.b", "of one block the more aligned"
+    with pytest.raises(EditError, match=r"layers\.names"):
+        deepest([front[0], score(f"{LAYER}.0.a", 0.2)])
+
+
+@pytest.mark.parametrize(
+    ("compat", "named", "moved"),
+    [
+        ([], "self_attn.v_proj", ["self_attn.v_proj"]),
+        (["siblings"], "self_attn.v_proj", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+        (["siblings"], "mlp.fc2", ["mlp.fc1", "mlp.fc2"]),
+        (["siblings"], "self_attn.out_proj", ["self_attn.out_proj"]),
+        (["in_proj"], "self_attn.v_proj", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    ],
+)
+def test_what_moves_together_moves_by_one_lambda(
+    compat: list[str], named: str, moved: list[str], clip: ClipModel, tmp_path: Path
+) -> None:
+    layers = {"names": [f"{LAYER}.2.{named}.weight"], "compat": compat}
+    sets = {"n_forget": 16, "n_retain": 16, "per_class": 1}
+    search: dict[str, Any] = {"margin": 1.0, "target": 0.5, "rho_max": 60.0, "steps": 6}
+    work = method(["star"], layers=layers, data=sets, gradients={"precondition": None}, search=search)
+    work.model = clip
+    run = RunDirectory(tmp_path)
+    edit = work.find_edit(run)
+    assert set(edit.parameters) == {f"{LAYER}.2.{name}.weight" for name in moved}
+    told = json.loads((tmp_path / "slug_star.json").read_text())
+    g, _ = gradients(clip, work_pairs(work), select(clip, edit.parameters), "cosine", work.config.gradients)
+    for name, shift in edit.shifts.items():
+        assert torch.allclose(shift, told["lambda"] * g[name], rtol=1e-3, atol=1e-6), name
+    scored = edit.parameters if compat == ["in_proj"] else [f"{LAYER}.2.{named}.weight"]
+    theta, change = (
+        math.sqrt(sum(float(each[name].detach().square().sum()) for name in scored))
+        for each in (select(clip, scored), edit.shifts)
+    )
+    assert change / theta == pytest.approx(told["rho"], rel=1e-4), "rho is the change of what was scored"
+
+
+def work_pairs(work: SingleLayerUnlearningGradientAlgorithm) -> Any:
+    return SingleLayerUnlearningGradientDataHandler(work.config).forget_pairs(work.config.concepts[0])
+
+
+def test_norms_are_left_out_by_a_switch(clip: ClipModel) -> None:
+    names = {}
+    for compat in ([], ["no_norms"]):
+        work = method(["star"], layers={"exclude": EXCLUDE, "compat": compat})
+        work.model = work.clip = clip
+        names[tuple(compat)] = set(work._candidates())
+    gone = names[()] - names["no_norms",]
+    assert {name.split(".")[-2] for name in gone} == {
+        "layer_norm1", "layer_norm2", "pre_layrnorm", "post_layernorm", "final_layer_norm", "patch_embedding"
+    }  # fmt: skip
+    assert not names["no_norms",] - names[()]
 
 
 def test_what_the_model_does_not_read_is_no_candidate(clip: ClipModel, tiny_xl: Any) -> None:
@@ -287,14 +399,14 @@ class Told(Probe):
         ]
         # lambda: rho times the tensor's norm over the gradient's
         self.steps = {name: 3.0 * each for name, each in rhos.items()}
-        self.directions = {name: torch.full((1,), float(k)) for k, name in enumerate(kept)}
+        self.directions = {name: {name: torch.full((1,), float(k))} for k, name in enumerate(kept)}
 
     def scores(self, rows: Rows) -> dict[str, Tensor]:
         raise AssertionError("the race asks about changed tensors alone")
 
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+    def scores_along(self, name: str, along: Direction, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
         assert steps == [self.steps[name]]
-        assert torch.equal(shift, self.directions[name])
+        assert along is self.directions[name]
         self.looked[name] += sum(map(len, rows.values()))
         found = {}
         for task, share in zip(("one", "two"), self.kept[name], strict=True):
@@ -372,17 +484,18 @@ def test_a_probes_outcomes_are_those_of_the_changed_model(keep_bytes: int, clip:
         parameter = find_parameter(clip, name)
         kept = parameter.detach().clone()
         shift = torch.randn(kept.shape, generator=torch.Generator().manual_seed(1)) * 4 * kept.std()
-        found = probe.look(name, shift, [0.5, 2.0])
+        along = {name: shift}
+        found = probe.look(name, along, [0.5, 2.0])
         for step, seen in zip([0.5, 2.0], found, strict=True):
             with torch.no_grad():
                 parameter.copy_(kept + step * shift)
             assert probe.now() == seen
             with torch.no_grad():
                 parameter.copy_(kept)
-        assert probe.look(name, shift, [2.0], forget_only=True)[0].fa1 == found[1].fa1
+        assert probe.look(name, along, [2.0], forget_only=True)[0].fa1 == found[1].fa1
         tally = Tally(probe.target, tasks)
         for rows in probe.portions(name):
-            tally.add(probe.scores_along(name, shift, [2.0], rows)[0], rows)
+            tally.add(probe.scores_along(name, along, [2.0], rows)[0], rows)
         assert tally.outcome().retained == tally.outcome(at_best=True).retained == found[1].retained
         assert found[1] != base, "control: the step matters"
 
@@ -391,8 +504,8 @@ def test_a_probes_outcomes_are_those_of_the_changed_model(keep_bytes: int, clip:
     monkeypatch.setattr(
         Tower, "run", lambda tower, hidden, start, stop: begun.append(start) or run(tower, hidden, start, stop)
     )
-    parameter = find_parameter(clip, "vision_model.encoder.layers.2.mlp.fc1.weight")
-    probe.look("vision_model.encoder.layers.2.mlp.fc1.weight", torch.zeros_like(parameter), [1.0])
+    name = "vision_model.encoder.layers.2.mlp.fc1.weight"
+    probe.look(name, {name: torch.zeros_like(find_parameter(clip, name))}, [1.0])
     assert min(begun) == (3 if keep_bytes else 0), "what it was told of goes on from where the untouched model was"
 
 
@@ -439,7 +552,7 @@ def test_several_concepts_take_one_tensor_each_and_go_together(
 
 def test_shifts_of_one_tensor_add_up_and_the_joint_factor_is_the_smallest_that_does() -> None:
     one, two = torch.ones(2), torch.full((2,), 2.0)
-    total = summed([("w", one), ("w", two), ("v", one)])
+    total = summed([{"w": one}, {"w": two, "v": one}])
     assert torch.equal(total["w"], 3 * one)
     assert torch.equal(total["v"], one)
     assert joint_factor(total, lambda tried: [0.0 if float(tried["w"][0]) >= 3.7 else 1.0], 0.0) == 1.25
@@ -674,9 +787,9 @@ class Seen(Probe):
         self.low, self.high = low, high
 
     def scores(self, rows: Rows) -> dict[str, Tensor]:
-        return self.scores_along("", torch.zeros(1), [0.0], rows)[0]
+        return self.scores_along("", {}, [0.0], rows)[0]
 
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+    def scores_along(self, name: str, along: Direction, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
         """Rows 0 and 1: the forgotten image and the one that stays, which is always right."""
         gone = [float(self.low <= step <= self.high) for step in steps]
         return [{"rest": torch.tensor([[0.5 - each, 0.0], [0.0, 1.0]])[rows["rest"]]} for each in gone]
@@ -685,7 +798,8 @@ class Seen(Probe):
 def test_the_margin_does_not_bring_the_concept_back() -> None:
     score = LayerScore("w", 1.0, 0.0, 1.0, 1.0)  # lambda = rho
     wide, narrow = (
-        search(Seen(0.1, high), score, torch.ones(1), SearchConfig(criterion="fa1", margin=3)) for high in (9, 0.2)
+        search(Seen(0.1, high), score, {"w": torch.ones(1)}, SearchConfig(criterion="fa1", margin=3))
+        for high in (9, 0.2)
     )
     assert wide.chosen == pytest.approx(0.3, rel=0.15), "control: where the curve stays down the margin counts"
     for curve in (wide, narrow):
@@ -726,6 +840,30 @@ def test_preconditioning_changes_the_edit(clip: ClipModel) -> None:
     )
     a, b = (edit.shifts[settings["layers"]["names"][0]].flatten() for edit in (plain, turned))
     assert torch.cosine_similarity(a, b, dim=0) < 0.9
+
+
+def test_an_unsuitable_template_is_not_taken_for_an_erased_concept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same prompts' images of a plain field, and answers that name nobody."""
+    chosen = SingleLayerUnlearningGradientAlgorithm
+    settings: dict[str, Any] = {"data": {"n_forget": 16, "n_retain": 16, "per_class": 1}}
+    settings["search"] = {"images": {"forget": 1, "retained": 1, "steps": 1, "templates": {"identity": ["fog, {}"]}}}
+    layers = {"layers": {"names": ["*layers.0.self_attn.out_proj.weight"]}, "gradients": {"precondition": None}}
+
+    def error(model: str, **patch: Any) -> str:
+        loaded: Any = mu.load(model, device="cpu")
+        for name, value in patch.items():
+            monkeypatch.setattr(loaded if hasattr(loaded, name) else probes, name, value)
+        with pytest.raises(EditError) as raised:
+            chosen(chosen.for_concepts(["Ada Stone"], model).merged(SMALL, settings, layers), model=loaded).find_edit()
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    drawn = error("canvas", generate=lambda _m, prompts, _s, **_: torch.full((len(prompts), 3, 64, 64), 0.5))
+    assert "'fog, Ada Stone'" in drawn and "search.images.templates" in drawn and "erased before" not in drawn
+    said = error("canvas-vlm", answer=lambda images, *_, **__: ["a hill"] * len(images))
+    assert QUESTIONS["identity"][0] in said and "search.on=clip" in said and "erased before" not in said
+    with pytest.raises(EditError, match=r"'canvas-clip'.*erased before"):
+        method(["star"], search={"target": 1.0}, data={"per_class": 1}, **layers).find_edit()
 
 
 def test_a_judge_must_know_the_concepts_task() -> None:

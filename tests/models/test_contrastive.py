@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +13,15 @@ from mu.core.errors import DataError
 from mu.data.canvas import RenderedPair, rendered_pairs
 from mu.models import contrastive
 from mu.models.clip import ClipModel
-from mu.models.contrastive import batch_gradients, contrastive_loss, cosine_loss, encode_pairs, mean_gradients
+from mu.models.contrastive import (
+    batch_gradients,
+    contrastive_loss,
+    cosine_loss,
+    encode_pairs,
+    losses,
+    mean_gradients,
+    mean_of_batches,
+)
 from mu.models.parameters import select
 
 NAMES = [
@@ -86,6 +94,56 @@ def test_gradients_of_a_model_in_half_precision_are_summed_in_float32(monkeypatc
     for _ in range(times):
         running += g
     assert (running.float() / times - g.float()).norm() > 0.1 * g.norm(), "control"
+
+
+def test_pairs_that_fill_no_block_are_told_or_a_block_of_their_own(
+    clip: ClipModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs, parameters = rendered_pairs(10, 1), select(clip, NAMES[:1])
+    (p,) = parameters.values()
+    p.requires_grad_(True)
+    direct = [
+        torch.autograd.grad(losses(clip, part, "contrastive", len(part)).sum(), p)[0]
+        for part in (pairs[:4], pairs[4:8], pairs[8:])
+    ]
+    p.requires_grad_(False)
+
+    def found(partial: bool, chunk: int, some: list = pairs, objective: Any = "contrastive") -> list[torch.Tensor]:
+        given = batch_gradients(clip, some, parameters, objective, block=4, chunk=chunk, partial=partial)
+        return [gradients[NAMES[0]] for gradients, _ in given]
+
+    close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-6}
+    for chunk in (4, 100):
+        kept = found(True, chunk)
+        assert torch.allclose(sum(kept[:-1]), direct[0] + direct[1], **close)
+        assert torch.allclose(kept[-1], direct[2], **close)
+    assert len(found(True, 4, pairs[:8])) == 2 and len(found(True, 4, pairs[:3])) == 1
+    assert not caplog.records
+    assert len(found(False, 4)) == 2
+    assert "2 of 10 pairs" in caplog.text, "what is left out is told"
+    caplog.clear()
+    found(False, 4, objective="cosine")
+    assert not caplog.records, "control: a loss of single pairs leaves none out"
+
+
+def test_the_batch_size_changes_the_retain_gradient_and_the_chunk_does_not(clip: ClipModel) -> None:
+    pairs, parameters = rendered_pairs(16, 3), select(clip, NAMES)
+
+    def cosines(block: int, chunk: int) -> list[float]:
+        found = mean_gradients(clip, pairs, parameters, "contrastive", block=block, chunk=chunk)
+        return [float(torch.cosine_similarity(found[n].flatten(), published[n].flatten(), dim=0)) for n in NAMES]
+
+    published = mean_gradients(clip, pairs, parameters, "contrastive", block=8)
+    assert max(cosines(4, 128)) < 0.99
+    assert min(cosines(8, 8)) > 0.9999, "control"
+
+
+def test_a_mean_of_batches_counts_a_short_batch_in_full(clip: ClipModel) -> None:
+    pairs, parameters, name = rendered_pairs(6, 1), select(clip, NAMES[:1]), NAMES[0]
+    parts = [mean_gradients(clip, part, parameters, "cosine")[name] for part in (pairs[:4], pairs[4:])]
+    found = mean_of_batches(clip, pairs, parameters, "cosine", block=4, chunk=4)[name]
+    assert torch.allclose(found, (parts[0] + parts[1]) / 2, rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(found, mean_gradients(clip, pairs, parameters, "cosine")[name], rtol=1e-2), "control"
 
 
 def test_too_few_pairs_for_a_block_are_refused(clip: ClipModel) -> None:

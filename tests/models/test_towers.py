@@ -96,7 +96,7 @@ def test_steps_along_a_tensor_equal_the_changed_models_features(name: str, clip:
     shift = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * parameter.abs().mean()
     kept = parameter.detach().clone()
     with torch.no_grad():
-        found = tower.along(tower.run(hidden, 0, stage), parameter, stage, shift, steps)
+        found = tower.along(tower.run(hidden, 0, stage), stage, [(parameter, shift)], steps)
         assert torch.equal(parameter, kept)
         for features, step in zip(found, steps, strict=True):
             parameter.copy_(kept + step * shift)
@@ -111,7 +111,9 @@ def test_the_weight_is_put_back_also_when_a_stage_fails(clip: ClipModel) -> None
     tower, parameter = Tower(clip, "vision"), find_parameter(clip, name)
     kept = parameter.detach().clone()
     with pytest.raises((RuntimeError, IndexError, ValueError)):
-        tower.along(tower.images(images()), parameter, 2, torch.ones_like(parameter), [1.0])  # raw pixels are no states
+        tower.along(
+            tower.images(images()), 2, [(parameter, torch.ones_like(parameter))], [1.0]
+        )  # raw pixels are no states
     assert torch.equal(parameter, kept)
 
 

@@ -13,7 +13,7 @@ from mu.core.loop import Log
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
-from mu.models.contrastive import Captioned, mean_gradients
+from mu.models.contrastive import Captioned, mean_gradients, mean_of_batches
 from mu.training.clip_method import ClipErasure
 from mu.training.tuning import tuned
 
@@ -49,15 +49,18 @@ class ClipSalUn(ClipSalUnMethod, ClipErasure):
         return self.edit(self.train({"forget": forget, "retain": retain}, run, log, mask=self.mask(forget)))
 
     def mask(self, forget: Sequence[Captioned]) -> dict[str, Tensor]:
-        B, parameters = self.config.batch_size, self.parameters()
+        """The mask of every tensor, from the gradient of the mean loss of the pairs, or with ``compat`` of batches."""
+        B, parameters, compat = self.config.batch_size, self.parameters(), self.config.compat
+        compute = mean_of_batches if compat else mean_gradients
         with tuned(parameters), progress_bar("saliency", len(forget)) as advance:
-            g_f = mean_gradients(
+            g_f = compute(
                 self.model,
                 forget,
                 parameters,
                 self.config.forget_loss,
                 block=B,
                 chunk=B,
+                partial=compat,
                 progress=lambda done, _: advance(done, ""),
             )
         return salient(g_f, self.config.share)

@@ -13,6 +13,9 @@ class ClipSalUnConfig(AlternatingConfig):
 
     share: float = Field(0.5, gt=0, le=1)
     """Share of all weights that the gradients may change."""
+    compat: bool = False
+    """Choose the weights as the released program does, by the mean of the batches' mean gradients, in which a shorter
+    last batch counts as much as a full one. By default every pair counts the same."""
     output_dir: str = "outputs/clip-salun"
     """The run folder."""
 

@@ -35,7 +35,8 @@ class ClipSSD(ClipSSDMethod, ClipErasure):
     """The dampening of SSD.
 
     The importance F is the mean over batches of the squared gradient of a batch's mean loss: F_f of the forget pairs
-    (L_f), F_r of the retain pairs (contrastive). Each element theta with F_f > alpha F_r becomes
+    (L_f), also of a shorter last batch, F_r of whole batches of the retain pairs (contrastive). Each element theta with
+    F_f > alpha F_r becomes
 
         theta min(1, lambda F_r / F_f)
 
@@ -51,7 +52,7 @@ class ClipSSD(ClipSSDMethod, ClipErasure):
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         """Dampen the selected weights. Raises `EditError` if no weight is selected."""
         self.load_model()
-        F_f = self.importances("forget", self.forget_pairs(), self.config.forget_loss)
+        F_f = self.importances("forget", self.forget_pairs(), self.config.forget_loss, partial=True)
         F_r = self.importances("retain", self.retain_pairs(), "contrastive")
         shifts = {}
         for name, theta in self.parameters().items():
@@ -68,12 +69,23 @@ class ClipSSD(ClipSSDMethod, ClipErasure):
         last = self.config.dampening
         return [c for c in CONSTANTS if c <= last * (1 + 1e-6)] if self.config.compat else [last]
 
-    def importances(self, title: str, pairs: Sequence[Captioned], objective: Objective) -> dict[str, Tensor]:
+    def importances(
+        self, title: str, pairs: Sequence[Captioned], objective: Objective, *, partial: bool = False
+    ) -> dict[str, Tensor]:
+        """The mean squared gradient of each tensor. Every batch counts the same, with ``partial`` a shorter last one
+        too."""
         B, parameters, batches = self.config.batch_size, self.parameters(), 0
         total: dict[str, Tensor] = {}
         with tuned(parameters), progress_bar(f"{title} importances", len(pairs)) as advance:
             for found, n in batch_gradients(
-                self.model, pairs, parameters, objective, block=B, chunk=B, progress=lambda done, _: advance(done, "")
+                self.model,
+                pairs,
+                parameters,
+                objective,
+                block=B,
+                chunk=B,
+                partial=partial,
+                progress=lambda done, _: advance(done, ""),
             ):
                 squared = {name: (g / n).square() for name, g in found.items()}
                 total = {name: total[name] + g for name, g in squared.items()} if total else squared

@@ -13,11 +13,20 @@ from torch import Tensor
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig, SlugMethod
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
-from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore, candidates, fronts, layer_scores, to_search
+from mu.algorithms.single_layer_unlearning_gradient.model import (
+    Group,
+    LayerScore,
+    candidates,
+    fronts,
+    grouped,
+    layer_scores,
+    to_search,
+)
 from mu.algorithms.single_layer_unlearning_gradient.preconditioner import preconditioned, second_moments
 from mu.algorithms.single_layer_unlearning_gradient.probe import (
     AnswerProbe,
     ClipProbe,
+    Direction,
     ImageProbe,
     Probe,
 )
@@ -70,8 +79,8 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         for target, (scores, directions) in zip(targets, self._scored(data, targets, parameters), strict=True):
             probes.append(self._probe(target, tasks, probes[0] if probes else None))
             found.append(self._search(probes[-1], target, scores, directions, run))
-        self.parts = [self._edit([part], {name: shift}) for part, name, shift in found]
-        shifts = summed([(name, shift) for _, name, shift in found])
+        self.parts = [self._edit([part], shifts) for part, shifts in found]
+        shifts = summed([each for _, each in found])
         if len(found) > 1:
             factor = self._joint(probes, shifts)
             shifts = {name: factor * shift for name, shift in shifts.items()}
@@ -97,20 +106,23 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         return self.model
 
     def _candidates(self) -> dict[str, Any]:
+        """All tensors that are scored or moved, in model order."""
+        used = {name for group in self._groups().values() for name in (*group.scored, *group.moved)}
+        return {name: tensor for name, tensor in select(self.clip, "*").items() if name in used}
+
+    def _groups(self) -> dict[str, Group]:
         layers = self.config.layers
-        found = candidates(self.model, self.clip, layers.tower, layers.exclude)
-        if not layers.names:
-            return found
-        chosen = {}
+        found = candidates(self.model, self.clip, layers.tower, layers.unchanged)
+        chosen = dict.fromkeys([] if layers.names else found)
         for pattern in layers.names:
             matches = select(self.clip, pattern)
-            if not (fit := {name: found[name] for name in matches if name in found}):
+            if not (fit := [name for name in matches if name in found]):
                 raise ConfigError(
                     f"layers.names: {next(iter(matches))} does not affect the output of {self.model.name!r} or is in "
-                    f"layers.exclude: name another tensor"
+                    f"layers.exclude or left out by layers.compat: name another tensor"
                 )
-            chosen.update(fit)
-        return chosen
+            chosen |= dict.fromkeys(fit)
+        return grouped(chosen, found, layers.compat)
 
     def save_gradients(
         self, kind: Kind, path: Path | str, concept: str = "", *, overwrite: bool = False
@@ -158,28 +170,34 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
     def _computed(self, facts, pairs, parameters, carried: Gradients | None = None) -> tuple[Gradients, Gradients]:
         settings, loss = self.config.gradients, facts["loss"]
         with progress_bar(f"{facts['kind']} gradient", len(pairs)) as advance:
-            return gradients(self.clip, pairs, parameters, loss, settings, carried, lambda done, _: advance(done, ""))
+            return gradients(
+                self.clip, pairs, parameters, loss, settings, carried, lambda done, _: advance(done, ""), facts["kind"]
+            )
 
     def _scored(
         self, data: SingleLayerUnlearningGradientDataHandler, targets: Sequence[Target], parameters: dict[str, Any]
-    ) -> list[tuple[dict[str, LayerScore], Gradients]]:
+    ) -> list[tuple[dict[str, LayerScore], dict[str, Direction]]]:
         """For each target, the scores of all tensors and the directions of the tensors to search, in search order.
 
         The gradients of all other tensors are freed here.
         """
-        most = None if self.config.layers.names else self.config.layers.max_front
+        layers, groups = self.config.layers, self._groups()
+        most = None if layers.names else layers.max_front
         retain, found = None, []
         for target in targets:
             g_f, carried = self._gradients("forget", data, target.concept, parameters)
             if retain is None or self.config.gradients.compat:
                 retain, _ = self._gradients("retain", data, target.concept, parameters, carried)
-            scores = layer_scores(parameters, g_f, retain)
-            front = {score.name: g_f[score.name] for score in to_search(self.clip, scores, most)}
+            scores = layer_scores(parameters, g_f, retain, groups)
+            searched = to_search(self.clip, scores, most, only_deepest=layers.one_deepest)
+            front = {score.name: {name: g_f[name] for name in groups[score.name].moved} for score in searched}
             found.append((scores, self._directions(data, target.concept, front)))
         return found
 
-    def _directions(self, data: SingleLayerUnlearningGradientDataHandler, concept: str, g_f: Gradients) -> Gradients:
-        """The direction of each tensor: the forget gradient, or the preconditioned one."""
+    def _directions(
+        self, data: SingleLayerUnlearningGradientDataHandler, concept: str, g_f: dict[str, Direction]
+    ) -> dict[str, Direction]:
+        """The direction of each searched tensor: the forget gradient, or the preconditioned one."""
         settings = self.config.gradients
         if settings.precondition is None:
             return g_f
@@ -189,7 +207,9 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         others = [pair for pair in data.pairs("retain", concept) if named not in folded(pair.caption)]
         if not others:
             raise DataError(f"every retain caption names {concept!r}: gradients.precondition needs others, add some")
-        return preconditioned(g_f, second_moments(self.clip, others, list(g_f), settings.chunk), settings.precondition)
+        names = list(dict.fromkeys(name for direction in g_f.values() for name in direction))
+        moments = second_moments(self.clip, others, names, settings.chunk)
+        return {name: preconditioned(direction, moments, settings.precondition) for name, direction in g_f.items()}
 
     def _probe(self, target: Target, tasks: list[ZeroShot], first: Probe | None = None) -> Probe:
         """The probe for ``target``. ``first`` is another concept's probe of the same tasks; its base features are
@@ -216,14 +236,22 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         assert isinstance(self.model, VisionLanguageModel)
         return AnswerProbe(self.model, target, tasks)
 
-    def _search(self, probe: Probe, target: Target, scores: dict[str, LayerScore], directions: Gradients, run):
+    def _search(
+        self,
+        probe: Probe,
+        target: Target,
+        scores: dict[str, LayerScore],
+        directions: dict[str, Direction],
+        run: RunDirectory | None,
+    ) -> tuple[str, dict[str, Tensor]]:
+        """The concept and the deltas of the best tensor, or of the tensors that move with it."""
         curves = list[Curve]()
         probe.prepare(list(directions))
         base = probe.base()
         if getattr(base, self.config.search.criterion) <= self.config.search.target:
             raise EditError(
-                f"{self.model.name!r} does not know {target.concept!r} (forget accuracy {base.fa1:.2f}): it was erased "
-                f"before or never learned, name another concept"
+                f"{probe.not_shown(self.model.name)} before any change (forget accuracy {base.fa1:.2f}): "
+                f"{probe.instead}"
             )
         with progress_bar(f"search {target.concept}", len(directions)) as advance:
             for name, direction in directions.items():
@@ -233,7 +261,7 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         with progress_bar(f"retained without {target.concept}", portions) as advance:
             curve = best(probe, curves, directions, base, self.config.search, lambda done: advance(done, ""))
         assert curve.chosen is not None and curve.outcome is not None
-        shift = curve.score.step(curve.chosen) * directions[curve.score.name]
+        step, direction = curve.score.step(curve.chosen), directions[curve.score.name]
         log.info(
             "%s: %s, rho %.3g, forget accuracy %.2f -> %.2f, retained %.3f -> %.3f",
             target.concept,
@@ -246,7 +274,7 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         )
         if run:
             self._record(run, target, scores, curves, base, curve)
-        return target.concept, curve.score.name, shift.detach().cpu()
+        return target.concept, {name: (step * g).detach().cpu() for name, g in direction.items()}
 
     def _record(self, run: RunDirectory, target: Target, scores, curves: list[Curve], base, chosen: Curve) -> None:
         """Write ``slug_<concept>.json``: every tensor's importance and alignment, every curve, the chosen step."""

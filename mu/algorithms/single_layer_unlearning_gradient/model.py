@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mu.core.errors import ModelError
+from mu.core.errors import EditError, ModelError
 from mu.models.clip import ClipModel
 from mu.models.parameters import EditableModel, find_parameter, select
 from mu.models.towers import COMPONENTS, Tower, Which, tower_of
@@ -31,6 +32,40 @@ class LayerScore:
     def step(self, rho: float) -> float:
         """lambda: the factor of g_f that changes the tensor by the share ``rho`` of its norm."""
         return rho * self.norm / self.gradient_norm
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is searched as one tensor: the tensors that are ``scored`` together, and those that are ``moved``."""
+
+    name: str
+    scored: tuple[str, ...]
+    moved: tuple[str, ...]
+
+
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("fc1", "fc2"))
+
+
+def grouped(names: Iterable[str], found: Collection[str], compat: Collection[str]) -> dict[str, Group]:
+    """The groups that ``names`` are searched in, by name; ``found`` are all tensors that may change.
+
+    Each is alone, except with ``compat``. ``in_proj``: q, k and v of one attention are one tensor, named as such
+    (``...self_attn.in_proj.weight``). ``siblings``: each is scored alone, and moves the others of its kind, q, k and v
+    or fc1 and fc2, as far as they are weights.
+    """
+    groups: dict[str, Group] = {}
+    for name in names:
+        layer, _, rest = name.rpartition(".")
+        owner, _, part = layer.rpartition(".")
+        kinds = next((kinds for kinds in _SIBLINGS if part in kinds), ())
+        together = tuple(other for kind in kinds if (other := f"{owner}.{kind}.{rest}") in found)
+        if kinds == _SIBLINGS[0] and "in_proj" in compat:
+            joint = f"{owner}.in_proj.{rest}"
+            groups[joint] = Group(joint, together, together)
+        else:
+            moves = "siblings" in compat and rest == "weight" and bool(together)
+            groups[name] = Group(name, (name,), together if moves else (name,))
+    return groups
 
 
 class Reader(EditableModel, Protocol):
@@ -74,19 +109,29 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def layer_scores(
-    parameters: Mapping[str, Tensor], g_f: Mapping[str, Tensor], g_r: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor],
+    g_f: Mapping[str, Tensor],
+    g_r: Mapping[str, Tensor],
+    groups: Mapping[str, Group] | None = None,
 ) -> dict[str, LayerScore]:
-    """Score every tensor with a forget gradient. Raises `DataError` if a gradient is not finite."""
+    """Score every tensor, or every group of tensors, with a forget gradient.
+
+    Raises `DataError` if a gradient is not finite.
+    """
     scores = {}
-    for name, theta in parameters.items():
-        f, r = (g[name].detach().flatten().cpu().double() for g in (g_f, g_r))
+    for name, group in (groups or grouped(parameters, parameters, ())).items():
+        theta, f, r = (_flat(each, group.scored) for each in (parameters, g_f, g_r))
         check_finite(name, f)
         check_finite(name, r)
-        norm, gradient = float(theta.detach().cpu().double().norm()), float(f.norm())
+        norm, gradient = float(theta.norm()), float(f.norm())
         if gradient > 0 and norm > 0:
             alignment = float(F.cosine_similarity(f, r, dim=0, eps=1e-6).abs())
             scores[name] = LayerScore(name, gradient / norm, alignment, norm, gradient)
     return scores
+
+
+def _flat(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    return torch.cat([tensors[name].detach().flatten().cpu().double() for name in names])
 
 
 def pareto_front(scores: Sequence[LayerScore]) -> list[LayerScore]:
@@ -115,10 +160,33 @@ def fronts(scores: Mapping[str, LayerScore]) -> dict[Which, list[LayerScore]]:
     return {which: pareto_front(each) for which, each in towers.items()}
 
 
-def to_search(clip: ClipModel, scores: Mapping[str, LayerScore], most: int | None) -> list[LayerScore]:
-    """The ``most`` important tensors of each tower's front, or all tensors (None), in the order of the forward pass."""
+def deepest(front: Sequence[LayerScore]) -> list[LayerScore]:
+    """The tensor of the front that the released programs take: in the deepest block, never the first block.
+
+    Of several in one block it is the one with the largest alignment, the first on the front. Raises `EditError` if the
+    front has none.
+    """
+    depths = {s.name: int(found[1]) for s in front if (found := re.search(r"\.layers\.(\d+)\.", s.name))}
+    deep = [s for s in front if depths.get(s.name, 0) > 0]
+    if not deep:
+        raise EditError(
+            f"the front ({', '.join(s.name for s in front)}) has no tensor behind the first block: name one in "
+            f"layers.names, or take deepest out of layers.compat"
+        )
+    return [max(deep, key=lambda s: depths[s.name])]
+
+
+def to_search(
+    clip: ClipModel, scores: Mapping[str, LayerScore], most: int | None, *, only_deepest: bool = False
+) -> list[LayerScore]:
+    """The ``most`` important tensors of each tower's front, or all tensors (None), in the order of the forward pass.
+
+    With ``only_deepest``, the `deepest` of each front.
+    """
     chosen = list(scores.values())
-    if most is not None:
+    if only_deepest:
+        chosen = [s for front in fronts(scores).values() for s in deepest(front)]
+    elif most is not None:
         chosen = [s for front in fronts(scores).values() for s in sorted(front, key=lambda s: -s.importance)[:most]]
     towers = {which: Tower(clip, which) for which in COMPONENTS}
 

@@ -16,6 +16,7 @@ of closed-form editing (UCE, ROME) with SLUG's gradient in place of a target. To
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -63,14 +64,19 @@ def second_moments(
 
 
 def preconditioned(g_f: Mapping[str, Tensor], moments: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
-    """g_f (C + eps c I)^-1 for tensors with a C, scaled to the norm of g_f so that rho keeps its meaning.
+    """g_f (C + eps c I)^-1 for the tensors of one direction that have a C; the others keep their g_f.
 
-    Tensors without a C keep their g_f.
+    What was turned is scaled, by one factor, to the norm of its g_f, so that rho keeps its meaning.
     """
-    turned = dict(g_f)
-    for name, C in moments.items():
-        g = g_f[name].detach().cpu().double()
+    found = {name: C for name, C in moments.items() if name in g_f}
+    before = {name: g_f[name].detach().cpu().double() for name in found}
+    turned = {}
+    for name, C in found.items():
         damped = C + eps * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
-        direction = torch.linalg.solve(damped, g.T).T
-        turned[name] = (direction * (g.norm() / direction.norm())).to(g_f[name])
-    return turned
+        turned[name] = torch.linalg.solve(damped, before[name].T).T
+    scale = _norm(before) / _norm(turned) if turned else 1.0
+    return {**g_f, **{name: (scale * direction).to(g_f[name]) for name, direction in turned.items()}}
+
+
+def _norm(parts: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(part.square().sum()) for part in parts.values()))

@@ -24,6 +24,8 @@ from mu.models.towers import COMPONENTS, Hidden, Tower, Which, tower_of
 from mu.models.vision_language import VisionLanguageModel
 from mu.models.zero_shot import Target, ZeroShot, logits
 
+Direction = Mapping[str, Tensor]
+"""The tensors that change together, by full name, and what a step of 1 adds to each."""
 Rows = Mapping[str, Tensor]
 """For each task, by name: the indices (n,) of the images to evaluate."""
 
@@ -102,6 +104,8 @@ class Probe(ABC):
 
     at_once = 4
     PORTION = 32
+    instead = "it was erased before or never learned, name another concept"
+    """What to do if the base model does not show the concept."""
 
     def __init__(self, target: Target, tasks: Sequence[ZeroShot]):
         self.target, self.tasks = target, tasks
@@ -111,8 +115,8 @@ class Probe(ABC):
         """Logits (n, c) of the images ``rows`` of each task, from the model in its current state."""
 
     @abstractmethod
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
-        """The same for each value ``parameter + step * shift`` of the parameter ``name``."""
+    def scores_along(self, name: str, along: Direction, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+        """The same for each of ``steps`` along the direction ``along`` of the searched tensor ``name``."""
 
     def prepare(self, names: Collection[str]) -> None:  # noqa: B027  # most have nothing to prepare
         """Prepare for the parameters ``names``. Call it before `base`."""
@@ -121,15 +125,19 @@ class Probe(ABC):
         """The outcome of the base model. Call it while no edit is on."""
         return self.now()
 
+    def not_shown(self, model: str) -> str:
+        """What was seen of the model named ``model`` if it does not show the concept."""
+        return f"{model!r} does not recognise {self.target.concept!r}"
+
     def now(self, *, forget_only: bool = False) -> Outcome:
         """The outcome of the model with all edits that are on."""
         rows = self._rows(forget_only)
         return Tally(self.target, self.tasks).add(self.scores(rows), rows).outcome()
 
-    def look(self, name: str, shift: Tensor, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
+    def look(self, name: str, along: Direction, steps: Sequence[float], *, forget_only: bool = False) -> list[Outcome]:
         """The outcome at each step; with ``forget_only``, on the erased class only."""
         rows = self._rows(forget_only)
-        found = self.scores_along(name, shift, steps, rows)
+        found = self.scores_along(name, along, steps, rows)
         return [Tally(self.target, self.tasks).add(each, rows).outcome() for each in found]
 
     def portions(self, name: str) -> list[Rows]:
@@ -223,14 +231,14 @@ class ClipProbe(Probe):
         return found
 
     @torch.no_grad()
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+    def scores_along(self, name: str, along: Direction, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
         which = tower_of(name)
         assert which is not None, "candidates are in towers"
         found: list[dict[str, Tensor]] = [{} for _ in steps]
         untouched = self._features
         for task in (task for task in self.tasks if task.name in rows):
             chosen = rows[task.name]
-            changed = self._changed(name, shift, steps, task.name, chosen if which == "vision" else None)
+            changed = self._changed(name, along, steps, task.name, chosen if which == "vision" else None)
             if which == "vision":
                 each = logits(changed, task.weights(untouched["language"][task.name]))
             else:
@@ -245,14 +253,15 @@ class ClipProbe(Probe):
             return super().portions(name)
         return [{task: rows} for task, rows in self._staying().items()]
 
-    def _changed(self, name: str, shift: Tensor, steps: Sequence[float], task: str, rows: Tensor | None) -> Tensor:
+    def _changed(self, name: str, along: Direction, steps: Sequence[float], task: str, rows: Tensor | None) -> Tensor:
         """Unit vectors (K, n, d) of ``rows`` (None: all) for each of K ``steps``."""
         which = tower_of(name)
         assert which is not None, "candidates are in towers"
-        tower, parameter, stage = self.towers[which], find_parameter(self.clip, name), self.towers[which].stage_of(name)
+        tower, stage = self.towers[which], self.towers[which].stage_of(name)
+        changes = [(find_parameter(self.clip, each), shift) for each, shift in along.items()]
         hidden = self._entering(which, task, stage, rows)
         parts = self._parts(hidden, len(steps))
-        return torch.cat([tower.along(hidden[part], parameter, stage, shift, steps) for part in parts], dim=1)
+        return torch.cat([tower.along(hidden[part], stage, changes, steps) for part in parts], dim=1)
 
     def _entering(self, which: Which, task: str, stage: int, rows: Tensor | None) -> Hidden:
         """The input of ``stage`` in the base tower; that of the last call is reused for the same rows."""
@@ -291,10 +300,10 @@ class _Outputs(Probe):
     def scores(self, rows: Rows) -> dict[str, Tensor]:
         return {task.name: self.scores_of(task, rows[task.name]) for task in self.tasks if task.name in rows}
 
-    def scores_along(self, name: str, shift: Tensor, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
+    def scores_along(self, name: str, along: Direction, steps: Sequence[float], rows: Rows) -> list[dict[str, Tensor]]:
         found = []
         for step in steps:
-            with shifted(self.model, {name: step * shift}):
+            with shifted(self.model, {each: step * shift for each, shift in along.items()}):
                 found.append(self.scores(rows))
         return found
 
@@ -302,6 +311,8 @@ class _Outputs(Probe):
 class ImageProbe(_Outputs):
     """The images that a diffusion model makes of each class, classified by the base CLIP or by a ``judge`` with a head
     for the task. Prompts and seeds are fixed."""
+
+    instead = "set search.images.templates to prompts that show it, search.images.guidance or search.on=clip"
 
     def __init__(
         self,
@@ -320,7 +331,7 @@ class ImageProbe(_Outputs):
 
     def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, DiffusionModel)
-        templates = self.settings.templates.get(task.name) or task.templates[:1]
+        templates = self._templates(task)
         chosen = rows.tolist()
         prompts = [filled(templates[row % len(templates)], task.classes[task.labels[row]]) for row in chosen]
         seeds = [self.seed + row for row in chosen]
@@ -328,6 +339,14 @@ class ImageProbe(_Outputs):
         if self.judge and task.name in self.judge.heads:
             return _said(self.judge.look(images)[0][task.name], task, str.__eq__)
         return logits(self.clip.encode_images(images), task.weights(self._texts[task.name]))
+
+    def _templates(self, task: ZeroShot) -> Sequence[str]:
+        return self.settings.templates.get(task.name) or task.templates[:1]
+
+    def not_shown(self, model: str) -> str:
+        prompt = filled(self._templates(self.target.task)[0], self.target.task.classes[self.target.label])
+        judge = "the judge" if self.judge else "the CLIP"
+        return f"{judge} does not recognise {self.target.concept!r} in what {model!r} makes of {prompt!r}"
 
     @cached_property
     def _texts(self) -> dict[str, Tensor]:
@@ -351,6 +370,11 @@ class AnswerProbe(_Outputs):
 
     rows_at_once = 32
     PORTION = 96
+    instead = "set search.on=clip, or name a concept that the answers name"
+
+    def not_shown(self, model: str) -> str:
+        question = question_about(self.target.task.name)
+        return f"the answers of {model!r} to {question!r} do not name {self.target.concept!r}"
 
     def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, VisionLanguageModel)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import GradientConfig, SearchConfig
 from mu.algorithms.single_layer_unlearning_gradient.model import LayerScore
-from mu.algorithms.single_layer_unlearning_gradient.probe import Outcome, Probe, Tally
+from mu.algorithms.single_layer_unlearning_gradient.probe import Direction, Outcome, Probe, Tally
 from mu.core.errors import EditError
 from mu.models.clip import ClipModel
 from mu.models.contrastive import Captioned, Objective, batch_gradients, mean_gradients
+from mu.training.gradient_files import Kind
 
 log = logging.getLogger("mu")
 
@@ -37,20 +38,27 @@ def gradients(
     settings: GradientConfig,
     carried: Gradients | None = None,
     progress: Callable[[int, int], None] | None = None,
+    kind: Kind = "forget",
 ) -> tuple[Gradients, Gradients]:
     """The gradient of the mean loss, and the gradients that the ``cumulative`` programs carry over.
 
     By default it is the exact mean over the data set. With ``compat``, ``batch_mean`` weighs every batch of
     ``batch_size`` the same, also a shorter last one. ``cumulative`` never zeroes: batch i of N counts N - i times, and
-    the second set starts from all gradients of the first (``carried``).
+    the second set starts from all gradients of the first (``carried``). Both take the pairs of ``kind`` forget that do
+    not fill a batch, also for the contrastive loss; of kind retain only with ``partial_retain``.
     """
     B = settings.batch_size
-    if not settings.compat or settings.compat == ["constant_retain_caption"]:
-        return mean_gradients(clip, pairs, parameters, objective, block=B, chunk=settings.chunk, progress=progress), {}
+    partial = "partial_retain" in settings.compat if kind == "retain" else bool(settings.accumulates)
+    if not settings.accumulates:
+        return mean_gradients(
+            clip, pairs, parameters, objective, block=B, chunk=settings.chunk, partial=partial, progress=progress
+        ), {}
     accumulated = dict(carried or {})
     total: Gradients = {}
     N = 0
-    for found, n in batch_gradients(clip, pairs, parameters, objective, block=B, chunk=B, progress=progress):
+    for found, n in batch_gradients(
+        clip, pairs, parameters, objective, block=B, chunk=B, partial=partial, progress=progress
+    ):
         mean = {name: g / n for name, g in found.items()}
         if "cumulative" in settings.compat:
             accumulated = {name: accumulated[name] + g for name, g in mean.items()} if accumulated else mean
@@ -79,7 +87,7 @@ class Curve:
         self.forget.append(forget)
 
 
-def search(probe: Probe, score: LayerScore, direction: Tensor, settings: SearchConfig) -> Curve:
+def search(probe: Probe, score: LayerScore, direction: Direction, settings: SearchConfig) -> Curve:
     """Find the smallest evaluated step at which the concept is gone, times ``margin``; without one ``chosen`` is None.
 
     A curve can rise again: if the concept is not gone at the enlarged step, the step itself is chosen. The retained
@@ -145,7 +153,7 @@ def bisect(gone: Callable[[Sequence[float]], list[bool]], start: float = 0.1, ev
 def best(
     probe: Probe,
     curves: Sequence[Curve],
-    directions: Mapping[str, Tensor],
+    directions: Mapping[str, Direction],
     base: Outcome,
     settings: SearchConfig,
     progress: Callable[[int], None] | None = None,
@@ -179,7 +187,7 @@ def best(
 class _Race:
     """An upper bound on the share that a curve's step retains, from the images seen so far."""
 
-    def __init__(self, probe: Probe, curve: Curve, direction: Tensor, base: Outcome):
+    def __init__(self, probe: Probe, curve: Curve, direction: Direction, base: Outcome):
         assert curve.chosen is not None and curve.outcome is not None
         self.probe, self.curve, self.direction, self.base, self.rho = probe, curve, direction, base, curve.chosen
         self.left, self.tally = probe.portions(curve.score.name), Tally(probe.target, probe.tasks)
@@ -230,9 +238,10 @@ def joint_factor(shifts: dict[str, Tensor], look: Callable[[dict[str, Tensor]], 
     )
 
 
-def summed(parts: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def summed(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Deltas by tensor; the deltas of concepts that chose the same tensor are added."""
     total: dict[str, Tensor] = {}
-    for name, shift in parts:
-        total[name] = total[name] + shift if name in total else shift
+    for part in parts:
+        for name, shift in part.items():
+            total[name] = total[name] + shift if name in total else shift
     return total

@@ -9,7 +9,8 @@ Protocol ``clip/1``:
 - Other tasks likewise. On ImageNet's 2,500 images each image counts once. @5 is given for tasks of more than five
   classes.
 - MIA: `mu.evaluation.metrics.membership` on the cosine of image and caption (towards 0.5 is better). Members are the
-  forget pairs of the edit's search; the others are pairs that it never saw and that do not show the concept.
+  forget pairs of the edit's search; the others are pairs that it never saw and that do not show the concept. With
+  ``mia:released`` in the data, pairs are drawn in the order of the released program, and the protocol says so.
 - Cosine of forget pairs: the quantity in the forget loss.
 
 Tasks and forget pairs are those of the edit's settings; rendered images are new. CelebA and ImageNet give all images or
@@ -48,6 +49,7 @@ from mu.models.contrastive import encode_pairs
 from mu.models.zero_shot import REPORT_SEED, Shown, Target, ZeroShot, logits, report_tasks, target_of
 
 PROTOCOL = "clip/1"
+RELEASED = "released"
 PER_CLASS = 6
 """Rendered images of each class and seed."""
 BATCH = 128
@@ -77,14 +79,19 @@ def evaluate(
     """Score both columns; write the similarity matrix. Returns the table and the tasks.
 
     ``data`` overrides the edit's settings: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), and
-    ``forget:SOURCE`` and ``val:SOURCE``, pairs for the membership inference (see `mu.data.pairs.open_pairs`).
+    ``forget:SOURCE`` and ``val:SOURCE``, pairs for the membership inference (see `mu.data.pairs.open_pairs`), and
+    ``mia:released``, its order of draws.
     """
-    sources = {kind: rest for kind, _, rest in (each.partition(":") for each in data) if kind in ("forget", "val")}
+    kinds = ("forget", "val", "mia")
+    sources = {kind: rest for kind, _, rest in (each.partition(":") for each in data) if kind in kinds}
+    if sources.get("mia", RELEASED) != RELEASED:
+        raise ConfigError(f"--data mia:{sources['mia']} is no order of draws: write mia:{RELEASED}, or leave it out")
     names = [each for each in data if each.partition(":")[0] not in sources] or tasks_of(edit)
     tasks = report_tasks(names, PER_CLASS, seeds, edit.info.concepts)
     targets = [target_of(concept, tasks) for concept in edit.info.concepts]
     leaks = {target.concept: leak_of(edit, target, sources, seeds) for target in targets}
     protocol = f"{PROTOCOL}, {' and '.join(in_protocol(name, edit) for name in names)}"
+    protocol += ", MIA drawn as released" if "mia" in sources else ""
     chosen = shown(targets)
     sights = [task.images[task.labels.index(label)].image() for task, label in chosen]
     bare = [task.classes[label] for task, label in chosen]
@@ -102,7 +109,10 @@ def evaluate(
                 advance(done, "")
 
             seen = {task.name: classified(model, task, tick) for task in tasks}
-            scores = [*accuracies(seen, tasks, targets, protocol), *fits(model, leaks, protocol, tick)]
+            scores = [
+                *accuracies(seen, tasks, targets, protocol),
+                *fits(model, leaks, protocol, tick, others_first="mia" in sources),
+            ]
             return scores, model.encode_text(bare) @ model.encode_images(sights).T
 
     before, base = column("base")
@@ -213,7 +223,9 @@ def _macro(name: str, by_label: Mapping[int, float], task: ZeroShot, protocol: s
     return scored(name, fmean(by_label.values()), n, protocol, by_class)
 
 
-def fits(model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick) -> list[Score]:
+def fits(
+    model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick, *, others_first: bool = False
+) -> list[Score]:
     """MIA and the mean cosine of the forget pairs. Logs one warning for each that cannot be measured."""
     forgotten = {concept: cosines(model, leak.forgotten, tick) for concept, leak in leaks.items() if leak.forgotten}
     others = {concept: cosines(model, leaks[concept].others, tick) for concept in forgotten}
@@ -224,7 +236,7 @@ def fits(model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick)
     try:
         for concept in forgotten:
             if min(len(forgotten[concept]), len(others[concept])) >= SMALLEST:
-                found[concept] = membership_inference(forgotten[concept], others[concept])
+                found[concept] = membership_inference(forgotten[concept], others[concept], others_first=others_first)
             else:
                 log.warning("MIA of %s is left out, too few pairs were unused in the search: pass val:SOURCE", concept)
     except MissingDependency as error:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessorPil
 
 from mu.core.errors import MissingDependency, ModelError, nearest
-from mu.models.clip import ClipModel
+from mu.models.clip import READ_AT_LARGEST, ClipModel, clip_processor
 from mu.models.formats.architectures import blueprint
 from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.open_clip_names import open_clip_map
@@ -31,14 +30,27 @@ Config = Mapping[str, Any]
 
 # Attention heads are 64 wide, except in the image towers of ViT-H, g, bigG and e.
 _HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
-_READS = "mu reads open_clip models with a ViT and CLIP's own text tower"
-_OTHER_KINDS = {
-    "visual.trunk.": "an image tower of timm (ConvNeXt, EVA, SigLIP)",
+_READS = "mu reads open_clip models with a ViT and CLIP's own text tower: name one, like open_clip:ViT-B-32/openai"
+_OTHER_KINDS = {  # the first that fits; a tower is told by a part of its tensors' names
+    "visual.trunk.stages.": "ConvNeXt, an image tower of timm",
+    "visual.trunk.attn_pool.": "SigLIP's ViT, an image tower of timm",
+    "visual.trunk.blocks.0.attn.q_bias": "EVA, an image tower of timm",
+    "visual.trunk.blocks.0.attn.q_proj.": "EVA, an image tower of timm",
+    "visual.trunk.": "an image tower of timm",
+    "visual.blocks.0.attn.": "EVA as image tower",
     "visual.layer1.": "a ResNet as image tower",
     "visual.attn_pool.": "an image tower with attentional pooling (CoCa)",
     "text.": "a text tower of another kind (SigLIP, CLIPA, CoCa, Hugging Face)",
     "logit_bias": "SigLIP's loss with a bias",
 }
+_RESNETS = {
+    "3, 4, 6, 3": "RN50",
+    "3, 4, 23, 3": "RN101",
+    "4, 6, 10, 6": "RN50x4",
+    "6, 8, 18, 8": "RN50x16",
+    "3, 15, 36, 10": "RN50x64",
+}
+"""OpenAI's ResNets by the number of blocks in each layer."""
 # Settings of a tower's config: those that affect only shapes or training, and the supported values of others.
 _IN_SHAPES = {
     "image_size", "patch_size", "width", "layers", "mlp_ratio", "context_length", "vocab_size", "heads", "head_width",
@@ -177,7 +189,7 @@ def _check_config(config: Any, where: str) -> None:
     if vision.get("timm_model_name"):
         kind = f"an image tower of timm ({vision['timm_model_name']})"
     elif isinstance(vision.get("layers"), list):
-        kind = "a ResNet as image tower"
+        kind = f"a ResNet as image tower ({_resnet(vision['layers'])})"
     elif text.get("hf_model_name"):
         kind = f"a text tower of Hugging Face ({text['hf_model_name']})"
     elif model.get("multimodal_cfg"):
@@ -193,6 +205,23 @@ def _check_config(config: Any, where: str) -> None:
         numbers = [part for part in value if isinstance(part, (int, float))] if isinstance(value, (list, tuple)) else []
         if key in ("mean", "std") and len(numbers) != 3:
             raise ModelError(f"{where} has {key} = {value!r}: three numbers are needed")
+
+
+def _resnet(layers: Sequence[Any]) -> str:
+    """The name of a ResNet with these numbers of blocks, or the numbers."""
+    blocks = ", ".join(map(str, layers))
+    return _RESNETS.get(blocks, f"blocks {blocks}")
+
+
+def _other_kind(names: Collection[str]) -> str | None:
+    """What tensors of these ``names`` have that CLIP in transformers lacks, with the architecture; else None."""
+    kind = next((kind for part, kind in _OTHER_KINDS.items() if any(name.startswith(part) for name in names)), None)
+    if kind and any(name.startswith("visual.layer1.") for name in names):
+        blocks = [
+            len({name.split(".")[2] for name in names if name.startswith(f"visual.layer{k}.")}) for k in (1, 2, 3, 4)
+        ]
+        return f"{kind} ({_resnet(blocks)})"
+    return kind
 
 
 def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_act: str) -> dict[str, Any]:
@@ -253,9 +282,8 @@ def _opened(
     tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     tensors = {key: tensor for key, tensor in tensors.items() if key.split(".")[-1] != "attn_mask"}
     numbers = {key: int(tensors.pop(key)) for key in _NUMBERS if key in tensors and tensors[key].numel() == 1}
-    for part, kind in _OTHER_KINDS.items():
-        if any(key.startswith(part) for key in tensors):
-            raise ModelError(f"{name!r} has {kind}: {_READS}")
+    if kind := _other_kind(tensors):
+        raise ModelError(f"{name!r} has {kind}: {_READS}")
     try:
         described = _transformers_config(
             tensors, config, compat_gelu or GELUS[bool(config["model_cfg"].get("quick_gelu"))]
@@ -268,7 +296,8 @@ def _opened(
         if len(tokenizer) != described["text_config"]["vocab_size"]:
             what = f"its vocabulary has {described['text_config']['vocab_size']} tokens, the tokenizer {len(tokenizer)}"
             raise ModelError(f"{what}: put the model's own tokenizer.json into the folder of the weights")
-        described["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        end = tokenizer.eos_token_id if tokenizer.eos_token_id == len(tokenizer) - 1 else READ_AT_LARGEST
+        described["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end}
         model = blueprint(described)
         mapped = open_clip_map(model.state_dict())
         if surplus := sorted(tensors.keys() - mapped.values()):
@@ -279,5 +308,4 @@ def _opened(
     model.load_state_dict({key: weights.pop(key).to(precision, copy=True) for key in list(weights)}, assign=True)
     size, look = described["vision_config"]["image_size"], config.get("preprocess_cfg", {})
     own = {f"image_{key}": look[key] for key in ("mean", "std") if look.get(key)}
-    processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **own)
-    return ClipModel(model, tokenizer, processor, name, device)
+    return ClipModel(model, tokenizer, clip_processor(size, **own), name, device)

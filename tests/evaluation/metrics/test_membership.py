@@ -36,6 +36,23 @@ def test_equals_the_protocol_written_out():
     assert 0.6 < found.mean < 0.8, "control: half a standard deviation to either side"
 
 
+def test_the_released_order_of_draws_is_a_switch():
+    """The others are drawn first and stand last."""
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    means = []
+    for seed in range(10):
+        random.seed(seed)
+        others = random.sample(OTHERS, 90)
+        scores, labels = np.array(random.sample(MEMBERS, 90) + others).reshape(-1, 1), np.repeat([0, 1], 90)
+        folds = StratifiedShuffleSplit(10, random_state=seed).split(scores, labels)
+        fits = [(linear_model.LogisticRegression().fit(scores[fit], labels[fit]), test) for fit, test in folds]
+        means.append(np.mean([(model.predict(scores[test]) == labels[test]).mean() for model, test in fits]))
+    found = membership_inference(MEMBERS, OTHERS, others_first=True)
+    assert found == pytest.approx((np.mean(means), np.std(means), 180), abs=1e-12)
+    assert found.mean != membership_inference(MEMBERS, OTHERS).mean, "control"
+
+
 def test_no_difference_is_a_half_and_a_large_one_is_certain():
     a, b = (DRAWN.normal(0.3, 0.05, 400).tolist() for _ in range(2))
     assert membership_inference(a, b).mean == pytest.approx(0.5, abs=0.05)

@@ -19,6 +19,7 @@ from mu.core.run import RunDirectory
 from mu.data.canvas import IDENTITIES, rendered_pairs
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
+from mu.evaluation.metrics.membership import membership_inference
 from mu.evaluation.suites import SUITES, evaluate, suite_for
 from mu.evaluation.suites import clip as suite
 from mu.models.contrastive import mean_gradients
@@ -150,6 +151,7 @@ def test_several_concepts_are_told_apart(model, direction, tmp_path):
     assert fa.per_item.keys() == {CONCEPT, "neon style"} and fa.per_item["neon style"] > fa.per_item[CONCEPT]
     assert fa.value == pytest.approx(sum(fa.per_item.values()) / 2) and fa.n == 12
     assert {"identity@1 retained", "style@1 retained"} <= values(table["edited"]).keys()
+    assert {score.protocol for score in table["edited"]} == {"clip/1, canvas"}
     assert json.loads((tmp_path / "similarity.json").read_text())["names"][:2] == [CONCEPT, "neon"]
 
 
@@ -166,16 +168,27 @@ def test_without_scikit_learn_or_pairs_the_rest_is_measured_and_one_line_says_so
     assert "cosine of forget pairs" not in values(table["base"]) and "FA@1" in values(table["base"])
 
 
-def test_forget_and_other_pairs_from_folders(model, direction, tmp_path):
+def test_forget_and_other_pairs_from_folders(model, direction, tmp_path, monkeypatch):
     for name, seed in (("forget", 5), ("val", 6)):
         (tmp_path / name).mkdir()
         for k, pair in enumerate(rendered_pairs(8, seed, CONCEPT if name == "forget" else IDENTITIES[3])):
             pair.image().save(tmp_path / name / f"{k}.png")
             (tmp_path / name / f"{k}.txt").write_text(pair.caption)
     data = [f"forget:{tmp_path / 'forget'}", f"val:{tmp_path / 'val'}"]
+    asked: list[bool] = []
+
+    def noted(*pairs, others_first):
+        asked.append(others_first)
+        return membership_inference(*pairs, others_first=others_first)
+
+    monkeypatch.setattr(suite, "membership_inference", noted)
+    data.append("mia:released")
     table = evaluate(RunDirectory(tmp_path / "run"), "clip", model, edit_of(0 * direction), seeds=(1,), data=data)
+    assert asked and all(asked)
     (mia,) = (score for score in table["base"] if score.name == "MIA")
-    assert mia.n == 16 and mia.protocol == "clip/1, canvas"
+    assert mia.n == 16 and mia.protocol == "clip/1, canvas, MIA drawn as released"
+    with pytest.raises(ConfigError, match="mia:released"):
+        evaluate(RunDirectory(tmp_path / "no"), "clip", model, edit_of(direction), seeds=(1,), data=["mia:other"])
 
 
 def test_what_cannot_be_measured_is_said(model, direction, tiny, tmp_path):

@@ -371,7 +371,7 @@ def test_unknown_tags_and_other_towers_are_one_line(tmp_path: Path, monkeypatch:
         "Tinny/web_e1": ("'Tinny'", "'Tiny'"),
         "Tiny/web_e2": ("'web_e2'", "'web_e1'"),
         "Tiny": ("''", "Tiny"),
-        "RN50/openai": ("ResNet",),
+        "RN50/openai": ("ResNet", "RN50", "open_clip:ViT"),
         "convnext_base/laion400m": ("timm", "convnext_base"),
         "Tiny/plain_e1": ("gone.pt",),
     }.items():
@@ -401,6 +401,11 @@ def with_(name: str, *shape: int) -> Callable[[Tensors], Tensors]:
     return lambda state: state | {name: torch.zeros(*shape)}
 
 
+def resnet(*layers: int) -> Callable[[Tensors], Tensors]:
+    names = [f"visual.layer{k}.{i}.conv1.weight" for k, n in enumerate(layers, 1) for i in range(n)]
+    return lambda state: state | {name: torch.zeros(4) for name in names}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -412,7 +417,12 @@ def with_(name: str, *shape: int) -> Callable[[Tensors], Tensors]:
         (with_("transformer.resblocks.0.attn.in_proj_bias", 5), "transformer.resblocks.0.attn.in_proj_bias"),
         (with_("transformer.resblocks.0.ls_1.gamma", 128), "transformer.resblocks.0.ls_1.gamma"),
         (with_("visual.trunk.stem.0.weight", 4), "timm"),
-        (with_("visual.layer1.0.conv1.weight", 4), "ResNet"),
+        (with_("visual.trunk.stages.0.blocks.0.gamma", 4), "ConvNeXt"),
+        (with_("visual.trunk.blocks.0.attn.q_bias", 4), "EVA"),
+        (with_("visual.blocks.0.attn.q_bias", 4), "EVA"),
+        (with_("visual.trunk.attn_pool.latent", 4), "SigLIP"),
+        (with_("visual.layer1.0.conv1.weight", 4), "ResNet as image tower (blocks 1, 0, 0, 0)"),
+        (resnet(4, 6, 10, 6), "RN50x4"),
         (with_("text.transformer.resblocks.0.ln_1.weight", 4), "text"),
         (with_("logit_bias", 1), "SigLIP"),
         (with_("token_embedding.weight", TOKENS + 5, 128), f"{TOKENS + 5}"),
