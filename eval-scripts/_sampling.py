@@ -121,11 +121,17 @@ def paint(model: Any, edits: Sequence[Any], rows: Sequence[Any], folder: Path, o
 
 @contextmanager
 def lms(model: Any):
-    """Make ``model`` sample by LMS inside the block, with its own noise schedule."""
+    """Make ``model`` sample by the released program's LMS inside the block: all settings are the class's own.
+
+    The noise schedule and the kind of prediction are the model's. For Stable Diffusion these are the program's
+    constants; another model could not be sampled with them.
+    """
     from mu.models.diffusion.schedulers import training_scheduler
 
-    own = model.pipeline.scheduler
-    model.pipeline.scheduler = type(training_scheduler("lms")).from_config(own.config)
+    own, released = model.pipeline.scheduler, training_scheduler("lms")
+    noise = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    learned = {name: own.config[name] for name in noise if name in own.config}
+    model.pipeline.scheduler = type(released).from_config({**released.config, **learned})
     try:
         yield
     finally:

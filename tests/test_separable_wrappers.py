@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import LMSDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -78,12 +79,52 @@ def test_images_of_a_list_by_an_edited_model(call: Call, tmp_path: Path) -> None
     assert call(f"{images} --model_name=canvas --from_case 7") == 0
     assert names(tmp_path / "evaluation_folder" / "canvas") == {"7_0.png", "7_1.png"}
     # The first sample has the row's own seed, by the sampler of the released program.
-    from mu.models.diffusion.schedulers import training_scheduler
+    found = pixels(tmp_path / "evaluation_folder" / "canvas" / "7_0.png")
+    assert np.abs(found - by_the_released_sampler(mu.load("canvas"), "a star image", 288, steps=2)).max() < 1
 
-    model = mu.load("canvas")
-    model.pipeline.scheduler = training_scheduler("lms").from_config(model.pipeline.scheduler.config)  # type: ignore[union-attr]
-    wanted = mu.generate(model, ["a star image"], [288], steps=2)[0].permute(1, 2, 0) * 255  # type: ignore[arg-type]
-    assert np.abs(pixels(tmp_path / "evaluation_folder" / "canvas" / "7_0.png") - wanted.numpy()).max() < 1
+
+def by_the_released_sampler(model: Any, prompt: str, seed: int, steps: int, **settings: Any) -> np.ndarray:
+    """Pixels (h, w, 3) in 0..255 of the stock classes, set up and called one by one as the released script does."""
+    scheduler = LMSDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, **settings
+    )
+    scheduler.set_timesteps(steps)
+    size = int(model.unet.config.sample_size)
+    words = model.pipeline.tokenizer(
+        [prompt, ""], padding="max_length", max_length=model.pipeline.tokenizer.model_max_length, truncation=True,
+        return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        text, empty = model.pipeline.text_encoder(words.input_ids)[0].split(1)
+        x = torch.randn((1, 4, size, size), generator=torch.manual_seed(seed)) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            both = scheduler.scale_model_input(torch.cat([x, x]), t)
+            un, con = model.unet(both, t, encoder_hidden_states=torch.cat([empty, text])).sample.chunk(2)
+            x = scheduler.step(un + 7.5 * (con - un), t, x).prev_sample
+        image = model.vae.decode(x / model.vae.config.scaling_factor).sample
+    return ((image / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0) * 255).numpy()
+
+
+@pytest.mark.parametrize(
+    "stated", [{"timestep_spacing": "leading"}, {"timestep_spacing": "trailing", "use_karras_sigmas": True}]
+)
+def test_images_are_the_released_samplers_whatever_the_folder_says_of_its_own(
+    stated: dict[str, Any], call: Call, tmp_path: Path, tiny_folder: Path
+) -> None:
+    """A folder states how its own sampler spaces its timesteps; the released script never reads that."""
+    shutil.copytree(tiny_folder, tmp_path / "models" / "mine")
+    path = tmp_path / "models" / "mine" / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    config.pop("timestep_spacing", None)
+    path.write_text(json.dumps(config | {"_class_name": "PNDMScheduler", "skip_prk_steps": True} | stated))
+    (tmp_path / "p.csv").write_text("case_number,prompt,evaluation_seed\n0,neon,188\n")
+    images = "eval-scripts/generate-images.py --model_name SD-v1-4 --prompts_path p.csv --save_path out"
+    assert call(f"{images} --base models/mine --num_samples 1 --ddim_steps 5 --device cpu") == 0
+    model = mu.load(tmp_path / "models" / "mine", device="cpu")
+    found = pixels(tmp_path / "out" / "SD-v1-4" / "0_0.png")
+    assert np.abs(found - by_the_released_sampler(model, "neon", 188, 5)).max() < 1
+    other = by_the_released_sampler(model, "neon", 188, 5, timestep_spacing="leading")
+    assert np.abs(found - other).mean() > 1, "control: the spacing shows"
 
 
 def test_a_state_dict_of_a_unet_takes_its_place(call: Call, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ VARIANTS = {"xattn": "esd-x"} | {
     name: name
     for name in (
         "noxattn", "selfattn", "full", "notime", "xlayer", "selflayer", "esd-x", "esd-u", "esd-all", "esd-x-strict",
+        "esd-u-2025",
     )
 }  # fmt: skip
 """The released programs' names of what is trained, as `ESDConfig.variant`."""

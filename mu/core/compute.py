@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from mu.core.devices import check_device
 from mu.core.errors import ConfigError
@@ -77,6 +78,11 @@ def there(wanted: str) -> str:
         return wanted
     log.warning("device %r is not available here (the last GPU is number %d): using GPU 0", wanted, count - 1)
     return "cuda:0"
+
+
+def full(values: Tensor) -> Tensor:
+    """``values`` in float32, or as they are in float64: only who computes in float64 has such values."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def generator(seed: int) -> torch.Generator:

@@ -67,21 +67,26 @@ class ConceptImages:
 
 
 def concept_images(
-    model: DiffusionModel, config: ImagesConfig, concepts: Sequence[str], seed: int
+    model: DiffusionModel,
+    config: ImagesConfig,
+    concepts: Sequence[str],
+    seed: int,
+    prompts: Sequence[Sequence[str]] | None = None,
 ) -> list[ConceptImages]:
-    """The images of each concept. Raises `ConfigError` if ``config.sources`` names something that is not erased."""
+    """The images of each concept, or those that its ``prompts`` describe, in turn. Raises `ConfigError` if ``config.sources`` names something that is not erased."""
     for name in config.sources:
         if name not in concepts:
             raise ConfigError(f"images.sources names {name!r}, which is not erased.{nearest(name, concepts)}")
     drawn = torch.randint(2**62, (config.count,), generator=compute.generator(seed)).tolist()
 
-    def images(concept: str) -> ConceptImages:
+    def images(concept: str, texts: Sequence[str]) -> ConceptImages:
         own = open_pairs(config.sources[concept], caption=concept) if concept in config.sources else ()
-        return ConceptImages(model, [concept], drawn, steps=config.steps, guidance=config.guidance, own=own)
+        return ConceptImages(model, texts, drawn, steps=config.steps, guidance=config.guidance, own=own)
 
-    return [images(concept) for concept in concepts]
+    return [images(*each) for each in zip(concepts, prompts or [[concept] for concept in concepts], strict=True)]
 
 
-def noised(model: DiffusionModel, x_0: Tensor, t: int, generator: torch.Generator) -> Tensor:
-    """x_t (b, c, h, w) of the forward process at ``t``, with noise drawn from ``generator`` (on the CPU)."""
-    return model.level(t).noised(x_0, torch.randn(x_0.shape, generator=generator).to(x_0))
+def noised(model: DiffusionModel, x_0: Tensor, t: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """x_t (b, c, h, w) of the forward process at ``t``, and its noise, drawn from ``generator`` (on the CPU)."""
+    noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+    return model.level(t).noised(x_0, noise), noise

@@ -137,7 +137,8 @@ class _Layer:
         def side(tensors: list[Tensor], dim: int, shape: list[tuple[int, ...]]) -> Tensor:
             # Return the same tensor if its shape fits, so that the optimiser's parameters are the ones in use.
             pairs = zip(tensors, shape, strict=True)
-            shaped = [(t if t.shape == s else t.reshape(s)).to(weight.device, torch.float32) for t, s in pairs]
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            shaped = [(t if t.shape == s else t.reshape(s)).to(weight.device, dtype) for t, s in pairs]
             return shaped[0] if len(shaped) == 1 else torch.cat(shaped, dim)
 
         self.down = side([f.down for _, f in reach], 0, [(f.rank, *weight.shape[1:]) for _, f in reach])

@@ -12,6 +12,15 @@ from mu.core.config import BaseConfig, Devices, Templates, filled
 from mu.models.load_options import LoadingConfig
 
 
+Counting = Literal["updates", "index"]
+"""What ``iterations`` is: the number of updates, or the index of the last one, counted from 0."""
+
+
+def updates(iterations: int, counting: Counting) -> int:
+    """The number of updates that ``iterations`` stands for."""
+    return iterations + (counting == "index")
+
+
 class DiffusionConfig(BaseConfig):
     """The concepts to erase, the model and the device."""
 
@@ -39,6 +48,13 @@ class TrainConfig(ComputeConfig):
     """Learning rate of Adam."""
     gradients: Literal["zeroed", "summed"] = "zeroed"
     """``summed``: each step uses the sum of all gradients so far, which moves weights several times as far."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of AdamW, as a share of lr. 0: Adam without it."""
+    max_grad_norm: float = Field(0.0, ge=0)
+    """Clip the gradient's norm to this value; 0 turns clipping off."""
+    counting: Counting = "updates"
+    """``updates``: ``iterations`` optimiser steps. ``index``: one more, as the released programs count that end at the
+    step of index ``iterations``."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between checkpoints; a killed run loses at most this many."""
 

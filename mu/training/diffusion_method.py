@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from mu.core.errors import ConfigError
 from mu.core.run import RunDirectory
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
+from mu.training.diffusion_config import updates
 from mu.training.tuning import RunningGradients, Tuning, tuned
 from mu.training.weight_method import Erasure
 
@@ -54,17 +55,26 @@ class WeightErasure(Erasure):
         """Run Adam on ``parameters`` and return their deltas; the model itself is left unchanged."""
         settings, model, generator = self.config.train, self.model, compute.generator(self.config.seed)
         with tuned(parameters) as tuning:
-            optimizer = torch.optim.Adam(parameters.values(), lr=settings.lr)
+            optimizer = adam(parameters.values(), settings.lr, settings.weight_decay)
             state: dict[str, loop.Stateful] = {"weights": tuning}
             if settings.gradients == "summed":
                 state["gradients"] = RunningGradients(optimizer)
             loop.train(
-                lambda i: step(tuning, i, generator), optimizer, settings.iterations, generator=generator, state=state,
+                lambda i: step(tuning, i, generator), optimizer,
+                updates(settings.iterations, settings.counting), generator=generator, state=state,
+                max_grad_norm=settings.max_grad_norm,
                 scaler=torch.amp.GradScaler(model.device.type, enabled=model.precision == torch.float16),
                 checkpoint=run.checkpoints / "training.pt" if run else None, checkpoint_every=settings.checkpoint_every,
                 title=self.name, log=log,
             )  # fmt: skip
             return tuning.shifts()
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam, or with a weight decay AdamW; both with the usual betas."""
+    if weight_decay:
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    return torch.optim.Adam(parameters, lr=lr)
 
 
 def check_placed(model: DiffusionModel, devices: str | None, precision: str | None) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mu.core.compute import full
+
 
 class Tensors:
     """Tensors in training, as state for the checkpoints of `mu.core.loop.train`."""
@@ -28,7 +30,8 @@ class Tensors:
 class Tuning(Tensors):
     """Parameters in training (see `tuned`), and their original values, which are never written to.
 
-    Training uses float32 even if the model is in half precision, which would round steps of 1e-5 away.
+    Training uses float32 even if the model is in half precision, which would round steps of 1e-5 away; a model in
+    float64 is trained in float64.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]):
@@ -49,7 +52,7 @@ class Tuning(Tensors):
 
     def shifts(self) -> dict[str, Tensor]:
         """Return the delta of each parameter, in float32."""
-        return {name: p.detach() - self._originals[name].float() for name, p in self.parameters.items()}
+        return {name: p.detach() - full(self._originals[name]) for name, p in self.parameters.items()}
 
     def restore(self) -> None:
         """Put the original tensors back into the parameters."""
@@ -70,7 +73,7 @@ def tuned(parameters: Mapping[str, nn.Parameter]) -> Iterator[Tuning]:
     flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         for parameter in parameters.values():
-            parameter.data = parameter.data.to(torch.float32, copy=True)
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
             parameter.requires_grad_(True)
         yield tuning
     finally:

@@ -20,10 +20,10 @@ def test_the_forward_process_is_that_of_diffusers(tiny: DiffusionModel) -> None:
     for t in (0, 500, 999):
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
         wanted = DDPMScheduler.from_config(tiny.pipeline.scheduler.config).add_noise(x, noise, torch.tensor([t]))
-        assert torch.allclose(noised(tiny, x, t, torch.Generator().manual_seed(7)), wanted, atol=1e-6)
-        assert not torch.allclose(
-            noised(tiny, x, (t + 500) % 1000, torch.Generator().manual_seed(7)), wanted, atol=1e-2
-        )  # control
+        found, drawn = noised(tiny, x, t, torch.Generator().manual_seed(7))
+        assert torch.equal(drawn, noise) and torch.allclose(found, wanted, atol=1e-6)
+        other, _ = noised(tiny, x, (t + 500) % 1000, torch.Generator().manual_seed(7))
+        assert not torch.allclose(other, wanted, atol=1e-2)  # control
 
 
 def test_made_images_depend_on_seed_concept_and_number(tiny: DiffusionModel) -> None:

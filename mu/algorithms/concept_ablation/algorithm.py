@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mu.algorithms.concept_ablation.configs import (
     ConceptAblationConfig,
@@ -14,7 +18,7 @@ from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.diffusion.noised_images import concept_images, noised
 from mu.edits.weights import WeightEdit
-from mu.models.diffusion import DiffusionModel
+from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.diffusion_method import WeightErasure
 from mu.training.tuning import Tuning
 
@@ -33,10 +37,11 @@ class ConceptAblation(ConceptAblationMethod, WeightErasure):
 
     Constants and form are those of the program with which separable concept erasure was compared. That program uses
     "painting" for objects too (``templates``) and reads images from disk (``images``). It never zeroes its gradients
-    (``train.gradients``; check: with ``summed`` the n-th step uses the sum of n gradients). The authors' own program
-    differs more: it noises images of the anchor and regularises with the ordinary training loss on those images. It
-    trains only ``to_k`` and ``to_v``, with learning rate 2e-6 and larger batches. For v-prediction models the loss is
-    on v.
+    (``train.gradients``; check: with ``summed`` the n-th step uses the sum of n gradients). Its ``--iter_break N`` is
+    N + 1 updates (``train.counting``). The authors' own program differs more (preset ``released``): it noises images
+    of the anchor, and moves the prediction to that of the model in training, without gradient, or to the noise. It
+    trains only ``to_k`` and ``to_v``, and not at the start token. Its regulariser is the ordinary training loss on
+    images of the anchor (``prior_weight``). For v-prediction models the loss is on v.
     """
 
     config: ConceptAblationConfig
@@ -44,24 +49,120 @@ class ConceptAblation(ConceptAblationMethod, WeightErasure):
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
         self.prepare(model)
-        return self.edit(self.train(model.parameters("cross-attention"), self.step, run, log))
+        return self.edit(self.train(self.parameters(model), self.step, run, log))
+
+    def parameters(self, model: DiffusionModel) -> dict[str, nn.Parameter]:
+        """The trained parameters, by full name."""
+        if self.config.parameters == "keys-and-values":
+            return model.parameters("text-keys") | model.parameters("text-values")
+        return model.parameters("cross-attention")
 
     def prepare(self, model: DiffusionModel) -> None:
         """Make what all steps share: each concept's images, and each template encoded with it and with its anchor."""
-        config = self.config
-        self.images = concept_images(model, config.images, config.concepts, config.seed)
-        self.encoded = [[model.encode(pair) for pair in of_one] for of_one in config.pairs()]
+        config, pairs = self.config, self.config.pairs()
+        shown = [list(dict.fromkeys(a for _, a in of_one)) for of_one in pairs]
+        of_anchors = concept_images(model, config.images, config.concepts, config.seed, shown)
+        of_concepts = concept_images(model, config.images, config.concepts, config.seed)
+        self.priors, self.images = of_anchors, of_anchors if config.noised == "anchors" else of_concepts
+        self.encoded = [[model.encode(pair) for pair in of_one] for of_one in pairs]
+        self.choices = [
+            [[j for j, (_, a) in enumerate(of_one) if a == shown_there] for shown_there in prompts]
+            for of_one, prompts in zip(pairs, shown, strict=True)
+        ]
+        """By concept and prompt of its anchor: the indices of the pairs with it."""
 
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:
-        model, weight = self.model, self.config.anchor_weight
-        k, concept = divmod(i, len(self.encoded))
-        choices = self.encoded[concept]
-        both = choices[int(torch.randint(len(choices), (1,), generator=generator))]  # c, a
-        t = int(torch.randint(1000, (1,), generator=generator))
+        config, B = self.config, self.config.train.batch_size
+        n, concept = divmod(i, len(self.encoded))
         with tuning.frozen():
-            x = noised(model, self.images[concept][k], t, generator)
-            e_frozen = model.predict_noise(x, t, both[1:])
-        e_c, e_a = model.predict_noise(torch.cat([x, x]), t, both).chunk(2)
-        native = model.native_weight(t)
-        L_concept, L_anchor = native * F.mse_loss(e_c, e_frozen), native * F.mse_loss(e_a, e_frozen)
-        return {"loss": L_concept + weight * L_anchor, "concept": L_concept, "anchor": L_anchor}
+            drawn = Noised.cat([self.drawn(concept, n * B + j, generator) for j in range(B)])
+            priors = [self.prior(concept, n * B + j, generator) for j in range(B if config.prior_weight else 0)]
+            frozen = (
+                self.predicted([drawn.of_anchor()])[0] if config.target == "frozen" or config.anchor_weight else None
+            )
+        parts = [drawn, *([drawn.of_anchor()] if frozen is not None or config.target == "current" else [])]
+        with start_detached(self.model) if config.start_token == "detached" else nullcontext():
+            e_c, *others = self.predicted([*parts, *([Noised.cat(priors)] if priors else [])])
+        aim = {"frozen": frozen, "noise": drawn.noise, "current": others[0].detach() if others else None}[config.target]
+        assert aim is not None
+        losses = {"concept": self.distance(drawn, e_c, aim)}
+        total = losses["concept"]
+        if frozen is not None:
+            losses["anchor"] = self.distance(drawn, others[0], frozen)
+            total = total + config.anchor_weight * losses["anchor"]
+        if priors:
+            prior = Noised.cat(priors)
+            losses["prior"] = self.distance(prior, others[-1], prior.noise)
+            total = total + config.prior_weight * losses["prior"]
+        return {"loss": total, **losses}
+
+    def drawn(self, concept: int, k: int, generator: torch.Generator) -> Noised:
+        """The k-th image of the ``concept``, noised, with a pair of prompts: with anchors, one of its own anchor."""
+        every, of_anchor = range(len(self.encoded[concept])), self.choices[concept]
+        choices = (
+            of_anchor[k % len(self.images[concept]) % len(of_anchor)] if self.config.noised == "anchors" else every
+        )
+        both = self.encoded[concept][choices[int(torch.randint(len(choices), (1,), generator=generator))]]
+        t = int(torch.randint(1000, (1,), generator=generator))
+        x, noise = noised(self.model, self.images[concept][k], t, generator)
+        return Noised(x, [t], both[:1], both[1:], noise)
+
+    def prior(self, concept: int, k: int, generator: torch.Generator) -> Noised:
+        """The k-th image of the ``concept``'s anchor, noised, with its prompt on both sides."""
+        images, of_anchor = self.priors[concept], self.choices[concept]
+        both = self.encoded[concept][of_anchor[k % len(images) % len(of_anchor)][0]]
+        t = int(torch.randint(1000, (1,), generator=generator))
+        x, noise = noised(self.model, images[k], t, generator)
+        return Noised(x, [t], both[1:], both[1:], noise)
+
+    def predicted(self, parts: Sequence[Noised]) -> tuple[Tensor, ...]:
+        """The model's noise for each of ``parts`` under their prompts c, in one batch."""
+        t = torch.tensor([t for part in parts for t in part.t], device=self.model.device)
+        x, c = torch.cat([part.x for part in parts]), Conditioning.cat([part.c for part in parts])
+        return self.model.predict_noise(x, t, c).split([len(part.x) for part in parts])
+
+    def distance(self, at: Noised, e: Tensor, aim: Tensor) -> Tensor:
+        """The mean squared error, in the space that the model predicts in."""
+        weights = [self.model.native_weight(t) for t in at.t]
+        return torch.stack([w * F.mse_loss(*rows) for w, *rows in zip(weights, e, aim, strict=True)]).mean()
+
+
+class Noised(NamedTuple):
+    """Noised images x (b, ...) at timesteps t, with their prompts c and a and their noise."""
+
+    x: Tensor
+    t: list[int]
+    c: Conditioning
+    a: Conditioning
+    noise: Tensor
+
+    def of_anchor(self) -> Noised:
+        """The same images under their anchor's prompt."""
+        return self._replace(c=self.a)
+
+    @staticmethod
+    def cat(parts: Sequence[Noised]) -> Noised:
+        x, t, c, a, noise = zip(*parts, strict=True)
+        return Noised(
+            torch.cat(x),
+            [each for of_one in t for each in of_one],
+            Conditioning.cat(c),
+            Conditioning.cat(a),
+            torch.cat(noise),
+        )
+
+
+@contextmanager
+def start_detached(model: DiffusionModel) -> Iterator[None]:
+    """Inside the block, keys and values of the start token are constants to gradients."""
+
+    def without(_: Any, __: Any, found: Tensor) -> Tensor:
+        return torch.cat([found[:, :1].detach(), found[:, 1:]], dim=1)
+
+    layers = [layer for attention in model.cross_attentions() for layer in (attention.to_k, attention.to_v)]
+    handles = [layer.register_forward_hook(without) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

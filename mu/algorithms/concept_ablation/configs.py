@@ -19,6 +19,8 @@ class ConceptAblationTrainConfig(TrainConfig):
     """Optimiser steps. More steps erase more, also of similar concepts. Published: 50 or 75, for nudity 100 or 150."""
     gradients: Literal["zeroed", "summed"] = "summed"
     """``summed``: each step uses the sum of all gradients so far, as in the program behind the published numbers."""
+    batch_size: int = Field(1, ge=1, le=65_536)
+    """Noised images of one concept per step."""
 
 
 class ConceptAblationConfig(AnchoredConfig):
@@ -32,12 +34,38 @@ class ConceptAblationConfig(AnchoredConfig):
     """Prompts that contain the concept, each with one {}; one is drawn at each step."""
     images: ImagesConfig = ImagesConfig()
     """The images of the concepts that are noised."""
+    parameters: Literal["cross-attention", "keys-and-values"] = "cross-attention"
+    """What is trained: all tensors of the cross-attention, or only its keys and values (authors' program)."""
+    target: Literal["frozen", "current", "noise"] = "frozen"
+    """What the prediction for the concept becomes: the ``frozen`` model's for the anchor; the trained model's own,
+    without gradient (``current``: authors' program, model-based); or the ``noise`` itself (noise-based)."""
+    noised: Literal["concepts", "anchors"] = "concepts"
+    """What the noised images show. ``anchors``: images of the templates with the anchor, each trained with its own
+    template (authors' program)."""
+    wording: Literal["template", "style"] = "template"
+    """``template``: the concept stands in the template, as its anchor does. ``style``: in a phrase around the anchor's
+    prompt P, drawn from "P, in the style of X" and, twice as often, "in X's style, P" (authors' program)."""
+    start_token: Literal["trained", "detached"] = "trained"
+    """``detached``: keys and values of the start token give no gradient (authors' program)."""
     anchor_weight: float = Field(10.0, ge=0)
     """Weight of keeping the prediction for the anchor. A larger value retains similar concepts and erases less."""
+    prior_weight: float = Field(0.0, ge=0)
+    """Weight of the ordinary training loss on images of the anchors, as the authors' program may add."""
     seed: int = 0
     """Seed of all random numbers: the same seed gives the same edit."""
     output_dir: str = "outputs/ca"
     """The run folder."""
+
+    def pairs(self) -> list[list[tuple[str, str]]]:
+        """As in `AnchoredConfig`; with ``wording: style`` each template has its phrase for each concept, thrice."""
+        pairs = super().pairs()
+        if self.wording == "template":
+            return pairs
+        phrases = ("{}, in the style of {}", *["in {1}'s style, {0}"] * 2)
+        return [
+            [(phrase.format(a, concept), a) for _, a in of_one for phrase in phrases]
+            for concept, of_one in zip(self.concepts, pairs, strict=True)
+        ]
 
     def idle(self) -> Mapping[str, str]:
         return self.images.idle_for(self.concepts)
@@ -66,6 +94,33 @@ class ConceptAblationMethod(Method):
             "nudity",
             "nudity on SD 1.4: the published number of steps",
             {"concepts": ["nudity"], "train": {"iterations": 150}},
+        ),
+        Preset(
+            "released-comparison",
+            "the program of the published comparison, with its images and its count of updates",
+            {"train": {"counting": "index"}, "images": {"steps": 100}},
+        ),
+        Preset(
+            "released",
+            "art styles by the authors' own program, model-based, on two GPUs",
+            {
+                "train": {
+                    "iterations": 100,
+                    "lr": 1.6e-5,
+                    "gradients": "zeroed",
+                    "batch_size": 8,
+                    "weight_decay": 0.01,
+                    "max_grad_norm": 1.0,
+                },
+                "templates": ["{}"],
+                "wording": "style",
+                "anchors": ["painting"],
+                "parameters": "keys-and-values",
+                "target": "current",
+                "noised": "anchors",
+                "start_token": "detached",
+                "anchor_weight": 0.0,
+            },
         ),
         Preset("canvas", "styles of the embedded model", Path(__file__).with_name("canvas.yaml")),
         Preset(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +35,11 @@ class ESD(ESDMethod, WeightErasure):
     the mean over the elements of x_t, at the noise level of x_t. K = 50 costs 24.5 guided steps on average: 2 k + 2
     samples without gradient and 1 with gradient.
 
-    Departures. The released code of 2023 gives the UNet a t drawn from the 1000/K timesteps up to the next noise level;
-    we give it the noise level of x_t. Its ``noxattn`` excludes time embedding and output layers, the
+    Departures. The sampler of the released code of 2023 leaves out its first step, so at K = 50 it starts at 961, and
+    the UNet is told a timestep that is 39 .. 58 above the level of x_t. Here x_t starts at the highest level and the
+    UNet is told its own (``sampler``). That code's ``noxattn`` excludes time embedding and output layers, the
     ``esd-u`` of 2025 excludes all normalisations. ESD-u here trains every parameter outside the cross-attention, as in
-    the paper. The ESD in the
+    the paper. The code of 2025 pushes from the prediction for the concept, so its eta of 2 is 1 here. The ESD in the
     code of separable concept erasure always denoises to x_0, because its sampler ignores the argument that should stop
     it (check: ``k`` in the log is the number of guided steps; count the UNet's calls). For v-prediction models the loss
     is on v.
@@ -78,6 +81,9 @@ class ESD(ESDMethod, WeightErasure):
                 names = model.parameters("text-keys").keys() | model.parameters("text-values").keys()
             case "esd-all":
                 names = {name for name in every if isinstance(find_module(model, name), (nn.Linear, nn.Conv2d))}
+            case "esd-u-2025":
+                names = {name for name in every if isinstance(find_module(model, name), (nn.Linear, nn.Conv2d))}
+                names -= cross.keys()
             case "selfattn":
                 names = {name for name in every if ".attn1." in name}
             case "xlayer":
@@ -94,24 +100,50 @@ class ESD(ESDMethod, WeightErasure):
         model, eta = self.model, self.config.negative_guidance
         c = self.encoded[i % len(self.encoded)]
         k = int(torch.randint(self.config.denoising_steps, (1,), generator=generator))
-        if self.config.latents_from == "frozen":
-            with tuning.frozen():
-                x, t = self.partly_denoised(c, k, generator)
-        else:
-            x, t = self.partly_denoised(c, k, generator)
+        with tuning.frozen() if self.config.latents_from == "frozen" else nullcontext():
+            x, t, k = self.partly_denoised(c, k, generator)
         with tuning.frozen():
             e_0, e_p = model.predict_noise(torch.cat([x, x]), t, Conditioning.cat([self.nothing, c])).chunk(2)
         e_n = model.predict_noise(x, t, c)
         loss = model.native_weight(int(t)) * F.mse_loss(e_n, e_0 - eta * (e_p - e_0))
         return {"loss": loss, "k": torch.tensor(k)}
 
-    def partly_denoised(self, c: Conditioning, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Latents x (1, c, h, w) after ``k`` of K guided steps, and the timestep of their noise level."""
-        model, scheduler = self.model, training_scheduler("ddim")
-        scheduler.set_timesteps(self.config.denoising_steps, device=model.device)
+    def partly_denoised(self, c: Conditioning, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        """Latents x (1, c, h, w) after some of K guided steps, the timestep that the UNet is told, and their number.
+
+        The number is ``k``, a draw from 0 .. K-1, except with the released sampler. That one stops K - k steps after
+        the level that it leaves out.
+        """
+        model, scheduler = self.model, self.scheduler()
+        first, after, told = 0, k, scheduler.timesteps[k]
+        if self.config.sampler == "released":
+            first, after = 1, 1 + len(scheduler.timesteps) - max(k, 1)
+            told = told_of(k, self.config.denoising_steps, generator).to(told)
         x = initial_noise(model, model.default_size, model.default_size, [generator])
-        x = denoise(model, x, c, self.nothing, scheduler, steps=k, guidance=self.config.start_guidance)
-        return x, scheduler.timesteps[k]
+        x = denoise(
+            model, x, c, self.nothing, scheduler, start=first, steps=after, guidance=self.config.start_guidance,
+            generators=[generator],
+        )  # fmt: skip
+        return scheduler.scale_model_input(x, told), told, after - first
+
+    def scheduler(self) -> Any:
+        """A new sampler as ``sampler`` says, with K steps set."""
+        K, device = self.config.denoising_steps, self.model.device
+        if self.config.sampler == "model":
+            return self.model.new_scheduler(K)
+        scheduler = training_scheduler("ddim")
+        if self.config.sampler == "released":
+            scheduler = type(scheduler).from_config(scheduler.config, set_alpha_to_one=False)
+        scheduler.set_timesteps(K, device=device)
+        if self.config.sampler == "released":
+            scheduler.timesteps = 1 + torch.arange(0, 1000, 1000 // K, device=device).flip(0)
+        return scheduler
+
+
+def told_of(k: int, K: int, generator: torch.Generator) -> Tensor:
+    """The timestep that the program of 2023 tells the UNet: drawn from the k-th of K parts of 0 .. 999."""
+    first, after = round(1000 * k / K), round(1000 * (k + 1) / K)
+    return torch.randint(first, after, (), generator=generator)
 
 
 def _is_outer(name: str) -> bool:

@@ -11,7 +11,17 @@ from mu.core.algorithm import Method, Preset, Presets
 from mu.training.diffusion_config import ErasureConfig, TrainConfig
 
 Variant = Literal[
-    "esd-x", "esd-u", "noxattn", "notime", "full", "selfattn", "xlayer", "selflayer", "esd-all", "esd-x-strict"
+    "esd-x",
+    "esd-u",
+    "noxattn",
+    "notime",
+    "full",
+    "selfattn",
+    "xlayer",
+    "selflayer",
+    "esd-all",
+    "esd-x-strict",
+    "esd-u-2025",
 ]
 """Which parameters ESD trains."""
 
@@ -25,8 +35,8 @@ class ESDConfig(ErasureConfig):
     """``esd-x`` trains the cross-attention, for concepts that a prompt names. ``esd-u`` trains all other parameters,
     for concepts that also appear when the prompt does not name them. The rest are the released programs' names: of 2023
     ``noxattn``, ``notime``, ``full``, ``selfattn``, and ``xlayer`` and ``selflayer`` for two blocks' cross- and
-    self-attention; of 2025 ``esd-all`` (all linear layers and convolutions) and ``esd-x-strict`` (keys and values of
-    the cross-attention)."""
+    self-attention; of 2025 ``esd-all`` (all linear layers and convolutions), ``esd-u-2025`` (those outside the
+    cross-attention; its own name there is esd-u) and ``esd-x-strict`` (keys and values of the cross-attention)."""
     negative_guidance: float = Field(1.0, gt=0)
     """eta: how far past the unconditional prediction the concept is pushed."""
     start_guidance: float = 3.0
@@ -36,6 +46,10 @@ class ESDConfig(ErasureConfig):
     latents_from: Literal["edited", "frozen"] = "edited"
     """The model that denoises: the edited one (paper, released code of 2023), or the frozen one (released code of
     2025)."""
+    sampler: Literal["aligned", "released", "model"] = "aligned"
+    """How the latents are made, and which timestep the UNet is told. ``aligned``: DDIM; it is told their own noise
+    level. ``released``: the DDIM of the program of 2023, which leaves out its first step; the UNet is told a timestep
+    one to three levels noisier. ``model``: the model's own sampler, such as PNDM, as the program of 2025."""
     seed: int = 0
     """Seed of all random numbers: the same seed gives the same edit."""
     output_dir: str = "outputs/esd"
@@ -61,5 +75,11 @@ class ESDMethod(Method):
         Preset("styles", "art styles on SD 1.4: the published settings (ESD-x)"),
         Preset("objects", "objects on SD 1.4: the published settings (ESD-u)", {"variant": "esd-u"}),
         Preset("nudity", "nudity on SD 1.4: the published settings (ESD-u)", {"concepts": ["nudity"]}, of="objects"),
+        Preset("released", "styles by the program released in 2023, with its sampler", {"sampler": "released"}),
+        Preset(
+            "released-2025",
+            "styles by the program released in 2025: its sampler, rate and number of updates",
+            {"train": {"iterations": 200, "lr": 5e-5}, "latents_from": "frozen", "sampler": "model"},
+        ),
         Preset("canvas", "styles and objects of the embedded model", Path(__file__).with_name("canvas.yaml")),
     )

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mu.algorithms.forget_me_not.configs import ForgetMeNotConfig, ForgetMeNotMethod
+from mu.core.compute import full
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.diffusion.noised_images import concept_images, noised
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.models.parameters import select
 from mu.training.diffusion_method import WeightErasure
 from mu.training.tuning import Tuning
 
@@ -30,12 +32,13 @@ class ForgetMeNot(ForgetMeNotMethod, WeightErasure):
         logits      L = sum over layers of mean((Q K_c^T - Q K_a^T)^2 / d)       over heads, places and tokens
         attention   L = sum over layers of |A_X|^2,  A = softmax(Q K_c^T / sqrt(d))
 
-    A_X are the columns of A for the concept's words.
-    ``attention`` is the attention resteering of the paper. Its released code takes the norm of all A_X together, not
-    the sum of squares, and may use words learned by textual inversion, which we leave out. ``logits`` and the constants
-    are those of the program with which separable concept erasure was compared. That program reads images from disk
-    (``images``) and never zeroes its gradients (``train.gradients``; check: with ``summed`` the n-th step uses the sum
-    of n gradients). As in that program, the loss does not reach the values and the output of the last layer: their
+    A_X are the columns of A for the concept's words (``words``).
+    ``attention`` is the attention resteering of the paper. Its released code (preset ``released``) takes the norm of
+    all A_X together, ``attention-norm``, also those of the end token, and trains the whole UNet. It may use words
+    learned by textual inversion, which we leave out. ``logits`` and the constants are those of the program with which
+    separable concept erasure was compared. That program reads images from disk (``images``), never zeroes its gradients
+    (``train.gradients``; check: with ``summed`` the n-th step uses the sum of n gradients), and makes N + 1 updates of
+    ``--iter_break N`` (``train.counting``). As in that program, the loss does not reach the values and the output of the last layer: their
     delta is 0.
     """
 
@@ -44,7 +47,13 @@ class ForgetMeNot(ForgetMeNotMethod, WeightErasure):
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
         self.prepare(model)
-        return self.edit(self.train(model.parameters("cross-attention"), self.step, run, log))
+        return self.edit(self.train(self.parameters(model), self.step, run, log))
+
+    def parameters(self, model: DiffusionModel) -> dict[str, nn.Parameter]:
+        """The trained parameters, by full name."""
+        if self.config.parameters == "unet":
+            return select(model, f"{model.backbone_name}.*")
+        return model.parameters("cross-attention")
 
     def prepare(self, model: DiffusionModel) -> None:
         """Make what all steps share: each concept's images, its templates encoded with it and with its anchor, and the
@@ -53,7 +62,7 @@ class ForgetMeNot(ForgetMeNotMethod, WeightErasure):
         self.images = concept_images(model, config.images, config.concepts, config.seed)
         self.encoded = [[model.encode(pair) for pair in of_one] for of_one in pairs]
         self.words = [
-            [word_positions(model, c, concept) for c, _ in of_one]
+            [word_positions(model, c, concept, ends=config.words == "concept-and-end") for c, _ in of_one]
             for concept, of_one in zip(config.concepts, pairs, strict=True)
         ]
 
@@ -64,17 +73,18 @@ class ForgetMeNot(ForgetMeNotMethod, WeightErasure):
         both, words = self.encoded[concept][choice], self.words[concept][choice]
         t = int(torch.randint(1000, (1,), generator=generator))
         with tuning.frozen():
-            x = noised(model, self.images[concept][k], t, generator)
+            x, _ = noised(model, self.images[concept][k], t, generator)
         with queries(model) as found:
             model.predict_noise(x, t, both[:1])
         terms = [self.term(layer, Q, both, words) for layer, Q in found]
-        return {"loss": torch.stack(terms).sum()}
+        loss = torch.stack(terms).sum()
+        return {"loss": loss.sqrt() if self.config.objective == "attention-norm" else loss}
 
     def term(self, layer: Any, Q: Tensor, both: Conditioning, words: list[int]) -> Tensor:
         """The loss at one layer from its queries (1, places, heads * d)."""
         with self.model.autocast():
             K = layer.to_k(both.sequence)
-        Q, K_c, K_a = (part.float().unflatten(-1, (layer.heads, -1)).transpose(0, 1) for part in (Q[0], *K))
+        Q, K_c, K_a = (full(part).unflatten(-1, (layer.heads, -1)).transpose(0, 1) for part in (Q[0], *K))
         d = Q.shape[-1]
         if self.config.objective == "logits":
             return (Q @ (K_c - K_a).transpose(1, 2)).square().mean() / d
@@ -98,11 +108,13 @@ def queries(model: DiffusionModel) -> Iterator[list[tuple[nn.Module, Tensor]]]:
             handle.remove()
 
 
-def word_positions(model: DiffusionModel, prompt: str, concept: str) -> list[int]:
-    """Positions of the tokens of ``concept`` in ``prompt``. Raises `ConfigError` if they do not all occur there."""
+def word_positions(model: DiffusionModel, prompt: str, concept: str, *, ends: bool = False) -> list[int]:
+    """Positions of the tokens of ``concept`` in ``prompt``, and with ``ends`` of the end tokens, padding included if
+    it is the same token. Raises `ConfigError` if the concept's do not all occur there."""
     encoder = model.text[0]
     ids, words = encoder.tokens([prompt])[0].tolist(), encoder.words(concept)
     for start in range(len(ids) - len(words) + 1):
         if ids[start : start + len(words)] == words:
-            return list(range(start, start + len(words)))
+            end = [place for place, token in enumerate(ids) if ends and token == encoder.end]
+            return [*range(start, start + len(words)), *end]
     raise ConfigError(f"the tokens of {concept!r} are not all found in those of {prompt!r}: use a shorter template")

@@ -31,9 +31,15 @@ class ForgetMeNotConfig(AnchoredConfig):
     """The optimisation."""
     templates: Templates = Field(["a painting of {}"], min_length=1)
     """Prompts that contain the concept, each with one {}; one is drawn at each step."""
-    objective: Literal["logits", "attention"] = "logits"
+    objective: Literal["logits", "attention", "attention-norm"] = "logits"
     """``logits``: move the attention logits to those of the anchor (the published comparison). ``attention``: remove
-    all attention from the concept's words (the paper)."""
+    all attention from the concept's words (the paper), as a sum of squares. ``attention-norm``: its root over all
+    layers, as in the authors' program."""
+    words: Literal["concept", "concept-and-end"] = "concept"
+    """The positions that objective attention removes attention from. ``concept-and-end``: the end tokens too, which
+    the authors' program calls use_pooler."""
+    parameters: Literal["cross-attention", "unet"] = "cross-attention"
+    """What is trained: the cross-attention, or the whole UNet (default of the authors' program)."""
     images: ImagesConfig = ImagesConfig()
     """The images of the concepts that are noised."""
     seed: int = 0
@@ -43,9 +49,9 @@ class ForgetMeNotConfig(AnchoredConfig):
 
     def idle(self) -> Mapping[str, str]:
         found = self.images.idle_for(self.concepts)
-        if self.objective == "attention":
-            found |= {"anchors": "objective attention needs no anchor"}
-        return found
+        if self.objective == "logits":
+            return found | {"words": "objective logits compares all positions"}
+        return found | {"anchors": f"objective {self.objective} needs no anchor"}
 
 
 class ForgetMeNotMethod(Method):
@@ -70,6 +76,28 @@ class ForgetMeNotMethod(Method):
             "nudity",
             "nudity on SD 1.4: the published number of steps",
             {"concepts": ["nudity"], "train": {"iterations": 75}},
+        ),
+        Preset(
+            "released-comparison",
+            "the program of the published comparison, with its images and its count of updates",
+            {"train": {"counting": "index"}, "images": {"steps": 100}},
+        ),
+        Preset(
+            "released",
+            "the authors' own program as its settings file has it, without textual inversion",
+            {
+                "train": {
+                    "iterations": 35,
+                    "lr": 2e-6,
+                    "gradients": "zeroed",
+                    "weight_decay": 0.01,
+                    "max_grad_norm": 1.0,
+                },
+                "templates": ["a photo of {}"],
+                "objective": "attention-norm",
+                "words": "concept-and-end",
+                "parameters": "unet",
+            },
         ),
         Preset("canvas", "styles of the embedded model", Path(__file__).with_name("canvas.yaml")),
         Preset(

@@ -35,6 +35,7 @@ from mu.core.run import RunDirectory
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
 from mu.edits.low_rank import LowRankEdit
+from mu.training.diffusion_config import updates
 from mu.training.diffusion_method import WeightErasure
 
 log = logging.getLogger("mu")
@@ -228,7 +229,9 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             return cast(LowRankEdit, open_edit(self._kept(run)[k]))
         shift = SeparableShift(data.model, room, self.info([concept]))
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, [concept], anchor_moves=False)
-        first = k * self.config.train.iterations  # the log's steps count on from concept to concept
+        first = k * updates(
+            self.config.train.iterations, self.config.train.counting
+        )  # the log's steps count on from concept to concept
         with shift.installed():
             trainer.train(
                 f"SepCE {concept!r}",
@@ -250,7 +253,7 @@ def findings(
     m, norm = trainer.momentum.value, float(shift.norm().detach())
     found = {
         "updates": trainer.done,
-        "updates_at_most": trainer.config.train.iterations,
+        "updates_at_most": updates(trainer.config.train.iterations, trainer.config.train.counting),
         "correlation": None if m is None else float(m),
         "norm": norm,
     }

@@ -295,7 +295,8 @@ class SeparableShift:
 
     def __init__(self, model: DiffusionModel, room: Room, info: EditInfo):
         layers = text_layers(model)
-        down = room.basis.float().to(model.device)
+        dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
+        down = room.basis.to(model.device, dtype)
         if wrong := [name for name, layer in layers.items() if layer.weight.shape[1] != down.shape[1]]:
             raise ModelError(
                 f"{wrong[0]} of {model.name!r} does not read prompt embeddings of width {down.shape[1]}: name another"
@@ -303,7 +304,9 @@ class SeparableShift:
         factors: dict[str, Factors] = {}
         self.weights: list[nn.Parameter] = []
         for name, layer in layers.items():
-            self.weights.append(nn.Parameter(torch.zeros(layer.weight.shape[0], len(down), device=model.device)))
+            self.weights.append(
+                nn.Parameter(torch.zeros(layer.weight.shape[0], len(down), device=model.device, dtype=dtype))
+            )
             factors[name] = Factors(down, self.weights[-1], float(len(down)))
         self.model, self.room = model, room
         self.edit = LowRankEdit(

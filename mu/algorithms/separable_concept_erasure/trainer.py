@@ -24,6 +24,7 @@ from mu.core import compute
 from mu.core.loop import Log, train
 from mu.edits.edit import Edit
 from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.training.diffusion_config import updates
 from mu.training.tuning import RunningGradients, Tensors
 
 FIRST_STOP = 11
@@ -177,7 +178,7 @@ class SeparableConceptErasureTrainer:
         train(
             self.step,
             optimizer,
-            settings.iterations,
+            updates(settings.iterations, settings.counting),
             generator=compute.generator(self.config.seed),
             state=state,
             scaler=scaler,
@@ -196,7 +197,8 @@ class SeparableConceptErasureTrainer:
         L = [direction(self.r(each), each.r) for each in states]
         L_cor = L[0] if len(L) == 1 else sum(eta * each for eta, each in zip(scales(L), L, strict=True))
         assert isinstance(L_cor, Tensor), "there is at least one concept"
-        R = self.shift.norm() if lambda_ else torch.zeros((), device=L_cor.device)
+        with torch.set_grad_enabled(lambda_ > 0):  # without lambda it is only for the log
+            R = self.shift.norm()
         self.momentum.add(L_cor)
         self.done = i + 1
         return {"loss": L_cor + lambda_ * R, "correlation": L_cor, "norm": R}

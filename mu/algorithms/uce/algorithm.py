@@ -28,8 +28,9 @@ class UCE(UCEMethod, WeightErasure):
     for each matrix separately and stores W'. That differs only by rounding (check: the delta against a dense
     least-squares solver, as in tests/algorithms/test_uce.py).
 
-    The 2023 code erases with a concept's padded positions, truncated to the anchor's number if that is smaller. The
-    2025 code uses its last token, weights 1 and 1 and lamb 0.5 (preset ``styles-2025``). The paper does not say.
+    The 2023 code erases with a concept's padded positions, truncated to the anchor's number if that is smaller; its
+    command line takes lamb 0.5 (preset ``released``). The 2025 code uses its last token, weights 1 and 1 and lamb 0.5
+    (preset ``released-2025``, for styles ``styles-2025``). The paper does not say.
     """
 
     config: UCEConfig
@@ -47,7 +48,10 @@ class UCE(UCEMethod, WeightErasure):
                 "the text encoder gives anchors and concepts the same embedding, which erases nothing: name others"
             )
         with torch.no_grad():
-            shifts = {name: (W.cpu().double() @ X).float().to(model.device) for name, W in weights.items()}
+            shifts = {
+                name: (W.cpu().double() @ X).to(torch.promote_types(W.dtype, torch.float32)).to(model.device)
+                for name, W in weights.items()
+            }
         return self.edit(shifts, spares=tuple(kept))
 
     def _aligned(self, model: DiffusionModel, concept: str, anchor: str) -> tuple[Tensor, Tensor]:

@@ -47,10 +47,17 @@ class UCEMethod(Method):
         UCEConfig,
         Preset("objects", "objects on SD 1.4: the published settings"),
         Preset("styles", "art styles on SD 1.4: the published settings, anchored to art", {"anchors": ["art"]}),
+        Preset("released", "the program released in 2023, as its command line sets it", {"lamb": 0.5}),
+        Preset(
+            "released-2025",
+            "the program released in 2025, as its command line sets it",
+            {"preserve": [], "preserve_scale": 1.0, "lamb": 0.5, "tokens": "last"},
+        ),
         Preset(
             "styles-2025",
             "art styles on SD 1.4: the code released in 2025",
-            {"anchors": ["art"], "preserve": [], "preserve_scale": 1.0, "lamb": 0.5, "tokens": "last"},
+            {"anchors": ["art"]},
+            of="released-2025",
         ),
         Preset("canvas", "styles and objects of the embedded model", Path(__file__).with_name("canvas.yaml")),
     )

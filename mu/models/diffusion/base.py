@@ -17,6 +17,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from mu.core.compute import full
 from mu.core.errors import ConfigError, ModelError
 from mu.models.diffusion.conditioning import Conditioning
 from mu.models.diffusion.noise import PREDICTIONS, NoiseLevel
@@ -216,7 +217,7 @@ class DiffusionModel(ABC):
                     outputs.append(text.module(ids, output_hidden_states=True))
             states = [self.prompt_embedding(k, output) for k, output in enumerate(outputs)]
             pooled = self.pooled_embedding(outputs)
-        found = Conditioning(torch.cat(states, dim=-1).float(), pooled, tokens=None if embeddings else tokens[0])
+        found = Conditioning(full(torch.cat(states, dim=-1)), pooled, tokens=None if embeddings else tokens[0])
         return found.at(self.time_ids(self.default_size, self.default_size))
 
     @torch.no_grad()
@@ -258,7 +259,7 @@ class DiffusionModel(ABC):
         before, self.given = self.given, conditioning
         try:
             with self.autocast():
-                return self.evaluate(x, at, conditioning).float()
+                return full(self.evaluate(x, at, conditioning))
         finally:
             self.given = before
 

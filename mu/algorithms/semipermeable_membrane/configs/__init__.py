@@ -416,6 +416,12 @@ class SemipermeableMembraneMethod(Method):
             },
             of="objects",
         ),
+        Preset(
+            "released",
+            "objects by the released program: its rows of anchors, and its gate squared",
+            {"prompt": {"anchor_layout": "reference"}, "gate": {"arithmetic": "reference"}},
+            of="objects",
+        ),
         Preset("canvas", "styles and objects of the embedded model", Path(__file__).with_name("canvas.yaml")),
     )
 

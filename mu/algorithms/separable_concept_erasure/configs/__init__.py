@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import MOST, BaseConfig, Templates
-from mu.training.diffusion_config import DiffusionConfig
+from mu.training.diffusion_config import Counting, DiffusionConfig
 
 
 class PromptConfig(BaseConfig):
@@ -49,6 +49,9 @@ class TrainConfig(BaseConfig):
     large as r."""
     iterations: int = Field(1000, ge=1)
     """Maximum number of optimiser steps."""
+    counting: Counting = "updates"
+    """``updates``: at most ``iterations`` optimiser steps. ``index``: one more, as the released code counts, which ends
+    at the step of index ``iterations``."""
     batch_size: int = Field(1, ge=1, le=65_536)
     """Noised images per step."""
     lr: float = Field(1e-5, gt=0)
@@ -201,6 +204,15 @@ class ConceptIrrelevantErasureMethod(Method):
             of="styles",
         ),
         Preset(
+            "released",
+            "the released program by its own command: its rates, its images, its count of updates",
+            {
+                "data": {"steps": 100},
+                "train": {"lr": 1e-6, "regulariser": 3e-5, "threshold": 0.0, "counting": "index"},
+            },
+            of="styles",
+        ),
+        Preset(
             "canvas",
             "styles and objects of the embedded model, tuned on images of unreported seeds",
             Path(__file__).with_name("cie-canvas.yaml"),
@@ -239,6 +251,12 @@ class SeparableConceptErasureMethod(Method):
             "nudity",
             "nudity on SD 1.4: as for styles, with the threshold that the paper uses in CiE",
             {"concepts": ["nudity"], "train": {"threshold": 0.0}},
+            of="styles",
+        ),
+        Preset(
+            "released",
+            "the released program by its own command: as for styles, with its images and its count of updates",
+            {"data": {"steps": 100}, "train": {"counting": "index"}},
             of="styles",
         ),
         Preset(
