@@ -49,6 +49,7 @@ COMES_WITH = {
 
 # Requirements that nothing imports, and why they are there all the same.
 USED_OTHERWISE = {
+    "ipykernel": "nbclient starts it to run the notebooks",
     "tensorboard": "mu.core.tracking writes through torch.utils.tensorboard, which needs it",
     "pytest-xdist": "pytest -n",
     "ruff": "make check runs it",

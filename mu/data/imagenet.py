@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +14,9 @@ from mu.core.errors import DataError
 from mu.core.files import read_text
 
 NAME_FILES = ("classes.txt", "LOC_synset_mapping.txt")
-TIMM_FILE = "imagenet_synset_to_lemma.txt"
+SHIPPED = Path(__file__).with_name("imagenet_classes.txt")
+"""``<wnid> <name>`` of the thousand classes of ImageNet 2012, with the names that CLIP is measured with."""
 _IMAGES = {".jpeg", ".jpg", ".png"}
-
-log = logging.getLogger("mu")
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> Ima
 
     ``names`` are the class names in the order of the wnids. By default they come from the folder's ``classes.txt`` (one
     name per line in that order, or ``<wnid> <name>``), else from ``LOC_synset_mapping.txt`` (``<wnid> <name>, <other
-    name>, ...``; the first is used), else from the like list in timm, if that is installed. Raises
-    `DataError` if there are no images, or if a class has no name.
+    name>, ...``; the first is used), else from `SHIPPED`. Raises `DataError` if there are no images, or if a class has
+    no name.
     """
     folder = Path(folder)
     home = folder / "val" if (folder / "val").is_dir() else folder
@@ -71,33 +68,23 @@ def read_imagenet(folder: Path | str, names: Sequence[str] | None = None) -> Ima
     return ImageNet(tuple(image for image, _ in rows), tuple(label for _, label in rows), wnids, names)
 
 
-def _of_timm() -> Path | None:
-    """The list ``<wnid> <name>, <other name>, ...`` of all synsets that timm ships. timm itself is not imported."""
-    package = find_spec("timm")
-    file = Path(package.origin).parent / "data" / "_info" / TIMM_FILE if package and package.origin else None
-    if file is None or not file.is_file():
-        return None
-    log.info("class names are the synsets' first words, from timm; published numbers use the names of a classes.txt")
-    return file
-
-
 def _names(folder: Path, home: Path, wnids: tuple[str, ...]) -> Sequence[str]:
     places = [place / name for name in NAME_FILES for place in (folder, home, home.parent)]
-    file = next((place for place in places if place.is_file()), None) or _of_timm()
-    if file is None:
-        raise DataError(
-            f"{folder} has no class names: put {' or '.join(NAME_FILES)} there, or pip install timm, which has a list"
-        )
+    file = next((place for place in places if place.is_file()), SHIPPED)
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     pairs = [re.match(r"(n\d{8})\s+(.+)", line) for line in lines]
     if not all(pairs):
         return lines
     known = {pair[1]: pair[2] for pair in pairs if pair}
-    if file.name != "classes.txt":
+    if file.name == NAME_FILES[1]:
         known = {wnid: name.partition(",")[0] for wnid, name in known.items()}
     missing = [wnid for wnid in wnids if wnid not in known]
     if missing:
-        raise DataError(
-            f"{file} has no name for {missing[0]}" + (f" and {len(missing) - 1} others" if missing[1:] else "")
-        )
+        others = f" and {len(missing) - 1} others" if missing[1:] else ""
+        if file is SHIPPED:
+            raise DataError(
+                f"{missing[0]}{others} in {home}: no class of ImageNet 2012. "
+                f"Put {' or '.join(NAME_FILES)} into {folder}"
+            )
+        raise DataError(f"{file} has no name for {missing[0]}{others}")
     return [known[wnid] for wnid in wnids]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mu.core.errors import DataError
-from mu.data.imagenet import read_imagenet, subset_rows
+from mu.data.imagenet import SHIPPED, read_imagenet, subset_rows
 
 WNIDS = ["n01440764", "n01443537", "n02110185"]
-NAMES = ("tench", "goldfish", "Siberian husky")
+NAMES = ("tench", "goldfish", "Siberian Husky")
 
 
 @pytest.fixture
@@ -73,26 +73,35 @@ def test_names_from_a_file(imagenet: Path, place: str, file: str, lines: list[st
     assert read_imagenet(imagenet, ["a", "b", "c"]).names == ("a", "b", "c")
 
 
-def test_the_layout_of_the_documents_needs_only_timm(
-    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A package with a list in the place and form of timm's, which has all synsets and more names for each."""
-    info = tmp_path / "site" / "timm" / "data" / "_info"
-    info.mkdir(parents=True)
-    (tmp_path / "site" / "timm" / "__init__.py").write_text("raise ImportError('not to be imported')\n")
-    lines = ["n00004475\torganism, being", *(f"{w}\t{n}, other" for w, n in zip(WNIDS, NAMES, strict=True))]
-    (info / "imagenet_synset_to_lemma.txt").write_text("\n".join(lines) + "\n")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+def test_the_layout_of_the_documents_needs_nothing_else(imagenet: Path) -> None:
     assert read_imagenet(imagenet).names == NAMES
     (imagenet / "classes.txt").write_text("a\nb\nc\n")  # control: the folder's own names come first
     assert read_imagenet(imagenet).names == ("a", "b", "c")
 
 
-def test_what_is_missing_is_one_clear_error(imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as without:
-        without.setattr("mu.data.imagenet.find_spec", lambda name: None)
-        with pytest.raises(DataError, match=r"classes\.txt .*timm"):
-            read_imagenet(imagenet)
+def test_the_shipped_list_has_the_thousand_classes_in_the_order_of_their_ids() -> None:
+    """With classes that other lists know by their index, and the two names that published numbers count twice."""
+    rows = [line.split(" ", 1) for line in SHIPPED.read_text(encoding="utf-8").splitlines()]
+    wnids, names = zip(*rows, strict=True)
+    assert len(set(wnids)) == 1000 and list(wnids) == sorted(wnids)
+    known = {
+        0: "tench",
+        1: "goldfish",
+        151: "Chihuahua",
+        207: "Golden Retriever",
+        281: "tabby cat",
+        999: "toilet paper",
+    }
+    assert {k: names[k] for k in known} == known
+    assert {name for name in names if names.count(name) > 1} == {"missile", "sunglasses"}
+
+
+def test_what_is_missing_is_one_clear_error(imagenet: Path, tmp_path: Path) -> None:
+    (imagenet / "val" / "n00007846").mkdir()
+    (imagenet / "val" / "n00007846" / "1.JPEG").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^n00007846 in .*Put classes\.txt or LOC_synset_mapping\.txt"):
+        read_imagenet(imagenet)
+    (imagenet / "val" / "n00007846" / "1.JPEG").unlink()
     with pytest.raises(DataError, match=r"\b2\b.*\b3\b"):
         read_imagenet(imagenet, ["a", "b"])
     (imagenet / "classes.txt").write_text("tench\ngoldfish\n")
