@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mu.algorithms import erase as erase
     from mu.diffusion.sampling import generate as generate
     from mu.edits.bank import Bank as Bank
+    from mu.edits.difference import difference as difference
     from mu.edits.edit import Edit as Edit
     from mu.edits.files import open_edit as open_edit
     from mu.models import load as load
@@ -27,6 +28,7 @@ _HOMES = {
     "erase": "mu.algorithms",
     "generate": "mu.diffusion.sampling",
     "open_edit": "mu.edits.files",
+    "difference": "mu.edits.difference",
     "Edit": "mu.edits.edit",
     "Bank": "mu.edits.bank",
 }

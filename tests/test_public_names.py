@@ -12,7 +12,7 @@ import mu
 
 SPM = "mu.algorithms.semipermeable_membrane"
 NAMES = {
-    "mu": ["load", "erase", "generate", "open_edit", "Edit", "Bank", "__version__"],
+    "mu": ["load", "erase", "generate", "open_edit", "difference", "Edit", "Bank", "__version__"],
     f"{SPM}.algorithm": ["SemipermeableMembraneAlgorithm"],
     f"{SPM}.configs": [
         "SemipermeableMembraneConfig",

@@ -19,6 +19,7 @@ from mu.cli.erase import erase
 from mu.cli.evaluate import evaluate
 from mu.cli.generate import generate
 from mu.cli.gradients import gradients
+from mu.cli.import_ import import_
 from mu.cli.info import info
 from mu.cli.merge import merge
 from mu.cli.methods import methods
@@ -30,6 +31,7 @@ app = typer.Typer(name="mu", cls=Program, add_completion=False, rich_markup_mode
 app.callback(invoke_without_command=True)(root)
 for verb in (demo, erase, gradients, generate, evaluate, verify, compare, report, merge, info, methods, config, cite):
     app.command()(verb)
+app.command("import")(import_)
 app.add_typer(bank_app)
 app.add_typer(canvas_app)
 app.add_typer(classifier_app)

@@ -137,8 +137,8 @@ class Edit(ABC):
         write_tensors(path, tensors, {f"mu.{key}": json.dumps(value) for key, value in facts.items()})
 
     def concept(self) -> str:
-        """The edit's concepts as one line."""
-        return ", ".join(self.info.concepts)
+        """The edit's concepts as one line; for an edit of another tool that names none, its file's name."""
+        return ", ".join(self.info.concepts) or str(self.info.config.get("file", ""))
 
 
 def check_strength(strength: float) -> None:

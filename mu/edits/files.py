@@ -12,10 +12,11 @@ from mu.core.errors import ConfigError, DataError, EditError, ModelError
 from mu.core.files import check_regular
 from mu.core.records import wrong
 from mu.edits.edit import FORMAT, Edit, EditInfo
-from mu.edits.lora_files import ADAPTER_FILES, IMPORTED, ImportedLora, read_lora
+from mu.edits.lora_files import ADAPTER_FILES, holds_lora, read_lora
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.weights import WeightEdit
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
+from mu.models.places import PIPELINE, TRANSFORMERS_CONFIG, as_edit
 
 _KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {cls.kind: cls for cls in (LowRankEdit, WeightEdit)}
 
@@ -31,6 +32,8 @@ def open_edit(path: Path | str) -> Edit:
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise EditError(f"{path} is not finite in {name}, so its training diverged: use an earlier save of it")
     if not any(key.startswith("mu.") for key in metadata):
+        if not holds_lora(tensors) and any(name.endswith((".weight", ".bias")) for name in tensors):
+            raise EditError(f"{path} holds weights ({next(iter(tensors))}, ...) and no edit: {as_edit(path)}")
         return read_lora(tensors, metadata, path)
     try:
         facts = {
@@ -47,8 +50,6 @@ def open_edit(path: Path | str) -> Edit:
         raise EditError(f"the metadata of {path} is wrong in mu.{place}: {what}: make or copy it again") from None
     except (KeyError, TypeError, ValueError, ConfigError, DataError) as error:
         raise EditError(f"the metadata of {path} is not that of an edit ({error}): make or copy it again") from None
-    if kind is LowRankEdit and info.method == IMPORTED:
-        kind = ImportedLora
     return kind.from_tensors(tensors, info)
 
 
@@ -67,6 +68,8 @@ def edit_file(path: Path) -> Path:
         for candidate in (path / name for name in names):
             if candidate.exists():
                 return edit_file(candidate)
+        if any((path / name).exists() for name in (PIPELINE, TRANSFORMERS_CONFIG, "unet", "text_encoder")):
+            raise EditError(f"{path} is a model and not an edit: {as_edit(path)}")
         raise EditError(f"{path} holds neither {', '.join(names[:-1])} nor {names[-1]}: name the edit's file")
     if not path.exists():
         raise EditError(f"edit file {path} does not exist: check the path")

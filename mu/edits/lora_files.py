@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,17 +37,10 @@ ADAPTER_FILES = tuple(
 log = logging.getLogger("mu")
 
 
-class ImportedLora(LowRankEdit):
-    """A LoRA that another tool made. Most such files name no concept, and a bank then uses the file name instead."""
-
-    def concept(self) -> str:
-        return super().concept() or str(self.info.config.get("file", ""))
-
-
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> ImportedLora:
+def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> LowRankEdit:
     """The edit in the ``tensors`` and ``metadata`` of the file at ``path`` (and PEFT's adapter_config.json next to it).
 
     Raises `EditError` for a file without LoRA factors, a tensor or setting that mu's LoRA does not support, and a layer
@@ -59,7 +52,7 @@ def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: 
     if not scales.settings and any("base_model.model." in key for key in tensors):
         log.warning("%r is a PEFT file without its adapter_config.json, which holds alpha: alpha = rank is used", name)
     factors = {parameter: layer.factors(scales, name) for parameter, layer in layers.items()}
-    return ImportedLora(factors, EditInfo(IMPORTED, _concepts(metadata, name), config={"file": name, **metadata}))
+    return LowRankEdit(factors, EditInfo(IMPORTED, _concepts(metadata, name), config={"file": name, **metadata}))
 
 
 def _concepts(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
@@ -165,6 +158,11 @@ def _layers(tensors: Mapping[str, Tensor], name: str) -> dict[str, _Layer]:
             f"{name!r} holds {strange[0]}, which is not part of a LoRA that mu knows: merge the file with its own tool"
         )
     return layers
+
+
+def holds_lora(names: Iterable[str]) -> bool:
+    """Whether tensors of these ``names`` are a LoRA's, or of a kind of adapter that `read_lora` names."""
+    return any(_split(name)[0] or _other_kind(name) for name in names)
 
 
 def _split(key: str) -> tuple[str, str, str | None]:

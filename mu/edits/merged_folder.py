@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mu.core.errors import ModelError
 from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
 from mu.models.formats.folder import loaded_weights, parts_of
+from mu.models.formats.parameter_names import spellings
 from mu.models.parameters import BEFORE_EDITS, EditableModel, find_parameter
 from mu.models.places import PIPELINE
 
@@ -33,7 +34,6 @@ TEXTS = {"", ".md", ".txt", ".json"}
 """Endings of the files of a pipeline's own folder that are copied: its licence and its card."""
 ROUNDED_AWAY = 0.1
 """A warning names the share of an edit that the number type of the file rounds away, from this share on."""
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 log = logging.getLogger("mu")
 
@@ -233,12 +233,7 @@ class _Names:
         """Ids of the parameters that were found in a file."""
 
     def find(self, name: str, shape: torch.Size) -> Tensor | None:
-        head, _, kind = name.rpartition(".")
-        block, _, layer = head.rpartition(".")
-        tries: list[str] = [name, name.replace("text_model.", "", 1), f"text_model.{name}", f"model.{name}"]
-        if layer in _OLD_ATTENTION:
-            tries.append(f"{block}.{_OLD_ATTENTION[layer]}.{kind}")
-        parameter = next((self.parameters[each] for each in tries if each in self.parameters), None)
+        parameter = next((self.parameters[each] for each in spellings(name) if each in self.parameters), None)
         if parameter is None or parameter.numel() != shape.numel():
             return None
         self.seen.add(id(parameter))

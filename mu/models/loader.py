@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,8 @@ from mu.models.places import (
     PIPELINE,
     PREDICTIONS,
     TRANSFORMERS_CONFIG,
+    as_edit,
+    config_in,
     is_single_file,
 )
 from mu.models.quiet import quiet_libraries
@@ -178,7 +179,7 @@ def _open_clip(
 
 
 def _transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel | VisionLanguageModel:
-    config = _json(folder / TRANSFORMERS_CONFIG)
+    config = config_in(folder / TRANSFORMERS_CONFIG)
     if config is None:
         raise ModelError(
             f"{name} holds neither {PIPELINE} (diffusers) nor {TRANSFORMERS_CONFIG} (transformers): mu loads {KINDS}"
@@ -193,17 +194,10 @@ def _transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel 
 
             return VisionLanguageModel.open(folder, name, **placed)
     kind = config.get("model_type") or config.get("_class_name") or "an unknown type"
-    part = f", a part of a pipeline: name the folder that holds its {PIPELINE}" if "_class_name" in config else ""
-    raise ModelError(f"{name} holds a model of type {kind!r}{part}; mu loads {KINDS}")
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    """The mapping in ``file``; None if it cannot be read or holds something else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+    if "_class_name" in config or kind == "clip_text_model":
+        whole = f"name the folder that holds its {PIPELINE}"
+        raise ModelError(f"{name} holds a {kind}, a part of a pipeline: {whole}; {as_edit(name)}")
+    raise ModelError(f"{name} holds a model of type {kind!r}; mu loads {KINDS}")
 
 
 def _pipeline(place: Path, name: str, tensors: dict[str, Tensor] | None, options: _Options) -> Any:
@@ -227,7 +221,7 @@ def _from_folder(folder: Path, name: str) -> Any:
     from mu.models.hub import reason
 
     try:
-        check_family((_json(folder / PIPELINE) or {}).get("_class_name"), name)
+        check_family((config_in(folder / PIPELINE) or {}).get("_class_name"), name)
         return open_pipeline(folder)
     except ModelError:
         raise

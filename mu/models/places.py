@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
+from typing import Any
 
 from mu.core.errors import ModelError, nearest
 
@@ -26,6 +28,20 @@ def is_single_file(name: str | Path) -> bool:
     """True if ``name`` is a weight file, which does not state how its weights are used."""
     place = Path(name)
     return place.suffix.lower() in SINGLE_FILES and not place.is_dir() and not str(name).startswith(OPEN_CLIP)
+
+
+def config_in(file: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON ``file``; None if it cannot be read or holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def as_edit(place: object) -> str:
+    """Advice for who names weights at ``place`` where a model or an edit is wanted."""
+    return f"`mu import {place} --model BASE --out edit.safetensors` makes an edit of what differs from its base model"
 
 
 def check_name(name: str) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, quoted
+from mu.models.places import as_edit
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 SUFFIXES = {".safetensors"} | PICKLES
@@ -77,6 +79,15 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     format from before 1.6, or without tensors.
     """
     path = Path(path)
+    head = _checked_head(path)
+    tensors = _read_pickle(path, head) if path.suffix.lower() in PICKLES else _read_safetensors(path)
+    if not tensors:
+        raise ModelError(f"{path} holds no named tensors: export the model's state dict, best as .safetensors")
+    return tensors
+
+
+def _checked_head(path: Path) -> bytes:
+    """The first bytes of the weight file ``path``. Raises `ModelError` if its name or they belong to another kind."""
     if path.suffix.lower() not in SUFFIXES:
         raise ModelError(f"{path} is not a weight file: its name must end in one of {', '.join(sorted(SUFFIXES))}")
     if path.exists() and not path.is_file():
@@ -97,21 +108,74 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         raise ModelError(f"{path} is a torch file and not a safetensors file: rename it to {path.stem}.ckpt")
     if pickled and _is_safetensors(head):
         raise ModelError(f"{path} is a safetensors file: rename it to {path.stem}.safetensors")
-    tensors = _read_pickle(path, head) if pickled else _read_safetensors(path)
-    if not tensors:
-        raise ModelError(f"{path} holds no named tensors: export the model's state dict, best as .safetensors")
-    return tensors
+    return head
+
+
+class WeightFile:
+    """The tensors of an open weight file, each read when it is asked for; see `open_weights`.
+
+    Of a pickle, mappings inside mappings count too, with their keys joined: ``{"unet": {"conv_in.weight": ...}}`` holds
+    ``unet.conv_in.weight``.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]):
+        self.path, self.shapes, self._read = path, dict(shapes), read
+
+    def read(self, name: str) -> Tensor:
+        """The tensor ``name``, on the CPU. Raises `ModelError` if it cannot be read."""
+        with _told(self.path):
+            return self._read(name)
+
+
+@contextmanager
+def open_weights(path: Path | str) -> Iterator[WeightFile]:
+    """Open a weight file to read its tensors one at a time. Raises `ModelError` as `read_state_dict` does."""
+    path = Path(path)
+    head, pickled = _checked_head(path), path.suffix.lower() in PICKLES
+    with ExitStack() as stack:
+        opened: Any = stack.enter_context(_opened_zip(path, head)) if pickled else None
+        with _told(path):
+            if pickled:
+                archive = _Archive(opened)
+                described = dict(_nested(_unwrapped(archive.content()), "", 0, set()))
+                shapes = {name: tuple(found.size) for name, found in described.items()}
+                file = WeightFile(path, shapes, lambda name: archive.alone(described[name]))
+            else:
+                opened = stack.enter_context(safe_open(path, "pt"))
+                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                file = WeightFile(path, shapes, opened.get_tensor)
+        if not file.shapes:
+            raise ModelError(f"{path} holds no named tensors: export the model's state dict, best as .safetensors")
+        yield file
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
+    with _told(path):
         return load_file(path)
-    except Exception as error:  # the header is arbitrary JSON: errors other than SafetensorError occur
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Raise every error inside the block as a `ModelError` about the file at ``path``.
+
+    The header of a safetensors file is arbitrary JSON, and a hostile pickle can make any step fail with any error.
+    """
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{path} {error}") from None
+    except Exception as error:
         kind = "truncated or corrupt" if isinstance(error, SafetensorError) else "corrupt"
         raise ModelError(f"{path} is {kind} ({_line(error)}): download or copy it again") from None
 
 
 def _read_pickle(path: Path, head: bytes) -> dict[str, Tensor]:
+    with _opened_zip(path, head) as archive, _told(path):
+        return _Archive(archive).state_dict()
+
+
+@contextmanager
+def _opened_zip(path: Path, head: bytes) -> Iterator[zipfile.ZipFile]:
     if not zipfile.is_zipfile(path):
         if head.startswith(b"PK"):
             raise ModelError(f"{path} is truncated: download or copy it again")
@@ -119,13 +183,10 @@ def _read_pickle(path: Path, head: bytes) -> dict[str, Tensor]:
             advice = "if you trust it, load it with torch.load and save it as .safetensors"
             raise ModelError(f"{path} is in torch's format from before 1.6, which cannot be read safely: {advice}")
         raise ModelError(f"{path} is not a torch file: download it again, and check that the link leads to the weights")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _Archive(archive).state_dict()
-    except ModelError as error:
-        raise ModelError(f"{path} {error}") from None
-    except Exception as error:  # a hostile or damaged pickle can make any step fail with any error
-        raise ModelError(f"{path} is corrupt ({_line(error)}): download or copy it again") from None
+    with ExitStack() as stack:
+        with _told(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+        yield archive
 
 
 def _line(error: Exception) -> str:
@@ -259,10 +320,24 @@ class _Archive:
             raise ModelError("was written on a big-endian machine: save it as .safetensors there")
         self.storages: dict[_Storage, Tensor] = {}
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def content(self) -> Any:
+        """The unpickled content, with a `_Strided` for each tensor."""
         with self.archive.open(self._info("data.pkl")) as file:
-            content = _Unpickler(file, encoding="utf-8").load()
-        return {name: self._tensor(found) for name, found in _entries(content)}
+            return _Unpickler(file, encoding="utf-8").load()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        content = self.content()
+        found = {name: self._tensor(found) for name, found in _entries(content)}
+        if not found and (inner := next(_nested(_unwrapped(content), "", 0, set()), None)):
+            raise ModelError(
+                f"holds no tensors by themselves, but {quoted(inner[0])}: {as_edit(self.archive.filename)}"
+            )
+        return found
+
+    def alone(self, found: _Strided) -> Tensor:
+        """One tensor. Only the storage that was read last is kept: several tensors may lie in it."""
+        self.storages = {storage: kept for storage, kept in self.storages.items() if storage == found.storage}
+        return self._tensor(found)
 
     def _tensor(self, found: _Strided) -> Tensor:
         if not isinstance(found.storage, _Storage):
@@ -296,19 +371,40 @@ class _Archive:
 WRAPPERS = ("state_dict", "model_state_dict")
 """Entries that hold the tensors of a file with other things beside."""
 DEEPEST = 100
-"""Modules inside modules of a TorchScript program."""
+"""Modules inside modules of a TorchScript program, and mappings inside mappings."""
 
 
 def _entries(content: Any) -> Iterator[tuple[str, _Strided]]:
+    content = _unwrapped(content)
     if isinstance(content, _Module):
         yield from _inside(content, "", 0)
-        return
-    if isinstance(content, dict):
-        content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
-    if isinstance(content, dict):
+    elif isinstance(content, dict):
         yield from (
             (name, found) for name, found in content.items() if isinstance(name, str) and isinstance(found, _Strided)
         )
+
+
+def _unwrapped(content: Any) -> Any:
+    """The state dict inside an entry of `WRAPPERS`; other content as it is."""
+    if isinstance(content, dict):
+        return next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
+    return content
+
+
+def _nested(content: Any, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, _Strided]]:
+    """The tensors of mappings inside mappings, by their joined keys. A mapping that occurs twice counts once."""
+    if depth > DEEPEST:
+        raise ValueError(f"mappings are nested deeper than {DEEPEST}")
+    if isinstance(content, _Module):
+        yield from _inside(content, place, 0)
+    if not isinstance(content, dict) or id(content) in seen:
+        return
+    seen.add(id(content))
+    for name, value in content.items():
+        if isinstance(value, _Strided):
+            yield f"{place}{name}", value
+        else:
+            yield from _nested(value, f"{place}{name}.", depth + 1, seen)
 
 
 def _inside(module: _Module, place: str, depth: int) -> Iterator[tuple[str, _Strided]]:

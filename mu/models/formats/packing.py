@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mu.core.errors import ModelError
 
-_TRANSPOSED = ("text_projection", "visual.proj")
+TRANSPOSED = ("text_projection", "visual.proj")
 
 
 def pack(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def unpack(
     weights = {}
     for key, together in sharing.items():
         for name, part in zip(together, parts_of(checkpoint[key], len(together), key), strict=True):
-            weights[name] = _fitted(part, key, shapes[name])
+            weights[name] = fitted(part, key, shapes[name])
     return weights
 
 
@@ -62,7 +62,7 @@ def parts_of(tensor: Tensor, count: int, key: str) -> list[Tensor]:
 
     Raises `ModelError` if it cannot be split into that many equal parts.
     """
-    if key.endswith(_TRANSPOSED):
+    if key.endswith(TRANSPOSED):
         return [tensor.transpose(0, -1).contiguous()]
     if count == 1:
         return [tensor]
@@ -72,12 +72,16 @@ def parts_of(tensor: Tensor, count: int, key: str) -> list[Tensor]:
 
 
 def _packed(tensor: Tensor, key: str) -> Tensor:
-    if key.endswith(_TRANSPOSED):
+    if key.endswith(TRANSPOSED):
         return tensor.transpose(0, -1)
     return tensor[:, :, None, None] if ".mid.attn_1." in key and tensor.dim() == 2 else tensor
 
 
-def _fitted(tensor: Tensor, key: str, shape: torch.Size) -> Tensor:
+def fitted(tensor: Tensor, key: str, shape: torch.Size) -> Tensor:
+    """``tensor``, which is ``key`` in a file, in ``shape``: a 1x1 convolution may stand for a linear layer.
+
+    Raises `ModelError` for another shape.
+    """
     if shape not in (tensor.shape, (*tensor.shape, 1, 1)) and (*shape, 1, 1) != tensor.shape:
         raise ModelError(f"{key} has the shape {_shape(tensor.shape)}, and the model needs {_shape(shape)}")
     return tensor.reshape(shape).contiguous()

@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -26,10 +26,11 @@ from mu.models.formats import architectures, compvis
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
 from mu.models.formats.packing import pack, unpack
 from mu.models.formats.statements import Statements, check_schedule, in_file, restated, statements
-from mu.models.places import PREDICTIONS
+from mu.models.places import PREDICTIONS, as_edit
 from mu.models.quiet import quiet_libraries
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+T = TypeVar("T")
 Configs = Mapping[str, Mapping[str, Any]]
 
 # Tensors under the prefix of each component that published files hold and pipelines do not read.
@@ -74,7 +75,7 @@ def load_single_file(
     if prediction_type not in (None, *PREDICTIONS):
         raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
     path = Path(path)
-    tensors = _with_usual_names(read_state_dict(path) if tensors is None else tensors)
+    tensors = with_usual_names(read_state_dict(path) if tensors is None else tensors)
     family = _family(tensors, path)
     own = _own_description(tensors, path)
     configs = configs or own.get("configs")
@@ -114,7 +115,7 @@ def load_single_file(
 
 def read_single_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a single file, in the usual names of CompVis, and its metadata."""
-    return _with_usual_names(read_state_dict(path)), read_metadata(path)
+    return with_usual_names(read_state_dict(path)), read_metadata(path)
 
 
 def described(
@@ -241,7 +242,7 @@ def _from_texts(files: Mapping[str, str], path: Path) -> CLIPTokenizer:
             (Path(folder) / name).write_text(text, encoding="utf-8")
         if not _holds_tokenizer(Path(folder)):
             raise ModelError(f"{path} describes itself wrongly (no tokenizer): use another copy")
-        return _opened(Path(folder))
+        return open_tokenizer(Path(folder))
 
 
 def _own_description(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
@@ -284,7 +285,7 @@ def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
         return any(name.startswith(prefix) for name in tensors)
 
     if not has(compvis.UNET):
-        hint = "a LoRA, an autoencoder or a UNet alone is not enough; name a full checkpoint or a diffusers folder"
+        hint = f"name a full checkpoint or a diffusers folder; {as_edit(path)}"
         raise ModelError(f"{path} is not a Stable Diffusion checkpoint (it holds e.g. {next(iter(tensors))!r}): {hint}")
     for family, prefix in (("sdxl", compvis.OPEN_CLIP_XL), ("sd2", compvis.OPEN_CLIP), ("sd1", compvis.CLIP)):
         if has(prefix):
@@ -332,8 +333,8 @@ def _folder_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _with_usual_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename what merging and converting tools left in other names.
+def with_usual_names(tensors: dict[str, T]) -> dict[str, T]:
+    """Rename what merging and converting tools left in other names; the values are whatever belongs to a name.
 
     They leave out the level ``text_model`` of SD 1.x's text encoder, or keep diffusers' names, old or new, for the
     attention of the autoencoder.
@@ -368,15 +369,19 @@ def _take(
 
 def _surplus(tensors: Mapping[str, Tensor], text_config: Mapping[str, Any]) -> list[str]:
     """Unused tensors under the prefix of a component, except those that pipelines are known not to read."""
-    last = (
-        f"{compvis.OPEN_CLIP}transformer.resblocks.{text_config.get('num_hidden_layers')}."  # never evaluated in SD 2.x
-    )
-    return [
-        name
-        for name in tensors
+    return [name for name in tensors if name.startswith(tuple(_UNREAD)) and not is_unread(name, text_config)]
+
+
+def is_unread(name: str, text_config: Mapping[str, Any]) -> bool:
+    """Whether ``name``, under the prefix of a component, is a tensor that pipelines are known not to read.
+
+    ``text_config`` is that of the first text encoder: SD 2.x's file has one layer more, which is never evaluated.
+    """
+    last = f"{compvis.OPEN_CLIP}transformer.resblocks.{text_config.get('num_hidden_layers')}."
+    return name.startswith(last) or any(
+        name.startswith(place) and bool(re.fullmatch(unread, name.removeprefix(place)))
         for place, unread in _UNREAD.items()
-        if name.startswith(place) and not name.startswith(last) and not re.fullmatch(unread, name.removeprefix(place))
-    ]
+    )
 
 
 def _assembled(family: str, parts: dict[str, Any]) -> DiffusionPipeline:
@@ -391,9 +396,9 @@ def _assembled(family: str, parts: dict[str, Any]) -> DiffusionPipeline:
 def _beside(places: Sequence[Path], folder: str, pad: str) -> CLIPTokenizer | None:
     for place in places:
         if _holds_tokenizer(place / folder):
-            return _opened(place / folder)
+            return open_tokenizer(place / folder)
         if _holds_tokenizer(place / "tokenizer"):
-            return _opened(place / "tokenizer", pad_token=pad)
+            return open_tokenizer(place / "tokenizer", pad_token=pad)
     return None
 
 
@@ -401,7 +406,7 @@ def _cached(pad: str, model_max_length: int) -> CLIPTokenizer | None:
     for name in ("tokenizer.json", "vocab.json"):
         file = try_to_load_from_cache(_CLIP, name)
         if isinstance(file, str) and _holds_tokenizer(Path(file).parent):
-            return _opened(Path(file).parent, pad_token=pad, model_max_length=model_max_length)
+            return open_tokenizer(Path(file).parent, pad_token=pad, model_max_length=model_max_length)
     return None
 
 
@@ -412,7 +417,8 @@ def _holds_tokenizer(folder: Path) -> bool:
     )
 
 
-def _opened(folder: Path, **options: Any) -> CLIPTokenizer:
+def open_tokenizer(folder: Path, **options: Any) -> CLIPTokenizer:
+    """The tokenizer in ``folder``. Raises `ModelError` if it cannot be read."""
     try:
         return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
     except Exception as error:
