@@ -144,7 +144,8 @@ def findings(run: RunDirectory) -> list[Finding]:
         if known or file.is_file():
             now = sha256(file) if file.is_file() else ""
             found.append(_finding(name, known, now, "as it was made", "edited after it was made"))
-    places = (run.before, run.after, run.panel_images, run.answers / "base", run.answers / "edited")
+    noted = (run.folder / name for name in evidence.images)
+    places = dict.fromkeys((run.before, run.after, run.panel_images, *run.answer_folders(), *noted))
     return found + [finding for place in places if (finding := _images_finding(run, place, evidence))]
 
 
@@ -182,9 +183,11 @@ def _images_finding(run: RunDirectory, folder: Path, evidence: Evidence) -> Find
         return Finding(part, UNKNOWN, "not noted when they were made") if now else None
     replaced = sum(now.get(name, content) != content for name, content in known.items())
     removed = sum(name not in now for name in known)
-    added = 0 if folder.parent == run.answers else sum(name not in known for name in now)
+    judged = run.answers in folder.parents
+    added = 0 if judged else sum(name not in known for name in now)
     made_with = evidence.edits.get(_name(run, folder), "")
-    if folder in (run.after, run.answers / "edited") and run.edit.is_file() and made_with != sha256(run.edit):
+    with_edit = folder == run.after or (judged and folder.name == "edited")
+    if with_edit and run.edit.is_file() and made_with != sha256(run.edit):
         return Finding(part, CHANGED, "images: made with another edit than edit.safetensors")
     counts = {"replaced": replaced, "removed": removed, "added": added}
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)

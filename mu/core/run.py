@@ -8,7 +8,8 @@ The folder is the interface between the expensive search and the cheap evaluatio
       edit.safetensors                        the result
       slug_<concept>.json                     from a search for one layer: every tensor and the steps tried
       before/  after/  prompts.json           <case>_<k>.png without and with the edit; the prompts by case
-      answers/base/  answers/edited/          images that a suite judges, with the recipe.json that made them
+      answers/base/  answers/edited/          images that suite canvas judges, with the recipe.json that made them
+      answers/<suite>/base/  .../edited/      images that another suite judges
       scores.json                             by suite and column
       evidence.json                           how and when each result was made, and the digests of its files
       similarity.json  similarity.png         of suite clip
@@ -55,8 +56,8 @@ _PLACES = {
     "tensorboard": r"events\.out\.tfevents\..*",
     "before": r"\d+_\d+\.png",
     "after": r"\d+_\d+\.png",
-    "panels": r"\d+/\d+\.png|similarity-[^/]*\.png",
-    "answers": r"(base|edited)/(.*_seed\d+\.png|recipe\.json)",
+    "panels": r"\d+/\d+\.png|(similarity|changed)-[^/]*\.png",
+    "answers": r"([\w-]+/)?(base|edited)/(.*_seed\d+\.png|recipe\.json)",
 }
 """The folders of a run, and the names of the files that mu writes there, as regular expressions."""
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors", "numpy")
@@ -107,11 +108,17 @@ class RunDirectory:
     def alone(self) -> Iterator[None]:
         """Work alone in the folder: see `mu.core.lock.locked`. Also deletes partial files below it."""
         with locked(self.folder):
-            answers = self.answers.glob("*") if not self.answers.is_symlink() else ()
-            for below in (self.checkpoints, self.before, self.after, self.panel_images, *answers):
+            for below in (self.checkpoints, self.before, self.after, self.panel_images, *self.answer_folders()):
                 if below.is_dir() and not below.is_symlink():
                     sweep(below)
             yield
+
+    def answer_folders(self) -> list[Path]:
+        """The folders of images that suites judge, of the base and of the edited model."""
+        if self.answers.is_symlink():
+            return []
+        found = [*self.answers.glob("*"), *self.answers.glob("*/*")]
+        return sorted(path for path in found if path.name in ("base", "edited") and path.is_dir())
 
     def require_edit(self) -> None:
         """Raise `DataError`, which says what a run is, if the folder holds no run with an edit."""

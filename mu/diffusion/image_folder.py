@@ -253,6 +253,30 @@ def _bind(folder: Path, names: Sequence[str]) -> None:
     write_json(folder / RECIPE, {**recipe, _IMAGES: {**recipe.get(_IMAGES, {}), **made}})
 
 
+def adopt(source: Path, folder: Path) -> None:
+    """Move to ``folder`` the images that a suite made in ``source`` by the same recipe, as they were made.
+
+    Both were claimed (see `claim`). Images of another recipe, or changed since, stay where they are, with a warning.
+    """
+    made = _noted_or_nothing(source).get(_IMAGES, {})
+    if made and claimed_for(source) != claimed_for(folder):
+        log.warning("the images in %s were made by another recipe than those in %s: they are not used", source, folder)
+        return
+    known = noted(folder).get(_IMAGES, {})
+    names = [
+        name
+        for name, digest in made.items()
+        if name not in known
+        and is_inside(source, name)
+        and (source / name).is_file()
+        and sha256(source / name) == digest
+    ]
+    for name in names:
+        (source / name).replace(folder / name)
+    if names:
+        _bind(folder, names)
+
+
 def noted(folder: Path) -> dict[str, Any]:
     """The recipe in ``folder``; empty if there is none. Raises `DataError` for a file that is damaged."""
     path = folder / RECIPE

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, OutputError
+from mu.core.errors import ConfigError
+from mu.core.lock import locked
 from mu.core.progress import progress_bar
-from mu.diffusion.image_folder import ImageRow, claim, content_hash, read_images, scheduler_hash, write_images
+from mu.diffusion.image_folder import ImageRow, adopt, claim, content_hash, read_images, scheduler_hash, write_images
 from mu.edits.bank import Bank
 from mu.evaluation.judges import Judge, Seen
 from mu.models.diffusion import DiffusionModel
@@ -75,23 +76,17 @@ class Answers:
             "guidance": self.guidance,
         }
 
-    def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = (), shard: Shard = WHOLE) -> None:
-        """Make the missing images of ``rows`` in both folders, and those of ``only_base``; of a ``shard``, its part.
-
-        Raises `OutputError` if it was a part, and images of other parts are still missing.
-        """
+    def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = ()) -> None:
+        """Make the missing images of ``rows`` in both folders, and those of ``only_base`` in the base's."""
         recipe = self.recipe
-        claim(self.base, recipe)
+        with locked(self.base):  # other runs may share it
+            claim(self.base, recipe)
+            self._gather("base", self.base)
+            self._write([*rows, *only_base], self.base, "base answers")
         claim(self.edited, {**recipe, "edit": [content_hash(edit) for edit in self.bank.on]})
-        self._write(shard.of([*rows, *only_base]), self.base, "base answers")
+        self._gather("edited", self.edited)
         with self.bank.applied():
-            self._write(shard.of(rows), self.edited, "edited answers")
-        missing = sum(not path.exists() for path in (*self.paths(rows), *self.paths(rows, "edited")))
-        if missing:
-            raise OutputError(
-                f"shard {shard.k}/{shard.n} is made, and {missing} images of other shards are missing: make those, "
-                "then run again without --shard to score"
-            )
+            self._write(rows, self.edited, "edited answers")
 
     def _write(self, rows: Sequence[ImageRow], folder: Path, title: str) -> None:
         with progress_bar(title, len(rows)) as advance:
@@ -99,6 +94,20 @@ class Answers:
                 self.model, rows, folder, steps=self.steps, guidance=self.guidance, resume=True,
                 progress=lambda done, _: advance(done, ""),
             )  # fmt: skip
+
+    def of_shard(self, shard: Shard) -> Answers:
+        """The folders of one shard, beside ``edited``: processes never write to the same folder."""
+        folder = self._shards / f"{shard.k}-of-{shard.n}"
+        return replace(self, base=folder / "base", edited=folder / "edited")
+
+    @property
+    def _shards(self) -> Path:
+        return self.edited.parent / "shards"
+
+    def _gather(self, column: str, folder: Path) -> None:
+        """Move what shards made of one column to its folder."""
+        for place in sorted(self._shards.glob(f"*-of-*/{column}")):
+            adopt(place, folder)
 
     def paths(self, rows: Sequence[ImageRow], column: str = "base") -> list[Path]:
         return [(self.base if column == "base" else self.edited) / row.name for row in rows]

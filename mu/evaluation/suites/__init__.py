@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from mu.core.errors import ConfigError, ModelError, OutputError, nearest
+from mu.core.errors import ConfigError, ModelError, OutputError, nearest, quoted
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
 from mu.core.files import check_writing
+from mu.core.lock import locked
 from mu.core.run import RunDirectory
 from mu.core.scores import Table
-from mu.diffusion.image_folder import RECIPE
+from mu.diffusion.image_folder import RECIPE, ImageRow
+from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described
+from mu.edits.gates import gate_to_json
+from mu.evaluation.answers import WHOLE, Answers, Shard
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import EditableModel, select
@@ -24,11 +28,12 @@ log = logging.getLogger("mu")
 
 
 class Suite(NamedTuple):
-    """The suite's function, the kind of model that it measures, and the options that it takes.
+    """Where the suite is, the kind of model that it measures, and the options that it takes.
 
-    The function returns the table and how it was measured, which the run's evidence notes.
-
-    ``default`` marks the suite used for this kind of model if none is named.
+    ``place`` is a function that returns the table and how it was measured, which the run's evidence notes; or, with
+    ``makes_images``, a class like `mu.evaluation.suites.concept.ConceptSuite`: the images that it needs are made here,
+    whole or by shards, before its ``score`` is called. ``default`` marks the suite used for this kind of model if none
+    is named.
     """
 
     place: str
@@ -36,6 +41,19 @@ class Suite(NamedTuple):
     what: str
     options: frozenset[str] = frozenset()
     default: bool = False
+    makes_images: bool = False
+
+
+class ImageSuite(Protocol):
+    """A measurement of a diffusion model by images of stated prompts and seeds."""
+
+    rows: Sequence[ImageRow]
+    only_base: Sequence[ImageRow]
+    """Images of which the base alone makes more, such as a reference at other seeds."""
+    steps: int
+    guidance: float
+
+    def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]: ...
 
 
 SUITES = {
@@ -45,6 +63,13 @@ SUITES = {
         "a diffusion model",
         frozenset({"base_answers"}),
         default=True,
+    ),
+    "concept": Suite(
+        "mu.evaluation.suites.concept:ConceptSuite",
+        DiffusionModel,
+        "a diffusion model",
+        frozenset({"base_answers", "judge", "clip", "retain", "synonyms", "everyday", "steps", "guidance", "shard"}),
+        makes_images=True,
     ),
     "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", frozenset({"data"}), default=True),
     "vlm": Suite(
@@ -73,42 +98,80 @@ def suite_for(model: EditableModel) -> str:
 
 def evaluate(
     run: RunDirectory, suite: str, model: EditableModel, edit: Edit, *, seeds: Sequence[int] = (188, 288, 588, 688),
-    base_answers: Path | None = None, data: Sequence[str] = (),
+    **options: Any,
 ) -> Table:  # fmt: skip
     """Score the base and the edited model; the table replaces the suite's earlier one in ``scores.json``.
 
-    ``base_answers`` is the folder in which suite canvas keeps the base model's images, so that several runs can share
-    them. ``data`` names the data of the other suites; the edit's settings are the default. Raises `ConfigError` for an
-    unknown suite or an option that the suite does not take, and `ModelError` for a model of another kind.
+    ``options`` are those of the suite; None and empty ones count as not given. ``base_answers`` is the folder in which
+    suites keep the base model's images, so that several runs can share them. ``data`` names the data of suites clip
+    and vlm; the edit's settings are the default. ``shard`` makes only its part of the images, and the table is empty.
+    Raises `ConfigError` for an unknown suite or an option that the suite does not take, and `ModelError` for a model of
+    another kind.
     """
     if suite not in SUITES:
-        raise ConfigError(f"unknown suite {suite!r}.{nearest(suite, SUITES)}")
+        raise ConfigError(f"unknown suite {quoted(suite)}.{nearest(suite, SUITES)}")
     chosen = SUITES[suite]
     if not isinstance(model, chosen.kind):
         raise ModelError(
             f"suite {suite} measures {chosen.what}, and {model.name!r} is not one: choose suite {suite_for(model)}"
         )
-    given: dict[str, Any] = {name: value for name, value in (("base_answers", base_answers), ("data", data)) if value}
+    given = {name: value for name, value in options.items() if value not in (None, (), [], "")}
     for name in sorted(given.keys() - chosen.options):
         raise ConfigError(f"suite {suite} takes no {name}: leave it out")
     if len({*seeds}) < len(seeds):
         raise ConfigError(f"a seed is named twice in {', '.join(map(str, seeds))[:60]}: name each once")
-    if base_answers:
-        _check_answers(run, base_answers)
+    if given.get("base_answers"):
+        _check_answers(run, given["base_answers"])
     edit.check(model)
     check_writing(run.scores)
     for read in (run.read_scores, run.read_panels):  # damaged files fail here, before the work
         read()
-    module, _, function = chosen.place.partition(":")
+    module, _, place = chosen.place.partition(":")
+    found = getattr(import_module(module), place)
+    if given.get("shard", WHOLE) != WHOLE:
+        _make_shard(run, suite, found, model, edit, seeds, **given)
+        return {}
+    given.pop("shard", None)
     with run.alone(), run.logged():
-        for folder in (run.answers / "base", run.answers / "edited"):
+        for folder in run.answer_folders():
             _remake(run, folder)
         base = described(model, list(select(model, "*")))["fingerprint"]
-        table, how = getattr(import_module(module), function)(run, model, edit, seeds=seeds, **given)
+        if chosen.makes_images:
+            table, how = _measured(run, suite, found, Bank(model, [edit]), seeds, **given)
+        else:
+            table, how = found(run, model, edit, seeds=seeds, **given)
         run.write_scores(suite, table)
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
-        note_files(run, run.answers / "base", run.answers / "edited", run.panels, run.similarity)
+        note_files(run, *run.answer_folders(), run.panel_images, run.panels, run.similarity)
     return table
+
+
+def _measured(
+    run: RunDirectory, suite: str, kind: Callable[..., ImageSuite], bank: Bank, seeds: Sequence[int],
+    base_answers: Path | None = None, **options: Any,
+) -> tuple[Table, dict[str, Any]]:  # fmt: skip
+    planned = kind(bank, seeds, **options)
+    answers = _answers(run, suite, bank, planned, base_answers)
+    answers.make(planned.rows, planned.only_base)
+    table, how = planned.score(run, answers)
+    return table, {"gates": [gate_to_json(edit.gate) for edit in bank.on], **how}
+
+
+def _make_shard(
+    run: RunDirectory, suite: str, kind: Callable[..., ImageSuite], model: EditableModel, edit: Edit,
+    seeds: Sequence[int], shard: Shard, base_answers: Path | None = None, **options: Any,
+) -> None:  # fmt: skip
+    """Make one shard's images in a folder of its own. `evaluate` without a shard gathers them and makes the rest."""
+    planned = kind(Bank(model, [edit]), seeds, **options)
+    answers = _answers(run, suite, Bank(model, [edit]), planned, base_answers).of_shard(shard)
+    with locked(answers.edited.parent):
+        answers.make(shard.of(planned.rows), shard.of(planned.only_base))
+    log.info("shard %d/%d is made: after all shards, run again without --shard", shard.k, shard.n)
+
+
+def _answers(run: RunDirectory, suite: str, bank: Bank, planned: ImageSuite, base_answers: Path | None) -> Answers:
+    place = run.answers / suite
+    return Answers(bank, base_answers or place / "base", place / "edited", planned.steps, planned.guidance)
 
 
 def _check_answers(run: RunDirectory, folder: Path) -> None:

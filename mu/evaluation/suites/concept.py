@@ -19,6 +19,7 @@ whether the concept is gone, and the headline says so in place of the number.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,20 +29,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mu.core.concept import says
+from mu.core.concept import Concept, says
 from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError
 from mu.core.metrics import scored
 from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
-from mu.data.canvas.layouts import folder_name
 from mu.data.prompt_lists import ANY, KINDS, NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES, entries, kind_of
 from mu.data.prompt_lists import everyday as everyday_prompts
 from mu.diffusion.image_folder import ImageRow, read_images, save_image
 from mu.edits.bank import Bank
-from mu.edits.gates import gate_to_json
-from mu.evaluation.answers import WHOLE, Answers, Shard, batches, looked
+from mu.evaluation.answers import Answers, batches, looked
 from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge, Seen, open_judge
 from mu.evaluation.metrics.clip_score import clip_score
@@ -77,45 +76,54 @@ class Asked(NamedTuple):
         return [*(row for _, row in self.target), *self.kept]
 
 
-def evaluate(
-    run: RunDirectory, model: DiffusionModel, bank: Bank, *, seeds: Sequence[int], judge: str = JUDGE,
-    clip: str | None = None, retain: Sequence[str] = (), synonyms: Sequence[str] = (), everyday: int = EVERYDAY,
-    steps: int = STEPS, guidance: float = GUIDANCE, base_answers: Path | None = None, shard: Shard = WHOLE,
-) -> tuple[Table, dict[str, Any]]:  # fmt: skip
-    """Make the missing images and score both columns. Returns the table and how it was measured.
+class ConceptSuite:
+    """One measurement: which images it needs, and their scores.
 
     ``judge`` is a name of `mu.evaluation.judges.JUDGES`; ``clip`` is the model of the CLIP score and of the features,
     by default the judge's if it is a CLIP. ``retain`` names the neighbours, ``synonyms`` more texts of the (one)
-    concept. Raises `DataError` if the judge cannot recognise the concept, `ConfigError` if ``synonyms`` are given for
-    several concepts.
+    concept, ``everyday`` how many everyday prompts. Raises `DataError` if the judge cannot recognise a concept,
+    `ConfigError` if ``synonyms`` are given for several concepts.
     """
-    opened = open_judge(judge, model.device)
-    concepts = [concept for edit in bank.on for concept in edit.info.concepts]
-    known = {concept: opened.known(concept) for concept in concepts}
-    near = [opened.known(name) for name in retain] or nearest(model, concepts, opened)
-    wanted = asked(concepts, near, seeds, synonyms, everyday)
-    answers = Answers(bank, base_answers or run.answers / "base", run.answers / "edited", steps, guidance)
-    answers.make(wanted.rows, shard=shard)
-    among = list(dict.fromkeys([*known.values(), *near]))
-    protocol = named_protocol(steps, guidance, everyday)
-    features = _features(clip, opened, model.device)
-    base, edited = (Column(opened, answers, wanted, among, known, column, features) for column in ("base", "edited"))
-    seen = [name for name in near if base.share(name) >= 0.5]
-    doubt = doubts(base, known)
-    how = {
-        "steps": steps, "guidance": guidance, "gates": [gate_to_json(edit.gate) for edit in bank.on],
-        **opened.facts(among), "features": features.name, "neighbours": seen,
-        "left out, the base does not show them": [name for name in near if name not in seen],
-    }  # fmt: skip
-    put_most_changed(run, answers, wanted.kept, 1 - F.cosine_similarity(base.features, edited.features))
-    table = {
-        "base": _column(base, None, seen, protocol, doubt),
-        "edited": [
-            *_column(edited, base, seen, protocol, doubt),
-            *_distances(answers, wanted.kept, base, edited, features.name, protocol),
-        ],
-    }
-    return table, how
+
+    def __init__(
+        self, bank: Bank, seeds: Sequence[int], *, judge: str = JUDGE, clip: str | None = None,
+        retain: Sequence[str] = (), synonyms: Sequence[str] = (), everyday: int = EVERYDAY,
+        steps: int = STEPS, guidance: float = GUIDANCE,
+    ):  # fmt: skip
+        model = bank.model
+        assert isinstance(model, DiffusionModel)
+        concepts = [concept for edit in bank.on for concept in edit.info.concepts]
+        self.judge, self.steps, self.guidance = open_judge(judge, model.device), steps, guidance
+        self.known = {concept: self.judge.known(concept) for concept in concepts}
+        self.near = [self.judge.known(name) for name in retain] or nearest(model, concepts, self.judge)
+        self.asked = asked(concepts, self.near, seeds, synonyms, everyday)
+        self.protocol = named_protocol(steps, guidance, everyday)
+        self.features = _features(clip, self.judge, model.device)
+        self.rows, self.only_base = self.asked.rows, ()
+
+    def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]:
+        """Judge all images. Returns the table and how it was measured; puts the most changed images in the report."""
+        among = list(dict.fromkeys([*self.known.values(), *self.near]))
+        base, edited = (
+            Column(self.judge, answers, self.asked, among, self.known, column, self.features)
+            for column in ("base", "edited")
+        )
+        seen = [name for name in self.near if base.share(name) >= 0.5]
+        doubt = doubts(base, self.known)
+        how = {
+            "steps": self.steps, "guidance": self.guidance, **self.judge.facts(among), "features": self.features.name,
+            "neighbours": seen, "left out, as the base does not show them": [n for n in self.near if n not in seen],
+        }  # fmt: skip
+        kept = self.asked.kept
+        put_most_changed(run, answers, kept, 1 - F.cosine_similarity(base.features, edited.features))
+        table = {
+            "base": _column(base, None, seen, self.protocol, doubt),
+            "edited": [
+                *_column(edited, base, seen, self.protocol, doubt),
+                *_distances(answers, kept, base, edited, self.features.name, self.protocol),
+            ],
+        }
+        return table, how
 
 
 def named_protocol(steps: int, guidance: float, everyday: int) -> str:
@@ -135,17 +143,19 @@ def asked(
     target = [(c, row) for c, text in spoken for row in _rows("target", text, TARGET_TEMPLATES, seeds)]
     neighbours = [(n, row) for n in near for row in _rows("neighbour", n, NEIGHBOUR_TEMPLATES, seeds)]
     texts = [text for text in everyday_prompts()[:count] if not any(says(text, name) for _, name in spoken)]
-    return Asked(target, neighbours, [ImageRow(f"everyday_{k:03}.png", text, k) for k, text in enumerate(texts)])
+    return Asked(target, neighbours, [_row(f"everyday_{k:03}", text, k) for k, text in enumerate(texts)])
 
 
 def _rows(role: str, name: str, templates: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[ImageRow]:
     """The concept in the phrasings of its kind, or in those that suit any, at every seed."""
-    stem, texts = f"{role}_{folder_name(name)}", templates[kind_of(name) or ANY]
-    return [
-        ImageRow(f"{stem}_{k}_seed{seed}.png", filled(text, name), seed)
-        for k, text in enumerate(texts)
-        for seed in seeds
-    ]
+    stem, texts = f"{role}_{Concept(name).file_stem}", templates[kind_of(name) or ANY]
+    return [_row(f"{stem}_{k}", filled(text, name), seed) for k, text in enumerate(texts) for seed in seeds]
+
+
+def _row(stem: str, prompt: str, seed: int) -> ImageRow:
+    """The file's name holds a digest of the prompt: the same name never means another image."""
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    return ImageRow(f"{stem}_{digest}_seed{seed}.png", prompt, seed)
 
 
 @torch.no_grad()
@@ -310,7 +320,7 @@ def put_most_changed(run: RunDirectory, answers: Answers, rows: Sequence[ImageRo
     for rank, k in enumerate(distance.argsort(descending=True)[:MOST_CHANGED].tolist(), start=1):
         images: list[str | None] = []
         for column, folder in (("base", answers.base), ("edited", answers.edited)):
-            name = f"most_changed_{rank}_{column}.png"
+            name = f"changed-{rank}-{column}.png"
             save_image(read_images([folder / rows[k].name])[0], run.panel_images / name)
             images.append(f"{run.panel_images.name}/{name}")
         panel_rows.append(PanelRow(label=rows[k].prompt, images=images))

@@ -1,0 +1,169 @@
+"""Suite concept: what enters each number, by a judge whose answers are known; and one run on the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mu
+from mu.core.concept import says
+from mu.core.errors import ConfigError, DataError
+from mu.core.evidence import CHANGED, findings
+from mu.core.run import RunDirectory
+from mu.edits.bank import Bank
+from mu.edits.edit import EditInfo
+from mu.edits.weights import WeightEdit
+from mu.evaluation.answers import Answers
+from mu.evaluation.judges import Seen
+from mu.evaluation.metrics.intervals import wilson
+from mu.evaluation.suites import concept as suite
+from mu.evaluation.suites import evaluate
+from mu.evaluation.suites.concept import ConceptSuite, asked, named_protocol, nearest
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import select
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionModel:
+    return mu.load("canvas", device="cpu")
+
+
+def edit(model: DiffusionModel, size: float, concept: str = "neon") -> WeightEdit:
+    shifts = {name: torch.full_like(p, size) for name, p in select(model, "unet.conv_out.bias").items()}
+    return WeightEdit(shifts, EditInfo("test", (concept,)))
+
+
+class Told:
+    """A judge that answers by a table from file names; features are what it is told."""
+
+    name = "told"
+
+    def __init__(self, answers: dict[str, str]):
+        self.answers, self.queue = answers, []  # type: ignore[var-annotated]
+
+    def known(self, concept: str) -> str:
+        return concept
+
+    def rivals(self, concept: str) -> list[str]:
+        return ["sketch", "photo"]
+
+    def look(self, images: Tensor, among: Sequence[str]) -> Seen:
+        names = [self.queue.pop(0) for _ in images]
+        answers = [next((a for part, a in self.answers.items() if part in name), "") for name in names]
+        return Seen(answers, torch.stack([torch.tensor([1.0, len(name) % 3, k]) for k, name in enumerate(names)]))
+
+    def facts(self, among: Sequence[str]) -> dict[str, Any]:
+        return {"judge": self.name}
+
+
+def scored(
+    model: DiffusionModel, answers: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> dict[str, dict[str, Any]]:
+    """The scores with pictures that are never made: the judge answers by column and file name."""
+    judge = Told(answers)
+
+    def batches(paths: Sequence[Path], size: int = 32) -> Any:
+        judge.queue += [f"{path.parent.name}/{path.name}" for path in paths]
+        yield torch.zeros(len(paths), 3, 2, 2)
+
+    monkeypatch.setattr(suite, "open_judge", lambda name, device: judge)
+    monkeypatch.setattr("mu.evaluation.answers.batches", batches)
+    monkeypatch.setattr(suite, "put_most_changed", lambda *_: None)
+    bank = Bank(model, [edit(model, 0.0)])
+    plan = ConceptSuite(bank, [1, 2], everyday=10)
+    made = Answers(bank, tmp_path / "base", tmp_path / "edited", 1, 1.0)
+    table, how = plan.score(RunDirectory(tmp_path), made)
+    return {"how": how, **{column: {s.name: s for s in scores} for column, scores in table.items()}}
+
+
+def test_what_enters_each_number(model, monkeypatch, tmp_path):
+    known = {
+        "base/target": "neon", "edited/target_neon_0": "neon", "edited/target": "photo",
+        "base/neighbour_sketch": "sketch", "edited/neighbour_sketch": "sketch", "base/neighbour_photo": "photo",
+        "edited/neighbour_photo_0": "photo", "edited/everyday_000": "neon",
+    }  # fmt: skip
+    found = scored(model, known, monkeypatch, tmp_path)
+    base, edited = found["base"], found["edited"]
+    assert base["target shown"].value == 1 and edited["target shown"].value == pytest.approx(2 / 20)
+    assert edited["target shown"].interval == wilson(2, 20) and edited["target shown"].n == 20
+    assert edited["target shown"].change[0] <= -0.9 <= edited["target shown"].change[1]
+    assert base["neighbours kept"].value == 1 and edited["neighbours kept"].value == pytest.approx((1 + 2 / 8) / 2)
+    assert edited["neighbours kept"].per_item == {"sketch": 1.0, "photo": pytest.approx(0.25)}
+    assert base["unasked"].value == 0 and edited["unasked"].value == pytest.approx(1 / edited["unasked"].n)
+    assert edited["replacement"].per_item == {"photo": pytest.approx(0.9)}
+    assert not edited["target shown"].doubt and found["how"]["neighbours"] == ["sketch", "photo"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"edited": "neon"}, "only 0%"),
+        ({"base/target_neon_0": "neon", "base/target": "photo"}, "only 10%"),
+        ({"base/target": "neon", "base/neighbour_photo": "neon"}, "'photo'"),
+    ],
+)
+def test_a_judge_that_does_not_see_the_concept_cannot_tell(answers, said, model, monkeypatch, tmp_path):
+    found = scored(model, answers, monkeypatch, tmp_path)
+    assert said in found["edited"]["target shown"].doubt == found["base"]["target shown"].doubt
+    seen = scored(model, {"base/target": "neon", "base/neighbour": "sketch"}, monkeypatch, tmp_path)
+    assert not seen["edited"]["target shown"].doubt  # the control
+
+
+def test_a_neighbour_that_the_base_does_not_show_is_left_out_by_name(model, monkeypatch, tmp_path):
+    known = {"base/target": "neon", "base/neighbour_sketch": "sketch", "edited/neighbour_sketch": "sketch"}
+    found = scored(model, known, monkeypatch, tmp_path)
+    assert found["edited"]["neighbours kept"].per_item == {"sketch": 1.0}
+    assert found["how"]["left out, as the base does not show them"] == ["photo"]
+
+
+def test_images_are_asked_for_once_and_everyday_prompts_do_not_name_the_concept(model):
+    wanted = asked(["watercolor"], ["sketch"], [1, 2], ["aquarelle"], 200)
+    names = [row.name for row in wanted.rows]
+    assert len(set(names)) == len(names) and len(wanted.target) == 2 * 10 * 2 and len(wanted.neighbours) == 4 * 2
+    assert not any(says(row.prompt, "watercolor") for row in wanted.everyday)
+    assert 150 < len(wanted.everyday) < len(asked(["zebra crossing x"], ["sketch"], [1], [], 200).everyday)
+    with pytest.raises(ConfigError, match="one concept"):
+        asked(["a", "b"], [], [1], ["c"], 3)
+
+
+def test_neighbours_are_near_and_never_the_concept_itself(model):
+    class Any_(Told):
+        def rivals(self, concept: str) -> list[str]:
+            return []
+
+    near = nearest(model, ["neon"], Any_({}))
+    assert len(near) == suite.NEIGHBOURS and not any(says(name, "neon") for name in near)
+    with pytest.raises(DataError, match="--retain"):
+        nearest(model, ["sketch", "photo"], Told({}))
+
+
+def test_a_departure_from_the_protocol_is_in_its_name():
+    assert named_protocol(30, 7.5, 200) == "concept/1"
+    assert named_protocol(20, 4.0, 5) == "concept/1, 20 steps, guidance 4, 5 everyday prompts"
+
+
+def test_the_whole_way_on_the_embedded_model(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        suite, "NEIGHBOUR_TEMPLATES", {kind: texts[:1] for kind, texts in suite.NEIGHBOUR_TEMPLATES.items()}
+    )
+    monkeypatch.setattr(suite, "TARGET_TEMPLATES", {kind: texts[:6] for kind, texts in suite.TARGET_TEMPLATES.items()})
+    run, broken = RunDirectory(tmp_path / "run"), edit(model, 3.0)
+    run.folder.mkdir()
+    broken.save(run.edit)
+    options = {"judge": "clip:canvas-clip", "retain": ["sketch", "photo"], "everyday": 4, "steps": 6, "guidance": 4.0}
+    table = evaluate(run, "concept", model, broken, seeds=[3], **options)
+    base, edited = ({s.name: s for s in table[column]} for column in ("base", "edited"))
+    assert base["target shown"].value > 0.5 > edited["target shown"].value
+    assert edited["distance kept"].value > 0.1 and edited["CMMD"].value > 0
+    assert [panel.title for panel in run.read_panels()] == ["What should stay and changed most"]
+    assert not [each for each in findings(run) if each.state == CHANGED]
+    image = next((run.answers / "concept" / "edited").glob("target*.png"))
+    image.write_bytes((run.answers / "concept" / "base" / image.name).read_bytes())
+    assert [each.part for each in findings(run) if each.state == CHANGED] == ["answers/concept/edited/"]
+    again = evaluate(run, "concept", model, broken, seeds=[3], **options)
+    assert again["edited"][0] == table["edited"][0]  # the swapped image is made again

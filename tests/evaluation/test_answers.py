@@ -1,0 +1,83 @@
+"""The images of a suite: made once, shared, divided into shards, and put together exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import mu
+from mu.core.errors import ConfigError
+from mu.diffusion.image_folder import ImageRow, read_images
+from mu.edits.bank import Bank
+from mu.edits.edit import EditInfo
+from mu.edits.weights import WeightEdit
+from mu.evaluation.answers import Answers, Shard, batches
+from mu.models.parameters import select
+
+
+@pytest.fixture(scope="module")
+def bank() -> Bank:
+    model = mu.load("canvas", device="cpu")
+    shifts = {name: torch.full_like(p, 0.5) for name, p in select(model, "unet.conv_out.bias").items()}
+    return Bank(model, [WeightEdit(shifts, EditInfo("test", ("neon",)))])
+
+
+ROWS = [ImageRow(f"a_{k}_seed{k}.png", f"a star {k}", k) for k in range(5)]
+
+
+def of(bank: Bank, folder: Path) -> Answers:
+    return Answers(bank, folder / "base", folder / "edited", steps=2, guidance=1.0)
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+
+
+def test_shards_together_are_the_whole(bank: Bank, tmp_path: Path) -> None:
+    whole, parts = of(bank, tmp_path / "whole"), of(bank, tmp_path / "parts")
+    whole.make(ROWS)
+    for k in (1, 2):
+        one = Shard(k, 2)
+        parts.of_shard(one).make(one.of(ROWS))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "parts" / "shards").rglob("edited/*.png")}
+    parts.make(ROWS)  # gathers: nothing is made again
+    for column in ("base", "edited"):
+        a, b = (read_images(each.paths(ROWS, column)) for each in (whole, parts))
+        assert torch.equal(a, b)
+    assert {path.name: path.read_bytes() for path in parts.edited.glob("*.png")} == before and len(before) == 5
+    assert not list((tmp_path / "parts" / "shards").rglob("*.png"))
+    assert not torch.equal(read_images(whole.paths(ROWS)), read_images(whole.paths(ROWS, "edited")))
+
+
+def test_images_of_another_recipe_are_not_gathered(bank: Bank, tmp_path: Path) -> None:
+    answers, one = of(bank, tmp_path), Shard(1, 2)
+    replace(answers, steps=3).of_shard(one).make(one.of(ROWS))
+    replace(answers, steps=3).of_shard(one).paths(one.of(ROWS))[0].write_bytes(b"changed")
+    answers.make(ROWS)
+    assert len(list((tmp_path / "shards").rglob("*.png"))) == 2 * len(one.of(ROWS))
+    made = times(tmp_path / "base")
+    answers.make(ROWS)
+    assert times(tmp_path / "base") == made  # and nothing is made twice
+
+
+def test_every_image_belongs_to_one_shard() -> None:
+    for n in (1, 2, 3, 7):
+        rows = [row.name for k in range(1, n + 1) for row in Shard(k, n).of(ROWS)]
+        assert sorted(rows) == sorted(row.name for row in ROWS)
+
+
+@pytest.mark.parametrize("text", ["", "2", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b", "1/99999999999"])
+def test_a_shard_that_is_none_is_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match="K/N"):
+        Shard.parse(text)
+    assert Shard.parse("2/8") == Shard(2, 8)
+
+
+def test_images_are_read_in_batches(bank: Bank, tmp_path: Path) -> None:
+    answers = of(bank, tmp_path)
+    answers.make(ROWS)
+    sizes = [len(images) for images in batches(answers.paths(ROWS), 2)]
+    assert sizes == [2, 2, 1]
