@@ -7,14 +7,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mu.cli.options import ClipSkip, Device, Json, Precision, PredictionType, RunFolder, whole_numbers
+from mu.cli.options import ClipSkip, Device, Json, Overwrite, Precision, PredictionType, whole_numbers
+from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mu.core.scores import Score, Table
 
 
 def evaluate(
-    run: RunFolder,
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder.")] = None,
+    edit: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE|RUN|BANK", help="Measure this edit or bank; repeat for edits that act together."),
+    ] = None,
+    edited: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Measure these edited weights beside --model: a folder, hub id, file or LoRA, as in `mu import`.",
+        ),
+    ] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option(help="What --edit or --edited erases, if their files do not say.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --edit or --edited: the folder of the evidence.")
+    ] = None,
+    overwrite: Overwrite = False,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -78,30 +97,43 @@ def evaluate(
 
     Example: mu evaluate outputs/neon --base-answers outputs/answers
     Example: mu evaluate outputs/van-gogh --judge clip:openai/clip-vit-large-patch14 --retain Monet --retain "pop art"
+    Example: mu evaluate --model base.safetensors --edited esd.pt --concept "Van Gogh" --out outputs/audit
     """
+    places = edit or []
+    _check_asked(run, places, edited, concept, out)
     from mu.cli.output import print_json, print_table
     from mu.core.program import show_log
     from mu.core.run import RunDirectory
+    from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.evaluation.answers import Shard
+    from mu.evaluation.audit import begin, is_bank, subject
     from mu.evaluation.suites import evaluate as measured
     from mu.evaluation.suites import suite_for
     from mu.models import load
-    from mu.models.load_options import loading
+    from mu.models.load_options import FoundOn, base_of, loading
     from mu.report import write_report
 
     show_log()
-    chosen, numbers = RunDirectory(run), whole_numbers(seeds, "--seeds")
-    chosen.require_edit()
-    edit = open_edit(chosen.edit)
-    name = (chosen.read_environment().get("model") or "canvas") if model is None else model
-    how = loading(name, [edit.info], clip_skip=clip_skip, prediction_type=prediction_type)
+    numbers = whole_numbers(seeds, "--seeds")
     part = Shard.parse(shard) if shard else None
+    if run:
+        chosen = RunDirectory(run)
+        chosen.require_edit()
+        name = (chosen.read_environment().get("model") or "canvas") if model is None else model
+        found: list[FoundOn] = [] if chosen.bank.exists() else [open_edit(chosen.edit).info]
+    else:
+        found = [BankFolder(p).read() if is_bank(p) else open_edit(p).info for p in places]
+        name = base_of(model, found)
+    how = loading(name, found, clip_skip=clip_skip, prediction_type=prediction_type)
     base = load(name, device=device, precision=precision, **how)
+    if not run:
+        assert out is not None
+        chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
     table = measured(
-        chosen, suite or suite_for(base), base, edit, seeds=numbers, base_answers=base_answers, data=data,
-        judge=judge, retain=retain, synonyms=synonym, clip=clip, everyday=everyday, steps=steps, guidance=guidance,
-        shard=part,
+        chosen, suite or suite_for(base), base, subject(chosen, base), seeds=numbers, base_answers=base_answers,
+        data=data, judge=judge, retain=retain, synonyms=synonym, clip=clip, everyday=everyday, steps=steps,
+        guidance=guidance, shard=part,
     )  # fmt: skip
     if part and not table:
         return
@@ -113,6 +145,22 @@ def evaluate(
     for doubt in dict.fromkeys(score.doubt for scores in table.values() for score in scores if score.doubt):
         print(f"withheld: {doubt}, so it cannot tell whether the concept is gone")
     print(f"report  {report}")
+
+
+def _check_asked(
+    run: Path | None, edits: list[Path], edited: str | None, concept: list[str] | None, out: Path | None
+) -> None:
+    """Raise `ConfigError` if not exactly one thing is to be measured, or it has no folder for its evidence."""
+    asked = [name for name, given in (("RUN", run), ("--edit", edits), ("--edited", edited)) if given]
+    if len(asked) != 1:
+        told = f"{' and '.join(asked)} were given" if asked else "nothing was"
+        raise ConfigError(f"name one thing to measure, a RUN, --edit or --edited: {told}")
+    if run and (concept or out):
+        raise ConfigError(f"{'--concept' if concept else '--out'} is for --edit and --edited: a RUN has its own")
+    if not run and out is None:
+        raise ConfigError(f"{asked[0]} needs --out, a folder for the evidence")
+    if edited and not concept:
+        raise ConfigError("--edited needs --concept: its weights do not say what was erased")
 
 
 def _rows(table: Table) -> list[list[str]]:

@@ -85,14 +85,14 @@ def read_evidence(run: RunDirectory) -> Evidence:
 def note_search(run: RunDirectory, **facts: Any) -> None:
     """Note that ``edit.safetensors`` was found just now with the run's ``config.yaml``."""
     about = _about(run)
-    _write(run, Evidence(found=Made(**facts, how=about, edit=sha256(run.edit), content=sha256(run.config))))
+    _write(run, Evidence(found=Made(**facts, how=about, edit=run.edit_digest(), content=sha256(run.config))))
     note_files(run, run.metrics, *run.layer_searches())
 
 
 def note_scores(run: RunDirectory, suite: str, **facts: Any) -> None:
     """Note that the scores of ``suite`` were measured just now on ``edit.safetensors``."""
     evidence = read_evidence(run)
-    edit = sha256(run.edit) if run.edit.is_file() else ""
+    edit = run.edit_digest()
     evidence.scores[suite] = Made(**facts, edit=edit, content=digest(run.read_scores()[suite]))
     _write(run, evidence)
 
@@ -108,7 +108,7 @@ def note_files(run: RunDirectory, *places: Path) -> None:
             evidence.files[name] = sha256(place)
         elif place.is_dir() and (images := _images(place)):
             evidence.images[name] = images
-            evidence.edits[name] = sha256(run.edit) if run.edit.is_file() else ""
+            evidence.edits[name] = run.edit_digest()
     _write(run, evidence)
 
 
@@ -123,11 +123,11 @@ def findings(run: RunDirectory) -> list[Finding]:
     """Compare the run's edit, settings, scores and images with its evidence. Reads every file, but loads no model."""
     evidence, found = read_evidence(run), []
     origin = evidence.found
-    edit = sha256(run.edit) if run.edit.is_file() else ""
+    edit = run.edit_digest()
     config = sha256(run.config) if run.config.is_file() else ""
     if edit or origin:
-        known = origin.edit if origin else ""
-        found.append(_finding(run.edit.name, known, edit, f"found {_when(origin)}", "not the edit that this run found"))
+        known, name = origin.edit if origin else "", run.bank.name if run.bank.is_file() else run.edit.name
+        found.append(_finding(name, known, edit, f"found {_when(origin)}", "not the edit that this run found"))
     if config or origin:
         known = origin.content if origin else ""
         found.append(_finding(run.config.name, known, config, "as in the search", "edited after the search"))
@@ -187,7 +187,7 @@ def _images_finding(run: RunDirectory, folder: Path, evidence: Evidence) -> Find
     added = 0 if judged else sum(name not in known for name in now)
     made_with = evidence.edits.get(_name(run, folder), "")
     with_edit = folder == run.after or (judged and folder.name == "edited")
-    if with_edit and run.edit.is_file() and made_with != sha256(run.edit):
+    if with_edit and (edit := run.edit_digest()) and made_with != edit:
         return Finding(part, CHANGED, "images: made with another edit than edit.safetensors")
     counts = {"replaced": replaced, "removed": removed, "added": added}
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -6,6 +6,7 @@ The folder is the interface between the expensive search and the cheap evaluatio
       config.yaml  environment.json           settings to rerun it; versions, method, concepts
       log.txt  metrics.jsonl  checkpoints/    of the search
       edit.safetensors                        the result
+      bank/                                   instead of it: several edits that are measured together
       slug_<concept>.json                     from a search for one layer: every tensor and the steps tried
       before/  after/  prompts.json           <case>_<k>.png without and with the edit; the prompts by case
       answers/base/  answers/edited/          images that suite canvas judges, with the recipe.json that made them
@@ -43,7 +44,7 @@ import yaml
 from mu.core.config import read_yaml
 from mu.core.documents import parse_json
 from mu.core.errors import DataError, MuError, OutputError
-from mu.core.files import read_text, sweep, write_json, write_text, writing
+from mu.core.files import read_text, sha256, sweep, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.metrics import metric_of
 from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record
@@ -89,6 +90,7 @@ class RunDirectory:
         self.log = self.folder / "log.txt"
         self.metrics = self.folder / "metrics.jsonl"
         self.edit = self.folder / "edit.safetensors"
+        self.bank = self.folder / "bank" / "bank.json"
         self.checkpoints = self.folder / "checkpoints"
         self.before = self.folder / "before"
         self.after = self.folder / "after"
@@ -120,9 +122,13 @@ class RunDirectory:
         found = [*self.answers.glob("*"), *self.answers.glob("*/*")]
         return sorted(path for path in found if path.name in ("base", "edited") and path.is_dir())
 
+    def edit_digest(self) -> str:
+        """SHA-256 of the edit's file, or of the list of a bank's edits, which holds theirs; "" without either."""
+        return next((sha256(path) for path in (self.edit, self.bank) if path.is_file()), "")
+
     def require_edit(self) -> None:
         """Raise `DataError`, which says what a run is, if the folder holds no run with an edit."""
-        if self.edit.exists():
+        if self.edit.exists() or self.bank.exists():
             return
         if self.config.exists():
             raise DataError(f"{self.folder} holds an unfinished run: continue it with `mu erase --resume`")

@@ -32,8 +32,8 @@ class Suite(NamedTuple):
 
     ``place`` is a function that returns the table and how it was measured, which the run's evidence notes; or, with
     ``makes_images``, a class like `mu.evaluation.suites.concept.ConceptSuite`: the images that it needs are made here,
-    whole or by shards, before its ``score`` is called. ``default`` marks the suite used for this kind of model if none
-    is named.
+    whole or by shards, before its ``score`` is called. If no suite is named, it is the one that is ``made_for`` the
+    model, a function that says so, else the ``default`` of its kind.
     """
 
     place: str
@@ -41,6 +41,7 @@ class Suite(NamedTuple):
     what: str
     options: frozenset[str] = frozenset()
     default: bool = False
+    made_for: str = ""
     makes_images: bool = False
 
 
@@ -62,13 +63,14 @@ SUITES = {
         DiffusionModel,
         "a diffusion model",
         frozenset({"base_answers"}),
-        default=True,
+        made_for="mu.evaluation.suites.canvas:is_embedded",
     ),
     "concept": Suite(
         "mu.evaluation.suites.concept:ConceptSuite",
         DiffusionModel,
         "a diffusion model",
         frozenset({"base_answers", "judge", "clip", "retain", "synonyms", "everyday", "steps", "guidance", "shard"}),
+        default=True,
         makes_images=True,
     ),
     "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", frozenset({"data"}), default=True),
@@ -83,8 +85,14 @@ SUITES = {
 
 
 def suite_for(model: EditableModel) -> str:
-    """Return the default suite for this kind of model. Without one, raises `ConfigError` and names those that fit."""
+    """Return the suite that is made for the model, else the default of its kind.
+
+    Raises `ConfigError`, which names those that fit, if there is none.
+    """
     fitting = [name for name, suite in SUITES.items() if isinstance(model, suite.kind)]
+    for name in fitting:
+        if (place := SUITES[name].made_for) and _imported(place)(model):
+            return name
     defaults = [name for name in fitting if SUITES[name].default]
     if len(defaults) != 1:
         known = (
@@ -97,8 +105,8 @@ def suite_for(model: EditableModel) -> str:
 
 
 def evaluate(
-    run: RunDirectory, suite: str, model: EditableModel, edit: Edit, *, seeds: Sequence[int] = (188, 288, 588, 688),
-    **options: Any,
+    run: RunDirectory, suite: str, model: EditableModel, edit: Edit | Bank, *,
+    seeds: Sequence[int] = (188, 288, 588, 688), **options: Any,
 ) -> Table:  # fmt: skip
     """Score the base and the edited model; the table replaces the suite's earlier one in ``scores.json``.
 
@@ -122,14 +130,15 @@ def evaluate(
         raise ConfigError(f"a seed is named twice in {', '.join(map(str, seeds))[:60]}: name each once")
     if given.get("base_answers"):
         _check_answers(run, given["base_answers"])
-    edit.check(model)
+    bank = edit if isinstance(edit, Bank) else Bank(model, [edit])
+    if not bank.on:
+        raise ConfigError("no edit is on, so there is nothing to measure: erase a concept of the bank again")
     check_writing(run.scores)
     for read in (run.read_scores, run.read_panels):  # damaged files fail here, before the work
         read()
-    module, _, place = chosen.place.partition(":")
-    found = getattr(import_module(module), place)
+    found = _imported(chosen.place)
     if given.get("shard", WHOLE) != WHOLE:
-        _make_shard(run, suite, found, model, edit, seeds, **given)
+        _make_shard(run, suite, found, bank, seeds, **given)
         return {}
     given.pop("shard", None)
     with run.alone(), run.logged():
@@ -137,13 +146,21 @@ def evaluate(
             _remake(run, folder)
         base = described(model, list(select(model, "*")))["fingerprint"]
         if chosen.makes_images:
-            table, how = _measured(run, suite, found, Bank(model, [edit]), seeds, **given)
+            table, how = _measured(run, suite, found, bank, seeds, **given)
+        elif len(bank.on) > 1:
+            raise ConfigError(f"suite {suite} measures one edit, and {len(bank.on)} are on: choose suite concept")
         else:
-            table, how = found(run, model, edit, seeds=seeds, **given)
+            table, how = found(run, model, bank.on[0], seeds=seeds, **given)
         run.write_scores(suite, table)
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
         note_files(run, *run.answer_folders(), run.panel_images, run.panels, run.similarity)
     return table
+
+
+def _imported(place: str) -> Any:
+    """What ``module:name`` names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def _measured(
@@ -158,12 +175,12 @@ def _measured(
 
 
 def _make_shard(
-    run: RunDirectory, suite: str, kind: Callable[..., ImageSuite], model: EditableModel, edit: Edit,
-    seeds: Sequence[int], shard: Shard, base_answers: Path | None = None, **options: Any,
+    run: RunDirectory, suite: str, kind: Callable[..., ImageSuite], bank: Bank, seeds: Sequence[int], shard: Shard,
+    base_answers: Path | None = None, **options: Any,
 ) -> None:  # fmt: skip
     """Make one shard's images in a folder of its own. `evaluate` without a shard gathers them and makes the rest."""
-    planned = kind(Bank(model, [edit]), seeds, **options)
-    answers = _answers(run, suite, Bank(model, [edit]), planned, base_answers).of_shard(shard)
+    planned = kind(bank, seeds, **options)
+    answers = _answers(run, suite, bank, planned, base_answers).of_shard(shard)
     with locked(answers.edited.parent):
         answers.make(shard.of(planned.rows), shard.of(planned.only_base))
     log.info("shard %d/%d is made: after all shards, run again without --shard", shard.k, shard.n)

@@ -122,20 +122,18 @@ def replacement(seen: Sequence[str], erased: str) -> Score:
 
 
 def require_embedded(model: DiffusionModel) -> None:
-    """Raise `ModelError` if the base weights of ``model``, in any precision, are not those of the embedded model.
-
-    The judge and the prompts belong to the embedded world; for other models the numbers would mean nothing.
-    """
-    embedded = load_diffusion("canvas", device="cpu")
-    names = list(select(embedded, "*"))
-    same = names == list(select(model, "*"))
-    if not (same and is_base(model, names, described(embedded, names)["fingerprint"])):
+    """Raise `ModelError` if ``model`` is not the embedded one: the judge and the prompts belong to its world."""
+    if not is_embedded(model):
         raise ModelError(
-            f"suite canvas measures only the embedded model, and {model.name!r} has other weights: make images with "
-            "`mu generate`, once with --edit RUN and once without, and compare the folders with "
-            "eval-scripts/lpips_eval.py, "
-            "eval-scripts/FID_eval.py or `mu classifier score`"
+            f"suite canvas measures only the embedded model, and {model.name!r} has other weights: use --suite concept"
         )
+
+
+def is_embedded(model: DiffusionModel) -> bool:
+    """Whether the base weights of ``model``, in any precision, are those of the embedded model."""
+    names = list(select(model, "*"))
+    embedded = load_diffusion("canvas", device="cpu")
+    return names == list(select(embedded, "*")) and is_base(model, names, described(embedded, names)["fingerprint"])
 
 
 def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:

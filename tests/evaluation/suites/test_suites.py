@@ -79,7 +79,8 @@ def test_of_two_suites_of_one_kind_the_default_is_meant_and_none_is_guessed(
 ) -> None:
     other = suites.Suite("nowhere:f", DiffusionModel, "a diffusion model")
     monkeypatch.setattr(suites, "SUITES", {"first": other, **SUITES})
-    assert suite_for(tiny) == "canvas", "not the first"
+    assert suite_for(tiny) == "concept", "not the first"
+    assert suite_for(mu.load("canvas", device="cpu")) == "canvas", "the one that is made for it"
     for default in (False, True):
         both = {"one": other._replace(default=default), "two": other._replace(default=default)}
         monkeypatch.setattr(suites, "SUITES", both)
