@@ -35,12 +35,19 @@ def writing(place: Path | str) -> Iterator[None]:
 
 
 def check_writing(path: Path | str) -> None:
-    """Raise `OutputError` if ``path`` is not writable, without touching the disk: call it before hours of work."""
+    """Raise `OutputError` if the file ``path`` is not writable, without touching the disk: call it before the work."""
+    if Path(path).is_dir():
+        raise OutputError(f"cannot write to {path}: it is a folder, move it or choose another place")
     folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
     if not folder.is_dir():
         raise OutputError(f"cannot write to {path}: {folder} is not a folder")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"cannot write to {path}: {folder} is read-only")
+
+
+def check_folder(path: Path | str) -> None:
+    """Raise `OutputError` if no files can be written to the folder ``path``, which need not exist."""
+    check_writing(Path(path) / "a file")
 
 
 @contextmanager

@@ -42,7 +42,7 @@ import yaml
 from mu.core.config import read_yaml
 from mu.core.documents import parse_json
 from mu.core.errors import DataError, MuError, OutputError
-from mu.core.files import read_text, sweep, write_json, write_text, writing
+from mu.core.files import check_folder, check_writing, read_text, sweep, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.metrics import metric_of
 from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record
@@ -113,6 +113,15 @@ class RunDirectory:
                     sweep(below)
             yield
 
+    def check(self) -> None:
+        """Raise `OutputError` if a file or folder of a run cannot be written, before any work is done."""
+        for file in (self.config, self.environment, self.log, self.metrics, self.edit, self.scores, self.evidence):
+            check_writing(file)
+        for file in (self.prompts, self.panels, self.similarity, self.similarity.with_suffix(".png"), self.report):
+            check_writing(file)
+        for folder in (self.checkpoints, self.before, self.after, self.panel_images, self.answers):
+            check_folder(folder)
+
     def require_edit(self) -> None:
         """Raise `DataError`, which says what a run is, if the folder holds no run with an edit."""
         if self.edit.exists():
@@ -147,6 +156,7 @@ class RunDirectory:
                 )
         if resume and self.config.exists():
             self.require(config)
+        self.check()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._began = not (resume and self.config.exists())

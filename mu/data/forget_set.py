@@ -18,7 +18,7 @@ from typing import Any
 
 from mu.core.concept import Concept, folded
 from mu.core.errors import ConfigError, DataError, OutputError
-from mu.core.files import atomic_path, writing
+from mu.core.files import atomic_path, check_writing, writing
 from mu.data.pairs import Pair, can_decode
 from mu.data.shards import CAPTIONS, add_member, caption_in, find_shards, image_in, read_shard
 
@@ -175,6 +175,7 @@ def _write(made: ForgetSet, pairs: Iterable[Pair], n_imgs: int, overwrite: bool,
     """Write members ``<Name>_00000.jpg`` and ``.txt``. Keys have no dot: shard readers start the ending there."""
     if n_imgs < 1:
         raise ConfigError(f"a forget set needs at least 1 image, not {n_imgs}")
+    check_writing(made.path)
     key, known = made.path.stem.replace(".", "_"), set[bytes]()
     with atomic_path(made.path) as partial:
         with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar:

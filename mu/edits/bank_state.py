@@ -21,6 +21,11 @@ FORMAT = 1
 log = logging.getLogger("mu")
 
 
+def is_file_name(name: str) -> bool:
+    """Whether an edit of a bank may have this file name: it leads to no other folder."""
+    return re.fullmatch(r"\w[\w.-]*\.safetensors", name) is not None
+
+
 class BankEntry(BaseConfig):
     """One edit of the bank."""
 
@@ -33,7 +38,7 @@ class BankEntry(BaseConfig):
     @field_validator("file")
     @classmethod
     def _in_the_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
+        if not is_file_name(name):
             raise ValueError(f"{name!r} is not the name of a .safetensors file in the bank's own folder")
         return name
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mu.core.errors import EditError, OutputError
-from mu.core.files import atomic_path, check_writing, sweep_beside, writing
+from mu.core.files import atomic_path, check_folder, check_writing, sweep_beside, writing
 from mu.core.lock import locked_beside
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
@@ -268,7 +268,10 @@ def check_place(path: Path | str, form: str, *, overwrite: bool = False, inputs:
                 raise OutputError(f"{file} would be read as the description of {path}: choose another path")
             if not overwrite:
                 raise OutputError(f"{file} exists already: choose another path or pass --overwrite")
-    check_writing(path)
+    if form in _FOLDERS:
+        check_folder(path.parent)
+    else:
+        check_writing(path)
 
 
 def _holds(folder: Path, name: str) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor
 from mu.core import compute, loop
 from mu.core.concept import folded
 from mu.core.errors import ConfigError, DataError, OutputError, nearest
-from mu.core.files import write_json, writing
+from mu.core.files import check_writing, write_json, writing
 from mu.core.records import checked, read_record
 from mu.core.scores import Score
 from mu.diffusion.image_folder import read_images
@@ -96,6 +96,8 @@ def train_classifier(
         "classes": list(shown),
     }
     record = out / "training.json"
+    for name in (record.name, "training.pt", "config.json", "model.safetensors", "preprocessor_config.json"):
+        check_writing(out / name)
     if (finished := _kept(out, record, told, resume=resume, overwrite=overwrite)) is not None:
         return finished
     with quiet_libraries(), compute.loading_on(device) as chosen:

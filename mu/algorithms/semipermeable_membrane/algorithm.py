@@ -15,6 +15,7 @@ from mu.core import compute
 from mu.core.algorithm import Algorithm, Found, citation
 from mu.core.concept import Concept, distinct
 from mu.core.errors import ConfigError
+from mu.core.files import check_writing
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.core.tracking import Tracking
@@ -152,6 +153,7 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
 
     def run(self, *, resume: bool = False, overwrite: bool = False, track: str | None = None) -> Found:
         """Like `Algorithm.run`, but also write the edit as an SPM file, `final_file`, which LoRA loaders can read."""
+        check_writing(self.final_file)
         found = super().run(resume=resume, overwrite=overwrite, track=track)
         assert isinstance(found.edit, LowRankEdit), "find_edit returns one"
         self._write(found.edit, self.final_file)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from mu.core.errors import ConfigError, ModelError, OutputError, nearest
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
-from mu.core.files import check_writing
 from mu.core.run import RunDirectory
 from mu.core.scores import Table
 from mu.diffusion.image_folder import RECIPE
@@ -21,6 +20,10 @@ from mu.models.parameters import EditableModel, select
 from mu.models.vision_language import VisionLanguageModel
 
 log = logging.getLogger("mu")
+
+
+OTHER_SEEDS = 1_000_000
+"""Suite canvas adds it to the seeds, for the reference images of its Fréchet distance."""
 
 
 class Suite(NamedTuple):
@@ -36,6 +39,8 @@ class Suite(NamedTuple):
     what: str
     options: frozenset[str] = frozenset()
     default: bool = False
+    further_seeds: int = 0
+    """The suite also uses seeds that are higher than the given ones by this number."""
 
 
 SUITES = {
@@ -45,6 +50,7 @@ SUITES = {
         "a diffusion model",
         frozenset({"base_answers"}),
         default=True,
+        further_seeds=OTHER_SEEDS,
     ),
     "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", frozenset({"data"}), default=True),
     "vlm": Suite(
@@ -91,12 +97,17 @@ def evaluate(
     given: dict[str, Any] = {name: value for name, value in (("base_answers", base_answers), ("data", data)) if value}
     for name in sorted(given.keys() - chosen.options):
         raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    for seed in seeds:
+        if not 0 <= seed < 2**64 - chosen.further_seeds:
+            raise ConfigError(
+                f"seed {seed} is not possible with suite {suite}: give one from 0 to {2**64 - 1 - chosen.further_seeds}"
+            )
     if len({*seeds}) < len(seeds):
         raise ConfigError(f"a seed is named twice in {', '.join(map(str, seeds))[:60]}: name each once")
     if base_answers:
         _check_answers(run, base_answers)
     edit.check(model)
-    check_writing(run.scores)
+    run.check()
     for read in (run.read_scores, run.read_panels):  # damaged files fail here, before the work
         read()
     module, _, function = chosen.place.partition(":")

@@ -46,6 +46,7 @@ from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.lpips import lpips
 from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
+from mu.evaluation.suites import OTHER_SEEDS
 from mu.models import EMBEDDED, load_diffusion
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -56,7 +57,6 @@ from mu.models.quiet import quiet_libraries
 PROTOCOL, STEPS, GUIDANCE = "canvas/1", 20, 4.0
 Kind = Literal["style", "object"]
 NEUTRAL = ("an image", "a person", "a portrait of a person", "a picture of a cat")
-OTHER_SEEDS = 1_000_000  # added to the seeds for the reference images of the Fréchet distance
 
 
 def evaluate(
