@@ -31,7 +31,7 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help=".csv (ESD, I2P, COCO lists), .txt or .json in place of --prompt."),
+        typer.Option(metavar="FILE", help=".csv (ESD, I2P, COCO lists), .txt, .json or .jsonl in place of --prompt."),
     ] = None,
     model: Annotated[
         str | None,

@@ -42,7 +42,7 @@ import yaml
 from mu.core.config import read_yaml
 from mu.core.documents import parse_json
 from mu.core.errors import DataError, MuError, OutputError
-from mu.core.files import check_folder, check_writing, read_text, sweep, write_json, write_text, writing
+from mu.core.files import check_folder, check_writing, lines, read_text, sweep, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.metrics import metric_of
 from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record
@@ -303,7 +303,7 @@ class RunDirectory:
         if not self.metrics.exists():
             return []
         rows = []
-        for number, line in enumerate(read_text(self.metrics).split("\n"), start=1):
+        for number, line in enumerate(lines(read_text(self.metrics)), start=1):
             if line and not (line.startswith("{") and not line.endswith("}")):  # a killed run may leave half a line
                 row = parse_json(line, f"{self.metrics}, line {number}")
                 rows.append(checked(self.metrics, row, MetricsRow, f"line {number}").model_dump())

@@ -77,6 +77,8 @@ def _is_there(module: str) -> bool:
         import_module(module)
     except ImportError:
         return False
+    except Exception:  # such as a file of the user's that it cannot read: told when the tracker starts
+        return True
     return True
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from mu.core.concept import folded
 from mu.core.documents import parse_csv, parse_json
 from mu.core.errors import ConfigError, DataError, nearest
-from mu.core.files import is_inside, read_text
+from mu.core.files import is_inside, lines, read_text
 from mu.core.images import rgb
 from mu.data.shards import CAPTIONS, IMAGES, Extent, caption_in, find_paths, image_in, read_shard
 
@@ -252,7 +252,7 @@ def _table(file: Path) -> Iterator[dict[str, str] | None]:
 
 def _json_lines(file: Path) -> Iterator[Any]:
     """The content of each line of a file; None for a line that is not JSON."""
-    for line in filter(str.strip, read_text(file).split("\n")):
+    for line in filter(str.strip, lines(read_text(file))):
         try:
             yield parse_json(line, str(file))
         except DataError:
