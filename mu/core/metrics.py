@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from mu.core.errors import titled
 from mu.core.scores import HIGHER, LOWER, NEITHER, Score
 
 SHARE = "share"
@@ -133,5 +134,5 @@ def scored(name: str, value: float, n: int, protocol: str, per_item: Mapping[str
     """A score of the metric ``name``, with its direction. Raises `KeyError` if no metric in `METRICS` matches."""
     metric = metric_of(name)
     if metric is None:
-        raise KeyError(f"{name!r} is not a metric: add it to METRICS in {__name__}")
+        raise KeyError(f"{titled(name)} is not a metric: add it to METRICS in {__name__}")
     return Score(name, value, n, metric.direction, protocol, per_item or {})

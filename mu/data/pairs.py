@@ -16,7 +16,7 @@ from PIL import Image
 
 from mu.core.concept import folded
 from mu.core.documents import parse_csv, parse_json
-from mu.core.errors import ConfigError, DataError, nearest
+from mu.core.errors import ConfigError, DataError, nearest, quoted
 from mu.core.files import is_inside, lines, read_text
 from mu.core.images import rgb
 from mu.data.shards import CAPTIONS, IMAGES, Extent, caption_in, find_paths, image_in, read_shard
@@ -213,7 +213,7 @@ def _unlearn_canvas(folder: Path, images: list[Path], style: str | None, object:
             known = sorted({file.parts[level] for file in images})
             images = [file for file in images if folded(file.parts[level]) == folded(wanted)]
             if not images:
-                raise DataError(f"{folder} has no {kind} {wanted!r}.{nearest(wanted, known)}")
+                raise DataError(f"{folder} has no {kind} {quoted(wanted)}.{nearest(wanted, known)}")
     # Numeric order: 2.jpg comes before 10.jpg.
     for file in sorted(
         images, key=lambda file: (*file.parts[:2], int(file.stem) if file.stem.isdecimal() else 0, file.name)
@@ -245,7 +245,7 @@ def _table(file: Path) -> Iterator[dict[str, str] | None]:
     captions = set(CAPTIONS) & set(header)
     missing = [name for name, there in (("file_name", "file_name" in header), ("text", captions)) if not there]
     if missing:
-        raise DataError(f"{file} has no column {' and no column '.join(map(repr, missing))}")
+        raise DataError(f"{file} has no column {' and no column '.join(map(quoted, missing))}")
     for _, cells in rows:
         yield dict(zip(header, cells, strict=True)) if len(cells) == len(header) else None
 

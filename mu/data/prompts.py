@@ -62,8 +62,9 @@ def read_prompts(path: Path | str, columns: Mapping[str, str] | None = None) -> 
 
     CSV needs a header; unnamed index columns and blank rows are ignored, and quotes must be closed. JSON is a list of
     texts, or of objects whose keys are the column names; a `.jsonl` has one of them in each line. In a `.txt` blank
-    lines are ignored and prompts are numbered from 0. ``columns`` names the column of a field, like ``{"prompt": "Sentence"}``; the others are found by
-    `mu.data.columns`. What is read from an unusual column, or not read, is logged.
+    lines are ignored and prompts are numbered from 0. ``columns`` names the column of a field, like
+    ``{"prompt": "Sentence"}``; the others are found by `mu.data.columns`. What is read from an unusual column, or not
+    read, is logged.
 
     Case numbers that repeat are replaced by row numbers, as images would overwrite each other; this is logged, and the
     numbers stay in `PromptRow.other`. Raises `DataError` for a file that is missing, of another kind, not UTF-8,

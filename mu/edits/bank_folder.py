@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mu.core.documents import control_character, is_unicode
-from mu.core.errors import DataError, EditError, OutputError, quoted
+from mu.core.errors import DataError, EditError, OutputError, quoted, titled
 from mu.core.files import check_writing, sha256, slug, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.records import read_record
@@ -68,7 +68,9 @@ class BankFolder:
             if control_character(concept) or not is_unicode(concept):
                 raise EditError(f"the concept {quoted(concept)} has a control character: a bank cannot list it")
             if state and (old := state.find(concept)):
-                raise EditError(f"{old.concept!r} is in the bank {self.folder} already: remove the old edit first")
+                raise EditError(
+                    f"{quoted(old.concept)} is in the bank {self.folder} already: remove the old edit first"
+                )
         for file in (self.json, self.log):
             check_writing(file)
 
@@ -115,7 +117,8 @@ class BankFolder:
         state = self.read()
         if not self._is_base(state, model):
             raise EditError(
-                f"the bank {self.folder} was made on other weights ({state.base!r}) than those of {model.name!r}: "
+                f"the bank {self.folder} was made on other weights ({titled(state.base)}) than those of "
+                f"{titled(model.name)}: "
                 "name its model with --model, or start a new bank"
             )
 
@@ -126,8 +129,8 @@ class BankFolder:
         for edit in edits:
             if not is_found_on(edit, model):
                 raise EditError(
-                    f"the edit of {edit.concept()!r} was found on other weights ({edit.info.base!r}) "
-                    f"than those of {model.name!r}: "
+                    f"the edit of {quoted(edit.concept())} was found on other weights ({titled(edit.info.base)}) "
+                    f"than those of {titled(model.name)}: "
                     "search again on that model, or add the edit unchanged with --transfer"
                 )
 
@@ -359,15 +362,16 @@ class BankFolder:
         if path.resolve().parent != self.folder.resolve():
             raise EditError(f"{path} is a link that leads out of the bank: {instead}")
         if not path.is_file():
-            raise EditError(f"{path}, the edit of {entry.concept!r}, is missing: {instead}")
+            raise EditError(f"{path}, the edit of {quoted(entry.concept)}, is missing: {instead}")
         if sha256(path) != entry.sha256:
             raise EditError(
-                f"{path} is not the file that was added for {entry.concept!r} (its SHA-256 differs): {instead}"
+                f"{path} is not the file that was added for {quoted(entry.concept)} (its SHA-256 differs): {instead}"
             )
         edit = open_edit(path)
         if edit.concept() != entry.concept:
             raise EditError(
-                f"{path} holds the edit of {edit.concept()!r}, but bank.json says {entry.concept!r}: {instead}"
+                f"{path} holds the edit of {quoted(edit.concept())}, but bank.json says "
+                f"{quoted(entry.concept)}: {instead}"
             )
         return edit
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mu.algorithms.forget_me_not.configs import ForgetMeNotConfig, ForgetMeNotMethod
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.diffusion.noised_images import concept_images, noised
@@ -105,4 +105,6 @@ def word_positions(model: DiffusionModel, prompt: str, concept: str) -> list[int
     for start in range(len(ids) - len(words) + 1):
         if ids[start : start + len(words)] == words:
             return list(range(start, start + len(words)))
-    raise ConfigError(f"the tokens of {concept!r} are not all found in those of {prompt!r}: use a shorter template")
+    raise ConfigError(
+        f"the tokens of {quoted(concept)} are not all found in those of {quoted(prompt)}: use a shorter template"
+    )

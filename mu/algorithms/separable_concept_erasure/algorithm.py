@@ -29,7 +29,7 @@ from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableCon
 from mu.core import compute
 from mu.core.algorithm import Saveable
 from mu.core.config import filled
-from mu.core.errors import ConfigError, MuError
+from mu.core.errors import ConfigError, MuError, quoted
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.edits.edit import Edit
@@ -175,7 +175,9 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             return projected, kept
         shift.start_from(projected)
         with shift.installed():
-            trainer.train(f"SepCE {concept!r}, again", stop=lambda i: i % 5 == 4 and effect.now() >= ENOUGH * whole)
+            trainer.train(
+                f"SepCE {quoted(concept)}, again", stop=lambda i: i % 5 == 4 and effect.now() >= ENOUGH * whole
+            )
             again = effect.now() / whole
         log.info(
             "%r was made null on %s, which left %.0f %% of its effect; %d updates brought back %.0f %%",
@@ -231,7 +233,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         first = k * self.config.train.iterations  # the log's steps count on from concept to concept
         with shift.installed():
             trainer.train(
-                f"SepCE {concept!r}",
+                f"SepCE {quoted(concept)}",
                 checkpoint=run.checkpoints / f"training_{k}.pt" if run else None,
                 log=(lambda row: log({**row, "step": row["step"] + first})) if log else None,
             )

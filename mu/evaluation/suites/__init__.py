@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mu.core.errors import ConfigError, ModelError, OutputError, nearest
+from mu.core.errors import ConfigError, ModelError, OutputError, nearest, quoted, titled
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
 from mu.core.run import RunDirectory
 from mu.core.scores import Table
@@ -73,7 +73,7 @@ def suite_for(model: EditableModel) -> str:
             if fitting
             else f"suites measure {', '.join(s.what for s in SUITES.values())}"
         )
-        raise ConfigError(f"no suite is the default for a model like {model.name!r}: {known}")
+        raise ConfigError(f"no suite is the default for a model like {titled(model.name)}: {known}")
     return defaults[0]
 
 
@@ -88,11 +88,12 @@ def evaluate(
     unknown suite or an option that the suite does not take, and `ModelError` for a model of another kind.
     """
     if suite not in SUITES:
-        raise ConfigError(f"unknown suite {suite!r}.{nearest(suite, SUITES)}")
+        raise ConfigError(f"unknown suite {quoted(suite)}.{nearest(suite, SUITES)}")
     chosen = SUITES[suite]
     if not isinstance(model, chosen.kind):
         raise ModelError(
-            f"suite {suite} measures {chosen.what}, and {model.name!r} is not one: choose suite {suite_for(model)}"
+            f"suite {suite} measures {chosen.what}, and {titled(model.name)} is not one: choose suite "
+            f"{suite_for(model)}"
         )
     given: dict[str, Any] = {name: value for name, value in (("base_answers", base_answers), ("data", data)) if value}
     for name in sorted(given.keys() - chosen.options):

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mu.core.concept import says
-from mu.core.errors import DataError, ModelError
+from mu.core.errors import DataError, ModelError, quoted, titled
 from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.metrics import scored
@@ -131,7 +131,8 @@ def require_embedded(model: DiffusionModel) -> None:
     same = names == list(select(model, "*"))
     if not (same and is_base(model, names, described(embedded, names)["fingerprint"])):
         raise ModelError(
-            f"suite canvas measures only the embedded model, and {model.name!r} has other weights: make images with "
+            f"suite canvas measures only the embedded model, and {titled(model.name)} has other weights: make "
+            "images with "
             "`mu generate`, once with --edit RUN and once without, and compare the folders with "
             "eval-scripts/lpips_eval.py, "
             "eval-scripts/FID_eval.py or `mu classifier score`"
@@ -147,7 +148,7 @@ def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
                 return kind, name
     known = ", ".join((*judge.classes["style"], *judge.classes["object"][:-1]))
     raise DataError(
-        f"suite canvas measures its own styles and objects, and {', '.join(concepts)!r} names none of: {known}"
+        f"suite canvas measures its own styles and objects, and {quoted(', '.join(concepts))} names none of: {known}"
     )
 
 
