@@ -30,6 +30,7 @@ from mu.core import compute
 from mu.core.algorithm import Saveable
 from mu.core.config import filled
 from mu.core.errors import ConfigError, MuError, quoted
+from mu.core.evidence import describe
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.edits.edit import Edit
@@ -135,7 +136,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             if mended is edit:
                 continue
             found.append(mended)
-            run.describe({"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
+            describe(run, {"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
         return found
 
     def mended(self, edit: LowRankEdit, prompts: Sequence[str], updates: int) -> tuple[LowRankEdit, float]:
