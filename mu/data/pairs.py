@@ -20,6 +20,7 @@ from mu.core.errors import ConfigError, DataError, nearest, quoted
 from mu.core.files import is_inside, lines, read_text
 from mu.core.images import rgb
 from mu.data.shards import CAPTIONS, IMAGES, Extent, caption_in, find_paths, image_in, read_shard
+from mu.data.unpacked import is_tar_name
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 
@@ -87,6 +88,7 @@ def open_pairs(
     ``source`` is one or several of these, as a list or separated by commas::
 
         {00000..00010}.tar, shards/*.tar, a folder of tars   <key>.jpg and <key>.txt (web shards; see `mu.data.shards`)
+        the same, compressed: .tar.gz, .tar.bz2, ...         unpacked to a temporary folder (see `mu.data.unpacked`)
         a folder with metadata.csv or metadata.jsonl         columns file_name and text (imagefolder of `datasets`), or
                                                              another of `mu.data.shards.CAPTIONS`
         a folder with NAME.txt next to NAME.jpg              at any depth
@@ -195,7 +197,7 @@ def _folder(
         for file in images:
             beside = file.with_suffix(".txt")
             yield _Found(_key(file), Extent(folder / beside) if beside in texts else None, _image(folder / file))
-    elif shards := [folder / file for file in files if file.suffix == ".tar" and len(file.parts) == 1]:
+    elif shards := [folder / file for file in files if is_tar_name(file.name) and len(file.parts) == 1]:
         for shard in shards:
             yield from _shard(shard, reasons)
     elif images:
