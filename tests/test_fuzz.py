@@ -8,6 +8,7 @@ its bytes. `python -m pytest tests/test_fuzz.py -m slow` reads 20,000 of them.
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import random
 import re
@@ -138,6 +139,13 @@ def shard(folder: Path) -> Path:
     return folder / "neon.tar"
 
 
+def packed(folder: Path) -> Path:
+    whole = shard(folder)
+    (folder / "neon.tar.gz").write_bytes(gzip.compress(whole.read_bytes()))
+    whole.unlink()
+    return folder / "neon.tar.gz"
+
+
 def picture_list(folder: Path) -> Path:
     Image.new("RGB", (4, 4)).save(folder / "0.png")
     return text("metadata.jsonl", '{"file_name": "0.png", "text": "a star"}\n')(folder)
@@ -194,10 +202,12 @@ READERS = {
     "gradients": Reader(gradients, open_gradients),
     "prompts csv": Reader(text("prompts.csv", CSV), read_prompts, 2),
     "prompts txt": Reader(text("prompts.txt", "A star in neon\na fish\n"), read_prompts),
+    "prompts jsonl": Reader(text("prompts.jsonl", "\n".join(map(json.dumps, PROMPTS))), read_prompts, 2),
     "prompts json": Reader(text("prompts.json", json.dumps(PROMPTS)), read_prompts, 2),
     "settings": Reader(text("settings.yaml", SETTINGS), lambda file: algorithm("spm")(file), 2),
     "any yaml": Reader(text("settings.yaml", "a: &x [1, 2]\nb: {c: *x, d: 'e'}\n"), read_settings),
     "shard": Reader(shard, read_shard),
+    "compressed shard": Reader(packed, lambda file: list(open_pairs(str(file)))),
     "pairs of a shard": Reader(shard, lambda file: list(open_pairs(str(file)))),
     "list of images": Reader(picture_list, lambda file: list(open_pairs(str(file.parent)))),
     "report of scores": Reader(part_of(V1 / "run", "scores.json"), report, 0.1, PAGE),

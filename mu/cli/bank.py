@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mu.cli.options import Device, Json, Overwrite
+from mu.core.errors import titled
 
 if TYPE_CHECKING:
     from mu.edits.bank_folder import BankFolder
@@ -151,7 +152,11 @@ def check(
         ]
         print_table(["edit of", "acts on", "share", "listed as protected", "verdict"], cells)
         unknown = dict.fromkeys(leak.edit for leak in found if leak.share is None)
-        print(*leaking, *(f"{name!r} is not measurable by text: generate images to see" for name in unknown), sep="\n")
+        print(
+            *leaking,
+            *(f"{titled(name)} is not measurable by text: generate images to see" for name in unknown),
+            sep="\n",
+        )
     if leaking:
         raise typer.Exit(1)
 

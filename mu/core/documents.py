@@ -142,7 +142,7 @@ def check_settings(values: Mapping[str, Any], trouble: Callable[[str, str], MuEr
         if isinstance(each, int) and not -(2**63) <= each < 2**64:
             raise trouble(_named(place), f"{quoted(each)} is beyond 64 bits: give a smaller number")
         if isinstance(each, str) and (wrong := control_character(each)):
-            raise trouble(_named(place), f"{quoted(each)} has the control character {wrong!r}: remove it")
+            raise trouble(_named(place), f"{quoted(each)} has the control character {quoted(wrong)}: remove it")
 
 
 def is_unicode(text: str) -> bool:

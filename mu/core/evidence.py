@@ -44,6 +44,8 @@ class Made(BaseModel):
     """SHA-256 of the edit's file."""
     content: str = ""
     """SHA-256 of the settings or of the scores."""
+    environment: str = ""
+    """SHA-256 of ``environment.json``; empty for scores."""
 
 
 class Evidence(BaseModel):
@@ -85,8 +87,22 @@ def read_evidence(run: RunDirectory) -> Evidence:
 def note_search(run: RunDirectory, **facts: Any) -> None:
     """Note that ``edit.safetensors`` was found just now with the run's ``config.yaml``."""
     about = _about(run)
-    _write(run, Evidence(found=Made(**facts, how=about, edit=run.edit_digest(), content=sha256(run.config))))
+    files = {"edit": run.edit_digest(), "content": sha256(run.config), "environment": sha256(run.environment)}
+    _write(run, Evidence(found=Made(**facts, how=about, **files)))
     note_files(run, run.metrics, *run.layer_searches())
+
+
+def describe(run: RunDirectory, facts: dict[str, Any]) -> None:
+    """Add ``facts`` to the ``environment.json`` of a finished run, and note that this is how it is now.
+
+    An ``environment.json`` that was edited before stays changed.
+    """
+    evidence = read_evidence(run)
+    intact = evidence.found is not None and evidence.found.environment == sha256(run.environment)
+    run.describe(facts)
+    if evidence.found is not None and intact:
+        evidence.found.environment = sha256(run.environment)
+        _write(run, evidence)
 
 
 def note_scores(run: RunDirectory, suite: str, **facts: Any) -> None:
@@ -132,9 +148,7 @@ def findings(run: RunDirectory) -> list[Finding]:
         known = origin.content if origin else ""
         found.append(_finding(run.config.name, known, config, "as in the search", "edited after the search"))
     if origin:
-        same = origin.how == _about(run)
-        text = "as in the search" if same else "names another method, model or concept than the search"
-        found.append(Finding(run.environment.name, INTACT if same else CHANGED, text))
+        found.append(_environment_finding(run, origin))
     tables = run.read_scores()
     found += [_scores_finding(suite, evidence.scores.get(suite), table, edit) for suite, table in tables.items()]
     found += [Finding(f"scores of {name}", CHANGED, "removed") for name in evidence.scores if name not in tables]
@@ -153,6 +167,18 @@ def digest(table: Table) -> str:
     """SHA-256 of a suite's scores, whatever the layout of their file."""
     content = {column: [score.to_json() for score in scores] for column, scores in table.items()}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _environment_finding(run: RunDirectory, origin: Made) -> Finding:
+    """Runs made before ``environment.json`` was noted as a whole have only what the report calls them by."""
+    part = run.environment.name
+    if not run.environment.is_file():
+        return Finding(part, CHANGED, "removed")
+    if origin.how != _about(run):
+        return Finding(part, CHANGED, "names another method, model or concept than the search")
+    if origin.environment and origin.environment != sha256(run.environment):
+        return Finding(part, CHANGED, "edited after the search")
+    return Finding(part, INTACT, "as in the search")
 
 
 def _scores_finding(suite: str, made: Made | None, table: Table, edit: str) -> Finding:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mu.core.errors import titled
 from mu.core.scores import HIGHER, LOWER, NEITHER, Score
 
 SHARE = "share"
@@ -154,5 +155,5 @@ def scored(
     """
     metric = metric_of(name)
     if metric is None:
-        raise KeyError(f"{name!r} is not a metric: add it to METRICS in {__name__}")
+        raise KeyError(f"{titled(name)} is not a metric: add it to METRICS in {__name__}")
     return Score(name, value, n, metric.direction, protocol, per_item or {}, **more)

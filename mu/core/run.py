@@ -44,7 +44,7 @@ import yaml
 from mu.core.config import read_yaml
 from mu.core.documents import parse_json
 from mu.core.errors import DataError, MuError, OutputError
-from mu.core.files import read_text, sha256, sweep, write_json, write_text, writing
+from mu.core.files import check_folder, check_writing, lines, read_text, sha256, sweep, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.metrics import metric_of
 from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record
@@ -122,6 +122,15 @@ class RunDirectory:
         found = [*self.answers.glob("*"), *self.answers.glob("*/*")]
         return sorted(path for path in found if path.name in ("base", "edited") and path.is_dir())
 
+    def check(self) -> None:
+        """Raise `OutputError` if a file or folder of a run cannot be written, before any work is done."""
+        for file in (self.config, self.environment, self.log, self.metrics, self.edit, self.scores, self.evidence):
+            check_writing(file)
+        for file in (self.prompts, self.panels, self.similarity, self.similarity.with_suffix(".png"), self.report):
+            check_writing(file)
+        for folder in (self.checkpoints, self.before, self.after, self.panel_images, self.answers):
+            check_folder(folder)
+
     def edit_digest(self) -> str:
         """SHA-256 of the edit's file, or of the list of a bank's edits, which holds theirs; "" without either."""
         return next((sha256(path) for path in (self.edit, self.bank) if path.is_file()), "")
@@ -160,6 +169,7 @@ class RunDirectory:
                 )
         if resume and self.config.exists():
             self.require(config)
+        self.check()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._began = not (resume and self.config.exists())
@@ -306,7 +316,7 @@ class RunDirectory:
         if not self.metrics.exists():
             return []
         rows = []
-        for number, line in enumerate(read_text(self.metrics).split("\n"), start=1):
+        for number, line in enumerate(lines(read_text(self.metrics)), start=1):
             if line and not (line.startswith("{") and not line.endswith("}")):  # a killed run may leave half a line
                 row = parse_json(line, f"{self.metrics}, line {number}")
                 rows.append(checked(self.metrics, row, MetricsRow, f"line {number}").model_dump())

@@ -95,6 +95,9 @@ def write_images(
         note = {**recipe, "steps": steps, "negative": negative, "size": size and list(size), "pictures": each}
         _require(folder, note, [row.name for row in there])
     check_writing(folder / RECIPE)
+    folders = {each.name for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else set()
+    if wrong := next((row.name for row in rows if row.name in folders), ""):
+        check_writing(folder / wrong)
     kept = {row.name for row in there}
     missing = [row for row in rows if row.name not in kept]
     groups: dict[tuple[float, tuple[int, int]], list[ImageRow]] = {}
@@ -193,6 +196,7 @@ def before_after(
         Prompt(case_number=k, prompt=text, seed=seeds[0], role=role, gate=gate)
         for k, ((text, role), gate) in enumerate(zip(prompts, gates, strict=True))
     ]
+    run.check()
     with run.alone():
         for folder in (run.before, run.after):
             for stale in run.made_in(folder):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from mu.core.errors import EditError
+from mu.core.errors import EditError, quoted, titled
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit
 from mu.models.diffusion import DiffusionModel
@@ -47,8 +47,8 @@ class Leak:
         return self.verdict not in ("spared", "not measurable")
 
     def __str__(self) -> str:
-        acts = f"{self.verdict}: the edit of {self.edit!r} acts on {self.on!r}"
-        return f"{acts}, so restoring {self.edit!r} changes {self.on!r}"
+        acts = f"{self.verdict}: the edit of {quoted(self.edit)} acts on {quoted(self.on)}"
+        return f"{acts}, so restoring {quoted(self.edit)} changes {quoted(self.on)}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,7 +66,7 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
     """
     model, edits = bank.model, bank.edits
     if not isinstance(model, DiffusionModel):
-        raise EditError(f"{model.name!r} makes no images, so its leaks cannot be measured: use a diffusion model")
+        raise EditError(f"{titled(model.name)} makes no images, so its leaks cannot be measured: use a diffusion model")
     prompts = list(dict.fromkeys(prompt for edit in edits.values() for prompt in edit.info.concepts))
     shares: dict[tuple[str, str], float | None] = {}
     for concept, edit in edits.items():

@@ -55,7 +55,12 @@ def begin(
     if banks and len(edits) > 1:
         raise ConfigError(f"{banks[0]} is a bank: measure it alone, or name its edits' files")
     digests = {str(place): sha256(BankFolder(place).json if place in banks else edit_file(place)) for place in edits}
-    settings = {"model": model.name, "edits": digests, "edited": edited, "concepts": [str(name) for name in distinct(concepts)]}
+    settings = {
+        "model": model.name,
+        "edits": digests,
+        "edited": edited,
+        "concepts": [str(name) for name in distinct(concepts)],
+    }
     config = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     if run.config.exists() and not overwrite:
         run.begin(config, run.read_environment(), resume=True)  # refuses other settings

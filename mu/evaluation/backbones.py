@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mu.core.errors import ConfigError, MissingDependency, ModelError
+from mu.core.errors import ConfigError, MissingDependency, ModelError, quoted
 from mu.evaluation.metrics.lpips import Features
 from mu.evaluation.metrics.nudity import Finding
 
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 def lpips_network(net: str = "alex", device: torch.device | str = "cpu") -> tuple[Features, list[Tensor]]:
     """The feature maps and learned channel weights of LPIPS v0.1: ``alex`` (the tables'), ``vgg`` or ``squeeze``."""
     if net not in ("alex", "vgg", "squeeze"):
-        raise ConfigError(f"LPIPS has no network {net!r}: choose alex, vgg or squeeze")
+        raise ConfigError(f"LPIPS has no network {quoted(net)}: choose alex, vgg or squeeze")
     package = _package("lpips", "LPIPS")
     model = (
         _weights(f"LPIPS ({net})", lambda: package.LPIPS(net=net, verbose=False))
@@ -148,7 +148,7 @@ def _package(module: str, need: str, package: str | None = None) -> Any:
         raise MissingDependency(package or module.partition(".")[0].replace("_", "-"), "eval", need) from None
     except Exception as error:  # e.g. torchvision with a torch that was built without CUDA
         raise ModelError(
-            f"{need} needs the package {module!r}, which is installed but cannot be imported ({error})"
+            f"{need} needs the package {quoted(module)}, which is installed but cannot be imported ({error})"
         ) from None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, titled
 from mu.models.places import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG, check_name
 
 
@@ -63,7 +63,7 @@ def _needed(files: Sequence[str]) -> list[str]:
 
 def not_there(name: str, error: Exception) -> ModelError:
     hint = f"download it on a machine with network and name its folder, or use 'canvas' ({reason(error)})"
-    return ModelError(f"{name!r} is not in the local cache and cannot be downloaded: {hint}")
+    return ModelError(f"{titled(name)} is not in the local cache and cannot be downloaded: {hint}")
 
 
 def reason(error: Exception) -> str:

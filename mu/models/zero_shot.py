@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mu.core.config import filled
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, quoted, titled
 from mu.data.celeba import read_celeba
 from mu.data.clip_sets import class_of
 from mu.data.imagenet import read_imagenet
@@ -130,7 +130,7 @@ def task_source(name: str) -> TaskSource:
     found = TASK_SOURCES.get(kind)
     if found is None or found.in_folder != bool(folder):
         *known, last = (f"{each}:FOLDER" if source.in_folder else each for each, source in TASK_SOURCES.items())
-        raise ConfigError(f"unknown task {name!r}: write {', '.join(known)} or {last}")
+        raise ConfigError(f"unknown task {titled(name)}: write {', '.join(known)} or {last}")
     return found
 
 
@@ -144,7 +144,10 @@ def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequen
     for name in names:
         for task in task_source(name).open(name.partition(":")[2], per_class, seed, concepts):
             if task.name in tasks:
-                raise ConfigError(f"{given[task.name]!r} and {name!r} both give the task {task.name!r}: name only one")
+                raise ConfigError(
+                    f"{quoted(given[task.name])} and {titled(name)} both give the task {titled(task.name)}: "
+                    "name only one"
+                )
             tasks[task.name], given[task.name] = task, name
     if not tasks:
         raise DataError("no task is named, so forgetting cannot be measured: name at least one")
@@ -193,7 +196,8 @@ def target_of(concept: str, tasks: Sequence[ZeroShot]) -> Target:
             return Target(concept, task, label)
     known = ", ".join(f"{task.name} ({len(task.classes)})" for task in tasks)
     raise ConfigError(
-        f"{concept!r} has images in none of the tasks ({known}), so forgetting cannot be measured: add a task with some"
+        f"{quoted(concept)} has images in none of the tasks ({known}), so forgetting cannot be measured: add a "
+        "task with some"
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mu.algorithms.semipermeable_membrane.configs import PromptConfig, SemipermeableMembraneConfig
 from mu.core.config import filled
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, titled
 from mu.models.diffusion import Conditioning, DiffusionModel
 
 
@@ -66,7 +66,9 @@ class SemipermeableMembraneDataHandler:
         full = entry.resolution or self.model.default_size
         unit = self.model.pixels_per_latent
         if full % unit:
-            raise ConfigError(f"prompt.resolution must be a multiple of {unit} for {self.model.name!r}, got {full}")
+            raise ConfigError(
+                f"prompt.resolution must be a multiple of {unit} for {titled(self.model.name)}, got {full}"
+            )
         choices = resolutions(full) if entry.dynamic_resolution else [full]
         height, width = (choices[int(i)] for i in torch.randint(len(choices), (2,), generator=generator))
         return height, width

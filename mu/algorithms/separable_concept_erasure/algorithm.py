@@ -29,7 +29,8 @@ from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableCon
 from mu.core import compute
 from mu.core.algorithm import Saveable
 from mu.core.config import filled
-from mu.core.errors import ConfigError, MuError
+from mu.core.errors import ConfigError, MuError, quoted
+from mu.core.evidence import describe
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.edits.edit import Edit
@@ -136,7 +137,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             if mended is edit:
                 continue
             found.append(mended)
-            run.describe({"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
+            describe(run, {"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
         return found
 
     def mended(self, edit: LowRankEdit, prompts: Sequence[str], updates: int) -> tuple[LowRankEdit, float]:
@@ -176,7 +177,9 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             return projected, kept
         shift.start_from(projected)
         with shift.installed():
-            trainer.train(f"SepCE {concept!r}, again", stop=lambda i: i % 5 == 4 and effect.now() >= ENOUGH * whole)
+            trainer.train(
+                f"SepCE {quoted(concept)}, again", stop=lambda i: i % 5 == 4 and effect.now() >= ENOUGH * whole
+            )
             again = effect.now() / whole
         log.info(
             "%r was made null on %s, which left %.0f %% of its effect; %d updates brought back %.0f %%",
@@ -234,7 +237,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         )  # the log's steps count on from concept to concept
         with shift.installed():
             trainer.train(
-                f"SepCE {concept!r}",
+                f"SepCE {quoted(concept)}",
                 checkpoint=run.checkpoints / f"training_{k}.pt" if run else None,
                 log=(lambda row: log({**row, "step": row["step"] + first})) if log else None,
             )

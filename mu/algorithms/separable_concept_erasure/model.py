@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mu.algorithms.separable_concept_erasure.configs import BasisConfig
-from mu.core.errors import ConfigError, EditError, ModelError
+from mu.core.errors import ConfigError, EditError, ModelError, quoted, titled
 from mu.edits.edit import Edit, EditInfo, described
 from mu.edits.gates import OPEN
 from mu.edits.low_rank import LowRankEdit
@@ -177,13 +177,16 @@ class Capacity:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.concept!r}: {len(self.protected)} prompts protected exactly and {len(self.spared)} nearly, with "
+            f"{quoted(self.concept)}: {len(self.protected)} prompts protected exactly and {len(self.spared)} "
+            "nearly, with "
             f"{self.rows} token rows, leave {self.free} of {self.width} directions; {self.used} are used",
-            f"{self.concept!r}: erasability {self.erasability:.2f}; singular values "
+            f"{quoted(self.concept)}: erasability {self.erasability:.2f}; singular values "
             + (f"{self.singular[0]:.3g} to {self.singular[-1]:.3g}" if self.singular else "none"),
         ]
         if self.left_out:
-            lines.append(f"{self.concept!r}: not protected, no room left: {', '.join(map(repr, self.left_out))}")
+            lines.append(
+                f"{quoted(self.concept)}: not protected, no room left: {', '.join(map(quoted, self.left_out))}"
+            )
         return "\n".join(lines)
 
 
@@ -215,16 +218,17 @@ def room_for(
     begun = [next((p for p in exact if begins(model, p, prompt)), None) for prompt in prompts]
     if all(begun):
         raise ConfigError(
-            f"{concept!r} lies inside what is protected: {begun[0]!r} begins with it, and its words cannot be both "
-            f"erased and retained; do not protect {begun[0]!r}"
+            f"{quoted(concept)} lies inside what is protected: {quoted(begun[0])} begins with it, and its words "
+            "cannot be both "
+            f"erased and retained; do not protect {quoted(begun[0])}"
         )
     fixed, E = token_rows(model, exact), token_rows(model, prompts)
     space = NullSpace.of(fixed)
     if len(space.directions) < SMALLEST:
-        cost = ", ".join(f"{prompt!r} {len(token_rows(model, [prompt]))}" for prompt in exact)
+        cost = ", ".join(f"{quoted(prompt)} {len(token_rows(model, [prompt]))}" for prompt in exact)
         raise ConfigError(
             f"protecting {len(exact)} prompts ({len(fixed)} token rows) leaves {len(space.directions)} of "
-            f"{fixed.shape[1]} directions to erase {concept!r}, fewer than {SMALLEST}: protect fewer of {cost}; "
+            f"{fixed.shape[1]} directions to erase {quoted(concept)}, fewer than {SMALLEST}: protect fewer of {cost}; "
             f"name them in protect.others, or for erased concepts set protect.erased=nearly, with a protect.null_tol"
         )
     kept = space
@@ -241,7 +245,9 @@ def room_for(
     bound = E @ space.directions.T
     erasability = float(bound.norm() / free.norm())
     if erasability < 1e-3:
-        raise ConfigError(f"{concept!r} lies inside what is protected and cannot be erased: protect fewer prompts")
+        raise ConfigError(
+            f"{quoted(concept)} lies inside what is protected and cannot be erased: protect fewer prompts"
+        )
     basis, singular = basis_of(space, E, config), torch.linalg.svdvals(bound)
     rows = len(token_rows(model, [*exact, *taken]))
     if space.weakest < 1e-6:
@@ -282,7 +288,9 @@ def text_layers(model: DiffusionModel) -> dict[str, nn.Linear | nn.Conv2d]:
     text = model.layers("text-keys") | model.layers("text-values")
     layers = {name: layer for name, layer in model.layers("transformer").items() if name in text}
     if not layers:
-        raise ModelError(f"{model.name!r} has no cross-attention for separable erasure to change: name another model")
+        raise ModelError(
+            f"{titled(model.name)} has no cross-attention for separable erasure to change: name another model"
+        )
     return layers
 
 
@@ -299,7 +307,8 @@ class SeparableShift:
         down = room.basis.to(model.device, dtype)
         if wrong := [name for name, layer in layers.items() if layer.weight.shape[1] != down.shape[1]]:
             raise ModelError(
-                f"{wrong[0]} of {model.name!r} does not read prompt embeddings of width {down.shape[1]}: name another"
+                f"{wrong[0]} of {titled(model.name)} does not read prompt embeddings of width {down.shape[1]}: "
+                "name another"
             )
         factors: dict[str, Factors] = {}
         self.weights: list[nn.Parameter] = []
@@ -435,7 +444,8 @@ def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[
     """
     if not is_separable(edit, model):
         raise EditError(
-            f"the edit of {edit.concept()!r} protects no prompts, it is not from separable erasure: erase with sepce"
+            f"the edit of {quoted(edit.concept())} protects no prompts, it is not from separable erasure: erase "
+            "with sepce"
         )
     downs = [factors.down.cpu().double() for factors in edit.factors.values()]
     distinct = [downs[0], *(down for down in downs[1:] if not torch.equal(down, downs[0]))]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from mu.core.errors import DataError, nearest
+from mu.core.errors import DataError, nearest, quoted
 from mu.core.metrics import scored
 from mu.core.scores import Score
 
@@ -60,7 +60,7 @@ def unlearning_scores(
     [0.5, 0.5, 0.75]
     """
     if kind not in ("style", "object"):
-        raise DataError(f"kind must be style or object, not {kind!r}")
+        raise DataError(f"kind must be style or object, not {quoted(kind)}")
     rows = list(predictions)
     own, other = (_STYLE, _OBJECT) if kind == "style" else (_OBJECT, _STYLE)
     within, across = (
@@ -68,7 +68,7 @@ def unlearning_scores(
         _accuracies([r for r in rows if include_erased or own.asked(r) != erased], other),
     )
     if erased not in within:
-        raise DataError(f"no image was prompted with the {kind} {erased!r}.{nearest(erased, within)}")
+        raise DataError(f"no image was prompted with the {kind} {quoted(erased)}.{nearest(erased, within)}")
     gone = within.pop(erased)
     ua = scored("UA", 1 - gone.value, gone.n, protocol, {erased: 1 - gone.value})
     cross_protocol = protocol if include_erased else f"{protocol}, CRA on retained only"

@@ -8,9 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mu.core.errors import ConfigError, ModelError, OutputError, nearest, quoted
+from mu.core.errors import ConfigError, ModelError, OutputError, nearest, quoted, titled
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
-from mu.core.files import check_writing
 from mu.core.lock import locked
 from mu.core.run import RunDirectory
 from mu.core.scores import Table
@@ -25,6 +24,10 @@ from mu.models.parameters import EditableModel, select
 from mu.models.vision_language import VisionLanguageModel
 
 log = logging.getLogger("mu")
+
+
+OTHER_SEEDS = 1_000_000
+"""Suite canvas adds it to the seeds, for the reference images of its Fréchet distance."""
 
 
 class Suite(NamedTuple):
@@ -43,6 +46,8 @@ class Suite(NamedTuple):
     default: bool = False
     made_for: str = ""
     makes_images: bool = False
+    further_seeds: int = 0
+    """The suite also uses seeds that are higher than the given ones by this number."""
 
 
 class ImageSuite(Protocol):
@@ -64,6 +69,7 @@ SUITES = {
         "a diffusion model",
         frozenset({"base_answers"}),
         made_for="mu.evaluation.suites.canvas:is_embedded",
+        further_seeds=OTHER_SEEDS,
     ),
     "concept": Suite(
         "mu.evaluation.suites.concept:ConceptSuite",
@@ -100,7 +106,7 @@ def suite_for(model: EditableModel) -> str:
             if fitting
             else f"suites measure {', '.join(s.what for s in SUITES.values())}"
         )
-        raise ConfigError(f"no suite is the default for a model like {model.name!r}: {known}")
+        raise ConfigError(f"no suite is the default for a model like {titled(model.name)}: {known}")
     return defaults[0]
 
 
@@ -121,11 +127,17 @@ def evaluate(
     chosen = SUITES[suite]
     if not isinstance(model, chosen.kind):
         raise ModelError(
-            f"suite {suite} measures {chosen.what}, and {model.name!r} is not one: choose suite {suite_for(model)}"
+            f"suite {suite} measures {chosen.what}, and {titled(model.name)} is not one: choose suite "
+            f"{suite_for(model)}"
         )
     given = {name: value for name, value in options.items() if value not in (None, (), [], "")}
     for name in sorted(given.keys() - chosen.options):
         raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    for seed in seeds:
+        if not 0 <= seed < 2**64 - chosen.further_seeds:
+            raise ConfigError(
+                f"seed {seed} is not possible with suite {suite}: give one from 0 to {2**64 - 1 - chosen.further_seeds}"
+            )
     if len({*seeds}) < len(seeds):
         raise ConfigError(f"a seed is named twice in {', '.join(map(str, seeds))[:60]}: name each once")
     if given.get("base_answers"):
@@ -133,7 +145,7 @@ def evaluate(
     bank = edit if isinstance(edit, Bank) else Bank(model, [edit])
     if not bank.on:
         raise ConfigError("no edit is on, so there is nothing to measure: erase a concept of the bank again")
-    check_writing(run.scores)
+    run.check()
     for read in (run.read_scores, run.read_panels):  # damaged files fail here, before the work
         read()
     found = _imported(chosen.place)

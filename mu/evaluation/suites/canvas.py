@@ -29,7 +29,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mu.core.concept import says
-from mu.core.errors import DataError, ModelError
+from mu.core.errors import DataError, ModelError, quoted, titled
 from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.metrics import scored
@@ -46,6 +46,7 @@ from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.lpips import lpips
 from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
+from mu.evaluation.suites import OTHER_SEEDS
 from mu.models import EMBEDDED, load_diffusion
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -56,7 +57,6 @@ from mu.models.quiet import quiet_libraries
 PROTOCOL, STEPS, GUIDANCE = "canvas/1", 20, 4.0
 Kind = Literal["style", "object"]
 NEUTRAL = ("an image", "a person", "a portrait of a person", "a picture of a cat")
-OTHER_SEEDS = 1_000_000  # added to the seeds for the reference images of the Fréchet distance
 
 
 def evaluate(
@@ -125,7 +125,8 @@ def require_embedded(model: DiffusionModel) -> None:
     """Raise `ModelError` if ``model`` is not the embedded one: the judge and the prompts belong to its world."""
     if not is_embedded(model):
         raise ModelError(
-            f"suite canvas measures only the embedded model, and {model.name!r} has other weights: use --suite concept"
+            f"suite canvas measures only the embedded model, and {titled(model.name)} has other weights: "
+            "use --suite concept"
         )
 
 
@@ -145,7 +146,7 @@ def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
                 return kind, name
     known = ", ".join((*judge.classes["style"], *judge.classes["object"][:-1]))
     raise DataError(
-        f"suite canvas measures its own styles and objects, and {', '.join(concepts)!r} names none of: {known}"
+        f"suite canvas measures its own styles and objects, and {quoted(', '.join(concepts))} names none of: {known}"
     )
 
 

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, MissingDependency
+from mu.core.errors import ConfigError, MissingDependency, quoted
 from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.records import Panel, PanelRow
@@ -130,7 +130,8 @@ def tasks_of(edit: Edit) -> list[str]:
     if settings.get("forget", "canvas") == "canvas":
         return ["canvas"]
     raise ConfigError(
-        f"the settings of {edit.info.method!r} name no tasks: pass --data celeba:FOLDER, imagenet:FOLDER or canvas"
+        f"the settings of {quoted(edit.info.method)} name no tasks: pass --data celeba:FOLDER, imagenet:FOLDER "
+        "or canvas"
     )
 
 

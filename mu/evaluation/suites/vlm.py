@@ -101,7 +101,7 @@ def read_questions(path: Path | str) -> list[Item]:
     missing = set(COLUMNS) - set(header)
     if missing or not rows:
         raise DataError(
-            f"{path} has no {'rows' if not missing else f'column {sorted(missing)[0]!r}'}: its columns are "
+            f"{path} has no {'rows' if not missing else f'column {quoted(sorted(missing)[0])}'}: its columns are "
             f"{', '.join(COLUMNS)}"
         )
     home, items = path.parent.resolve(), []
@@ -142,7 +142,8 @@ def answer_scores(items: Sequence[Item], told: Sequence[str], concepts: Sequence
     for concept in concepts:
         if concept not in named:
             raise ConfigError(
-                f"{concept!r} is the answer to none of the {len(items)} questions, so forgetting cannot be measured: "
+                f"{quoted(concept)} is the answer to none of the {len(items)} questions, so forgetting cannot "
+                "be measured: "
                 "add questions with this answer"
             )
     asked = {item.question for item, concept in zip(items, named, strict=True) if concept}
