@@ -111,8 +111,21 @@ def test_slug_leaves_out_there_what_it_leaves_out_everywhere(preset: str) -> Non
 # -- names
 # ---------------------------------------------------------------------------------------------------------------
 
-WORDS = {"styles", "objects", "nudity", "canvas", "clip", "vlm", "stable", "diffusion", "llava", "2025"}
-"""What a preset is for: kinds of concepts, kinds of models, and a year of a second release."""
+WORDS = {
+    "styles",
+    "objects",
+    "nudity",
+    "canvas",
+    "clip",
+    "vlm",
+    "stable",
+    "diffusion",
+    "llava",
+    "2025",
+    "compat",
+    "preconditioned",
+}
+"""What a preset is for: kinds of concepts, kinds of models, a year of a second release, what was released, an option."""
 FORMER = [(name, old) for name in ALGORITHMS for old in method(name).presets.former]
 
 
