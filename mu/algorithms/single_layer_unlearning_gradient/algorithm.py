@@ -192,7 +192,9 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
                 retain, _ = self._gradients("retain", data, target.concept, parameters, carried)
             scores = layer_scores(parameters, g_f, retain, groups)
             searched = to_search(self.clip, scores, most, only_deepest=layers.one_deepest)
-            front = {score.name: {name: g_f[name] for name in groups[score.name].moved} for score in searched}
+            front: dict[str, Direction] = {
+                score.name: {name: g_f[name] for name in groups[score.name].moved} for score in searched
+            }
             found.append((scores, self._directions(data, target.concept, front)))
         return found
 
