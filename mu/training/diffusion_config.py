@@ -11,7 +11,6 @@ from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Devices, Templates, filled
 from mu.models.load_options import LoadingConfig
 
-
 Counting = Literal["updates", "index"]
 """What ``iterations`` is: the number of updates, or the index of the last one, counted from 0."""
 
