@@ -182,9 +182,7 @@ def uce_2025() -> dict[str, Tensor]:
 # -- ESD (Eq. 7) ------------------------------------------------------------------------------------------------------
 
 
-def esd(
-    sample: Callable[[nn.Module, nn.Module, torch.Generator], tuple[Tensor, int]], lr: float
-) -> dict[str, Tensor]:
+def esd(sample: Callable[[nn.Module, nn.Module, torch.Generator], tuple[Tensor, int]], lr: float) -> dict[str, Tensor]:
     """Two updates of |eps(x_t, c) - (eps*(x_t) - (eps*(x_t, c) - eps*(x_t)))|^2 on the cross-attention, eta 1.
 
     ``sample(edited, frozen, g)`` draws x_t and the timestep that the network is told.
@@ -457,9 +455,7 @@ def sepce() -> dict[str, Tensor]:
     frozen, S = unet(), 1e-4 * eliminated(protected_rows())
     state = dict(frozen.named_parameters())
     layers = [name for name in state if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
-    w = {
-        name: nn.Parameter(torch.zeros(state[name].shape[0], len(S), dtype=torch.float64)) for name in layers
-    }
+    w = {name: nn.Parameter(torch.zeros(state[name].shape[0], len(S), dtype=torch.float64)) for name in layers}
 
     def edited(x: Tensor, t: int, c: Tensor) -> Tensor:
         changed = {name: state[name] + w[name] @ S for name in layers}
@@ -496,7 +492,10 @@ def spm_factors(network: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         if ".attentions." in f".{name}." and isinstance(layer, (nn.Linear, nn.Conv2d)):
             out, *inside = layer.weight.shape
             tail = [1] * (len(inside) - 1)
-            found[f"{name}.weight"] = (0.3 * numbers(f"down {name}", 1, *inside), numbers(f"up {name}", out, 1, *tail) / 9)
+            found[f"{name}.weight"] = (
+                0.3 * numbers(f"down {name}", 1, *inside),
+                numbers(f"up {name}", out, 1, *tail) / 9,
+            )
     return found
 
 
@@ -599,7 +598,9 @@ def clip_losses() -> dict[str, Tensor]:
     blocks = []
     for start in (0, 3):
         logits = 4 * v[start : start + 3] @ t[start : start + 3].T
-        both = [torch.stack([torch.logsumexp(each[k], 0) - each[k, k] for k in range(3)]) for each in (logits, logits.T)]
+        both = [
+            torch.stack([torch.logsumexp(each[k], 0) - each[k, k] for k in range(3)]) for each in (logits, logits.T)
+        ]
         blocks.append(torch.cat(both).mean())
     contrastive = torch.stack(blocks)
     of_cosine = torch.autograd.grad(cosine.mean(), [v, t])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from mu.algorithms import ALGORITHMS, method
+from mu.core.errors import ConfigError
+from tests.conftest import ROOT
 from tests.reference import make_steps as steps
-from tests.reference.parity import ROWS, Row, double, error
+from tests.reference.parity import DEPARTURES, ROWS, Departure, Row, double, error
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.method}-{row.preset}-{row.measure.__name__}")
@@ -24,3 +30,36 @@ def test_golden_tensors_are_what_the_equations_say(name: str) -> None:
     assert error({key: value.detach() for key, value in found.items()}, wanted) < 1e-9
     assert (steps.FOLDER / f"{name}.safetensors").stat().st_size < 4096
     assert torch.stack([value.double().abs().max() for value in wanted.values()]).min() > 0, "control"
+
+
+CHOICES = [(each, switch) for each in DEPARTURES for switch in each.switch]
+
+
+@pytest.mark.parametrize(
+    ("departure", "switch"), CHOICES, ids=lambda each: each if isinstance(each, str) else each.method
+)
+def test_a_switch_is_a_setting_that_is_off_by_default(departure: Departure, switch: str) -> None:
+    """And one that another value of `departure`'s method can have."""
+    kind, (name, value) = method(departure.method).config_class, switch.split("=")
+    before = kind.parse({})
+    assert kind.parse({}, {name: yaml.safe_load(value)}) != before
+    with pytest.raises(ConfigError):  # control
+        kind.parse({}, {f"{name}_": yaml.safe_load(value)})
+
+
+def test_presets_of_released_programs_are_in_the_table() -> None:
+    released = {(name, preset) for name in ALGORITHMS for preset in method(name).presets if "released" in preset}
+    diffusion = {(name, preset) for name, preset in released if name != "slug" and not name.startswith("clip")}
+    assert diffusion <= {(row.method, row.preset) for row in ROWS}
+    assert {row.method for row in ROWS} | {each.method for each in DEPARTURES} <= {*ALGORITHMS, "images"}
+    assert len(diffusion) >= 10, "control"
+
+
+def test_the_page_is_the_table() -> None:
+    page = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    for row in ROWS:
+        assert f"| {row.method} | {row.preset} | {row.program} | {row.quantity} |" in page, "run make docs"
+    for each in DEPARTURES:
+        assert f"| {each.method} | {each.there} | {each.here} |" in page, "run make docs"
+    told = [float(text) for text in re.findall(r"\| below (1e-\d+) \|", page)]
+    assert len(told) == len(ROWS) and max(told) <= max(row.bound for row in ROWS)
