@@ -73,7 +73,10 @@ def concept_images(
     seed: int,
     prompts: Sequence[Sequence[str]] | None = None,
 ) -> list[ConceptImages]:
-    """The images of each concept, or those that its ``prompts`` describe, in turn. Raises `ConfigError` if ``config.sources`` names something that is not erased."""
+    """The images of each concept, or those that its ``prompts`` describe, in turn.
+
+    Raises `ConfigError` if ``config.sources`` names something that is not erased.
+    """
     for name in config.sources:
         if name not in concepts:
             raise ConfigError(f"images.sources names {titled(name)}, which is not erased.{nearest(name, concepts)}")

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mu.core.compute import full
 from mu.core.errors import DataError, EditError, quoted, titled
 from mu.edits.edit import Edit
 from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
@@ -147,7 +148,7 @@ class Gatekeeper:
         if not len(self.edit):
             return self.fixed.repeat(b, 1)
         likeness = {
-            "clipcos": lambda: F.normalize(conditioning.sequence.float().flatten(1), dim=1) @ self.vectors.T,
+            "clipcos": lambda: F.normalize(full(conditioning.sequence).flatten(1), dim=1) @ self.vectors.T,
             "tokenuni": lambda: self._shared(conditioning),
             "allone": lambda: self.factor.new_ones(b, len(self.edit)),
         }

@@ -492,6 +492,17 @@ def test_a_step_is_the_papers(tiny: DiffusionModel, kind: str) -> None:
     assert len(deltas) == (len(attention) if kind == "cie" else len(text_layers(tiny)))
 
 
+@pytest.mark.parametrize("name", ["cie", "sepce"])
+def test_the_norm_is_logged_as_it_is_without_a_regulariser_too(name: str, tiny: DiffusionModel) -> None:
+    chosen, rows = algorithm(name), list[dict[str, Any]]()
+    short = {"concepts": ["star"], "data": {"images": 2, "steps": 1}, "train": {"iterations": 2, "regulariser": 0.0}}
+    edit: Any = chosen(short, model=tiny).find_edit(log=rows.append)  # type: ignore[arg-type]
+    first, second = (row["norm"] for row in rows)
+    assert first == 0, "no delta yet"
+    assert 0 < second < edit.info.found["norm"]
+    assert all(row["loss"] == row["correlation"] for row in rows), "control: it is not in the loss"
+
+
 def test_the_first_step_and_its_gradient(tiny: DiffusionModel) -> None:
     """L = mean(r^2), R = 0; the gradient with respect to a dense shift lies in the row space of E P."""
     bench = Bench(tiny, settings(protect={"prompts": ["heart"]}, basis={"kind": "elimination"}), scale=0.0)

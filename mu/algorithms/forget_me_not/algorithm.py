@@ -38,8 +38,8 @@ class ForgetMeNot(ForgetMeNotMethod, WeightErasure):
     learned by textual inversion, which we leave out. ``logits`` and the constants are those of the program with which
     separable concept erasure was compared. That program reads images from disk (``images``), never zeroes its gradients
     (``train.gradients``; check: with ``summed`` the n-th step uses the sum of n gradients), and makes N + 1 updates of
-    ``--iter_break N`` (``train.counting``). As in that program, the loss does not reach the values and the output of the last layer: their
-    delta is 0.
+    ``--iter_break N`` (``train.counting``). As in that program, the loss does not reach the values and the output of
+    the last layer: their delta is 0.
     """
 
     config: ForgetMeNotConfig
