@@ -185,7 +185,7 @@ def test_a_backbone_that_cannot_be_had_is_one_line_and_leaves_nothing(
     styles(tmp_path / "data")
     assert call("train-scripts/artist-cls-train.py --device cpu") == 2
     told = line(capsys)
-    assert "'microsoft/resnet-18'" in told and "no network" in told and asked == ["microsoft/resnet-18"]
+    assert "'microsoft/resnet-18'" in told and "no network" in told and "'random'" in told and asked == ["microsoft/resnet-18"]
     assert not (tmp_path / "models").exists()
 
 
@@ -212,8 +212,11 @@ def test_the_documents_layout_goes_through_classifier_and_distances_without_movi
 ) -> None:
     styles(tmp_path / "data")
     assert call("train-scripts/artist-cls-train.py --device cpu --backbone random --epochs 1 --batch_size 4") == 0
-    assert call("train-scripts/artist-cls-test.py --path ./data/eval --device cpu") == 0
     capsys.readouterr()
+    assert call("train-scripts/artist-cls-test.py --path ./data/eval --device cpu") == 0
+    measured = capsys.readouterr().out
+    assert call("train-scripts/artist-cls-test.py --path ./data --device cpu") == 0  # holds eval/ and train/
+    assert capsys.readouterr().out == measured and "of 8 images" in measured
     for script in ("lpips_eval.py", "FID_eval.py"):
         assert call(f"eval-scripts/{script} --path1 data/eval --path2 data/train --network canvas-judge") == 0
         told = capsys.readouterr().out

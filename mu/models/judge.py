@@ -150,9 +150,9 @@ def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
     if not Path(place).is_dir():
         try:
-            place = hub_folder(str(place))
+            place = hub_folder(str(place), RANDOM)
         except ModelError as error:
-            raise ModelError(f"the backbone {error}, or use {RANDOM!r}") from None
+            raise ModelError(f"the backbone {error}") from None
     local = {"local_files_only": True}
     try:
         if backbone == RANDOM:
