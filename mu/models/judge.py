@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, CLIPImageP
 from transformers.image_processing_base import ImageProcessingMixin
 from typing_extensions import Self
 
-from mu.core.errors import ModelError, quoted, titled
+from mu.core.errors import ModelError, titled
 from mu.core.files import writing
 from mu.models.clip import prepare
 from mu.models.hub import hub_folder
@@ -151,9 +151,9 @@ def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
     if not Path(place).is_dir():
         try:
-            place = hub_folder(str(place))
+            place = hub_folder(str(place), RANDOM)
         except ModelError as error:
-            raise ModelError(f"the backbone {error}, or use {quoted(RANDOM)}") from None
+            raise ModelError(f"the backbone {error}") from None
     local = {"local_files_only": True}
     try:
         if backbone == RANDOM:

@@ -111,7 +111,9 @@ def test_slug_leaves_out_there_what_it_leaves_out_everywhere(preset: str) -> Non
 # -- names
 # ---------------------------------------------------------------------------------------------------------------
 
-WORDS = set("styles objects nudity canvas clip vlm stable diffusion llava released comparison 2025 preconditioned".split())
+WORDS = set(
+    "styles objects nudity canvas clip vlm stable diffusion llava released comparison 2025 preconditioned".split()
+)
 """What a preset is for: kinds of concepts and models, a released program, the year of its second release, an option."""
 FORMER = [(name, old) for name in ALGORITHMS for old in method(name).presets.former]
 
