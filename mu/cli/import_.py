@@ -53,7 +53,7 @@ def import_(
     It can then be put in a bank, scaled, restored, merged, measured and attacked like an edit that mu found. It is
     low-rank if the difference is; `mu info` shows the error that was measured.
 
-    Example: mu import esd-van-gogh.pt --model CompVis/stable-diffusion-v1-4 --concept "Van Gogh" --out van-gogh.safetensors
+    Example: mu import esd.pt --model CompVis/stable-diffusion-v1-4 --concept "Van Gogh" --out van-gogh.safetensors
     """
     from mu.core.concept import distinct
     from mu.core.errors import OutputError

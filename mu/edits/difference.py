@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,7 +70,9 @@ def difference(
     place = place_of(other)
     if _is_edit(place):
         if only or error is not None or rank is not None:
-            raise ConfigError(f"{other} is an edit already, so components, error and rank have no effect: leave them out")
+            raise ConfigError(
+                f"{other} is an edit already, so components, error and rank have no effect: leave them out"
+            )
         return _passed(open_edit(place), base, named, method)
     if settings := differing_settings(place, base):
         log.warning("%s differs from %r also in its %s, which no edit holds", other, base.name, ", ".join(settings))
@@ -112,9 +114,7 @@ def _is_edit(place: Path) -> bool:
 def _passed(edit: Edit, base: DiffusionModel, concepts: tuple[str, ...], method: str | None) -> Edit:
     edit.check(base)
     known: dict[str, Any] = {} if edit.info.base else described(base, edit.parameters)
-    edit.info = replace(
-        edit.info, concepts=concepts or edit.info.concepts, method=method or edit.info.method, **known
-    )
+    edit.info = replace(edit.info, concepts=concepts or edit.info.concepts, method=method or edit.info.method, **known)
     return edit
 
 
@@ -131,15 +131,19 @@ class _Difference:
     """Component -> half precision of the base, if it explains most differences of the component."""
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.parameters = {name: find_parameter(self.base, name) for name in self.weights.names}
+
     def compare(self, only: Iterable[str]) -> None:
         """Find the changed parameters, of the components ``only`` if there are any. Raises `EditError` for none."""
         near: dict[str, dict[str, torch.dtype]] = {}
         rounded: Counter[str] = Counter()
         with self._bar("compared", len(self.weights.names)) as advance:
-            for k, (name, there) in enumerate(self.weights, 1):
-                if not there.float().isfinite().all():
+            for k, name in enumerate(self.weights.names, 1):
+                there = self._read(name)
+                if not all(end.isfinite() for end in _comparable(there).aminmax()):
                     raise EditError(f"{self.other} is not finite in {name}: use an earlier save of it")
-                if not self._same(name, there).all():
+                if not torch.equal(_comparable(self._own(name).to(there.dtype)), _comparable(there)):
                     self.changed.append(name)
                     if half := self._half_of_base(name, there):
                         near.setdefault(_component(name), {})[name] = half
@@ -182,7 +186,7 @@ class _Difference:
             return LowRankEdit(factors, nothing)
         shifts, lost, whole = {}, 0.0, 0.0
         for name in self.changed:
-            there = self.weights.read(name)
+            there = self._read(name)
             shift = self._delta(name, there)
             gone = torch.where(shift == 0, 0, there.float() - (self._own(name) + shift))
             lost, whole = lost + _square(gone), whole + _square(shift)
@@ -196,7 +200,7 @@ class _Difference:
         factors, lost, whole = {}, 0.0, 0.0
         with self._bar("factors", len(self.changed)) as advance:
             for k, name in enumerate(self.changed, 1):
-                there = self.weights.read(name)
+                there = self._read(name)
                 delta = self._delta(name, there)
                 size = _square(delta)
                 noise = _ROUNDING.get(there.dtype, 0.0) ** 2 * _square(there.float()) / 3
@@ -208,18 +212,26 @@ class _Difference:
                 advance(k, "")
         self.facts["error"] = (lost / whole) ** 0.5
         self.facts["rank"] = max(thin.rank for thin in factors.values())
-        log.info("a low-rank edit: rank %d at most, error %.1e of the difference", *(self.facts[k] for k in ("rank", "error")))
+        log.info(
+            "a low-rank edit: rank %d at most, error %.1e of the difference",
+            *(self.facts[k] for k in ("rank", "error")),
+        )
         return factors
+
+    def _read(self, name: str) -> Tensor:
+        """The parameter in OTHER: in its number type, but no wider than float32."""
+        there = self.weights.read(name)
+        return there.float() if there.dtype == torch.float64 else there
 
     def _own(self, name: str) -> Tensor:
         """The base's parameter in float32, without edits that are on."""
-        parameter = find_parameter(self.base, name)
+        parameter = self.parameters[name]
         return getattr(parameter, BEFORE_EDITS, parameter).detach().cpu().float()
 
     def _same(self, name: str, there: Tensor) -> Tensor:
         """Where ``there`` equals the base's parameter, rounded to its number type."""
         own = self._own(name)
-        same = own.to(there.dtype).float() == there.float() if there.element_size() < 4 else own == there.float()
+        same = _comparable(own.to(there.dtype)) == _comparable(there)
         if half := self.rounding.get(_component(name)):
             same |= own.to(half) == there.to(half)
         return same
@@ -248,6 +260,11 @@ def _is_matrix(model: DiffusionModel, name: str) -> bool:
         isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and layer.groups == 1
     )
     return linear and name.endswith(".weight") and _component(name) != "vae"
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """``tensor``, or itself in float32 if torch compares none of its number type (float8)."""
+    return tensor if tensor.element_size() > 1 else tensor.float()
 
 
 def _square(tensor: Tensor) -> float:

@@ -69,7 +69,7 @@ def edit_file(path: Path) -> Path:
             if candidate.exists():
                 return edit_file(candidate)
         if any((path / name).exists() for name in (PIPELINE, TRANSFORMERS_CONFIG, "unet", "text_encoder")):
-            raise EditError(f"{path} is a model and not an edit: {as_edit(path)}")
+            raise EditError(f"{path} is a model and not an edit: if its weights are edited, {as_edit(path)}")
         raise EditError(f"{path} holds neither {', '.join(names[:-1])} nor {names[-1]}: name the edit's file")
     if not path.exists():
         raise EditError(f"edit file {path} does not exist: check the path")

@@ -196,7 +196,9 @@ def _transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel 
     kind = config.get("model_type") or config.get("_class_name") or "an unknown type"
     if "_class_name" in config or kind == "clip_text_model":
         whole = f"name the folder that holds its {PIPELINE}"
-        raise ModelError(f"{name} holds a {kind}, a part of a pipeline: {whole}; {as_edit(name)}")
+        raise ModelError(
+            f"{name} holds a {kind}, a part of a pipeline: {whole}; if its weights are edited, {as_edit(name)}"
+        )
     raise ModelError(f"{name} holds a model of type {kind!r}; mu loads {KINDS}")
 
 

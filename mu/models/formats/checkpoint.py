@@ -329,7 +329,9 @@ class _Archive:
         content = self.content()
         found = {name: self._tensor(found) for name, found in _entries(content)}
         if not found and (inner := next(_nested(_unwrapped(content), "", 0, set()), None)):
-            raise ModelError(f"holds no tensors by themselves, but {quoted(inner[0])}: {as_edit(self.archive.filename)}")
+            raise ModelError(
+                f"holds no tensors by themselves, but {quoted(inner[0])}: {as_edit(str(self.archive.filename))}"
+            )
         return found
 
     def alone(self, found: _Strided) -> Tensor:

@@ -285,7 +285,7 @@ def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
         return any(name.startswith(prefix) for name in tensors)
 
     if not has(compvis.UNET):
-        hint = f"name a full checkpoint or a diffusers folder; {as_edit(path)}"
+        hint = f"name a full checkpoint or a diffusers folder; if these are edited weights, {as_edit(path)}"
         raise ModelError(f"{path} is not a Stable Diffusion checkpoint (it holds e.g. {next(iter(tensors))!r}): {hint}")
     for family, prefix in (("sdxl", compvis.OPEN_CLIP_XL), ("sd2", compvis.OPEN_CLIP), ("sd1", compvis.CLIP)):
         if has(prefix):
