@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mu.core.concept import distinct
-from mu.core.errors import ConfigError, EditError
+from mu.core.errors import ConfigError, EditError, ModelError
 from mu.core.files import sha256
 from mu.core.progress import progress_bar
 from mu.edits.edit import Edit, EditInfo, described
@@ -65,6 +65,8 @@ def difference(
     Raises `EditError` if nothing differs, a number is not finite, or a given ``rank`` is not possible; `ModelError` as
     `mu.models.formats.other_weights.weights_of` does, and `ConfigError` for settings that do not fit.
     """
+    if not isinstance(base, DiffusionModel):
+        raise ModelError(f"{base.name!r} does not make images: give a diffusion model as the base")
     named, only = tuple(distinct(concepts)), list(components)
     _check(error, rank)
     place = place_of(other)
@@ -93,7 +95,7 @@ def difference(
 
 
 def _check(error: float | None, rank: int | None) -> None:
-    if error is not None and not 0 <= error < 1:
+    if error is not None and not 0 <= error <= 1:
         raise ConfigError(f"error is a share of the difference, from 0 to 1, not {error}")
     if rank is not None and rank < 1:
         raise ConfigError(f"rank is at least 1, not {rank}")

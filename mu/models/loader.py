@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mu.core.errors import ConfigError, ModelError, nearest
+from mu.core.errors import ConfigError, ModelError, as_edit, nearest
 from mu.models.places import (
     EMBEDDED,
     GELUS,
@@ -16,7 +16,6 @@ from mu.models.places import (
     PIPELINE,
     PREDICTIONS,
     TRANSFORMERS_CONFIG,
-    as_edit,
     config_in,
     is_single_file,
 )

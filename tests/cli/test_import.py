@@ -59,7 +59,6 @@ def test_what_is_refused_leaves_nothing(
         "'mid_block.adapter.weight'": (odd, "--model", tiny_folder, "--out", tmp_path / "e.safetensors"),
         ".safetensors path": (uce, "--model", tiny_folder, "--out", tmp_path / "e.pt"),
         "does not exist": (tmp_path / "none.pt", "--model", tiny_folder, "--out", tmp_path / "e.safetensors"),
-        "no component 'unit'": (uce, "--model", tiny_folder, "--component", "unit", "--out", tmp_path / "e.safetensors"),
         "is what the result is made of": (uce, "--model", tiny_folder, "--out", uce, "--overwrite"),
         "does not make images": (uce, "--model", "canvas-clip", "--out", tmp_path / "e.safetensors"),
         "exclude each other": (

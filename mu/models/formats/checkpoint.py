@@ -21,8 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mu.core.errors import ModelError, quoted
-from mu.models.places import as_edit
+from mu.core.errors import ModelError, as_edit, quoted
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 SUFFIXES = {".safetensors"} | PICKLES

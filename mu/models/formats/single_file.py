@@ -21,12 +21,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from mu.core.errors import ConfigError, ModelError, nearest
+from mu.core.errors import ConfigError, ModelError, as_edit, nearest
 from mu.models.formats import architectures, compvis
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
 from mu.models.formats.packing import pack, unpack
 from mu.models.formats.statements import Statements, check_schedule, in_file, restated, statements
-from mu.models.places import PREDICTIONS, as_edit
+from mu.models.places import PREDICTIONS
 from mu.models.quiet import quiet_libraries
 
 START, END = "<|startoftext|>", "<|endoftext|>"
