@@ -19,6 +19,7 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 LONGEST = 400
@@ -86,6 +87,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean {quoted(close[0])}?"
     return f" Known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}." if known else ""
+
+
+def as_edit(place: object) -> str:
+    """Advice for who names weights at the path ``place`` where a model or an edit is wanted."""
+    name = PurePath(str(place)).name
+    return f"`mu import {name} --model BASE --out edit.safetensors` makes an edit of them"
 
 
 class _Short(reprlib.Repr):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mu.core.errors import ConfigError, ModelError, nearest, quoted, titled
+from mu.core.errors import ConfigError, ModelError, as_edit, nearest, quoted, titled
 from mu.models.places import (
     EMBEDDED,
     GELUS,
@@ -16,7 +16,6 @@ from mu.models.places import (
     PIPELINE,
     PREDICTIONS,
     TRANSFORMERS_CONFIG,
-    as_edit,
     config_in,
     is_single_file,
 )
@@ -198,7 +197,9 @@ def _transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel 
     kind = config.get("model_type") or config.get("_class_name") or "an unknown type"
     if "_class_name" in config or kind == "clip_text_model":
         whole = f"name the folder that holds its {PIPELINE}"
-        raise ModelError(f"{name} holds a {kind}, a part of a pipeline: {whole}; {as_edit(name)}")
+        raise ModelError(
+            f"{name} holds a {kind}, a part of a pipeline: {whole}; if its weights are edited, {as_edit(name)}"
+        )
     raise ModelError(f"{name} holds a model of type {quoted(kind)}; mu loads {KINDS}")
 
 

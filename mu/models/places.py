@@ -39,11 +39,6 @@ def config_in(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def as_edit(place: object) -> str:
-    """Advice for who names weights at ``place`` where a model or an edit is wanted."""
-    return f"`mu import {place} --model BASE --out edit.safetensors` makes an edit of what differs from its base model"
-
-
 def check_name(name: str) -> None:
     """Raise `ModelError` if no model can be found by ``name``: a file or folder that is missing, or no hub id.
 

@@ -1,7 +1,8 @@
 """Weights that others published, by the parameter names of a model: a whole checkpoint, or a part of one.
 
-A folder of diffusers or of one component, a single file in CompVis' layout, or a state dict of any of the parameters, in
-the spellings of several versions and tools. Every key of a file is a parameter, is known not to be one, or is refused.
+A folder of diffusers or of one component, a single file in CompVis' layout, or a state dict of any of the parameters,
+in the spellings of several versions and tools. Every key of a file is a parameter, is known not to be one, or is
+refused.
 """
 
 from __future__ import annotations
@@ -84,10 +85,6 @@ class Weights:
             raise ModelError(f"{place.file.path}: {place.key} is {kind}: save it as float16 or float32")
         return fitted(parts_of(tensor, place.parts, place.key)[place.part], place.key, self._shape(name))
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter's name and tensor, one at a time."""
-        return ((name, self.read(name)) for name in self._places)
-
     def take(self, file: WeightFile, component: str | None, only: Sequence[str]) -> None:
         """Find the place of every key of ``file``, of which ``component`` is known if it lies in a folder of its own.
 
@@ -140,7 +137,7 @@ class Weights:
         """The full name of the parameter ``key``, which may name its component; None if there is none."""
         for name in (key, unwrapped(key)):
             head, _, rest = name.partition(".")
-            for part, path in ((head, rest), (component, name)):
+            for part, path in ((head, rest), (component or "", name)):
                 for each in spellings(path) if part in self._shapes else ():
                     if each in self._shapes[part]:
                         return f"{part}.{each}"

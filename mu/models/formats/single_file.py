@@ -21,12 +21,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from mu.core.errors import ConfigError, ModelError, nearest, quoted
+from mu.core.errors import ConfigError, ModelError, as_edit, nearest, quoted
 from mu.models.formats import architectures, compvis
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
 from mu.models.formats.packing import pack, unpack
 from mu.models.formats.statements import Statements, check_schedule, in_file, restated, statements
-from mu.models.places import PREDICTIONS, as_edit
+from mu.models.places import PREDICTIONS
 from mu.models.quiet import quiet_libraries
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -287,7 +287,7 @@ def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
         return any(name.startswith(prefix) for name in tensors)
 
     if not has(compvis.UNET):
-        hint = f"name a full checkpoint or a diffusers folder; {as_edit(path)}"
+        hint = f"name a full checkpoint or a diffusers folder; if these are edited weights, {as_edit(path)}"
         raise ModelError(
             f"{path} is not a Stable Diffusion checkpoint (it holds e.g. {quoted(next(iter(tensors)))}): {hint}"
         )
