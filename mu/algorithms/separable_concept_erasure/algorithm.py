@@ -23,6 +23,7 @@ from mu.algorithms.separable_concept_erasure.model import (
     also_protecting,
     is_separable,
     room_for,
+    sparing,
     summed,
 )
 from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
@@ -44,6 +45,8 @@ log = logging.getLogger("mu")
 
 ENOUGH = 0.9
 """The share of its effect that an older delta must keep when it is made null on new concepts."""
+SPARING = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
+"""How much sparing a new concept's sentences weighs beside an older delta's own effect: the first that keeps enough."""
 
 
 class ConceptIrrelevantErasureAlgorithm(ConceptIrrelevantErasureMethod, WeightErasure):
@@ -74,6 +77,13 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
 
     config: SeparableConceptErasureConfig
     parts: Sequence[LowRankEdit] = ()
+    restorable: Sequence[str] = ()
+    """Concepts of the bank that the new edits join."""
+
+    def _begin(self) -> SeparableConceptErasureDataHandler:
+        data = super()._begin()
+        data.restorable = self.restorable
+        return data
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         """The sum of the edits from `find_edits`, which are also kept in ``self.parts``."""
@@ -109,7 +119,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         super().join(bank)
         if bank.json.exists():
             known = [concept for edit in bank.open(self.model).edits.values() for concept in edit.info.concepts]
-            protect = self.config.protect
+            protect, self.restorable = self.config.protect, known
             if protect.erased == "exactly":
                 more = {"prompts": list(dict.fromkeys([*protect.prompts, *self._protecting(known)]))}
             else:
@@ -156,12 +166,14 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             config = config.merged(
                 {
                     "protect.prompts": [*config.protect.prompts, *edit.info.protects, *prompts],
+                    "protect.sentences": self.config.protect.sentences,
                     "train": {"stop": "steps", "iterations": max(updates, 1)},
                 }
             )
             data = SeparableConceptErasureDataHandler(config, self.model)
+            data.restorable = self.config.concepts
             room = self.room_in(data, concept)
-            shift = SeparableShift(self.model, room, edit.info)
+            shift = SeparableShift(self.model, room, edit.info, data.sentences(concept))
             trainer = SeparableConceptErasureTrainer(config, self.model, data, shift, [concept], anchor_moves=False)
             effect = Effect(trainer)
         except MuError as error:
@@ -170,6 +182,13 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         projected = also_protecting(edit, self.model, prompts)
         whole, left = effect.of(edit), effect.of(projected)
         kept = left / whole if whole > 0 else 1.0
+        if kept >= ENOUGH and (sentences := data.sentences(concept)):
+            concerned = [prompt for prompt, _ in data.prompts(concept)]
+            for weight in SPARING:
+                spared = sparing(projected, self.model, concerned, sentences, weight)
+                if (left := effect.of(spared)) >= ENOUGH * whole:
+                    projected, kept = spared, left / whole
+                    break
         if kept >= ENOUGH or not updates:
             log.info("%r was made null on %s: %.0f %% of its effect is left", concept, ", ".join(prompts), 100 * kept)
             if kept < ENOUGH:
@@ -230,7 +249,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         concept, several = self.config.concepts[k], len(self.config.concepts) > 1
         if run and several and self._kept(run)[k].exists():
             return cast(LowRankEdit, open_edit(self._kept(run)[k]))
-        shift = SeparableShift(data.model, room, self.info([concept]))
+        shift = SeparableShift(data.model, room, self.info([concept]), data.sentences(concept))
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, [concept], anchor_moves=False)
         first = k * updates(
             self.config.train.iterations, self.config.train.counting

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mu.algorithms.separable_concept_erasure.configs import BasisConfig
@@ -282,6 +283,10 @@ class Shift(Protocol):
         """R = 1/M sum_l ||D_l||_1: sum over the elements, mean over the M tensors; with gradient."""
         ...
 
+    def moved(self) -> Tensor | None:
+        """How far spared sentences are moved; None if the delta spares none."""
+        ...
+
 
 def text_layers(model: DiffusionModel) -> dict[str, nn.Linear | nn.Conv2d]:
     """``to_k`` and ``to_v`` of every cross-attention by weight name: 32 layers and 19,169,280 parameters on SD 1.x."""
@@ -294,6 +299,11 @@ def text_layers(model: DiffusionModel) -> dict[str, nn.Linear | nn.Conv2d]:
     return layers
 
 
+def _root(rows: Tensor) -> Tensor:
+    """R (k, k) with R^T R the second moment E[e e^T] of ``rows`` (m, k): as many rows as columns in place of m."""
+    return torch.linalg.qr(rows / len(rows) ** 0.5, mode="r").R
+
+
 def _described(model: DiffusionModel, parameters: list[str], info: EditInfo) -> EditInfo:
     return EditInfo(**{**vars(info), **described(model, parameters)})
 
@@ -301,7 +311,7 @@ def _described(model: DiffusionModel, parameters: list[str], info: EditInfo) -> 
 class SeparableShift:
     """One concept's delta D_l = w_l (beta S) on every text layer; w_l (d_out, k) is trained from zero (section 2.4)."""
 
-    def __init__(self, model: DiffusionModel, room: Room, info: EditInfo):
+    def __init__(self, model: DiffusionModel, room: Room, info: EditInfo, sentences: Sequence[str] = ()):
         layers = text_layers(model)
         dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
         down = room.basis.to(model.device, dtype)
@@ -325,6 +335,15 @@ class SeparableShift:
             ),
         )
         self.membrane = Membrane([self.edit])
+        self._sentences: Tensor | None = None
+        if sentences:
+            rows = token_rows(model, sentences)
+            self._sentences = _root(rows @ room.basis.T).float().to(model.device)
+            sizes = [
+                float(F.linear(_root(rows), layer.weight.detach().cpu().double()).square().sum())
+                for layer in layers.values()
+            ]
+            self._sizes = torch.tensor(sizes, device=model.device)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -345,6 +364,16 @@ class SeparableShift:
 
     def norm(self) -> Tensor:
         return torch.stack([(f.up @ f.down).abs().sum() for f in self.edit.factors.values()]).mean()
+
+    def moved(self) -> Tensor | None:
+        """Mean over tensors of E||D e||^2 / E||W e||^2, e the token rows of the sentences; with gradient.
+
+        0.01 means that their keys and values move by a tenth of their length. Not in the paper.
+        """
+        if self._sentences is None:
+            return None
+        moved = torch.stack([F.linear(self._sentences, weight).square().sum() for weight in self.weights])
+        return (moved / self._sizes).mean()
 
     def finished(self) -> LowRankEdit:
         return LowRankEdit.from_tensors(
@@ -392,6 +421,9 @@ class DenseShift:
     def norm(self) -> Tensor:
         pairs = zip(self.weights, self.originals, strict=True)
         return torch.stack([(weight - original).abs().sum() for weight, original in pairs]).mean()
+
+    def moved(self) -> None:
+        return None
 
     def finished(self) -> WeightEdit:
         """The trained edit. Call it inside ``installed()``."""
@@ -466,3 +498,30 @@ def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[
     return LowRankEdit(
         factors, replace(edit.info, protects=tuple(dict.fromkeys([*edit.info.protects, *prompts])), spares=spares)
     )
+
+
+@torch.no_grad()
+def sparing(
+    edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[str], sentences: Sequence[str], weight: float
+) -> LowRankEdit:
+    """``edit`` with less effect on ``sentences`` and nearly the same on its own ``prompts``. Closed form.
+
+    D' minimises E||D' e - D e||^2 over the token rows e of ``prompts``, plus ``weight`` E||D' s||^2 over those of
+    ``sentences``, inside the row space of D: D' = D C (C + weight K)^-1, with C and K the second moments there. What D
+    protects exactly stays protected.
+    """
+    downs = [factors.down.cpu().double() for factors in edit.factors.values()]
+    _, s, own = torch.linalg.svd(
+        torch.cat([downs[0], *(d for d in downs[1:] if not torch.equal(d, downs[0]))]), full_matrices=False
+    )
+    own = own[s > 1e-9 * s[0]]
+    C, K = (
+        (rows @ own.T).T @ (rows @ own.T) / len(rows)
+        for rows in (token_rows(model, prompts), token_rows(model, sentences))
+    )
+    floor = 1e-9 * torch.trace(C) * torch.eye(len(C), dtype=C.dtype)
+    change = own.T @ torch.linalg.solve(C + weight * K + floor, C).T @ own
+    factors = {}
+    for (name, old), down in zip(edit.factors.items(), downs, strict=True):
+        factors[name] = Factors((down @ change).to(old.down), old.up, old.alpha)
+    return LowRankEdit(factors, edit.info)
