@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -74,7 +74,8 @@ def parse_yaml_written(text: str, what: str, *, error: type[MuError] = ConfigErr
 class _Written(yaml.SafeLoader):
     """Knows of the kinds of plain scalars only ``<<``, which merges mappings."""
 
-    yaml_implicit_resolvers: ClassVar = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))]}
+
+_Written.yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))]}
 
 
 def _parsed(text: str, what: str, kind: type[yaml.SafeLoader], error: type[MuError]) -> Any:
