@@ -160,7 +160,10 @@ PROMISES = (
         f"{HERE}::test_a_list_without_seeds_or_numbers_says_what_is_filled_in_and_sizes_are_obeyed",
     ),
     separable("sample data in data/", f"{HERE}::test_the_sample_list_has_the_columns_of_the_document"),
-    separable("num_samples is 1 by default, as in the script (its text says 10)", f"{HERE}::test_a_case_has_one_image_by_default"),
+    separable(
+        "num_samples is 1 by default, as in the script (its text says 10)",
+        f"{HERE}::test_a_case_has_one_image_by_default",
+    ),
     separable("the folder of images goes on, and takes no others", f"{HERE}::test_a_folder_of_images_takes_no_others"),
     separable("stable-diffusion/compvis-x/diffusers-x.pt", f"{SEPARABLE}::test_a_state_dict_of_a_unet_takes_its_place"),
     separable("generate-images.py of the printed model", f"{SEPARABLE}::test_images_of_a_list_by_an_edited_model"),

@@ -298,6 +298,11 @@ class DiffusionModel(ABC):
                 f"the scheduler of {titled(self.name)} with {steps} denoising steps begins past its last timestep "
                 "(steps_offset): pass fewer steps"
             )
+        if float(scheduler.timesteps.min()) < 0:
+            raise ConfigError(
+                f"the scheduler of {titled(self.name)} with {steps} denoising steps ends before its first timestep "
+                "(timestep_spacing): pass fewer steps"
+            )
         return scheduler
 
     # -- images --------------------------------------------------------------------------------------------------------
