@@ -335,14 +335,14 @@ def test_the_compat_presets_take_what_the_released_programs_took(clip: ClipModel
         assert set(found) <= set(scores)
         return found
 
-    hugging_face = directions("llava-compat")
+    hugging_face = directions("llava-released")
     (name,) = hugging_face
     block = name.split(".layers.")[1].split(".")[0]
     assert block != "0" and {each.split(".layers.")[1].split(".")[0] for each in hugging_face[name]} == {block}
     assert not any("norm" in each for each in hugging_face)
     usual = directions("llava")
     assert len(usual) > 1 and all(list(moved) == [name] for name, moved in usual.items()), "control"
-    fused = [name for name in directions("clip-compat") if "self_attn" in name]
+    fused = [name for name in directions("clip-released") if "self_attn" in name]
     assert fused and all("in_proj" in name or "out_proj" in name for name in fused)
 
 

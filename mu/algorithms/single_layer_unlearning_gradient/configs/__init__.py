@@ -231,7 +231,7 @@ class SlugMethod(Method):
             {"gradients": {"precondition": 0.3}},
         ),
         Preset(
-            "clip-compat",
+            "clip-released",
             "any concept of a ViT-B/32: as the released open_clip program, on its tensors, with its ten steps",
             {
                 "gradients": {"compat": ["batch_mean"]},
@@ -240,13 +240,13 @@ class SlugMethod(Method):
             },
         ),
         Preset(
-            "stable-diffusion-compat",
+            "stable-diffusion-released",
             "any concept of SD 2.1: as the released Hugging Face program",
             HUGGING_FACE,
             of="stable-diffusion",
         ),
         Preset(
-            "llava-compat",
+            "llava-released",
             "any concept of LLaVA-1.5: as the released Hugging Face program",
             {**LLAVA, **HUGGING_FACE, "layers": {**HUGGING_FACE["layers"], "tower": "vision"}},
         ),
