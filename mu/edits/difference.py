@@ -35,6 +35,9 @@ _HALVES = (torch.float16, torch.bfloat16)
 _ROUNDING = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
 """Largest rounding error of a number, as a share of it."""
 
+LONG = 2**27
+"""Bytes of weights from which on a progress bar is worth its lines."""
+
 log = logging.getLogger("mu")
 
 
@@ -248,7 +251,8 @@ class _Difference:
         return next((half for half in _HALVES if torch.equal(there.to(half).float(), own)), None)
 
     def _bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
-        return progress_bar(title, total) if self.show else nullcontext(lambda done, note: None)
+        long = sum(path.stat().st_size for path in self.weights.paths) > LONG
+        return progress_bar(title, total) if self.show and long else nullcontext(lambda done, note: None)
 
 
 def _component(name: str) -> str:

@@ -444,6 +444,8 @@ def test_factors_have_the_smallest_rank(shape: tuple[int, ...]) -> None:
     left = [float(sizes[r:].norm()) for r in range(13)]
     assert found.rank == next(r for r in range(13) if left[r] <= tolerated)
     assert float((found.dense(shape) - matrix).norm()) == pytest.approx(left[found.rank], rel=1e-3)
+    given, more = (factored(matrix, tolerated, rank) for rank in (2, 30))
+    assert given is not None and more is not None and (given.rank, more.rank) == (2, found.rank)
     again = factored(matrix, tolerated)
     assert again is not None and torch.equal(found.down, again.down) and torch.equal(found.up, again.up)
 
