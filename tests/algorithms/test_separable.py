@@ -829,7 +829,7 @@ def test_presets_are_the_published_ones() -> None:
     assert SeparableConceptErasureAlgorithm.for_concepts(["x"], "some/model").train.lr == 0.1
     chosen = SeparableConceptErasureAlgorithm.for_concepts(["a star"], "canvas")
     assert (chosen.model, chosen.concepts, chosen.train.batch_size) == ("canvas", ["a star"], 4)
-    assert len({id(SeparableConceptErasureMethod.presets[name]) for name in SeparableConceptErasureMethod.presets}) == 4
+    assert len({id(SeparableConceptErasureMethod.presets[name]) for name in SeparableConceptErasureMethod.presets}) == 5
     with pytest.raises(ConfigError, match="'styles'"):
         ConceptIrrelevantErasureAlgorithm.for_concepts(["x"], preset="styl")
 
