@@ -261,15 +261,16 @@ class Algorithm(Method, ABC):
         """
         run = RunDirectory(self.run_folder())
         settings = self.config.to_yaml(comments=False)
+        usual = type(self.config).parse({}).to_yaml(comments=False)
         with run.alone():
             if resume and run.edit.exists():
-                run.require(settings)
+                run.require(settings, usual)
                 return Found(self.read_edit(run.edit), run)
             tracking = self._tracking(track)
             self.tracks = tracking.kind
             earlier = run.read_environment().get("seconds") if resume and run.environment.exists() else None
             facts = self.describe() | ({"seconds": earlier} if earlier else {})
-            run.begin(settings, facts, resume=resume, overwrite=overwrite)
+            run.begin(settings, facts, resume=resume, overwrite=overwrite, usual=usual)
             try:
                 quiet = not getattr(self.config, "verbose", True)
                 recording = run.recording(tracking, self.config.model_dump(mode="json"), quiet=quiet)

@@ -80,6 +80,13 @@ def command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def _completed(values: Any, usual: Any) -> Any:
+    """``values`` with those of ``usual`` that they lack, at every depth."""
+    if not (isinstance(values, dict) and isinstance(usual, dict)):
+        return values
+    return {**usual, **{key: _completed(value, usual.get(key)) for key, value in values.items()}}
+
+
 class RunDirectory:
     """The folder of one run. It is created at the first write."""
 
@@ -145,12 +152,19 @@ class RunDirectory:
         raise DataError(f"{self.folder} {state}: name a folder that `mu erase` wrote, with its edit.safetensors")
 
     def begin(
-        self, config: str, description: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        config: str,
+        description: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        usual: str = "{}",
     ) -> None:
         """Claim the folder and write the settings that rerun this run.
 
         Raises `OutputError` if the folder already holds a run, unless ``overwrite`` is set, or ``resume`` with equal
-        settings. With ``overwrite`` the earlier run is set aside until `finish` deletes it or `withdraw` puts it back.
+        settings, as `require` compares them. With ``overwrite`` the earlier run is set aside until `finish` deletes
+        it or `withdraw` puts it back.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"{self.folder} is a file and not a folder: choose another name")
@@ -168,7 +182,7 @@ class RunDirectory:
                     "back, or pass --overwrite to replace them"
                 )
         if resume and self.config.exists():
-            self.require(config)
+            self.require(config, usual)
         self.check()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -244,9 +258,15 @@ class RunDirectory:
             with suppress(OSError):  # not empty, or not there
                 below.rmdir()
 
-    def require(self, config: str) -> None:
-        """Raise `OutputError` if the folder's run has other settings than ``config``; their order does not matter."""
-        if self.config.exists() and read_yaml(self.config) != yaml.safe_load(config):
+    def require(self, config: str, usual: str = "{}") -> None:
+        """Raise `OutputError` if the folder's run has other settings than ``config``; their order does not matter.
+
+        A setting that the folder's file lacks is of a later version, and counts as the default in ``usual``.
+        """
+        if not self.config.exists():
+            return
+        before = read_yaml(self.config)
+        if yaml.safe_load(config) not in (before, _completed(before, yaml.safe_load(usual))):
             raise OutputError(
                 f"{self.folder} was begun with different settings: rerun with its config.yaml, or pass --overwrite"
             )

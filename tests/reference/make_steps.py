@@ -451,7 +451,7 @@ def correlation(network: Callable[..., Tensor], frozen: nn.Module, k: int) -> Te
 
 
 def sepce() -> dict[str, Tensor]:
-    """w of D = w (1e-4 S) on keys and values from zero: L = mean(r' r) + 1e-6 mean_l |D_l|_1, never zeroed, two updates."""
+    """w of D = w (1e-4 S) on keys and values from zero, by mean(r' r) + 1e-6 mean_l |D_l|_1; gradients never zeroed."""
     frozen, S = unet(), 1e-4 * eliminated(protected_rows())
     state = dict(frozen.named_parameters())
     layers = [name for name in state if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
@@ -564,7 +564,7 @@ GATE_TOKENS = {
 
 
 def spm_gate() -> dict[str, Tensor]:
-    """gamma (prompt, concept): the larger of the cosine of the whole embeddings and the share of the concept's tokens."""
+    """gamma (prompt, concept): the larger of the embeddings' cosine and the share of the concept's tokens."""
     texts = list(GATE_TOKENS)
     rows = []
     for p in texts[2:]:
