@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mu.cli.options import ClipSkip, Device, Json, Precision, PredictionType, RunFolder, whole_numbers
+from mu.cli.options import ClipSkip, Device, Json, Precision, PredictionType, RunFolder, height_width, whole_numbers
 
 if TYPE_CHECKING:
     from mu.core.scores import Score, Table
@@ -18,7 +18,8 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="What to measure, by a stated protocol: canvas, concept, clip, vlm. Default: the suite for the model."
+            help="What to measure, by a stated protocol: canvas, concept, prompts, i2p, coco, artists, clip, vlm. "
+            "Default: the suite for the model."
         ),
     ] = None,
     judge: Annotated[
@@ -36,6 +37,27 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="TEXT", help="Another text or spelling of the erased concept; repeat for several."),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The list of the suites prompts, i2p, coco and artists: .csv, .json, .jsonl or .txt. Its seeds, "
+            "guidance scales and sizes are obeyed.",
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[FIELD=]NAME", help="The list's column of the prompts, or of a FIELD; repeat for more."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width of all images of the list. Default: its own.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Real images, with which the suite coco compares.")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="torch-fidelity's Inception weights. Default: downloaded.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The base model. Default: the run's own.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of the images, comma-separated.")] = "188,288,588,688",
     base_answers: Annotated[
@@ -48,8 +70,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Data for clip and vlm. Default: the run's settings. Repeat for several: canvas, celeba:FOLDER, "
-            "imagenet:FOLDER; clip: also forget:SOURCE, val:SOURCE, mia:released; vlm: also FILE.csv (image, question, "
-            "answer)."
+            "imagenet:FOLDER, classes:FOLDER (a folder of images for each class); clip: also forget:SOURCE, "
+            "val:SOURCE, mia:released; vlm: also FILE.csv (image, question, answer)."
         ),
     ] = None,
     clip: Annotated[
@@ -77,6 +99,7 @@ def evaluate(
     """Measure what a run erased and what it retained. Updates scores.json and the report.
 
     Example: mu evaluate outputs/neon --base-answers outputs/answers
+    Example: mu evaluate outputs/nudity --suite i2p --prompts i2p.csv --judge nudenet:mace
     Example: mu evaluate outputs/van-gogh --judge clip:openai/clip-vit-large-patch14 --retain Monet --retain "pop art"
     """
     from mu.cli.output import print_json, print_table
@@ -96,12 +119,13 @@ def evaluate(
     edit = open_edit(chosen.edit)
     name = (chosen.read_environment().get("model") or "canvas") if model is None else model
     how = loading(name, [edit.info], clip_skip=clip_skip, prediction_type=prediction_type)
-    part = Shard.parse(shard) if shard else None
+    part, pixels = Shard.parse(shard) if shard else None, height_width(size) if size else None
     base = load(name, device=device, precision=precision, **how)
     table = measured(
         chosen, suite or suite_for(base), base, edit, seeds=numbers, base_answers=base_answers, data=data,
         judge=judge, retain=retain, synonyms=synonym, clip=clip, everyday=everyday, steps=steps, guidance=guidance,
-        shard=part,
+        shard=part, prompts=prompts, columns=column, size=pixels, reference=reference,
+        inception=inception,
     )  # fmt: skip
     if part and not table:
         return
