@@ -129,7 +129,9 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("outputs/canvas_separable"), help="METHOD/CONCEPT/edit.safetensors")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("outputs/canvas_separable"), help="METHOD/CONCEPT/edit.safetensors"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="what is there is not made again")
     parser.add_argument("--seeds", type=int, nargs="+", default=[188])
     parser.add_argument("--everyday", type=int, default=24, help="everyday prompts")

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mu.cli.options import ClipSkip, Device, Json, Overwrite, Precision, PredictionType, whole_numbers
+from mu.cli.options import (
+    ClipSkip,
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    PredictionType,
+    height_width,
+    whole_numbers,
+)
 from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +46,8 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="What to measure, by a stated protocol: canvas, concept, clip, vlm. Default: the suite for the model."
+            help="What to measure, by a stated protocol: canvas, concept, prompts, i2p, coco, artists, clip, vlm. "
+            "Default: the suite for the model."
         ),
     ] = None,
     judge: Annotated[
@@ -55,6 +65,27 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="TEXT", help="Another text or spelling of the erased concept; repeat for several."),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The list of the suites prompts, i2p, coco and artists: .csv, .json, .jsonl or .txt. Its seeds, "
+            "guidance scales and sizes are obeyed.",
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[FIELD=]NAME", help="The list's column of the prompts, or of a FIELD; repeat for more."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width of all images of the list. Default: its own.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Real images, with which the suite coco compares.")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="torch-fidelity's Inception weights. Default: downloaded.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The base model. Default: the run's own.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of the images, comma-separated.")] = "188,288,588,688",
     base_answers: Annotated[
@@ -67,8 +98,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Data for clip and vlm. Default: the run's settings. Repeat for several: canvas, celeba:FOLDER, "
-            "imagenet:FOLDER; clip: also forget:SOURCE, val:SOURCE, mia:released; vlm: also FILE.csv (image, question, "
-            "answer)."
+            "imagenet:FOLDER, classes:FOLDER (a folder of images for each class); clip: also forget:SOURCE, "
+            "val:SOURCE, mia:released; vlm: also FILE.csv (image, question, answer)."
         ),
     ] = None,
     clip: Annotated[
@@ -96,6 +127,7 @@ def evaluate(
     """Measure what a run erased and what it retained. Updates scores.json and the report.
 
     Example: mu evaluate outputs/neon --base-answers outputs/answers
+    Example: mu evaluate outputs/nudity --suite i2p --prompts i2p.csv --judge nudenet:mace
     Example: mu evaluate outputs/van-gogh --judge clip:openai/clip-vit-large-patch14 --retain Monet --retain "pop art"
     Example: mu evaluate --model base.safetensors --edited esd.pt --concept "Van Gogh" --out outputs/audit
     """
@@ -116,7 +148,7 @@ def evaluate(
 
     show_log()
     numbers = whole_numbers(seeds, "--seeds")
-    part = Shard.parse(shard) if shard else None
+    part, pixels = Shard.parse(shard) if shard else None, height_width(size) if size else None
     if run:
         chosen = RunDirectory(run)
         chosen.require_edit()
@@ -133,7 +165,8 @@ def evaluate(
     table = measured(
         chosen, suite or suite_for(base), base, subject(chosen, base), seeds=numbers, base_answers=base_answers,
         data=data, judge=judge, retain=retain, synonyms=synonym, clip=clip, everyday=everyday, steps=steps,
-        guidance=guidance, shard=part,
+        guidance=guidance, shard=part, prompts=prompts, columns=column, size=pixels, reference=reference,
+        inception=inception,
     )  # fmt: skip
     if part and not table:
         return

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mu.cli.options import ClipSkip, Device, Overwrite, Precision, PredictionType, Resume, check_last_seed
-from mu.core.errors import ConfigError, OutputError, quoted
+from mu.cli.options import ClipSkip, Device, Overwrite, Precision, PredictionType, Resume, check_last_seed, height_width
+from mu.core.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from mu.data.prompts import PromptRow
@@ -112,7 +112,7 @@ def generate(
     if column and not prompts:
         raise ConfigError("--column belongs to --prompts FILE")
     _check_list(out, prompts, overwrite)
-    pixels = _size(size) if size else None
+    pixels = height_width(size) if size else None
     cases = _cases(prompt, prompts, column, seed)
     rows = _rows(cases, n, guidance, pixels)
     loaded: dict[str, Any] = {"device": device, "precision": precision}
@@ -220,10 +220,3 @@ def _gate(choice: GateChoice, factor: float | None) -> Gate | None:
             return FixedStrength()
         case GateChoice.facilitated_transport:
             return FacilitatedTransport(1.0 if factor is None else factor)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not all(side.isdecimal() and len(side) < 10 and int(side) for side in (height, width)):
-        raise ConfigError(f"--size takes height x width in pixels, like 512x768, not {quoted(text)}")
-    return int(height), int(width)

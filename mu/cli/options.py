@@ -67,6 +67,14 @@ def whole_numbers(text: str, option: str) -> list[int]:
     raise ConfigError(f"{option} takes comma-separated whole numbers, like 188,288, not {quoted(text)}")
 
 
+def height_width(text: str) -> tuple[int, int]:
+    """Parse ``512x768``. Raises `ConfigError`."""
+    height, _, width = text.lower().partition("x")
+    if not all(side.isdecimal() and len(side) < 10 and int(side) for side in (height, width)):
+        raise ConfigError(f"--size takes height x width in pixels, like 512x768, not {quoted(text)}")
+    return int(height), int(width)
+
+
 def pairs(texts: list[str], option: str) -> dict[str, str]:
     """Parse ``["train.lr=1e-3"]`` into names and values, both text. Raises `ConfigError`, also for a name twice."""
     found: dict[str, str] = {}

@@ -69,13 +69,17 @@ def vgg_features(device: torch.device | str = "cpu", layers: int = 5) -> Feature
     return features
 
 
-def inception_features(device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+def inception_features(device: torch.device | str = "cpu", weights: Path | None = None) -> Callable[[Tensor], Tensor]:
     """(n, 2048) features for FID, from the Inception network of the original TensorFlow implementation.
 
-    See `frechet_distance` for its value with few images: SepCE's 240 for each concept allow only comparisons.
+    ``weights`` is a file of torch-fidelity's weights; without one they are downloaded. See `frechet_distance` for its
+    value with few images: SepCE's 240 for each concept allow only comparisons.
     """
     package = _package("torch_fidelity.feature_extractor_inceptionv3", "FID")
-    build = partial(package.FeatureExtractorInceptionV3, "inception-v3-compat", ["2048"])
+    if weights and not weights.is_file():
+        raise ModelError(f"{weights} does not exist: name the file of torch-fidelity's Inception weights")
+    told = {"feature_extractor_weights_path": str(weights)} if weights else {}
+    build = partial(package.FeatureExtractorInceptionV3, "inception-v3-compat", ["2048"], **told)
     model = _weights("Inception", build).requires_grad_(False).eval().to(device)
     return lambda images: model((images.clamp(0, 1) * 255).round().to(torch.uint8).to(device))[0]
 
@@ -113,6 +117,11 @@ def nudity_detector(
         return found
 
     return detect
+
+
+def nudenet_file() -> Path:
+    """The weights that the package ``nudenet`` brings."""
+    return Path(_package("nudenet", "counting exposed body parts").__file__).with_name("320n.onnx")
 
 
 def _nudenet_2(checkpoint: Path, names: Path) -> Detector:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError, quoted, titled
 from mu.data.celeba import read_celeba
+from mu.data.class_folders import read_classes
 from mu.data.clip_sets import class_of
 from mu.data.imagenet import read_imagenet
 from mu.data.pairs import decode
@@ -28,6 +29,8 @@ IMAGENET_TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
+CLASS_TEMPLATES = ("{}", "a picture of {}")
+"""For the user's own classes, which may be of any kind: objects, people, styles."""
 CANVAS_TEMPLATES = {"style": ("an image in {} style",), "object": ("a {} image",), "identity": ("a portrait of {}",)}
 
 
@@ -110,6 +113,12 @@ def imagenet_task(folder: Path | str) -> ZeroShot:
     )
 
 
+def classes_task(folder: Path | str) -> ZeroShot:
+    """The user's own images in a folder for each class, see `mu.data.class_folders.read_classes`."""
+    found = read_classes(folder)
+    return ZeroShot("classes", found.names, CLASS_TEMPLATES, [ImageFile(path) for path in found.images], found.labels)
+
+
 class TaskSource(NamedTuple):
     open: Callable[[str, int, int, Sequence[str]], list[ZeroShot]]
     """Open tasks, given the folder, the number of rendered images of each class, the seed and the concepts."""
@@ -121,6 +130,7 @@ TASK_SOURCES = {
     "canvas": TaskSource(lambda folder, per_class, seed, concepts: canvas_tasks(per_class, seed), in_folder=False),
     "celeba": TaskSource(lambda folder, per_class, seed, concepts: [celeba_task(folder, concepts)]),
     "imagenet": TaskSource(lambda folder, per_class, seed, concepts: [imagenet_task(folder)]),
+    "classes": TaskSource(lambda folder, per_class, seed, concepts: [classes_task(folder)]),
 }
 
 
@@ -135,7 +145,9 @@ def task_source(name: str) -> TaskSource:
 
 
 def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequence[str] = ()) -> list[ZeroShot]:
-    """Open tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``. With images of their ``concepts``.
+    """Open tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``, ``classes:FOLDER``.
+
+    With images of their ``concepts``.
 
     Raises `ConfigError` for an unknown name and for two names that give the same task, as results are kept by task.
     """
@@ -166,7 +178,7 @@ def report_tasks(
 ) -> list[ZeroShot]:
     """Open tasks as `open_tasks` does, with the rendered images of all ``seeds``, which no method's search used.
 
-    Images of CelebA and ImageNet are the same for all seeds."""
+    Images of a folder are the same for all seeds."""
     first, *others = (seed * 10 + REPORT_SEED for seed in seeds)
     tasks = open_tasks(names, per_class, first, concepts)
     rendered = [name for name in names if not task_source(name).in_folder]

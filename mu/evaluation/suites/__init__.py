@@ -62,6 +62,9 @@ class ImageSuite(Protocol):
     def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]: ...
 
 
+_LISTED = frozenset({"base_answers", "prompts", "columns", "steps", "guidance", "size", "shard"})
+"""The options of every suite of a prompt file."""
+
 SUITES = {
     "canvas": Suite(
         "mu.evaluation.suites.canvas:evaluate",
@@ -77,6 +80,30 @@ SUITES = {
         "a diffusion model",
         frozenset({"base_answers", "judge", "clip", "retain", "synonyms", "everyday", "steps", "guidance", "shard"}),
         default=True,
+        makes_images=True,
+    ),
+    "prompts": Suite(
+        "mu.evaluation.suites.prompts:PromptsSuite",
+        DiffusionModel,
+        "a diffusion model",
+        _LISTED | {"judge", "clip", "retain"},
+        makes_images=True,
+    ),
+    "i2p": Suite(
+        "mu.evaluation.suites.i2p:I2PSuite", DiffusionModel, "a diffusion model", _LISTED | {"judge"}, makes_images=True
+    ),
+    "coco": Suite(
+        "mu.evaluation.suites.coco:CocoSuite",
+        DiffusionModel,
+        "a diffusion model",
+        _LISTED | {"reference", "inception", "clip"},
+        makes_images=True,
+    ),
+    "artists": Suite(
+        "mu.evaluation.suites.artists:ArtistsSuite",
+        DiffusionModel,
+        "a diffusion model",
+        _LISTED | {"clip"},
         makes_images=True,
     ),
     "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", frozenset({"data"}), default=True),

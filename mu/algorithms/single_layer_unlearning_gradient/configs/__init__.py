@@ -18,8 +18,8 @@ from mu.models.load_options import LoadingConfig
 
 class DataConfig(BothSets):
     tasks: list[str] = ["celeba:data/celeba", "imagenet:data/ImageNet"]
-    """Classification tasks of the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``canvas``. The concept must be a
-    class of one of them."""
+    """Classification tasks of the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``classes:FOLDER`` (a folder of
+    images for each class), ``canvas``. The concept must be a class of one of them."""
     per_class: int = Field(8, ge=1, le=MOST)
     """Images per class, for tasks that render their own."""
 
