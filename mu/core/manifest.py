@@ -1,7 +1,7 @@
 """``manifest.json``: the list by which a run is filed as evidence. It is written with the run's report.
 
-It states the verdict, the commands and the versions, and the SHA-256 of each file that they rest on. It is not signed: a copy
-kept elsewhere shows whether the run is still the one that was filed.
+It states the verdict, the commands and the versions, and the SHA-256 of each file that they rest on. It is not signed:
+a copy kept elsewhere shows whether the run is still the one that was filed.
 """
 
 from __future__ import annotations

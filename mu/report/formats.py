@@ -161,7 +161,7 @@ class Paper:
         height = width * image.height / image.width
         place = (x / PAPER[0], 1 - (self.top + height) / PAPER[1], width / PAPER[0], height / PAPER[1])
         axis = self.figure.add_axes(place)
-        axis.imshow(image, interpolation="nearest")
+        axis.imshow(image, interpolation="none")
         axis.set_axis_off()
 
 

@@ -56,12 +56,13 @@ Block = Heading | Text | Items | Rows | Code | Shots
 def outline(page: Page) -> Iterator[Block]:
     """What the page says, in its order."""
     yield Heading(1, page.title[:1].upper() + page.title[1:])
-    if page.concepts or page.suites:
-        yield from (Text(sentence, strong=True) for sentence in page.verdict.sentences)
     if page.changed:
         yield Text("Changed since it was made:", strong=True)
         yield Items([f"{finding.part}: {finding.text}" for finding in page.changed])
-    yield Items([*(f"{name}: {text}" for name, text in page.asked), *page.facts])
+    if page.concepts or page.suites:
+        yield from (Text(sentence, strong=True) for sentence in page.verdict.sentences)
+    if facts := [*(f"{name}: {text}" for name, text in page.asked), *page.facts]:
+        yield Text(", ".join(facts))
     if page.head:
         yield Rows(["measure", "base", "edited", "change", "n"], [_head(measure) for measure in page.head])
     if page.suites:

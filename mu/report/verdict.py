@@ -141,11 +141,12 @@ def losses(suites: Sequence[SuiteScores]) -> Losses:
         cell = measure.edited
         if measure.metric.about != "kept" or not (measure.base and cell and cell.score) or measure.doubt:
             continue
-        change = f"{measure.title} {cell.change} {cell.spread}".rstrip()
+        change = f"{measure.title}, {cell.change} {cell.spread}".rstrip()
         if cell.score.change is None:
             unsure += [change] if cell.verdict == "worse" else []
         elif measure.direction in (HIGHER, LOWER) and cell.verdict == "worse":
-            fell.append(f"{change}: {cell.line}, the base {measure.base.line}.{_worst(measure)}")
+            moved = f"{measure.base.text} to {cell.text}, {cell.change} {cell.spread}"
+            fell.append(f"{measure.title}: {moved}.{_worst(measure)}")
         else:
             kept.append(change)
     return Losses(fell, kept, unsure)
@@ -160,9 +161,7 @@ def _worst(measure: Measure) -> str:
     if len(drops) < 2 or not max(drops.values()) > 0:
         return ""
     item = max(drops, key=lambda name: drops[name])
-    return (
-        f' Most: "{item}", from {value_text(before[item], measure.share)} to {value_text(after[item], measure.share)}.'
-    )
+    return f' Most: "{item}", {value_text(before[item], measure.share)} to {value_text(after[item], measure.share)}.'
 
 
 # -- what was not measured ---------------------------------------------------------------------------------------------
