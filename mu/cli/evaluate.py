@@ -20,7 +20,7 @@ from mu.cli.options import (
 from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mu.core.scores import Score, Table
+    from mu.core.scores import Table
 
 
 def evaluate(
@@ -145,6 +145,8 @@ def evaluate(
     from mu.models import load
     from mu.models.load_options import FoundOn, base_of, loading
     from mu.report import write_report
+    from mu.report.measures import measured as measured_scores
+    from mu.report.verdict import losses, verdict
 
     show_log()
     numbers = whole_numbers(seeds, "--seeds")
@@ -175,9 +177,10 @@ def evaluate(
         print_json({column: [score.to_json() for score in scores] for column, scores in table.items()})
         return
     print_table(["score", *table, "n", "better"], _rows(table))
-    for doubt in dict.fromkeys(score.doubt for scores in table.values() for score in scores if score.doubt):
-        print(f"withheld: {doubt}, so it cannot tell whether the concept is gone")
+    decided = verdict(chosen.origin().concept_names() or edit.info.concepts, scores := measured_scores(chosen))
     print(f"report  {report}")
+    for line in (*decided.sentences, *decided.withheld, *losses(scores).fell):
+        print(line)
 
 
 def _check_asked(
@@ -198,20 +201,7 @@ def _check_asked(
 
 def _rows(table: Table) -> list[list[str]]:
     """A row for each score: its value and 95 % interval in every column."""
-    from mu.core.metrics import SHARE, metric_of
-    from mu.report.measures import value_text
+    from mu.report.measures import suite_scores
 
-    columns = {column: {score.name: score for score in scores} for column, scores in table.items()}
-    known = {score.name: score for scores in table.values() for score in scores}
-
-    def cell(score: Score | None) -> str:
-        if score is None:
-            return ""
-        share = (metric := metric_of(score.name)) is not None and metric.unit == SHARE
-        shown = [value_text(value, share) for value in (score.value, *(score.interval or ()))]
-        return "withheld" if score.doubt else shown[0] + (f" [{shown[1]}, {shown[2]}]" if score.interval else "")
-
-    return [
-        [name, *(cell(scores.get(name)) for scores in columns.values()), str(score.n), score.direction]
-        for name, score in known.items()
-    ]
+    measures = suite_scores("", table).measures
+    return [[m.name, *(m.cells[column].line for column in table), m.n, m.direction] for m in measures]

@@ -233,6 +233,11 @@ MADE = (
     "prompts.json",
     "panels.json",
     "report.html",
+    "report.md",
+    "report.json",
+    "report.pdf",
+    "manifest.json",
+    "evidence.json",
     "similarity.json",
     "similarity.png",
     "slug_Ada_[x].json",
@@ -248,6 +253,7 @@ MADE = (
     "answers/base/neon_star_seed1.png",
     "answers/base/recipe.json",
     "answers/edited/a_picture_seed12.png",
+    "answers/concept/prompts.json",
 )
 OWN = (
     "notes.txt",

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 from mu.core.errors import ConfigError, ModelError, OutputError, nearest, quoted, titled
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
+from mu.core.files import write_json
 from mu.core.lock import locked
+from mu.core.records import Prompt
 from mu.core.run import RunDirectory
 from mu.core.scores import Table
 from mu.diffusion.image_folder import RECIPE, ImageRow
@@ -192,7 +194,7 @@ def evaluate(
             table, how = found(run, model, bank.on[0], seeds=seeds, **given)
         run.write_scores(suite, table)
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
-        note_files(run, *run.answer_folders(), run.panel_images, run.panels, run.similarity)
+        note_files(run, *run.answer_folders(), run.panel_images, run.panels, run.similarity, run.asked(suite))
     return table
 
 
@@ -209,6 +211,8 @@ def _measured(
     planned = kind(bank, seeds, **options)
     answers = _answers(run, suite, bank, planned, base_answers)
     answers.make(planned.rows, planned.only_base)
+    prompts = [Prompt(case_number=row.name, prompt=row.prompt, seed=row.seed) for row in planned.rows]
+    write_json(run.asked(suite), [prompt.model_dump(exclude_defaults=True) for prompt in prompts])
     table, how = planned.score(run, answers)
     return table, {"gates": [gate_to_json(edit.gate) for edit in bank.on], **how}
 
