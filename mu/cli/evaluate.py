@@ -164,8 +164,10 @@ def evaluate(
     if not run:
         assert out is not None
         chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
+    measures = subject(chosen, base)
+    erased = [name for each in measures.on for name in each.info.concepts]
     table = measured(
-        chosen, suite or suite_for(base), base, subject(chosen, base), seeds=numbers, base_answers=base_answers,
+        chosen, suite or suite_for(base), base, measures, seeds=numbers, base_answers=base_answers,
         data=data, judge=judge, retain=retain, synonyms=synonym, clip=clip, everyday=everyday, steps=steps,
         guidance=guidance, shard=part, prompts=prompts, columns=column, size=pixels, reference=reference,
         inception=inception,
@@ -177,7 +179,7 @@ def evaluate(
         print_json({column: [score.to_json() for score in scores] for column, scores in table.items()})
         return
     print_table(["score", *table, "n", "better"], _rows(table))
-    decided = verdict(chosen.origin().concept_names() or edit.info.concepts, scores := measured_scores(chosen))
+    decided = verdict(chosen.origin().concept_names() or erased, scores := measured_scores(chosen))
     print(f"report  {report}")
     for line in (*decided.sentences, *decided.withheld, *losses(scores).fell):
         print(line)

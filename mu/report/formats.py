@@ -123,7 +123,7 @@ def as_pdf(page: Page, folder: Path, out: Path) -> bytes:
 
     content = io.BytesIO()
     about = {"Title": page.title, "Subject": MARK, "Creator": "mu", "CreationDate": None}
-    look = {"pdf.fonttype": 42, "figure.constrained_layout.use": False}
+    look: Any = {"pdf.fonttype": 42, "figure.constrained_layout.use": False}
     with drawing(), matplotlib.rc_context(look), PdfPages(content, metadata=about) as pages:
         paper = Paper(pages.savefig)
         for block in outline(page):
