@@ -123,8 +123,11 @@ def as_pdf(page: Page, folder: Path, out: Path) -> bytes:
 
     content = io.BytesIO()
     about = {"Title": page.title, "Subject": MARK, "Creator": "mu", "CreationDate": None}
-    look = {"pdf.fonttype": 42, "figure.constrained_layout.use": False}
-    with drawing(), matplotlib.rc_context(look), PdfPages(content, metadata=about) as pages:
+    with (
+        drawing(),
+        matplotlib.rc_context({"pdf.fonttype": 42, "figure.constrained_layout.use": False}),
+        PdfPages(content, metadata=about) as pages,
+    ):
         paper = Paper(pages.savefig)
         for block in outline(page):
             _print(paper, block)
