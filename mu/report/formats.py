@@ -17,7 +17,8 @@ from PIL import Image
 from mu.core.charts import drawing, new_figure
 from mu.core.scores import Score
 from mu.report.figures import InlineImage
-from mu.report.outline import Block, Code, Heading, Items, Rows, Shots, Text, groups_as_names, outline
+from mu.report.images import Group
+from mu.report.outline import Block, Code, Heading, Items, Rows, Shots, Text, outline
 from mu.report.page import Page
 
 MARK = "mu report"
@@ -46,7 +47,7 @@ def as_json(page: Page, folder: Path, out: Path) -> bytes:
         "scores": {
             suite.suite: [_score(m.cells) | {"title": m.title} for m in suite.measures] for suite in page.suites
         },
-        "images": groups_as_names([*page.groups, *page.judged]),
+        "images": [_group(group) for group in (*page.groups, *page.judged)],
         "commands": page.commands,
         "hashes": dict(page.hashes),
         "settings": page.config,
@@ -58,6 +59,14 @@ def as_json(page: Page, folder: Path, out: Path) -> bytes:
 def _score(cells: dict[str, Any]) -> dict[str, Any]:
     scores: dict[str, Score] = {column: cell.score for column, cell in cells.items() if cell.score}
     return {column: score.to_json() for column, score in scores.items()}
+
+
+def _group(group: Group) -> dict[str, Any]:
+    pairs = [
+        {"prompt": pair.prompt, "note": pair.note, "base": pair.before.file, "edited": pair.after.file}
+        for pair in group.pairs
+    ]
+    return {"title": group.title, "suite": group.suite, "total": group.total, "shown": pairs}
 
 
 # -- Markdown ----------------------------------------------------------------------------------------------------------
@@ -123,8 +132,11 @@ def as_pdf(page: Page, folder: Path, out: Path) -> bytes:
 
     content = io.BytesIO()
     about = {"Title": page.title, "Subject": MARK, "Creator": "mu", "CreationDate": None}
-    look: Any = {"pdf.fonttype": 42, "figure.constrained_layout.use": False}
-    with drawing(), matplotlib.rc_context(look), PdfPages(content, metadata=about) as pages:
+    with (
+        drawing(),
+        matplotlib.rc_context({"pdf.fonttype": 42, "figure.constrained_layout.use": False}),
+        PdfPages(content, metadata=about) as pages,
+    ):
         paper = Paper(pages.savefig)
         for block in outline(page):
             _print(paper, block)

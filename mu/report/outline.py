@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from mu.report.images import Group, spread
+from mu.report.figures import InlineImage
+from mu.report.images import Pair, spread
 from mu.report.measures import Measure, SuiteScores
 from mu.report.page import Page
 
@@ -47,7 +47,7 @@ class Shots:
     """Rows of images: a caption, and one image of each column (a gap without ``uri``)."""
 
     columns: list[str]
-    rows: list[tuple[str, list[Any]]]
+    rows: list[tuple[str, list[InlineImage]]]
 
 
 Block = Heading | Text | Items | Rows | Code | Shots
@@ -97,7 +97,7 @@ def _images(page: Page) -> Iterator[Block]:
         yield Shots(grid.columns, [(label, list(shots)) for label, shots in grid.rows[: 2 * PAIRS]])
 
 
-def _pair(pair: Any) -> tuple[str, list[Any]]:
+def _pair(pair: Pair) -> tuple[str, list[InlineImage]]:
     return " · ".join(filter(None, (pair.prompt, pair.note))), [pair.before, pair.after]
 
 
@@ -115,13 +115,3 @@ def _scores(suite: SuiteScores) -> Iterator[Block]:
     if suite.intervals:
         notes.append("Brackets: the 95 % interval over these prompts and seeds.")
     yield Items([*notes, *(f"Protocol: {protocol}" for protocol in dict.fromkeys(m.protocol for m in suite.measures))])
-
-
-def groups_as_names(groups: list[Group]) -> list[dict[str, Any]]:
-    """The groups of images as plain values."""
-    return [
-        {"title": group.title, "suite": group.suite, "total": group.total, "shown": [
-            {"prompt": pair.prompt, "note": pair.note, "base": pair.before.file, "edited": pair.after.file}
-            for pair in group.pairs
-        ]} for group in groups
-    ]  # fmt: skip

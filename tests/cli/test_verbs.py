@@ -187,20 +187,25 @@ def test_evaluate_prints_scores_and_writes_the_report(
     def measured(run: RunDirectory, suite: str, model: Any, edit: Any, **how: Any) -> dict[str, list[Score]]:
         asked.update(how, suite=suite, model=model.name)
         score = Score("UA", 0.75, 8, "higher", "canvas/1")
-        return {
+        table = {
             "base": [Score("UA", 0.0, 8, "higher", "canvas/1")],
             "edited": [score, Score("odd [b]", 1.5, 3, "lower", "x")],
         }
+        run.write_scores(suite, table)
+        return table
 
     monkeypatch.setattr("mu.evaluation.suites.evaluate", measured)
     (finished / "report.html").unlink()
     shown = cli("evaluate", finished, "--seeds", "1,2")
     assert shown.exit_code == 0, shown.output
-    assert asked == {"seeds": [1, 2], "base_answers": None, "data": [], "suite": "canvas", "model": str(tiny_folder)}
-    assert {"base", "edited", "0.75", "higher", "odd", "[b]"} <= set(
+    given = {name: value for name, value in asked.items() if value not in (None, [])}
+    assert given == {"seeds": [1, 2], "suite": "canvas", "model": str(tiny_folder)}
+    assert {"base", "edited", "75.0%", "higher", "odd", "[b]"} <= set(
         shown.stdout.replace("│", " ").replace("┃", " ").split()
     )
-    assert (finished / "report.html").exists()
+    assert (finished / "report.html").exists() and (finished / "manifest.json").exists()
+    told = "25.0% show it; the base shows it in 100.0%."
+    assert shown.stdout.strip().endswith(told) and told in (finished / "report.html").read_text(encoding="utf-8")
 
     table = json.loads(cli("evaluate", finished, "--json").stdout)
     assert table["edited"][0] == {
@@ -211,6 +216,7 @@ def test_evaluate_prints_scores_and_writes_the_report(
         "protocol": "canvas/1",
         "per_item": {},
     }
+    (finished / "scores.json").unlink()  # other tests share the run
 
 
 def test_evaluate_refuses_a_model_that_no_suite_measures(

@@ -12,9 +12,9 @@
   else 1 - cosine of the judge's features), **Fréchet distance** and **CMMD** of the features, **CLIP score**.
 - **replacement**: what the judge sees in place of the concept.
 
-Every number has its 95 % interval; shares of the edited model also that of the change, paired by prompt and seed. If
-the judge sees the concept in less than half of the base's target images, or takes a neighbour for it, it cannot tell
-whether the concept is gone, and the headline says so in place of the number.
+Every number has its 95 % interval; shares and the CLIP score of the edited model also that of the change, paired by
+prompt and seed. If the judge sees the concept in less than half of the base's target images, or takes a neighbour for
+it, it cannot tell whether the concept is gone, and the headline says so in place of the number.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: 
             shared("unasked", lambda c: [float(any(each)) for each in zip(*c.unasked.values(), strict=True)], named)
         )
     if column.closeness:
-        scores.append(mean("CLIP score", column.closeness, protocol))
+        before = base.closeness if base else None
+        scores.append(mean("CLIP score", column.closeness, protocol, before=before))
     told = [(concept, answer) for concept, answers in column.target.items() for answer in answers]
     others = Counter(answer or "none" for concept, answer in told if answer != column.known[concept])
     shares = {name: count / len(told) for name, count in others.most_common()}
