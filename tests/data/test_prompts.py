@@ -71,6 +71,13 @@ def test_text_has_one_prompt_a_line(tmp_path: Path):
     assert rows == [PromptRow('a star, "quoted"', 0), PromptRow("a moon", 1)]
 
 
+def test_jsonl_is_json_line_by_line(tmp_path: Path):
+    entries = ["a", {"prompt": "b\nc", "seed": 3, "class": "x"}]
+    lines = write(tmp_path, "\n\n".join(map(json.dumps, entries)) + "\n", "prompts.jsonl")
+    assert read_prompts(lines) == read_prompts(write(tmp_path, json.dumps(entries), "prompts.json"))
+    assert [(row.prompt, row.evaluation_seed) for row in read_prompts(lines)] == [("a", None), ("b\nc", 3)]
+
+
 def test_json_of_texts_or_objects(tmp_path: Path):
     content = [
         "a star",
@@ -108,6 +115,10 @@ def test_json_of_texts_or_objects(tmp_path: Path):
         ("p.csv", "prompt,case_number\na, with a comma,1\n", r"\b2\b.*\b3\b.*\b2\b"),
         ("p.csv", b"prompt\ncaf\xe9\n", "UTF-8"),
         ("p.txt", " \n\n", r"p\.txt "),
+        ("p.jsonl", '"a"\n{', "line 2 is not JSON"),
+        ("p.jsonl", '"a"\n\n5', "line 3 is neither"),
+        ("p.jsonl", '{"prompt": "a"}\n{"seed": 1}', "line 2 has no 'prompt'; it has: seed"),
+        ("p.jsonl", "\n", "no prompts"),
         ("p.json", "{", "JSON"),
         ("p.json", '{"prompt": "a"}', r"p\.json .*'prompt'"),
         ("p.json", '[{"words": "a"}]', "'prompt'.* words"),
@@ -118,7 +129,7 @@ def test_json_of_texts_or_objects(tmp_path: Path):
         ("p.json", "[" * 100_000, "nested too deep"),
         ("p.json", f'[{{"prompt": "a", "seed": {"7" * 5000}}}]', "5000 digits"),
         ("p.json", "[5]", "0.*'prompt'"),
-        ("p.xlsx", "", r"p\.xlsx.*\.csv, \.txt, \.json"),
+        ("p.xlsx", "", r"p\.xlsx.*\.csv, \.txt, \.json, \.jsonl"),
     ],
 )
 def test_a_broken_file_says_what_is_wrong_and_where(tmp_path: Path, name: str, text: str | bytes, says: str):

@@ -90,8 +90,7 @@ class PromptsSuite:
         if kept and each:
             put_most_changed(run, answers, kept, torch.tensor(each[len(target) :]))
         how = {
-            "prompts": self.list.path.name, "steps": self.steps, "guidance": self.guidance,
-            **self.judge.facts(self.among), "chosen among": self.among, "features": self.features.name,
+            **self.list.how, **self.judge.facts(self.among), "chosen among": self.among, "features": self.features.name,
             "left out, as the base does not show them": [name for name in shown if name not in seen],
         }  # fmt: skip
         if not target:

@@ -142,6 +142,7 @@ def test_the_file_s_seeds_scales_and_sizes_are_obeyed_unless_one_is_given_for_al
     assert [(r.seed, r.guidance, r.size) for r in given.rows] == [(3, None, (8, 16)), (4, None, (8, 16))]
     assert (own.steps, own.guidance, given.steps, given.guidance) == (listed.STEPS, listed.GUIDANCE, 9, 2.0)
     assert given.protocol == f"{own.protocol}, 9 steps, guidance 2 for all, size 8x16 for all"
+    assert own.how["images with a guidance scale of their own"] == 1 and own.how["heights and widths"] == [[64, 96]]
     assert own.rows[0].name != given.rows[0].name, "another image has another name"
 
 
