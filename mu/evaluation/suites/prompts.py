@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mu.core.concept import folded, says
+from mu.core.errors import DataError
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.clip_sets import class_of
@@ -62,7 +63,8 @@ class PromptsSuite:
         self.known = {concept: self.judge.known(concept) for concept in concepts}
         self.target, self.kept = divided(self.list.cases, self.known, self.judge)
         classes = [self.judge.known(name) for name, _ in self.kept if name]
-        others = [self.judge.known(name) for name in retain] or classes or nearest(model, concepts, self.judge)
+        near = [] if retain or classes else nearest(model, concepts, self.judge)
+        others = [self.judge.known(name) for name in retain] or classes or [n for n in near if knows(self.judge, n)]
         self.among = list(dict.fromkeys([*self.known.values(), *others]))
         self.features = features_of(clip, self.judge, model.device)
         self.rows, self.only_base = self.list.rows, ()
@@ -137,6 +139,15 @@ def asks(row: PromptRow, concept: str) -> bool:
     if row.class_name:
         return class_of(concept, [row.class_name]) is not None
     return row.artist is not None and is_artist(row.artist, concept)
+
+
+def knows(judge: Judge, concept: str) -> bool:
+    """Whether the judge can recognise ``concept``: one of nudity has nothing to choose among."""
+    try:
+        judge.known(concept)
+    except DataError:
+        return False
+    return True
 
 
 def is_artist(artist: str, concept: str) -> bool:

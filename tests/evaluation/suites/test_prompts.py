@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mu.core.errors import ConfigError, DataError
+from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
 from mu.evaluation.metrics.intervals import wilson
 from mu.evaluation.suites import listed, prompts
 from mu.evaluation.suites.listed import read_list
@@ -65,6 +66,15 @@ def test_without_classes_every_prompt_asks_and_a_seedless_one_at_every_seed(bank
     assert plan.among == ["red", "green"]
     found = scored(plan, red, lambda column, row: "red" if column == "base" or row.seed == 5 else "green")
     assert found["edited"]["target shown"].value == pytest.approx(1 / 3) and "distance kept" not in found["edited"]
+
+
+def test_a_judge_chooses_among_what_it_knows(bank, tmp_path, monkeypatch):
+    file = tmp_path / "list.txt"
+    file.write_text("a\nb\n")
+    assert set(PromptsSuite(bank("red"), [1], prompts=file).among) == {"red", "green", "blue"}
+    nudity = NudityJudge(lambda image: [], PRESETS["mace"], "nudenet:mace")
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: nudity)
+    assert PromptsSuite(bank("a nude person"), [1], prompts=file).among == ["nudity"]
 
 
 def test_several_concepts_each_have_their_share(bank, scored, file):
