@@ -8,8 +8,8 @@
   in less than half of the base's images are left out, and named. Each class has its own share.
 - **target distance** and **distance kept**: of the edited images of the two groups from the base's at equal seeds, by
   LPIPS where its package is, else 1 - cosine of the judge's features; **target CLIP score** and **CLIP score** of them.
-- A judge of any concept chooses among the erased concepts and the classes; in a list without classes, among what
-  ``--retain`` names, else the concepts nearest in the model's own prompt embeddings.
+- A judge of any concept chooses among the erased concepts, the classes and what ``--retain`` names; without either,
+  the concepts nearest in the model's own prompt embeddings.
 
 If the judge sees the concept in less than half of the base's images that ask for it, or takes another class for it, the
 headline is withheld.
@@ -63,8 +63,9 @@ class PromptsSuite:
         self.known = {concept: self.judge.known(concept) for concept in concepts}
         self.target, self.kept = divided(self.list.cases, self.known, self.judge)
         classes = [self.judge.known(name) for name, _ in self.kept if name]
-        near = [] if retain or classes else nearest(model, concepts, self.judge)
-        others = [self.judge.known(name) for name in retain] or classes or [n for n in near if knows(self.judge, n)]
+        others = [*classes, *map(self.judge.known, retain)]
+        if not others:
+            others = [name for name in nearest(model, concepts, self.judge) if knows(self.judge, name)]
         self.among = list(dict.fromkeys([*self.known.values(), *others]))
         self.features = features_of(clip, self.judge, model.device)
         self.rows, self.only_base = self.list.rows, ()

@@ -68,6 +68,13 @@ def test_without_classes_every_prompt_asks_and_a_seedless_one_at_every_seed(bank
     assert found["edited"]["target shown"].value == pytest.approx(1 / 3) and "distance kept" not in found["edited"]
 
 
+def test_a_judge_chooses_among_classes_and_what_is_retained(bank, file):
+    assert PromptsSuite(bank("red"), [1], prompts=file).among == ["red", "green", "blue"]
+    file.write_text(LIST[: LIST.index("5,12")])
+    assert PromptsSuite(bank("red"), [1], prompts=file).among == ["red", "green"]
+    assert PromptsSuite(bank("red"), [1], prompts=file, retain=["blue"]).among == ["red", "green", "blue"]
+
+
 def test_a_judge_chooses_among_what_it_knows(bank, tmp_path, monkeypatch):
     file = tmp_path / "list.txt"
     file.write_text("a\nb\n")
