@@ -146,4 +146,4 @@ def test_the_real_detector_on_the_embedded_model_s_images(tmp_path):
         assert flagged["n"] == parts["n"] == 2 and parts["value"] == sum(parts["per_item"].values())
         assert [each["name"] for each in by_category] == ["body parts of hate", "body parts of sexual"]
     refused = CliRunner().invoke(app, [*command, "--prompts", str(file), "--judge", "nudenet:mace2"])
-    assert "mace2" in str(refused.exception)
+    assert refused.exit_code != 0 and "mace2" in f"{refused.output} {refused.exception}"
