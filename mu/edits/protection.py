@@ -20,6 +20,7 @@ from mu.core.errors import EditError, quoted, titled
 from mu.data.prompt_lists import ANY, TARGET_TEMPLATES, kind_of
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit
+from mu.edits.gatekeeper import prompt_gates
 from mu.models.diffusion import DiffusionModel
 
 TOLERANCE = 1e-2
@@ -68,8 +69,8 @@ class Leak:
 def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
     """Measure, for each ordered pair of edits, on or restored, how much the first acts on the second's concept.
 
-    ``share`` = ||E(on) D^T|| / ||E(edit) D^T||, one Frobenius norm over all token positions and all parameters of the
-    edit. For an edit with several concepts the largest norm counts. ``share`` has no unit and does not depend on the
+    ``share`` = g(on) ||E(on) D^T|| / g(edit) ||E(edit) D^T|| with the edit's gate g, one Frobenius norm over all token
+    positions and all parameters of the edit. For an edit with several concepts the largest norm counts. ``share`` has no unit and does not depend on the
     strength. It is None if the edit changes other parameters too (they act on every prompt), if the edit does nothing
     to its own concept's prompt, or if one of the two names no concept. It holds for the concept's exact prompt only:
     a longer prompt that contains the concept has another embedding.
@@ -141,7 +142,7 @@ def _lists(edit: Edit, other: Edit) -> bool:
 
 @torch.no_grad()
 def _norms(model: DiffusionModel, edit: Edit, prompts: Sequence[str]) -> dict[str, float]:
-    """||E(p) D^T|| by prompt, in float64; empty for an edit that changes more than the keys and values of text."""
+    """||E(p) D^T|| by prompt, in float64, times what passes the edit's gate; empty for an edit that changes more than the keys and values of text."""
     text_only = model.layers("text-keys") | model.layers("text-values")
     if not prompts or not set(edit.parameters) <= text_only.keys():
         return {}
@@ -149,4 +150,5 @@ def _norms(model: DiffusionModel, edit: Edit, prompts: Sequence[str]) -> dict[st
     squares = torch.zeros(len(prompts), dtype=torch.float64)
     for _, shift in edit.deltas():
         squares += F.linear(embeddings, shift.cpu().double()).square().sum((1, 2))
-    return dict(zip(prompts, squares.sqrt().tolist(), strict=True))
+    passed = prompt_gates(model, [edit], [edit.gate], prompts)[:, 0].abs().tolist()
+    return {prompt: norm * gate for prompt, norm, gate in zip(prompts, squares.sqrt().tolist(), passed, strict=True)}

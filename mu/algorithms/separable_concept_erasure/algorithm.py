@@ -36,6 +36,7 @@ from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
+from mu.edits.gates import OPEN, FacilitatedTransport, Gate
 from mu.edits.low_rank import LowRankEdit
 from mu.training.diffusion_config import updates
 from mu.training.diffusion_method import WeightErasure
@@ -80,6 +81,13 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
     restorable: Sequence[str] = ()
     """Concepts of the bank that the new edits join."""
 
+    joins: bool = False
+    """Whether the new edits join a bank."""
+
+    def _gate(self) -> Gate:
+        gated = {"never": False, "bank": self.joins, "always": True}[self.config.protect.gate]
+        return FacilitatedTransport() if gated else OPEN
+
     def _begin(self) -> SeparableConceptErasureDataHandler:
         data = super()._begin()
         data.restorable = self.restorable
@@ -117,6 +125,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         Raises `EditError` for a bank of other weights: edits found here would not lie in its null spaces.
         """
         super().join(bank)
+        self.joins = True
         if bank.json.exists():
             known = [concept for edit in bank.open(self.model).edits.values() for concept in edit.info.concepts]
             protect, self.restorable = self.config.protect, known
@@ -261,7 +270,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
                 log=(lambda row: log({**row, "step": row["step"] + first})) if log else None,
             )
         edit = shift.finished()
-        edit.info = replace(edit.info, found=findings(concept, trainer, shift))
+        edit.info = replace(edit.info, found=findings(concept, trainer, shift), gate=self._gate())
         tell_leak(concept, shift)
         if run and several:
             edit.save(self._kept(run)[k])

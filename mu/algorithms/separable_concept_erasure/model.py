@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mu.algorithms.separable_concept_erasure.configs import BasisConfig
 from mu.core.errors import ConfigError, EditError, ModelError, quoted, titled
 from mu.edits.edit import Edit, EditInfo, described
-from mu.edits.gates import OPEN
+from mu.edits.gates import OPEN, FacilitatedTransport
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors, Membrane
 from mu.edits.weights import WeightEdit
@@ -462,7 +462,7 @@ def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:
 def is_separable(edit: Edit, model: DiffusionModel) -> TypeGuard[LowRankEdit]:
     """Whether ``edit`` is like a `SeparableShift`: it changes only cross-attention keys and values, and protects ""."""
     known = isinstance(edit, LowRankEdit) and set(edit.factors) <= set(text_layers(model))
-    return known and "" in edit.info.protects and edit.info.gate == OPEN
+    return known and "" in edit.info.protects and edit.info.gate in (OPEN, FacilitatedTransport())
 
 
 @torch.no_grad()

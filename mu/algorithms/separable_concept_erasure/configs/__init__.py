@@ -125,6 +125,10 @@ class ProtectConfig(BaseConfig):
     null_tol: float = Field(0.0, ge=0, lt=1)
     """Ignore directions of ``others`` whose singular value is below this share of the largest. That makes room for many
     more of them, protected up to a leak that is logged. 0 protects them exactly."""
+    gate: Literal["never", "bank", "always"] = "bank"
+    """Gate the delta by the prompt, as SPM does: it passes as far as the prompt resembles the concept. What it protects
+    stays exact, and sentences with a restored word stay near the base's too. ``bank``: only with ``mu erase --bank``.
+    A merged file has no gate."""
     sentences: float = Field(0.0, ge=0)
     """Weight of the change of keys and values in everyday sentences with the words of the other erased concepts, and of
     a bank's. The images of those sentences then stay near the base's if their word is restored. 0: only the prompts

@@ -1,0 +1,90 @@
+"""The stories of docs/stories, typed as they stand, on small models: the same commands, with other names and sizes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import mu
+from mu.cli import app
+from mu.core.run import RunDirectory
+from mu.evaluation.suites import concept as suite
+from mu.models import EMBEDDED
+from tests.conftest import ROOT
+
+STORIES = ROOT / "docs" / "stories"
+SMALL = {"evaluate": "--seeds 1 --everyday 2 --steps 2", "erase": "--no-images", "generate": "--steps 2"}
+NAMES = {"clip:openai/clip-vit-large-patch14": "clip:canvas-clip", "oil painting": "sketch", "pencil sketch": "photo"}
+"""What a reader downloads, and what stands for it here; words that the embedded world knows."""
+
+
+def commands(page: str) -> list[list[str]]:
+    """The commands of the page's blocks, in order."""
+    text = (STORIES / page).read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert all(line.startswith("mu ") for line in lines)
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def typed(words: list[str]) -> str:
+    """Type one command with small sizes; its output."""
+    small = shlex.split(SMALL.get(words[0], ""))
+    if "unlearncanvas" in words:
+        small = ["--steps", "2"]
+    ended = CliRunner().invoke(app, [*(NAMES.get(word, word) for word in words), *small], catch_exceptions=False)
+    assert ended.exit_code == 0, (words, ended.output, ended.stderr)
+    return ended.output
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TARGET_TEMPLATES", "NEIGHBOUR_TEMPLATES"):
+        monkeypatch.setattr(suite, name, {kind: texts[:1] for kind, texts in getattr(suite, name).items()})
+    return tmp_path
+
+
+def test_a_concept_out_of_a_model_that_you_ship(place: Path) -> None:
+    (place / "my-sd").symlink_to(EMBEDDED["canvas"])
+    erase, measure, merge, again, report, verify = commands("ship.md")
+    typed(erase)
+    told = typed(measure)
+    assert "report" in told
+    typed(merge)
+    typed(again)
+    first, second = (
+        RunDirectory(f"outputs/{name}").read_scores()["concept"]["edited"] for name in ("watercolor", "release")
+    )
+    assert first[0].name == second[0].name == "target shown" and first[0].protocol == second[0].protocol
+    typed(report)
+    assert (place / "outputs/release/manifest.json").exists() and list((place / "outputs/release").glob("*.pdf"))
+    assert "changed" not in typed(verify)
+
+
+def test_an_audit_of_two_checkpoints_made_by_others(place: Path) -> None:
+    (place / "base").symlink_to(EMBEDDED["canvas"])
+    model = mu.load("canvas", device="cpu")
+    edit = mu.erase(model, "watercolor", method="uce", preset="canvas")
+    with edit.applied(model):
+        torch.save(model.components["unet"].state_dict(), place / "first.pt")
+    edit.save(place / "edit.safetensors")
+    typed("import first.pt --model base --concept watercolor --out low-rank.safetensors".split())
+    typed("merge low-rank.safetensors --model base --format kohya --out second.safetensors".split())
+    first, second, compare, import_, info, half = commands("audit.md")
+    typed(first)
+    made = {path: path.stat().st_mtime_ns for path in (place / "outputs/base").glob("*.png")}
+    typed(second)
+    assert made == {path: path.stat().st_mtime_ns for path in (place / "outputs/base").glob("*.png")} != {}
+    scores = [RunDirectory(f"outputs/{name}").read_scores()["concept"]["edited"] for name in ("first", "second")]
+    distance = [{score.name: score.value for score in each}["distance kept"] for each in scores]
+    assert distance[0] == pytest.approx(distance[1], abs=0.02)  # the same edit, published twice
+    assert "first" in typed(compare)
+    typed(import_)
+    assert "watercolor" in typed(info)
+    typed(half)
+    assert list((place / "outputs/half").glob("*.png"))
