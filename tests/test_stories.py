@@ -34,8 +34,8 @@ def commands(page: str) -> list[list[str]]:
 def typed(words: list[str]) -> str:
     """Type one command with small sizes; its output."""
     small = shlex.split(SMALL.get(words[0], ""))
-    if "unlearncanvas" in words:
-        small = ["--steps", "2"]
+    if words[0] == "evaluate" and "--suite" not in words:
+        small += ["--suite", "concept"]  # the default of all models but the embedded one
     ended = CliRunner().invoke(app, [*(NAMES.get(word, word) for word in words), *small], catch_exceptions=False)
     assert ended.exit_code == 0, (words, ended.output, ended.stderr)
     return ended.output
@@ -73,7 +73,7 @@ def test_an_audit_of_two_checkpoints_made_by_others(place: Path) -> None:
     with edit.applied(model):
         torch.save(model.components["unet"].state_dict(), place / "first.pt")
     edit.save(place / "edit.safetensors")
-    typed("import first.pt --model base --concept watercolor --out low-rank.safetensors".split())
+    typed("import first.pt --model base --concept watercolor --rank 64 --out low-rank.safetensors".split())
     typed("merge low-rank.safetensors --model base --format kohya --out second.safetensors".split())
     first, second, compare, import_, info, half = commands("audit.md")
     typed(first)
@@ -82,7 +82,7 @@ def test_an_audit_of_two_checkpoints_made_by_others(place: Path) -> None:
     assert made == {path: path.stat().st_mtime_ns for path in (place / "outputs/base").glob("*.png")} != {}
     scores = [RunDirectory(f"outputs/{name}").read_scores()["concept"]["edited"] for name in ("first", "second")]
     distance = [{score.name: score.value for score in each}["distance kept"] for each in scores]
-    assert distance[0] == pytest.approx(distance[1], abs=0.02)  # the same edit, published twice
+    assert distance[0] == pytest.approx(distance[1], abs=0.05)  # nearly the same edit, published twice
     assert "first" in typed(compare)
     typed(import_)
     assert "watercolor" in typed(info)
