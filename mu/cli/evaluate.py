@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mu.cli.options import ClipSkip, Device, Json, Precision, PredictionType, RunFolder, whole_numbers
+from mu.cli.options import ClipSkip, Device, Json, Precision, PredictionType, RunFolder, named, whole_numbers
+from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mu.core.scores import Score, Table
@@ -18,16 +19,48 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="What to measure, by a stated protocol: canvas, concept, clip, vlm. Default: the suite for the model."
+            help="What to measure, by a stated protocol: canvas, concept, unlearncanvas, celebrities, imagenette, "
+            "clip, vlm. Default: the suite for the model."
         ),
     ] = None,
     judge: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="What looks at the images: clip:MODEL (any concept), classifier:FOLDER, canvas, resnet50, nudenet, "
-            "unlearncanvas:FILE, q16:FILE. Default: the suite's own."
+            "unlearncanvas:FILE, q16:FILE. Repeat it for unlearncanvas, which has two. Default: the suite's own."
         ),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Score the edited model's images in DIR, made elsewhere; RUN is then a new folder for the results.",
+        ),
+    ] = None,
+    base_images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --images: the base model's images.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --images: score what is there if images are missing.")
+    ] = False,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="With --images: the erased concept; repeat for several."),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="How unlearncanvas averages: published, seed-images, no-seed-images, retained-only, saeuron. "
+            "Default: published."
+        ),
+    ] = None,
+    themes: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="unlearncanvas: only these themes, comma-separated.")
+    ] = None,
+    objects: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="unlearncanvas: only these objects, comma-separated.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder of real images, for FID.")] = None,
     retain: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A concept that must stay; repeat for several. Default: the nearest ones."),
@@ -37,7 +70,9 @@ def evaluate(
         typer.Option(metavar="TEXT", help="Another text or spelling of the erased concept; repeat for several."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The base model. Default: the run's own.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of the images, comma-separated.")] = "188,288,588,688",
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of the images, comma-separated. Default: the suite's own.")
+    ] = None,
     base_answers: Annotated[
         Path | None,
         typer.Option(
@@ -78,31 +113,48 @@ def evaluate(
 
     Example: mu evaluate outputs/neon --base-answers outputs/answers
     Example: mu evaluate outputs/van-gogh --judge clip:openai/clip-vit-large-patch14 --retain Monet --retain "pop art"
+    Example: mu evaluate results --suite unlearncanvas --images eval_results/esd/Van_Gogh --concept "Van Gogh"
     """
     from mu.cli.output import print_json, print_table
+    from mu.core.compute import pick_device
+    from mu.core.concept import distinct
     from mu.core.program import show_log
     from mu.core.run import RunDirectory
     from mu.edits.files import open_edit
     from mu.evaluation.answers import Shard
     from mu.evaluation.suites import evaluate as measured
-    from mu.evaluation.suites import suite_for
+    from mu.evaluation.suites import evaluate_found, suite_for
     from mu.models import load
     from mu.models.load_options import loading
     from mu.report import write_report
 
     show_log()
-    chosen, numbers = RunDirectory(run), whole_numbers(seeds, "--seeds")
-    chosen.require_edit()
-    edit = open_edit(chosen.edit)
-    name = (chosen.read_environment().get("model") or "canvas") if model is None else model
-    how = loading(name, [edit.info], clip_skip=clip_skip, prediction_type=prediction_type)
+    chosen, numbers = RunDirectory(run), whole_numbers(seeds, "--seeds") if seeds is not None else None
     part = Shard.parse(shard) if shard else None
-    base = load(name, device=device, precision=precision, **how)
-    table = measured(
-        chosen, suite or suite_for(base), base, edit, seeds=numbers, base_answers=base_answers, data=data,
-        judge=judge, retain=retain, synonyms=synonym, clip=clip, everyday=everyday, steps=steps, guidance=guidance,
-        shard=part,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "base_answers": base_answers, "data": data, "judge": judge, "retain": retain, "synonyms": synonym, "clip": clip,
+        "everyday": everyday, "steps": steps, "guidance": guidance, "shard": part, "variant": variant,
+        "themes": named(themes, "--themes"), "objects": named(objects, "--objects"), "reference": reference,
+    }  # fmt: skip
+    if images is not None:
+        if not (suite and concept) or model:
+            raise ConfigError(
+                "--images needs --suite NAME and --concept TEXT, and takes no --model: no model is loaded"
+            )
+        table = evaluate_found(
+            chosen, suite, distinct(concept), images, base_images=base_images, allow_missing=allow_missing,
+            seeds=numbers, device=pick_device(device), **options,
+        )  # fmt: skip
+    else:
+        if base_images or allow_missing or concept:
+            option = "--base-images" if base_images else "--allow-missing" if allow_missing else "--concept"
+            raise ConfigError(f"{option} is for images made elsewhere: add --images DIR, or leave it out")
+        chosen.require_edit()
+        edit = open_edit(chosen.edit)
+        name = (chosen.read_environment().get("model") or "canvas") if model is None else model
+        how = loading(name, [edit.info], clip_skip=clip_skip, prediction_type=prediction_type)
+        base = load(name, device=device, precision=precision, **how)
+        table = measured(chosen, suite or suite_for(base), base, edit, seeds=numbers, **options)
     if part and not table:
         return
     report = write_report(chosen)

@@ -76,6 +76,30 @@ METRICS = (
         "of the images of neutral prompts from the base model's at the same seeds, in the judge's features", "kept",
     ),
     Metric(
+        "FID", LOWER, "distance", "FID",
+        "of the images of what should stay from real images, in Inception features", "kept",
+    ),
+    Metric(
+        "other classes", HIGHER, SHARE, "Other classes kept",
+        "of the images of the other classes still show them, every class counting once", "kept", True,
+    ),
+    Metric(
+        "ACC_e", LOWER, SHARE, "Accuracy of erased names",
+        "of the images that ask for an erased name are recognised as it", "gone", True,
+    ),
+    Metric(
+        "ACC_s", HIGHER, SHARE, "Accuracy of retained names",
+        "of the images that ask for a retained name are recognised as it", "kept", True,
+    ),
+    Metric(
+        "H_o", HIGHER, SHARE, "Harmonic mean",
+        "is the harmonic mean of 1 - ACC_e and ACC_s", "", True,
+    ),
+    Metric(
+        "nobody seen", NEITHER, SHARE, "Nobody seen",
+        "of the images show none of the names that the judge knows",
+    ),
+    Metric(
         "replacement", NEITHER, SHARE, "What came instead",
         "of the images that ask for the concept show one and the same other concept",
     ),

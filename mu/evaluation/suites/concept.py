@@ -39,9 +39,9 @@ from mu.core.scores import Score, Table
 from mu.data.prompt_lists import ANY, KINDS, NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES, entries, kind_of
 from mu.data.prompt_lists import everyday as everyday_prompts
 from mu.diffusion.image_folder import ImageRow, read_images, save_image
-from mu.edits.bank import Bank
-from mu.evaluation.answers import Answers, batches, looked
+from mu.evaluation.answers import Images, Subject, batches, looked
 from mu.evaluation.backbones import lpips_network
+from mu.evaluation.doubt import NO_BASE, confused, unseen
 from mu.evaluation.judges import Judge, Seen, open_judge
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.cmmd import cmmd
@@ -75,6 +75,14 @@ class Asked(NamedTuple):
     def rows(self) -> list[ImageRow]:
         return [*(row for _, row in self.target), *self.kept]
 
+    def among(self, rows: Sequence[ImageRow]) -> Asked:
+        """Those of ``rows`` alone. Raises `DataError` if an erased concept has none."""
+        names = {row.name for row in rows}
+        target, near = ([pair for pair in pairs if pair[1].name in names] for pairs in (self.target, self.neighbours))
+        if lost := {concept for concept, _ in self.target} - {concept for concept, _ in target}:
+            raise DataError(f"no image asks for {min(lost)!r}: nothing shows whether it is gone")
+        return Asked(target, near, [row for row in self.everyday if row.name in names])
+
 
 class ConceptSuite:
     """One measurement: which images it needs, and their scores.
@@ -83,47 +91,49 @@ class ConceptSuite:
     by default the judge's if it is a CLIP. ``retain`` names the neighbours, ``synonyms`` more texts of the (one)
     concept, ``everyday`` how many everyday prompts. Raises `DataError` if the judge cannot recognise a concept,
     `ConfigError` if ``synonyms`` are given for several concepts.
+    Without a model, whose images were made elsewhere, the neighbours must be named.
     """
 
     def __init__(
-        self, bank: Bank, seeds: Sequence[int], *, judge: str = JUDGE, clip: str | None = None,
+        self, subject: Subject, seeds: Sequence[int], *, judge: str = JUDGE, clip: str | None = None,
         retain: Sequence[str] = (), synonyms: Sequence[str] = (), everyday: int = EVERYDAY,
         steps: int = STEPS, guidance: float = GUIDANCE,
     ):  # fmt: skip
-        model = bank.model
-        assert isinstance(model, DiffusionModel)
-        concepts = [concept for edit in bank.on for concept in edit.info.concepts]
-        self.judge, self.steps, self.guidance = open_judge(judge, model.device), steps, guidance
+        concepts, model = subject.concepts, subject.model
+        self.judge, self.steps, self.guidance = open_judge(judge, subject.device), steps, guidance
         self.known = {concept: self.judge.known(concept) for concept in concepts}
-        self.near = [self.judge.known(name) for name in retain] or nearest(model, concepts, self.judge)
+        self.near = [self.judge.known(name) for name in retain]
+        if not self.near:
+            if model is None:
+                raise ConfigError("which neighbours the images ask for is unknown: name each with --retain")
+            self.near = nearest(model, concepts, self.judge)
         self.asked = asked(concepts, self.near, seeds, synonyms, everyday)
         self.protocol = named_protocol(steps, guidance, everyday)
-        self.features = _features(clip, self.judge, model.device)
+        self.features = _features(clip, self.judge, subject.device)
         self.rows, self.only_base = self.asked.rows, ()
 
-    def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]:
+    def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Judge all images. Returns the table and how it was measured; puts the most changed images in the report."""
         among = list(dict.fromkeys([*self.known.values(), *self.near]))
-        base, edited = (
-            Column(self.judge, answers, self.asked, among, self.known, column, self.features)
-            for column in ("base", "edited")
-        )
-        seen = [name for name in self.near if base.share(name) >= 0.5]
-        doubt = doubts(base, self.known)
+        there = self.asked.among(answers.here(self.rows))
+        columns = {
+            column: Column(self.judge, answers, there, among, self.known, column, self.features)
+            for column in answers.columns
+        }
+        base, edited = columns.get("base"), columns["edited"]
+        seen = [name for name in edited.neighbours if base is None or base.share(name) >= 0.5]
+        doubt = NO_BASE if base is None else doubts(base, self.known)
         how = {
             "steps": self.steps, "guidance": self.guidance, **self.judge.facts(among), "features": self.features.name,
             "neighbours": seen, "left out, as the base does not show them": [n for n in self.near if n not in seen],
         }  # fmt: skip
-        kept = self.asked.kept
+        scores = _column(edited, base, seen, self.protocol, doubt)
+        if base is None:
+            return {"edited": scores}, how
+        kept = there.kept
         put_most_changed(run, answers, kept, 1 - F.cosine_similarity(base.features, edited.features))
-        table = {
-            "base": _column(base, None, seen, self.protocol, doubt),
-            "edited": [
-                *_column(edited, base, seen, self.protocol, doubt),
-                *_distances(answers, kept, base, edited, self.features.name, self.protocol),
-            ],
-        }
-        return table, how
+        distances = _distances(answers, kept, base, edited, self.features.name, self.protocol)
+        return {"base": _column(base, None, seen, self.protocol, doubt), "edited": [*scores, *distances]}, how
 
 
 def named_protocol(steps: int, guidance: float, everyday: int) -> str:
@@ -199,7 +209,7 @@ class Column:
     """What the judge says of one column's images, and the features of those that should stay."""
 
     def __init__(
-        self, judge: Judge, answers: Answers, wanted: Asked, among: Sequence[str], known: Mapping[str, str],
+        self, judge: Judge, answers: Images, wanted: Asked, among: Sequence[str], known: Mapping[str, str],
         column: str, features: Features,
     ):  # fmt: skip
         def look(rows: Sequence[ImageRow], first: str) -> Seen:
@@ -216,9 +226,10 @@ class Column:
         unasked = {c: look(wanted.everyday, own) for c, own in known.items()} if wanted.everyday else {}
         self.unasked = {c: [answer == known[c] for answer in seen.answers] for c, seen in unasked.items()}
         everyday = next(iter(unasked.values())).features if unasked else torch.empty(0)
-        self.features = torch.cat([*(seen.features for seen in near.values()), *([everyday] if unasked else [])])
+        kept = [*(seen.features for seen in near.values()), *([everyday] if unasked else [])]
+        self.features = torch.cat(kept) if kept else everyday
         self.closeness: list[float] = []
-        if features.clip:
+        if features.clip and wanted.kept:
             self.features, self.closeness = _clip_columns(
                 features.clip, answers.paths(wanted.kept, column), wanted.kept
             )
@@ -249,12 +260,8 @@ def _clip_columns(clip: ClipModel, paths: Sequence[Path], rows: Sequence[ImageRo
 def doubts(base: Column, known: Mapping[str, str]) -> str:
     """Why this judge cannot tell whether the concepts are gone; "" if it can."""
     for concept, own in known.items():
-        hits = base.hits(concept)
-        if (share := sum(hits) / len(hits)) < 0.5:
-            return f"the judge sees {concept!r} in only {share:.0%} of the base's images that ask for it"
-        for name, answers in base.neighbours.items():
-            if sum(answer == own for answer in answers) * 2 >= len(answers):
-                return f"the judge takes the base's images of {name!r} for {concept!r}"
+        if doubt := unseen(concept, base.hits(concept)) or confused(concept, own, base.neighbours):
+            return doubt
     return ""
 
 
@@ -291,12 +298,12 @@ def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: 
 
 
 def _distances(
-    answers: Answers, rows: Sequence[ImageRow], base: Column, edited: Column, name: str, protocol: str
+    answers: Images, rows: Sequence[ImageRow], base: Column, edited: Column, name: str, protocol: str
 ) -> list[Score]:
     """How far the images that should stay are from the base's."""
     pairs = list(zip(answers.paths(rows), answers.paths(rows, "edited"), strict=True))
     try:
-        maps, weights = lpips_network(device=answers.model.device)
+        maps, weights = lpips_network(device=answers.device)
     except (MissingDependency, ModelError):
         each, how = (
             (1 - F.cosine_similarity(base.features, edited.features)).clamp(min=0).tolist(),
@@ -314,15 +321,17 @@ def _distances(
     ]
 
 
-def put_most_changed(run: RunDirectory, answers: Answers, rows: Sequence[ImageRow], distance: Tensor) -> None:
-    """A panel of the images that changed most among those that should stay."""
-    panel_rows = []
+def put_most_changed(
+    run: RunDirectory, answers: Images, rows: Sequence[ImageRow], distance: Tensor, suite: str = ""
+) -> None:
+    """A panel of the images that changed most among those that should stay; one for each ``suite`` that asks."""
+    panel_rows, stem = [], f"changed-{suite}-" if suite else "changed-"
     for rank, k in enumerate(distance.argsort(descending=True)[:MOST_CHANGED].tolist(), start=1):
         images: list[str | None] = []
-        for column, folder in (("base", answers.base), ("edited", answers.edited)):
-            name = f"changed-{rank}-{column}.png"
-            save_image(read_images([folder / rows[k].name])[0], run.panel_images / name)
+        for column in ("base", "edited"):
+            name = f"{stem}{rank}-{column}.png"
+            save_image(read_images(answers.paths([rows[k]], column))[0], run.panel_images / name)
             images.append(f"{run.panel_images.name}/{name}")
         panel_rows.append(PanelRow(label=rows[k].prompt, images=images))
-    title = "What should stay and changed most"
+    title = "What should stay and changed most" + (f" ({suite})" if suite else "")
     run.put_panel(Panel(title=title, columns=["base", "edited"], rows=panel_rows))

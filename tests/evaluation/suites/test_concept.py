@@ -18,7 +18,7 @@ from mu.core.run import RunDirectory
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
-from mu.evaluation.answers import Answers
+from mu.evaluation.answers import Answers, Subject
 from mu.evaluation.judges import Seen
 from mu.evaluation.metrics.intervals import wilson
 from mu.evaluation.suites import concept as suite
@@ -75,7 +75,7 @@ def scored(
     monkeypatch.setattr("mu.evaluation.answers.batches", batches)
     monkeypatch.setattr(suite, "put_most_changed", lambda *_: None)
     bank = Bank(model, [edit(model, 0.0)])
-    plan = ConceptSuite(bank, [1, 2], everyday=10)
+    plan = ConceptSuite(Subject.of(bank), [1, 2], everyday=10)
     made = Answers(bank, tmp_path / "base", tmp_path / "edited", 1, 1.0)
     table, how = plan.score(RunDirectory(tmp_path), made)
     return {"how": how, **{column: {s.name: s for s in scores} for column, scores in table.items()}}
