@@ -154,7 +154,10 @@ def save_image(image: Tensor, path: Path) -> None:
 
 
 def read_images(paths: Sequence[Path]) -> Tensor:
-    """Read image files of one size as (n, 3, H, W) in 0..1. Raises `DataError` for a file that cannot be read."""
+    """Read image files of one size as (n, 3, H, W) in 0..1.
+
+    Raises `DataError` for a file that cannot be read, and for one of another size than the first.
+    """
     pixels = []
     for path in paths:
         try:
@@ -162,6 +165,10 @@ def read_images(paths: Sequence[Path]) -> Tensor:
                 pixels.append(np.asarray(rgb(image)))
         except OSError as error:
             raise DataError(f"image {path} cannot be read ({error}): remove it and run again") from None
+    for path, found in zip(paths, pixels, strict=True):
+        if found.shape != pixels[0].shape:
+            sizes = [f"{w} x {h}" for h, w, _ in (found.shape, pixels[0].shape)]
+            raise DataError(f"image {path} is {sizes[0]} pixels and {paths[0].name} {sizes[1]}: make all of one size")
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
 
 

@@ -76,12 +76,15 @@ class Asked(NamedTuple):
         return [*(row for _, row in self.target), *self.kept]
 
     def among(self, rows: Sequence[ImageRow]) -> Asked:
-        """Those of ``rows`` alone. Raises `DataError` if an erased concept has none."""
+        """Those of ``rows`` alone. Raises `DataError` if an erased concept has none, or nothing that should stay."""
         names = {row.name for row in rows}
         target, near = ([pair for pair in pairs if pair[1].name in names] for pairs in (self.target, self.neighbours))
         if lost := {concept for concept, _ in self.target} - {concept for concept, _ in target}:
             raise DataError(f"no image asks for {min(lost)!r}: nothing shows whether it is gone")
-        return Asked(target, near, [row for row in self.everyday if row.name in names])
+        everyday = [row for row in self.everyday if row.name in names]
+        if not (near or everyday):
+            raise DataError("no image of what should stay is there: nothing shows what was lost")
+        return Asked(target, near, everyday)
 
 
 class ConceptSuite:
@@ -226,10 +229,9 @@ class Column:
         unasked = {c: look(wanted.everyday, own) for c, own in known.items()} if wanted.everyday else {}
         self.unasked = {c: [answer == known[c] for answer in seen.answers] for c, seen in unasked.items()}
         everyday = next(iter(unasked.values())).features if unasked else torch.empty(0)
-        kept = [*(seen.features for seen in near.values()), *([everyday] if unasked else [])]
-        self.features = torch.cat(kept) if kept else everyday
+        self.features = torch.cat([*(seen.features for seen in near.values()), *([everyday] if unasked else [])])
         self.closeness: list[float] = []
-        if features.clip and wanted.kept:
+        if features.clip:
             self.features, self.closeness = _clip_columns(
                 features.clip, answers.paths(wanted.kept, column), wanted.kept
             )

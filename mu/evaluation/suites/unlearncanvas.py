@@ -183,7 +183,7 @@ class UnlearnCanvasSuite:
             change = 1 - F.cosine_similarity(seen["base"].features, seen["edited"].features)
             put_most_changed(run, answers, [found[k].row for k in places], change[places], "unlearncanvas")
         judged = {f"judge of {kind}s": judge.facts(list(spelled)) for kind, (judge, spelled) in self.judges.items()}
-        how = {"steps": self.steps, "guidance": self.guidance, "averages": self.variant.what, **judged}
+        how: dict[str, Any] = {"steps": self.steps, "guidance": self.guidance, "averages": self.variant.what, **judged}
         return table, how | ({"not measured": not_measured} if not_measured else {})
 
     def _hits(self, predictions: Sequence[Prediction]) -> Hits:

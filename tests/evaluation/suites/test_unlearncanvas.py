@@ -17,13 +17,15 @@ from mu.cli import app
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.evidence import CHANGED, findings
 from mu.core.run import RunDirectory
+from mu.diffusion.image_folder import save_image
 from mu.edits.edit import EditInfo
+from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
 from mu.evaluation.answers import Found, Shard, Subject
 from mu.evaluation.judges import Seen, open_judge
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.intervals import wilson
-from mu.evaluation.suites import evaluate, evaluate_found
+from mu.evaluation.suites import SUITES, evaluate, evaluate_found
 from mu.evaluation.suites import unlearncanvas as suite
 from mu.evaluation.suites.unlearncanvas import VARIANTS, UnlearnCanvasSuite, cells, request
 from mu.models.diffusion import DiffusionModel
@@ -174,6 +176,7 @@ def test_the_whole_answer_set_is_the_published_one():
     found = cells(suite.STYLES, suite.OBJECTS, suite.SEEDS, VARIANTS["published"])
     assert len(found) == len({cell.row.name for cell in found}) == 51 * 20 * 5
     by_name = {cell.row.name: cell.row for cell in found}
+    assert SUITES["unlearncanvas"].seeds == suite.SEEDS
     row = by_name["Pop_Art_Sandwiches_seed588.jpg"]
     assert (row.prompt, row.seed) == ("A Sandwiches image in Pop Art style.", 588)
     assert by_name["Seed_Images_Sea_seed188.jpg"].prompt == "A Sea image in Seed Images style."
@@ -228,8 +231,6 @@ def test_departures_are_in_the_protocol_s_name(tiny):
 
 
 def test_fid_is_of_the_features_of_both_sets(tmp_path):
-    from mu.diffusion.image_folder import save_image
-
     draw = torch.Generator().manual_seed(0)
     sets = [torch.rand(4, 3, size, size, generator=draw) for size in (6, 9)]
     paths = [[tmp_path / f"{k}_{i}.png" for i in range(4)] for k in (0, 1)]
@@ -294,6 +295,23 @@ def test_files_and_numbers_of_the_whole_way(measured: Any, classifiers: list[str
     assert [panel.title for panel in run.read_panels()] == ["What should stay and changed most (unlearncanvas)"]
 
 
+def test_another_variant_of_the_prompts_keeps_the_images_of_this_one(measured: Any, tiny: DiffusionModel) -> None:
+    """One judge of any concept stands for both classifiers, and the protocol's name says so."""
+    run, *_ = measured
+    before = {path: path.read_bytes() for path in run.answers.rglob("*.jpg")}
+    edit = open_edit(run.edit)
+    options = {**SMALL, "judge": "clip:canvas-clip", "seeds": [188], "variant": "saeuron"}
+    assert evaluate(run, "unlearncanvas", tiny, edit, shard=Shard(1, 2), **options) == {}
+    table = evaluate(run, "unlearncanvas", tiny, edit, **options)
+    assert "variant saeuron" in table["base"][0].protocol and "judge clip:canvas-clip" in table["base"][0].protocol
+    own = {path.name for path in (run.answers / "unlearncanvas" / "edited" / "saeuron").glob("*.jpg")}
+    assert own == {f"{stem}_seed188.jpg" for stem in ("Cats", "Dogs", "Monet_Cats", "Monet_Dogs")} | {
+        f"Van_Gogh_{name}_seed188.jpg" for name in ("Cats", "Dogs")
+    }
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert table["edited"][2].n == 2  # CRA is on the two objects in no style
+
+
 def found_by(run: Path, images: Path, classifiers: list[str], *more: object) -> Any:
     words = [
         "evaluate",
@@ -340,6 +358,11 @@ def test_missing_cells_are_listed_or_left_out(measured: Any, classifiers: list[s
     assert allowed.exit_code == 0, allowed.output
     ua, ira, cra = json.loads(allowed.stdout)["edited"]
     assert (ua["n"], ira["n"], cra["n"]) == (4, 3, 7)
+    (images / "Monet_Dogs_seed188.jpg").write_bytes(b"no image")
+    damaged = found_by(tmp_path / "damaged", images, classifiers, "--allow-missing")
+    assert damaged.exit_code == 2 and "Monet_Dogs_seed188.jpg" in damaged.stderr and not (tmp_path / "damaged").exists()
+    save_image(torch.zeros(3, 8, 12), images / "Monet_Dogs_seed188.jpg")
+    assert "12 x 8 pixels" in found_by(tmp_path / "damaged", images, classifiers, "--allow-missing").stderr
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     assert "another folder" in found_by(tmp_path / "x", nothing, classifiers, "--allow-missing").stderr
