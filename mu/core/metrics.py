@@ -93,7 +93,7 @@ METRICS = (
     ),
     Metric(
         "H_o", HIGHER, SHARE, "Harmonic mean",
-        "is the harmonic mean of 1 - ACC_e and ACC_s", "", True,
+        "is the harmonic mean of 1 - ACC_e and ACC_s",
     ),
     Metric(
         "nobody seen", NEITHER, SHARE, "Nobody seen",
