@@ -14,8 +14,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from mu.cli import app
-from mu.core.errors import ConfigError, DataError, OutputError
-from mu.core.evidence import CHANGED, findings
+from mu.core.errors import ConfigError, DataError, MissingDependency, OutputError
+from mu.core.evidence import CHANGED, findings, read_evidence
 from mu.core.run import RunDirectory
 from mu.diffusion.image_folder import save_image
 from mu.edits.edit import EditInfo
@@ -342,6 +342,37 @@ def test_images_made_elsewhere_get_the_same_numbers(measured: Any, classifiers: 
     alone = found_by(tmp_path / "alone", edited, classifiers)
     assert alone.exit_code == 0 and "withheld" in alone.stdout and "--base-images" in alone.stdout
     assert [*RunDirectory(tmp_path / "alone").read_scores()["unlearncanvas"]] == ["edited"]
+
+
+def test_fid_compares_what_should_stay_with_five_real_images_of_each_cell(
+    measured: Any, classifiers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The erased style's real images need not be there. Mean colours stand in for Inception's features."""
+    folder, real = measured[0].answers / "unlearncanvas" / "edited", []
+    for name in ("Cats", "Dogs"):
+        for k in range(1, 6):
+            real.append(tmp_path / "real" / "Monet" / name / f"{k}.jpg")
+            save_image(torch.rand(3, 8 + k, 8), real[-1])
+    save_image(torch.zeros(3, 8, 8), tmp_path / "real" / "Monet" / "Cats" / "6.jpg")
+    options: dict[str, Any] = {**SMALL, "judge": classifiers, "seeds": [188, 288], "reference": tmp_path / "real"}
+    options.pop("steps")
+
+    def network(device: Any) -> Any:
+        return lambda images: images.mean(dim=(2, 3))
+
+    def without(device: Any) -> Any:
+        raise MissingDependency("torch-fidelity", "eval", "FID")
+
+    monkeypatch.setattr(suite, "inception_features", network)
+    fid = evaluate_found(RunDirectory(tmp_path / "a"), "unlearncanvas", ["Van Gogh"], folder, **options)["edited"][-1]
+    sets = [suite.features_of(network("cpu"), paths) for paths in (sorted(folder.glob("Monet_*.jpg")), real)]
+    assert fid.name == "FID" and fid.n == 4 and fid.value == pytest.approx(frechet_distance(*sets))
+    assert "Inception of torch-fidelity" in fid.protocol
+    monkeypatch.setattr(suite, "inception_features", without)
+    bare = RunDirectory(tmp_path / "b")
+    table = evaluate_found(bare, "unlearncanvas", ["Van Gogh"], folder, **options)
+    assert [score.name for score in table["edited"]] == ["UA", "IRA", "CRA"]
+    assert "torch-fidelity" in read_evidence(bare).scores["unlearncanvas"].how["not measured"]
 
 
 def test_missing_cells_are_listed_or_left_out(measured: Any, classifiers: list[str], tmp_path: Path) -> None:
