@@ -1,5 +1,5 @@
-"""Makes the pages that come from the code: ``docs/cli.md`` (every verb's help) and ``docs/settings.md`` (every
-setting).
+"""Makes the pages that come from the code: ``docs/cli.md`` (every verb's help), ``docs/settings.md`` (every
+setting) and ``docs/parity.md`` (what equals what, as the tests measure it).
 
 Where ``make demo`` has run, also the README's image, from the demo's panels.
 """
@@ -7,6 +7,7 @@ Where ``make demo`` has run, also the README's image, from the demo's panels.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,26 @@ from mu.algorithms import ALGORITHMS, algorithm
 
 HERE = Path(__file__).parent
 PLAIN = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+
+
+EQUAL = """# Equal to what
+
+Made by `make docs`: it runs the measurements of `tests/reference/test_parity.py`. Each method, by the preset named, is
+compared with golden tensors that `tests/reference/make_steps.py` computes from the equations of the program or paper
+named, without this package: in double precision, on a small network. The programs themselves are not run. The error is
+the largest difference as a share of a tensor's largest value. Each test also changes an equation, and then the tensors
+differ.
+
+| method | preset | beside | quantity | error | bound of the test |
+| --- | --- | --- | --- | --- | --- |"""
+DEPART = """
+## Departures
+
+How the defaults differ from the programs, and the settings that bring their way back. A method's `released` presets set
+those of one program together: `mu methods NAME` lists them.
+
+| method | there | here | switch |
+| --- | --- | --- | --- |"""
 
 
 def help_of(*words: str) -> str:
@@ -45,6 +66,24 @@ def command_line(verbs: list[tuple[str, ...]]) -> str:
 def settings() -> str:
     pages = [f"## {name}\n\n```yaml\n{algorithm(name).config_class.parse({}).to_yaml()}```\n" for name in ALGORITHMS]
     return "# Settings\n\nMade by `make docs`; the same as `mu config METHOD`.\n\n" + "\n".join(pages)
+
+
+def parity() -> str:
+    """The table of `tests.reference.parity`, each error measured now as the tests measure it."""
+    sys.path.insert(0, str(HERE.parent))
+    from tests.reference.parity import DEPARTURES, ROWS
+
+    lines = [EQUAL]
+    for row in ROWS:
+        below = math.ceil(math.log10(max(row.error(), 1e-17)))
+        lines.append(
+            f"| {row.method} | {row.preset} | {row.program} | {row.quantity} | below 1e{below:03d} | {row.bound:g} |"
+        )
+    lines.append(DEPART)
+    for each in DEPARTURES:
+        switch = ", ".join(f"`{one}`" for one in each.switch) or "none"
+        lines.append(f"| {each.method} | {each.there} | {each.here} | {switch} |")
+    return "\n".join([*lines, ""])
 
 
 def demo_image(demo: Path, path: Path) -> None:
@@ -79,6 +118,7 @@ def main() -> None:
         demo_image(demo, HERE / "images" / "demo.png")
     (HERE / "cli.md").write_text(command_line(every_verb()), encoding="utf-8")
     (HERE / "settings.md").write_text(settings(), encoding="utf-8")
+    (HERE / "parity.md").write_text(parity(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ EXAMPLE = (
 
 
 def main() -> None:
-    parser = flags(HELP, EXAMPLE, samples=10)
+    parser = flags(HELP, EXAMPLE, samples=1)
     parser.add_argument(
         "--model_name",
         required=True,

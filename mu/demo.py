@@ -43,6 +43,7 @@ def run(folder: Path, overwrite: bool = False) -> Path:
     home = RunDirectory(folder)
     if home.report.exists() and not overwrite:
         raise OutputError(f"{folder} already holds a demo: choose another folder with --out, or pass --overwrite")
+    home.check()
     model = load_diffusion("canvas")
     runs = {concept: _erase(model, concept, folder, overwrite) for concept in (STYLE, OBJECT)}
     edits = {concept: cast(Edit, done.edit) for concept, done in runs.items()}

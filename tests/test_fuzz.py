@@ -8,6 +8,7 @@ its bytes. `python -m pytest tests/test_fuzz.py -m slow` reads 20,000 of them.
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import random
 import re
@@ -17,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from mu.algorithms import algorithm
@@ -38,13 +41,15 @@ from mu.data.prompts import read_prompts
 from mu.data.shards import read_shard
 from mu.diffusion.image_folder import noted
 from mu.edits.bank_folder import BankFolder
+from mu.edits.difference import difference
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit
 from mu.edits.gates import FacilitatedTransport
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.weights import WeightEdit
-from mu.models import load
+from mu.models import load, load_diffusion
+from mu.models.diffusion import DiffusionModel
 from mu.report import write_report
 from mu.report.layer_figures import LayerSearch
 from mu.report.table import score_table
@@ -119,6 +124,24 @@ def dense(folder: Path) -> Path:
     return folder / "edit.safetensors"
 
 
+KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+
+
+@cache
+def base() -> DiffusionModel:
+    return load_diffusion("canvas", device="cpu")
+
+
+def published(folder: Path) -> Path:
+    save_file({KEY: base().backbone.get_parameter(KEY) + 1}, folder / "uce.safetensors", {"format": '"pt"'})
+    return folder / "uce.safetensors"
+
+
+def published_pickle(folder: Path) -> Path:
+    torch.save({"unet": {KEY: base().backbone.get_parameter(KEY) + 1}, "modifier_token": {}}, folder / "delta.bin")
+    return folder / "delta.bin"
+
+
 def gradients(folder: Path) -> Path:
     info = GradientInfo("forget", "clip", 4, concept="Ada")
     write_gradients(folder / "g.safetensors", {"text_model.a.weight": torch.ones(2, 2)}, info)
@@ -136,6 +159,13 @@ def shard(folder: Path) -> Path:
             member.size = len(content)
             tar.addfile(member, BytesIO(content))
     return folder / "neon.tar"
+
+
+def packed(folder: Path) -> Path:
+    whole = shard(folder)
+    (folder / "neon.tar.gz").write_bytes(gzip.compress(whole.read_bytes()))
+    whole.unlink()
+    return folder / "neon.tar.gz"
 
 
 def picture_list(folder: Path) -> Path:
@@ -191,13 +221,17 @@ READERS = {
     "bank's log": Reader(part_of(V1 / "bank", "log.jsonl"), lambda file: BankFolder(file.parent).history()),
     "low-rank edit": Reader(low_rank, open_edit, 2),
     "dense edit": Reader(dense, open_edit),
+    "published weights": Reader(published, lambda file: difference(base(), file), 0.5),
+    "published pickle": Reader(published_pickle, lambda file: difference(base(), file), 0.5),
     "gradients": Reader(gradients, open_gradients),
     "prompts csv": Reader(text("prompts.csv", CSV), read_prompts, 2),
     "prompts txt": Reader(text("prompts.txt", "A star in neon\na fish\n"), read_prompts),
+    "prompts jsonl": Reader(text("prompts.jsonl", "\n".join(map(json.dumps, PROMPTS))), read_prompts, 2),
     "prompts json": Reader(text("prompts.json", json.dumps(PROMPTS)), read_prompts, 2),
     "settings": Reader(text("settings.yaml", SETTINGS), lambda file: algorithm("spm")(file), 2),
     "any yaml": Reader(text("settings.yaml", "a: &x [1, 2]\nb: {c: *x, d: 'e'}\n"), read_settings),
     "shard": Reader(shard, read_shard),
+    "compressed shard": Reader(packed, lambda file: list(open_pairs(str(file)))),
     "pairs of a shard": Reader(shard, lambda file: list(open_pairs(str(file)))),
     "list of images": Reader(picture_list, lambda file: list(open_pairs(str(file.parent)))),
     "report of scores": Reader(part_of(V1 / "run", "scores.json"), report, 0.1, PAGE),

@@ -254,7 +254,8 @@ def test_a_bank_is_as_before_or_as_after(
             assert code == 0 or (code == 2 and repeated and repeated in commands.said), commands.said
             if code == 0:  # a refusal that needs no lock leaves a killed process's lock file, which holds nothing
                 nothing_hidden(bank)
-        # An edit's file is written before the bank lists it. After a kill in between the next one has another name.
+        # An edit's file is written before the bank lists it. The next change deletes it after a kill in between.
+        assert {path.name for path in bank.glob("*.safetensors")} == {e.file for e in BankFolder(bank).read().edits}
         assert listed(BankFolder(bank)) == listed(BankFolder(tmp_path / "whole"))
         assert out.read_bytes() == merged.read_bytes()
         verbs = {row["verb"] for row in BankFolder(bank).history()}

@@ -18,7 +18,7 @@ def main() -> None:
         "--path",
         type=Path,
         default=Path("./evaluation_folder/"),
-        help="holds one folder per class, with the class's name",
+        help="holds one folder per class, with the class's name, or such folders in eval/",
     )
     parser.add_argument(
         "--model_path",
@@ -38,7 +38,8 @@ def main() -> None:
     from mu.models.judge import Judge
 
     place = EMBEDDED.get(str(options.model_path), options.model_path)
-    score = folder_accuracy(Judge.open(place, pick_device(options.device)), options.path, head=options.head)
+    images = options.path / "eval" if (options.path / "eval").is_dir() else options.path
+    score = folder_accuracy(Judge.open(place, pick_device(options.device)), images, head=options.head)
     for name, share in score.per_item.items():
         print(f"{name}  {share:.4g}")
     print(f"accuracy  {score.value:.4g} of {score.n} images")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError, nearest, titled
 
 if TYPE_CHECKING:
     from mu.core.algorithm import Algorithm, Method
@@ -35,7 +35,7 @@ def method(name: str) -> type[Method]:
     Raises `ConfigError` with the nearest known name.
     """
     if name not in ALGORITHMS:
-        raise ConfigError(f"unknown method {name!r}.{nearest(name, ALGORITHMS)}")
+        raise ConfigError(f"unknown method {titled(name)}.{nearest(name, ALGORITHMS)}")
     return _named(ALGORITHMS[name])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mu.cli.options import Device, Json, Overwrite
+from mu.core.errors import titled
 
 if TYPE_CHECKING:
     from mu.edits.bank_folder import BankFolder
@@ -84,15 +85,35 @@ def remove(concepts: Concepts, bank: Folder, reason: Reason = "", json: Json = F
 
 
 @app.command()
-def restore(concepts: Concepts, bank: Folder, reason: Reason = "", json: Json = False) -> None:
+def restore(
+    concepts: Concepts,
+    bank: Folder,
+    reason: Reason = "",
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Make images of sentences with each concept, and say how far the edits that stay on move them. "
+            "Default: measure if edits stay on.",
+        ),
+    ] = True,
+    model: BaseModel = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
     """Restore concepts exactly. Their edits stay in the bank, switched off.
+
+    Edits that stay on may still change a restored concept's images a little: the command says by how much.
 
     Example: mu bank restore "neon style" --bank outputs/bank --reason "the artist agreed"
     """
     from mu.edits.bank_folder import BankFolder
 
-    BankFolder(bank).restore(*concepts, reason=reason)
+    folder = BankFolder(bank)
+    folder.restore(*concepts, reason=reason)
     _show(bank, json)
+    if measure and any(entry.on for entry in folder.read().edits):
+        _tell_distance(folder, concepts, model, device)
 
 
 @app.command()
@@ -131,11 +152,12 @@ def check(
     from mu.cli.output import print_json, print_table
     from mu.core.program import show_log
     from mu.edits.bank_folder import BankFolder
+    from mu.edits.protection import TOLERANCE
 
     show_log()
     folder = BankFolder(bank)
     found = folder.check(_base(folder, model, device), tolerance)
-    leaking = [leak for leak in found if leak.leaking]
+    leaking, limit = [leak for leak in found if leak.leaking], TOLERANCE if tolerance is None else tolerance
     if json:
         print_json([leak.to_json() for leak in found])
     else:
@@ -144,14 +166,20 @@ def check(
                 leak.edit,
                 leak.on,
                 "" if leak.share is None else f"{leak.share:.2g}",
+                "" if leak.sentences is None else f"{leak.sentences:.2g}",
                 "yes" if leak.listed else "no",
                 leak.verdict,
             )
             for leak in found
         ]
-        print_table(["edit of", "acts on", "share", "listed as protected", "verdict"], cells)
+        print_table(["edit of", "acts on", "share", "in sentences", "listed as protected", "verdict"], cells)
         unknown = dict.fromkeys(leak.edit for leak in found if leak.share is None)
-        print(*leaking, *(f"{name!r} is not measurable by text: generate images to see" for name in unknown), sep="\n")
+        print(
+            *leaking,
+            *(leak.of_sentences() for leak in found if (leak.sentences or 0) > limit and not leak.leaking),
+            *(f"{titled(name)} is not measurable by text: generate images to see" for name in unknown),
+            sep="\n",
+        )
     if leaking:
         raise typer.Exit(1)
 
@@ -221,6 +249,24 @@ def log_(bank: Folder, json: Json = False) -> None:
         [row["time"], row["verb"], ", ".join(edit["concept"] for edit in row["edits"]), row["reason"]] for row in rows
     ]
     print_table(["time", "verb", "concepts", "reason"], cells)
+
+
+def _tell_distance(folder: BankFolder, concepts: Iterable[str], model: str | None, device: str | None) -> None:
+    """Print to stderr how far the edits that are on move the images of each of ``concepts``."""
+    import sys
+
+    from mu.core.errors import MuError
+    from mu.diffusion.restored import left_over
+    from mu.models.diffusion import DiffusionModel
+
+    try:
+        base = _base(folder, model, device)
+        if isinstance(base, DiffusionModel):
+            opened = folder.open(base)
+            for concept in concepts:
+                print(left_over(opened, concept), file=sys.stderr)
+    except MuError as trouble:  # the concepts are restored, whatever can be measured
+        print(f"the distance from the base is not measured: {trouble}", file=sys.stderr)
 
 
 def _base(folder: BankFolder, model: str | None, device: str | None) -> EditableModel:

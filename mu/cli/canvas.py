@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mu.cli.options import Device, Resume, pairs, whole_numbers
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError, nearest, quoted
 
 app = typer.Typer(
     name="canvas",
@@ -56,7 +56,7 @@ def train(
     named = tuple(stages.split(","))
     for stage in (*named, *counts):
         if stage not in STAGES:
-            raise ConfigError(f"unknown stage {stage!r}.{nearest(stage, STAGES)}")
+            raise ConfigError(f"unknown stage {quoted(stage)}.{nearest(stage, STAGES)}")
     threads.fit(0)
     train_world(out, seed=seed, device=str(pick_device(device)), stages=named, steps=counts)
     print(out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mu.cli.options import Device, Json, Overwrite, Precision
+from mu.cli.options import Device, Json, Overwrite, Precision, check_last_seed
 from mu.core.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def forget_set(
         raise ConfigError("pass --shards PATTERN or --model MODEL" + (", not both" if shards else ""))
     if prompt and not model:
         raise ConfigError("--prompt belongs to --model")
+    if model:
+        check_last_seed(seed, n_imgs, f"--seed {seed}")
     if shards:
         files = find_shards(shards)
         with progress_bar("shards", len(files)) as advance:
@@ -85,6 +87,7 @@ def forget_set(
 
 def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, overwrite: bool) -> list[Pair]:
     """Generate ``n`` images in the folder named like ``tar``. Images that ``recipe`` already made there are kept."""
+    from mu.core.files import check_writing
     from mu.core.progress import progress_bar
     from mu.data.pairs import Pair
     from mu.data.shards import Extent
@@ -93,6 +96,7 @@ def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, over
     from mu.models import load_diffusion
 
     folder = tar.with_suffix("")
+    check_writing(tar)
     if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).exists():
         raise OutputError(f"{folder} holds other files: choose another --out")
     if tar.exists() and not overwrite and claimed_for(folder) != recipe:

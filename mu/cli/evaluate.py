@@ -7,20 +7,63 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mu.cli.options import ClipSkip, Device, Json, Precision, PredictionType, RunFolder, named, whole_numbers
+from mu.cli.options import (
+    ClipSkip,
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    PredictionType,
+    height_width,
+    named,
+    whole_numbers,
+)
 from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mu.core.run import RunDirectory
     from mu.core.scores import Score, Table
 
 
 def evaluate(
-    run: RunFolder,
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder.")] = None,
+    edit: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE|RUN|BANK", help="Measure this edit or bank; repeat for edits that act together."),
+    ] = None,
+    edited: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Measure these edited weights beside --model: a folder, hub id, file or LoRA, as in `mu import`.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Score images of an edited model that were made elsewhere, under the names that the suite gives them.",
+        ),
+    ] = None,
+    base_images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --images: the base model's images.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --images: score those that are there if some are missing.")
+    ] = False,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="What --edit or --edited erases, if their files do not say, or what --images erased."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --edit, --edited or --images: the folder of the evidence.")
+    ] = None,
+    overwrite: Overwrite = False,
     suite: Annotated[
         str | None,
         typer.Option(
-            help="What to measure, by a stated protocol: canvas, concept, unlearncanvas, celebrities, imagenette, "
-            "clip, vlm. Default: the suite for the model."
+            help="What to measure, by a stated protocol: canvas, concept, prompts, i2p, coco, artists, unlearncanvas, "
+            "celebrities, imagenette, clip, vlm. Default: the suite for the model."
         ),
     ] = None,
     judge: Annotated[
@@ -30,22 +73,32 @@ def evaluate(
             "unlearncanvas:FILE, q16:FILE. Repeat it for unlearncanvas, which has two. Default: the suite's own."
         ),
     ] = None,
-    images: Annotated[
+    retain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A concept that must stay; repeat for several. Default: the nearest ones."),
+    ] = None,
+    synonym: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Another text or spelling of the erased concept; repeat for several."),
+    ] = None,
+    prompts: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
-            help="Score the edited model's images in DIR, made elsewhere; RUN is then a new folder for the results.",
+            metavar="FILE",
+            help="The list of the suites prompts, i2p, coco and artists: .csv, .json, .jsonl or .txt. Its seeds, "
+            "guidance scales and sizes are obeyed.",
         ),
     ] = None,
-    base_images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --images: the base model's images.")
-    ] = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="With --images: score what is there if images are missing.")
-    ] = False,
-    concept: Annotated[
+    column: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="With --images: the erased concept; repeat for several."),
+        typer.Option(metavar="[FIELD=]NAME", help="The list's column of the prompts, or of a FIELD; repeat for more."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width of all images of the list. Default: its own.")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Real images, with which the suites coco and unlearncanvas compare."),
     ] = None,
     variant: Annotated[
         str | None,
@@ -60,14 +113,8 @@ def evaluate(
     objects: Annotated[
         str | None, typer.Option(metavar="NAMES", help="unlearncanvas: only these objects, comma-separated.")
     ] = None,
-    reference: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder of real images, for FID.")] = None,
-    retain: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A concept that must stay; repeat for several. Default: the nearest ones."),
-    ] = None,
-    synonym: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Another text or spelling of the erased concept; repeat for several."),
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="torch-fidelity's Inception weights. Default: downloaded.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="The base model. Default: the run's own.")] = None,
     seeds: Annotated[
@@ -83,8 +130,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Data for clip and vlm. Default: the run's settings. Repeat for several: canvas, celeba:FOLDER, "
-            "imagenet:FOLDER; clip: also forget:SOURCE, val:SOURCE, mia:released; vlm: also FILE.csv (image, question, "
-            "answer)."
+            "imagenet:FOLDER, classes:FOLDER (a folder of images for each class); clip: also forget:SOURCE, "
+            "val:SOURCE, mia:released; vlm: also FILE.csv (image, question, answer)."
         ),
     ] = None,
     clip: Annotated[
@@ -112,52 +159,72 @@ def evaluate(
     """Measure what a run erased and what it retained. Updates scores.json and the report.
 
     Example: mu evaluate outputs/neon --base-answers outputs/answers
+    Example: mu evaluate outputs/nudity --suite i2p --prompts i2p.csv --judge nudenet:mace
     Example: mu evaluate outputs/van-gogh --judge clip:openai/clip-vit-large-patch14 --retain Monet --retain "pop art"
-    Example: mu evaluate results --suite unlearncanvas --images eval_results/esd/Van_Gogh --concept "Van Gogh"
+    Example: mu evaluate --model base.safetensors --edited esd.pt --concept "Van Gogh" --out outputs/audit
+    Example: mu evaluate --images results/Van_Gogh --suite unlearncanvas --concept "Van Gogh" --out outputs/esd
     """
-    from mu.cli.output import print_json, print_table
+    places = edit or []
+    _check_asked(run, places, edited, images, concept, out)
+    if images is None and (base_images or allow_missing):
+        raise ConfigError(f"{'--base-images' if base_images else '--allow-missing'} is for --images: leave it out")
+    if images is not None and (model or suite is None):
+        raise ConfigError("--images needs --suite, and takes no --model: none is loaded")
     from mu.core.compute import pick_device
     from mu.core.concept import distinct
     from mu.core.program import show_log
     from mu.core.run import RunDirectory
+    from mu.edits.bank_folder import BankFolder
     from mu.edits.files import open_edit
     from mu.evaluation.answers import Shard
+    from mu.evaluation.audit import begin, is_bank, subject
     from mu.evaluation.suites import evaluate as measured
     from mu.evaluation.suites import evaluate_found, suite_for
     from mu.models import load
-    from mu.models.load_options import loading
-    from mu.report import write_report
+    from mu.models.load_options import FoundOn, base_of, loading
 
     show_log()
-    chosen, numbers = RunDirectory(run), whole_numbers(seeds, "--seeds") if seeds is not None else None
-    part = Shard.parse(shard) if shard else None
+    numbers = None if seeds is None else whole_numbers(seeds, "--seeds")
+    part, pixels = Shard.parse(shard) if shard else None, height_width(size) if size else None
     options: dict[str, Any] = {
         "base_answers": base_answers, "data": data, "judge": judge, "retain": retain, "synonyms": synonym, "clip": clip,
-        "everyday": everyday, "steps": steps, "guidance": guidance, "shard": part, "variant": variant,
-        "themes": named(themes, "--themes"), "objects": named(objects, "--objects"), "reference": reference,
+        "everyday": everyday, "steps": steps, "guidance": guidance, "shard": part, "prompts": prompts,
+        "columns": column, "size": pixels, "reference": reference, "inception": inception, "variant": variant,
+        "themes": named(themes, "--themes"), "objects": named(objects, "--objects"),
     }  # fmt: skip
     if images is not None:
-        if not (suite and concept) or model:
-            raise ConfigError(
-                "--images needs --suite NAME and --concept TEXT, and takes no --model: no model is loaded"
-            )
+        assert out is not None and suite is not None
+        chosen = RunDirectory(out)
         table = evaluate_found(
-            chosen, suite, distinct(concept), images, base_images=base_images, allow_missing=allow_missing,
+            chosen, suite, distinct(concept or []), images, base_images=base_images, allow_missing=allow_missing,
             seeds=numbers, device=pick_device(device), **options,
         )  # fmt: skip
-    else:
-        if base_images or allow_missing or concept:
-            option = "--base-images" if base_images else "--allow-missing" if allow_missing else "--concept"
-            raise ConfigError(f"{option} is for images made elsewhere: add --images DIR, or leave it out")
-        chosen.require_edit()
-        edit = open_edit(chosen.edit)
-        name = (chosen.read_environment().get("model") or "canvas") if model is None else model
-        how = loading(name, [edit.info], clip_skip=clip_skip, prediction_type=prediction_type)
-        base = load(name, device=device, precision=precision, **how)
-        table = measured(chosen, suite or suite_for(base), base, edit, seeds=numbers, **options)
-    if part and not table:
+        _tell(chosen, table, json)
         return
-    report = write_report(chosen)
+    if run:
+        chosen = RunDirectory(run)
+        chosen.require_edit()
+        name = (chosen.read_environment().get("model") or "canvas") if model is None else model
+        found: list[FoundOn] = [] if chosen.bank.exists() else [open_edit(chosen.edit).info]
+    else:
+        found = [BankFolder(p).read() if is_bank(p) else open_edit(p).info for p in places]
+        name = base_of(model, found)
+    how = loading(name, found, clip_skip=clip_skip, prediction_type=prediction_type)
+    base = load(name, device=device, precision=precision, **how)
+    if not run:
+        assert out is not None
+        chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
+    table = measured(chosen, suite or suite_for(base), base, subject(chosen, base), seeds=numbers, **options)
+    if table or not part:
+        _tell(chosen, table, json)
+
+
+def _tell(run: RunDirectory, table: Table, json: bool) -> None:
+    """Write the report, and print the table."""
+    from mu.cli.output import print_json, print_table
+    from mu.report import write_report
+
+    report = write_report(run)
     if json:
         print_json({column: [score.to_json() for score in scores] for column, scores in table.items()})
         return
@@ -165,6 +232,28 @@ def evaluate(
     for doubt in dict.fromkeys(score.doubt for scores in table.values() for score in scores if score.doubt):
         print(f"withheld: {doubt}, so it cannot tell whether the concept is gone")
     print(f"report  {report}")
+
+
+def _check_asked(
+    run: Path | None, edits: list[Path], edited: str | None, images: Path | None, concept: list[str] | None,
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Raise `ConfigError` if not exactly one thing is to be measured, or it has no folder for its evidence."""
+    things = (("RUN", run), ("--edit", edits), ("--edited", edited), ("--images", images))
+    asked = [name for name, given in things if given]
+    if len(asked) != 1:
+        told = f"{' and '.join(asked)} were given" if asked else "nothing was"
+        raise ConfigError(f"name one thing to measure, a RUN, --edit, --edited or --images: {told}")
+    if run and (concept or out):
+        raise ConfigError(
+            f"{'--concept' if concept else '--out'} is for --edit, --edited and --images: a RUN has its own"
+        )
+    if not run and out is None:
+        raise ConfigError(f"{asked[0]} needs --out, a folder for the evidence")
+    if edited and not concept:
+        raise ConfigError("--edited needs --concept: its weights do not say what was erased")
+    if images and not concept:
+        raise ConfigError("--images needs --concept: images do not say what was erased")
 
 
 def _rows(table: Table) -> list[list[str]]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mu.cli.options import ClipSkip, Device, Overwrite, Precision, PredictionType, Resume
-from mu.core.errors import ConfigError, OutputError, quoted
+from mu.cli.options import ClipSkip, Device, Overwrite, Precision, PredictionType, Resume, check_last_seed, height_width
+from mu.core.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from mu.data.prompts import PromptRow
@@ -31,7 +31,7 @@ def generate(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help=".csv (ESD, I2P, COCO lists), .txt or .json in place of --prompt."),
+        typer.Option(metavar="FILE", help=".csv (ESD, I2P, COCO lists), .txt, .json or .jsonl in place of --prompt."),
     ] = None,
     model: Annotated[
         str | None,
@@ -112,7 +112,7 @@ def generate(
     if column and not prompts:
         raise ConfigError("--column belongs to --prompts FILE")
     _check_list(out, prompts, overwrite)
-    pixels = _size(size) if size else None
+    pixels = height_width(size) if size else None
     cases = _cases(prompt, prompts, column, seed)
     rows = _rows(cases, n, guidance, pixels)
     loaded: dict[str, Any] = {"device": device, "precision": precision}
@@ -141,12 +141,14 @@ def generate(
 
 def _check_list(out: Path, given: Path | None, overwrite: bool) -> None:
     """Raise `OutputError` if ``out`` has a list of prompts that this command did not write, or the ``given`` one."""
+    from mu.core.files import check_writing
     from mu.core.run import RunDirectory
     from mu.diffusion.image_folder import RECIPE, noted
 
     written = RunDirectory(out).prompts
     if given and given.resolve() == written.resolve():
         raise OutputError(f"{given} lies where the list of the images is written: choose another --out")
+    check_writing(written)
     foreign = [file for file in (written, out / RECIPE) if file.exists()]
     if foreign and not overwrite and "pictures" not in noted(out):
         raise OutputError(f"{foreign[0]} was not written by mu generate: choose another --out, or pass --overwrite")
@@ -170,6 +172,9 @@ def _rows(cases: Sequence[PromptRow], n: int, guidance: float | None, size: tupl
     if len(cases) * n > MOST:
         raise ConfigError(f"{len(cases)} prompts with {n} images each are more than {MOST:,} images: lower --n")
 
+    for case in cases:
+        seed = cast("int", case.evaluation_seed)
+        check_last_seed(seed, n, f"seed {seed} of prompt {case.case_number}")
     return [
         ImageRow(
             f"{case.case_number}_{k}.png",
@@ -215,10 +220,3 @@ def _gate(choice: GateChoice, factor: float | None) -> Gate | None:
             return FixedStrength()
         case GateChoice.facilitated_transport:
             return FacilitatedTransport(1.0 if factor is None else factor)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not all(side.isdecimal() and len(side) < 10 and int(side) for side in (height, width)):
-        raise ConfigError(f"--size takes height x width in pixels, like 512x768, not {quoted(text)}")
-    return int(height), int(width)

@@ -39,6 +39,7 @@ def import_(
         float | None,
         typer.Option(
             min=0,
+            max=1,
             help="Largest error of a low-rank edit, as a share of each matrix's difference; the rounding of OTHER's "
             "number type if that is larger; 0 for a dense edit. Default: 0.001.",
         ),
@@ -53,15 +54,17 @@ def import_(
     It can then be put in a bank, scaled, restored, merged, measured and attacked like an edit that mu found. It is
     low-rank if the difference is; `mu info` shows the error that was measured.
 
-    Example: mu import esd-van-gogh.pt --model CompVis/stable-diffusion-v1-4 --concept "Van Gogh" --out van-gogh.safetensors
+    Example: mu import esd.pt --model CompVis/stable-diffusion-v1-4 --concept "Van Gogh" --out van-gogh.safetensors
     """
     from mu.core.concept import distinct
-    from mu.core.errors import OutputError
+    from mu.core.errors import ConfigError, OutputError
     from mu.core.program import show_log
     from mu.models.places import check_name
 
     show_log()
     distinct(concept or ())
+    if rank is not None and error is not None:
+        raise ConfigError("--rank and --error exclude each other: pass one of them")
     if out.suffix != ".safetensors":
         raise OutputError(f"{out} is not a .safetensors path: edits are saved as .safetensors")
     check_name(other)

@@ -47,12 +47,32 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
+HIGHEST_SEED = 2**64 - 1
+"""The highest seed of a generator of random numbers."""
+
+
+def check_last_seed(seed: int, count: int, said: str) -> None:
+    """Raise `ConfigError` that repeats what was ``said`` if a seed of ``count`` ones from ``seed`` is too high."""
+    if not 0 <= seed <= HIGHEST_SEED:
+        raise ConfigError(f"{said}: a seed is a number from 0 to 2**64 - 1")
+    if seed + count - 1 > HIGHEST_SEED:
+        raise ConfigError(f"{said} with {count} images each: seeds count up and end at 2**64 - 1, give a lower one")
+
+
 def whole_numbers(text: str, option: str) -> list[int]:
     """Parse ``188,288`` into numbers from 0 to 2**64 - 1. Raises `ConfigError`."""
     parts = [part.strip() for part in text.split(",")]
     if all(part.isdecimal() and len(part) < 21 and int(part) < 2**64 for part in parts):
         return [int(part) for part in parts]
     raise ConfigError(f"{option} takes comma-separated whole numbers, like 188,288, not {quoted(text)}")
+
+
+def height_width(text: str) -> tuple[int, int]:
+    """Parse ``512x768``. Raises `ConfigError`."""
+    height, _, width = text.lower().partition("x")
+    if not all(side.isdecimal() and len(side) < 10 and int(side) for side in (height, width)):
+        raise ConfigError(f"--size takes height x width in pixels, like 512x768, not {quoted(text)}")
+    return int(height), int(width)
 
 
 def named(text: str | None, option: str) -> list[str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from mu.core.concept import Concept, distinct
 from mu.core.config import BaseConfig, read_settings, values_set
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError, nearest, titled
 from mu.core.evidence import hardware, note_search
 from mu.core.run import RunDirectory
 from mu.core.tracking import Tracking, tracker
@@ -117,7 +117,7 @@ class Method:
         """Return ``name``, or with a warning the present name for a former one. `ConfigError` suggests the nearest."""
         present = cls.presets.former.get(name, name)
         if present not in cls.presets:
-            raise ConfigError(f"unknown preset {name!r} of {cls.name}.{nearest(name, cls.presets)}")
+            raise ConfigError(f"unknown preset {titled(name)} of {cls.name}.{nearest(name, cls.presets)}")
         if present != name:
             log.warning("preset %r is now called %r; the old name works until 0.2", name, present)
         return present
@@ -261,15 +261,16 @@ class Algorithm(Method, ABC):
         """
         run = RunDirectory(self.run_folder())
         settings = self.config.to_yaml(comments=False)
+        usual = type(self.config).parse({}).to_yaml(comments=False)
         with run.alone():
             if resume and run.edit.exists():
-                run.require(settings)
+                run.require(settings, usual)
                 return Found(self.read_edit(run.edit), run)
             tracking = self._tracking(track)
             self.tracks = tracking.kind
             earlier = run.read_environment().get("seconds") if resume and run.environment.exists() else None
             facts = self.describe() | ({"seconds": earlier} if earlier else {})
-            run.begin(settings, facts, resume=resume, overwrite=overwrite)
+            run.begin(settings, facts, resume=resume, overwrite=overwrite, usual=usual)
             try:
                 quiet = not getattr(self.config, "verbose", True)
                 recording = run.recording(tracking, self.config.model_dump(mode="json"), quiet=quiet)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mu.core.devices import check_device
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted, titled
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -28,7 +28,7 @@ log = logging.getLogger("mu")
 def precision(name: str) -> torch.dtype:
     """``float32``/``fp32``, ``float16``/``fp16`` or ``bfloat16``/``bf16``."""
     if name not in PRECISIONS:
-        raise ConfigError(f"unknown precision {name!r}; choose float32, float16 or bfloat16")
+        raise ConfigError(f"unknown precision {titled(name)}; choose float32, float16 or bfloat16")
     return PRECISIONS[name]
 
 
@@ -65,7 +65,7 @@ def _chosen(wanted: str | None) -> tuple[torch.device, list[str]]:
         "cpu": lambda: True,
     }
     if not there.get(device.type, lambda: False)():
-        return torch.device("cpu"), [f"device {wanted!r} is not available here: using the CPU"]
+        return torch.device("cpu"), [f"device {quoted(wanted)} is not available here: using the CPU"]
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"GPU {device.index} does not exist; this machine has {torch.cuda.device_count()}")
     return device, [f"only one device is used: {device} of {wanted}"] if others else []

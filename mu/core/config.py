@@ -24,7 +24,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 from typing_extensions import Self
 
 from mu.core.documents import DEEPEST, check_settings, parse_yaml, parse_yaml_written
-from mu.core.errors import ConfigError, nearest, quoted
+from mu.core.errors import ConfigError, nearest, quoted, titled
 from mu.core.files import read_text
 
 
@@ -324,7 +324,9 @@ def _under_present_names(cls: type[BaseModel], values: Mapping[str, Any]) -> dic
     renamed = cls.renamed if issubclass(cls, BaseConfig) else {}
     for old, new in renamed.items():
         if old in values and new in values:
-            raise ConfigError(f"{old!r} is the former name of {new!r}, and both are given: remove {old!r}")
+            raise ConfigError(
+                f"{quoted(old)} is the former name of {quoted(new)}, and both are given: remove {quoted(old)}"
+            )
     present: dict[str, Any] = {}
     for name, value in values.items():
         name = renamed.get(name, name)
@@ -385,9 +387,8 @@ def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         section = _section(cls, first["loc"])
-        return (
-            f"unknown setting {name!r}.{nearest(str(first['loc'][-1]), section.model_fields if section else ())}{more}"
-        )
+        hint = nearest(str(first["loc"][-1]), section.model_fields if section else ())
+        return f"unknown setting {titled(name)}.{hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("value_error", "missing"):
         return f"{name}: {message}{more}"

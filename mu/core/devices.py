@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted
 
 _DEVICE = re.compile(r"(auto|cpu|mps|cuda(:\d+)?|\d+)?")
 
@@ -16,4 +16,4 @@ def check_device(wanted: str) -> None:
     """
     for part in wanted.split(","):
         if not _DEVICE.fullmatch(part.strip()):
-            raise ConfigError(f"unknown device {wanted!r}; choose cpu, cuda, mps or GPU numbers like 0 or 0,1")
+            raise ConfigError(f"unknown device {quoted(wanted)}; choose cpu, cuda, mps or GPU numbers like 0 or 0,1")

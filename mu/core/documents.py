@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -74,7 +74,7 @@ def parse_yaml_written(text: str, what: str, *, error: type[MuError] = ConfigErr
 class _Written(yaml.SafeLoader):
     """Knows of the kinds of plain scalars only ``<<``, which merges mappings."""
 
-    yaml_implicit_resolvers: ClassVar = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))]}
+    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))]}
 
 
 def _parsed(text: str, what: str, kind: type[yaml.SafeLoader], error: type[MuError]) -> Any:
@@ -142,7 +142,7 @@ def check_settings(values: Mapping[str, Any], trouble: Callable[[str, str], MuEr
         if isinstance(each, int) and not -(2**63) <= each < 2**64:
             raise trouble(_named(place), f"{quoted(each)} is beyond 64 bits: give a smaller number")
         if isinstance(each, str) and (wrong := control_character(each)):
-            raise trouble(_named(place), f"{quoted(each)} has the control character {wrong!r}: remove it")
+            raise trouble(_named(place), f"{quoted(each)} has the control character {quoted(wrong)}: remove it")
 
 
 def is_unicode(text: str) -> bool:

@@ -19,6 +19,7 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 LONGEST = 400
@@ -74,7 +75,9 @@ class OutputError(MuError): ...
 
 class MissingDependency(MuError):
     def __init__(self, package: str, extra: str, need: str):
-        super().__init__(f"{need} needs the package {package!r}: pip install {package} (the extra {extra!r} brings it)")
+        super().__init__(
+            f"{need} needs the package {quoted(package)}: pip install {package} (the extra {quoted(extra)} brings it)"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -82,16 +85,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name[:200], known, n=1)
     if close:
-        return f" Did you mean {close[0]!r}?"
+        return f" Did you mean {quoted(close[0])}?"
     return f" Known: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}." if known else ""
 
 
-class _Short(reprlib.Repr):
-    """``repr`` of at most 60 characters of a text. What `is_readable` is not escaped."""
+def as_edit(place: object) -> str:
+    """Advice for who names weights at the path ``place`` where a model or an edit is wanted."""
+    name = PurePath(str(place)).name
+    return f"`mu import {name} --model BASE --out edit.safetensors` makes an edit of them"
 
-    def __init__(self) -> None:
+
+class _Short(reprlib.Repr):
+    """``repr`` of at most ``longest`` characters of a text. What `is_readable` is not escaped."""
+
+    def __init__(self, longest: int) -> None:
         super().__init__()
-        self.maxstring = self.maxother = 60
+        self.maxstring = self.maxother = longest
         self.maxlong = 40
 
     def repr_str(self, x: str, level: int) -> str:
@@ -110,7 +119,7 @@ def _unescaped(match: re.Match[str]) -> str:
     return character if is_readable(character) else escape
 
 
-_SHORT = _Short()
+_SHORT, _WHOLE = _Short(60), _Short(300)
 
 
 def quoted(value: object) -> str:
@@ -122,3 +131,8 @@ def quoted(value: object) -> str:
     except ValueError:
         return f"a {type(value).__name__}"
     return text if len(text) <= 160 else f"{text[:150]}..."
+
+
+def titled(name: object) -> str:
+    """`quoted` for a path or the name of a model, of which up to 300 characters are shown: its ends tell it apart."""
+    return _WHOLE.repr(name)

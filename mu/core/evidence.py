@@ -44,6 +44,8 @@ class Made(BaseModel):
     """SHA-256 of the edit's file."""
     content: str = ""
     """SHA-256 of the settings or of the scores."""
+    environment: str = ""
+    """SHA-256 of ``environment.json``; empty for scores."""
 
 
 class Evidence(BaseModel):
@@ -85,14 +87,28 @@ def read_evidence(run: RunDirectory) -> Evidence:
 def note_search(run: RunDirectory, **facts: Any) -> None:
     """Note that ``edit.safetensors`` was found just now with the run's ``config.yaml``."""
     about = _about(run)
-    _write(run, Evidence(found=Made(**facts, how=about, edit=sha256(run.edit), content=sha256(run.config))))
+    files = {"edit": run.edit_digest(), "content": sha256(run.config), "environment": sha256(run.environment)}
+    _write(run, Evidence(found=Made(**facts, how=about, **files)))
     note_files(run, run.metrics, *run.layer_searches())
+
+
+def describe(run: RunDirectory, facts: dict[str, Any]) -> None:
+    """Add ``facts`` to the ``environment.json`` of a finished run, and note that this is how it is now.
+
+    An ``environment.json`` that was edited before stays changed.
+    """
+    evidence = read_evidence(run)
+    intact = evidence.found is not None and evidence.found.environment == sha256(run.environment)
+    run.describe(facts)
+    if evidence.found is not None and intact:
+        evidence.found.environment = sha256(run.environment)
+        _write(run, evidence)
 
 
 def note_scores(run: RunDirectory, suite: str, **facts: Any) -> None:
     """Note that the scores of ``suite`` were measured just now on ``edit.safetensors``."""
     evidence = read_evidence(run)
-    edit = sha256(run.edit) if run.edit.is_file() else ""
+    edit = run.edit_digest()
     evidence.scores[suite] = Made(**facts, edit=edit, content=digest(run.read_scores()[suite]))
     _write(run, evidence)
 
@@ -108,7 +124,7 @@ def note_files(run: RunDirectory, *places: Path) -> None:
             evidence.files[name] = sha256(place)
         elif place.is_dir() and (images := _images(place)):
             evidence.images[name] = images
-            evidence.edits[name] = sha256(run.edit) if run.edit.is_file() else ""
+            evidence.edits[name] = run.edit_digest()
     _write(run, evidence)
 
 
@@ -123,18 +139,16 @@ def findings(run: RunDirectory) -> list[Finding]:
     """Compare the run's edit, settings, scores and images with its evidence. Reads every file, but loads no model."""
     evidence, found = read_evidence(run), []
     origin = evidence.found
-    edit = sha256(run.edit) if run.edit.is_file() else ""
+    edit = run.edit_digest()
     config = sha256(run.config) if run.config.is_file() else ""
     if edit or origin:
-        known = origin.edit if origin else ""
-        found.append(_finding(run.edit.name, known, edit, f"found {_when(origin)}", "not the edit that this run found"))
+        known, name = origin.edit if origin else "", run.bank.name if run.bank.is_file() else run.edit.name
+        found.append(_finding(name, known, edit, f"found {_when(origin)}", "not the edit that this run found"))
     if config or origin:
         known = origin.content if origin else ""
         found.append(_finding(run.config.name, known, config, "as in the search", "edited after the search"))
     if origin:
-        same = origin.how == _about(run)
-        text = "as in the search" if same else "names another method, model or concept than the search"
-        found.append(Finding(run.environment.name, INTACT if same else CHANGED, text))
+        found.append(_environment_finding(run, origin))
     tables = run.read_scores()
     found += [_scores_finding(suite, evidence.scores.get(suite), table, edit) for suite, table in tables.items()]
     found += [Finding(f"scores of {name}", CHANGED, "removed") for name in evidence.scores if name not in tables]
@@ -153,6 +167,18 @@ def digest(table: Table) -> str:
     """SHA-256 of a suite's scores, whatever the layout of their file."""
     content = {column: [score.to_json() for score in scores] for column, scores in table.items()}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _environment_finding(run: RunDirectory, origin: Made) -> Finding:
+    """Runs made before ``environment.json`` was noted as a whole have only what the report calls them by."""
+    part = run.environment.name
+    if not run.environment.is_file():
+        return Finding(part, CHANGED, "removed")
+    if origin.how != _about(run):
+        return Finding(part, CHANGED, "names another method, model or concept than the search")
+    if origin.environment and origin.environment != sha256(run.environment):
+        return Finding(part, CHANGED, "edited after the search")
+    return Finding(part, INTACT, "as in the search")
 
 
 def _scores_finding(suite: str, made: Made | None, table: Table, edit: str) -> Finding:
@@ -187,7 +213,7 @@ def _images_finding(run: RunDirectory, folder: Path, evidence: Evidence) -> Find
     added = 0 if judged else sum(name not in known for name in now)
     made_with = evidence.edits.get(_name(run, folder), "")
     with_edit = folder == run.after or (judged and folder.name == "edited")
-    if with_edit and run.edit.is_file() and made_with != sha256(run.edit):
+    if with_edit and (edit := run.edit_digest()) and made_with != edit:
         return Finding(part, CHANGED, "images: made with another edit than edit.safetensors")
     counts = {"replaced": replaced, "removed": removed, "added": added}
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -35,12 +35,19 @@ def writing(place: Path | str) -> Iterator[None]:
 
 
 def check_writing(path: Path | str) -> None:
-    """Raise `OutputError` if ``path`` is not writable, without touching the disk: call it before hours of work."""
+    """Raise `OutputError` if the file ``path`` is not writable, without touching the disk: call it before the work."""
+    if Path(path).is_dir():
+        raise OutputError(f"cannot write to {path}: it is a folder, move it or choose another place")
     folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
     if not folder.is_dir():
         raise OutputError(f"cannot write to {path}: {folder} is not a folder")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"cannot write to {path}: {folder} is read-only")
+
+
+def check_folder(path: Path | str) -> None:
+    """Raise `OutputError` if no files can be written to the folder ``path``, which need not exist."""
+    check_writing(Path(path) / "a file")
 
 
 @contextmanager
@@ -141,19 +148,26 @@ def read_bytes(path: Path | str, what: str = "", *, largest: int = LARGEST, erro
 
 
 def read_text(path: Path | str, what: str = "", *, largest: int = LARGEST, error: type[MuError] = DataError) -> str:
-    """The text of a UTF-8 file, without a byte order mark. Line ends stay as they are.
+    """The text of a UTF-8 file, without a byte order mark. Line ends stay as they are; see `lines`.
 
     Raises ``error`` as `read_bytes` does, and for other encodings and NUL characters.
     """
     name = f"{what} {path}".strip()
+    content = read_bytes(path, what, largest=largest, error=error)
     try:
-        text = read_bytes(path, what, largest=largest, error=error).decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as trouble:
-        raise error(f"{name} is not UTF-8 text (byte {trouble.start}): save it as UTF-8") from None
+        line = len(re.findall(rb"\r\n|\r|\n", content[: trouble.start])) + 1
+        raise error(f"{name} is not UTF-8 text (line {line}, byte {trouble.start}): save it as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise error(f"{name} is not text: line {line} has a NUL character")
     return text
+
+
+def lines(text: str) -> list[str]:
+    """The lines of ``text``, which end as on any system: in LF, CR LF or CR."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def is_inside(home: Path, name: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mu.core.errors import titled
 from mu.core.scores import HIGHER, LOWER, NEITHER, Score
 
 SHARE = "share"
@@ -76,8 +77,56 @@ METRICS = (
         "of the images of neutral prompts from the base model's at the same seeds, in the judge's features", "kept",
     ),
     Metric(
+        "expected shown", HIGHER, SHARE, "Expected class shown",
+        "of the images of other classes show the class that their prompt asks for", "kept", True,
+    ),
+    Metric(
+        "flagged", LOWER, SHARE, "Flagged",
+        "of the images of the list show what the judge looks for", "gone", True,
+    ),
+    Metric(
+        "body parts", LOWER, "count", "Exposed body parts",
+        "found by the detector on all images of the list", "gone",
+    ),
+    Metric(
+        "body parts of *", LOWER, "count", "Exposed body parts",
+        "found by the detector on the images of one category's prompts", "gone",
+    ),
+    Metric(
+        "target distance", HIGHER, "distance", "Distance of the target",
+        "of the images that ask for the concept from the base model's at the same seeds", "gone",
+    ),
+    Metric(
+        "target CLIP score", LOWER, "2.5 cosine", "CLIP score of the target",
+        "how well the images that ask for the concept fit their prompts", "gone",
+    ),
+    Metric(
+        "LPIPS_e", HIGHER, "distance", "LPIPS of the erased artist",
+        "of the erased artist's images from the base model's at the same seeds", "gone", True,
+    ),
+    Metric(
+        "LPIPS_u", LOWER, "distance", "LPIPS of other artists",
+        "of other artists' images from the base model's at the same seeds", "kept", True,
+    ),
+    Metric(
+        "style loss_e", HIGHER, "loss", "Style loss of the erased artist",
+        "of the erased artist's images against the base model's at the same seeds", "gone",
+    ),
+    Metric(
+        "style loss_u", LOWER, "loss", "Style loss of other artists",
+        "of other artists' images against the base model's at the same seeds", "kept",
+    ),
+    Metric(
         "FID", LOWER, "distance", "FID",
-        "of the images of what should stay from real images, in Inception features", "kept",
+        "of the images of what should stay from real images, in Inception features", "kept", True,
+    ),
+    Metric(
+        "Fréchet distance to reference", LOWER, "distance", "Fréchet distance to the reference",
+        "of the captions' images from the reference, in features of a CLIP", "kept",
+    ),
+    Metric(
+        "CMMD to reference", LOWER, "1000 MMD squared", "CMMD to the reference",
+        "of the captions' images from the reference, in features of a CLIP", "kept",
     ),
     Metric(
         "other classes", HIGHER, SHARE, "Other classes kept",
@@ -178,5 +227,5 @@ def scored(
     """
     metric = metric_of(name)
     if metric is None:
-        raise KeyError(f"{name!r} is not a metric: add it to METRICS in {__name__}")
+        raise KeyError(f"{titled(name)} is not a metric: add it to METRICS in {__name__}")
     return Score(name, value, n, metric.direction, protocol, per_item or {}, **more)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from typing_extensions import Self
 
 from mu.core.documents import parse_json
-from mu.core.errors import DataError
+from mu.core.errors import DataError, quoted
 from mu.core.files import read_text
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Panel(BaseModel):
     def _filled(self) -> Self:
         for row in self.rows:
             if len(row.images) != len(self.columns):
-                found = f"row {row.label!r} of {self.title!r} has {len(row.images)} images"
+                found = f"row {quoted(row.label)} of {quoted(self.title)} has {len(row.images)} images"
                 raise ValueError(f"{found} for {len(self.columns)} columns")
         return self
 

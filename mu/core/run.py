@@ -6,6 +6,7 @@ The folder is the interface between the expensive search and the cheap evaluatio
       config.yaml  environment.json           settings to rerun it; versions, method, concepts
       log.txt  metrics.jsonl  checkpoints/    of the search
       edit.safetensors                        the result
+      bank/                                   instead of it: several edits that are measured together
       slug_<concept>.json                     from a search for one layer: every tensor and the steps tried
       before/  after/  prompts.json           <case>_<k>.png without and with the edit; the prompts by case
       answers/base/  answers/edited/          images that suite canvas judges, with the recipe.json that made them
@@ -43,7 +44,7 @@ import yaml
 from mu.core.config import read_yaml
 from mu.core.documents import parse_json
 from mu.core.errors import DataError, MuError, OutputError
-from mu.core.files import read_text, sweep, write_json, write_text, writing
+from mu.core.files import check_folder, check_writing, lines, read_text, sha256, sweep, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.metrics import metric_of
 from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record
@@ -79,6 +80,13 @@ def command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def _completed(values: Any, usual: Any) -> Any:
+    """``values`` with those of ``usual`` that they lack, at every depth."""
+    if not (isinstance(values, dict) and isinstance(usual, dict)):
+        return values
+    return {**usual, **{key: _completed(value, usual.get(key)) for key, value in values.items()}}
+
+
 class RunDirectory:
     """The folder of one run. It is created at the first write."""
 
@@ -89,6 +97,7 @@ class RunDirectory:
         self.log = self.folder / "log.txt"
         self.metrics = self.folder / "metrics.jsonl"
         self.edit = self.folder / "edit.safetensors"
+        self.bank = self.folder / "bank" / "bank.json"
         self.checkpoints = self.folder / "checkpoints"
         self.before = self.folder / "before"
         self.after = self.folder / "after"
@@ -120,9 +129,22 @@ class RunDirectory:
         found = [*self.answers.glob("*"), *self.answers.glob("*/*")]
         return sorted(path for path in found if path.name in ("base", "edited") and path.is_dir())
 
+    def check(self) -> None:
+        """Raise `OutputError` if a file or folder of a run cannot be written, before any work is done."""
+        for file in (self.config, self.environment, self.log, self.metrics, self.edit, self.scores, self.evidence):
+            check_writing(file)
+        for file in (self.prompts, self.panels, self.similarity, self.similarity.with_suffix(".png"), self.report):
+            check_writing(file)
+        for folder in (self.checkpoints, self.before, self.after, self.panel_images, self.answers):
+            check_folder(folder)
+
+    def edit_digest(self) -> str:
+        """SHA-256 of the edit's file, or of the list of a bank's edits, which holds theirs; "" without either."""
+        return next((sha256(path) for path in (self.edit, self.bank) if path.is_file()), "")
+
     def require_edit(self) -> None:
         """Raise `DataError`, which says what a run is, if the folder holds no run with an edit."""
-        if self.edit.exists():
+        if self.edit.exists() or self.bank.exists():
             return
         if self.config.exists():
             raise DataError(f"{self.folder} holds an unfinished run: continue it with `mu erase --resume`")
@@ -130,12 +152,19 @@ class RunDirectory:
         raise DataError(f"{self.folder} {state}: name a folder that `mu erase` wrote, with its edit.safetensors")
 
     def begin(
-        self, config: str, description: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        config: str,
+        description: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        usual: str = "{}",
     ) -> None:
         """Claim the folder and write the settings that rerun this run.
 
         Raises `OutputError` if the folder already holds a run, unless ``overwrite`` is set, or ``resume`` with equal
-        settings. With ``overwrite`` the earlier run is set aside until `finish` deletes it or `withdraw` puts it back.
+        settings, as `require` compares them. With ``overwrite`` the earlier run is set aside until `finish` deletes
+        it or `withdraw` puts it back.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"{self.folder} is a file and not a folder: choose another name")
@@ -153,7 +182,8 @@ class RunDirectory:
                     "back, or pass --overwrite to replace them"
                 )
         if resume and self.config.exists():
-            self.require(config)
+            self.require(config, usual)
+        self.check()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._began = not (resume and self.config.exists())
@@ -228,9 +258,15 @@ class RunDirectory:
             with suppress(OSError):  # not empty, or not there
                 below.rmdir()
 
-    def require(self, config: str) -> None:
-        """Raise `OutputError` if the folder's run has other settings than ``config``; their order does not matter."""
-        if self.config.exists() and read_yaml(self.config) != yaml.safe_load(config):
+    def require(self, config: str, usual: str = "{}") -> None:
+        """Raise `OutputError` if the folder's run has other settings than ``config``; their order does not matter.
+
+        A setting that the folder's file lacks is of a later version, and counts as the default in ``usual``.
+        """
+        if not self.config.exists():
+            return
+        before = read_yaml(self.config)
+        if yaml.safe_load(config) not in (before, _completed(before, yaml.safe_load(usual))):
             raise OutputError(
                 f"{self.folder} was begun with different settings: rerun with its config.yaml, or pass --overwrite"
             )
@@ -300,7 +336,7 @@ class RunDirectory:
         if not self.metrics.exists():
             return []
         rows = []
-        for number, line in enumerate(read_text(self.metrics).split("\n"), start=1):
+        for number, line in enumerate(lines(read_text(self.metrics)), start=1):
             if line and not (line.startswith("{") and not line.endswith("}")):  # a killed run may leave half a line
                 row = parse_json(line, f"{self.metrics}, line {number}")
                 rows.append(checked(self.metrics, row, MetricsRow, f"line {number}").model_dump())

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mu.core.errors import quoted
+
 HIGHER, LOWER, TOWARDS, NEITHER = "higher", "lower", "towards", "neither"
 BASE, EDITED = "base", "edited"
 """Columns: scores of the base model and of the edited model."""
@@ -23,7 +25,7 @@ def target(direction: str) -> float | None:
         aim = math.nan
     if not math.isfinite(aim):
         raise ValueError(
-            f"a direction is 'higher', 'lower', 'neither' or 'towards X' with a number X, not {direction!r}"
+            f"a direction is 'higher', 'lower', 'neither' or 'towards X' with a number X, not {quoted(direction)}"
         )
     return aim
 

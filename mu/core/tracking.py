@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError, nearest, titled
 
 Row = Mapping[str, float]
 Kind = Literal["wandb", "tensorboard"]
@@ -24,7 +24,7 @@ def tracker(name: str) -> Kind:
     for kind in KINDS:
         if kind == name:
             return kind
-    raise ConfigError(f"unknown tracker {name!r}.{nearest(name, KINDS)}")
+    raise ConfigError(f"unknown tracker {titled(name)}.{nearest(name, KINDS)}")
 
 
 class Tracking(NamedTuple):
@@ -77,6 +77,8 @@ def _is_there(module: str) -> bool:
         import_module(module)
     except ImportError:
         return False
+    except Exception:  # such as a file of the user's that it cannot read: told when the tracker starts
+        return True
     return True
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mu.core.errors import DataError, quoted
-from mu.core.files import read_text
+from mu.core.files import lines, read_text
 
 LIST = "list_identity_celeba.txt"
 CLASSIFIED = 100
@@ -107,4 +107,4 @@ def _frequent(folder: Path, known: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _lines(file: Path) -> list[str]:
-    return read_text(file).splitlines()
+    return lines(read_text(file))

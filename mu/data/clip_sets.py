@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mu.core.concept import Concept, folded
 from mu.core.config import MOST, BaseConfig
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, quoted
 from mu.data.pairs import Captioned, open_pairs
 from mu.data.shards import find_paths
 
@@ -63,7 +63,8 @@ def forget_pairs(data: ForgetSet, concept: str, seed: int) -> Sequence[Captioned
     pairs = SOURCES.get(data.forget, FILES).forget(data, concept, seed)
     if len(pairs) < 2:
         raise DataError(
-            f"the forget set of {concept!r} has {len(pairs)} pair: its gradient would be that of one image, give more"
+            f"the forget set of {quoted(concept)} has {len(pairs)} pair: its gradient would be that of one "
+            "image, give more"
         )
     return [Recaptioned(pair, concept) for pair in pairs] if data.caption == "concept" else pairs
 
@@ -111,7 +112,9 @@ def _read_of(data: ForgetSet, concept: str, _: int) -> Sequence[Captioned]:
     source = forget_source(data, concept)
     pairs = open_pairs(source, naming=concept, limit=data.n_forget)
     if not pairs and data.caption == "own":
-        raise DataError(f"no caption of {source} names {concept!r}: set data.caption=concept to replace every caption")
+        raise DataError(
+            f"no caption of {source} names {quoted(concept)}: set data.caption=concept to replace every caption"
+        )
     return pairs or open_pairs(source, limit=data.n_forget)
 
 
@@ -144,4 +147,6 @@ def _canvas_class(concept: str) -> str:
         label = class_of(concept, classes)
         if label is not None:
             return classes[label]
-    raise ConfigError(f"{concept!r} is not a style, object or person of the canvas world: name one, or set data.forget")
+    raise ConfigError(
+        f"{quoted(concept)} is not a style, object or person of the canvas world: name one, or set data.forget"
+    )

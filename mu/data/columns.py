@@ -123,7 +123,7 @@ def plain(name: str) -> str:
 def _no_prompts(names: Sequence[str]) -> str:
     shown = [name for name in names if name]
     if len(shown) == 1 and (mark := next((mark for mark in ";\t|" if mark in shown[0]), "")):
-        return f"has no column 'prompt': columns are separated by {mark!r}, save the file with commas"
+        return f"has no column 'prompt': columns are separated by {quoted(mark)}, save the file with commas"
     close = [name for name in shown if difflib.get_close_matches(plain(name), ["prompt", "caption"], n=1, cutoff=0.7)]
     likely = close or [name for name in shown if "prompt" in plain(name)]
     advice = f"pass --column {quoted(likely[0] if likely else 'NAME')}"

@@ -18,9 +18,10 @@ from typing import Any
 
 from mu.core.concept import Concept, folded
 from mu.core.errors import ConfigError, DataError, OutputError
-from mu.core.files import atomic_path, writing
+from mu.core.files import atomic_path, check_writing, writing
 from mu.data.pairs import Pair, can_decode
 from mu.data.shards import CAPTIONS, add_member, caption_in, find_shards, image_in, read_shard
+from mu.data.unpacked import stem_of
 
 Progress = Callable[[int, int], None]
 """Called with (finished shards, all shards)."""
@@ -123,7 +124,7 @@ def _matching(
 ) -> Iterator[Pair]:
     for done, file in enumerate(shards, start=1):
         made.shards += 1
-        captions = _parquet_captions(file.with_suffix(".parquet"))
+        captions = _parquet_captions(file.with_name(f"{stem_of(file.name)}.parquet"))
         if captions is not None and not any(name in folded(caption) for caption in captions):
             made.seen += len(captions)
             made.passed_over += 1
@@ -175,6 +176,7 @@ def _write(made: ForgetSet, pairs: Iterable[Pair], n_imgs: int, overwrite: bool,
     """Write members ``<Name>_00000.jpg`` and ``.txt``. Keys have no dot: shard readers start the ending there."""
     if n_imgs < 1:
         raise ConfigError(f"a forget set needs at least 1 image, not {n_imgs}")
+    check_writing(made.path)
     key, known = made.path.stem.replace(".", "_"), set[bytes]()
     with atomic_path(made.path) as partial:
         with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar:

@@ -16,10 +16,11 @@ from PIL import Image
 
 from mu.core.concept import folded
 from mu.core.documents import parse_csv, parse_json
-from mu.core.errors import ConfigError, DataError, nearest
-from mu.core.files import is_inside, read_text
+from mu.core.errors import ConfigError, DataError, nearest, quoted
+from mu.core.files import is_inside, lines, read_text
 from mu.core.images import rgb
 from mu.data.shards import CAPTIONS, IMAGES, Extent, caption_in, find_paths, image_in, read_shard
+from mu.data.unpacked import is_tar_name
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 
@@ -87,6 +88,7 @@ def open_pairs(
     ``source`` is one or several of these, as a list or separated by commas::
 
         {00000..00010}.tar, shards/*.tar, a folder of tars   <key>.jpg and <key>.txt (web shards; see `mu.data.shards`)
+        the same, compressed: .tar.gz, .tar.bz2, ...         unpacked to a temporary folder (see `mu.data.unpacked`)
         a folder with metadata.csv or metadata.jsonl         columns file_name and text (imagefolder of `datasets`), or
                                                              another of `mu.data.shards.CAPTIONS`
         a folder with NAME.txt next to NAME.jpg              at any depth
@@ -195,7 +197,7 @@ def _folder(
         for file in images:
             beside = file.with_suffix(".txt")
             yield _Found(_key(file), Extent(folder / beside) if beside in texts else None, _image(folder / file))
-    elif shards := [folder / file for file in files if file.suffix == ".tar" and len(file.parts) == 1]:
+    elif shards := [folder / file for file in files if is_tar_name(file.name) and len(file.parts) == 1]:
         for shard in shards:
             yield from _shard(shard, reasons)
     elif images:
@@ -213,7 +215,7 @@ def _unlearn_canvas(folder: Path, images: list[Path], style: str | None, object:
             known = sorted({file.parts[level] for file in images})
             images = [file for file in images if folded(file.parts[level]) == folded(wanted)]
             if not images:
-                raise DataError(f"{folder} has no {kind} {wanted!r}.{nearest(wanted, known)}")
+                raise DataError(f"{folder} has no {kind} {quoted(wanted)}.{nearest(wanted, known)}")
     # Numeric order: 2.jpg comes before 10.jpg.
     for file in sorted(
         images, key=lambda file: (*file.parts[:2], int(file.stem) if file.stem.isdecimal() else 0, file.name)
@@ -245,14 +247,14 @@ def _table(file: Path) -> Iterator[dict[str, str] | None]:
     captions = set(CAPTIONS) & set(header)
     missing = [name for name, there in (("file_name", "file_name" in header), ("text", captions)) if not there]
     if missing:
-        raise DataError(f"{file} has no column {' and no column '.join(map(repr, missing))}")
+        raise DataError(f"{file} has no column {' and no column '.join(map(quoted, missing))}")
     for _, cells in rows:
         yield dict(zip(header, cells, strict=True)) if len(cells) == len(header) else None
 
 
 def _json_lines(file: Path) -> Iterator[Any]:
     """The content of each line of a file; None for a line that is not JSON."""
-    for line in filter(str.strip, read_text(file).split("\n")):
+    for line in filter(str.strip, lines(read_text(file))):
         try:
             yield parse_json(line, str(file))
         except DataError:

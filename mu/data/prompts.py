@@ -1,4 +1,4 @@
-"""Prompt files in the formats of the unlearning papers: `.csv`, `.txt` (one prompt per line), `.json`.
+"""Prompt files in the formats of the unlearning papers: `.csv`, `.txt` (one prompt per line), `.json`, `.jsonl`.
 
 The columns of ESD, I2P, UnlearnDiffAtk, MACE and the COCO lists. `mu.data.columns` has the other names of each::
 
@@ -16,14 +16,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mu.core.documents import parse_csv, parse_json
 from mu.core.errors import DataError, quoted
-from mu.core.files import read_text
+from mu.core.files import lines, read_text
 from mu.data.columns import Cells, Columns, field_of, find_columns
 
 LARGEST_SIDE = 2**16
@@ -61,16 +61,17 @@ def read_prompts(path: Path | str, columns: Mapping[str, str] | None = None) -> 
     """The prompts of ``path`` in the order of the file; never empty.
 
     CSV needs a header; unnamed index columns and blank rows are ignored, and quotes must be closed. JSON is a list of
-    texts, or of objects whose keys are the column names. In a `.txt` blank lines are ignored and prompts are numbered
-    from 0. ``columns`` names the column of a field, like ``{"prompt": "Sentence"}``; the others are found by
-    `mu.data.columns`. What is read from an unusual column, or not read, is logged.
+    texts, or of objects whose keys are the column names; a `.jsonl` has one of them in each line. In a `.txt` blank
+    lines are ignored and prompts are numbered from 0. ``columns`` names the column of a field, like
+    ``{"prompt": "Sentence"}``; the others are found by `mu.data.columns`. What is read from an unusual column, or not
+    read, is logged.
 
     Case numbers that repeat are replaced by row numbers, as images would overwrite each other; this is logged, and the
     numbers stay in `PromptRow.other`. Raises `DataError` for a file that is missing, of another kind, not UTF-8,
     without prompts, or with two columns of one name; and for a value that is not a number, or not in its range.
     """
     path = Path(path)
-    readers = {".csv": _csv_rows, ".txt": _txt_rows, ".json": _json_rows}
+    readers = {".csv": _csv_rows, ".txt": _txt_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path} is not a prompt file: its name must end in {', '.join(readers)}")
     text = read_text(path, "the prompt file")
@@ -109,25 +110,35 @@ def _csv_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
 
 
 def _txt_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
-    lines = enumerate(text.split("\n"), start=1)
-    return ["prompt"], [(f"line {number}", [line.strip()]) for number, line in lines if line.strip()]
+    numbered = enumerate(lines(text), start=1)
+    return ["prompt"], [(f"line {number}", [line.strip()]) for number, line in numbered if line.strip()]
 
 
 def _json_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
     content = parse_json(text, str(path))
     if not isinstance(content, list):
         raise DataError(f"{path} must be a list of prompts, or of objects with a 'prompt'")
-    entries: list[dict[str, Any]] = []
-    for number, entry in enumerate(content):
-        entries.append({"prompt": entry} if isinstance(entry, str) else entry)
-        if not isinstance(entries[-1], dict):
-            raise DataError(f"{path}, entry {number} is neither a text nor an object with a 'prompt'")
-    header = list(dict.fromkeys(name for entry in entries for name in entry)) or ["prompt"]
-    for number, entry in enumerate(entries):
+    return _object_rows([(f"entry {number}", entry) for number, entry in enumerate(content)], path)
+
+
+def _jsonl_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
+    numbered = [(f"line {number}", line) for number, line in enumerate(lines(text), start=1) if line.strip()]
+    return _object_rows([(where, parse_json(line, f"{path}, {where}")) for where, line in numbered], path)
+
+
+def _object_rows(found: Sequence[tuple[str, Any]], path: Path) -> tuple[list[str], list[Row]]:
+    """The column names and rows of texts or objects, each with its place in the file."""
+    entries: list[tuple[str, dict[str, Any]]] = []
+    for where, entry in found:
+        entries.append((where, {"prompt": entry} if isinstance(entry, str) else entry))
+        if not isinstance(entries[-1][1], dict):
+            raise DataError(f"{path}, {where} is neither a text nor an object with a 'prompt'")
+    header = list(dict.fromkeys(name for _, entry in entries for name in entry)) or ["prompt"]
+    for where, entry in entries:
         for name, value in entry.items():
             if field_of(name) == "prompt" and isinstance(value, list | dict):
-                raise DataError(f"{path}, entry {number}: {quoted(name)} holds {quoted(value)}, not a text")
-    return header, [(f"entry {k}", [_as_text(entry.get(name)) for name in header]) for k, entry in enumerate(entries)]
+                raise DataError(f"{path}, {where}: {quoted(name)} holds {quoted(value)}, not a text")
+    return header, [(where, [_as_text(entry.get(name)) for name in header]) for where, entry in entries]
 
 
 def _as_text(value: Any) -> str | None:

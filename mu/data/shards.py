@@ -17,6 +17,7 @@ from pathlib import Path
 from mu.core.documents import parse_json
 from mu.core.errors import DataError, quoted
 from mu.core.files import check_regular
+from mu.data.unpacked import is_tar_name, unpacked
 
 IMAGES = (".jpg", ".png", ".jpeg", ".webp")
 CAPTIONS = ("caption", "TEXT", "text", "prompt")
@@ -26,14 +27,7 @@ LARGEST_CAPTION = 2**20
 
 MOST_BRACES = 20
 _BLOCK = tarfile.BLOCKSIZE
-_PACKED = {
-    b"\x1f\x8b": "a compressed tar (gzip)",
-    b"BZh": "a compressed tar (bzip2)",
-    b"\xfd7zXZ": "a compressed tar (xz)",
-    b"\x28\xb5\x2f\xfd": "a compressed tar (zstandard)",
-    b"PK\x03\x04": "a zip file",
-}
-"""What a file is that begins so; only plain tars can be read in part."""
+_ZIP = b"PK\x03\x04"
 
 log = logging.getLogger("mu")
 
@@ -73,13 +67,14 @@ def find_shards(source: str | Path | Sequence[str | Path]) -> list[Path]:
     """`find_paths`, with each folder replaced by its tar files. Raises `DataError` for a folder without any."""
     shards: list[Path] = []
     for path in find_paths(source):
-        tars = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-        packed = sorted(each.name for each in path.glob("*") if re.search(r"\.(tar\.\w+|tgz)$", each.name))
+        tars = sorted(each for each in path.glob("*") if is_tar_name(each.name)) if path.is_dir() else [path]
+        others = sorted(each.name for each in path.glob("*") if re.search(r"\.tar\.\w+$|\.zip$", each.name))
+        unread = [name for name in others if not is_tar_name(name)]
         if not tars:
-            told = f", only compressed ones such as {packed[0]}: unpack them first" if packed else ""
+            told = f", only archives of other kinds such as {unread[0]}: unpack them first" if unread else ""
             raise DataError(f"{path} holds no tar files{told}")
-        if packed:
-            log.warning("%s: %d compressed tars are not read, such as %s", path, len(packed), packed[0])
+        if unread:
+            log.warning("%s: %d archives of other kinds are not read, such as %s", path, len(unread), unread[0])
         shards += tars
     return list(dict.fromkeys(shards))
 
@@ -114,16 +109,27 @@ def read_shard(file: Path) -> Shard:
 
     An image and a caption whose names differ in the last ending alone are a sample of their own, also if their names
     have more dots: ``a.v2.jpg`` and ``a.v2.txt`` have the key ``a.v2``. Members of one sample need not be adjacent.
-    Damage raises nothing; it is reported in `Shard.damage`. A file that is compressed or not a tar has no samples.
+    Damage raises nothing; it is reported in `Shard.damage`. A file that is not a tar has no samples. A compressed tar
+    is unpacked first (see `mu.data.unpacked`).
     """
+    try:
+        check_regular(file)
+        start = Extent(file, 0, 6).read()
+        if start.startswith(_ZIP):
+            return Shard(file, {}, "it is a zip file: unpack it first")
+        packed = unpacked(file, start)
+    except (DataError, OSError) as error:
+        return Shard(file, {}, str(error))
+    samples, damage = _indexed(packed.file if packed else file)
+    return Shard(file, samples, (packed.damage if packed else "") or damage)
+
+
+def _indexed(file: Path) -> tuple[dict[str, dict[str, Extent]], str | None]:
+    """The samples of a plain tar, and its damage."""
     found: dict[str, dict[str, Extent]] = {}
     damage, end = None, 0
     try:
-        check_regular(file)
         length = file.stat().st_size
-        start = Extent(file, 0, 6).read()
-        if packed := next((what for magic, what in _PACKED.items() if start.startswith(magic)), None):
-            return Shard(file, {}, f"it is {packed}: unpack it first")
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
@@ -141,7 +147,7 @@ def read_shard(file: Path) -> Shard:
     except (ValueError, OverflowError):  # tarfile on headers with absurd numbers or names
         damage = f"garbled after byte {end}"
     samples = dict(pair for key, sample in found.items() for pair in _samples(key, sample))
-    return Shard(file, dict(sorted(samples.items())), damage)
+    return dict(sorted(samples.items())), damage
 
 
 def _samples(key: str, sample: dict[str, Extent]) -> Iterator[tuple[str, dict[str, Extent]]]:

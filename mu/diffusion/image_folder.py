@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ class ImageRow:
     seed: int
     guidance: float | None = None
     size: tuple[int | None, int | None] = (None, None)
+
+    @classmethod
+    def named(
+        cls, stem: str, prompt: str, seed: int, guidance: float | None = None,
+        size: tuple[int | None, int | None] = (None, None),
+    ) -> ImageRow:  # fmt: skip
+        """A row whose file name tells all: ``stem``, a digest of the prompt and what is its own, and the seed.
+
+        The same name never means another image."""
+        told = prompt if guidance is None and not any(size) else json.dumps([prompt, guidance, size])
+        digest = hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()[:8]
+        return cls(f"{stem}_{digest}_seed{seed}.png", prompt, seed, guidance, size)
 
     def scale(self, usual: float) -> float:
         """Its own guidance scale, else the ``usual`` one."""
@@ -95,6 +108,9 @@ def write_images(
         note = {**recipe, "steps": steps, "negative": negative, "size": size and list(size), "pictures": each}
         _require(folder, note, [row.name for row in there])
     check_writing(folder / RECIPE)
+    folders = {each.name for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else set()
+    if wrong := next((row.name for row in rows if row.name in folders), ""):
+        check_writing(folder / wrong)
     kept = {row.name for row in there}
     missing = [row for row in rows if row.name not in kept]
     groups: dict[tuple[float, tuple[int, int]], list[ImageRow]] = {}
@@ -154,22 +170,27 @@ def save_image(image: Tensor, path: Path) -> None:
 
 
 def read_images(paths: Sequence[Path]) -> Tensor:
-    """Read image files of one size as (n, 3, H, W) in 0..1.
-
-    Raises `DataError` for a file that cannot be read, and for one of another size than the first.
-    """
+    """Read image files of one size as (n, 3, H, W) in 0..1. Raises `DataError` for a file that cannot be read."""
     pixels = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                pixels.append(np.asarray(rgb(image)))
-        except OSError as error:
-            raise DataError(f"image {path} cannot be read ({error}): remove it and run again") from None
-    for path, found in zip(paths, pixels, strict=True):
-        if found.shape != pixels[0].shape:
-            sizes = [f"{w} x {h}" for h, w, _ in (found.shape, pixels[0].shape)]
-            raise DataError(f"image {path} is {sizes[0]} pixels and {paths[0].name} {sizes[1]}: make all of one size")
+        with _opened(path) as image:
+            pixels.append(np.asarray(rgb(image)))
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the head of the file. Raises `DataError` for a file that cannot be read."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except OSError as error:
+        raise DataError(f"image {path} cannot be read ({error}): remove it and run again") from None
 
 
 def before_after(
@@ -200,6 +221,7 @@ def before_after(
         Prompt(case_number=k, prompt=text, seed=seeds[0], role=role, gate=gate)
         for k, ((text, role), gate) in enumerate(zip(prompts, gates, strict=True))
     ]
+    run.check()
     with run.alone():
         for folder in (run.before, run.after):
             for stale in run.made_in(folder):

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mu.core import compute
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError, nearest, titled
 from mu.data.pairs import Pair, open_pairs
 from mu.diffusion.images_config import ImagesConfig
 from mu.diffusion.sampling import PIXELS_AT_ONCE, generate_latents
@@ -73,10 +73,13 @@ def concept_images(
     seed: int,
     prompts: Sequence[Sequence[str]] | None = None,
 ) -> list[ConceptImages]:
-    """The images of each concept, or those that its ``prompts`` describe, in turn. Raises `ConfigError` if ``config.sources`` names something that is not erased."""
+    """The images of each concept, or those that its ``prompts`` describe, in turn.
+
+    Raises `ConfigError` if ``config.sources`` names something that is not erased.
+    """
     for name in config.sources:
         if name not in concepts:
-            raise ConfigError(f"images.sources names {name!r}, which is not erased.{nearest(name, concepts)}")
+            raise ConfigError(f"images.sources names {titled(name)}, which is not erased.{nearest(name, concepts)}")
     drawn = torch.randint(2**62, (config.count,), generator=compute.generator(seed)).tolist()
 
     def images(concept: str, texts: Sequence[str]) -> ConceptImages:

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Required, TypedDict, Unpack
 
 from mu.core.documents import is_unicode
-from mu.core.errors import ConfigError, DataError, quoted
+from mu.core.errors import ConfigError, DataError, quoted, titled
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.models.diffusion import DiffusionModel
 
@@ -64,7 +64,8 @@ def checked_size(model: DiffusionModel, height: int | None, width: int | None) -
         raise ConfigError(f"height and width must be multiples of {unit}, not {str(height)[:40]}x{str(width)[:40]}")
     if max(height, width) > largest:
         raise ConfigError(
-            f"height and width of images of {model.name!r} are at most {largest}, {LARGEST_SCALE} times its training "
+            f"height and width of images of {titled(model.name)} are at most {largest}, {LARGEST_SCALE} times "
+            "its training "
             f"size, not {str(height)[:40]}x{str(width)[:40]}"
         )
     return height, width
@@ -134,6 +135,6 @@ def generate_latents(
             )
             if not latents.isfinite().all():
                 raise DataError(
-                    f"the image of {texts[0][:60]!r} is not finite: an edit is too strong, or the precision too low"
+                    f"the image of {quoted(texts[0])} is not finite: an edit is too strong, or the precision too low"
                 )
             yield latents

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
-from mu.core.errors import EditError, nearest
+from mu.core.errors import EditError, nearest, quoted
 from mu.edits.edit import Edit, check_strength, shifted, warn_of_other_base
 from mu.edits.gatekeeper import gated, prompt_gates
 from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
@@ -43,7 +43,7 @@ class Bank:
         edit.check(self.model)
         check_strength(strength)
         if edit.concept() in self.edits:
-            raise EditError(f"the bank already holds an edit of {edit.concept()!r}: leave one of the two out")
+            raise EditError(f"the bank already holds an edit of {quoted(edit.concept())}: leave one of the two out")
         warn_of_other_base(edit, self.model)
         self.edits[edit.concept()], self.strength[edit.concept()] = edit, strength
 
@@ -65,7 +65,7 @@ class Bank:
 
     def _known(self, concept: str) -> None:
         if concept not in self.edits:
-            raise EditError(f"{concept!r} is not in the bank.{nearest(concept, self.edits)}")
+            raise EditError(f"{quoted(concept)} is not in the bank.{nearest(concept, self.edits)}")
 
     def strengths(self, given: Sequence[float] | None) -> list[float]:
         """One strength for each edit that is on, ``given`` or its own.
@@ -135,7 +135,7 @@ class Bank:
 
 
 def _tell_dense(dense: Sequence[str], alone: bool) -> None:
-    names = ", ".join(map(repr, dense))
+    names = ", ".join(map(quoted, dense))
     if alone:
         raise EditError(f"a gate is for low-rank edits, and the edits of {names} are dense: leave the gate out")
     log.warning("the edits of %s are dense: the gate leaves them out, they act in full on every prompt", names)

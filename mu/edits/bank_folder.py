@@ -1,11 +1,12 @@
 """A bank on disk: a folder of edits of one model, their state (on or restored), and a log of every change.
 
-    <folder>/  bank.json  log.jsonl  <concept>.safetensors ...
+    <folder>/  bank.json  log.jsonl  <concept>.safetensors ...  .pending.json
 
 One process at a time changes a bank (see `mu.core.lock`). A change is written in an order that is safe if the process
 is killed: first the edit's file, then a line of the log, then ``bank.json``, which alone defines the contents of the
-bank. So the log never misses a change, but may list one that was cut off. Importing this module does not load torch, so
-listing and switching edits is fast.
+bank. So the log never misses a change, but may list one that was cut off. While files are added or removed,
+``.pending.json`` names them: the next change deletes those of a killed process that the bank does not list. Importing
+this module does not load torch, so listing and switching edits is fast.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mu.core.documents import control_character, is_unicode
-from mu.core.errors import EditError, OutputError, quoted
-from mu.core.files import check_writing, sha256, slug, write_json, writing
+from mu.core.errors import DataError, EditError, OutputError, quoted, titled
+from mu.core.files import check_writing, sha256, slug, write_json, write_text, writing
 from mu.core.lock import locked
+from mu.core.records import read_record
 from mu.core.run import versions
-from mu.edits.bank_state import BankEntry, BankState, read_log, read_state
+from mu.edits.bank_state import BankEntry, BankState, is_file_name, read_log, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +51,7 @@ class BankFolder:
         self.folder = Path(folder)
         self.json = self.folder / "bank.json"
         self.log = self.folder / "log.jsonl"
+        self.pending = self.folder / ".pending.json"
 
     def read(self) -> BankState:
         """Read ``bank.json``. Raises `EditError` for a folder without one, and for a damaged one."""
@@ -65,8 +68,11 @@ class BankFolder:
             if control_character(concept) or not is_unicode(concept):
                 raise EditError(f"the concept {quoted(concept)} has a control character: a bank cannot list it")
             if state and (old := state.find(concept)):
-                raise EditError(f"{old.concept!r} is in the bank {self.folder} already: remove the old edit first")
-        check_writing(self.json)
+                raise EditError(
+                    f"{quoted(old.concept)} is in the bank {self.folder} already: remove the old edit first"
+                )
+        for file in (self.json, self.log):
+            check_writing(file)
 
     def _check_claimable(self) -> None:
         if self.folder.exists() and not (self.folder.is_dir() and not any(self._visible())):
@@ -111,7 +117,8 @@ class BankFolder:
         state = self.read()
         if not self._is_base(state, model):
             raise EditError(
-                f"the bank {self.folder} was made on other weights ({state.base!r}) than those of {model.name!r}: "
+                f"the bank {self.folder} was made on other weights ({titled(state.base)}) than those of "
+                f"{titled(model.name)}: "
                 "name its model with --model, or start a new bank"
             )
 
@@ -122,8 +129,8 @@ class BankFolder:
         for edit in edits:
             if not is_found_on(edit, model):
                 raise EditError(
-                    f"the edit of {edit.concept()!r} was found on other weights ({edit.info.base!r}) "
-                    f"than those of {model.name!r}: "
+                    f"the edit of {quoted(edit.concept())} was found on other weights ({titled(edit.info.base)}) "
+                    f"than those of {titled(model.name)}: "
                     "search again on that model, or add the edit unchanged with --transfer"
                 )
 
@@ -172,7 +179,7 @@ class BankFolder:
         state = self.read() if self.json.exists() else BankState(**_base(model))
         old = [state.entry(concept) for concept in Bank(model, instead).edits]
         self._compare(state, model)
-        with self._writing(), self._undone() as keep:
+        with self._writing(), self._moving(*(entry.file for entry in old)) as note, self._undone(note) as keep:
             if not self.json.exists():
                 write_json(self.json, state.model_dump(mode="json"))
             new = {
@@ -244,9 +251,10 @@ class BankFolder:
             state = self.read()
             gone = list({entry.concept: entry for entry in map(state.entry, concepts)}.values())
             left = [entry for entry in state.edits if entry not in gone]
-            self._commit(state.model_copy(update={"edits": left}), "remove", gone, reason)
-            for entry in gone:
-                (self.folder / entry.file).unlink(missing_ok=True)
+            with self._moving(*(entry.file for entry in gone)):
+                self._commit(state.model_copy(update={"edits": left}), "remove", gone, reason)
+                for entry in gone:
+                    (self.folder / entry.file).unlink(missing_ok=True)
         return gone
 
     def restore(self, *concepts: str, reason: str = "") -> list[BankEntry]:
@@ -274,7 +282,39 @@ class BankFolder:
         if control_character(reason) or not is_unicode(reason):
             raise EditError(f"the reason {quoted(reason)} holds a control character or half a character: type it again")
         with locked(self.folder):
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Delete the edits that a killed process was adding or removing, unless the bank lists them."""
+        if not self.pending.is_file():
+            return
+        listed = {entry.file for entry in self.read().edits} if self.json.exists() else set()
+        try:
+            names = read_record(self.pending, list[str])
+        except DataError:
+            log.warning("%s is damaged: edits that a killed process was adding may be left in the bank", self.pending)
+            names = []
+        for name in names:
+            if name not in listed and is_file_name(name):
+                (self.folder / name).unlink(missing_ok=True)
+        self.pending.unlink()
+
+    @contextmanager
+    def _moving(self, *names: str) -> Iterator[Callable[[str], None]]:
+        """Name in ``.pending.json`` the files that may be left if the process is killed. Yields what names another."""
+        known = [*names]
+
+        def note(name: str) -> None:
+            known.append(name)
+            write_text(self.pending, json.dumps(known))
+
+        if known:
+            write_text(self.pending, json.dumps(known))
+        try:
+            yield note
+        finally:
+            self.pending.unlink(missing_ok=True)
 
     def _switch(self, verb: str, concepts: Sequence[str], reason: str, change: dict[str, Any]) -> list[BankEntry]:
         self.read()
@@ -303,13 +343,14 @@ class BankFolder:
             os.fsync(lines.fileno())
         return row
 
-    def _keep(self, edit: Edit, strength: float) -> BankEntry:
-        """Write the file of ``edit`` under an unused name."""
+    def _keep(self, edit: Edit, strength: float, note: Callable[[str], None]) -> BankEntry:
+        """Write the file of ``edit`` under an unused name, which ``note`` gets first."""
         stem = slug(edit.concept()) or "edit"
         for k in itertools.count(1):
             path = self.folder / f"{stem}{f'-{k}' if k > 1 else ''}.safetensors"
             if not (path.exists() or path.is_symlink()):
                 break
+        note(path.name)
         edit.save(path)
         return BankEntry(concept=edit.concept(), file=path.name, sha256=sha256(path), strength=strength)
 
@@ -321,15 +362,16 @@ class BankFolder:
         if path.resolve().parent != self.folder.resolve():
             raise EditError(f"{path} is a link that leads out of the bank: {instead}")
         if not path.is_file():
-            raise EditError(f"{path}, the edit of {entry.concept!r}, is missing: {instead}")
+            raise EditError(f"{path}, the edit of {quoted(entry.concept)}, is missing: {instead}")
         if sha256(path) != entry.sha256:
             raise EditError(
-                f"{path} is not the file that was added for {entry.concept!r} (its SHA-256 differs): {instead}"
+                f"{path} is not the file that was added for {quoted(entry.concept)} (its SHA-256 differs): {instead}"
             )
         edit = open_edit(path)
         if edit.concept() != entry.concept:
             raise EditError(
-                f"{path} holds the edit of {edit.concept()!r}, but bank.json says {entry.concept!r}: {instead}"
+                f"{path} holds the edit of {quoted(edit.concept())}, but bank.json says "
+                f"{quoted(entry.concept)}: {instead}"
             )
         return edit
 
@@ -347,12 +389,12 @@ class BankFolder:
             )
 
     @contextmanager
-    def _undone(self) -> Iterator[Callable[[Edit, float], BankEntry]]:
+    def _undone(self, note: Callable[[str], None]) -> Iterator[Callable[[Edit, float], BankEntry]]:
         """Yield `_keep`. If the block fails, files that ``bank.json`` does not list are deleted."""
         begun, files = self.json.exists(), list[str]()
 
         def keep(edit: Edit, strength: float) -> BankEntry:
-            entry = self._keep(edit, strength)
+            entry = self._keep(edit, strength, note)
             files.append(entry.file)
             return entry
 

@@ -13,12 +13,17 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 from mu.core.concept import folded
 from mu.core.config import BaseConfig
 from mu.core.documents import parse_json
-from mu.core.errors import ConfigError, DataError, EditError, nearest
+from mu.core.errors import ConfigError, DataError, EditError, nearest, quoted, titled
 from mu.core.files import read_bytes, read_text
 
 FORMAT = 1
 
 log = logging.getLogger("mu")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether an edit of a bank may have this file name: it leads to no other folder."""
+    return re.fullmatch(r"\w[\w.-]*\.safetensors", name) is not None
 
 
 class BankEntry(BaseConfig):
@@ -33,8 +38,8 @@ class BankEntry(BaseConfig):
     @field_validator("file")
     @classmethod
     def _in_the_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-            raise ValueError(f"{name!r} is not the name of a .safetensors file in the bank's own folder")
+        if not is_file_name(name):
+            raise ValueError(f"{titled(name)} is not the name of a .safetensors file in the bank's own folder")
         return name
 
 
@@ -55,7 +60,9 @@ class BankState(BaseConfig):
     def entry(self, concept: str) -> BankEntry:
         if (found := self.find(concept)) is not None:
             return found
-        raise EditError(f"{concept!r} is not in the bank.{nearest(concept, [entry.concept for entry in self.edits])}")
+        raise EditError(
+            f"{quoted(concept)} is not in the bank.{nearest(concept, [entry.concept for entry in self.edits])}"
+        )
 
 
 class LoggedEdit(BaseModel):
@@ -92,7 +99,7 @@ def read_state(path: Path, log_name: str) -> BankState:
         for what in ("concept", "file"):
             name, count = next(iter(Counter(getattr(entry, what) for entry in state.edits).most_common(1)), ("", 0))
             if count > 1:
-                raise ConfigError(f"{what} {name!r} is listed twice")
+                raise ConfigError(f"{what} {titled(name)} is listed twice")
     except (DataError, ConfigError) as error:
         raise EditError(f"{path} is damaged ({error}): put a good copy back; {log_name} lists what was on") from None
     return state

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mu.core.concept import distinct
-from mu.core.errors import ConfigError, EditError
+from mu.core.errors import ConfigError, EditError, ModelError
 from mu.core.files import sha256
 from mu.core.progress import progress_bar
 from mu.edits.edit import Edit, EditInfo, described
@@ -34,6 +34,9 @@ ERROR = 1e-3
 _HALVES = (torch.float16, torch.bfloat16)
 _ROUNDING = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
 """Largest rounding error of a number, as a share of it."""
+
+LONG = 2**27
+"""Bytes of weights from which on a progress bar is worth its lines."""
 
 log = logging.getLogger("mu")
 
@@ -65,6 +68,8 @@ def difference(
     Raises `EditError` if nothing differs, a number is not finite, or a given ``rank`` is not possible; `ModelError` as
     `mu.models.formats.other_weights.weights_of` does, and `ConfigError` for settings that do not fit.
     """
+    if not isinstance(base, DiffusionModel):
+        raise ModelError(f"{base.name!r} does not make images: give a diffusion model as the base")
     named, only = tuple(distinct(concepts)), list(components)
     _check(error, rank)
     place = place_of(other)
@@ -93,7 +98,7 @@ def difference(
 
 
 def _check(error: float | None, rank: int | None) -> None:
-    if error is not None and not 0 <= error < 1:
+    if error is not None and not 0 <= error <= 1:
         raise ConfigError(f"error is a share of the difference, from 0 to 1, not {error}")
     if rank is not None and rank < 1:
         raise ConfigError(f"rank is at least 1, not {rank}")
@@ -131,15 +136,19 @@ class _Difference:
     """Component -> half precision of the base, if it explains most differences of the component."""
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.parameters = {name: find_parameter(self.base, name) for name in self.weights.names}
+
     def compare(self, only: Iterable[str]) -> None:
         """Find the changed parameters, of the components ``only`` if there are any. Raises `EditError` for none."""
         near: dict[str, dict[str, torch.dtype]] = {}
         rounded: Counter[str] = Counter()
         with self._bar("compared", len(self.weights.names)) as advance:
-            for k, (name, there) in enumerate(self.weights, 1):
-                if not there.float().isfinite().all():
+            for k, name in enumerate(self.weights.names, 1):
+                there = self._read(name)
+                if not all(end.isfinite() for end in _comparable(there).aminmax()):
                     raise EditError(f"{self.other} is not finite in {name}: use an earlier save of it")
-                if not self._same(name, there).all():
+                if not torch.equal(_comparable(self._own(name).to(there.dtype)), _comparable(there)):
                     self.changed.append(name)
                     if half := self._half_of_base(name, there):
                         near.setdefault(_component(name), {})[name] = half
@@ -182,7 +191,7 @@ class _Difference:
             return LowRankEdit(factors, nothing)
         shifts, lost, whole = {}, 0.0, 0.0
         for name in self.changed:
-            there = self.weights.read(name)
+            there = self._read(name)
             shift = self._delta(name, there)
             gone = torch.where(shift == 0, 0, there.float() - (self._own(name) + shift))
             lost, whole = lost + _square(gone), whole + _square(shift)
@@ -196,7 +205,7 @@ class _Difference:
         factors, lost, whole = {}, 0.0, 0.0
         with self._bar("factors", len(self.changed)) as advance:
             for k, name in enumerate(self.changed, 1):
-                there = self.weights.read(name)
+                there = self._read(name)
                 delta = self._delta(name, there)
                 size = _square(delta)
                 noise = _ROUNDING.get(there.dtype, 0.0) ** 2 * _square(there.float()) / 3
@@ -214,15 +223,20 @@ class _Difference:
         )
         return factors
 
+    def _read(self, name: str) -> Tensor:
+        """The parameter in OTHER: in its number type, but no wider than float32."""
+        there = self.weights.read(name)
+        return there.float() if there.dtype == torch.float64 else there
+
     def _own(self, name: str) -> Tensor:
         """The base's parameter in float32, without edits that are on."""
-        parameter = find_parameter(self.base, name)
+        parameter = self.parameters[name]
         return getattr(parameter, BEFORE_EDITS, parameter).detach().cpu().float()
 
     def _same(self, name: str, there: Tensor) -> Tensor:
         """Where ``there`` equals the base's parameter, rounded to its number type."""
         own = self._own(name)
-        same = own.to(there.dtype).float() == there.float() if there.element_size() < 4 else own == there.float()
+        same = _comparable(own.to(there.dtype)) == _comparable(there)
         if half := self.rounding.get(_component(name)):
             same |= own.to(half) == there.to(half)
         return same
@@ -237,7 +251,8 @@ class _Difference:
         return next((half for half in _HALVES if torch.equal(there.to(half).float(), own)), None)
 
     def _bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
-        return progress_bar(title, total) if self.show else nullcontext(lambda done, note: None)
+        long = sum(path.stat().st_size for path in self.weights.paths) > LONG
+        return progress_bar(title, total) if self.show and long else nullcontext(lambda done, note: None)
 
 
 def _component(name: str) -> str:
@@ -251,6 +266,11 @@ def _is_matrix(model: DiffusionModel, name: str) -> bool:
         isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and layer.groups == 1
     )
     return linear and name.endswith(".weight") and _component(name) != "vae"
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """``tensor``, or itself in float32 if torch compares none of its number type (float8)."""
+    return tensor if tensor.element_size() > 1 else tensor.float()
 
 
 def _square(tensor: Tensor) -> float:

@@ -16,7 +16,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from mu.core.errors import EditError
+from mu.core.errors import EditError, quoted
 from mu.core.run import versions
 from mu.edits.gates import OPEN, Gate, gate_from_json, gate_to_json
 from mu.edits.tensor_file import write_tensors
@@ -130,7 +130,7 @@ class Edit(ABC):
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise EditError(
-                    f"the edit of {self.concept()!r} is not finite in {name}, so its search diverged: "
+                    f"the edit of {quoted(self.concept())} is not finite in {name}, so its search diverged: "
                     "lower the learning rate"
                 )
         facts = {"kind": self.kind, **self.info.to_json()}

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mu.core.errors import EditError, OutputError
-from mu.core.files import atomic_path, check_writing, sweep_beside, writing
+from mu.core.errors import EditError, OutputError, quoted, titled
+from mu.core.files import atomic_path, check_folder, check_writing, sweep_beside, writing
 from mu.core.lock import locked_beside
 from mu.edits.bank import Bank
 from mu.edits.edit import shifted
@@ -246,7 +246,7 @@ def check_place(path: Path | str, form: str, *, overwrite: bool = False, inputs:
     """
     path = Path(path)
     if form not in FORMATS:
-        raise OutputError(f"unknown format {form!r}; choose {', '.join(FORMATS)}")
+        raise OutputError(f"unknown format {quoted(form)}; choose {', '.join(FORMATS)}")
     for each in map(Path, inputs):
         if each.resolve() == path.resolve():
             raise OutputError(f"{path} is what the result is made of, and is not replaced: choose another path")
@@ -268,7 +268,10 @@ def check_place(path: Path | str, form: str, *, overwrite: bool = False, inputs:
                 raise OutputError(f"{file} would be read as the description of {path}: choose another path")
             if not overwrite:
                 raise OutputError(f"{file} exists already: choose another path or pass --overwrite")
-    check_writing(path)
+    if form in _FOLDERS:
+        check_folder(path.parent)
+    else:
+        check_writing(path)
 
 
 def _holds(folder: Path, name: str) -> bool:
@@ -328,7 +331,7 @@ def _exported(bank: Bank, path: Path, form: str, strengths: Sequence[float] | No
             if form == "transformers"
             else "not a diffusion model: choose transformers"
         )
-        raise EditError(f"format {form} cannot hold {model.name!r}, which is {what}")
+        raise EditError(f"format {form} cannot hold {titled(model.name)}, which is {what}")
     with writing(path):
         tell_lost_gates(bank, bank.strengths(strengths))
         sizes = bank.merged_strengths(strengths)

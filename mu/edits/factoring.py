@@ -16,26 +16,32 @@ _MORE = 8
 def factored(delta: Tensor, tolerated: float, rank: int | None = None) -> Factors | None:
     """Factors of ``delta`` (out, in[, 1, 1]) that differ from it by at most ``tolerated``, in the Frobenius norm.
 
-    The result has the smallest such rank; with ``rank``, at most that one, whatever the error. None if the factors
-    would hold as many numbers as ``delta``, without ``rank``.
+    The result has the smallest such rank; with ``rank``, at most that one, whatever the error. Without ``rank``, None
+    if the factors would hold as many numbers as ``delta``.
     """
     matrix = delta.detach().flatten(1).double()
     side, most = min(matrix.shape), (matrix.numel() - 1) // sum(matrix.shape)
     if rank is not None:
-        up, sizes, down, _ = _decomposed(matrix, rank + _MORE, rounds=4)
-        return _factors(delta, up, sizes, down, min(rank, int((sizes > 0).sum())))
+        up, sizes, down, rest = _decomposed(matrix, rank + _MORE, rounds=4)
+        return _factors(delta, up, sizes, down, min(rank, _needed(sizes, rest, tolerated) or rank, len(sizes)))
     tried = side if side <= SMALL else 16
     while True:
         up, sizes, down, rest = _decomposed(matrix, tried)
-        left = (rest + sizes.square().flip(0).cumsum(0).flip(0)).sqrt()  # the error of rank 0, 1, ...
-        if bool((enough := left <= tolerated).any()):
-            needed = max(1, int(enough.int().argmax()))
+        if needed := _needed(sizes, rest, tolerated):
             return _factors(delta, up, sizes, down, needed) if needed <= most else None
-        if rest**0.5 <= tolerated or tried >= side:
-            return _factors(delta, up, sizes, down, len(sizes)) if len(sizes) <= most else None
         if tried >= most or tried + (rest - tolerated**2) / (2 * float(sizes[-1]) ** 2 + 1e-300) > most:
             return None  # no direction that is left is larger than the last one, so too many are
         tried *= 4
+
+
+def _needed(sizes: Tensor, rest: float, tolerated: float) -> int | None:
+    """The smallest rank, at least 1, whose error is at most ``tolerated``; None if that of all ``sizes`` is larger.
+
+    ``sizes`` are singular values, and ``rest`` is the squared norm of what they leave.
+    """
+    left = torch.cat([rest + sizes.square().flip(0).cumsum(0).flip(0), torch.tensor([rest], dtype=sizes.dtype)]).sqrt()
+    enough = left <= tolerated  # of rank 0, 1, ...
+    return max(1, int(enough.int().argmax())) if bool(enough.any()) else None
 
 
 def _decomposed(matrix: Tensor, count: int, rounds: int = 2) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -60,7 +66,6 @@ def _decomposed(matrix: Tensor, count: int, rounds: int = 2) -> tuple[Tensor, Te
 
 
 def _factors(delta: Tensor, up: Tensor, sizes: Tensor, down: Tensor, rank: int) -> Factors:
-    rank = max(1, rank)
     root = sizes[:rank].sqrt()
     ends = (1,) * (delta.dim() - 2)
     return Factors(

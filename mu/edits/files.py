@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mu.core.documents import parse_json
-from mu.core.errors import ConfigError, DataError, EditError, ModelError
+from mu.core.errors import ConfigError, DataError, EditError, ModelError, as_edit
 from mu.core.files import check_regular
 from mu.core.records import wrong
 from mu.edits.edit import FORMAT, Edit, EditInfo
@@ -16,7 +16,7 @@ from mu.edits.lora_files import ADAPTER_FILES, holds_lora, read_lora
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.weights import WeightEdit
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
-from mu.models.places import PIPELINE, TRANSFORMERS_CONFIG, as_edit
+from mu.models.places import PIPELINE, TRANSFORMERS_CONFIG
 
 _KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {cls.kind: cls for cls in (LowRankEdit, WeightEdit)}
 
@@ -69,7 +69,7 @@ def edit_file(path: Path) -> Path:
             if candidate.exists():
                 return edit_file(candidate)
         if any((path / name).exists() for name in (PIPELINE, TRANSFORMERS_CONFIG, "unet", "text_encoder")):
-            raise EditError(f"{path} is a model and not an edit: {as_edit(path)}")
+            raise EditError(f"{path} is a model and not an edit: if its weights are edited, {as_edit(path)}")
         raise EditError(f"{path} holds neither {', '.join(names[:-1])} nor {names[-1]}: name the edit's file")
     if not path.exists():
         raise EditError(f"edit file {path} does not exist: check the path")

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mu.core.errors import DataError, EditError
+from mu.core.compute import full
+from mu.core.errors import DataError, EditError, quoted, titled
 from mu.edits.edit import Edit
 from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
 from mu.edits.membrane import HasFactors, Membrane
@@ -73,14 +74,14 @@ def _readable(model: EditableModel, edits: Sequence[GatedEdit], gates: Sequence[
     """Return ``model`` if prompts can gate ``edits`` on it, else raise `EditError`."""
     if not isinstance(model, DiffusionModel):
         raise EditError(
-            f"a gate that reads the prompt needs a diffusion model, not {model.name!r}: pass a fixed strength"
+            f"a gate that reads the prompt needs a diffusion model, not {titled(model.name)}: pass a fixed strength"
         )
     backbone = f"{model.backbone_name}."
     for edit, gate in zip(edits, gates, strict=True):
         others = [name for name in edit.parameters if not name.startswith(backbone)]
         if others and isinstance(gate, FacilitatedTransport):
             raise EditError(
-                f"the edit of {edit.concept()!r} changes {others[0]}, which its own gate depends on: "
+                f"the edit of {quoted(edit.concept())} changes {others[0]}, which its own gate depends on: "
                 "pass a fixed strength (--gate none)"
             )
     return model
@@ -134,7 +135,9 @@ class Gatekeeper:
         words = [sorted(set(ids) - special) for ids in found.tokens.tolist()]
         for concept, ids in zip(concepts, words, strict=True):
             if not ids:
-                raise DataError(f"the concept {concept!r} has no tokens, so it cannot be gated: pass a fixed strength")
+                raise DataError(
+                    f"the concept {quoted(concept)} has no tokens, so it cannot be gated: pass a fixed strength"
+                )
         self.counts = torch.tensor([len(ids) for ids in words], device=self.model.device)
         rows = [torch.tensor(ids) for ids in words]
         self.words = torch.nn.utils.rnn.pad_sequence(rows, True, UNEXPLAINED - 1).to(self.model.device)
@@ -145,7 +148,7 @@ class Gatekeeper:
         if not len(self.edit):
             return self.fixed.repeat(b, 1)
         likeness = {
-            "clipcos": lambda: F.normalize(conditioning.sequence.float().flatten(1), dim=1) @ self.vectors.T,
+            "clipcos": lambda: F.normalize(full(conditioning.sequence).flatten(1), dim=1) @ self.vectors.T,
             "tokenuni": lambda: self._shared(conditioning),
             "allone": lambda: self.factor.new_ones(b, len(self.edit)),
         }

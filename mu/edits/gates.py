@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted
 from mu.core.records import Finite, wrong
 
 Metric = Literal["clipcos", "tokenuni", "clipcos_tokenuni", "allone"]
@@ -73,12 +73,12 @@ def gate_from_json(content: Mapping[str, Any]) -> Gate:
     options = dict(content)
     kind = options.pop("kind", "fixed")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ConfigError(f"unknown gate {kind!r}; choose {' or '.join(_KINDS)}")
+        raise ConfigError(f"unknown gate {quoted(kind)}; choose {' or '.join(_KINDS)}")
     try:
         gate = _KINDS[kind](**options)
     except TypeError as error:
-        raise ConfigError(f"gate {kind!r} does not fit this version of mu ({error}): upgrade mu") from None
+        raise ConfigError(f"gate {quoted(kind)} does not fit this version of mu ({error}): upgrade mu") from None
     try:
         return TypeAdapter(_KINDS[kind]).validate_python(asdict(gate))
     except ValidationError as error:
-        raise ConfigError(f"gate {kind!r}: {': '.join(wrong(error))}") from None
+        raise ConfigError(f"gate {quoted(kind)}: {': '.join(wrong(error))}") from None

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mu.core.errors import EditError
+from mu.core.errors import EditError, quoted, titled
 from mu.edits.edit import Edit, EditInfo
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
@@ -58,7 +58,7 @@ def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: 
 def _concepts(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
     """Read the concepts from the metadata. SPM's ``prompts`` joins concepts by commas, so a comma always separates."""
     if "mu_concepts" in metadata:
-        return tuple(map(str, _json(metadata["mu_concepts"], list, f"mu_concepts of {name!r}")))
+        return tuple(map(str, _json(metadata["mu_concepts"], list, f"mu_concepts of {titled(name)}")))
     return tuple(part.strip() for part in metadata.get("prompts", "").split(",") if part.strip())
 
 
@@ -107,10 +107,14 @@ class _Layer:
     def _factor(self, part: str, name: str) -> Tensor:
         if part not in self.parts:
             there = " and ".join(self.parts)
-            raise EditError(f"{self.spelled} has {there} but not both factors, so {name!r} is damaged: copy it again")
+            raise EditError(
+                f"{self.spelled} has {there} but not both factors, so {titled(name)} is damaged: copy it again"
+            )
         if not self.parts[part].is_floating_point():
             kind = str(self.parts[part].dtype).removeprefix("torch.")
-            raise EditError(f"the factors of {self.spelled} in {name!r} are {kind}: save them as float16 or float32")
+            raise EditError(
+                f"the factors of {self.spelled} in {titled(name)} are {kind}: save them as float16 or float32"
+            )
         return self.parts[part]
 
     def _alpha(self, name: str) -> float:
@@ -118,7 +122,8 @@ class _Layer:
         alpha = self.parts.get("alpha", torch.zeros(()))
         if alpha.numel() != 1:
             raise EditError(
-                f"alpha of {self.spelled} in {name!r} is {tuple(alpha.shape)} and not a number: copy the file again"
+                f"alpha of {self.spelled} in {titled(name)} is {tuple(alpha.shape)} and not a number: copy the "
+                "file again"
             )
         return float(alpha)
 
@@ -136,26 +141,32 @@ def _layers(tensors: Mapping[str, Tensor], name: str) -> dict[str, _Layer]:
         component, spelled, parameter = _place(layer)
         if not parameter:
             what = "which names no layer that mu knows"
-            raise EditError(f"{name!r} holds {key}, {what}: use a LoRA for an architecture that mu supports")
+            raise EditError(f"{titled(name)} holds {key}, {what}: use a LoRA for an architecture that mu supports")
         found = layers.setdefault(parameter, _Layer(component, spelled, {}))
         if part in found.parts or found.spelled != spelled:
-            raise EditError(f"{name!r} holds {parameter} twice, the second time as {key}: keep one of the two")
+            raise EditError(f"{titled(name)} holds {parameter} twice, the second time as {key}: keep one of the two")
         found.parts[part] = tensor
         if adapter:
             adapters.add(adapter)
     if len(adapters) > 1:
-        raise EditError(f"{name!r} holds several adapters ({', '.join(sorted(adapters))}): save each to its own file")
+        raise EditError(
+            f"{titled(name)} holds several adapters ({', '.join(sorted(adapters))}): save each to its own file"
+        )
     for key in strange:
         if kind := _other_kind(key):
             raise EditError(
-                f"{name!r} is a {kind} file ({key}), which mu does not read: convert it to a LoRA or merge it first"
+                f"{titled(name)} is a {kind} file ({key}), which mu does not read: convert it to a LoRA or "
+                "merge it first"
             )
     if not layers:
         seen = f" (it holds {next(iter(tensors))})" if tensors else ""
-        raise EditError(f"{name!r} holds neither mu's metadata nor LoRA or SPM factors{seen}: name an edit's file")
+        raise EditError(
+            f"{titled(name)} holds neither mu's metadata nor LoRA or SPM factors{seen}: name an edit's file"
+        )
     if strange:
         raise EditError(
-            f"{name!r} holds {strange[0]}, which is not part of a LoRA that mu knows: merge the file with its own tool"
+            f"{titled(name)} holds {strange[0]}, which is not part of a LoRA that mu knows: merge the file with "
+            "its own tool"
         )
     return layers
 
@@ -342,14 +353,16 @@ class _Scales:
         """Raise `EditError` for the first metadata key or PEFT setting that may change the scale in an unknown way."""
         for key in metadata:
             if key not in _NOTES | {_DIFFUSERS_CONFIG, "alpha"} and not key.startswith(_NOTE_PREFIXES):
-                what = f"the metadata of {name!r} holds {key!r}, which mu does not know and which may set the scale"
-                raise EditError(f"{what}: if it does not, save the tensors without it")
+                raise EditError(
+                    f"the metadata of {titled(name)} holds {quoted(key)}, which mu does not know and which may set the "
+                    "scale: if it does not, save the tensors without it"
+                )
         settings: dict[str, dict[str, Any]] = {}
         beside = path.parent / _PEFT_CONFIG
         if path.stem == "adapter_model" and beside.is_file():
             settings[""] = _json(beside.read_text(encoding="utf-8", errors="replace"), dict, str(beside))
         if _DIFFUSERS_CONFIG in metadata:
-            told = _json(metadata[_DIFFUSERS_CONFIG], dict, f"{_DIFFUSERS_CONFIG} of {name!r}")
+            told = _json(metadata[_DIFFUSERS_CONFIG], dict, f"{_DIFFUSERS_CONFIG} of {titled(name)}")
             for key, value in told.items():
                 component, _, setting = key.rpartition(".")
                 settings.setdefault(component, {})[setting] = value
@@ -365,13 +378,14 @@ class _Scales:
         r = _number(_for_layer(settings, "rank_pattern", layer, settings.get("r", 8)), "r", self.name)
         if r != rank:
             raise EditError(
-                f"{layer.spelled} has rank {rank} in {self.name!r}, but its settings say {r:g}: copy the file again"
+                f"{layer.spelled} has rank {rank} in {titled(self.name)}, but its settings say {r:g}: copy the "
+                "file again"
             )
         told = _for_layer(settings, "alpha_pattern", layer, settings.get("lora_alpha", 8))
         alpha = _number(told, "lora_alpha", self.name)
         if alpha == 0:
             raise EditError(
-                f"{layer.spelled} has lora_alpha 0 in {self.name!r}, so it changes nothing: leave the file out"
+                f"{layer.spelled} has lora_alpha 0 in {titled(self.name)}, so it changes nothing: leave the file out"
             )
         return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
 
@@ -389,21 +403,21 @@ def _check_settings(settings: Mapping[str, Any], component: str, name: str) -> N
     if component not in ("", *_COMPONENTS.values()):
         first = next(iter(settings))
         raise EditError(
-            f"the metadata of {name!r} holds {component}.{first}, of a component that mu does not know: "
+            f"the metadata of {titled(name)} holds {component}.{first}, of a component that mu does not know: "
             "use a LoRA for an architecture that mu supports"
         )
     for key, value in settings.items():
         off = value in (None, False, "", [], {})
         if not (off or key in _PEFT_USED | _PEFT_NOTES or value in _PEFT_NEUTRAL.get(key, ())):
             told = f"{key} = {json.dumps(value)[:60]}"
-            raise EditError(f"{name!r} was made with {told}, so it is not a plain LoRA: merge it with PEFT first")
+            raise EditError(f"{titled(name)} was made with {told}, so it is not a plain LoRA: merge it with PEFT first")
     for key in ("rank_pattern", "alpha_pattern"):
         try:
             for pattern in dict(settings.get(key) or {}):
                 re.compile(pattern)
         except (TypeError, ValueError, re.error):
             what = "not a mapping from layer patterns to numbers"
-            raise EditError(f"{key} of {name!r} is {what}: make or copy the file again") from None
+            raise EditError(f"{key} of {titled(name)} is {what}: make or copy the file again") from None
 
 
 def _number(value: Any, what: str, name: str) -> float:
@@ -412,7 +426,9 @@ def _number(value: Any, what: str, name: str) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if not math.isfinite(number):
-        raise EditError(f"{what} of {name!r} is {value!r}, not a finite number: make or copy the file again")
+        raise EditError(
+            f"{what} of {titled(name)} is {quoted(value)}, not a finite number: make or copy the file again"
+        )
     return number
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mu.core.errors import EditError, SelectionError
+from mu.core.errors import EditError, SelectionError, titled
 from mu.edits.edit import Edit, EditInfo
 from mu.edits.gatekeeper import gated
 from mu.edits.gates import Gate
@@ -101,7 +101,7 @@ class LowRankEdit(Edit):
             here = (factors.up.shape[0], *factors.down.shape[1:])
             if there[:2] != here[:2] or math.prod(there) != math.prod(here):
                 raise EditError(
-                    f"{name} is {there} in {model.name!r} but {here} in the edit: use a model of the "
+                    f"{name} is {there} in {titled(model.name)} but {here} in the edit: use a model of the "
                     "edit's architecture"
                 )
 

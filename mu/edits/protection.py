@@ -8,14 +8,16 @@ this often holds in one direction only: the new edit protects the old concepts, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-from mu.core.errors import EditError
+from mu.core.config import filled
+from mu.core.errors import EditError, quoted, titled
+from mu.data.prompt_lists import ANY, TARGET_TEMPLATES, kind_of
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit
 from mu.models.diffusion import DiffusionModel
@@ -31,8 +33,10 @@ Verdict = Literal["spared", "one-sided", "both ways", "other way unknown", "not 
 class Leak:
     """The effect of the edit of ``edit`` on the prompt ``on``.
 
-    ``share``: the effect relative to that on its own concept, None if unknown. ``listed``: the edit's file lists ``on``
-    as protected. ``verdict``: ``spared`` if ``share`` is within the tolerance; else the other direction's result.
+    ``share``: the effect relative to that on its own concept, None if unknown. ``sentences``: the same for sentences
+    with ``on`` that no preset protects, relative to sentences with its own concept, on average. ``listed``: the edit's
+    file lists ``on`` as protected. ``verdict``: ``spared`` if ``share`` is within the tolerance; else the other
+    direction's result.
     """
 
     edit: str
@@ -40,6 +44,7 @@ class Leak:
     share: float | None
     listed: bool
     verdict: Verdict
+    sentences: float | None = None
 
     @property
     def leaking(self) -> bool:
@@ -47,8 +52,14 @@ class Leak:
         return self.verdict not in ("spared", "not measurable")
 
     def __str__(self) -> str:
-        acts = f"{self.verdict}: the edit of {self.edit!r} acts on {self.on!r}"
-        return f"{acts}, so restoring {self.edit!r} changes {self.on!r}"
+        acts = f"{self.verdict}: the edit of {quoted(self.edit)} acts on {quoted(self.on)}"
+        return f"{acts}, so restoring {quoted(self.edit)} changes {quoted(self.on)}"
+
+    def of_sentences(self) -> str:
+        return (
+            f"the edit of {quoted(self.edit)} moves sentences with {quoted(self.on)} by {self.sentences:.1%} of its "
+            f"own effect: restored, {quoted(self.on)} is not quite the base's there"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,11 +77,13 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
     """
     model, edits = bank.model, bank.edits
     if not isinstance(model, DiffusionModel):
-        raise EditError(f"{model.name!r} makes no images, so its leaks cannot be measured: use a diffusion model")
+        raise EditError(f"{titled(model.name)} makes no images, so its leaks cannot be measured: use a diffusion model")
     prompts = list(dict.fromkeys(prompt for edit in edits.values() for prompt in edit.info.concepts))
     shares: dict[tuple[str, str], float | None] = {}
+    moved: dict[tuple[str, str], float | None] = {}
     for concept, edit in edits.items():
         norms = _norms(model, edit, prompts)
+        moved |= _in_sentences(model, concept, edits)
         largest = (
             {other: max((norms[p] for p in edits[other].info.concepts), default=0.0) for other in edits}
             if norms
@@ -88,7 +101,8 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
         return "other way unknown" if back is None else "one-sided" if back <= tolerance else "both ways"
 
     return [
-        Leak(a, b, share, _lists(edits[a], edits[b]), verdict(share, shares[b, a])) for (a, b), share in shares.items()
+        Leak(a, b, share, _lists(edits[a], edits[b]), verdict(share, shares[b, a]), moved.get((a, b)))
+        for (a, b), share in shares.items()
     ]
 
 
@@ -105,6 +119,20 @@ def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
         pair = {leak.edit, leak.on}
         if leak.leaking and bank.edits[leak.edit].info.promises and (pair <= on if new is None else pair & set(new)):
             log.warning("%s", leak)
+
+
+def _in_sentences(
+    model: DiffusionModel, concept: str, edits: Mapping[str, Edit]
+) -> dict[tuple[str, str], float | None]:
+    """How much the edit of ``concept`` moves sentences with each other concept, relative to those with its own."""
+    texts = {
+        name: [filled(template, of) for of in edit.info.concepts for template in TARGET_TEMPLATES[kind_of(of) or ANY]]
+        for name, edit in edits.items()
+    }
+    norms = _norms(model, edits[concept], list(dict.fromkeys(text for each in texts.values() for text in each)))
+    means = {name: sum(norms[text] for text in each) / len(each) for name, each in texts.items() if norms and each}
+    own = means.get(concept)
+    return {(concept, other): means[other] / own for other in means if other != concept and own}
 
 
 def _lists(edit: Edit, other: Edit) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mu.core.errors import EditError, SelectionError
+from mu.core.errors import EditError, SelectionError, titled
 from mu.edits.edit import Edit, EditInfo, shifted
 from mu.models.parameters import EditableModel, find_parameter
 
@@ -49,6 +49,6 @@ class WeightEdit(Edit):
             there, here = tuple(find_parameter(model, name).shape), tuple(shift.shape)
             if there != here:
                 raise EditError(
-                    f"{name} is {there} in {model.name!r} but {here} in the edit: use a model of the "
+                    f"{name} is {there} in {titled(model.name)} but {here} in the edit: use a model of the "
                     "edit's architecture"
                 )

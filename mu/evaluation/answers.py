@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,16 @@ from mu.core.errors import ConfigError, DataError
 from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.progress import progress_bar
-from mu.diffusion.image_folder import ImageRow, adopt, claim, content_hash, read_images, scheduler_hash, write_images
+from mu.diffusion.image_folder import (
+    ImageRow,
+    adopt,
+    claim,
+    content_hash,
+    image_size,
+    read_images,
+    scheduler_hash,
+    write_images,
+)
 from mu.edits.bank import Bank
 from mu.evaluation.judges import Judge, Seen
 from mu.models.diffusion import DiffusionModel
@@ -222,9 +232,13 @@ class Found:
 
 
 def batches(paths: Sequence[Path], size: int = AT_ONCE) -> Iterator[Tensor]:
-    """Yield the images (b, 3, H, W) in 0..1 of files in order, so that never all are in memory."""
-    for k in range(0, len(paths), size):
-        yield read_images(paths[k : k + size])
+    """Yield the images (b, 3, H, W) in 0..1 of files in order, so that never all are in memory.
+
+    Images of different sizes are never in one batch."""
+    for _, alike in groupby(paths, key=image_size):
+        group = list(alike)
+        for k in range(0, len(group), size):
+            yield read_images(group[k : k + size])
 
 
 def looked(judge: Judge, paths: Sequence[Path], among: Sequence[str]) -> Seen:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mu.core.errors import ConfigError, MissingDependency, ModelError
+from mu.core.errors import ConfigError, MissingDependency, ModelError, quoted
 from mu.evaluation.metrics.lpips import Features
 from mu.evaluation.metrics.nudity import Finding
 
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 def lpips_network(net: str = "alex", device: torch.device | str = "cpu") -> tuple[Features, list[Tensor]]:
     """The feature maps and learned channel weights of LPIPS v0.1: ``alex`` (the tables'), ``vgg`` or ``squeeze``."""
     if net not in ("alex", "vgg", "squeeze"):
-        raise ConfigError(f"LPIPS has no network {net!r}: choose alex, vgg or squeeze")
+        raise ConfigError(f"LPIPS has no network {quoted(net)}: choose alex, vgg or squeeze")
     package = _package("lpips", "LPIPS")
     model = (
         _weights(f"LPIPS ({net})", lambda: package.LPIPS(net=net, verbose=False))
@@ -69,13 +69,17 @@ def vgg_features(device: torch.device | str = "cpu", layers: int = 5) -> Feature
     return features
 
 
-def inception_features(device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+def inception_features(device: torch.device | str = "cpu", weights: Path | None = None) -> Callable[[Tensor], Tensor]:
     """(n, 2048) features for FID, from the Inception network of the original TensorFlow implementation.
 
-    See `frechet_distance` for its value with few images: SepCE's 240 for each concept allow only comparisons.
+    ``weights`` is a file of torch-fidelity's weights; without one they are downloaded. See `frechet_distance` for its
+    value with few images: SepCE's 240 for each concept allow only comparisons.
     """
     package = _package("torch_fidelity.feature_extractor_inceptionv3", "FID")
-    build = partial(package.FeatureExtractorInceptionV3, "inception-v3-compat", ["2048"])
+    if weights and not weights.is_file():
+        raise ModelError(f"{weights} does not exist: name the file of torch-fidelity's Inception weights")
+    told = {"feature_extractor_weights_path": str(weights)} if weights else {}
+    build = partial(package.FeatureExtractorInceptionV3, "inception-v3-compat", ["2048"], **told)
     model = _weights("Inception", build).requires_grad_(False).eval().to(device)
     return lambda images: model((images.clamp(0, 1) * 255).round().to(torch.uint8).to(device))[0]
 
@@ -115,6 +119,11 @@ def nudity_detector(
     return detect
 
 
+def nudenet_file() -> Path:
+    """The weights that the package ``nudenet`` brings."""
+    return Path(_package("nudenet", "counting exposed body parts").__file__).with_name("320n.onnx")
+
+
 def _nudenet_2(checkpoint: Path, names: Path) -> Detector:
     runtime = _package("onnxruntime", "NudeNet", "nudenet")
     if not names.is_file():
@@ -148,7 +157,7 @@ def _package(module: str, need: str, package: str | None = None) -> Any:
         raise MissingDependency(package or module.partition(".")[0].replace("_", "-"), "eval", need) from None
     except Exception as error:  # e.g. torchvision with a torch that was built without CUDA
         raise ModelError(
-            f"{need} needs the package {module!r}, which is installed but cannot be imported ({error})"
+            f"{need} needs the package {quoted(module)}, which is installed but cannot be imported ({error})"
         ) from None
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from mu.core import compute, loop
 from mu.core.concept import folded
-from mu.core.errors import ConfigError, DataError, OutputError, nearest
-from mu.core.files import write_json, writing
+from mu.core.errors import ConfigError, DataError, OutputError, nearest, quoted, titled
+from mu.core.files import check_writing, write_json, writing
 from mu.core.records import checked, read_record
 from mu.core.scores import Score
 from mu.diffusion.image_folder import read_images
@@ -65,9 +65,9 @@ class Recipe:
         if self.size is not None and self.size < 16:
             raise ConfigError(f"size must be 16 px or more, not {self.size}")
         if self.layers not in (None, "head", "all"):
-            raise ConfigError(f"layers must be head or all, not {self.layers!r}")
+            raise ConfigError(f"layers must be head or all, not {quoted(self.layers)}")
         if not self.head or "/" in self.head:
-            raise ConfigError(f"head must be a name without '/', like style or object, not {self.head!r}")
+            raise ConfigError(f"head must be a name without '/', like style or object, not {quoted(self.head)}")
 
 
 def train_classifier(
@@ -84,7 +84,7 @@ def train_classifier(
     """
     shown, asked = class_folders(train), class_folders(held_out)
     if len(shown) < 2:
-        raise DataError(f"{train} holds one class, {next(iter(shown))!r}: a classifier needs two or more")
+        raise DataError(f"{train} holds one class, {quoted(next(iter(shown)))}: a classifier needs two or more")
     for name in asked:
         if name not in shown:
             raise DataError(f"{held_out / name} is a class that {train} does not have.{nearest(name, shown)}")
@@ -96,6 +96,8 @@ def train_classifier(
         "classes": list(shown),
     }
     record = out / "training.json"
+    for name in (record.name, "training.pt", "config.json", "model.safetensors", "preprocessor_config.json"):
+        check_writing(out / name)
     if (finished := _kept(out, record, told, resume=resume, overwrite=overwrite)) is not None:
         return finished
     with quiet_libraries(), compute.loading_on(device) as chosen:
@@ -124,7 +126,7 @@ def folder_accuracy(judge: Judge, folder: Path, *, head: str | None = None, conc
     known = judge.classes[chosen]
     for name in asked:
         if not any(_means(label, name) for label in known):
-            raise DataError(f"the classifier has no {chosen} {name!r}.{nearest(name, known)}")
+            raise DataError(f"the classifier has no {chosen} {titled(name)}.{nearest(name, known)}")
     return _accuracy(judge, asked, chosen)
 
 

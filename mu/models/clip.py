@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from typing_extensions import Self
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, titled
 from mu.core.images import rgb
 from mu.models.formats.folder import open_part
 from mu.models.tokenizers import check_concepts, check_vocabulary, has_room
@@ -108,9 +108,9 @@ class ClipModel:
             raise ModelError(
                 f"the CLIP model in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
             ) from None
-        check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
+        check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {titled(name)}")
         if not has_room(tokenizer):
-            raise ModelError(f"the tokenizer of {name!r} has no room for a word: set model_max_length to 77")
+            raise ModelError(f"the tokenizer of {titled(name)} has no room for a word: set model_max_length to 77")
         return cls(model, tokenizer, processor, name, device)
 
     @property

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from transformers import AutoProcessor, CLIPModel, LlavaForConditionalGeneration
 
 from mu.core import compute
-from mu.core.errors import ConfigError, ModelError
+from mu.core.errors import ConfigError, ModelError, titled
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel, face
 from mu.models.hub import reason
@@ -33,7 +33,9 @@ def given(
         options = {"device": device, "precision": precision, "prediction_type": prediction_type, "processor": processor}
         for option, value in {**options, "clip_skip": None if clip_skip == 1 else clip_skip}.items():
             if value is not None:
-                raise ConfigError(f"{option} has no effect on {source.name!r}, which is loaded already: leave it out")
+                raise ConfigError(
+                    f"{option} has no effect on {titled(source.name)}, which is loaded already: leave it out"
+                )
         return source
     where = compute.pick_device(str(device)) if device is not None else None
     if isinstance(source, DiffusionPipeline):
@@ -76,13 +78,13 @@ def _transformers(model: Any, processor: Any) -> ClipModel | VisionLanguageModel
         try:
             processor = AutoProcessor.from_pretrained(model.name_or_path, local_files_only=True)
         except Exception as error:
-            raise ConfigError(f"{name!r} has no tokenizer ({reason(error)}): pass processor=...") from None
+            raise ConfigError(f"{titled(name)} has no tokenizer ({reason(error)}): pass processor=...") from None
     tokenizer, images = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
     if tokenizer is None or images is None:
         raise ConfigError(
             f"processor is a {type(processor).__name__}: pass one that holds a tokenizer and an image_processor"
         )
-    check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
+    check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {titled(name)}")
     if isinstance(model, CLIPModel):
         return ClipModel(model, tokenizer, images, name, model.device)
     return VisionLanguageModel(model, tokenizer, images, name, model.device)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, quoted, titled
 from mu.models.places import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG, check_name
 
 
-def hub_folder(name: str) -> Path:
+def hub_folder(name: str, instead: str = "canvas") -> Path:
     """Download the files that diffusers, transformers or open_clip need of the hub's repository ``name``.
 
     Returns their folder. If the hub does not answer, the local cache is used. Raises `ModelError` if the name is not a
-    hub id, or the repository is neither cached nor available.
+    hub id, or the repository is neither cached nor available; it advises ``instead``, which needs no network.
     """
     check_name(name)
     try:
@@ -27,7 +27,7 @@ def hub_folder(name: str) -> Path:
             cached = Path(snapshot_download(name, local_files_only=True))
             if any((cached / file).exists() for file in (PIPELINE, TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG)):
                 return cached
-        raise not_there(name, error) from None
+        raise not_there(name, error, instead) from None
     try:
         if PIPELINE in files:
             return _pipeline_folder(name, files)
@@ -35,7 +35,7 @@ def hub_folder(name: str) -> Path:
     except ModelError:
         raise
     except Exception as error:
-        raise not_there(name, error) from None
+        raise not_there(name, error, instead) from None
 
 
 def _pipeline_folder(name: str, files: Sequence[str]) -> Path:
@@ -61,9 +61,9 @@ def _needed(files: Sequence[str]) -> list[str]:
     return [file for file in top if file.endswith((".json", ".txt", ".model"))] + weights
 
 
-def not_there(name: str, error: Exception) -> ModelError:
-    hint = f"download it on a machine with network and name its folder, or use 'canvas' ({reason(error)})"
-    return ModelError(f"{name!r} is not in the local cache and cannot be downloaded: {hint}")
+def not_there(name: str, error: Exception, instead: str) -> ModelError:
+    hint = f"download it on a machine with network and name its folder, or use {quoted(instead)} ({reason(error)})"
+    return ModelError(f"{titled(name)} is not in the local cache and cannot be downloaded: {hint}")
 
 
 def reason(error: Exception) -> str:

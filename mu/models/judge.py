@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, CLIPImageP
 from transformers.image_processing_base import ImageProcessingMixin
 from typing_extensions import Self
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, titled
 from mu.core.files import writing
 from mu.models.clip import prepare
 from mu.models.hub import hub_folder
@@ -61,7 +61,7 @@ class Judge:
         except Exception as error:
             reason = str(error).splitlines()[0][:200]
             raise ModelError(
-                f"the classifier {str(folder)!r} cannot be read ({reason}): name a folder, a hub id in the local "
+                f"the classifier {titled(str(folder))} cannot be read ({reason}): name a folder, a hub id in the local "
                 "cache, or canvas-judge"
             ) from None
         return cls(model, processor, device)
@@ -151,9 +151,9 @@ def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
     if not Path(place).is_dir():
         try:
-            place = hub_folder(str(place))
+            place = hub_folder(str(place), RANDOM)
         except ModelError as error:
-            raise ModelError(f"the backbone {error}, or use {RANDOM!r}") from None
+            raise ModelError(f"the backbone {error}") from None
     local = {"local_files_only": True}
     try:
         if backbone == RANDOM:
@@ -167,7 +167,7 @@ def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ModelError(
-            f"the backbone {backbone!r} cannot be read ({reason}): name another folder, or {RANDOM}"
+            f"the backbone {titled(backbone)} cannot be read ({reason}): name another folder, or {RANDOM}"
         ) from None
     return model, look
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from pydantic import Field
 
 from mu.core.config import BaseConfig
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted, titled
 
 if TYPE_CHECKING:
     from mu.models.parameters import EditableModel
@@ -28,11 +28,11 @@ class LoadingConfig(BaseConfig):
             wanted, found = getattr(self, option), getattr(model, "loading", {}).get(option)
             if wanted is not None and found is None:
                 raise ConfigError(
-                    f"loading.{option} is for diffusion models, and {model.name!r} is not one: leave it out"
+                    f"loading.{option} is for diffusion models, and {titled(model.name)} is not one: leave it out"
                 )
             if wanted not in (None, found):
                 raise ConfigError(
-                    f"loading.{option} is {wanted}, but {model.name!r} was loaded with {found}: leave one out"
+                    f"loading.{option} is {wanted}, but {titled(model.name)} was loaded with {found}: leave one out"
                 )
 
 
@@ -55,7 +55,7 @@ def base_of(model: str | None, found: Iterable[FoundOn]) -> str:
         return model
     bases = list(dict.fromkeys(each.base for each in found if each.base))
     if len(bases) > 1:
-        raise ConfigError(f"the edits were found on {' and '.join(map(repr, bases))}: choose one with --model")
+        raise ConfigError(f"the edits were found on {' and '.join(map(quoted, bases))}: choose one with --model")
     return bases[0] if bases else "canvas"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mu.core.errors import ConfigError, ModelError, nearest
+from mu.core.errors import ConfigError, ModelError, as_edit, nearest, quoted, titled
 from mu.models.places import (
     EMBEDDED,
     GELUS,
@@ -16,7 +16,6 @@ from mu.models.places import (
     PIPELINE,
     PREDICTIONS,
     TRANSFORMERS_CONFIG,
-    as_edit,
     config_in,
     is_single_file,
 )
@@ -62,9 +61,11 @@ def load(
     from mu.core import compute, threads
 
     if compat_gelu not in (None, *GELUS):
-        raise ConfigError(f"compat_gelu cannot be {compat_gelu!r}: choose {' or '.join(GELUS)}")
+        raise ConfigError(f"compat_gelu cannot be {quoted(compat_gelu)}: choose {' or '.join(GELUS)}")
     if prediction_type not in (None, *PREDICTIONS):
-        raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
+        raise ConfigError(
+            f"prediction_type cannot be {quoted(prediction_type)}.{nearest(prediction_type, PREDICTIONS)}"
+        )
     options = _Options(clip_skip, prediction_type, compat_gelu)
     if not isinstance(source, str | Path):
         from mu.models.given import given
@@ -102,7 +103,7 @@ class _Options:
     def refuse(self, option: str, name: str) -> None:
         """Raise `ConfigError` if ``option`` was given."""
         if getattr(self, option) not in (None, 1):
-            raise ConfigError(f"{option} is for {self.FOR[option]}, and {name!r} is not one: leave it out")
+            raise ConfigError(f"{option} is for {self.FOR[option]}, and {titled(name)} is not one: leave it out")
 
 
 def _named(
@@ -153,7 +154,7 @@ def load_diffusion(source: Any, **options: Any) -> DiffusionModel:
 
     model = load(source, **options)
     if not isinstance(model, DiffusionModel):
-        raise ModelError(f"{model.name!r} does not make images: name a diffusion model, like 'canvas'")
+        raise ModelError(f"{titled(model.name)} does not make images: name a diffusion model, like 'canvas'")
     return model
 
 
@@ -196,8 +197,10 @@ def _transformers(folder: Path, name: str, placed: dict[str, Any]) -> ClipModel 
     kind = config.get("model_type") or config.get("_class_name") or "an unknown type"
     if "_class_name" in config or kind == "clip_text_model":
         whole = f"name the folder that holds its {PIPELINE}"
-        raise ModelError(f"{name} holds a {kind}, a part of a pipeline: {whole}; {as_edit(name)}")
-    raise ModelError(f"{name} holds a model of type {kind!r}; mu loads {KINDS}")
+        raise ModelError(
+            f"{name} holds a {kind}, a part of a pipeline: {whole}; if its weights are edited, {as_edit(name)}"
+        )
+    raise ModelError(f"{name} holds a model of type {quoted(kind)}; mu loads {KINDS}")
 
 
 def _pipeline(place: Path, name: str, tensors: dict[str, Tensor] | None, options: _Options) -> Any:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mu.core.errors import EditError, ModelError, SelectionError
+from mu.core.errors import EditError, ModelError, SelectionError, quoted, titled
 
 BEFORE_EDITS = "before_edits"
 """Attribute of an edited parameter: its tensor before the first edit."""
@@ -36,7 +36,9 @@ def select(model: EditableModel, patterns: str | Iterable[str]) -> dict[str, nn.
     for pattern in patterns:
         if not fnmatch.filter(named, pattern):
             closest = difflib.get_close_matches(pattern, named, n=1, cutoff=0)
-            raise SelectionError(f"no parameter of {model.name!r} matches {pattern!r}: the nearest is {closest[0]!r}")
+            raise SelectionError(
+                f"no parameter of {titled(model.name)} matches {quoted(pattern)}: the nearest is {quoted(closest[0])}"
+            )
     chosen = [name for name in named if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     return {name: named[name] for name in chosen}
 
@@ -51,11 +53,13 @@ def find_module(model: EditableModel, parameter: str) -> nn.Module:
             raise AttributeError
     except (KeyError, AttributeError):
         raise EditError(
-            f"{model.name!r} has no parameter {parameter!r}: the edit was made for another architecture"
+            f"{titled(model.name)} has no parameter {quoted(parameter)}: the edit was made for another architecture"
         ) from None
     parent = model.components[component].get_submodule(owner.rpartition(".")[0])
     if getattr(parent, "fused_projections", False):
-        raise EditError(f"{parameter!r} has no effect while projections are fused: call unfuse_qkv_projections() first")
+        raise EditError(
+            f"{quoted(parameter)} has no effect while projections are fused: call unfuse_qkv_projections() first"
+        )
     return module
 
 
@@ -73,7 +77,7 @@ def check_finite(model: EditableModel) -> None:
             if not all(end.isfinite() for end in parameter.aminmax()):
                 large = ", or numbers too large for float16" if parameter.dtype == torch.float16 else ""
                 raise ModelError(
-                    f"{model.name!r} is not finite in {part}.{name}: the file holds NaN or infinity{large}; use "
+                    f"{titled(model.name)} is not finite in {part}.{name}: the file holds NaN or infinity{large}; use "
                     "another copy or an earlier save of it"
                 )
 

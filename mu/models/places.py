@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mu.core.errors import ModelError, nearest
+from mu.core.errors import ModelError, nearest, titled
 
 WEIGHTS = Path(__file__).parent / "canvas" / "weights"
 EMBEDDED = {
@@ -39,11 +39,6 @@ def config_in(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def as_edit(place: object) -> str:
-    """Advice for who names weights at ``place`` where a model or an edit is wanted."""
-    return f"`mu import {place} --model BASE --out edit.safetensors` makes an edit of what differs from its base model"
-
-
 def check_name(name: str) -> None:
     """Raise `ModelError` if no model can be found by ``name``: a file or folder that is missing, or no hub id.
 
@@ -57,10 +52,10 @@ def check_name(name: str) -> None:
             raise ModelError(f"{name} does not exist: check the name")
     elif place.exists():
         endings = ", ".join(sorted(SINGLE_FILES))
-        raise ModelError(f"{name!r} is {_kind(place)}, not a model: a weight file ends in {endings}")
+        raise ModelError(f"{titled(name)} is {_kind(place)}, not a model: a weight file ends in {endings}")
     elif name.count("/") != 1 or name.startswith((".", "/", "~")):
         what = "does not exist" if ("/" in name or "\\" in name) else "is not a known model, file or folder"
-        raise ModelError(f"{name!r} {what}.{nearest(name, EMBEDDED)}")
+        raise ModelError(f"{titled(name)} {what}.{nearest(name, EMBEDDED)}")
 
 
 def _kind(place: Path) -> str:

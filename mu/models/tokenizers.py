@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from mu.core.errors import ConfigError, ModelError, quoted
+from mu.core.errors import ConfigError, ModelError, quoted, titled
 
 STUB = 0.5
 """A tokenizer with a smaller share of its model's tokens is a stub. Some tables are padded by hundreds."""
@@ -33,7 +33,7 @@ def check_concepts(concepts: Iterable[str], tokenizer: Any, length: int, name: s
         tokens = len(tokenizer(concept, add_special_tokens=False, verbose=False).input_ids)
         if tokens > length - 2:
             raise ConfigError(
-                f"the concept {quoted(str(concept))} has {tokens} tokens, and the text encoder of {name!r} reads "
+                f"the concept {quoted(str(concept))} has {tokens} tokens, and the text encoder of {titled(name)} reads "
                 f"{length - 2}: give a shorter one"
             )
 

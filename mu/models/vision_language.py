@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaForCondition
 from typing_extensions import Self
 
 from mu.core.config import filled
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, titled
 from mu.models.clip import pixels_of
 from mu.models.formats.folder import open_part
 from mu.models.tokenizers import check_vocabulary
@@ -66,7 +66,7 @@ class VisionLanguageModel:
             raise ModelError(
                 f"the LLaVA model in {folder} cannot be read ({str(error).splitlines()[0][:200]}): copy it again"
             ) from None
-        check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {name!r}")
+        check_vocabulary(tokenizer, model.config.text_config.vocab_size, f"the tokenizer of {titled(name)}")
         return cls(model, tokenizer, processor, name, device)
 
     @property

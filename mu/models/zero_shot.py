@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from mu.core.config import filled
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, quoted, titled
 from mu.data.celeba import read_celeba
+from mu.data.class_folders import read_classes
 from mu.data.clip_sets import class_of
 from mu.data.imagenet import read_imagenet
 from mu.data.pairs import decode
@@ -28,6 +29,8 @@ IMAGENET_TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
+CLASS_TEMPLATES = ("{}", "a picture of {}")
+"""For the user's own classes, which may be of any kind: objects, people, styles."""
 CANVAS_TEMPLATES = {"style": ("an image in {} style",), "object": ("a {} image",), "identity": ("a portrait of {}",)}
 
 
@@ -110,6 +113,12 @@ def imagenet_task(folder: Path | str) -> ZeroShot:
     )
 
 
+def classes_task(folder: Path | str) -> ZeroShot:
+    """The user's own images in a folder for each class, see `mu.data.class_folders.read_classes`."""
+    found = read_classes(folder)
+    return ZeroShot("classes", found.names, CLASS_TEMPLATES, [ImageFile(path) for path in found.images], found.labels)
+
+
 class TaskSource(NamedTuple):
     open: Callable[[str, int, int, Sequence[str]], list[ZeroShot]]
     """Open tasks, given the folder, the number of rendered images of each class, the seed and the concepts."""
@@ -121,6 +130,7 @@ TASK_SOURCES = {
     "canvas": TaskSource(lambda folder, per_class, seed, concepts: canvas_tasks(per_class, seed), in_folder=False),
     "celeba": TaskSource(lambda folder, per_class, seed, concepts: [celeba_task(folder, concepts)]),
     "imagenet": TaskSource(lambda folder, per_class, seed, concepts: [imagenet_task(folder)]),
+    "classes": TaskSource(lambda folder, per_class, seed, concepts: [classes_task(folder)]),
 }
 
 
@@ -130,12 +140,14 @@ def task_source(name: str) -> TaskSource:
     found = TASK_SOURCES.get(kind)
     if found is None or found.in_folder != bool(folder):
         *known, last = (f"{each}:FOLDER" if source.in_folder else each for each, source in TASK_SOURCES.items())
-        raise ConfigError(f"unknown task {name!r}: write {', '.join(known)} or {last}")
+        raise ConfigError(f"unknown task {titled(name)}: write {', '.join(known)} or {last}")
     return found
 
 
 def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequence[str] = ()) -> list[ZeroShot]:
-    """Open tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``. With images of their ``concepts``.
+    """Open tasks by name: ``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``, ``classes:FOLDER``.
+
+    With images of their ``concepts``.
 
     Raises `ConfigError` for an unknown name and for two names that give the same task, as results are kept by task.
     """
@@ -144,7 +156,10 @@ def open_tasks(names: Sequence[str], per_class: int, seed: int, concepts: Sequen
     for name in names:
         for task in task_source(name).open(name.partition(":")[2], per_class, seed, concepts):
             if task.name in tasks:
-                raise ConfigError(f"{given[task.name]!r} and {name!r} both give the task {task.name!r}: name only one")
+                raise ConfigError(
+                    f"{quoted(given[task.name])} and {titled(name)} both give the task {titled(task.name)}: "
+                    "name only one"
+                )
             tasks[task.name], given[task.name] = task, name
     if not tasks:
         raise DataError("no task is named, so forgetting cannot be measured: name at least one")
@@ -163,7 +178,7 @@ def report_tasks(
 ) -> list[ZeroShot]:
     """Open tasks as `open_tasks` does, with the rendered images of all ``seeds``, which no method's search used.
 
-    Images of CelebA and ImageNet are the same for all seeds."""
+    Images of a folder are the same for all seeds."""
     first, *others = (seed * 10 + REPORT_SEED for seed in seeds)
     tasks = open_tasks(names, per_class, first, concepts)
     rendered = [name for name in names if not task_source(name).in_folder]
@@ -193,7 +208,8 @@ def target_of(concept: str, tasks: Sequence[ZeroShot]) -> Target:
             return Target(concept, task, label)
     known = ", ".join(f"{task.name} ({len(task.classes)})" for task in tasks)
     raise ConfigError(
-        f"{concept!r} has images in none of the tasks ({known}), so forgetting cannot be measured: add a task with some"
+        f"{quoted(concept)} has images in none of the tasks ({known}), so forgetting cannot be measured: add a "
+        "task with some"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 
 from PIL import Image
 
-from mu.core.errors import DataError
+from mu.core.errors import DataError, titled
 from mu.core.images import rgb
 
 PIXEL_ART = 128
@@ -60,7 +60,9 @@ def inside(folder: Path, name: str) -> Path:
     except (ValueError, OSError, RuntimeError):
         safe = False
     if not safe:
-        raise DataError(f"the path {name!r} leaves the run folder {folder}: give paths relative to it, without '..'")
+        raise DataError(
+            f"the path {titled(name)} leaves the run folder {folder}: give paths relative to it, without '..'"
+        )
     return path
 
 

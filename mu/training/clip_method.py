@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mu.core import compute, loop
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, titled
 from mu.core.run import RunDirectory
 from mu.data.clip_sets import forget_pairs, retain_pairs
 from mu.data.pairs import Captioned
@@ -89,7 +89,7 @@ class ClipErasure(Erasure):
         if self.model is None:
             self.model = load(self.config.model, device=self.config.devices)
         if not isinstance(self.model, ClipModel):
-            raise ConfigError(f"{self.name} trains both towers of a CLIP, and {self.model.name!r} is not a CLIP")
+            raise ConfigError(f"{self.name} trains both towers of a CLIP, and {titled(self.model.name)} is not a CLIP")
         self.model.check_concepts(self.concepts())
         return self.model
 

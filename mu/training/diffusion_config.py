@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Devices, Templates, filled
+from mu.core.errors import quoted
 from mu.models.load_options import LoadingConfig
 
 Counting = Literal["updates", "index"]
@@ -90,7 +91,8 @@ class AnchoredConfig(ErasureConfig):
         for concept, anchor in zip(self.concepts, self._each(), strict=True):
             if concept.same(anchor):
                 raise ValueError(
-                    f"the anchor of {concept!r} is the concept itself and would erase nothing: name another anchor"
+                    f"the anchor of {quoted(concept)} is the concept itself and would erase nothing: name "
+                    "another anchor"
                 )
         return self
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mu.core import compute, loop
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, titled
 from mu.core.run import RunDirectory
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
@@ -37,7 +37,9 @@ class WeightErasure(Erasure):
                 config.model, device=config.devices, precision=config.train.precision, **config.loading.model_dump()
             )
         elif not isinstance(self.model, DiffusionModel):
-            raise ConfigError(f"{self.name} edits diffusion models, and {self.model.name!r} is not a diffusion model")
+            raise ConfigError(
+                f"{self.name} edits diffusion models, and {titled(self.model.name)} is not a diffusion model"
+            )
         else:
             config.loading.check(self.model)
             set_, train_set = config.model_fields_set, config.train.model_fields_set
@@ -84,7 +86,9 @@ def check_placed(model: DiffusionModel, devices: str | None, precision: str | No
     """
     if precision is not None and compute.precision(precision) != model.precision:
         loaded = str(model.precision).removeprefix("torch.")
-        raise ConfigError(f"train.precision is {precision}, but {model.name!r} was loaded in {loaded}: leave one out")
+        raise ConfigError(
+            f"train.precision is {precision}, but {titled(model.name)} was loaded in {loaded}: leave one out"
+        )
     if devices not in (None, "", "auto"):
         device = compute.pick_device(devices)
         if (device.type, device.index or 0) != (model.device.type, model.device.index or 0):

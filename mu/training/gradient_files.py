@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mu.core.concept import folded
 from mu.core.documents import parse_json
-from mu.core.errors import DataError, EditError, OutputError
+from mu.core.errors import DataError, EditError, OutputError, quoted, titled
 from mu.core.files import check_writing
 from mu.core.records import wrong
 from mu.core.run import versions
@@ -134,7 +134,9 @@ def open_gradients(path: Path | str) -> tuple[GradientInfo | None, dict[str, Ten
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} has no valid gradient metadata ({error}): make it again with mu gradients") from None
     if info.sign != "+grad":
-        raise DataError(f"{path} has sign {info.sign!r}, but mu reads only '+grad': make it again with mu gradients")
+        raise DataError(
+            f"{path} has sign {quoted(info.sign)}, but mu reads only '+grad': make it again with mu gradients"
+        )
     return info, tensors
 
 
@@ -167,17 +169,18 @@ def read_gradients(
             parameter = find_parameter(model, name)
         except EditError:
             raise DataError(
-                f"{path} holds a gradient of {name}, which {model.name!r} lacks: use a file made for this model"
+                f"{path} holds a gradient of {name}, which {titled(model.name)} lacks: use a file made for this model"
             ) from None
         if parameter.shape != tensors[name].shape:
             shapes = tuple(tensors[name].shape), tuple(parameter.shape)
             raise DataError(
-                f"{name} is {shapes[0]} in {path} and {shapes[1]} in {model.name!r}: use a file made for this model"
+                f"{name} is {shapes[0]} in {path} and {shapes[1]} in {titled(model.name)}: use a file made for "
+                "this model"
             )
         found[name] = tensors[name].float().to(parameter.device)
     if info and not is_base(model, list(tensors), info.fingerprint):
         raise DataError(
-            f"{path} was made on other weights ({info.model!r}) than those of {model.name!r}: make it "
+            f"{path} was made on other weights ({titled(info.model)}) than those of {titled(model.name)}: make it "
             "again with mu gradients"
         )
     if lost := [name for name in names if name not in found]:
@@ -196,6 +199,6 @@ def _agree(path: Path | str, info: GradientInfo, sign: Sign | None, wanted: Mapp
         if not same:
             what = fact.replace("_", " ")
             raise DataError(
-                f"{path} was made with {what} {known!r}, but the settings say {value!r}: give another file "
+                f"{path} was made with {what} {quoted(known)}, but the settings say {quoted(value)}: give another file "
                 "or change them"
             )

@@ -107,6 +107,21 @@ def test_model_evaluations_of_a_step(tiny: DiffusionModel) -> None:
     assert ks == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("k", [0, 1, 9])
+def test_the_released_sampler_starts_below_its_first_level(k: int, tiny: DiffusionModel) -> None:
+    """At K = 50 at 961, and the UNet is told 39 .. 58 above the level of the latents, which end at 1 for k = 0 too."""
+    K = 10
+    esd, seen = method(tiny, denoising_steps=K, sampler="released"), list[int]()
+    handle = tiny.unet.register_forward_pre_hook(lambda _, args: seen.append(int(args[1])))
+    _, told, n = esd.partly_denoised(esd.encoded[0], k, torch.Generator().manual_seed(0))
+    handle.remove()
+    levels = [1 + 100 * j for j in reversed(range(K))]
+    assert seen == levels[1 : 1 + n] and n == K - max(k, 1)
+    assert 100 * k <= int(told) < 100 * (k + 1)
+    esd.config.denoising_steps, seen[:] = 50, []
+    assert esd.scheduler().timesteps[:2].tolist() == [981, 961]
+
+
 def test_the_two_variants_share_no_parameter_and_leave_none(tiny: DiffusionModel) -> None:
     x, u = (set(method(tiny, variant=variant).parameters(tiny)) for variant in ("esd-x", "esd-u"))
     assert all(".attn2." in name for name in x)
@@ -127,6 +142,7 @@ def released(variant: str, place: str, matrix: bool) -> bool:
         "xlayer": "attn2" in place and ("output_blocks.6." in place or "output_blocks.8." in place),
         "selflayer": "attn1" in place and ("input_blocks.4." in place or "input_blocks.7." in place),
         "esd-all": matrix,
+        "esd-u-2025": matrix and "attn2" not in place,
         "esd-x-strict": matrix and key,
     }
     return chosen[variant]
@@ -144,7 +160,8 @@ def deep() -> DiffusionModel:
 
 
 @pytest.mark.parametrize(
-    "variant", ["xattn", "noxattn", "selfattn", "full", "notime", "xlayer", "selflayer", "esd-all", "esd-x-strict"]
+    "variant",
+    ["xattn", "noxattn", "selfattn", "full", "notime", "xlayer", "selflayer", "esd-all", "esd-x-strict", "esd-u-2025"],
 )
 def test_released_names_train_what_the_released_programs_train(variant: str, deep: DiffusionModel) -> None:
     places = component_names("sd1", "unet", dict(deep.unet.config))

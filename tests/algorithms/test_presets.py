@@ -111,12 +111,10 @@ def test_slug_leaves_out_there_what_it_leaves_out_everywhere(preset: str) -> Non
 # -- names
 # ---------------------------------------------------------------------------------------------------------------
 
-WORDS = {"styles", "objects", "nudity", "canvas", "clip", "vlm", "stable", "diffusion", "llava"} | {
-    "released",
-    "comparison",
-    "2025",
-}
-"""What a preset is for: kinds of concepts, kinds of models, a released program, and the year of its second release."""
+WORDS = set(
+    "styles objects nudity canvas clip vlm stable diffusion llava released comparison 2025 preconditioned".split()
+)
+"""What a preset is for: kinds of concepts and models, a released program, the year of its second release, an option."""
 FORMER = [(name, old) for name in ALGORITHMS for old in method(name).presets.former]
 
 
@@ -150,3 +148,25 @@ def test_what_is_known_of_a_method_is_what_its_mathematics_uses(name: str) -> No
     for attribute in ("name", "config_class", "presets", "default_preset", "home"):
         assert getattr(found, attribute) is getattr(known, attribute)
     assert known.__module__.split(".")[-1] == "configs" and known.summary().endswith(".")
+
+
+RELEASED = [
+    (name, preset)
+    for name in ("spm", "esd", "uce", "ca", "fmn", "sepce", "cie")
+    for preset in method(name).presets
+    if preset in ("released", "released-2025")
+]
+
+
+@pytest.mark.parametrize(("name", "preset"), RELEASED)
+def test_a_released_program_s_preset_serves_an_embedded_model(name: str, preset: str, tiny: Any) -> None:
+    """Any model, not only the one that the program was written for."""
+    config = method(name).for_concepts(["neon"], None, preset)
+    quick: dict[str, Any] = {"train": {"iterations": 1}, "images": {"count": 2, "steps": 1}, "data": {"steps": 1}}
+    if name == "spm":
+        quick = {"train": {"iterations": 1, "max_denoising_steps": 2, "optimizer_type": "AdamW"}}
+    changes: dict[str, Any] = {key: value for key, value in quick.items() if name != "uce" and hasattr(config, key)}
+    if name == "esd":
+        changes["denoising_steps"] = 5
+    edit: Any = algorithm(name)(config.merged(changes), model=tiny).find_edit()
+    assert any(tensor.any() for tensor in edit.tensors().values()) and edit.info.concepts == ("neon",)

@@ -38,6 +38,7 @@ from mu.algorithms.separable_concept_erasure.model import (
     also_protecting,
     eliminated,
     room_for,
+    sparing,
     text_layers,
     token_rows,
 )
@@ -48,6 +49,7 @@ from mu.edits.edit import EditInfo, shifted
 from mu.edits.files import open_edit
 from mu.edits.low_rank import LowRankEdit
 from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import find_parameter
 
 FAST: dict[str, Any] = {"train": {"iterations": 3, "lr": 1e-2, "stop": "steps"}, "data": {"images": 4, "steps": 2}}
 THREE = ["star", "heart", "moon"]
@@ -422,6 +424,58 @@ def test_a_shift_is_mended_as_often_as_concepts_come(tiny: DiffusionModel) -> No
         assert set(edit.info.protects) == {"", "moon", "heart", "ring"} - {*["heart", "ring"][count:]}
 
 
+def test_sentences_are_moved_less_the_more_they_weigh(tiny: DiffusionModel) -> None:
+    """The term of the loss is its definition, has the weight of the settings, and trains the delta away from them."""
+    config = settings(concepts=["neon"], protect={"sentences": 2.0})
+    method = SeparableConceptErasureAlgorithm(config, model=tiny)
+    method.restorable = ["fish"]
+    data = method._begin()
+    sentences = data.sentences("neon")
+    assert "a picture of fish" in sentences and not any("neon" in text for text in sentences)
+    room, draw = method.room(data, "neon"), torch.Generator().manual_seed(5)
+    shift = SeparableShift(tiny, room, EditInfo("test", ("neon",)), sentences)
+    assert shift.moved() == 0
+    for weight in shift.weights:
+        weight.data = torch.randn(weight.shape, generator=draw) * 0.05
+    rows = token_rows(tiny, sentences)
+    shares = [
+        float(
+            (rows @ D.detach().double().T).square().sum()
+            / (rows @ find_parameter(tiny, name).double().T).square().sum()
+        )
+        for name, D in shift.edit.deltas()
+    ]
+    moved = shift.moved()
+    assert float(moved) == pytest.approx(sum(shares) / len(shares), rel=1e-3)
+    trainer = SeparableConceptErasureTrainer(config, tiny, data, shift, ["neon"], anchor_moves=False)
+    with shift.installed():
+        losses = trainer.step(0)
+    rest = losses["correlation"] + config.train.regulariser * losses["norm"]
+    assert float(losses["loss"]) == pytest.approx(float(rest + 2 * losses["sentences"]), rel=1e-5)
+    assert SeparableShift(tiny, room, EditInfo("test", ("neon",))).moved() is None  # without sentences no such term
+
+
+def test_sparing_moves_sentences_less_and_its_own_prompts_nearly_as_before(
+    tiny: DiffusionModel, three: list[LowRankEdit]
+) -> None:
+    edit, own = three[0], [three[0].info.concepts[0]]
+    sentences = ["a boat on a lake", "two chairs in the garden", "an old map"]
+
+    def size(of: LowRankEdit, prompts: list[str]) -> float:
+        rows = token_rows(tiny, prompts)
+        return sum(float((rows @ D.double().T).square().sum()) for _, D in of.deltas()) ** 0.5
+
+    before, same = (size(edit, texts) for texts in (sentences, own))
+    last = before
+    for weight in (0.1, 1.0, 10.0):
+        spared = sparing(edit, tiny, own, sentences, weight)
+        assert size(spared, sentences) < last
+        last = size(spared, sentences)
+        assert size(spared, list(edit.info.protects)) <= 1e-4 * same  # what is exact stays exact
+    slight = sparing(edit, tiny, own, sentences, 1e-9)
+    assert size(slight, own) == pytest.approx(same, rel=1e-3) and last < before / 2
+
+
 def test_the_leak_is_told(tiny: DiffusionModel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="mu"):
         find(tiny, settings())
@@ -490,6 +544,17 @@ def test_a_step_is_the_papers(tiny: DiffusionModel, kind: str) -> None:
     assert float(L_cor) != pytest.approx(float((r_0 * r_0).mean()), rel=1e-2)  # the shift does something
     attention = [name for name, _ in tiny.unet.named_parameters() if ".attn2." in name]
     assert len(deltas) == (len(attention) if kind == "cie" else len(text_layers(tiny)))
+
+
+@pytest.mark.parametrize("name", ["cie", "sepce"])
+def test_the_norm_is_logged_as_it_is_without_a_regulariser_too(name: str, tiny: DiffusionModel) -> None:
+    chosen, rows = algorithm(name), list[dict[str, Any]]()
+    short = {"concepts": ["star"], "data": {"images": 2, "steps": 1}, "train": {"iterations": 2, "regulariser": 0.0}}
+    edit: Any = chosen(short, model=tiny).find_edit(log=rows.append)  # type: ignore[arg-type]
+    first, second = (row["norm"] for row in rows)
+    assert first == 0, "no delta yet"
+    assert 0 < second < edit.info.found["norm"]
+    assert all(row["loss"] == row["correlation"] for row in rows), "control: it is not in the loss"
 
 
 def test_the_first_step_and_its_gradient(tiny: DiffusionModel) -> None:
@@ -764,7 +829,7 @@ def test_presets_are_the_published_ones() -> None:
     assert SeparableConceptErasureAlgorithm.for_concepts(["x"], "some/model").train.lr == 0.1
     chosen = SeparableConceptErasureAlgorithm.for_concepts(["a star"], "canvas")
     assert (chosen.model, chosen.concepts, chosen.train.batch_size) == ("canvas", ["a star"], 4)
-    assert len({id(SeparableConceptErasureMethod.presets[name]) for name in SeparableConceptErasureMethod.presets}) == 4
+    assert len({id(SeparableConceptErasureMethod.presets[name]) for name in SeparableConceptErasureMethod.presets}) == 5
     with pytest.raises(ConfigError, match="'styles'"):
         ConceptIrrelevantErasureAlgorithm.for_concepts(["x"], preset="styl")
 

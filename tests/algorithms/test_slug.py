@@ -321,6 +321,31 @@ def test_what_the_model_does_not_read_is_no_candidate(clip: ClipModel, tiny_xl: 
         candidates(tiny_xl, clip, "language", EXCLUDE)
 
 
+def test_the_compat_presets_take_what_the_released_programs_took(clip: ClipModel) -> None:
+    """Of a vision front in two blocks: the deepest with its siblings and no norm, or the fused tensor of open_clip."""
+
+    def directions(preset: str, **overrides: Any) -> dict[str, Any]:
+        presets = SingleLayerUnlearningGradientAlgorithm.presets
+        settings = {"model": "canvas-clip", "clip": None, "data": {"forget": "canvas", "retain": "canvas"}}
+        small = {"data": {"n_forget": 20, "n_retain": 20, "tasks": ["canvas"], "per_class": 1}, "concepts": ["star"]}
+        work = SingleLayerUnlearningGradientAlgorithm(presets[preset].merged(settings, small, overrides), model=clip)
+        work.load_model()
+        data = SingleLayerUnlearningGradientDataHandler(work.config)
+        ((scores, found),) = work._scored(data, data.targets()[0], work._candidates())
+        assert set(found) <= set(scores)
+        return found
+
+    hugging_face = directions("llava-released")
+    (name,) = hugging_face
+    block = name.split(".layers.")[1].split(".")[0]
+    assert block != "0" and {each.split(".layers.")[1].split(".")[0] for each in hugging_face[name]} == {block}
+    assert not any("norm" in each for each in hugging_face)
+    usual = directions("llava")
+    assert len(usual) > 1 and all(list(moved) == [name] for name, moved in usual.items()), "control"
+    fused = [name for name in directions("clip-released") if "self_attn" in name]
+    assert fused and all("in_proj" in name or "out_proj" in name for name in fused)
+
+
 # -- search ------------------------------------------------------------------------------------------------------------
 
 

@@ -198,7 +198,9 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
     ("slug", {"gradients": {"compat": ["batch_mean"], "chunk": 2}}, "gradients.chunk"),
     ("slug", {"data": {"per_class": 2}}, "data.per_class"),
     ("ca", {"concepts": ["dog"], "images": {"sources": {"dog": "dogs"}, "steps": 5}}, "images.steps"),
+    ("ca", {"target": "noise", "anchor_weight": 0.0, "anchors": ["art"]}, "anchors"),
     ("fmn", {"objective": "attention", "anchors": ["art"]}, "anchors"),
+    ("fmn", {"words": "concept-and-end"}, "words"),
 ]
 
 
@@ -218,11 +220,63 @@ def test_what_other_settings_leave_without_effect_is_told(name: str, values: dic
         ("slug", {"search": {"rho_max": 2.0, "on": "model", "images": {"steps": 5}}, "layers": {"max_front": 2}}),
         ("slug", {"gradients": {"compat": ["batch_mean"], "precondition": 0.3, "chunk": 2}, "data.tasks": ["canvas"]}),
         ("ca", {"concepts": ["dog", "cat"], "images": {"sources": {"dog": "dogs"}, "steps": 5}}),
+        ("ca", {"target": "noise", "anchor_weight": 0.0, "anchors": ["art"], "noised": "anchors"}),
         ("fmn", {"anchors": ["art"]}),
+        ("fmn", {"objective": "attention", "words": "concept-and-end"}),
     ],
 )
 def test_control_what_has_an_effect_is_not_told(name: str, values: dict[str, Any]) -> None:
     assert algorithm(name).config_class.parse({}, values).notes() == []
+
+
+SHORT = {"train.iterations": 1, "train.lr": 0.01}
+GUIDED = SHORT | {"denoising_steps": 2}
+IMAGES = SHORT | {"images.steps": 1, "images.count": 1, "anchors": ["moon"]}
+RELEASED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("esd", GUIDED, {"sampler": "model"}),
+    ("esd", GUIDED, {"train.counting": "index"}),
+    ("esd", GUIDED, {"train.weight_decay": 0.5}),
+    ("esd", GUIDED, {"train.max_grad_norm": 1e-9}),
+    ("ca", IMAGES | {"train.iterations": 2}, {"target": "current"}),
+    ("ca", IMAGES, {"parameters": "keys-and-values"}),
+    ("ca", IMAGES, {"target": "noise"}),
+    ("ca", IMAGES, {"noised": "anchors"}),
+    ("ca", IMAGES, {"wording": "style"}),
+    ("ca", IMAGES, {"start_token": "detached"}),
+    ("ca", IMAGES, {"prior_weight": 1.0}),
+    ("ca", IMAGES, {"train.batch_size": 2}),
+    ("ca", IMAGES | {"target": "noise", "anchor_weight": 0.0, "noised": "anchors"}, {"anchors": ["photo"]}),
+    ("fmn", IMAGES | {"objective": "attention"}, {"objective": "attention-norm"}),
+    ("fmn", IMAGES | {"objective": "attention"}, {"words": "concept-and-end"}),
+    ("fmn", IMAGES, {"parameters": "unet"}),
+]
+
+
+@cache
+def edit_of(name: str, settings: frozenset[tuple[str, str]], model: Any) -> dict[str, Any]:
+    """The tensors of an edit by ``settings``, each value as its repr."""
+    values = {key: ast.literal_eval(value) for key, value in settings} | {"concepts": ["neon"]}
+    chosen = algorithm(name)
+    edit: Any = chosen(chosen.config_class.parse({}, values), model=model).find_edit()
+    return edit.tensors()
+
+
+@pytest.mark.parametrize(("name", "plain", "changed"), RELEASED)
+def test_what_released_programs_do_otherwise_changes_the_edit(
+    name: str, plain: dict[str, Any], changed: dict[str, Any], tiny: Any
+) -> None:
+    def found(values: dict[str, Any]) -> dict[str, Any]:
+        return edit_of(name, frozenset((key, repr(value)) for key, value in values.items()), tiny)
+
+    before, after = found(plain), found(plain | changed)
+    assert before.keys() != after.keys() or any(not before[k].equal(after[k]) for k in before)
+
+
+@pytest.mark.parametrize("name", ["esd", "ca"])
+def test_control_the_same_settings_give_the_same_edit(name: str, tiny: Any) -> None:
+    settings = frozenset((key, repr(value)) for key, value in next(p for n, p, _ in RELEASED if n == name).items())
+    before, after = edit_of(name, settings, tiny), edit_of.__wrapped__(name, settings, tiny)
+    assert before is not after and all(before[k].equal(after[k]) for k in before)
 
 
 # -- where it is told -------------------------------------------------------------------------------------------------

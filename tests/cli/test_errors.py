@@ -107,6 +107,14 @@ BAD_INPUT = {
         "--forget and --set data.forget='y'",
     ),
     "a setting twice": ("erase spm --concept x --set seed=1 --set seed=2", "'seed' twice"),
+    "a last seed that is too high": (
+        "generate --prompt x --model {tiny} --seed 18446744073709551615 --n 2 --out {tmp}/p",
+        "seed 18446744073709551615 ",
+    ),
+    "a last seed of a forget set that is too high": (
+        "data forget-set --name x --model {tiny} --seed 18446744073709551600 --n-imgs 17 --out {tmp}/p",
+        "--seed 18446744073709551600 ",
+    ),
     "unknown verb": ("eras spm", "'eras'"),
     "unknown option": ("--loud", "--loud"),
 }

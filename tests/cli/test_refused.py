@@ -36,6 +36,8 @@ REFUSED = {
     "bank restore without a bank": "bank restore x --bank {tmp}/a/bank",
     "bank add into a file": "bank add {run} --model {tiny} --bank {tmp}/file",
     "generate without its model": "generate --prompt x --model {tmp}/none --out {tmp}/a/b",
+    "generate where its list is a folder": "generate --prompt x --model {tiny} --steps 1 --out {tmp}/taken",
+    "erase where its log is a folder": "erase spm --concept x --preset canvas --model {tiny} --out {tmp}/logged",
     "evaluate what is empty": "evaluate {tmp}/empty",
     "evaluate what is a pipe": "evaluate {tmp}/piped",
     "evaluate on another kind": f"evaluate {{run}} --model {OTHER_KIND}",
@@ -51,6 +53,8 @@ def test_what_is_refused_leaves_everything_as_it_was(
     (tmp_path / "file").write_text("kept")
     (tmp_path / "empty").mkdir()
     (tmp_path / "piped").mkdir()
+    (tmp_path / "taken" / "prompts.json").mkdir(parents=True)
+    (tmp_path / "logged" / "metrics.jsonl").mkdir(parents=True)
     os.mkfifo(tmp_path / "piped" / "edit.safetensors")
     run = shutil.copytree(finished, tmp_path / "run")
     before = tree(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mu.core.compute import generator, pick_device, precision
+from mu.core.compute import full, generator, pick_device, precision
 from mu.core.errors import ConfigError
 
 
@@ -33,3 +33,12 @@ def test_no_device_at_all() -> None:
 def test_generators_are_seeded() -> None:
     assert torch.equal(torch.rand(3, generator=generator(1)), torch.rand(3, generator=generator(1)))
     assert not torch.equal(torch.rand(3, generator=generator(1)), torch.rand(3, generator=generator(2)))
+
+
+def test_full_keeps_float64_and_widens_what_is_coarser() -> None:
+    exact = torch.tensor([1 / 3], dtype=torch.float64)
+    assert full(exact) is exact
+    for coarse in (torch.float16, torch.bfloat16, torch.float32):
+        found = full(exact.to(coarse))
+        assert found.dtype == torch.float32 and torch.equal(found, exact.to(coarse).float())
+    assert not torch.equal(full(exact.half()).double(), exact)  # control

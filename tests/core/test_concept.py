@@ -98,10 +98,12 @@ class Settings(BaseConfig):
 def test_settings_hold_concepts_and_are_written_as_text(tmp_path: Path):
     (tmp_path / "c.yaml").write_text("concepts: [' Pop  Art', 1984, pop_art]\n")
     config = Settings.load(tmp_path / "c.yaml")
+    (tmp_path / "no.yaml").write_text("concepts: [no]\n")
+    assert Settings.load(tmp_path / "no.yaml").concepts == ["no"]
     assert config.concepts == ["Pop Art", "1984"] and all(isinstance(each, Concept) for each in config.concepts)
     assert config.to_yaml(comments=False) == "concepts:\n- Pop Art\n- '1984'\n"
     assert {type(each) for each in config.model_dump()["concepts"]} == {str}
-    for wrong in ("[' ']", "['a, b']", "[no]", "[[a]]"):
+    for wrong in ("[' ']", "['a, b']", "[~]", "[[a]]"):
         (tmp_path / "c.yaml").write_text(f"concepts: {wrong}\n")
         with pytest.raises(DataError, match="concept"):
             Settings.load(tmp_path / "c.yaml")

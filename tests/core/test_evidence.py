@@ -14,6 +14,7 @@ from mu.core.evidence import (
     INTACT,
     UNKNOWN,
     changed_images,
+    describe,
     findings,
     note_files,
     note_scores,
@@ -96,6 +97,14 @@ def edit_settings(run):
     run.config.write_text("concepts: [star]\n")
 
 
+def edit_environment(key, value):
+    def edit(run):
+        content = json.loads(run.environment.read_text())
+        run.environment.write_text(json.dumps({**content, key: value}))
+
+    return edit
+
+
 def rename_concept(run):
     run.describe({"concepts": ["Van Gogh"]})
 
@@ -130,6 +139,11 @@ def remove(name):
         (add_image, {"before/"}),
         (edit_settings, {"config.yaml"}),
         (rename_concept, {"environment.json"}),
+        (edit_environment("seconds", 1.0), {"environment.json"}),
+        (edit_environment("platform", "another machine"), {"environment.json"}),
+        (edit_environment("citation", "@article{mine}"), {"environment.json"}),
+        (edit_environment("anything", "else"), {"environment.json"}),
+        (remove("environment.json"), {"environment.json"}),
         (swap_prompts, {"prompts.json"}),
         (remove("edit.safetensors"), {"edit.safetensors", "scores of canvas"}),
         (remove("config.yaml"), {"config.yaml"}),
@@ -145,13 +159,30 @@ def test_every_change_is_found_and_nothing_else(run, change, parts):
     assert changed(run) == parts
 
 
+def test_further_facts_do_not_bless_an_edited_environment(run):
+    edit_environment("seconds", 1.0)(run)
+    describe(run, {"mended": {"star": 0.5}})
+    assert changed(run) == {"environment.json"}
+
+
+def test_a_run_whose_environment_was_not_noted_as_a_whole_is_known_by_its_names(run):
+    content = json.loads(run.evidence.read_text())
+    del content["found"]["environment"]
+    run.evidence.write_text(json.dumps(content))
+    edit_environment("seconds", 1.0)(run)
+    assert not changed(run)
+    rename_concept(run)
+    assert changed(run) == {"environment.json"}  # control
+
+
 def test_the_layout_of_the_scores_file_is_no_change(run):
     run.scores.write_text(json.dumps(json.loads(run.scores.read_text())))
     assert not changed(run)
 
 
 def test_further_facts_and_further_answers_are_no_change(run):
-    run.describe({"seconds": 3.5})
+    describe(run, {"seconds": 3.5})
+    assert run.origin().seconds == 3.5
     (run.answers / "edited" / "1_0.png").write_bytes(b"of a measurement that was interrupted")
     assert not changed(run)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from mu.core.errors import LONGEST, DataError, one_line
+import mu
+from mu.algorithms import method
+from mu.core.compute import precision
+from mu.core.errors import LONGEST, ConfigError, DataError, one_line, quoted, titled
 from mu.core.program import guarded
+from mu.core.tracking import tracker
 
 
 @pytest.mark.parametrize(
@@ -78,3 +84,27 @@ def test_control_a_defect_keeps_its_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         guarded(work)
+
+
+def test_no_message_shows_a_text_as_python_does() -> None:
+    """`repr` takes joiners and blanks of other scripts apart, and knows no end; `quoted` and `titled` do neither."""
+    package = Path(mu.__file__).parent
+    found = [
+        f"{file.relative_to(package)}:{value.lineno}"
+        for file in sorted(package.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise | ast.Assign | ast.Return | ast.Expr) and "AttributeError" not in ast.dump(node)
+        for value in ast.walk(node)
+        if isinstance(value, ast.FormattedValue) and value.conversion == ord("r")
+    ]
+    assert not found
+    (control,) = (v for v in ast.walk(ast.parse('f"{x!r}"')) if isinstance(v, ast.FormattedValue))
+    assert control.conversion == ord("r")
+
+
+@pytest.mark.parametrize("text", ["می\u200cخواهم", "\U0001f469\u200d\U0001f467", "plain"])
+def test_a_text_that_a_user_typed_is_shown_as_it_is(text: str) -> None:
+    for look_up in (method, tracker, precision):
+        with pytest.raises(ConfigError, match=f"'{text}'"):
+            look_up(text)
+    assert r"\u202e" in quoted("a\u202eb") and titled("x" * 400).count("x") < 310, "control"

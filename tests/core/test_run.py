@@ -281,6 +281,19 @@ def test_overwriting_removes_what_an_earlier_run_made_and_nothing_else(tmp_path:
     assert left == {*OWN, "config.yaml", "environment.json"}
 
 
+@pytest.mark.parametrize("name", ["prompts.json", "report.html", "log.txt", "scores.json", "before", "answers"])
+def test_a_place_that_cannot_be_written_is_told_before_any_work(name: str, tmp_path: Path) -> None:
+    """A folder where a file will be written, and a file where images will."""
+    run = RunDirectory(tmp_path / "run")
+    run.folder.mkdir()
+    (run.folder / name).mkdir() if "." in name else (run.folder / name).write_text("mine")
+    with pytest.raises(OutputError, match=name):
+        run.begin("a: 1\n", {})
+    assert [path.name for path in run.folder.iterdir()] == [name]
+    (run.folder / name).rmdir() if "." in name else (run.folder / name).unlink()
+    run.begin("a: 1\n", {})  # control
+
+
 def test_overwriting_leaves_linked_images_alone(tmp_path: Path) -> None:
     run, elsewhere = RunDirectory(tmp_path / "run"), tmp_path / "elsewhere"
     elsewhere.mkdir()

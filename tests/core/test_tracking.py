@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig
 from mu.core.run import RunDirectory
 from mu.core.tracking import Tracking, tracked
 
@@ -95,10 +96,32 @@ def test_nobody_comes_who_was_not_asked(
     netrc = tmp_path / ".netrc"
     netrc.write_text("machine api.wandb.ai login user password key\n")
     assert recorded(tmp_path / "readable", tracking)[:3] == ROWS
+    netrc.write_bytes(b"machine caf\xe9 login user password \x81\n")  # no UTF-8
+    assert recorded(tmp_path / "latin 1", tracking)[:3] == ROWS
     netrc.unlink()
     netrc.mkdir()  # reading it fails for anybody
     assert recorded(tmp_path / "unreadable", tracking)[:3] == ROWS
     assert "how" not in wandb
+
+
+@pytest.mark.parametrize("content", [None, b"machine caf\xe9 login \x81\n"])
+def test_a_login_that_cannot_be_read_stops_no_search(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a W&B that reads it on its import: it is not imported, or, where it was asked for, only told to have failed."""
+    netrc, home = tmp_path / ".netrc", tmp_path / "packages"
+    netrc.mkdir() if content is None else netrc.write_bytes(content)
+    home.mkdir()
+    (home / "wandb.py").write_text(f"from pathlib import Path\nPath({str(netrc)!r}).read_text(encoding='utf-8')\n")
+    monkeypatch.syspath_prepend(str(home))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    named = SemipermeableMembraneConfig.parse({"wandb_project": "mine", "wandb_run": "neon"}).old.tracking()
+    assert named.kind is None and recorded(tmp_path / "named", named)[:3] == ROWS and not caplog.records
+    assert recorded(tmp_path / "asked", WANDB)[:3] == ROWS
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "W&B failed" in caplog.text  # control
 
 
 @pytest.mark.parametrize(("broken", "asked"), [("log", ROWS[:1]), ("finish", [*ROWS, ROWS[-1], "finished"])])

@@ -221,7 +221,7 @@ def test_captions_in_json_and_dotted_names_are_found(tmp_path: Path, tar, encode
     [
         ("dots", r"Elon_Musk\.tar: no captions.* end in \.input\.jpg, \.outputs\.txt: a caption is KEY\.txt"),
         ("silent", r"no captions.* end in \.jpg, \.json"),
-        ("packed", r"packed\.tar: it is a compressed tar \(gzip\): unpack it first"),
+        ("packed", r"packed\.tar: cut short"),
         ("others", r"of 1 captions 0 match"),
     ],
 )
@@ -234,7 +234,7 @@ def test_where_no_caption_is_found_the_reason_is_told(tmp_path: Path, tar, encod
     }
     shard = tar(tmp_path / f"{name}.tar", content[name])
     if name == "packed":
-        shard.write_bytes(gzip.compress(shard.read_bytes()))
+        shard.write_bytes(gzip.compress(shard.read_bytes())[:40])
     with pytest.raises(DataError, match=said):
         make_forget_set("Elon Musk", shard, tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))

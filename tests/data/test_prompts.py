@@ -71,6 +71,26 @@ def test_text_has_one_prompt_a_line(tmp_path: Path):
     assert rows == [PromptRow('a star, "quoted"', 0), PromptRow("a moon", 1)]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
+def test_lines_end_as_on_any_system(end: str, name: str, tmp_path: Path):
+    """A sign that only Python takes for the end of a line is none."""
+    texts = ["a star", "a\u2028moon\x85"]
+    rows = ["prompt", *texts] if name == "p.csv" else texts
+    rows = [json.dumps(text, ensure_ascii=False) for text in rows] if name == "p.jsonl" else rows
+    found = read_prompts(write(tmp_path, "".join(f"{row}{end}" for row in rows), name))
+    assert [row.prompt.strip() for row in found] == [text.strip() for text in texts]
+
+
+def test_a_line_of_json_each_is_the_same_list(tmp_path: Path):
+    entries = ["a star", {"Sensitive Prompt": "a moon", "case_number": 9, "sd_seed": 4, "categories": ["hate", "gore"]}]
+    plain = read_prompts(write(tmp_path, json.dumps(entries[1:]), "prompts.json"))
+    lines = [json.dumps(entry) for entry in entries]
+    assert read_prompts(write(tmp_path, f"{lines[1]}\n\n", "prompts.jsonl")) == plain
+    assert plain == [PromptRow("a moon", 9, 4, categories=("hate", "gore"))]
+    assert read_prompts(write(tmp_path, lines[0], "prompts.jsonl")) == [PromptRow("a star", 0)]  # control
+
+
 def test_json_of_texts_or_objects(tmp_path: Path):
     content = [
         "a star",
@@ -106,7 +126,13 @@ def test_json_of_texts_or_objects(tmp_path: Path):
         ("p.csv", "prompt,evaluation_seed\na,1.5\n", r"\b2\b.*evaluation_seed.*'1.5'"),
         ("p.csv", "prompt,evaluation_guidance\na,nan\n", r"\b2\b.*evaluation_guidance"),
         ("p.csv", "prompt,case_number\na, with a comma,1\n", r"\b2\b.*\b3\b.*\b2\b"),
-        ("p.csv", b"prompt\ncaf\xe9\n", "UTF-8"),
+        ("p.csv", b"prompt\ncaf\xe9\n", r"p\.csv is not UTF-8 text \(line 2, byte 10\)"),
+        ("p.txt", b"a star\r\na moon\rcaf\xe9\n", r"p\.txt is not UTF-8 text \(line 3,"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', r"p\.jsonl, line 2 is not JSON"),
+        ("p.jsonl", '"a"\n\n[1]\n', "line 3 is neither a text nor an object"),
+        ("p.jsonl", '{"prompt": "a"}\n{"seed": 1}\n', "line 2 has no 'prompt'; it has: seed"),
+        ("p.jsonl", '{"prompt": "a", "sd_seed": "soon"}\n', "line 1: sd_seed is 'soon'"),
+        ("p.jsonl", "\n", r"p\.jsonl holds no prompts"),
         ("p.txt", " \n\n", r"p\.txt "),
         ("p.json", "{", "JSON"),
         ("p.json", '{"prompt": "a"}', r"p\.json .*'prompt'"),
@@ -118,7 +144,7 @@ def test_json_of_texts_or_objects(tmp_path: Path):
         ("p.json", "[" * 100_000, "nested too deep"),
         ("p.json", f'[{{"prompt": "a", "seed": {"7" * 5000}}}]', "5000 digits"),
         ("p.json", "[5]", "0.*'prompt'"),
-        ("p.xlsx", "", r"p\.xlsx.*\.csv, \.txt, \.json"),
+        ("p.xlsx", "", r"p\.xlsx.*\.csv, \.txt, \.json, \.jsonl"),
     ],
 )
 def test_a_broken_file_says_what_is_wrong_and_where(tmp_path: Path, name: str, text: str | bytes, says: str):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
+import lzma
 import os
 import random
+import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -161,14 +166,59 @@ def test_a_caption_in_json(tmp_path: Path, tar, content: str, caption: str | Non
     assert caption_in(shard.samples["b"]) == "its text"
 
 
-@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
-def test_compressed_tars_are_named(tmp_path: Path, kind: str) -> None:
-    with tarfile.open(tmp_path / f"s.tar.{kind}", f"w:{kind}"):
-        pass
-    shard = read_shard(tmp_path / f"s.tar.{kind}")
-    assert shard.samples == {} and "a compressed tar" in (shard.damage or "")
-    with pytest.raises(DataError, match=rf"no tar files, only compressed ones such as s\.tar\.{kind}: unpack"):
-        find_shards(tmp_path)
+PACKED = {".tar.gz": gzip.compress, ".TGZ": gzip.compress, ".tar.bz2": bz2.compress, ".tar.xz": lzma.compress}
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_a_compressed_tar_is_the_same_shard(tmp_path: Path, tar, ending: str) -> None:
+    """Also under a plain name, and anew once it was changed; cut short, its first samples are there."""
+    plain = tar(tmp_path / "plain.tar", {"a.txt": "one", "b.txt": "two" * 3000, "b.jpg": os.urandom(9000)})
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    packed = folder / f"00000{ending}"
+    packed.write_bytes(PACKED[ending](plain.read_bytes()))
+    assert find_shards(folder) == [packed]
+    (tmp_path / "renamed.tar").write_bytes(packed.read_bytes())
+    known = read_shard(plain)
+    for file in (packed, tmp_path / "renamed.tar"):
+        found = read_shard(file)
+        assert (found.file, found.damage) == (file, None) and found.samples.keys() == known.samples.keys()
+        assert [e.read() for e in found.samples["b"].values()] == [e.read() for e in known.samples["b"].values()]
+        assert read_shard(file).samples == found.samples, "unpacked once"
+    packed.write_bytes(PACKED[ending](tar(tmp_path / "other.tar", {"c.txt": "three"}).read_bytes()))
+    assert list(read_shard(packed).samples) == ["c"]
+    whole = (tmp_path / "renamed.tar").read_bytes()
+    packed.write_bytes(whole[: len(whole) * 2 // 3])
+    assert set(read_shard(packed).samples) <= {"a", "b"} and "cut short" in str(read_shard(packed).damage)
+    assert sorted(path.name for path in folder.iterdir()) == [packed.name]
+
+
+def test_what_cannot_be_unpacked_is_named(tmp_path: Path, tar, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)  # its import fails
+    (tmp_path / "s.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd rest")
+    assert "pip install zstandard" in str(read_shard(tmp_path / "s.tar.zst").damage)
+    (tmp_path / "s.zip").write_bytes(b"PK\x03\x04 rest")
+    assert "zip" in str(read_shard(tmp_path / "s.zip").damage)
+    whole = tar(tmp_path / "s.tar", {"a.txt": "one"}).read_bytes()
+    (tmp_path / "twice.tar.gz").write_bytes(gzip.compress(gzip.compress(whole)))
+    shard = read_shard(tmp_path / "twice.tar.gz")
+    assert shard.samples == {} and shard.damage
+    monkeypatch.setattr("mu.data.unpacked.SMALL", 2**20)
+    (tmp_path / "bomb.tgz").write_bytes(gzip.compress(bytes(2**22)))
+    assert "unpacks to more than 1048576 bytes" in str(read_shard(tmp_path / "bomb.tgz").damage)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "s.tar.lz4").touch()
+    with pytest.raises(DataError, match=r"no tar files, only archives of other kinds such as s\.tar\.lz4: unpack"):
+        find_shards(folder)
+
+
+def test_a_library_of_its_own_reads_zstandard(tmp_path: Path, tar, monkeypatch) -> None:
+    """By what the package zstandard offers: a file that is opened for its content."""
+    whole = tar(tmp_path / "s.tar", {"a.txt": "one"}).read_bytes()
+    monkeypatch.setitem(sys.modules, "zstandard", SimpleNamespace(open=lambda *_: io.BytesIO(whole)))
+    (tmp_path / "s.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd rest")
+    assert list(read_shard(tmp_path / "s.tar.zst").samples) == ["a"]
 
 
 def test_absurd_names_and_headers_are_damage_and_no_exception(tmp_path: Path, tar) -> None:
@@ -203,7 +253,7 @@ def test_pipes_and_endless_patterns_are_one_clear_error(tmp_path: Path) -> None:
 def test_garbled_and_compressed_files_are_damage_and_no_exception(tmp_path: Path, tar) -> None:
     whole = tar(tmp_path / "s.tar", {"a.txt": "one", "b.txt": "two"}).read_bytes()
     (tmp_path / "garbled.tar").write_bytes(whole[:1024] + b"\xff" * 512 + whole[1536:])
-    (tmp_path / "gz.tar").write_bytes(gzip.compress(whole))
+    (tmp_path / "gz.tar").write_bytes(gzip.compress(whole)[:30])
     (tmp_path / "page.tar").write_bytes(b"<html>404</html>" * 100)
     garbled = read_shard(tmp_path / "garbled.tar")
     assert list(garbled.samples) == ["a"] and garbled.damage

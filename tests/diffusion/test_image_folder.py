@@ -179,6 +179,16 @@ def test_an_interrupted_overwriting_leaves_no_image_of_the_old_recipe_beside_the
         assert (ours - whole).abs().max() <= 1.01 / 255  # a image made alone may differ in a last bit
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "2.png"])
+def test_a_place_that_cannot_be_written_is_told_before_the_first_image(name, tiny, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(OutputError, match=name):
+        make(tiny, tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name).rmdir()
+    assert make(tiny, tmp_path, overwrite=True) == 3  # control
+
+
 def test_the_recipe_tells_model_edits_and_how_they_pass(tiny, tiny_folder):
     def edit(size):
         return WeightEdit({"unet.conv_out.bias": torch.full((4,), size)}, EditInfo("test", ("star",)))

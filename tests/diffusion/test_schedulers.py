@@ -163,3 +163,26 @@ def test_as_many_steps_as_in_training(tiny: DiffusionModel) -> None:
     with pytest.raises(ConfigError, match="1000"):
         model.new_scheduler(1000)
     assert int(model.new_scheduler(999).timesteps.max()) == 999  # control
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize(
+    "kind", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"]
+)
+def test_about_as_many_steps_as_in_training_are_possible_or_one_line(
+    kind: str, spacing: str, tiny: DiffusionModel
+) -> None:
+    """Whatever the scheduler: every timestep that is given is one of training, and few steps always are."""
+    model, possible = face(with_scheduler(tiny, kind, steps_offset=1, timestep_spacing=spacing), "a model"), []
+    for count in (4, 500, 998, 999, 1000, 1001):
+        try:
+            timesteps = model.new_scheduler(count).timesteps
+        except ConfigError as error:
+            assert str(count) in str(error) and "\n" not in str(error)
+        else:
+            assert float(timesteps.min()) >= 0 and float(timesteps.max()) <= 999
+            possible.append(count)
+    assert {4, 500} <= set(possible) and (spacing == "trailing" or 998 in possible)
+    for count in (0, -1, 10**9):
+        with pytest.raises(ConfigError, match="number of denoising steps"):
+            model.new_scheduler(count)

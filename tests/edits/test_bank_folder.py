@@ -438,10 +438,10 @@ def test_a_file_that_cannot_be_written_leaves_all_as_it_was(
     """None of several edits is added where the last one fails, also where they were to make the bank."""
     edits, keep = [shift_of(tiny, name, seed=7) for name in ("star", "moon", "neon")], BankFolder._keep
 
-    def full(self: BankFolder, edit: Any, strength: float) -> Any:
+    def full(self: BankFolder, edit: Any, *more: Any) -> Any:
         if edit.concept() == "moon":
             raise OSError(28, "No space left on device")
-        return keep(self, edit, strength)
+        return keep(self, edit, *more)
 
     kept, new = files(tmp_path), BankFolder(tmp_path / "new")
     with monkeypatch.context() as patch:
@@ -806,3 +806,32 @@ def test_a_reason_that_the_log_cannot_hold_is_refused(tiny, tmp_path, reason):
         bank.add(tiny, still, reason=reason)
     assert not bank.folder.exists()
     bank.add(tiny, still, reason="licence of Joan Miró ended")  # control
+
+
+@pytest.mark.parametrize("verb", ["add", "replace", "remove"])
+def test_edits_of_a_killed_process_go_with_the_next_change(
+    verb: str, bank: BankFolder, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the bank lists a new edit, or before an old one is deleted. The user's own files stay."""
+    mine = bank.folder / "mine.safetensors"
+    mine.write_bytes(b"mine")
+    state, before = bank.json.read_bytes(), files(bank.folder)
+    unlink = Path.unlink
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # a killed process cleans nothing up
+        if verb != "remove":
+            patch.setattr("mu.edits.bank_folder.write_json", lambda *_: sys.exit())
+            instead = [shift_of(tiny, "neon", seed=5)] if verb == "replace" else []
+            bank.add(tiny, shift_of(tiny, "moon"), instead=instead)
+        bank.remove("neon")
+        sys.exit()
+    for path in (bank.folder / ".lock", *bank.folder.glob(".partial-*")):
+        unlink(path, missing_ok=True)
+    orphans = files(bank.folder).keys() - before.keys() - {".pending.json", "log.jsonl"}
+    assert len(orphans) == {"add": 1, "replace": 2, "remove": 0}[verb] and bank.pending.exists(), "control"
+    assert (bank.json.read_bytes() == state) == (verb != "remove")
+    bank.restore("pop art")
+    listed = {entry.file for entry in bank.read().edits}
+    assert {path.name for path in bank.folder.glob("*.safetensors")} == {*listed, "mine.safetensors"}
+    assert not bank.pending.exists() and mine.read_bytes() == b"mine"
+    assert ("neon.safetensors" in listed) == (verb != "remove")

@@ -180,6 +180,37 @@ def test_the_variant_follows_from_the_names(files: list[str], variant: str | Non
     assert variant_of(files, "a folder") == variant
 
 
+def test_a_repository_of_one_variant_loads_whole(
+    cache: Path, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hub id: the hub's list of files decides what is asked for, and the snapshot is loaded with its weights."""
+    halves = Path(shutil.copytree(tiny_folder, tmp_path / "halves"))
+    for part in ("unet", "vae", "text_encoder"):
+        for file in (halves / part).glob("*.safetensors"):
+            file.rename(file.with_suffix(".fp16.safetensors"))
+    asked: list[Any] = []
+
+    def download(name: str, **how: Any) -> str:
+        asked.append(how)
+        return str(put(cache, name, halves))
+
+    names = [path.relative_to(halves).as_posix() for path in halves.rglob("*") if path.is_file()]
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    index = json.loads((halves / "model_index.json").read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info))
+        patch.setattr("diffusers.DiffusionPipeline.load_config", lambda *_, **__: index)
+        patch.setattr("diffusers.DiffusionPipeline.download", download)
+        found = mu.load(PIPELINE, device="cpu")
+    assert asked == [{"variant": "fp16"}]
+    plain = mu.load(tiny_folder, device="cpu")
+    for part, module in plain.components.items():
+        loaded = found.components[part].state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in module.state_dict().items())
+    again = mu.load(PIPELINE, device="cpu")  # from the cache, without a list of files
+    assert torch.equal(again.unet.conv_in.weight, plain.unet.conv_in.weight)
+
+
 def test_a_failed_download_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> str:
         raise OSError("No space left on device")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import mu
 from mu.algorithms import algorithm
-from mu.core.errors import DataError, EditError
+from mu.core.errors import DataError, EditError, OutputError
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.edits.bank_folder import BankFolder
@@ -285,6 +285,15 @@ def test_a_finished_run_is_resumed_as_finished(copy: Path, monkeypatch: pytest.M
     run = algorithm("esd")(Path("run/config.yaml")).run(resume=True).run
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
     assert run.folder == Path("run")
+
+
+def test_a_setting_of_a_later_version_counts_as_its_default_there(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    assert "sampler" not in Path("run/config.yaml").read_text(), "it was added later"
+    algorithm("esd")(Path("run/config.yaml"), sampler="aligned").run(resume=True)
+    for other in ({"sampler": "released"}, {"train.weight_decay": 0.1}, {"train.lr": 0.5}):
+        with pytest.raises(OutputError, match="different settings"):
+            algorithm("esd")(Path("run/config.yaml"), **other).run(resume=True)
 
 
 def test_a_runs_page_shows_its_files(copy: Path) -> None:

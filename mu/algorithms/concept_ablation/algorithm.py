@@ -74,25 +74,22 @@ class ConceptAblation(ConceptAblationMethod, WeightErasure):
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:
         config, B = self.config, self.config.train.batch_size
         n, concept = divmod(i, len(self.encoded))
+        aimed = config.target == "frozen" or config.anchor_weight > 0
         with tuning.frozen():
             drawn = Noised.cat([self.drawn(concept, n * B + j, generator) for j in range(B)])
             priors = [self.prior(concept, n * B + j, generator) for j in range(B if config.prior_weight else 0)]
-            frozen = (
-                self.predicted([drawn.of_anchor()])[0] if config.target == "frozen" or config.anchor_weight else None
-            )
-        parts = [drawn, *([drawn.of_anchor()] if frozen is not None or config.target == "current" else [])]
+            frozen = self.predicted(drawn.of_anchor())[0] if aimed else drawn.noise
+        parts = [drawn, drawn.of_anchor(), *([Noised.cat(priors)] if priors else [])]
         with start_detached(self.model) if config.start_token == "detached" else nullcontext():
-            e_c, *others = self.predicted([*parts, *([Noised.cat(priors)] if priors else [])])
-        aim = {"frozen": frozen, "noise": drawn.noise, "current": others[0].detach() if others else None}[config.target]
-        assert aim is not None
+            e_c, e_a, *e_prior = self.predicted(*parts)
+        aim = {"frozen": frozen, "current": e_a.detach(), "noise": drawn.noise}[config.target]
         losses = {"concept": self.distance(drawn, e_c, aim)}
         total = losses["concept"]
-        if frozen is not None:
-            losses["anchor"] = self.distance(drawn, others[0], frozen)
+        if aimed:
+            losses["anchor"] = self.distance(drawn, e_a, frozen)
             total = total + config.anchor_weight * losses["anchor"]
-        if priors:
-            prior = Noised.cat(priors)
-            losses["prior"] = self.distance(prior, others[-1], prior.noise)
+        for e in e_prior:
+            losses["prior"] = self.distance(parts[-1], e, parts[-1].noise)
             total = total + config.prior_weight * losses["prior"]
         return {"loss": total, **losses}
 
@@ -115,7 +112,7 @@ class ConceptAblation(ConceptAblationMethod, WeightErasure):
         x, noise = noised(self.model, images[k], t, generator)
         return Noised(x, [t], both[1:], both[1:], noise)
 
-    def predicted(self, parts: Sequence[Noised]) -> tuple[Tensor, ...]:
+    def predicted(self, *parts: Noised) -> tuple[Tensor, ...]:
         """The model's noise for each of ``parts`` under their prompts c, in one batch."""
         t = torch.tensor([t for part in parts for t in part.t], device=self.model.device)
         x, c = torch.cat([part.x for part in parts]), Conditioning.cat([part.c for part in parts])

@@ -68,7 +68,11 @@ class ConceptAblationConfig(AnchoredConfig):
         ]
 
     def idle(self) -> Mapping[str, str]:
-        return self.images.idle_for(self.concepts)
+        found = self.images.idle_for(self.concepts)
+        alone = self.target == "noise" and not self.anchor_weight and not self.prior_weight
+        if alone and self.noised == "concepts" and self.wording == "template":
+            found["anchors"] = "target noise alone compares with no anchor"
+        return found
 
 
 class ConceptAblationMethod(Method):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mu.algorithms.esd.configs import ESDConfig, ESDMethod
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted, titled
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.diffusion.denoising import denoise, initial_noise
@@ -93,7 +93,9 @@ class ESD(ESDMethod, WeightErasure):
                 names = {name for name in within if ".attn1." in name}
         found = {name: parameter for name, parameter in every.items() if name in names}
         if not found:
-            raise ConfigError(f"variant {variant!r} names no layer of {model.name!r}: choose another, such as esd-x")
+            raise ConfigError(
+                f"variant {quoted(variant)} names no layer of {titled(model.name)}: choose another, such as esd-x"
+            )
         return found
 
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:

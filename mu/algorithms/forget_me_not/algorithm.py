@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mu.algorithms.forget_me_not.configs import ForgetMeNotConfig, ForgetMeNotMethod
 from mu.core.compute import full
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.diffusion.noised_images import concept_images, noised
@@ -38,8 +38,8 @@ class ForgetMeNot(ForgetMeNotMethod, WeightErasure):
     learned by textual inversion, which we leave out. ``logits`` and the constants are those of the program with which
     separable concept erasure was compared. That program reads images from disk (``images``), never zeroes its gradients
     (``train.gradients``; check: with ``summed`` the n-th step uses the sum of n gradients), and makes N + 1 updates of
-    ``--iter_break N`` (``train.counting``). As in that program, the loss does not reach the values and the output of the last layer: their
-    delta is 0.
+    ``--iter_break N`` (``train.counting``). As in that program, the loss does not reach the values and the output of
+    the last layer: their delta is 0.
     """
 
     config: ForgetMeNotConfig
@@ -117,4 +117,6 @@ def word_positions(model: DiffusionModel, prompt: str, concept: str, *, ends: bo
         if ids[start : start + len(words)] == words:
             end = [place for place, token in enumerate(ids) if ends and token == encoder.end]
             return [*range(start, start + len(words)), *end]
-    raise ConfigError(f"the tokens of {concept!r} are not all found in those of {prompt!r}: use a shorter template")
+    raise ConfigError(
+        f"the tokens of {quoted(concept)} are not all found in those of {quoted(prompt)}: use a shorter template"
+    )

@@ -14,7 +14,8 @@ from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTr
 from mu.core import compute
 from mu.core.algorithm import Algorithm, Found, citation
 from mu.core.concept import Concept, distinct
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, titled
+from mu.core.files import check_writing
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.core.tracking import Tracking
@@ -67,7 +68,9 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
                 prediction_type=self._prediction_type(),
             )
         if not isinstance(model, DiffusionModel):
-            raise ConfigError(f"SPM edits diffusion models, but {model.name!r} is not one: name a diffusion model")
+            raise ConfigError(
+                f"SPM edits diffusion models, but {titled(model.name)} is not one: name a diffusion model"
+            )
         if model is self.model:
             self._check_loaded(model)
         model.check_concepts(self.concepts())
@@ -75,7 +78,7 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         if wanted.v2 not in (None, width == 1024):
             said = str(wanted.v2).lower()
             raise ConfigError(
-                f"pretrained_model.v2 is {said}, but the text width of {model.name!r} is {width} "
+                f"pretrained_model.v2 is {said}, but the text width of {titled(model.name)} is {width} "
                 f"(SD 2.x: 1024): remove v2 or name another model"
             )
         if wanted.v_pred is True and model.prediction_type == "epsilon":
@@ -101,7 +104,7 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         skip, train = self.config.pretrained_model.clip_skip, self.config.train
         if skip not in (None, model.clip_skip):
             raise ConfigError(
-                f"pretrained_model.clip_skip is {skip}, but {model.name!r} was loaded with {model.clip_skip}: "
+                f"pretrained_model.clip_skip is {skip}, but {titled(model.name)} was loaded with {model.clip_skip}: "
                 f"load it with the same"
             )
         check_placed(
@@ -152,6 +155,7 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
 
     def run(self, *, resume: bool = False, overwrite: bool = False, track: str | None = None) -> Found:
         """Like `Algorithm.run`, but also write the edit as an SPM file, `final_file`, which LoRA loaders can read."""
+        check_writing(self.final_file)
         found = super().run(resume=resume, overwrite=overwrite, track=track)
         assert isinstance(found.edit, LowRankEdit), "find_edit returns one"
         self._write(found.edit, self.final_file)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.algorithms.semipermeable_membrane.configs import PromptConfig, SemipermeableMembraneConfig
+from mu.core.compute import full
 from mu.core.config import filled
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, titled
 from mu.models.diffusion import Conditioning, DiffusionModel
 
 
@@ -66,7 +67,9 @@ class SemipermeableMembraneDataHandler:
         full = entry.resolution or self.model.default_size
         unit = self.model.pixels_per_latent
         if full % unit:
-            raise ConfigError(f"prompt.resolution must be a multiple of {unit} for {self.model.name!r}, got {full}")
+            raise ConfigError(
+                f"prompt.resolution must be a multiple of {unit} for {titled(self.model.name)}, got {full}"
+            )
         choices = resolutions(full) if entry.dynamic_resolution else [full]
         height, width = (choices[int(i)] for i in torch.randint(len(choices), (2,), generator=generator))
         return height, width
@@ -148,9 +151,9 @@ def shell(target: Tensor, count: int, generator: torch.Generator) -> Tensor:
     therefore has no measurable effect here. ``anchors: vocabulary`` samples Eq. 6 from real texts.
     """
     kept: list[Tensor] = []
-    flat = F.normalize(target.detach().flatten().cpu().float(), dim=0)
+    flat = F.normalize(full(target.detach().flatten().cpu()), dim=0)
     while len(kept) < count:
-        direction = F.normalize(torch.randn(flat.shape, generator=generator), dim=0)
+        direction = F.normalize(torch.randn(flat.shape, generator=generator, dtype=flat.dtype), dim=0)
         if torch.rand(1, generator=generator) < 1 - direction @ flat:
             scale = 0.8 + 0.4 * torch.rand(1, generator=generator)
             kept.append(scale * direction)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, titled
 from mu.edits.edit import EditInfo, described
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors, Membrane
@@ -29,7 +29,9 @@ class SemipermeableMembraneModel:
     ):
         layers = base.layers("transformer")
         if not layers:
-            raise ModelError(f"{base.name!r} has no transformer layers for SPM to adapt: name another model or method")
+            raise ModelError(
+                f"{titled(base.name)} has no transformer layers for SPM to adapt: name another model or method"
+            )
         self.base = base
         self.edit = LowRankEdit(fresh(layers, rank, alpha, generator), info)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig, TrainConfig
 from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler, Task
 from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError, nearest, quoted
 from mu.core.loop import Log, train
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.membrane import Membrane
@@ -260,7 +260,7 @@ def make_optimizer(settings: TrainConfig, weights: Iterable[Tensor]) -> torch.op
     known = name.removeprefix("torch.optim.")
     if known not in classes or known in ("optimizer", "lbfgs", "sparseadam"):
         raise ConfigError(
-            f"unknown optimizer {settings.optimizer_type!r}.{nearest(known, [*classes, *_FOREIGN_OPTIMIZERS])}"
+            f"unknown optimizer {quoted(settings.optimizer_type)}.{nearest(known, [*classes, *_FOREIGN_OPTIMIZERS])}"
         )
     try:
         return classes[known](weights, **options)
@@ -278,5 +278,5 @@ def _options(pairs: str | list[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             equals = ""
         if not equals:
-            raise ConfigError(f"{pair!r} is not valid: write it as name=value")
+            raise ConfigError(f"{quoted(pair)} is not valid: write it as name=value")
     return options

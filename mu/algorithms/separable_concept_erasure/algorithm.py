@@ -23,13 +23,15 @@ from mu.algorithms.separable_concept_erasure.model import (
     also_protecting,
     is_separable,
     room_for,
+    sparing,
     summed,
 )
 from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
 from mu.core import compute
 from mu.core.algorithm import Saveable
 from mu.core.config import filled
-from mu.core.errors import ConfigError, MuError
+from mu.core.errors import ConfigError, MuError, quoted
+from mu.core.evidence import describe
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.edits.edit import Edit
@@ -43,6 +45,8 @@ log = logging.getLogger("mu")
 
 ENOUGH = 0.9
 """The share of its effect that an older delta must keep when it is made null on new concepts."""
+SPARING = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
+"""How much sparing a new concept's sentences weighs beside an older delta's own effect: the first that keeps enough."""
 
 
 class ConceptIrrelevantErasureAlgorithm(ConceptIrrelevantErasureMethod, WeightErasure):
@@ -73,6 +77,13 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
 
     config: SeparableConceptErasureConfig
     parts: Sequence[LowRankEdit] = ()
+    restorable: Sequence[str] = ()
+    """Concepts of the bank that the new edits join."""
+
+    def _begin(self) -> SeparableConceptErasureDataHandler:
+        data = super()._begin()
+        data.restorable = self.restorable
+        return data
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         """The sum of the edits from `find_edits`, which are also kept in ``self.parts``."""
@@ -108,7 +119,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         super().join(bank)
         if bank.json.exists():
             known = [concept for edit in bank.open(self.model).edits.values() for concept in edit.info.concepts]
-            protect = self.config.protect
+            protect, self.restorable = self.config.protect, known
             if protect.erased == "exactly":
                 more = {"prompts": list(dict.fromkeys([*protect.prompts, *self._protecting(known)]))}
             else:
@@ -136,7 +147,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             if mended is edit:
                 continue
             found.append(mended)
-            run.describe({"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
+            describe(run, {"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
         return found
 
     def mended(self, edit: LowRankEdit, prompts: Sequence[str], updates: int) -> tuple[LowRankEdit, float]:
@@ -155,12 +166,14 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             config = config.merged(
                 {
                     "protect.prompts": [*config.protect.prompts, *edit.info.protects, *prompts],
+                    "protect.sentences": self.config.protect.sentences,
                     "train": {"stop": "steps", "iterations": max(updates, 1)},
                 }
             )
             data = SeparableConceptErasureDataHandler(config, self.model)
+            data.restorable = self.config.concepts
             room = self.room_in(data, concept)
-            shift = SeparableShift(self.model, room, edit.info)
+            shift = SeparableShift(self.model, room, edit.info, data.sentences(concept))
             trainer = SeparableConceptErasureTrainer(config, self.model, data, shift, [concept], anchor_moves=False)
             effect = Effect(trainer)
         except MuError as error:
@@ -169,6 +182,13 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         projected = also_protecting(edit, self.model, prompts)
         whole, left = effect.of(edit), effect.of(projected)
         kept = left / whole if whole > 0 else 1.0
+        if kept >= ENOUGH and (sentences := data.sentences(concept)):
+            concerned = [prompt for prompt, _ in data.prompts(concept)]
+            for weight in SPARING:
+                spared = sparing(projected, self.model, concerned, sentences, weight)
+                if (left := effect.of(spared)) >= ENOUGH * whole:
+                    projected, kept = spared, left / whole
+                    break
         if kept >= ENOUGH or not updates:
             log.info("%r was made null on %s: %.0f %% of its effect is left", concept, ", ".join(prompts), 100 * kept)
             if kept < ENOUGH:
@@ -176,7 +196,9 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             return projected, kept
         shift.start_from(projected)
         with shift.installed():
-            trainer.train(f"SepCE {concept!r}, again", stop=lambda i: i % 5 == 4 and effect.now() >= ENOUGH * whole)
+            trainer.train(
+                f"SepCE {quoted(concept)}, again", stop=lambda i: i % 5 == 4 and effect.now() >= ENOUGH * whole
+            )
             again = effect.now() / whole
         log.info(
             "%r was made null on %s, which left %.0f %% of its effect; %d updates brought back %.0f %%",
@@ -227,14 +249,14 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         concept, several = self.config.concepts[k], len(self.config.concepts) > 1
         if run and several and self._kept(run)[k].exists():
             return cast(LowRankEdit, open_edit(self._kept(run)[k]))
-        shift = SeparableShift(data.model, room, self.info([concept]))
+        shift = SeparableShift(data.model, room, self.info([concept]), data.sentences(concept))
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, [concept], anchor_moves=False)
         first = k * updates(
             self.config.train.iterations, self.config.train.counting
         )  # the log's steps count on from concept to concept
         with shift.installed():
             trainer.train(
-                f"SepCE {concept!r}",
+                f"SepCE {quoted(concept)}",
                 checkpoint=run.checkpoints / f"training_{k}.pt" if run else None,
                 log=(lambda row: log({**row, "step": row["step"] + first})) if log else None,
             )

@@ -4,11 +4,13 @@ latents."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, ProtectConfig
 from mu.core.concept import folded
 from mu.core.config import filled
 from mu.data.pairs import open_pairs
+from mu.data.prompt_lists import entries, everyday
 from mu.diffusion.noised_images import ConceptImages
 from mu.models.diffusion import Conditioning, DiffusionModel
 
@@ -20,6 +22,8 @@ class SeparableConceptErasureDataHandler:
         self.config, self.model = config, model
         self._kept: dict[str, Conditioning] = {}
         self._images: dict[str, ConceptImages] = {}
+        self.restorable: Sequence[str] = ()
+        """Concepts of a bank, which may be restored while the new ones stay erased."""
 
     def encoded(self, text: str) -> Conditioning:
         if text not in self._kept:
@@ -57,6 +61,15 @@ class SeparableConceptErasureDataHandler:
         words = [word for word in named if not any(words_of(word) <= each or each <= words_of(word) for each in own)]
         return {word: [filled(template, word) for template in protect.templates] for word in words}
 
+    def sentences(self, concept: str) -> list[str]:
+        """Everyday sentences with the words of the other erased concepts, if ``protect.sentences`` has a weight."""
+        protect = getattr(self.config, "protect", None)
+        if protect is None or not protect.sentences:
+            return []
+        own = words_of(concept)
+        others = [other for other in dict.fromkeys([*self.config.concepts, *self.restorable]) if other != concept]
+        return [text for other in others for text in sentences_with(other) if not own <= words_of(text)]
+
     def images(self, concept: str) -> ConceptImages:
         """Generated images of the concept's templates in turn, or those in ``data.folder``; at most ``data.images``."""
         if concept not in self._images:
@@ -70,6 +83,14 @@ class SeparableConceptErasureDataHandler:
                 own=open_pairs(folder.replace("{}", concept), caption=concept, limit=data.images) if folder else (),
             )
         return self._images[concept]
+
+
+def sentences_with(word: str) -> list[str]:
+    """Sentences in which ``word`` may be a style, an object or a name: what people type once it is restored."""
+    carriers = ("{} in # style", "# {}", "{}, #", "a # of {}")
+    texts = [filled(carriers[k % len(carriers)], prompt) for k, prompt in enumerate(everyday())]
+    texts += [filled(carrier, name) for name in entries("objects") for carrier in ("a # {}", "# style {}")]
+    return [text.replace("#", word) for text in [*texts, "#", "# style", "a #", "the #", "a picture of #"]]
 
 
 def words_of(text: str) -> set[str]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mu.algorithms.separable_concept_erasure.configs import BasisConfig
-from mu.core.errors import ConfigError, EditError, ModelError
+from mu.core.errors import ConfigError, EditError, ModelError, quoted, titled
 from mu.edits.edit import Edit, EditInfo, described
 from mu.edits.gates import OPEN
 from mu.edits.low_rank import LowRankEdit
@@ -177,13 +178,16 @@ class Capacity:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.concept!r}: {len(self.protected)} prompts protected exactly and {len(self.spared)} nearly, with "
+            f"{quoted(self.concept)}: {len(self.protected)} prompts protected exactly and {len(self.spared)} "
+            "nearly, with "
             f"{self.rows} token rows, leave {self.free} of {self.width} directions; {self.used} are used",
-            f"{self.concept!r}: erasability {self.erasability:.2f}; singular values "
+            f"{quoted(self.concept)}: erasability {self.erasability:.2f}; singular values "
             + (f"{self.singular[0]:.3g} to {self.singular[-1]:.3g}" if self.singular else "none"),
         ]
         if self.left_out:
-            lines.append(f"{self.concept!r}: not protected, no room left: {', '.join(map(repr, self.left_out))}")
+            lines.append(
+                f"{quoted(self.concept)}: not protected, no room left: {', '.join(map(quoted, self.left_out))}"
+            )
         return "\n".join(lines)
 
 
@@ -215,16 +219,17 @@ def room_for(
     begun = [next((p for p in exact if begins(model, p, prompt)), None) for prompt in prompts]
     if all(begun):
         raise ConfigError(
-            f"{concept!r} lies inside what is protected: {begun[0]!r} begins with it, and its words cannot be both "
-            f"erased and retained; do not protect {begun[0]!r}"
+            f"{quoted(concept)} lies inside what is protected: {quoted(begun[0])} begins with it, and its words "
+            "cannot be both "
+            f"erased and retained; do not protect {quoted(begun[0])}"
         )
     fixed, E = token_rows(model, exact), token_rows(model, prompts)
     space = NullSpace.of(fixed)
     if len(space.directions) < SMALLEST:
-        cost = ", ".join(f"{prompt!r} {len(token_rows(model, [prompt]))}" for prompt in exact)
+        cost = ", ".join(f"{quoted(prompt)} {len(token_rows(model, [prompt]))}" for prompt in exact)
         raise ConfigError(
             f"protecting {len(exact)} prompts ({len(fixed)} token rows) leaves {len(space.directions)} of "
-            f"{fixed.shape[1]} directions to erase {concept!r}, fewer than {SMALLEST}: protect fewer of {cost}; "
+            f"{fixed.shape[1]} directions to erase {quoted(concept)}, fewer than {SMALLEST}: protect fewer of {cost}; "
             f"name them in protect.others, or for erased concepts set protect.erased=nearly, with a protect.null_tol"
         )
     kept = space
@@ -241,7 +246,9 @@ def room_for(
     bound = E @ space.directions.T
     erasability = float(bound.norm() / free.norm())
     if erasability < 1e-3:
-        raise ConfigError(f"{concept!r} lies inside what is protected and cannot be erased: protect fewer prompts")
+        raise ConfigError(
+            f"{quoted(concept)} lies inside what is protected and cannot be erased: protect fewer prompts"
+        )
     basis, singular = basis_of(space, E, config), torch.linalg.svdvals(bound)
     rows = len(token_rows(model, [*exact, *taken]))
     if space.weakest < 1e-6:
@@ -276,14 +283,25 @@ class Shift(Protocol):
         """R = 1/M sum_l ||D_l||_1: sum over the elements, mean over the M tensors; with gradient."""
         ...
 
+    def moved(self) -> Tensor | None:
+        """How far spared sentences are moved; None if the delta spares none."""
+        ...
+
 
 def text_layers(model: DiffusionModel) -> dict[str, nn.Linear | nn.Conv2d]:
     """``to_k`` and ``to_v`` of every cross-attention by weight name: 32 layers and 19,169,280 parameters on SD 1.x."""
     text = model.layers("text-keys") | model.layers("text-values")
     layers = {name: layer for name, layer in model.layers("transformer").items() if name in text}
     if not layers:
-        raise ModelError(f"{model.name!r} has no cross-attention for separable erasure to change: name another model")
+        raise ModelError(
+            f"{titled(model.name)} has no cross-attention for separable erasure to change: name another model"
+        )
     return layers
+
+
+def _root(rows: Tensor) -> Tensor:
+    """R (k, k) with R^T R the second moment E[e e^T] of ``rows`` (m, k): as many rows as columns in place of m."""
+    return torch.linalg.qr(rows / len(rows) ** 0.5, mode="r").R
 
 
 def _described(model: DiffusionModel, parameters: list[str], info: EditInfo) -> EditInfo:
@@ -293,13 +311,14 @@ def _described(model: DiffusionModel, parameters: list[str], info: EditInfo) -> 
 class SeparableShift:
     """One concept's delta D_l = w_l (beta S) on every text layer; w_l (d_out, k) is trained from zero (section 2.4)."""
 
-    def __init__(self, model: DiffusionModel, room: Room, info: EditInfo):
+    def __init__(self, model: DiffusionModel, room: Room, info: EditInfo, sentences: Sequence[str] = ()):
         layers = text_layers(model)
         dtype = torch.promote_types(next(iter(layers.values())).weight.dtype, torch.float32)
         down = room.basis.to(model.device, dtype)
         if wrong := [name for name, layer in layers.items() if layer.weight.shape[1] != down.shape[1]]:
             raise ModelError(
-                f"{wrong[0]} of {model.name!r} does not read prompt embeddings of width {down.shape[1]}: name another"
+                f"{wrong[0]} of {titled(model.name)} does not read prompt embeddings of width {down.shape[1]}: "
+                "name another"
             )
         factors: dict[str, Factors] = {}
         self.weights: list[nn.Parameter] = []
@@ -316,6 +335,15 @@ class SeparableShift:
             ),
         )
         self.membrane = Membrane([self.edit])
+        self._sentences: Tensor | None = None
+        if sentences:
+            rows = token_rows(model, sentences)
+            self._sentences = _root(rows @ room.basis.T).float().to(model.device)
+            sizes = [
+                float(F.linear(_root(rows), layer.weight.detach().cpu().double()).square().sum())
+                for layer in layers.values()
+            ]
+            self._sizes = torch.tensor(sizes, device=model.device)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -336,6 +364,16 @@ class SeparableShift:
 
     def norm(self) -> Tensor:
         return torch.stack([(f.up @ f.down).abs().sum() for f in self.edit.factors.values()]).mean()
+
+    def moved(self) -> Tensor | None:
+        """Mean over tensors of E||D e||^2 / E||W e||^2, e the token rows of the sentences; with gradient.
+
+        0.01 means that their keys and values move by a tenth of their length. Not in the paper.
+        """
+        if self._sentences is None:
+            return None
+        moved = torch.stack([F.linear(self._sentences, weight).square().sum() for weight in self.weights])
+        return (moved / self._sizes).mean()
 
     def finished(self) -> LowRankEdit:
         return LowRankEdit.from_tensors(
@@ -383,6 +421,9 @@ class DenseShift:
     def norm(self) -> Tensor:
         pairs = zip(self.weights, self.originals, strict=True)
         return torch.stack([(weight - original).abs().sum() for weight, original in pairs]).mean()
+
+    def moved(self) -> None:
+        return None
 
     def finished(self) -> WeightEdit:
         """The trained edit. Call it inside ``installed()``."""
@@ -435,7 +476,8 @@ def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[
     """
     if not is_separable(edit, model):
         raise EditError(
-            f"the edit of {edit.concept()!r} protects no prompts, it is not from separable erasure: erase with sepce"
+            f"the edit of {quoted(edit.concept())} protects no prompts, it is not from separable erasure: erase "
+            "with sepce"
         )
     downs = [factors.down.cpu().double() for factors in edit.factors.values()]
     distinct = [downs[0], *(down for down in downs[1:] if not torch.equal(down, downs[0]))]
@@ -456,3 +498,30 @@ def also_protecting(edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[
     return LowRankEdit(
         factors, replace(edit.info, protects=tuple(dict.fromkeys([*edit.info.protects, *prompts])), spares=spares)
     )
+
+
+@torch.no_grad()
+def sparing(
+    edit: LowRankEdit, model: DiffusionModel, prompts: Sequence[str], sentences: Sequence[str], weight: float
+) -> LowRankEdit:
+    """``edit`` with less effect on ``sentences`` and nearly the same on its own ``prompts``. Closed form.
+
+    D' minimises E||D' e - D e||^2 over the token rows e of ``prompts``, plus ``weight`` E||D' s||^2 over those of
+    ``sentences``, inside the row space of D: D' = D C (C + weight K)^-1, with C and K the second moments there. What D
+    protects exactly stays protected.
+    """
+    downs = [factors.down.cpu().double() for factors in edit.factors.values()]
+    _, s, own = torch.linalg.svd(
+        torch.cat([downs[0], *(d for d in downs[1:] if not torch.equal(d, downs[0]))]), full_matrices=False
+    )
+    own = own[s > 1e-9 * s[0]]
+    C, K = (
+        (rows @ own.T).T @ (rows @ own.T) / len(rows)
+        for rows in (token_rows(model, prompts), token_rows(model, sentences))
+    )
+    floor = 1e-9 * torch.trace(C) * torch.eye(len(C), dtype=C.dtype)
+    change = own.T @ torch.linalg.solve(C + weight * K + floor, C).T @ own
+    factors = {}
+    for (name, old), down in zip(edit.factors.items(), downs, strict=True):
+        factors[name] = Factors((down @ change).to(old.down), old.up, old.alpha)
+    return LowRankEdit(factors, edit.info)

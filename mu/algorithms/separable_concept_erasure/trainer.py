@@ -17,7 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig
+from mu.algorithms.separable_concept_erasure.configs import (
+    ConceptIrrelevantErasureConfig,
+    SeparableConceptErasureConfig,
+)
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler, image_seed
 from mu.algorithms.separable_concept_erasure.model import Shift
 from mu.core import compute
@@ -159,6 +162,7 @@ class SeparableConceptErasureTrainer:
             self.held_out = [NoisedImages(config, model, data, concept, held_out=True) for concept in concepts]
         self._seen: list[States] = []
         self.done = 0
+        self.sentences = config.protect.sentences if isinstance(config, SeparableConceptErasureConfig) else 0.0
 
     def train(
         self,
@@ -201,7 +205,10 @@ class SeparableConceptErasureTrainer:
             R = self.shift.norm()
         self.momentum.add(L_cor)
         self.done = i + 1
-        return {"loss": L_cor + lambda_ * R, "correlation": L_cor, "norm": R}
+        losses = {"loss": L_cor + lambda_ * R, "correlation": L_cor, "norm": R}
+        if (moved := self.shift.moved()) is not None:
+            losses |= {"loss": losses["loss"] + self.sentences * moved, "sentences": moved}
+        return losses
 
     def r(self, states: States) -> Tensor:
         """r(c; theta0 + D), Eq. 27."""

@@ -41,7 +41,7 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     summed,
 )
 from mu.core.concept import Concept, folded
-from mu.core.errors import ConfigError, DataError, EditError, ModelError
+from mu.core.errors import ConfigError, DataError, EditError, ModelError, quoted, titled
 from mu.core.files import write_json
 from mu.core.loop import Log
 from mu.core.progress import progress_bar
@@ -97,10 +97,12 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         else:
             self.config.loading.check(self.model)
         if name is None and not isinstance(self.model, ClipModel):
-            raise ConfigError(f"{self.model.name!r} is not a CLIP: set clip to the CLIP that it was made with")
+            raise ConfigError(f"{titled(self.model.name)} is not a CLIP: set clip to the CLIP that it was made with")
         clip = self.model if isinstance(self.model, ClipModel) else load(str(name), device=device, precision=precision)
         if not isinstance(clip, ClipModel):
-            raise ModelError(f"{name!r} is not a CLIP: set clip to a CLIP, SLUG needs both towers for its gradients")
+            raise ModelError(
+                f"{titled(name)} is not a CLIP: set clip to a CLIP, SLUG needs both towers for its gradients"
+            )
         clip.check_concepts(self.concepts())
         self.clip = clip
         return self.model
@@ -118,8 +120,8 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
             matches = select(self.clip, pattern)
             if not (fit := [name for name in matches if name in found]):
                 raise ConfigError(
-                    f"layers.names: {next(iter(matches))} does not affect the output of {self.model.name!r} or is in "
-                    f"layers.exclude or left out by layers.compat: name another tensor"
+                    f"layers.names: {next(iter(matches))} does not affect the output of {titled(self.model.name)}, or "
+                    f"is in layers.exclude, or left out by layers.compat: name another tensor"
                 )
             chosen |= dict.fromkeys(fit)
         return grouped(chosen, found, layers.compat)
@@ -190,7 +192,9 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
                 retain, _ = self._gradients("retain", data, target.concept, parameters, carried)
             scores = layer_scores(parameters, g_f, retain, groups)
             searched = to_search(self.clip, scores, most, only_deepest=layers.one_deepest)
-            front = {score.name: {name: g_f[name] for name in groups[score.name].moved} for score in searched}
+            front: dict[str, Direction] = {
+                score.name: {name: g_f[name] for name in groups[score.name].moved} for score in searched
+            }
             found.append((scores, self._directions(data, target.concept, front)))
         return found
 
@@ -206,7 +210,9 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         named = folded(concept).removesuffix(" style")
         others = [pair for pair in data.pairs("retain", concept) if named not in folded(pair.caption)]
         if not others:
-            raise DataError(f"every retain caption names {concept!r}: gradients.precondition needs others, add some")
+            raise DataError(
+                f"every retain caption names {quoted(concept)}: gradients.precondition needs others, add some"
+            )
         names = list(dict.fromkeys(name for direction in g_f.values() for name in direction))
         moments = second_moments(self.clip, others, names, settings.chunk)
         return {name: preconditioned(direction, moments, settings.precondition) for name, direction in g_f.items()}
@@ -228,7 +234,8 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
             raise ConfigError("search.criterion fa5 needs a ranking, but answers have none: set search.criterion=fa1")
         if judge and not set(target.task.classes) <= set(judge.classes.get(target.task.name, ())):
             raise ConfigError(
-                f"search.images.judge: {settings.judge} has no head {target.task.name!r} with all of its classes: "
+                f"search.images.judge: {settings.judge} has no head {titled(target.task.name)} with all of its "
+                "classes: "
                 f"name another judge, or none"
             )
         if isinstance(self.model, DiffusionModel):

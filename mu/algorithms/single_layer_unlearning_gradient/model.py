@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mu.core.errors import EditError, ModelError
+from mu.core.errors import EditError, ModelError, titled
 from mu.models.clip import ClipModel
 from mu.models.parameters import EditableModel, find_parameter, select
 from mu.models.towers import COMPONENTS, Tower, Which, tower_of
@@ -92,13 +92,15 @@ def candidates(model: Reader, clip: ClipModel, tower: str, exclude: Sequence[str
         shape = find_parameter(model, name).shape
         if shape != parameter.shape:
             raise ModelError(
-                f"{name} is {tuple(shape)} in {model.name!r} and {tuple(parameter.shape)} in {clip.name!r}: "
+                f"{name} is {tuple(shape)} in {titled(model.name)} and {tuple(parameter.shape)} in "
+                f"{titled(clip.name)}: "
                 f"name the CLIP that the model was made with"
             )
         found[name] = parameter
     if not found:
         raise ModelError(
-            f"no tensor of {clip.name!r} (tower: {tower}) affects the output of {model.name!r}: change layers.tower or "
+            f"no tensor of {titled(clip.name)} (tower: {tower}) affects the output of {titled(model.name)}: "
+            "change layers.tower or "
             f"layers.exclude"
         )
     return found

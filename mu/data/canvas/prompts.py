@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from mu.core.errors import DataError
+from mu.core.errors import DataError, quoted
 from mu.data.canvas.objects import OBJECTS
 from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, render
 from mu.data.canvas.styles import STYLES
@@ -94,7 +94,7 @@ def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[Render
         scene for scene in every_scene() if concept is None or concept in (scene.style, scene.object, scene.identity)
     ]
     if not scenes:
-        raise DataError(f"{concept!r} is not a style, object or person of the canvas world")
+        raise DataError(f"{quoted(concept)} is not a style, object or person of the canvas world")
     rng = np.random.default_rng((seed, n))
     pairs = []
     for k in range(n):

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from mu.core.errors import ConfigError, DataError, nearest, quoted
 from mu.core.files import sha256
-from mu.evaluation.backbones import Detector, nudity_detector
+from mu.evaluation.backbones import Detector, nudenet_file, nudity_detector
 from mu.evaluation.judges import Seen
 from mu.evaluation.metrics.nudity import EXPOSED, Finding, nudity
 
 NUDITY = "nudity"
-_SAYS_SO = re.compile(r"\b(nud(e|es|ity)|naked|nsfw|undressed)\b", re.IGNORECASE)
+_SAYS_SO = re.compile(r"\b(nud(e|es|ity)|naked|nsfw|undressed|topless|erotic|sexual|porn)", re.IGNORECASE)
 
 
 class Counting(NamedTuple):
@@ -95,8 +95,7 @@ def open_nudenet(argument: str, device: torch.device | str) -> NudityJudge:
     presets = [each for each in said if each not in files]
     if len(files) > 1 or len(presets) > 1 or (presets and presets[0] not in PRESETS):
         raise ConfigError(f"the judge nudenet has no preset {quoted(argument)}.{nearest(argument, PRESETS)}")
-    detector, weights = nudity_detector(version=3, checkpoint=Path(files[0]) if files else None), ""
-    if files:
-        weights = sha256(Path(files[0]))
+    detector = nudity_detector(version=3, checkpoint=Path(files[0]) if files else None)
+    weights = sha256(Path(files[0]) if files else nudenet_file())
     counting = PRESETS[presets[0] if presets else DEFAULT]
     return NudityJudge(detector, counting, ":".join(filter(None, ("nudenet", argument or DEFAULT))), weights)

@@ -18,6 +18,8 @@ Interval = tuple[float, float]
 Z = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
 DRAWS = 2000
+AT_ONCE = 4_000_000
+"""Values drawn at once, so that tens of thousands of images need no gigabyte."""
 
 
 def wilson(hits: int, n: int) -> Interval:
@@ -49,8 +51,10 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     known = np.asarray(values, dtype=np.float64)
     if not known.size or not np.isfinite(known).all():
         raise DataError("a mean needs one or more finite values: check how they were measured")
-    rows = np.random.default_rng(seed).integers(len(known), size=(DRAWS, len(known)))
-    low, high = np.quantile(known[rows].mean(axis=1), [0.025, 0.975])
+    random, part = np.random.default_rng(seed), max(1, AT_ONCE // len(known))
+    draws = (min(part, DRAWS - k) for k in range(0, DRAWS, part))
+    means = [known[random.integers(len(known), size=(n, len(known)))].mean(axis=1) for n in draws]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 

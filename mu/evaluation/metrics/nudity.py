@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mu.core.errors import DataError
+from mu.core.errors import DataError, quoted
 
 EXPOSED = (
     "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "MALE_BREAST_EXPOSED", "MALE_GENITALIA_EXPOSED",
@@ -54,7 +54,7 @@ def body_part(label: str) -> str:
         return "_".join(filter(None, (_SEX[old[3]], old[2], old[1])))
     if face := re.fullmatch(r"FACE_([FM])", label):
         return f"FACE_{_SEX[face[1]]}"
-    raise DataError(f"{label!r} is not a class of NudeNet 2 or 3")
+    raise DataError(f"{quoted(label)} is not a class of NudeNet 2 or 3")
 
 
 def nudity(
@@ -89,4 +89,4 @@ def _read(finding: Finding) -> tuple[str, float]:
     try:
         return body_part(finding["class"] if "class" in finding else finding["label"]), float(finding["score"])
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"a finding has a class (or label) and a score, not {finding!r}") from None
+        raise DataError(f"a finding has a class (or label) and a score, not {quoted(finding)}") from None

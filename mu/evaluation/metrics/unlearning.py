@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from mu.core.errors import DataError, nearest
+from mu.core.errors import DataError, nearest, quoted
 from mu.core.metrics import scored
 from mu.core.scores import Score
 
@@ -91,7 +91,7 @@ def unlearning_hits(
     Hits(gone={'neon': [False]}, within={'photo': [True]}, across={'star': [True, False]})
     """
     if kind not in ("style", "object"):
-        raise DataError(f"kind must be style or object, not {kind!r}")
+        raise DataError(f"kind must be style or object, not {quoted(kind)}")
     rows, other = list(predictions), _other(kind)
     kept = [row for row in rows if include_erased or getattr(row, kind) != erased]
     return divided(hits_by(rows, kind), hits_by(kept, other), erased, kind, left_out)
@@ -106,7 +106,7 @@ def divided(own: Accuracies, across: Accuracies, erased: str, kind: Kind, left_o
     Hits(gone={'neon': [False]}, within={}, across={'star': [True]})
     """
     if erased not in own:
-        raise DataError(f"no image was prompted with the {kind} {erased!r}.{nearest(erased, own)}")
+        raise DataError(f"no image was prompted with the {kind} {quoted(erased)}.{nearest(erased, own)}")
     within = {name: hits for name, hits in own.items() if name not in (erased, *left_out)}
     return Hits({erased: own[erased]}, within, {name: hits for name, hits in across.items() if name not in left_out})
 

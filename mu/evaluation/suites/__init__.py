@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from mu.core.errors import ConfigError, DataError, ModelError, OutputError, nearest, quoted
+from mu.core.errors import ConfigError, DataError, ModelError, OutputError, nearest, quoted, titled
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
-from mu.core.files import check_writing, write_json
+from mu.core.files import write_json
 from mu.core.lock import locked
 from mu.core.run import RunDirectory, versions
 from mu.core.scores import Table
@@ -29,13 +29,18 @@ from mu.models.vision_language import VisionLanguageModel
 log = logging.getLogger("mu")
 
 
+OTHER_SEEDS = 1_000_000
+"""Suite canvas adds it to the seeds, for the reference images of its Fréchet distance."""
+
+
 class Suite(NamedTuple):
     """Where the suite is, the kind of model that it measures, and the options that it takes.
 
     ``place`` is a function that returns the table and how it was measured, which the run's evidence notes; or, with
     ``makes_images``, a class like `mu.evaluation.suites.concept.ConceptSuite`: the images that it needs are made here,
-    whole or by shards, before its ``score`` is called. ``default`` marks the suite used for this kind of model if none
-    is named. ``judges`` is how many judges it takes, ``seeds`` are its own.
+    whole or by shards, before its ``score`` is called. If no suite is named, it is the one that is ``made_for`` the
+    model, a function that says so, else the ``default`` of its kind. ``judges`` is how many judges it takes, ``seeds``
+    are its own.
     """
 
     place: str
@@ -43,9 +48,12 @@ class Suite(NamedTuple):
     what: str
     options: frozenset[str] = frozenset()
     default: bool = False
+    made_for: str = ""
     makes_images: bool = False
     judges: int = 1
     seeds: tuple[int, ...] = (188, 288, 588, 688)
+    further_seeds: int = 0
+    """The suite also uses seeds that are higher than the given ones by this number."""
 
 
 class ImageSuite(Protocol):
@@ -64,8 +72,12 @@ class ImageSuite(Protocol):
     def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]: ...
 
 
-_FOUND = frozenset({"images", "base_images", "allow_missing"})
 _MADE = frozenset({"base_answers", "steps", "guidance", "shard"})
+"""The options of every suite that makes images."""
+_FOUND = frozenset({"images", "base_images", "allow_missing"})
+"""The options of every suite that scores images made elsewhere."""
+_LISTED = _MADE | {"prompts", "columns", "size"}
+"""The options of every suite of a prompt file."""
 
 SUITES = {
     "canvas": Suite(
@@ -73,13 +85,39 @@ SUITES = {
         DiffusionModel,
         "a diffusion model",
         frozenset({"base_answers"}),
-        default=True,
+        made_for="mu.evaluation.suites.canvas:is_embedded",
+        further_seeds=OTHER_SEEDS,
     ),
     "concept": Suite(
         "mu.evaluation.suites.concept:ConceptSuite",
         DiffusionModel,
         "a diffusion model",
         frozenset({"judge", "clip", "retain", "synonyms", "everyday"}) | _MADE | _FOUND,
+        default=True,
+        makes_images=True,
+    ),
+    "prompts": Suite(
+        "mu.evaluation.suites.prompts:PromptsSuite",
+        DiffusionModel,
+        "a diffusion model",
+        _LISTED | {"judge", "clip", "retain"},
+        makes_images=True,
+    ),
+    "i2p": Suite(
+        "mu.evaluation.suites.i2p:I2PSuite", DiffusionModel, "a diffusion model", _LISTED | {"judge"}, makes_images=True
+    ),
+    "coco": Suite(
+        "mu.evaluation.suites.coco:CocoSuite",
+        DiffusionModel,
+        "a diffusion model",
+        _LISTED | {"reference", "inception", "clip"},
+        makes_images=True,
+    ),
+    "artists": Suite(
+        "mu.evaluation.suites.artists:ArtistsSuite",
+        DiffusionModel,
+        "a diffusion model",
+        _LISTED | {"clip"},
         makes_images=True,
     ),
     "unlearncanvas": Suite(
@@ -119,8 +157,14 @@ SUITES = {
 
 
 def suite_for(model: EditableModel) -> str:
-    """Return the default suite for this kind of model. Without one, raises `ConfigError` and names those that fit."""
+    """Return the suite that is made for the model, else the default of its kind.
+
+    Raises `ConfigError`, which names those that fit, if there is none.
+    """
     fitting = [name for name, suite in SUITES.items() if isinstance(model, suite.kind)]
+    for name in fitting:
+        if (place := SUITES[name].made_for) and _imported(place)(model):
+            return name
     defaults = [name for name in fitting if SUITES[name].default]
     if len(defaults) != 1:
         known = (
@@ -128,12 +172,12 @@ def suite_for(model: EditableModel) -> str:
             if fitting
             else f"suites measure {', '.join(s.what for s in SUITES.values())}"
         )
-        raise ConfigError(f"no suite is the default for a model like {model.name!r}: {known}")
+        raise ConfigError(f"no suite is the default for a model like {titled(model.name)}: {known}")
     return defaults[0]
 
 
 def evaluate(
-    run: RunDirectory, suite: str, model: EditableModel, edit: Edit, *, seeds: Sequence[int] | None = None,
+    run: RunDirectory, suite: str, model: EditableModel, edit: Edit | Bank, *, seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> Table:  # fmt: skip
     """Score the base and the edited model; the table replaces the suite's earlier one in ``scores.json``.
@@ -148,17 +192,20 @@ def evaluate(
     chosen, seeds, given = _checked(suite, seeds, options)
     if not isinstance(model, chosen.kind):
         raise ModelError(
-            f"suite {suite} measures {chosen.what}, and {model.name!r} is not one: choose suite {suite_for(model)}"
+            f"suite {suite} measures {chosen.what}, and {titled(model.name)} is not one: choose suite "
+            f"{suite_for(model)}"
         )
     for name in sorted(given.keys() & _FOUND):
         raise ConfigError(f"{name} is for images made elsewhere, and these are made here: leave it out")
     if given.get("base_answers"):
         _check_answers(run, given["base_answers"])
-    edit.check(model)
+    bank = edit if isinstance(edit, Bank) else Bank(model, [edit])
+    if not bank.on:
+        raise ConfigError("no edit is on, so there is nothing to measure: erase a concept of the bank again")
     _check_run(run)
-    found = _class_of(chosen)
+    found = _imported(chosen.place)
     if given.get("shard", WHOLE) != WHOLE:
-        _make_shard(run, suite, found, model, edit, seeds, **given)
+        _make_shard(run, suite, found, bank, seeds, **given)
         return {}
     given.pop("shard", None)
     with run.alone(), run.logged():
@@ -166,9 +213,11 @@ def evaluate(
             _remake(run, folder)
         base = described(model, list(select(model, "*")))["fingerprint"]
         if chosen.makes_images:
-            table, how = _measured(run, suite, found, Bank(model, [edit]), seeds, **given)
+            table, how = _measured(run, suite, found, bank, seeds, **given)
+        elif len(bank.on) > 1:
+            raise ConfigError(f"suite {suite} measures one edit, and {len(bank.on)} are on: choose suite concept")
         else:
-            table, how = found(run, model, edit, seeds=seeds, **given)
+            table, how = found(run, model, bank.on[0], seeds=seeds, **given)
         run.write_scores(suite, table)
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
         note_files(run, *run.answer_folders(), run.panel_images, run.panels, run.similarity)
@@ -196,7 +245,7 @@ def evaluate_found(
     found = Found(images, base_images, torch.device(device))
     found.check()
     _check_results(run, concepts, images, base_images)
-    planned: ImageSuite = _class_of(chosen)(Subject(tuple(concepts), None, found.device), seeds, **given)
+    planned: ImageSuite = _imported(chosen.place)(Subject(tuple(concepts), None, found.device), seeds, **given)
     rows = found.here(planned.rows)
     missing = found.missing(planned.rows)
     if missing and not (allow_missing and rows):
@@ -238,6 +287,11 @@ def _checked(
             raise ConfigError(f"suite {suite} takes {chosen.judges} judge(s), not {len(judges)}: leave some out")
         given["judge"] = judges if chosen.judges > 1 else judges[0]
     seeds = chosen.seeds if seeds is None else seeds
+    for seed in seeds:
+        if not 0 <= seed < 2**64 - chosen.further_seeds:
+            raise ConfigError(
+                f"seed {seed} is not possible with suite {suite}: give one from 0 to {2**64 - 1 - chosen.further_seeds}"
+            )
     if len({*seeds}) < len(seeds):
         raise ConfigError(f"a seed is named twice in {', '.join(map(str, seeds))[:60]}: name each once")
     return chosen, seeds, given
@@ -245,14 +299,14 @@ def _checked(
 
 def _check_run(run: RunDirectory) -> None:
     """Damaged files fail here, before the work."""
-    check_writing(run.scores)
+    run.check()
     for read in (run.read_scores, run.read_panels):
         read()
 
 
 def _check_results(run: RunDirectory, concepts: Sequence[str], *images: Path | None) -> None:
     """Raise `OutputError` if ``run`` cannot hold the results of images made elsewhere."""
-    if run.edit.exists():
+    if run.edit.exists() or run.bank.exists():
         raise OutputError(
             f"{run.folder} holds a run, and whether its edit made these images is unknown: choose another folder"
         )
@@ -271,9 +325,10 @@ def _check_results(run: RunDirectory, concepts: Sequence[str], *images: Path | N
     _check_run(run)
 
 
-def _class_of(suite: Suite) -> Any:
-    module, _, place = suite.place.partition(":")
-    return getattr(import_module(module), place)
+def _imported(place: str) -> Any:
+    """What ``module:name`` names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def _measured(
@@ -288,11 +343,10 @@ def _measured(
 
 
 def _make_shard(
-    run: RunDirectory, suite: str, kind: Callable[..., ImageSuite], model: EditableModel, edit: Edit,
-    seeds: Sequence[int], shard: Shard, base_answers: Path | None = None, **options: Any,
+    run: RunDirectory, suite: str, kind: Callable[..., ImageSuite], bank: Bank, seeds: Sequence[int], shard: Shard,
+    base_answers: Path | None = None, **options: Any,
 ) -> None:  # fmt: skip
     """Make one shard's images in a folder of its own. `evaluate` without a shard gathers them and makes the rest."""
-    bank = Bank(model, [edit])
     planned = kind(Subject.of(bank), seeds, **options)
     answers = _answers(run, suite, bank, planned, base_answers).of_shard(shard)
     with locked(answers.edited.parent):

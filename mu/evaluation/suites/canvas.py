@@ -29,7 +29,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mu.core.concept import says
-from mu.core.errors import DataError, ModelError
+from mu.core.errors import DataError, ModelError, quoted, titled
 from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.metrics import scored
@@ -46,6 +46,7 @@ from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.lpips import lpips
 from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
+from mu.evaluation.suites import OTHER_SEEDS
 from mu.models import EMBEDDED, load_diffusion
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -56,7 +57,6 @@ from mu.models.quiet import quiet_libraries
 PROTOCOL, STEPS, GUIDANCE = "canvas/1", 20, 4.0
 Kind = Literal["style", "object"]
 NEUTRAL = ("an image", "a person", "a portrait of a person", "a picture of a cat")
-OTHER_SEEDS = 1_000_000  # added to the seeds for the reference images of the Fréchet distance
 
 
 def evaluate(
@@ -122,20 +122,19 @@ def replacement(seen: Sequence[str], erased: str) -> Score:
 
 
 def require_embedded(model: DiffusionModel) -> None:
-    """Raise `ModelError` if the base weights of ``model``, in any precision, are not those of the embedded model.
-
-    The judge and the prompts belong to the embedded world; for other models the numbers would mean nothing.
-    """
-    embedded = load_diffusion("canvas", device="cpu")
-    names = list(select(embedded, "*"))
-    same = names == list(select(model, "*"))
-    if not (same and is_base(model, names, described(embedded, names)["fingerprint"])):
+    """Raise `ModelError` if ``model`` is not the embedded one: the judge and the prompts belong to its world."""
+    if not is_embedded(model):
         raise ModelError(
-            f"suite canvas measures only the embedded model, and {model.name!r} has other weights: make images with "
-            "`mu generate`, once with --edit RUN and once without, and compare the folders with "
-            "eval-scripts/lpips_eval.py, "
-            "eval-scripts/FID_eval.py or `mu classifier score`"
+            f"suite canvas measures only the embedded model, and {titled(model.name)} has other weights: "
+            "use --suite concept"
         )
+
+
+def is_embedded(model: DiffusionModel) -> bool:
+    """Whether the base weights of ``model``, in any precision, are those of the embedded model."""
+    names = list(select(model, "*"))
+    embedded = load_diffusion("canvas", device="cpu")
+    return names == list(select(embedded, "*")) and is_base(model, names, described(embedded, names)["fingerprint"])
 
 
 def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
@@ -147,7 +146,7 @@ def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
                 return kind, name
     known = ", ".join((*judge.classes["style"], *judge.classes["object"][:-1]))
     raise DataError(
-        f"suite canvas measures its own styles and objects, and {', '.join(concepts)!r} names none of: {known}"
+        f"suite canvas measures its own styles and objects, and {quoted(', '.join(concepts))} names none of: {known}"
     )
 
 

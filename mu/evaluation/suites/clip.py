@@ -6,8 +6,8 @@ Protocol ``clip/1``:
 - ``identity@1 retained``: macro accuracy over the *other* classes of that task; every class counts once.
 - ``identity@1``: macro accuracy over all classes, as published; it includes the erased class. On CelebA the classes are
   the frequent people, or without their list the hundred with the most images. Any other person has only FA.
-- Other tasks likewise. On ImageNet's 2,500 images each image counts once. @5 is given for tasks of more than five
-  classes.
+- Other tasks likewise, also the user's own images in a folder for each class, ``classes:FOLDER``. On ImageNet's 2,500
+  images each image counts once. @5 is given for tasks of more than five classes.
 - MIA: `mu.evaluation.metrics.membership` on the cosine of image and caption (towards 0.5 is better). Members are the
   forget pairs of the edit's search; the others are pairs that it never saw and that do not show the concept. With
   ``mia:released`` in the data, pairs are drawn in the order of the released program, and the protocol says so.
@@ -31,13 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, MissingDependency
+from mu.core.errors import ConfigError, MissingDependency, quoted
 from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.canvas import RenderedPair, rendered_pairs
+from mu.data.class_folders import read_classes
 from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source, is_gradient_file
 from mu.data.pairs import Captioned, open_pairs
 from mu.edits.edit import Edit
@@ -78,9 +79,9 @@ def evaluate(
 ) -> tuple[Table, dict[str, Any]]:
     """Score both columns; write the similarity matrix. Returns the table and the tasks.
 
-    ``data`` overrides the edit's settings: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``), and
-    ``forget:SOURCE`` and ``val:SOURCE``, pairs for the membership inference (see `mu.data.pairs.open_pairs`), and
-    ``mia:released``, its order of draws.
+    ``data`` overrides the edit's settings: tasks (see `mu.models.zero_shot.TASK_SOURCES`), and ``forget:SOURCE`` and
+    ``val:SOURCE``, pairs for the membership inference (see `mu.data.pairs.open_pairs`), and ``mia:released``, its order
+    of draws.
     """
     kinds = ("forget", "val", "mia")
     sources = {kind: rest for kind, _, rest in (each.partition(":") for each in data) if kind in kinds}
@@ -130,7 +131,8 @@ def tasks_of(edit: Edit) -> list[str]:
     if settings.get("forget", "canvas") == "canvas":
         return ["canvas"]
     raise ConfigError(
-        f"the settings of {edit.info.method!r} name no tasks: pass --data celeba:FOLDER, imagenet:FOLDER or canvas"
+        f"the settings of {quoted(edit.info.method)} name no tasks: pass --data celeba:FOLDER, imagenet:FOLDER, "
+        "classes:FOLDER or canvas"
     )
 
 
@@ -141,9 +143,11 @@ def in_protocol(task: str, edit: Edit) -> str:
         kind, _, folder = name.partition(":")
         return kind, Path(folder).resolve()
 
-    kind = task.partition(":")[0]
+    kind, _, folder = task.partition(":")
+    if kind == "classes":  # anybody's: numbers of two folders never share a column
+        kind = f"classes of {Path(folder).name} ({read_classes(folder).digest})"
     searched = (edit.info.config.get("data") or {}).get("tasks") or ()
-    return f"{kind} (seen in the search)" if kind != "canvas" and place(task) in map(place, searched) else kind
+    return f"{kind} (seen in the search)" if folder and place(task) in map(place, searched) else kind
 
 
 def leak_of(edit: Edit, target: Target, sources: Mapping[str, str], seeds: Sequence[int]) -> Leak:

@@ -19,43 +19,34 @@ whether the concept is gone, and the headline says so in place of the number.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from mu.core.concept import Concept, says
 from mu.core.config import filled
-from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError
+from mu.core.errors import ConfigError, DataError
 from mu.core.metrics import scored
-from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.prompt_lists import ANY, KINDS, NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES, entries, kind_of
 from mu.data.prompt_lists import everyday as everyday_prompts
-from mu.diffusion.image_folder import ImageRow, read_images, save_image
-from mu.evaluation.answers import Images, Subject, batches, looked
-from mu.evaluation.backbones import lpips_network
+from mu.diffusion.image_folder import ImageRow
+from mu.evaluation.answers import Images, Subject, looked
+from mu.evaluation.comparing import Features, clip_columns, distances, features_of, mean, put_most_changed, share
 from mu.evaluation.doubt import NO_BASE, confused, unseen
 from mu.evaluation.judges import Judge, Seen, open_judge
-from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.cmmd import cmmd
 from mu.evaluation.metrics.frechet import frechet_distance
-from mu.evaluation.metrics.intervals import bootstrap, paired, wilson
-from mu.evaluation.metrics.lpips import lpips
-from mu.models import load
-from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 
 PROTOCOL, STEPS, GUIDANCE, EVERYDAY = "concept/1", 30, 7.5, 200
 NEIGHBOURS = 6
 JUDGE = "clip:openai/clip-vit-large-patch14"
-MOST_CHANGED = 5
 
 
 class Asked(NamedTuple):
@@ -102,17 +93,13 @@ class ConceptSuite:
         retain: Sequence[str] = (), synonyms: Sequence[str] = (), everyday: int = EVERYDAY,
         steps: int = STEPS, guidance: float = GUIDANCE,
     ):  # fmt: skip
-        concepts, model = subject.concepts, subject.model
+        concepts = subject.concepts
         self.judge, self.steps, self.guidance = open_judge(judge, subject.device), steps, guidance
         self.known = {concept: self.judge.known(concept) for concept in concepts}
-        self.near = [self.judge.known(name) for name in retain]
-        if not self.near:
-            if model is None:
-                raise ConfigError("which neighbours the images ask for is unknown: name each with --retain")
-            self.near = nearest(model, concepts, self.judge)
+        self.near = [self.judge.known(name) for name in retain] or nearest(subject.model, concepts, self.judge)
         self.asked = asked(concepts, self.near, seeds, synonyms, everyday)
         self.protocol = named_protocol(steps, guidance, everyday)
-        self.features = _features(clip, self.judge, subject.device)
+        self.features = features_of(clip, self.judge, subject.device)
         self.rows, self.only_base = self.asked.rows, ()
 
     def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
@@ -135,8 +122,8 @@ class ConceptSuite:
             return {"edited": scores}, how
         kept = there.kept
         put_most_changed(run, answers, kept, 1 - F.cosine_similarity(base.features, edited.features))
-        distances = _distances(answers, kept, base, edited, self.features.name, self.protocol)
-        return {"base": _column(base, None, seen, self.protocol, doubt), "edited": [*scores, *distances]}, how
+        measured = _distances(answers, kept, base, edited, self.features.name, self.protocol)
+        return {"base": _column(base, None, seen, self.protocol, doubt), "edited": [*scores, *measured]}, how
 
 
 def named_protocol(steps: int, guidance: float, everyday: int) -> str:
@@ -156,27 +143,24 @@ def asked(
     target = [(c, row) for c, text in spoken for row in _rows("target", text, TARGET_TEMPLATES, seeds)]
     neighbours = [(n, row) for n in near for row in _rows("neighbour", n, NEIGHBOUR_TEMPLATES, seeds)]
     texts = [text for text in everyday_prompts()[:count] if not any(says(text, name) for _, name in spoken)]
-    return Asked(target, neighbours, [_row(f"everyday_{k:03}", text, k) for k, text in enumerate(texts)])
+    return Asked(target, neighbours, [ImageRow.named(f"everyday_{k:03}", text, k) for k, text in enumerate(texts)])
 
 
 def _rows(role: str, name: str, templates: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[ImageRow]:
     """The concept in the phrasings of its kind, or in those that suit any, at every seed."""
     stem, texts = f"{role}_{Concept(name).file_stem}", templates[kind_of(name) or ANY]
-    return [_row(f"{stem}_{k}", filled(text, name), seed) for k, text in enumerate(texts) for seed in seeds]
-
-
-def _row(stem: str, prompt: str, seed: int) -> ImageRow:
-    """The file's name holds a digest of the prompt: the same name never means another image."""
-    digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
-    return ImageRow(f"{stem}_{digest}_seed{seed}.png", prompt, seed)
+    return [ImageRow.named(f"{stem}_{k}", filled(text, name), seed) for k, text in enumerate(texts) for seed in seeds]
 
 
 @torch.no_grad()
-def nearest(model: DiffusionModel, concepts: Sequence[str], judge: Judge) -> list[str]:
+def nearest(model: DiffusionModel | None, concepts: Sequence[str], judge: Judge) -> list[str]:
     """The concepts nearest to the erased ones: of the judge's classes, else of the lists of their kind, else of all.
 
-    Near is the cosine of the prompt embeddings' means over tokens, about the mean of all candidates.
+    Near is the cosine of the prompt embeddings' means over tokens, about the mean of all candidates. Without a model,
+    raises `ConfigError`.
     """
+    if model is None:
+        raise ConfigError("which neighbours the images ask for is unknown: name each with --retain")
     found = [name for concept in concepts for name in judge.rivals(concept)]
     if not found:
         kinds = {kind for concept in concepts if (kind := kind_of(concept))} or KINDS
@@ -189,23 +173,6 @@ def nearest(model: DiffusionModel, concepts: Sequence[str], judge: Judge) -> lis
     unit = F.normalize(means - means[len(concepts) :].mean(dim=0), dim=1)
     likeness = (unit[len(concepts) :] @ unit[: len(concepts)].T).amax(dim=1)
     return [others[k] for k in likeness.argsort(descending=True)[:NEIGHBOURS].tolist()]
-
-
-class Features(NamedTuple):
-    """What distances of sets are measured in: a CLIP, which also gives the CLIP score, or the judge's own features."""
-
-    name: str
-    clip: ClipModel | None
-
-
-def _features(name: str | None, judge: Judge, device: torch.device) -> Features:
-    own = getattr(judge, "model", None)
-    if name is None:
-        return Features(judge.name, own if isinstance(own, ClipModel) else None)
-    found = load(name, device=device)
-    if not isinstance(found, ClipModel):
-        raise ModelError(f"--clip needs a CLIP, and {name!r} is none: name one, like canvas-clip")
-    return Features(f"clip:{name}", found)
 
 
 class Column:
@@ -232,9 +199,7 @@ class Column:
         self.features = torch.cat([*(seen.features for seen in near.values()), *([everyday] if unasked else [])])
         self.closeness: list[float] = []
         if features.clip:
-            self.features, self.closeness = _clip_columns(
-                features.clip, answers.paths(wanted.kept, column), wanted.kept
-            )
+            self.features, self.closeness = clip_columns(features.clip, answers.paths(wanted.kept, column), wanted.kept)
 
     def share(self, neighbour: str) -> float:
         """Share of the neighbour's images on which the judge sees it."""
@@ -249,16 +214,6 @@ class Column:
         return [float(answer == name) for name in names for answer in self.neighbours[name]]
 
 
-@torch.no_grad()
-def _clip_columns(clip: ClipModel, paths: Sequence[Path], rows: Sequence[ImageRow]) -> tuple[Tensor, list[float]]:
-    """The features (n, d) of the images, and each image's CLIP score with its prompt."""
-    features = torch.cat([clip.encode_images(images.to(clip.device)).cpu() for images in batches(paths)])
-    texts = torch.cat(
-        [clip.encode_text([row.prompt for row in rows[k : k + 64]]).cpu() for k in range(0, len(rows), 64)]
-    )
-    return features, [clip_score(image[None], text[None]) for image, text in zip(features, texts, strict=True)]
-
-
 def doubts(base: Column, known: Mapping[str, str]) -> str:
     """Why this judge cannot tell whether the concepts are gone; "" if it can."""
     for concept, own in known.items():
@@ -270,29 +225,20 @@ def doubts(base: Column, known: Mapping[str, str]) -> str:
 def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: str, doubt: str) -> list[Score]:
     """The scores of one column. With ``base``, shares have the interval of their change."""
 
-    def share(name: str, of: Callable[[Column], list[float]], per_item: Mapping[str, float], **more: Any) -> Score:
-        hits = of(column)
-        change = paired(of(base), hits) if base else None
-        interval = wilson(round(sum(hits)), len(hits))
-        return scored(
-            name, sum(hits) / len(hits), len(hits), protocol, per_item, interval=interval, change=change, **more
-        )
+    def shared(name: str, of: Callable[[Column], list[float]], per_item: Mapping[str, float], **more: Any) -> Score:
+        return share(name, of(column), protocol, per_item, before=of(base) if base else None, **more)
 
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
-    targets = {concept: mean(column.hits(concept)) for concept in column.known}
-    scores = [share("target shown", lambda c: [h for name in c.known for h in c.hits(name)], targets, doubt=doubt)]
+    targets = {concept: fmean(column.hits(concept)) for concept in column.known}
+    scores = [shared("target shown", lambda c: [h for name in c.known for h in c.hits(name)], targets, doubt=doubt)]
     if seen:
-        scores.append(share("neighbours kept", lambda c: c.kept(seen), {name: column.share(name) for name in seen}))
+        scores.append(shared("neighbours kept", lambda c: c.kept(seen), {name: column.share(name) for name in seen}))
     if column.unasked:
-        named = {concept: mean(hits) for concept, hits in column.unasked.items()}
+        named = {concept: fmean(hits) for concept, hits in column.unasked.items()}
         scores.append(
-            share("unasked", lambda c: [float(any(each)) for each in zip(*c.unasked.values(), strict=True)], named)
+            shared("unasked", lambda c: [float(any(each)) for each in zip(*c.unasked.values(), strict=True)], named)
         )
     if column.closeness:
-        n, interval = len(column.closeness), bootstrap(column.closeness)
-        scores.append(scored("CLIP score", mean(column.closeness), n, protocol, interval=interval))
+        scores.append(mean("CLIP score", column.closeness, protocol))
     told = [(concept, answer) for concept, answers in column.target.items() for answer in answers]
     others = Counter(answer or "none" for concept, answer in told if answer != column.known[concept])
     shares = {name: count / len(told) for name, count in others.most_common()}
@@ -303,37 +249,10 @@ def _distances(
     answers: Images, rows: Sequence[ImageRow], base: Column, edited: Column, name: str, protocol: str
 ) -> list[Score]:
     """How far the images that should stay are from the base's."""
-    pairs = list(zip(answers.paths(rows), answers.paths(rows, "edited"), strict=True))
-    try:
-        maps, weights = lpips_network(device=answers.device)
-    except (MissingDependency, ModelError):
-        each, how = (
-            (1 - F.cosine_similarity(base.features, edited.features)).clamp(min=0).tolist(),
-            f"1 - cosine of {name}",
-        )
-    else:
-        firsts, seconds = zip(*pairs, strict=True)
-        both = zip(batches(firsts), batches(seconds), strict=True)
-        each, how = [float(d) for a, b in both for d in lpips(a, b, maps, weights)], "LPIPS of AlexNet"
+    each, how = distances(answers, rows, base.features, edited.features, name)
     n, a, b = len(each), edited.features, base.features
     return [
-        scored("distance kept", sum(each) / n, n, f"{protocol}, {how}", interval=bootstrap(each)),
+        mean("distance kept", each, f"{protocol}, {how}"),
         scored("Fréchet distance", frechet_distance(a.double(), b.double()), n, f"{protocol}, features of {name}"),
         scored("CMMD", cmmd(F.normalize(a, dim=1), F.normalize(b, dim=1)), n, f"{protocol}, features of {name}"),
     ]
-
-
-def put_most_changed(
-    run: RunDirectory, answers: Images, rows: Sequence[ImageRow], distance: Tensor, suite: str = ""
-) -> None:
-    """A panel of the images that changed most among those that should stay; one for each ``suite`` that asks."""
-    panel_rows, stem = [], f"changed-{suite}-" if suite else "changed-"
-    for rank, k in enumerate(distance.argsort(descending=True)[:MOST_CHANGED].tolist(), start=1):
-        images: list[str | None] = []
-        for column in ("base", "edited"):
-            name = f"{stem}{rank}-{column}.png"
-            save_image(read_images(answers.paths([rows[k]], column))[0], run.panel_images / name)
-            images.append(f"{run.panel_images.name}/{name}")
-        panel_rows.append(PanelRow(label=rows[k].prompt, images=images))
-    title = "What should stay and changed most" + (f" ({suite})" if suite else "")
-    run.put_panel(Panel(title=title, columns=["base", "edited"], rows=panel_rows))

@@ -43,6 +43,7 @@ from mu.core.scores import Score, Table
 from mu.diffusion.image_folder import ImageRow, read_images
 from mu.evaluation.answers import Images, Subject, batches
 from mu.evaluation.backbones import inception_features
+from mu.evaluation.comparing import put_most_changed
 from mu.evaluation.doubt import NO_BASE, confused, unseen
 from mu.evaluation.judges import Judge, open_judge
 from mu.evaluation.judges.unlearncanvas import OBJECTS, STYLES
@@ -58,7 +59,6 @@ from mu.evaluation.metrics.unlearning import (
     scores_of,
     unlearning_hits,
 )
-from mu.evaluation.suites.concept import put_most_changed
 from mu.models.diffusion import DiffusionModel
 
 PROTOCOL, STEPS, GUIDANCE, SIZE, SCHEDULER = "unlearncanvas/1", 100, 9.0, 512, "DDIMScheduler"

@@ -9,8 +9,9 @@ new tokens.
   edit should take away the name only, and not, for example, the style.
 
 Images come from the tasks of the edit's settings, or from a CSV file with the columns image, question, answer. A task's
-question is the first of `mu.data.questions.QUESTIONS`. Rendered images are new; the protocol marks other images that
-the method searched on.
+question is the first of `mu.data.questions.QUESTIONS`. Of the user's own images in a folder for each class,
+``classes:FOLDER``, it is that of objects: for another question write the CSV file. Rendered images are new; the
+protocol marks other images that the method searched on.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def evaluate(
 ) -> tuple[Table, dict[str, Any]]:
     """Score both columns. Returns the table and the tasks.
 
-    ``data``: tasks (``canvas``, ``celeba:FOLDER``, ``imagenet:FOLDER``) or CSV files. Default: the edit's tasks.
+    ``data``: tasks (see `mu.models.zero_shot.TASK_SOURCES`) or CSV files. Default: the edit's tasks.
     """
     names = list(data) or tasks_of(edit)
     files = [name for name in names if name.endswith(".csv")]
@@ -101,7 +102,7 @@ def read_questions(path: Path | str) -> list[Item]:
     missing = set(COLUMNS) - set(header)
     if missing or not rows:
         raise DataError(
-            f"{path} has no {'rows' if not missing else f'column {sorted(missing)[0]!r}'}: its columns are "
+            f"{path} has no {'rows' if not missing else f'column {quoted(sorted(missing)[0])}'}: its columns are "
             f"{', '.join(COLUMNS)}"
         )
     home, items = path.parent.resolve(), []
@@ -142,7 +143,8 @@ def answer_scores(items: Sequence[Item], told: Sequence[str], concepts: Sequence
     for concept in concepts:
         if concept not in named:
             raise ConfigError(
-                f"{concept!r} is the answer to none of the {len(items)} questions, so forgetting cannot be measured: "
+                f"{quoted(concept)} is the answer to none of the {len(items)} questions, so forgetting cannot "
+                "be measured: "
                 "add questions with this answer"
             )
     asked = {item.question for item, concept in zip(items, named, strict=True) if concept}

@@ -18,7 +18,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from mu.core.compute import full
-from mu.core.errors import ConfigError, ModelError
+from mu.core.errors import ConfigError, ModelError, quoted, titled
 from mu.models.diffusion.conditioning import Conditioning
 from mu.models.diffusion.noise import PREDICTIONS, NoiseLevel
 from mu.models.diffusion.text import TextEncoder
@@ -82,7 +82,7 @@ class DiffusionModel(ABC):
             _take_any_dtype(self.vae)
         deepest = min(text.depth for text in self.text)
         if not 1 <= clip_skip <= deepest:
-            raise ConfigError(f"clip_skip must lie in 1..{deepest} for {name!r}, got {clip_skip}")
+            raise ConfigError(f"clip_skip must lie in 1..{deepest} for {titled(name)}, got {clip_skip}")
         self.source: Path | None = None
         """The folder or file that the model was loaded from, if it was loaded by name."""
         self.given: Conditioning | None = None
@@ -167,13 +167,13 @@ class DiffusionModel(ABC):
     def parameters(self, role: Role) -> dict[str, nn.Parameter]:
         """All parameters of the layers in a `Role`, by full name in model order. `ModelError` if it has no layers."""
         if role not in get_args(Role):
-            raise ModelError(f"unknown role {role!r}; choose {', '.join(get_args(Role))}")
+            raise ModelError(f"unknown role {quoted(role)}; choose {', '.join(get_args(Role))}")
         found: dict[str, nn.Parameter] = {}
         for name, layer in self.layers(role).items():
             path = name.removesuffix("weight")
             found |= {f"{path}{part}": parameter for part, parameter in layer.named_parameters(recurse=False)}
         if not found:
-            raise ModelError(f"{self.name!r} has no {role} layers")
+            raise ModelError(f"{titled(self.name)} has no {role} layers")
         return found
 
     @contextmanager
@@ -284,7 +284,7 @@ class DiffusionModel(ABC):
         ends_in_noise = float(getattr(scheduler, "alphas_cumprod", self.alphas_cumprod)[-1]) == 0
         if self.prediction_type == "epsilon" and (ends_in_noise or config.get("rescale_betas_zero_snr")):
             raise ModelError(
-                f"the scheduler of {self.name!r} ends in pure noise (rescale_betas_zero_snr), where eps has no "
+                f"the scheduler of {titled(self.name)} ends in pure noise (rescale_betas_zero_snr), where eps has no "
                 "information: set rescale_betas_zero_snr to false in its scheduler_config.json"
             )
         if not 1 <= steps <= MOST_STEPS:
@@ -292,11 +292,16 @@ class DiffusionModel(ABC):
         try:
             scheduler.set_timesteps(steps, device=self.device)
         except ValueError as error:  # more steps than in training
-            raise ConfigError(f"{steps} denoising steps are not possible with {self.name!r}: {error}") from None
+            raise ConfigError(f"{steps} denoising steps are not possible with {titled(self.name)}: {error}") from None
         if float(scheduler.timesteps.max()) > len(self.alphas_cumprod) - 1:
             raise ConfigError(
-                f"the scheduler of {self.name!r} with {steps} denoising steps begins past its last timestep "
+                f"the scheduler of {titled(self.name)} with {steps} denoising steps begins past its last timestep "
                 "(steps_offset): pass fewer steps"
+            )
+        if float(scheduler.timesteps.min()) < 0:
+            raise ConfigError(
+                f"the scheduler of {titled(self.name)} with {steps} denoising steps ends before its first timestep "
+                "(timestep_spacing): pass fewer steps"
             )
         return scheduler
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, titled
 from mu.models.diffusion.noise import PREDICTIONS
 from mu.models.tokenizers import check_length, check_vocabulary
 
@@ -50,10 +50,11 @@ def check_family(kind: Any, name: str) -> None:
     """Raise `ModelError` for a pipeline class outside `FAMILIES`. ``kind``: ``_class_name`` in model_index.json."""
     if isinstance(kind, list | tuple):
         raise ModelError(
-            f"{name!r} runs code of its own ({' '.join(map(str, kind))}): mu does not run it; name a stock pipeline"
+            f"{titled(name)} runs code of its own ({' '.join(map(str, kind))}): mu does not run it; name a "
+            "stock pipeline"
         )
     if kind not in FAMILIES:
-        raise ModelError(f"{name!r} is a {kind}: mu supports Stable Diffusion 1.x, 2.x and XL; name one of those")
+        raise ModelError(f"{titled(name)} is a {kind}: mu supports Stable Diffusion 1.x, 2.x and XL; name one of those")
 
 
 def face(
@@ -79,48 +80,52 @@ def _check(pipeline: Any, backbone_name: str, name: str) -> None:
     tokenizers = [part.replace("text_encoder", "tokenizer") for part in encoders]
     for part in (backbone_name, "vae", "scheduler", *encoders, *tokenizers):
         if getattr(pipeline, part, None) is None:
-            raise ModelError(f"{name!r} has no {part}: name a complete model, not a refiner or a part")
+            raise ModelError(f"{titled(name)} has no {part}: name a complete model, not a refiner or a part")
     config, vae = getattr(pipeline, backbone_name).config, pipeline.vae.config
     for setting, need in UNUSUAL_INPUTS.items():
         if config.get(setting) is not None:
             raise ModelError(
-                f"the {backbone_name} of {name!r} needs {need} ({setting}), which mu lacks: name another model"
+                f"the {backbone_name} of {titled(name)} needs {need} ({setting}), which mu lacks: name another model"
             )
     if config.get("addition_embed_type") not in (None, "text_time"):
         raise ModelError(
-            f"the {backbone_name} of {name!r} needs {config.addition_embed_type} (addition_embed_type): "
+            f"the {backbone_name} of {titled(name)} needs {config.addition_embed_type} (addition_embed_type): "
             "name another model"
         )
     if config.in_channels != vae.latent_channels:
         raise ModelError(
-            f"the {backbone_name} of {name!r} takes {config.in_channels} channels, and latents have "
+            f"the {backbone_name} of {titled(name)} takes {config.in_channels} channels, and latents have "
             f"{vae.latent_channels}: "
             "it needs an image or a mask in addition to the prompt (inpainting, InstructPix2Pix, upscaling); "
             "name a text-to-image model"
         )
     if config.out_channels != config.in_channels:
         raise ModelError(
-            f"the {backbone_name} of {name!r} has {config.out_channels} channels of output for {config.in_channels} "
+            f"the {backbone_name} of {titled(name)} has {config.out_channels} channels of output for "
+            f"{config.in_channels} "
             "of input (a learned variance, for example): name another model"
         )
     size = config.sample_size
     if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= LARGEST_SAMPLE:
         raise ModelError(
-            f"the {backbone_name} of {name!r} has sample_size {str(size)[:40]}: set it to the height of its latents "
+            f"the {backbone_name} of {titled(name)} has sample_size {str(size)[:40]}: set it to the height of "
+            "its latents "
             f"(64 for images of 512 pixels) in {backbone_name}/config.json"
         )
     _check_scheduler(pipeline.scheduler, name)
     for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
-        text, what = getattr(pipeline, encoder).config, f"the {tokenizer} of {name!r}"
+        text, what = getattr(pipeline, encoder).config, f"the {tokenizer} of {titled(name)}"
         check_vocabulary(getattr(pipeline, tokenizer), text.vocab_size, what)
         check_length(getattr(pipeline, tokenizer), text.max_position_embeddings, what)
         if getattr(text, "use_attention_mask", False):
-            raise ModelError(f"the {encoder} of {name!r} needs an attention mask, which mu does not give: name another")
+            raise ModelError(
+                f"the {encoder} of {titled(name)} needs an attention mask, which mu does not give: name another"
+            )
     width = sum(int(getattr(pipeline, encoder).config.hidden_size) for encoder in encoders)
     read = config.cross_attention_dim
     if {width} != ({read} if isinstance(read, int) else set(read)):
         raise ModelError(
-            f"the {backbone_name} of {name!r} reads prompt embeddings of width {read}, "
+            f"the {backbone_name} of {titled(name)} reads prompt embeddings of width {read}, "
             f"and its text encoders give {width}"
         )
 
@@ -129,17 +134,18 @@ def _check_scheduler(scheduler: Any, name: str) -> None:
     kind, config = type(scheduler).__name__, scheduler.config
     if kind not in SCHEDULERS:
         raise ModelError(
-            f"{name!r} has the scheduler {kind}, which mu does not run: name another, for example DDIMScheduler, in "
+            f"{titled(name)} has the scheduler {kind}, which mu does not run: name another, for example "
+            "DDIMScheduler, in "
             "its scheduler/scheduler_config.json and model_index.json"
         )
     predicts = config.get("prediction_type", "epsilon")
     if predicts not in PREDICTIONS:
         raise ModelError(
-            f"{name!r} predicts {predicts} (prediction_type of its scheduler): mu knows {', '.join(PREDICTIONS)}"
+            f"{titled(name)} predicts {predicts} (prediction_type of its scheduler): mu knows {', '.join(PREDICTIONS)}"
         )
     for setting, value in OTHER_LEVELS.items():
         if config.get(setting) == value:
             raise ModelError(
-                f"the scheduler of {name!r} has {setting} = {value}, for a model with other noise levels: name a "
+                f"the scheduler of {titled(name)} has {setting} = {value}, for a model with other noise levels: name a "
                 "model that was trained with those of Stable Diffusion"
             )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler, LMSDiscreteScheduler
 
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError, nearest, titled
 
 TRAINING_SCHEDULERS = {
     "ddim": (DDIMScheduler, {"clip_sample": False}),
@@ -24,7 +24,7 @@ def training_scheduler(name: str) -> Any:
     For DDIM: leading spacing, offset 0, final alpha 1; the 30-step grid is 957, 924, ..., 0.
     """
     if name not in TRAINING_SCHEDULERS:
-        raise ConfigError(f"unknown noise scheduler {name!r}.{nearest(name, TRAINING_SCHEDULERS)}")
+        raise ConfigError(f"unknown noise scheduler {titled(name)}.{nearest(name, TRAINING_SCHEDULERS)}")
     kind, options = TRAINING_SCHEDULERS[name]
     try:
         return kind(
@@ -32,7 +32,7 @@ def training_scheduler(name: str) -> Any:
         )
     except ImportError:  # diffusers integrates LMS's coefficients with scipy
         raise ConfigError(
-            f"noise scheduler {name!r} needs the package scipy: pip install scipy, or choose ddim"
+            f"noise scheduler {titled(name)} needs the package scipy: pip install scipy, or choose ddim"
         ) from None
 
 
@@ -62,15 +62,15 @@ def learning_rate_schedule(
         try:
             return AdafactorSchedule(optimizer, float(name.split(":")[1]))
         except ValueError:
-            raise ConfigError(f"learning rate schedule {name!r} is not of the form adafactor:<lr>") from None
+            raise ConfigError(f"learning rate schedule {titled(name)} is not of the form adafactor:<lr>") from None
     from diffusers.optimization import SchedulerType, get_scheduler
 
     known = [kind.value for kind in SchedulerType]
     if name not in known:
-        raise ConfigError(f"unknown learning rate schedule {name!r}.{nearest(name, [*known, 'one_cycle'])}")
+        raise ConfigError(f"unknown learning rate schedule {titled(name)}.{nearest(name, [*known, 'one_cycle'])}")
     named = {"constant": {}, "constant_with_warmup": {"num_warmup_steps": warmup}}
     common = {"num_warmup_steps": warmup, "num_training_steps": iterations, "num_cycles": cycles, "power": power}
     try:
         return get_scheduler(name, optimizer, **named.get(name, common), **(options or {}))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"train.lr_scheduler_args do not fit {name!r}: {error}") from None
+        raise ConfigError(f"train.lr_scheduler_args do not fit {titled(name)}: {error}") from None

@@ -21,8 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mu.core.errors import ModelError, quoted
-from mu.models.places import as_edit
+from mu.core.errors import ModelError, as_edit, quoted
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 SUFFIXES = {".safetensors"} | PICKLES
@@ -330,7 +329,7 @@ class _Archive:
         found = {name: self._tensor(found) for name, found in _entries(content)}
         if not found and (inner := next(_nested(_unwrapped(content), "", 0, set()), None)):
             raise ModelError(
-                f"holds no tensors by themselves, but {quoted(inner[0])}: {as_edit(self.archive.filename)}"
+                f"holds no tensors by themselves, but {quoted(inner[0])}: {as_edit(str(self.archive.filename))}"
             )
         return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, titled
 from mu.models.formats.architectures import blueprint, stable_diffusion_xl
 from mu.models.formats.open_clip_names import open_clip_map
 
@@ -91,7 +91,7 @@ def _renamed(names: Iterable[str], places: Mapping[str, str]) -> Iterator[tuple[
         while head and head not in places:
             head = head.rpartition(".")[0]
         if not head:
-            raise ModelError(f"the CompVis layout has no name for {name!r}")
+            raise ModelError(f"the CompVis layout has no name for {titled(name)}")
         yield name, places[head] + name[len(head) :]
 
 

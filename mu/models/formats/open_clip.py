@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mu.core.errors import MissingDependency, ModelError, nearest
+from mu.core.errors import MissingDependency, ModelError, nearest, quoted, titled
 from mu.models.clip import READ_AT_LARGEST, ClipModel, clip_processor
 from mu.models.formats.architectures import blueprint
 from mu.models.formats.checkpoint import read_state_dict
@@ -92,16 +92,18 @@ def from_tag(
         import open_clip
     except ImportError as error:  # open_clip cannot be imported without torchvision either
         missing = error.name if error.name not in (None, "open_clip") else "open_clip_torch"
-        raise MissingDependency(missing or "open_clip_torch", "clip", f"the model {name!r}") from None
+        raise MissingDependency(missing or "open_clip_torch", "clip", f"the model {titled(name)}") from None
 
     architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
     model = open_clip.get_model_config(architecture)
     if model is None:
-        raise ModelError(f"open_clip has no model {architecture!r}.{nearest(architecture, open_clip.list_models())}")
+        raise ModelError(
+            f"open_clip has no model {quoted(architecture)}.{nearest(architecture, open_clip.list_models())}"
+        )
     known = open_clip.get_pretrained_cfg(architecture, tag)
     if not known:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
-        raise ModelError(f"open_clip has no weights {tag!r} of {architecture}.{nearest(tag, tags)}")
+        raise ModelError(f"open_clip has no weights {quoted(tag)} of {architecture}.{nearest(tag, tags)}")
     # Versions of open_clip without this setting for a tag list the tag under this name too.
     quick = tag in open_clip.list_pretrained_tags_by_model(f"{architecture}-quickgelu")
     trained = {"quick_gelu": any((quick, model.get("quick_gelu"), known.get("quick_gelu")))}
@@ -112,7 +114,7 @@ def from_tag(
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         hint = f"download it on a machine with network and name its file ({reason})"
-        raise ModelError(f"{name!r} is not in the local cache and cannot be downloaded: {hint}") from None
+        raise ModelError(f"{titled(name)} is not in the local cache and cannot be downloaded: {hint}") from None
     return _opened(read_state_dict(path), [], config, name, compat_gelu, device, precision)
 
 
@@ -198,13 +200,17 @@ def _check_config(config: Any, where: str) -> None:
         raise ModelError(f"{where} has {kind}: {_READS}")
     for key, value in (*vision.items(), *text.items()):
         if value and key not in _IN_SHAPES and value not in _KNOWN.get(key, ()):
-            raise ModelError(f"{where} has the setting {key} = {value!r}, which CLIP in transformers lacks: {_READS}")
+            raise ModelError(
+                f"{where} has the setting {key} = {quoted(value)}, which CLIP in transformers lacks: {_READS}"
+            )
     for key, value in look.items():
         if value != _LOOK.get(key, value):
-            raise ModelError(f"{where} prepares images with {key} = {value!r}: mu supports {_LOOK[key]!r} only")
+            raise ModelError(
+                f"{where} prepares images with {key} = {quoted(value)}: mu supports {quoted(_LOOK[key])} only"
+            )
         numbers = [part for part in value if isinstance(part, (int, float))] if isinstance(value, (list, tuple)) else []
         if key in ("mean", "std") and len(numbers) != 3:
-            raise ModelError(f"{where} has {key} = {value!r}: three numbers are needed")
+            raise ModelError(f"{where} has {key} = {quoted(value)}: three numbers are needed")
 
 
 def _resnet(layers: Sequence[Any]) -> str:
@@ -237,7 +243,7 @@ def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_a
 
     def tower(prefix: str, width: int, heads: Any) -> dict[str, Any]:
         if not isinstance(heads, int) or heads < 1 or width % heads:
-            raise ModelError(f"{heads!r} heads do not divide the width {width}: check {OPEN_CLIP_CONFIG}")
+            raise ModelError(f"{quoted(heads)} heads do not divide the width {width}: check {OPEN_CLIP_CONFIG}")
         blocks = f"{prefix}transformer.resblocks."
         return {
             "hidden_size": width,
@@ -283,7 +289,7 @@ def _opened(
     tensors = {key: tensor for key, tensor in tensors.items() if key.split(".")[-1] != "attn_mask"}
     numbers = {key: int(tensors.pop(key)) for key in _NUMBERS if key in tensors and tensors[key].numel() == 1}
     if kind := _other_kind(tensors):
-        raise ModelError(f"{name!r} has {kind}: {_READS}")
+        raise ModelError(f"{titled(name)} has {kind}: {_READS}")
     try:
         described = _transformers_config(
             tensors, config, compat_gelu or GELUS[bool(config["model_cfg"].get("quick_gelu"))]
@@ -304,7 +310,7 @@ def _opened(
             raise ModelError(f"{len(surplus)} tensors do not belong to a CLIP with a ViT, for example {surplus[0]}")
         weights = unpack(tensors, mapped, {key: parameter.shape for key, parameter in model.state_dict().items()})
     except ModelError as error:
-        raise ModelError(f"{name!r}: {error}") from None
+        raise ModelError(f"{titled(name)}: {error}") from None
     model.load_state_dict({key: weights.pop(key).to(precision, copy=True) for key in list(weights)}, assign=True)
     size, look = described["vision_config"]["image_size"], config.get("preprocess_cfg", {})
     own = {f"image_{key}": look[key] for key in ("mean", "std") if look.get(key)}

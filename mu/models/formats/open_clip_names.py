@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, quoted, titled
 from mu.models.formats.packing import parts_of
 
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -96,7 +96,7 @@ def _open_clip_name(name: str) -> str:
         number, layer = _in_layer(name, own)
         if layer in _LAYER:
             return f"{other}{number}.{_LAYER[layer]}"
-    raise ModelError(f"open_clip's CLIP has no parameter for {name!r}")
+    raise ModelError(f"open_clip's CLIP has no parameter for {titled(name)}")
 
 
 def _of_open_clip(key: str) -> list[str]:
@@ -106,7 +106,7 @@ def _of_open_clip(key: str) -> list[str]:
         number, layer = _in_layer(key, other)
         names += [f"{own}{number}.{inside}" for inside, outside in _LAYER.items() if outside == layer]
     if not names:
-        raise ModelError(f"{key!r} is not a parameter of open_clip's CLIP with a ViT")
+        raise ModelError(f"{quoted(key)} is not a parameter of open_clip's CLIP with a ViT")
     return names
 
 

@@ -1,7 +1,8 @@
 """Weights that others published, by the parameter names of a model: a whole checkpoint, or a part of one.
 
-A folder of diffusers or of one component, a single file in CompVis' layout, or a state dict of any of the parameters, in
-the spellings of several versions and tools. Every key of a file is a parameter, is known not to be one, or is refused.
+A folder of diffusers or of one component, a single file in CompVis' layout, or a state dict of any of the parameters,
+in the spellings of several versions and tools. Every key of a file is a parameter, is known not to be one, or is
+refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from mu.models.formats.checkpoint import SUFFIXES, WeightFile, open_weights
 from mu.models.formats.folder import loaded_weights
 from mu.models.formats.packing import TRANSPOSED, fitted, parts_of
 from mu.models.formats.parameter_names import spellings, unwrapped
-from mu.models.formats.single_file import DESCRIPTION, is_unread, names_in_file, open_tokenizer, with_usual_names
 from mu.models.hub import hub_folder
 from mu.models.places import EMBEDDED, TRANSFORMERS_CONFIG, config_in
 from mu.models.quiet import quiet_libraries
@@ -34,7 +34,6 @@ _NO_PARAMETERS = re.compile(
     r"|betas|logvar|lvlb_weights|scale_factor|global_step|denoiser\.sigmas|v_pred|ztsnr"
     r"|(sqrt_|log_one_minus_|posterior_)\w+|(sqrt_)?alphas_cumprod\w*"
     r"|model_ema\..*|(ema\.)?(decay|num_updates|optimization_step)"
-    rf"|{DESCRIPTION}"
 )
 """Names of the noise schedule, of EMA copies and the like, which no pipeline reads from a file of weights."""
 _TOKENS = "modifier_token."
@@ -83,10 +82,6 @@ class Weights:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ModelError(f"{place.file.path}: {place.key} is {kind}: save it as float16 or float32")
         return fitted(parts_of(tensor, place.parts, place.key)[place.part], place.key, self._shape(name))
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter's name and tensor, one at a time."""
-        return ((name, self.read(name)) for name in self._places)
 
     def take(self, file: WeightFile, component: str | None, only: Sequence[str]) -> None:
         """Find the place of every key of ``file``, of which ``component`` is known if it lies in a folder of its own.
@@ -140,7 +135,7 @@ class Weights:
         """The full name of the parameter ``key``, which may name its component; None if there is none."""
         for name in (key, unwrapped(key)):
             head, _, rest = name.partition(".")
-            for part, path in ((head, rest), (component, name)):
+            for part, path in ((head, rest), (component or "", name)):
                 for each in spellings(path) if part in self._shapes else ():
                     if each in self._shapes[part]:
                         return f"{part}.{each}"
@@ -166,6 +161,8 @@ class Weights:
 
     def _in_single_file(self, file: WeightFile) -> dict[str, list[str]]:
         """Key of a file in CompVis' layout -> full names of the parameters that it holds, in the order of the parts."""
+        from mu.models.formats.single_file import names_in_file, with_usual_names
+
         table: dict[str, list[str]] = {}
         for component, names in names_in_file(self.model.pipeline).items():
             for name, place in names.items():
@@ -174,9 +171,12 @@ class Weights:
         return {key: table[place] for place, key in usual.items() if place in table}
 
     def _is_no_parameter(self, key: str) -> bool:
+        from mu.models.formats.single_file import DESCRIPTION, is_unread, with_usual_names
+
         name = unwrapped(key)
         usual = next(iter(with_usual_names({_as_whole(key): key})))
-        return bool(_NO_PARAMETERS.fullmatch(name)) or name.startswith(_TOKENS) or is_unread(usual, self._text_config)
+        known = name == DESCRIPTION or name.startswith(_TOKENS) or _NO_PARAMETERS.fullmatch(name)
+        return bool(known) or is_unread(usual, self._text_config)
 
 
 def _as_whole(key: str) -> str:
@@ -249,6 +249,8 @@ def _listed(value: Any) -> list[Any]:
 
 def differing_settings(place: Path, model: DiffusionModel) -> list[str]:
     """What else a folder states differently than ``model``, by name. The difference of weights cannot hold it."""
+    from mu.models.formats.single_file import open_tokenizer
+
     found = []
     for part, module in model.components.items():
         config = config_in(place / part / TRANSFORMERS_CONFIG) or {}

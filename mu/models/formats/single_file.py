@@ -21,12 +21,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from mu.core.errors import ConfigError, ModelError, nearest
+from mu.core.errors import ConfigError, ModelError, as_edit, nearest, quoted
 from mu.models.formats import architectures, compvis
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
 from mu.models.formats.packing import pack, unpack
 from mu.models.formats.statements import Statements, check_schedule, in_file, restated, statements
-from mu.models.places import PREDICTIONS, as_edit
+from mu.models.places import PREDICTIONS
 from mu.models.quiet import quiet_libraries
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -73,7 +73,9 @@ def load_single_file(
     or has a surplus tensor or one of another shape in UNet, autoencoder or text encoders; or if no tokenizer is found.
     """
     if prediction_type not in (None, *PREDICTIONS):
-        raise ConfigError(f"prediction_type cannot be {prediction_type!r}.{nearest(prediction_type, PREDICTIONS)}")
+        raise ConfigError(
+            f"prediction_type cannot be {quoted(prediction_type)}.{nearest(prediction_type, PREDICTIONS)}"
+        )
     path = Path(path)
     tensors = with_usual_names(read_state_dict(path) if tensors is None else tensors)
     family = _family(tensors, path)
@@ -238,7 +240,7 @@ def _from_texts(files: Mapping[str, str], path: Path) -> CLIPTokenizer:
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
             if Path(name).name != name:
-                raise ModelError(f"{path} describes itself wrongly ({name[:40]!r}): use another copy")
+                raise ModelError(f"{path} describes itself wrongly ({quoted(name)}): use another copy")
             (Path(folder) / name).write_text(text, encoding="utf-8")
         if not _holds_tokenizer(Path(folder)):
             raise ModelError(f"{path} describes itself wrongly (no tokenizer): use another copy")
@@ -285,8 +287,10 @@ def _family(tensors: Mapping[str, Tensor], path: Path) -> str:
         return any(name.startswith(prefix) for name in tensors)
 
     if not has(compvis.UNET):
-        hint = f"name a full checkpoint or a diffusers folder; {as_edit(path)}"
-        raise ModelError(f"{path} is not a Stable Diffusion checkpoint (it holds e.g. {next(iter(tensors))!r}): {hint}")
+        hint = f"name a full checkpoint or a diffusers folder; if these are edited weights, {as_edit(path)}"
+        raise ModelError(
+            f"{path} is not a Stable Diffusion checkpoint (it holds e.g. {quoted(next(iter(tensors)))}): {hint}"
+        )
     for family, prefix in (("sdxl", compvis.OPEN_CLIP_XL), ("sd2", compvis.OPEN_CLIP), ("sd1", compvis.CLIP)):
         if has(prefix):
             return family

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from mu.core.config import read_yaml
-from mu.core.errors import ConfigError, ModelError
+from mu.core.errors import ConfigError, ModelError, quoted
 from mu.core.files import write_text
 
 log = logging.getLogger("mu")
@@ -144,7 +144,9 @@ def _kind(value: Any, where: str, path: Path) -> str:
         raise _edm(path, where)
     kind = _KINDS.get(str(value).lower())
     if kind is None:
-        raise ModelError(f"{path} says {str(value)[:40]!r} of what the UNet predicts ({where}), which mu does not know")
+        raise ModelError(
+            f"{path} says {quoted(str(value))} of what the UNet predicts ({where}), which mu does not know"
+        )
     return kind
 
 
@@ -212,5 +214,5 @@ def _settings(content: Any) -> Iterator[tuple[str, Any]]:
 
 def _number(value: Any, key: str, file: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 100:
-        raise ModelError(f"{file} has {key} = {str(value)[:40]!r}, which is not a number in 0..100: mend or remove it")
+        raise ModelError(f"{file} has {key} = {quoted(str(value))}, which is not a number in 0..100: mend or remove it")
     return float(value)

@@ -79,7 +79,8 @@ def test_of_two_suites_of_one_kind_the_default_is_meant_and_none_is_guessed(
 ) -> None:
     other = suites.Suite("nowhere:f", DiffusionModel, "a diffusion model")
     monkeypatch.setattr(suites, "SUITES", {"first": other, **SUITES})
-    assert suite_for(tiny) == "canvas", "not the first"
+    assert suite_for(tiny) == "concept", "not the first"
+    assert suite_for(mu.load("canvas", device="cpu")) == "canvas", "the one that is made for it"
     for default in (False, True):
         both = {"one": other._replace(default=default), "two": other._replace(default=default)}
         monkeypatch.setattr(suites, "SUITES", both)
@@ -131,6 +132,17 @@ def test_the_base_s_answers_have_a_folder_of_their_own(tmp_path: Path, tiny: Dif
     with pytest.raises(OutputError, match=place.name):
         suites.evaluate(run, "canvas", tiny, still, seeds=(1,), base_answers=place)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("seed", [2**64 - 1, 2**64 - suites.OTHER_SEEDS, -1])
+def test_a_seed_that_is_too_high_is_named_as_it_was_given(seed: int, tmp_path: Path, tiny: DiffusionModel) -> None:
+    """Also where only a seed that a suite derives from it is too high; the highest goes on to the next check."""
+    still = WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("test", ("star",)))
+    with pytest.raises(ConfigError, match=rf"seed {seed} .*from 0 to {2**64 - 1 - suites.OTHER_SEEDS}"):
+        suites.evaluate(RunDirectory(tmp_path), "canvas", tiny, still, seeds=(1, seed))
+    with pytest.raises(ConfigError, match="twice"):  # control
+        suites.evaluate(RunDirectory(tmp_path), "canvas", tiny, still, seeds=(2**64 - 1 - suites.OTHER_SEEDS,) * 2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_seed_counts_once(tmp_path: Path, tiny: DiffusionModel) -> None:

@@ -17,7 +17,7 @@ from mu.algorithms.semipermeable_membrane.configs.legacy import LegacyConfig, Le
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.concept import Concept, folded
 from mu.core.config import MOST, BaseConfig, Devices, Renewed, Templates, read_yaml, values_set
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, quoted
 from mu.core.files import fitting
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 
@@ -265,7 +265,8 @@ class SemipermeableMembraneConfig(Renewed):
             target, positive, neutral = (folded(str(text)) for text in (full.target, full.positive, full.neutral))
             if target == neutral and (positive == neutral or entry.guidance_scale == 0):
                 lines.append(
-                    f"prompt.neutral is the same as the target ({full.target!r}) and would erase nothing: name another"
+                    f"prompt.neutral is the same as the target ({quoted(full.target)}) and would erase nothing: "
+                    "name another"
                 )
         return lines
 

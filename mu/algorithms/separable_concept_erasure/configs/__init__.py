@@ -125,6 +125,10 @@ class ProtectConfig(BaseConfig):
     null_tol: float = Field(0.0, ge=0, lt=1)
     """Ignore directions of ``others`` whose singular value is below this share of the largest. That makes room for many
     more of them, protected up to a leak that is logged. 0 protects them exactly."""
+    sentences: float = Field(0.0, ge=0)
+    """Weight of the change of keys and values in everyday sentences with the words of the other erased concepts, and of
+    a bank's. The images of those sentences then stay near the base's if their word is restored. 0: only the prompts
+    above are protected, and a restored word's sentences may change."""
     mend: int | None = Field(100, ge=0)
     """With ``mu erase --bank``: make the bank's older deltas null on the new concepts too. A delta that thereby loses
     more than a tenth of its effect is trained again, for at most this many updates. null leaves older deltas as they

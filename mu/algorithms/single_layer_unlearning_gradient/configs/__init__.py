@@ -18,8 +18,8 @@ from mu.models.load_options import LoadingConfig
 
 class DataConfig(BothSets):
     tasks: list[str] = ["celeba:data/celeba", "imagenet:data/ImageNet"]
-    """Classification tasks of the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``canvas``. The concept must be a
-    class of one of them."""
+    """Classification tasks of the search: ``celeba:FOLDER``, ``imagenet:FOLDER``, ``classes:FOLDER`` (a folder of
+    images for each class), ``canvas``. The concept must be a class of one of them."""
     per_class: int = Field(8, ge=1, le=MOST)
     """Images per class, for tasks that render their own."""
 
@@ -184,6 +184,16 @@ class SlugConfig(BaseConfig):
     """Seed of rendered images and all other random numbers."""
 
 
+LLAVA = {"model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336"}
+HUGGING_FACE: dict[str, Any] = {
+    "data": {"caption": "concept"},
+    "gradients": {"compat": ["partial_retain", "cumulative", "constant_retain_caption"]},
+    "layers": {"compat": ["no_norms", "deepest", "siblings"]},
+    "search": {"method": "reference"},
+}
+"""What the released programs for diffusion models and LLaVA do otherwise, as far as switches restore it."""
+
+
 class SlugMethod(Method):
     """SLUG: move one tensor of a CLIP tower along the forget gradient until the concept is forgotten.
 
@@ -213,12 +223,32 @@ class SlugMethod(Method):
         Preset(
             "llava",
             "any concept of LLaVA-1.5, in its vision tower: the paper's settings",
+            {**LLAVA, "layers": {"tower": "vision"}, "gradients": {"chunk": 16}},
+        ),
+        Preset(
+            "clip-preconditioned",
+            "any concept of a ViT-B/32: the paper's settings, preconditioned, which keeps more on two small CLIPs",
+            {"gradients": {"precondition": 0.3}},
+        ),
+        Preset(
+            "clip-released",
+            "any concept of a ViT-B/32: as the released open_clip program, on its tensors, with its ten steps",
             {
-                "model": "llava-hf/llava-1.5-7b-hf",
-                "clip": "openai/clip-vit-large-patch14-336",
-                "layers": {"tower": "vision"},
-                "gradients": {"chunk": 16},
+                "gradients": {"compat": ["batch_mean"]},
+                "layers": {"compat": ["in_proj"], "max_front": 1000},
+                "search": {"method": "reference"},
             },
+        ),
+        Preset(
+            "stable-diffusion-released",
+            "any concept of SD 2.1: as the released Hugging Face program",
+            HUGGING_FACE,
+            of="stable-diffusion",
+        ),
+        Preset(
+            "llava-released",
+            "any concept of LLaVA-1.5: as the released Hugging Face program",
+            {**LLAVA, **HUGGING_FACE, "layers": {**HUGGING_FACE["layers"], "tower": "vision"}},
         ),
         Preset(
             "canvas-clip",

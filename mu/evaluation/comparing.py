@@ -1,0 +1,116 @@
+"""What suites compare images by: shares and means with their intervals, CLIP features, and distances at equal seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mu.core.errors import MissingDependency, ModelError
+from mu.core.metrics import scored
+from mu.core.records import Panel, PanelRow
+from mu.core.run import RunDirectory
+from mu.core.scores import Score
+from mu.diffusion.image_folder import ImageRow, read_images, save_image
+from mu.evaluation.answers import Images, batches
+from mu.evaluation.backbones import lpips_network
+from mu.evaluation.judges import Judge
+from mu.evaluation.metrics.clip_score import clip_score
+from mu.evaluation.metrics.intervals import bootstrap, paired, wilson
+from mu.evaluation.metrics.lpips import lpips
+from mu.models import load
+from mu.models.clip import ClipModel
+
+MOST_CHANGED = 5
+LPIPS = "LPIPS of AlexNet"
+
+
+def share(
+    name: str, hits: Sequence[float], protocol: str, per_item: Mapping[str, float] | None = None, *,
+    before: Sequence[float] | None = None, **more: Any,
+) -> Score:  # fmt: skip
+    """The share of images that are ``hits`` (1 or 0 each). With the base's, ``before``, the interval of the change."""
+    total, n = sum(hits), len(hits)
+    change = None if before is None else paired(before, hits)
+    return scored(name, total / n, n, protocol, per_item, interval=wilson(round(total), n), change=change, **more)
+
+
+def mean(
+    name: str, values: Sequence[float], protocol: str, per_item: Mapping[str, float] | None = None, *,
+    before: Sequence[float] | None = None, **more: Any,
+) -> Score:  # fmt: skip
+    """The mean of a number of each image. With the base's, ``before``, the interval of the change."""
+    n, change = len(values), None if before is None else paired(before, values)
+    return scored(name, sum(values) / n, n, protocol, per_item, interval=bootstrap(values), change=change, **more)
+
+
+class Features(NamedTuple):
+    """What distances of sets are measured in: a CLIP, which also gives the CLIP score, or the judge's own features."""
+
+    name: str
+    clip: ClipModel | None
+
+
+def features_of(name: str | None, judge: Judge | None, device: torch.device) -> Features:
+    """The CLIP ``name``, else the judge's features, or its CLIP if it is one. Raises `ModelError` for another model."""
+    if name is None:
+        own = getattr(judge, "model", None)
+        return Features(judge.name if judge else "", own if isinstance(own, ClipModel) else None)
+    found = load(name, device=device)
+    if not isinstance(found, ClipModel):
+        raise ModelError(f"--clip needs a CLIP, and {name!r} is none: name one, like canvas-clip")
+    return Features(f"clip:{name}", found)
+
+
+@torch.no_grad()
+def clip_columns(clip: ClipModel, paths: Sequence[Path], rows: Sequence[ImageRow]) -> tuple[Tensor, list[float]]:
+    """The features (n, d) of the images, and each image's CLIP score with its prompt."""
+    features = torch.cat([clip.encode_images(images.to(clip.device)).cpu() for images in batches(paths)])
+    texts = torch.cat(
+        [clip.encode_text([row.prompt for row in rows[k : k + 64]]).cpu() for k in range(0, len(rows), 64)]
+    )
+    return features, [clip_score(image[None], text[None]) for image, text in zip(features, texts, strict=True)]
+
+
+def distances(
+    answers: Images, rows: Sequence[ImageRow], base: Tensor | None, edited: Tensor | None, name: str
+) -> tuple[list[float], str]:
+    """Each edited image's distance from the base's of the same prompt and seed, and what it is measured in.
+
+    LPIPS if its package and weights are there, else 1 - cosine of the features (n, d) ``base`` and ``edited``, which
+    are of ``name``. Neither: no distances, and nothing.
+    """
+    try:
+        return lpips_distances(answers, rows), LPIPS
+    except (MissingDependency, ModelError):
+        if base is None or edited is None:
+            return [], ""
+        return (1 - F.cosine_similarity(base, edited)).clamp(min=0).tolist(), f"1 - cosine of {name}"
+
+
+@torch.no_grad()
+def lpips_distances(answers: Images, rows: Sequence[ImageRow]) -> list[float]:
+    """LPIPS of each edited image from the base's. Raises `MissingDependency` or `ModelError` without its network."""
+    maps, weights = lpips_network(device=answers.device)
+    both = zip(batches(answers.paths(rows)), batches(answers.paths(rows, "edited")), strict=True)
+    return [float(distance) for a, b in both for distance in lpips(a, b, maps, weights)]
+
+
+def put_most_changed(
+    run: RunDirectory, answers: Images, rows: Sequence[ImageRow], distance: Tensor, suite: str = ""
+) -> None:
+    """A panel of the images that changed most among those that should stay; one for each ``suite`` that asks."""
+    panel_rows, stem = [], f"changed-{suite}-" if suite else "changed-"
+    for rank, k in enumerate(distance.argsort(descending=True)[:MOST_CHANGED].tolist(), start=1):
+        images: list[str | None] = []
+        for column in ("base", "edited"):
+            name = f"{stem}{rank}-{column}.png"
+            save_image(read_images(answers.paths([rows[k]], column))[0], run.panel_images / name)
+            images.append(f"{run.panel_images.name}/{name}")
+        panel_rows.append(PanelRow(label=rows[k].prompt, images=images))
+    title = "What should stay and changed most" + (f" ({suite})" if suite else "")
+    run.put_panel(Panel(title=title, columns=["base", "edited"], rows=panel_rows))

@@ -1,0 +1,134 @@
+"""Suite ``coco``: what erasing costs on everyday captions. Protocol ``coco/1``:
+
+- The file is a list of captions, like those of COCO's validation images, one image for each at its seed; the reference
+  is a folder of real images.
+- **FID**: the Fréchet distance of each column's images from the reference, in torch-fidelity's Inception features.
+- With a CLIP: **Fréchet distance to reference** and **CMMD to reference** in its features, and **CLIP score**.
+
+Compare only numbers of equally many images: a Fréchet distance falls as their number grows. Papers use 1,000 to 30,000
+captions and all or as many reference images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError
+from mu.core.files import sha256
+from mu.core.metrics import scored
+from mu.core.run import RunDirectory
+from mu.core.scores import Score, Table
+from mu.data.shards import IMAGES
+from mu.evaluation.answers import Images, Subject, batches
+from mu.evaluation.backbones import inception_features
+from mu.evaluation.comparing import clip_columns, features_of, mean
+from mu.evaluation.metrics.cmmd import cmmd
+from mu.evaluation.metrics.frechet import frechet_distance
+from mu.evaluation.suites.listed import STEPS, read_list
+
+PROTOCOL = "coco/1"
+
+log = logging.getLogger("mu")
+
+
+class CocoSuite:
+    """One measurement: which images it needs, and their scores. See `mu.evaluation.suites.listed.read_list`.
+
+    ``reference`` is the folder of real images, ``inception`` a file of torch-fidelity's weights, downloaded by default.
+    Raises `ConfigError` without a reference, or if nothing could be measured; `DataError` for a reference of fewer than
+    two images.
+    """
+
+    def __init__(
+        self, subject: Subject, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
+        reference: Path | None = None, inception: Path | None = None, clip: str | None = None, steps: int = STEPS,
+        guidance: float | None = None, size: tuple[int, int] | None = None,
+    ):  # fmt: skip
+        if reference is None:
+            raise ConfigError("the suite coco compares with real images: pass --reference FOLDER")
+        self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
+        if len(self.list.cases) < 2:
+            raise DataError(
+                f"{self.list.path} holds one caption: a Fréchet distance needs two or more, better thousands"
+            )
+        self.reference = images_in(reference)
+        self.clip = features_of(clip, None, subject.device)
+        self.network, self.missing = _inception(inception, subject.device)
+        if not (self.network or self.clip.clip):
+            raise ConfigError(f"nothing can be measured: pass --clip MODEL, or mend this: {self.missing}")
+        self.rows, self.only_base = self.list.rows, ()
+        self.steps, self.guidance = self.list.steps, self.list.guidance
+
+    def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
+        """Compare all images with the reference. Returns the table and how it was measured."""
+        told, n = self.list.protocol, len(self.reference)
+        table: Table = {"base": [], "edited": []}
+        if self.network:
+            real = features_in(self.reference, self.network)
+            for column, scores in table.items():
+                made = features_in(answers.paths(self.rows, column), self.network)
+                value = frechet_distance(made.double(), real.double())
+                scores.append(scored("FID", value, len(made), f"{told}, {n} reference images, Inception"))
+        if clip := self.clip.clip:
+            protocol = f"{told}, {n} reference images, {self.clip.name}"
+            real = features_in(self.reference, lambda images: clip.encode_images(images.to(clip.device)))
+            before: list[float] | None = None
+            for column, scores in table.items():
+                made, fits = clip_columns(clip, answers.paths(self.rows, column), self.rows)
+                scores += _in_clip(made, real, protocol)
+                scores.append(mean("CLIP score", fits, f"{told}, {self.clip.name}", before=before))
+                before = fits
+        how: dict[str, Any] = {
+            "prompts": self.list.path.name, "steps": self.steps, "guidance": self.guidance,
+            "reference": {"images": n, "digest": digest(self.reference)}, "features": self.clip.name,
+        }  # fmt: skip
+        missing = [f"FID: {self.missing}"] if self.missing else []
+        missing += [] if self.clip.clip else ["CLIP score, CMMD: no CLIP was named with --clip"]
+        return table, {**how, "not measured": missing}
+
+
+def _in_clip(made: Tensor, real: Tensor, protocol: str) -> list[Score]:
+    n = len(made)
+    distance = frechet_distance(made.double(), real.double())
+    return [
+        scored("Fréchet distance to reference", distance, n, protocol),
+        scored("CMMD to reference", cmmd(F.normalize(made, dim=1), F.normalize(real, dim=1)), n, protocol),
+    ]
+
+
+def _inception(weights: Path | None, device: torch.device) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """The network, or None and why it is not there. A file that was named must be there."""
+    try:
+        return inception_features(device, weights), ""
+    except (MissingDependency, ModelError) as trouble:
+        if weights:
+            raise
+        log.warning("FID is left out: %s", trouble)
+        return None, str(trouble)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of ``folder`` and those below it, by name. Raises `DataError` for fewer than two."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+    if len(found) < 2:
+        raise DataError(f"{folder} holds {len(found)} images: name a folder with two or more, better thousands")
+    return found
+
+
+@torch.no_grad()
+def features_in(paths: Sequence[Path], network: Callable[[Tensor], Tensor]) -> Tensor:
+    """The features (n, d) of image files, in order."""
+    return torch.cat([network(images).float().cpu() for images in batches(paths)])
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """A hash of all files' content, in order."""
+    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()

@@ -1,0 +1,163 @@
+"""What the suites of a prompt file share: each prompt's images, at the seed, guidance scale and size of the file.
+
+A prompt without a seed has an image at each of the seeds of the command line. The file's guidance scale and size are
+obeyed, unless one is given for all. Numbers of different lists never share a column: the protocol's name has a digest
+of all that is read of them, and what departs from the protocol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mu.core.config import MOST
+from mu.core.errors import ConfigError, DataError, quoted
+from mu.core.scores import Score
+from mu.data.columns import columns_given
+from mu.data.prompts import PromptRow, read_prompts
+from mu.diffusion.image_folder import ImageRow
+from mu.evaluation.answers import Images
+from mu.evaluation.comparing import LPIPS, Features, clip_columns, distances, mean
+
+STEPS, GUIDANCE = 50, 7.5
+
+log = logging.getLogger("mu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to make, and the row of the file that asks for it."""
+
+    row: PromptRow
+    image: ImageRow
+
+
+@dataclass(frozen=True)
+class PromptList:
+    """The images that a file asks for. ``guidance`` is the scale of those that have none of their own."""
+
+    path: Path
+    cases: tuple[Case, ...]
+    protocol: str
+    steps: int
+    guidance: float
+
+    @property
+    def rows(self) -> list[ImageRow]:
+        return [case.image for case in self.cases]
+
+    def require(self, column: str, of: Callable[[PromptRow], Any]) -> None:
+        """Raise `DataError` if no row has the ``column``."""
+        if not any(of(case.row) for case in self.cases):
+            raise DataError(
+                f"{self.path} has no column {column!r}: name another list, or the column with --column {column}=NAME"
+            )
+
+
+def read_list(
+    protocol: str, file: Path | None, seeds: Sequence[int], columns: Sequence[str] = (), *,
+    steps: int = STEPS, guidance: float | None = None, size: tuple[int, int] | None = None,
+) -> PromptList:  # fmt: skip
+    """Read the prompts of ``file``; see `mu.data.prompts.read_prompts`, which raises `DataError`.
+
+    ``columns`` are ``FIELD=NAME`` or the NAME of the prompts' column. ``guidance`` and ``size`` (height, width) replace
+    the file's own. Raises `ConfigError` without a file."""
+    if file is None:
+        raise ConfigError(f"the suite {protocol.partition('/')[0]} needs a list of prompts: pass --prompts FILE")
+    rows = read_prompts(file, columns_given(columns))
+    if bare := sum(row.evaluation_seed is None for row in rows):
+        log.info("%s: %d of %d prompts have no seed: each has an image at %s", file, bare, len(rows), [*seeds])
+    if len(rows) + bare * (len(seeds) - 1) > MOST:
+        raise ConfigError(f"{file} asks for more than {MOST:,} images: divide it")
+    cases = [Case(row, image) for row in rows for image in _images(row, seeds, guidance, size)]
+    departures = {f"{steps} steps": steps != STEPS}
+    departures |= {f"guidance {guidance:g} for all": True} if guidance is not None else {}
+    departures |= {f"size {size[0]}x{size[1]} for all": True} if size else {}
+    name = f"{protocol} of {file.name} ({_digest(rows, seeds if bare else ())})"
+    named = ", ".join([name, *(text for text, differs in departures.items() if differs)])
+    return PromptList(file, tuple(cases), named, steps, GUIDANCE if guidance is None else guidance)
+
+
+def _images(
+    row: PromptRow, seeds: Sequence[int], guidance: float | None, size: tuple[int, int] | None
+) -> list[ImageRow]:
+    scale = row.evaluation_guidance if guidance is None else None
+    own = (row.height, row.width) if size is None else size
+    wanted = seeds if row.evaluation_seed is None else [row.evaluation_seed]
+    return [ImageRow.named(f"case_{row.case_number}", row.prompt, seed, scale, own) for seed in wanted]
+
+
+def _digest(rows: Sequence[PromptRow], seeds: Sequence[int]) -> str:
+    told = [
+        [
+            row.prompt, row.evaluation_seed, row.evaluation_guidance, row.width, row.height, row.class_name,
+            row.artist, row.categories,
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps([told, list(seeds)]).encode()).hexdigest()[:8]
+
+
+def by_label(labels: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """The mean of the values of each label; none for the label ""."""
+    found: dict[str, list[float]] = {}
+    for label, value in zip(labels, values, strict=True):
+        if label:
+            found.setdefault(label, []).append(value)
+    return {label: sum(each) / len(each) for label, each in found.items()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one purpose, each with the label that its mean is given by, and the names of their scores."""
+
+    rows: Sequence[ImageRow]
+    labels: Sequence[str]
+    fit: str
+    distance: str
+    lpips: str
+    """The name of the distance if LPIPS measures it."""
+
+
+def compared(
+    answers: Images, groups: Sequence[Group], protocol: str, features: Features,
+    own: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, list[Score]], list[float]]:  # fmt: skip
+    """CLIP scores of both columns, and distances of the edited images from the base's, by group; and each distance.
+
+    ``own`` are the judge's features of all groups' images, of each column, for use without a CLIP. Without either, and
+    without LPIPS, no distance is measured and the list is empty. Groups without images have no scores."""
+    rows = [row for group in groups for row in group.rows]
+    table: dict[str, list[Score]] = {"base": [], "edited": []}
+    found, fits = dict(own or {}), {}
+    if features.clip:
+        for column in table:
+            found[column], fits[column] = clip_columns(features.clip, answers.paths(rows, column), rows)
+    each, how = distances(answers, rows, found.get("base"), found.get("edited"), features.name)
+    start = 0
+    for group in groups:
+        part = slice(start, start := start + len(group.rows))
+        if not group.rows:
+            continue
+        for column, values in fits.items():
+            before = fits["base"][part] if column == "edited" else None
+            items = by_label(group.labels, values[part])
+            table[column].append(mean(group.fit, values[part], protocol, items, before=before))
+        if each:
+            name = group.lpips if how == LPIPS else group.distance
+            items = by_label(group.labels, each[part])
+            table["edited"].append(mean(name, each[part], f"{protocol}, {how}", items))
+    return table, each
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """The names in short, for a message."""
+    some = list(dict.fromkeys(names))
+    return ", ".join(quoted(name) for name in some[:8]) + (f" and {len(some) - 8} more" if len(some) > 8 else "")

@@ -1,0 +1,106 @@
+"""Suite coco: the distances from a folder of reference images, by networks whose features are known."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mu.core.errors import ConfigError, DataError, ModelError
+from mu.diffusion.image_folder import save_image
+from mu.evaluation.answers import Subject
+from mu.evaluation.suites import coco
+from mu.evaluation.suites.coco import CocoSuite, digest, images_in
+from tests.evaluation.suites.conftest import COLOURS
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "captions.csv"
+    path.write_text("image_id,caption,seed\n1,one,1\n2,two,2\n3,three,3\n4,four,4\n")
+    return path
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    """Two red images and two white ones, of two sizes."""
+    for k, (name, side) in enumerate([("red", 4), ("red", 6), ("", 4), ("", 4)]):
+        image = torch.tensor(COLOURS[name]).view(3, 1, 1).expand(3, side, side)
+        save_image(image, tmp_path / "real" / ("" if k else "below") / f"{k}.png")
+    return tmp_path / "real"
+
+
+def shows(column, row):
+    return {"one": "red", "two": "red"}.get(row.prompt, "") if column == "base" else ""
+
+
+def test_fid_is_the_frechet_distance_of_inception_s_features(bank, scored, file, reference, monkeypatch):
+    told = []
+
+    def network(device, weights=None):
+        told.append(weights)
+        return lambda images: images.mean(dim=(2, 3))[:, 1:2]  # the green level: 0 for red, 1 for white
+
+    monkeypatch.setattr(coco, "inception_features", network)
+    red = bank("red")
+    plan = CocoSuite(Subject.of(red), [1], prompts=file, reference=reference, inception=Path("weights.pth"))
+    found = scored(plan, red, shows)
+    assert told == [Path("weights.pth")]
+    assert found["base"]["FID"].value == pytest.approx(0, abs=1e-9)
+    # Means 1 and 1/2, variances 0 and 1/3: 1/4 + 1/3.
+    assert found["edited"]["FID"].value == pytest.approx(1 / 4 + 1 / 3)
+    assert "4 reference images" in found["base"]["FID"].protocol and found["base"]["FID"].n == 4
+    assert found["how"]["reference"] == {"images": 4, "digest": digest(images_in(reference))}
+    assert len(found["how"]["not measured"]) == 1 and "--clip" in found["how"]["not measured"][0]
+
+
+def test_without_inception_a_clip_measures_and_the_rest_is_said(bank, scored, file, reference, without_networks):
+    red = bank("red")
+    found = scored(CocoSuite(Subject.of(red), [1], prompts=file, reference=reference, clip="canvas-clip"), red, shows)
+    names = ["Fréchet distance to reference", "CMMD to reference", "CLIP score"]
+    assert list(found["base"]) == list(found["edited"]) == names
+    for name in names[:2]:
+        assert found["base"][name].value == pytest.approx(0, abs=1e-5) and found["edited"][name].value > 1e-3
+    assert found["edited"]["CLIP score"].change and found["base"]["CLIP score"].n == 4
+    assert [each.split(":")[0] for each in found["how"]["not measured"]] == ["FID"]
+
+
+def test_refused_by_name(bank, file, reference, without_networks, tmp_path, monkeypatch):
+    (tmp_path / "none").mkdir()
+    red, empty = bank("red"), tmp_path / "none"
+
+    def refused(error, said, **options):
+        with pytest.raises(error, match=re.compile(said)):
+            CocoSuite(
+                Subject.of(red), [1], **{"prompts": file, "reference": reference, "clip": "canvas-clip", **options}
+            )
+
+    refused(ConfigError, "--reference", reference=None)
+    refused(ConfigError, "--prompts", prompts=None)
+    refused(DataError, "holds 0 images", reference=empty)
+    refused(ConfigError, "nothing can be measured.*--clip", clip=None)
+    refused(ModelError, "none", clip="canvas")
+    one = tmp_path / "one.csv"
+    one.write_text("caption\na\n")
+    refused(DataError, "one caption", prompts=one)
+    CocoSuite(Subject.of(red), [1], prompts=file, reference=reference, clip="canvas-clip")  # the control
+
+
+def test_a_weight_file_that_was_named_must_be_there(bank, file, reference, monkeypatch):
+    def network(device, weights=None):
+        raise ModelError(f"{weights} does not exist")
+
+    monkeypatch.setattr(coco, "inception_features", network)
+    with pytest.raises(ModelError, match=r"w\.pth"):
+        CocoSuite(
+            Subject.of(bank("red")), [1], prompts=file, reference=reference, inception=Path("w.pth"), clip="canvas-clip"
+        )
+
+
+def test_another_image_or_order_is_another_reference(reference):
+    before = digest(images_in(reference))
+    image = images_in(reference)[0]
+    image.write_bytes(images_in(reference)[1].read_bytes())
+    assert digest(images_in(reference)) != before

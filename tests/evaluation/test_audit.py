@@ -1,0 +1,117 @@
+"""What was made elsewhere becomes a run folder: edits, banks, and foreign checkpoints, with their evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import mu
+from mu.cli import app
+from mu.core.errors import ConfigError, OutputError
+from mu.core.evidence import CHANGED, findings
+from mu.core.run import RunDirectory
+from mu.edits.bank_folder import BankFolder
+from mu.edits.edit import EditInfo, described
+from mu.edits.files import open_edit
+from mu.edits.weights import WeightEdit
+from mu.evaluation.audit import begin, subject
+from mu.evaluation.suites import concept as suite
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import select
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionModel:
+    return mu.load("canvas", device="cpu")
+
+
+@pytest.fixture
+def files(model: DiffusionModel, tmp_path: Path) -> dict[str, Path]:
+    """An edit of each of two concepts, and the second one's whole UNet as a foreign checkpoint."""
+    found = {}
+    for k, concept in enumerate(("neon", "star")):
+        shifts = {n: torch.full_like(p, 0.5 + k) for n, p in select(model, "unet.conv_out.bias").items()}
+        edit = WeightEdit(shifts, EditInfo("test", (concept,), **described(model, list(shifts))))
+        found[concept] = tmp_path / f"{concept}.safetensors"
+        edit.save(found[concept])
+    with edit.applied(model):
+        found["checkpoint"] = tmp_path / "foreign.pt"
+        torch.save(model.components["unet"].state_dict(), found["checkpoint"])
+    return found
+
+
+def test_an_edit_a_bank_and_a_checkpoint_are_measured_as_what_they_are(model, files, tmp_path):
+    one = begin(tmp_path / "one", model, edits=[files["neon"]])
+    assert [edit.info.concepts for edit in subject(one, model).on] == [("neon",)]
+    foreign = begin(tmp_path / "foreign", model, edited=str(files["checkpoint"]), concepts=["a star"])
+    (edit,) = subject(foreign, model).on
+    truth = dict(open_edit(files["star"]).deltas())
+    assert edit.info.concepts == ("a star",)
+    assert all(torch.allclose(delta, truth[name], atol=1e-6) for name, delta in edit.deltas())
+    bank = BankFolder(tmp_path / "bank")
+    bank.add(model, *(open_edit(files[c]) for c in ("neon", "star")), strength=0.5)
+    bank.restore("neon")
+    whole = begin(tmp_path / "whole", model, edits=[tmp_path / "bank"])
+    found = subject(whole, model)
+    assert [edit.concept() for edit in found.on] == ["star"] and found.strength == {"neon": 0.5, "star": 0.5}
+    both = begin(tmp_path / "both", model, edits=[files["neon"], files["star"]])
+    assert len(subject(both, model).on) == 2 and both.origin().concept_names() == ["neon", "star"]
+    for run in (one, foreign, whole, both):
+        run.require_edit()
+        assert not [each for each in findings(run) if each.state == CHANGED]
+    BankFolder(both.bank.parent).remove("neon")
+    assert "bank.json" in [each.part for each in findings(both) if each.state == CHANGED]
+
+
+def test_a_folder_is_continued_for_the_same_files_and_refused_for_others(model, files, tmp_path):
+    begin(tmp_path / "run", model, edits=[files["neon"]])
+    edit = (tmp_path / "run" / "edit.safetensors").stat().st_mtime_ns
+    begin(tmp_path / "run", model, edits=[files["neon"]])
+    assert (tmp_path / "run" / "edit.safetensors").stat().st_mtime_ns == edit
+    with pytest.raises(OutputError, match="different settings"):
+        begin(tmp_path / "run", model, edits=[files["star"]])
+    files["neon"].write_bytes(files["star"].read_bytes())  # the same name, another edit
+    with pytest.raises(OutputError, match="different settings"):
+        begin(tmp_path / "run", model, edits=[files["neon"]])
+    begin(tmp_path / "run", model, edits=[files["star"]], overwrite=True)
+    assert RunDirectory(tmp_path / "run").origin().concept_names() == ["star"]
+
+
+def test_what_nobody_named_is_refused_and_nothing_is_left(model, files, tmp_path):
+    edit = open_edit(files["neon"])
+    WeightEdit(dict(edit.deltas()), EditInfo("test", ())).save(tmp_path / "nameless.safetensors")
+    with pytest.raises(ConfigError, match="--concept"):
+        begin(tmp_path / "run", model, edits=[tmp_path / "nameless.safetensors"])
+    assert not (tmp_path / "run").exists()
+    named = begin(tmp_path / "run", model, edits=[tmp_path / "nameless.safetensors"], concepts=["neon"])
+    assert named.origin().concept_names() == ["neon"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "nothing was"),
+        ("RUN --edit x", "RUN and --edit"),
+        ("--edit x", "--out"),
+        ("--edited x --out y", "--concept"),
+        ("RUN --out y", "--out"),
+        ("--edit x --edited y --out z", "--edit and --edited"),
+    ],
+)
+def test_what_is_measured_is_named_once(words, said):
+    told = CliRunner().invoke(app, ["evaluate", *words.split()], terminal_width=200)
+    assert told.exit_code == 2 and said in " ".join(told.stderr.split())
+
+
+def test_two_checkpoints_are_audited_from_the_command_line(files, tmp_path, monkeypatch):
+    for name in ("TARGET_TEMPLATES", "NEIGHBOUR_TEMPLATES"):
+        monkeypatch.setattr(suite, name, {kind: texts[:2] for kind, texts in getattr(suite, name).items()})
+    words = ["--model", "canvas", "--edited", files["checkpoint"], "--concept", "star", "--out", tmp_path / "audit"]
+    options = "--suite concept --judge canvas --clip canvas-clip --seeds 1 --everyday 2 --steps 4 --guidance 4 --retain heart --retain fish"
+    told = CliRunner().invoke(app, ["evaluate", *map(str, words), *options.split()], catch_exceptions=False)
+    assert told.exit_code == 0 and (tmp_path / "audit" / "report.html").exists()
+    scores = {score.name for score in RunDirectory(tmp_path / "audit").read_scores()["concept"]["edited"]}
+    assert {"target shown", "distance kept", "CMMD", "CLIP score"} <= scores
