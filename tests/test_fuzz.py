@@ -34,6 +34,7 @@ from mu.algorithms import algorithm
 from mu.cli import app
 from mu.core.config import read_settings
 from mu.core.errors import MuError
+from mu.core.manifest import Manifest, manifest_finding
 from mu.core.records import read_record
 from mu.core.run import RunDirectory
 from mu.data.pairs import open_pairs
@@ -104,6 +105,7 @@ SEARCH = {
         {"name": "visual_projection.weight", "rho": [0.1, 0.4], "fa1": [1, 0.5], "chosen": 0.4, "outcome": {"fa1": 0}}
     ],
 }
+MANIFEST = Manifest(concepts=["neon"], verdict=["It is gone."], files={"config.yaml": "0" * 64}).model_dump()
 RECIPE = {"model": {"base": "x"}, "steps": 2, "pictures": {"0.png": {"prompt": "a", "seed": 1, "guidance": 2.0}}}
 
 
@@ -216,6 +218,7 @@ READERS = {
     "panels": Reader(part_of(V1 / "run", "panels.json"), lambda file: run_of(file).read_panels()),
     "settings of a run": Reader(part_of(V1 / "run", "config.yaml"), same_settings),
     "search": Reader(search, lambda file: read_record(file, LayerSearch), 2),
+    "manifest": Reader(text("manifest.json", json.dumps(MANIFEST)), lambda file: manifest_finding(run_of(file))),
     "recipe": Reader(text("recipe.json", json.dumps(RECIPE)), lambda file: noted(file.parent)),
     "bank": Reader(part_of(V1 / "bank", "bank.json"), lambda file: BankFolder(file.parent).read(), 2),
     "bank's log": Reader(part_of(V1 / "bank", "log.jsonl"), lambda file: BankFolder(file.parent).history()),

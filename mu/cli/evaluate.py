@@ -22,7 +22,7 @@ from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mu.core.run import RunDirectory
-    from mu.core.scores import Score, Table
+    from mu.core.scores import Table
 
 
 def evaluate(
@@ -199,7 +199,7 @@ def evaluate(
             chosen, suite, distinct(concept or []), images, base_images=base_images, allow_missing=allow_missing,
             seeds=numbers, device=pick_device(device), **options,
         )  # fmt: skip
-        _tell(chosen, table, json)
+        _tell(chosen, table, concept or [], json)
         return
     if run:
         chosen = RunDirectory(run)
@@ -214,24 +214,28 @@ def evaluate(
     if not run:
         assert out is not None
         chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
-    table = measured(chosen, suite or suite_for(base), base, subject(chosen, base), seeds=numbers, **options)
+    bank = subject(chosen, base)
+    table = measured(chosen, suite or suite_for(base), base, bank, seeds=numbers, **options)
     if table or not part:
-        _tell(chosen, table, json)
+        _tell(chosen, table, [name for each in bank.on for name in each.info.concepts], json)
 
 
-def _tell(run: RunDirectory, table: Table, json: bool) -> None:
-    """Write the report, and print the table."""
+def _tell(run: RunDirectory, table: Table, erased: list[str], json: bool) -> None:
+    """Write the report, and print the table and what it decides."""
     from mu.cli.output import print_json, print_table
     from mu.report import write_report
+    from mu.report.measures import measured
+    from mu.report.verdict import losses, verdict
 
     report = write_report(run)
     if json:
         print_json({column: [score.to_json() for score in scores] for column, scores in table.items()})
         return
     print_table(["score", *table, "n", "better"], _rows(table))
-    for doubt in dict.fromkeys(score.doubt for scores in table.values() for score in scores if score.doubt):
-        print(f"withheld: {doubt}, so it cannot tell whether the concept is gone")
+    decided = verdict(run.origin().concept_names() or erased, scores := measured(run))
     print(f"report  {report}")
+    for line in (*decided.sentences, *decided.withheld, *losses(scores).fell):
+        print(line)
 
 
 def _check_asked(
@@ -258,20 +262,7 @@ def _check_asked(
 
 def _rows(table: Table) -> list[list[str]]:
     """A row for each score: its value and 95 % interval in every column."""
-    from mu.core.metrics import SHARE, metric_of
-    from mu.report.measures import value_text
+    from mu.report.measures import suite_scores
 
-    columns = {column: {score.name: score for score in scores} for column, scores in table.items()}
-    known = {score.name: score for scores in table.values() for score in scores}
-
-    def cell(score: Score | None) -> str:
-        if score is None:
-            return ""
-        share = (metric := metric_of(score.name)) is not None and metric.unit == SHARE
-        shown = [value_text(value, share) for value in (score.value, *(score.interval or ()))]
-        return "withheld" if score.doubt else shown[0] + (f" [{shown[1]}, {shown[2]}]" if score.interval else "")
-
-    return [
-        [name, *(cell(scores.get(name)) for scores in columns.values()), str(score.n), score.direction]
-        for name, score in known.items()
-    ]
+    measures = suite_scores("", table).measures
+    return [[m.name, *(m.cells[column].line for column in table), m.n, m.direction] for m in measures]

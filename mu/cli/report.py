@@ -10,18 +10,24 @@ import typer
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")],
+    format: Annotated[
+        str,
+        typer.Option(metavar="html|md|json|pdf", help="Of the report of one run. A comparison is always html."),
+    ] = "html",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The output page. Default: report.html in the run; for several, comparison.html next to them."
+            help="The output file. Default: report.html (.md, .json, .pdf) in the run, with manifest.json beside it; "
+            "for several, comparison.html next to them."
         ),
     ] = None,
 ) -> None:
     """Write a run's report again, or a comparison of several runs. Needs no model.
 
     Example: mu report outputs/neon outputs/star --out comparison.html
+    Example: mu report outputs/neon --format pdf
     """
     from mu.core.run import RunDirectory
     from mu.report import write_report
 
-    print(write_report([RunDirectory(run) for run in runs], out))
+    print(write_report([RunDirectory(run) for run in runs], out, format))

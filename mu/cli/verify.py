@@ -12,21 +12,30 @@ from mu.cli.options import Json
 
 def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    manifest: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A copy of manifest.json that was filed elsewhere. Default: the run's own."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check that a run's edit, settings, scores and images are those that were made. Needs no model.
 
-    Exit code 1 if any part was changed. The digests are not signed: keep a copy of evidence.json elsewhere to detect
+    Exit code 1 if any part was changed. The digests are not signed: keep a copy of manifest.json elsewhere to detect
     forgery.
 
     Example: mu verify outputs/neon
+    Example: mu verify outputs/neon --manifest filed/manifest.json
     """
     from mu.cli.output import print_json, print_table
     from mu.core.errors import DataError
     from mu.core.evidence import CHANGED, findings
+    from mu.core.manifest import manifest_finding
     from mu.core.run import RunDirectory
 
-    found = findings(RunDirectory(run))
+    chosen = RunDirectory(run)
+    found = findings(chosen)
+    if filed := manifest_finding(chosen, manifest):
+        found.append(filed)
     if not found:
         raise DataError(f"{run} holds nothing to verify: name a run's folder, with its edit.safetensors")
     if json:

@@ -241,6 +241,8 @@ def _images(folder: Path) -> dict[str, str]:
 
 
 def _write(run: RunDirectory, evidence: Evidence) -> None:
+    """Also deletes the manifest: it was of the run as it was, and the next report writes it again."""
+    run.manifest.unlink(missing_ok=True)
     write_json(run.evidence, evidence.model_dump(exclude_none=True))
 
 

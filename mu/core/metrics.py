@@ -5,12 +5,23 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mu.core.errors import titled
 from mu.core.scores import HIGHER, LOWER, NEITHER, Score
 
 SHARE = "share"
+
+
+class Telling(NamedTuple):
+    """The words of a verdict: Of 40 ``images``, 2.5% ``show``; ``base`` 92.5%. ``{}`` stands for concept and share."""
+
+    images: str
+    show: str
+    base: str
+
+
+ASKED = Telling("images that ask for {}", "show it", "the base shows it in {}")
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,7 @@ class Metric:
 
     ``unit`` is ``share`` (0 to 1, shown in per cent) or another unit. The ``meaning`` of a share completes a sentence
     that begins with its value. ``about`` says whether it measures erasing (``gone``) or retaining (``kept``).
-    The report shows a ``head`` metric first.
+    The report shows a ``head`` metric first; ``telling`` are the words of its verdict on what was erased.
     """
 
     name: str
@@ -29,12 +40,13 @@ class Metric:
     meaning: str
     about: Literal["gone", "kept", ""] = ""
     head: bool = False
+    telling: Telling | None = None
 
 
 METRICS = (
     Metric(
         "UA", HIGHER, SHARE, "Unlearning accuracy",
-        "of the images that ask for it no longer show it", "gone", True,
+        "of the images that ask for it no longer show it", "gone", True, ASKED,
     ),
     Metric(
         "IRA", HIGHER, SHARE, "In-domain retain accuracy",
@@ -46,7 +58,7 @@ METRICS = (
     ),
     Metric(
         "target shown", LOWER, SHARE, "Concept shown",
-        "of the images that ask for it show it", "gone", True,
+        "of the images that ask for it show it", "gone", True, ASKED,
     ),
     Metric(
         "neighbours kept", HIGHER, SHARE, "Neighbours kept",
@@ -135,6 +147,7 @@ METRICS = (
     Metric(
         "ACC_e", LOWER, SHARE, "Accuracy of erased names",
         "of the images that ask for an erased name are recognised as it", "gone", True,
+        Telling("images that ask for {}", "are recognised as it", "of the base's, {}"),
     ),
     Metric(
         "ACC_s", HIGHER, SHARE, "Accuracy of retained names",
@@ -155,6 +168,7 @@ METRICS = (
     Metric(
         "FA@1", LOWER, SHARE, "Forget accuracy",
         "of the concept's images are still recognised as it", "gone", True,
+        Telling("images of {}", "are recognised as it", "the base recognises {}"),
     ),
     Metric(
         "FA@5", LOWER, SHARE, "Forget accuracy, top five",
@@ -196,6 +210,7 @@ METRICS = (
     Metric(
         "FA", LOWER, SHARE, "Forget accuracy",
         "of the answers about the concept's images still name it", "gone", True,
+        Telling("answers about images of {}", "name it", "the base names it in {}"),
     ),
     Metric(
         "retained", HIGHER, SHARE, "Retained accuracy",

@@ -10,12 +10,13 @@ The folder is the interface between the expensive search and the cheap evaluatio
       slug_<concept>.json                     from a search for one layer: every tensor and the steps tried
       before/  after/  prompts.json           <case>_<k>.png without and with the edit; the prompts by case
       answers/base/  answers/edited/          images that suite canvas judges, with the recipe.json that made them
-      answers/<suite>/base/  .../edited/      images that another suite judges
+      answers/<suite>/base/  .../edited/      images that another suite judges, and their prompts.json
       scores.json                             by suite and column
       evidence.json                           how and when each result was made, and the digests of its files
       similarity.json  similarity.png         of suite clip
       panels/  panels.json                    more images, and the grids that show them
-      report.html                             and figures of each slug_*.json: pareto-*.png, steps-*.png
+      report.html  .md  .json  .pdf           and figures of each slug_*.json: pareto-*.png, steps-*.png
+      manifest.json                           the digests of all these files, when the report was written
       .earlier/  .lock                        the run that is being overwritten; of the process that works here
 
 All content is checked when it is read: wrong content raises a one-line `DataError` that names the file and the key.
@@ -58,7 +59,7 @@ _PLACES = {
     "before": r"\d+_\d+\.png",
     "after": r"\d+_\d+\.png",
     "panels": r"\d+/\d+\.png|(similarity|changed)-[^/]*\.png",
-    "answers": r"([\w-]+/)?(base|edited)/(.*_seed\d+\.(png|jpg)|recipe\.json)",
+    "answers": r"([\w-]+/)?(base|edited)/(.*_seed\d+\.(png|jpg)|recipe\.json)|[\w-]+/prompts\.json",
 }
 """The folders of a run, and the names of the files that mu writes there, as regular expressions."""
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors", "numpy")
@@ -77,7 +78,9 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line of this process, without the folder of its program."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    first = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*first, *sys.argv[1:]])
 
 
 def _completed(values: Any, usual: Any) -> Any:
@@ -109,6 +112,7 @@ class RunDirectory:
         self.panel_images = self.folder / "panels"
         self.similarity = self.folder / "similarity.json"
         self.report = self.folder / "report.html"
+        self.manifest = self.folder / "manifest.json"
         self.earlier = self.folder / ".earlier"
         self._began = False
         self._there: set[Path] = set()
@@ -137,6 +141,14 @@ class RunDirectory:
             check_writing(file)
         for folder in (self.checkpoints, self.before, self.after, self.panel_images, self.answers):
             check_folder(folder)
+
+    def asked(self, suite: str) -> Path:
+        """The prompts of the images that ``suite`` judges, a list of `Prompt`: ``case_number`` is the image's name."""
+        return self.answers / suite / "prompts.json"
+
+    def reports(self) -> list[Path]:
+        """The places of the report, one for each of its formats."""
+        return [self.report, *(self.report.with_suffix(ending) for ending in (".md", ".json", ".pdf"))]
 
     def edit_digest(self) -> str:
         """SHA-256 of the edit's file, or of the list of a bank's edits, which holds theirs; "" without either."""
@@ -202,7 +214,7 @@ class RunDirectory:
     def _made(self) -> Iterator[Path]:
         """All files made by an earlier run, its suites and its report. Other files in the folder belong to the user."""
         yield from (self.config, self.environment, self.log, self.metrics, self.edit)
-        yield from (self.scores, self.evidence, self.prompts, self.panels, self.report)
+        yield from (self.scores, self.evidence, self.prompts, self.panels, *self.reports(), self.manifest)
         yield from (self.similarity, self.similarity.with_suffix(".png"))
         for search in self.layer_searches():
             stem = search.stem.removeprefix("slug_")

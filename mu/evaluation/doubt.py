@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-NO_BASE = "whether the judge sees the concept at all is unknown without the base's images (--base-images DIR)"
-
 
 def unseen(concept: str, hits: Sequence[float]) -> str:
     """The doubt if the base shows ``concept`` in less than half of the images that ask for it (1 or 0 for each)."""

@@ -36,7 +36,10 @@ def compare(pages: list[Page]) -> Comparison:
         for key, cell in cells.items():
             if cell.score:
                 found[key].append(cell.score)
-    leading = {key: best(scores[0].direction, (score.value for score in scores)) for key, scores in found.items()}
+    leading = {
+        key: best(scores[0].direction, (score.value for score in scores if not score.doubt))
+        for key, scores in found.items()
+    }
     leaders = {key: value for key, value in leading.items() if value is not None}
     better = {measure.key: measure.better for page in pages for measure in page.measures}
     return Comparison(list(found), better, rows, leaders, _shared_images(pages))
@@ -44,7 +47,8 @@ def compare(pages: list[Page]) -> Comparison:
 
 def _shared_images(pages: list[Page]) -> Grid | None:
     first, *others = (
-        {(p.prompt, p.name, p.before.uri): p for group in page.groups for p in group.pairs} for page in pages
+        {(p.prompt, p.name, p.before.uri): p for group in (*page.groups, *page.judged) for p in group.pairs}
+        for page in pages
     )
     shared = [key for key, pair in first.items() if pair.before.uri and all(key in other for other in others)]
     shown = spread(shared, 2 * PAIRS_SHOWN)

@@ -17,6 +17,8 @@ PIXEL_ART = 128
 """Images up to this size in pixels are stored exactly and enlarged without smoothing."""
 LARGEST = 512
 """Larger images are reduced to this size in pixels, to keep the page small."""
+THUMBNAIL = 256
+"""The same for images of which the page shows some of many."""
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
@@ -45,6 +47,8 @@ class InlineImage:
     uri: str = ""
     width: int = 1
     height: int = 1
+    file: str = ""
+    """Its path in the run's folder."""
 
     @property
     def pixelated(self) -> bool:
@@ -66,21 +70,21 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def inline_image(folder: Path, name: str, alt: str) -> InlineImage:
-    """Read the image file ``name`` of ``folder``: small images exact to the pixel, large ones reduced."""
+def inline_image(folder: Path, name: str, alt: str, largest: int = LARGEST) -> InlineImage:
+    """Read the image file ``name`` of ``folder``: small images exact to the pixel, those over ``largest`` reduced."""
     path = inside(folder, name)
     try:
         if not path.is_file():  # a pipe would never end
             return InlineImage(alt)
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
             image = rgb(file)
-        image.thumbnail((LARGEST, LARGEST))
+        image.thumbnail((largest, largest))
     except Exception:  # a damaged file can make a decoder fail with any error
         return InlineImage(alt)
     kind = "PNG" if max(image.size) <= PIXEL_ART else "JPEG"
     content = io.BytesIO()
     image.save(content, kind, quality=88)
-    return InlineImage(alt, embedded(content.getvalue(), kind.lower()), *image.size)
+    return InlineImage(alt, embedded(content.getvalue(), kind.lower()), *image.size, name)
 
 
 def embedded(content: bytes, kind: str) -> str:

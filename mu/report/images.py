@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mu.core.records import Panel, PanelRow, Prompt
+from mu.core.concept import Concept
+from mu.core.errors import DataError
+from mu.core.records import Panel, PanelRow, Prompt, read_record
 from mu.core.run import RunDirectory
-from mu.report.figures import InlineImage, inline_image
+from mu.report.figures import THUMBNAIL, InlineImage, inline_image
 
 T = TypeVar("T")
 
@@ -17,6 +20,17 @@ PAIRS_SHOWN = 6
 """Image pairs of erased concepts shown at once; twice as many of retained ones. The others are folded."""
 PAIRS_KEPT = 60
 """Image pairs per role in the page, spread evenly over all."""
+
+ASKED_SHOWN = 8
+"""Image pairs of each kind that are shown of what a suite judged."""
+
+ASKED = {
+    "target": "Asked for what was erased",
+    "neighbour": "Asked for its neighbours",
+    "everyday": "Everyday prompts",
+    "": "Other prompts",
+}
+"""What a suite asked for, by the beginning of its images' names."""
 
 ROLES = {"target": "What was erased", "retain": "What was retained", "": "Other prompts"}
 
@@ -37,6 +51,16 @@ class Group:
     role: str
     pairs: list[Pair]
     total: int
+    suite: str = ""
+    """The suite that judged the images; "" for those that were made with the edit."""
+
+    @property
+    def title(self) -> str:
+        return ASKED[self.role] if self.suite else ROLES[self.role]
+
+    @property
+    def erased(self) -> bool:
+        return self.role == "target"
 
 
 @dataclass(frozen=True)
@@ -62,6 +86,52 @@ def paired(run: RunDirectory, prompts: list[Prompt]) -> list[Group]:
             pairs = [_pair(run, name, prompt, k) for _, name, prompt, k in spread(found, PAIRS_KEPT)]
             groups.append(Group(role, pairs, len(found)))
     return groups
+
+
+def judged(run: RunDirectory, concepts: Sequence[str]) -> list[Group]:
+    """A few of the images that suites judged, what was erased first, spread evenly over all of their kind."""
+    stems = [stem for concept in concepts if (stem := _stem(concept))]
+    groups = []
+    for edited in (folder for folder in run.answer_folders() if folder.name == "edited"):
+        suite = edited.parent.name if edited.parent != run.answers else "canvas"
+        asked = run.asked(suite)
+        prompts = {str(p.case_number): p for p in (read_record(asked, list[Prompt]) if asked.exists() else [])}
+        place = edited.relative_to(run.folder).parent.as_posix()
+        by_role: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(edited.glob("*.png")):
+            if not prompts or path.name in prompts:
+                by_role[_asked_for(path.stem, stems)].append(path.name)
+        for role in ASKED:
+            if names := by_role[role]:
+                pairs = [_judged(run, place, name, prompts.get(name)) for name in spread(names, ASKED_SHOWN)]
+                groups.append(Group(role, pairs, len(names), suite))
+    return groups
+
+
+def _asked_for(stem: str, concepts: Sequence[str]) -> str:
+    """The kind of an image by its name: names without a kind are of the styles and objects that they ask for."""
+    kind = stem.partition("_")[0]
+    if kind in ASKED:
+        return kind
+    return "target" if any(f"_{concept}_" in f"_{stem}_" for concept in concepts) else ""
+
+
+def _stem(concept: str) -> str:
+    """The concept in the names of images; "" for one that names no file."""
+    try:
+        return Concept(concept).file_stem
+    except DataError:
+        return ""
+
+
+def _judged(run: RunDirectory, place: str, name: str, prompt: Prompt | None) -> Pair:
+    stem, _, seed = Path(name).stem.rpartition("_seed")
+    text = prompt.prompt if prompt else stem.replace("_", " ")
+    before, after = (
+        inline_image(run.folder, f"{place}/{side}/{name}", f"{side}: {text}, seed {seed}", THUMBNAIL)
+        for side in ("base", "edited")
+    )
+    return Pair(name, text, f"seed {seed}", before, after)
 
 
 def _pair(run: RunDirectory, name: str, prompt: Prompt | None, k: str) -> Pair:

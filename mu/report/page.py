@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mu.core.config import LARGEST_SETTINGS
 from mu.core.errors import DataError
 from mu.core.evidence import CHANGED, Evidence, Finding, Made, findings, read_evidence
 from mu.core.files import read_text
+from mu.core.manifest import commands
 from mu.core.records import Origin, Prompt, read_record
 from mu.core.run import RunDirectory
-from mu.core.scores import BASE, LOWER
 from mu.report.curves import Curve, logged
 from mu.report.figures import short
-from mu.report.images import Grid, Group, grids, paired
+from mu.report.images import Grid, Group, grids, judged, paired
 from mu.report.layer_figures import LayerFigure, LayerSearch, layer_figures
-from mu.report.measures import Cell, Measure, SuiteScores, measured
+from mu.report.measures import Measure, SuiteScores, measured
+from mu.report.verdict import ERASED, Losses, Verdict, losses, unmeasured, verdict
+
+HASH = re.compile(r"[0-9a-f]{16,64}")
+"""A fingerprint or SHA-256 among the facts of a measurement."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,9 @@ class Page:
     """Parts of the run that were changed after they were made."""
     concepts: list[str]
     facts: list[str]
+    verdict: Verdict
     groups: list[Group]
+    judged: list[Group]
     grids: list[Grid]
     suites: list[SuiteScores]
     prompts: list[Prompt]
@@ -47,9 +56,59 @@ class Page:
         return [measure for suite in self.suites for measure in suite.measures]
 
     @property
-    def verdict(self) -> list[Measure]:
+    def head(self) -> list[Measure]:
         """The measures at the head of the page. A task's ``@1 retained`` replaces its whole ``@1``."""
         return [measure for suite in self.suites for measure in self._head(suite.measures)]
+
+    @property
+    def erased(self) -> bool:
+        """Whether the scores show that the concepts are gone."""
+        return self.verdict.state == ERASED
+
+    @property
+    def title(self) -> str:
+        if not self.concepts:
+            return self.name
+        return f"{', '.join(self.concepts)} erased" if self.erased else f"edit for {', '.join(self.concepts)}"
+
+    @property
+    def losses(self) -> Losses:
+        return losses(self.suites)
+
+    @property
+    def unmeasured(self) -> list[str]:
+        return unmeasured(self.verdict, self.suites, {name: made.how for name, made in self.evidence.scores.items()})
+
+    @property
+    def asked(self) -> list[tuple[str, str]]:
+        """What was asked: names and texts."""
+        told = [
+            ("concept" if len(self.concepts) == 1 else "concepts", ", ".join(self.concepts)),
+            ("method", self.origin.method),
+            ("base model", self.origin.model or ""),
+        ]
+        return [(name, text) for name, text in told if text]
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that make the run again."""
+        return commands(self.evidence)
+
+    @property
+    def hashes(self) -> list[tuple[str, str]]:
+        """SHA-256 or fingerprints of the edit, the base, the judges and the prompts, each named."""
+        found = self.evidence.found
+        told = [("edit", found.edit), ("base", found.base)] if found else []
+        for suite, made in self.evidence.scores.items():
+            told += [(f"edit, when suite {suite} measured it", made.edit), (f"base of suite {suite}", made.base)]
+            judge = str(made.how.get("judge", "judge"))
+            told += [(f"{judge}, {name}, suite {suite}", digest) for name, digest in _hashes(made.how)]
+        told += [(name, digest) for name, digest in self.evidence.files.items() if name.endswith("prompts.json")]
+        first: dict[str, str] = {}
+        for name, digest in told:
+            if digest:
+                first.setdefault(digest, name)
+        return [(name, digest) for digest, name in first.items()]
 
     @property
     def made(self) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -57,34 +116,6 @@ class Page:
         found = [("How the edit was found", self.evidence.found)] if self.evidence.found else []
         every = [*found, *((f"How suite {name} measured", made) for name, made in self.evidence.scores.items())]
         return [(title, _lines(made)) for title, made in every]
-
-    @property
-    def erasing(self) -> list[Measure]:
-        """The head measures of what was erased, with the base model's value: shares of images that show it or not."""
-        return [m for m in self.verdict if m.metric.about == "gone" and m.metric.head and m.share and m.base]
-
-    @property
-    def erased(self) -> bool:
-        """Whether it was measured that most images which showed the concept no longer do."""
-        edited = [(m, c) for m in self.erasing for name, c in m.cells.items() if name != BASE and c.score]
-        return bool(edited) and not self.unseen and all(shown(measure, cell) < 0.5 for measure, cell in edited)
-
-    @property
-    def status(self) -> str:
-        """What the title cannot claim; empty if it was measured that the concepts are erased."""
-        if self.erased or not self.concepts:
-            return ""
-        if not self.measures:
-            return "Not measured yet."
-        if self.unseen:
-            base = ", ".join(f"{100 * shown(m, m.base):.1f}%" for m in self.unseen)
-            return f"The base model shows it in only {base} of the images that ask for it: this cannot show an erasure."
-        return "Most images that ask for it still show it." if self.erasing else "No score measures what was erased."
-
-    @property
-    def unseen(self) -> list[Measure]:
-        """Measures that say nothing, because the base model shows the concept in fewer than half of its images."""
-        return [measure for measure in self.erasing if shown(measure, measure.base) < 0.5]
 
     @staticmethod
     def _head(measures: list[Measure]) -> list[Measure]:
@@ -101,13 +132,23 @@ class Page:
 def _lines(made: Made) -> list[tuple[str, str]]:
     facts = {**made.model_dump(exclude={"how", "versions"}), **made.how}
     names = {"edit": "SHA-256 of the edit", "base": "fingerprint of the base", "content": "SHA-256 of the result"}
-    return [(names.get(name, name), str(value)) for name, value in facts.items() if value not in ("", None)]
+    return [(names.get(name, name), _plain(value)) for name, value in facts.items() if value not in ("", None, [])]
 
 
-def shown(measure: Measure, cell: Cell | None) -> float:
-    """Share of images that show the concept: 1 - UA, or FA."""
-    assert cell and cell.score
-    return cell.score.value if measure.direction == LOWER else 1 - cell.score.value
+def _plain(value: Any) -> str:
+    """A fact of the evidence as a reader takes it."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_plain(each)}" for name, each in value.items()) or "none"
+    return ", ".join(_plain(each) for each in value) or "none" if isinstance(value, list) else str(value)
+
+
+def _hashes(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The hashes among ``facts``, with their names there."""
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield from _hashes(value)
+        elif isinstance(value, str) and HASH.fullmatch(value):
+            yield key, value
 
 
 def read_page(run: RunDirectory) -> Page:
@@ -118,7 +159,7 @@ def read_page(run: RunDirectory) -> Page:
     origin, prompts = run.origin(), run.read_prompts()
     concepts = origin.concept_names()
     curves, constants = logged(run)
-    evidence = read_evidence(run)
+    evidence, suites = read_evidence(run), measured(run)
     return Page(
         name=run.folder.resolve().name,
         origin=origin,
@@ -126,9 +167,11 @@ def read_page(run: RunDirectory) -> Page:
         changed=[finding for finding in findings(run) if finding.state == CHANGED],
         concepts=concepts,
         facts=_facts(run, origin, evidence.found),
+        verdict=verdict(concepts, suites),
         groups=paired(run, prompts),
+        judged=judged(run, concepts),
         grids=grids(run),
-        suites=measured(run),
+        suites=suites,
         prompts=prompts,
         gates=_gate_names(prompts, concepts),
         curves=curves,
@@ -150,7 +193,7 @@ def _gate_names(prompts: list[Prompt], concepts: list[str]) -> list[str]:
 
 
 def _facts(run: RunDirectory, origin: Origin, made: Made | None) -> list[str]:
-    facts = [f"method {origin.method}"] if origin.method else []
+    facts = []
     if origin.seconds is not None:
         facts.append(f"found in {_duration(origin.seconds)}")
     if run.edit.is_file():

@@ -11,7 +11,7 @@ from mu.core.errors import DataError
 from mu.core.run import RunDirectory
 from mu.core.scores import BASE, HIGHER, LOWER, NEITHER, Score, best, target
 from mu.report.figures import short
-from mu.report.measures import edited_column
+from mu.report.measures import WITHHELD, doubted, edited_column, interval_text
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ class Table:
     rows: list[Row]
 
     def value(self, row: Row, column: Column) -> float | None:
-        score = row.scores.get((column.name, column.protocol))
-        return score.value if score else None
+        """The value; None if the protocol did not measure it, or it is withheld."""
+        score = self.score(row, column)
+        return score.value if score and not score.doubt else None
+
+    def score(self, row: Row, column: Column) -> Score | None:
+        return row.scores.get((column.name, column.protocol))
 
     def best(self, column: Column) -> float | None:
         """The best value of the edits; None if they do not differ."""
@@ -52,9 +56,8 @@ class Table:
         return [f"{c.name} ({c.protocol})" if names.count(c.name) > 1 else c.name for c in self.columns]
 
     def cells(self, row: Row) -> list[str]:
-        """The row's values as text; empty if the protocol did not measure it."""
-        values = [self.value(row, column) for column in self.columns]
-        return ["" if value is None else short(value, padded=True) for value in values]
+        """The row's values with their intervals as text; empty if the protocol did not measure it."""
+        return [_cell(self.score(row, column)) for column in self.columns]
 
     def markdown(self) -> str:
         """A table for a README, the best of each column in bold."""
@@ -77,7 +80,7 @@ class Table:
             "columns": [vars(column) for column in self.columns],
             "rows": [
                 {"run": row.run, "method": row.method, "concepts": list(row.concepts), "scores": [
-                    score.to_json() if (score := row.scores.get((c.name, c.protocol))) else None for c in self.columns
+                    score.to_json() if (score := self.score(row, c)) else None for c in self.columns
                 ]} for row in self.rows
             ],
         }  # fmt: skip
@@ -89,6 +92,16 @@ def markdown_lines(lines: Sequence[Sequence[str]]) -> list[str]:
     rule = ["---" if k < 3 else "---:" for k in range(len(first))]
     found = [[_escaped(cell) for cell in line] for line in (first, rule, *rows)]
     return ["| " + " | ".join(line) + " |" for line in found]
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return ""
+    return (
+        WITHHELD
+        if score.doubt
+        else f"{short(score.value, padded=True)} {interval_text(score.interval, False)}".rstrip()
+    )
 
 
 def arrow(direction: str) -> str:
@@ -128,7 +141,7 @@ def score_table(runs: Sequence[Path | str]) -> Table:
 
 def _scores(run: RunDirectory) -> tuple[dict[tuple[str, str], Score], dict[tuple[str, str], Score]]:
     """Scores of the base and of the edited model in all suites, by name and protocol."""
-    suites = run.read_scores()
+    suites = {name: doubted(table) for name, table in run.read_scores().items()}
     if not run.folder.is_dir():
         raise DataError(f"{run.folder} is not a run folder")
     if not suites:

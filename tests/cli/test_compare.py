@@ -88,6 +88,28 @@ def test_the_plain_table_shows_every_run(runs: list[Path], cli: Any, monkeypatch
     assert all(text in shown for text in ("base", "esd", "0.9000", "11.00", "UA (unlearncanvas/2)"))
 
 
+def test_intervals_are_shown_and_what_is_in_doubt_is_withheld(tmp_path: Path, cli: Any) -> None:
+    """The base of run b hardly shows the concept, so its better number is worth nothing."""
+
+    def shown(value: float, **more: Any) -> Score:
+        return Score("target shown", value, 40, "lower", "concept/1", **more)
+
+    runs = [
+        made(tmp_path / "a", [shown(0.1, interval=(0.04, 0.23))], [shown(0.9)]),
+        made(tmp_path / "b", [shown(0.0, interval=(0.0, 0.09))], [shown(0.2)]),
+        made(tmp_path / "c", [shown(0.3)], [shown(0.9)]),
+    ]  # fmt: skip
+    lines = cli("compare", *runs, "--markdown").stdout.strip().splitlines()
+    cells = {line.split("|")[1].strip(): line.split("|")[4].strip() for line in lines[2:]}
+    assert cells == {
+        "base of a": "0.9000", "base of b": "withheld", "base of c": "0.9000",
+        "a": "**0.1000 [0.04, 0.23]**", "b": "withheld", "c": "0.3000",
+    }  # fmt: skip
+    told = json.loads(cli("compare", *runs, "--json").stdout)
+    doubts = {row["run"]: row["scores"][0].get("doubt", "") for row in told["rows"]}
+    assert "only 20.0%" in doubts["b"] and not doubts["a"]
+
+
 def test_many_scores_of_two_runs_fit_a_terminal(tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     names = [f"accuracy of kind {k}" for k in range(9)]

@@ -187,10 +187,12 @@ def test_evaluate_prints_scores_and_writes_the_report(
     def measured(run: RunDirectory, suite: str, model: Any, edit: Any, **how: Any) -> dict[str, list[Score]]:
         asked.update(how, suite=suite, model=model.name)
         score = Score("UA", 0.75, 8, "higher", "canvas/1")
-        return {
+        table = {
             "base": [Score("UA", 0.0, 8, "higher", "canvas/1")],
             "edited": [score, Score("odd [b]", 1.5, 3, "lower", "x")],
         }
+        run.write_scores(suite, table)
+        return table
 
     monkeypatch.setattr("mu.evaluation.suites.evaluate", measured)
     (finished / "report.html").unlink()
@@ -201,7 +203,9 @@ def test_evaluate_prints_scores_and_writes_the_report(
     assert {"base", "edited", "75.0%", "higher", "odd", "[b]"} <= set(
         shown.stdout.replace("│", " ").replace("┃", " ").split()
     )
-    assert (finished / "report.html").exists()
+    assert (finished / "report.html").exists() and (finished / "manifest.json").exists()
+    told = "25.0% show it; the base shows it in 100.0%."
+    assert shown.stdout.strip().endswith(told) and told in (finished / "report.html").read_text(encoding="utf-8")
 
     table = json.loads(cli("evaluate", finished, "--json").stdout)
     assert table["edited"][0] == {
@@ -212,6 +216,7 @@ def test_evaluate_prints_scores_and_writes_the_report(
         "protocol": "canvas/1",
         "per_item": {},
     }
+    (finished / "scores.json").unlink()  # other tests share the run
 
 
 def test_evaluate_refuses_a_model_that_no_suite_measures(
@@ -221,7 +226,7 @@ def test_evaluate_refuses_a_model_that_no_suite_measures(
     refused = cli("evaluate", finished, "--suite", "canvas", "--seeds", 1, "--device", "cpu")
     assert refused.exit_code == 2 and refused.stdout == ""
     (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
-    assert "suite canvas" in line and "`mu generate`" in line and "eval-scripts/lpips_eval.py" in line
+    assert "suite canvas" in line and "--suite concept" in line
     assert not (finished / "answers").exists() and not (finished / "scores.json").exists()
 
     copied = shutil.copytree(EMBEDDED["canvas"], tmp_path / "copied")

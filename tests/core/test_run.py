@@ -13,7 +13,7 @@ import pytest
 
 from mu.core.errors import DataError, OutputError
 from mu.core.records import Origin, Panel, PanelRow, Prompt
-from mu.core.run import RunDirectory
+from mu.core.run import RunDirectory, command
 from mu.core.scores import Score, Table
 
 
@@ -233,6 +233,11 @@ MADE = (
     "prompts.json",
     "panels.json",
     "report.html",
+    "report.md",
+    "report.json",
+    "report.pdf",
+    "manifest.json",
+    "evidence.json",
     "similarity.json",
     "similarity.png",
     "slug_Ada_[x].json",
@@ -248,6 +253,7 @@ MADE = (
     "answers/base/neon_star_seed1.png",
     "answers/base/recipe.json",
     "answers/edited/a_picture_seed12.png",
+    "answers/concept/prompts.json",
 )
 OWN = (
     "notes.txt",
@@ -357,3 +363,15 @@ def test_refused_work_leaves_no_log(tmp_path):
     with pytest.raises(DataError), run.logged():
         raise DataError("refused")
     assert not run.log.exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("/venv/bin/mu", "mu erase uce --concept 'Van Gogh'"),
+        ("/a/mu/__main__.py", "python -m mu erase uce --concept 'Van Gogh'"),
+    ],
+)
+def test_a_command_can_be_typed_again(program: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [program, "erase", "uce", "--concept", "Van Gogh"])
+    assert command() == told

@@ -10,6 +10,7 @@ from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.report import write_report
 from mu.report.page import read_page
+from mu.report.verdict import ERASED, SHOWN, UNMEASURED, WITHHELD
 from tests.report.conftest import Reader, run_at, scores
 
 
@@ -24,17 +25,19 @@ def heading(run: RunDirectory) -> str:
 
 
 def test_a_measured_erasure_is_claimed(run):
-    assert "erased" in heading(run) and not read_page(run).status
+    assert "erased" in heading(run) and read_page(run).verdict.state == ERASED
 
 
 def test_an_unmeasured_edit_is_called_an_edit(run):
     run.scores.unlink()
     assert "erased" not in heading(run) and 'class="concept"' not in heading(run)
-    assert read_page(run).status
+    assert read_page(run).verdict.state == UNMEASURED
 
 
-@pytest.mark.parametrize(("base", "edited"), [(0.03, 0.2), (0.6, 0.97), (0.03, None)])
-def test_what_the_scores_do_not_show_is_not_claimed(run, base, edited):
+@pytest.mark.parametrize(
+    ("base", "edited", "state"), [(0.03, 0.2, SHOWN), (0.6, 0.97, WITHHELD), (0.03, None, UNMEASURED)]
+)
+def test_what_the_scores_do_not_show_is_not_claimed(run, base, edited, state):
     """Most images still show it; the base model hardly showed it; no score is about what was erased."""
     table = {
         column: [Score("UA" if value is not None else "IRA", 0.9 if value is None else value, 64, "higher", "mini/1")]
@@ -42,7 +45,7 @@ def test_what_the_scores_do_not_show_is_not_claimed(run, base, edited):
     }
     run.write_scores("mini", table)
     page = read_page(run)
-    assert not page.erased and page.status and "erased" not in heading(run)
+    assert not page.erased and page.verdict.state == state and "erased" not in heading(run)
 
 
 def test_a_swapped_edit_and_an_edited_score_are_told(run):

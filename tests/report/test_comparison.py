@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mu.core.run import RunDirectory
+from mu.core.scores import Score
 
 
 def test_runs_are_compared_row_by_row(
@@ -45,3 +46,21 @@ def test_scores_of_two_protocols_share_no_column(
     page = page_of([run, other])
     columns.append(page.split("</thead>")[0].count('<th scope="col">'))
     assert columns == [4, 6] and "mini/2" in page.split("</thead>")[0]
+
+
+def test_what_is_in_doubt_is_withheld_and_never_the_best(
+    run: RunDirectory, tmp_path: Path, page_of: Callable[..., str], make_run: Callable[[Path], RunDirectory]
+):
+    other = make_run(tmp_path / "blind")
+    for each, base, edited in ((run, 0.9, 0.1), (other, 0.2, 0.0)):
+        table = {
+            "base": [Score("target shown", base, 40, "lower", "x/1")],
+            "edited": [Score("target shown", edited, 40, "lower", "x/1", interval=(0.0, 0.235))],
+        }
+        each.write_scores("mini", table)
+    page = page_of([run, other])
+    assert "[0.0, 23.5]" in page and page.count(">withheld<") == 1 and ">0.0%<" not in page
+    assert page.count('class="best"') == 0  # one number is left, and nothing to choose
+    other.write_scores("mini", {**table, "base": [Score("target shown", 0.8, 40, "lower", "x/1")]})
+    page = page_of([run, other])
+    assert page.count('class="best"') == 1 and ">withheld<" not in page  # control

@@ -54,13 +54,13 @@ def test_the_scores_of_every_suite_are_explained(
     """What counts stands at the head; shares are percents, what is none keeps its number and its own name."""
     run.write_scores("mini", {"edited": [Score(name, value, 9, "lower", "x/1") for name, value in scores.items()]})
     page = read_page(run)
-    assert [measure.name for measure in page.verdict] == head
+    assert [measure.name for measure in page.head] == head
     for measure in page.measures:
         share = measure.name not in ("cosine of forget pairs", "identity", "fresh")
         assert measure.share == share == measure.cells["edited"].text.endswith("%"), measure.name
         assert bool(measure.meaning) == (measure.name not in ("identity", "fresh"))
         assert (measure.tone == "removed") == (measure.name in ("UA", "FA", "FA@1", "FA@5", "cosine of forget pairs"))
-    assert all(measure.meaning in read(page_of(run)).text for measure in page.verdict)
+    assert all(measure.meaning in read(page_of(run)).text for measure in page.head)
 
 
 @pytest.mark.parametrize(

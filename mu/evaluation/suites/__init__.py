@@ -14,6 +14,7 @@ from mu.core.errors import ConfigError, DataError, ModelError, OutputError, near
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
 from mu.core.files import write_json
 from mu.core.lock import locked
+from mu.core.records import Prompt
 from mu.core.run import RunDirectory, versions
 from mu.core.scores import Table
 from mu.diffusion.image_folder import RECIPE, ImageRow
@@ -220,7 +221,7 @@ def evaluate(
             table, how = found(run, model, bank.on[0], seeds=seeds, **given)
         run.write_scores(suite, table)
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
-        note_files(run, *run.answer_folders(), run.panel_images, run.panels, run.similarity)
+        note_files(run, *run.answer_folders(), run.panel_images, run.panels, run.similarity, run.asked(suite))
     return table
 
 
@@ -232,7 +233,7 @@ def evaluate_found(
     """Score images that were made elsewhere, under the names that the suite gives them; no model is loaded.
 
     The results go to ``run``, a folder without an edit. ``images`` holds those of the model whose ``concepts`` were
-    erased, ``base_images`` those of its base; without these there is no column ``base``, and the headline is withheld.
+    erased, ``base_images`` those of its base; without these there is no column ``base``, and the verdict says so.
     Raises `DataError` for missing images, of which ``allow_missing`` scores the others, and `OutputError` for a folder
     of results that holds a run, or results for other concepts.
     """
@@ -338,6 +339,8 @@ def _measured(
     planned = kind(Subject.of(bank), seeds, **options)
     answers = _answers(run, suite, bank, planned, base_answers)
     answers.make(planned.rows, planned.only_base)
+    prompts = [Prompt(case_number=row.name, prompt=row.prompt, seed=row.seed) for row in planned.rows]
+    write_json(run.asked(suite), [prompt.model_dump(exclude_defaults=True) for prompt in prompts])
     table, how = planned.score(run, answers)
     return table, {"gates": [gate_to_json(edit.gate) for edit in bank.on], **how}
 

@@ -12,9 +12,9 @@
   else 1 - cosine of the judge's features), **Fréchet distance** and **CMMD** of the features, **CLIP score**.
 - **replacement**: what the judge sees in place of the concept.
 
-Every number has its 95 % interval; shares of the edited model also that of the change, paired by prompt and seed. If
-the judge sees the concept in less than half of the base's target images, or takes a neighbour for it, it cannot tell
-whether the concept is gone, and the headline says so in place of the number.
+Every number has its 95 % interval; shares and the CLIP score of the edited model also that of the change, paired by
+prompt and seed. If the judge sees the concept in less than half of the base's target images, or takes a neighbour for
+it, it cannot tell whether the concept is gone, and the headline says so in place of the number.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from mu.data.prompt_lists import everyday as everyday_prompts
 from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import Images, Subject, looked
 from mu.evaluation.comparing import Features, clip_columns, distances, features_of, mean, put_most_changed, share
-from mu.evaluation.doubt import NO_BASE, confused, unseen
+from mu.evaluation.doubt import confused, unseen
 from mu.evaluation.judges import Judge, Seen, open_judge
 from mu.evaluation.metrics.cmmd import cmmd
 from mu.evaluation.metrics.frechet import frechet_distance
@@ -112,7 +112,7 @@ class ConceptSuite:
         }
         base, edited = columns.get("base"), columns["edited"]
         seen = [name for name in edited.neighbours if base is None or base.share(name) >= 0.5]
-        doubt = NO_BASE if base is None else doubts(base, self.known)
+        doubt = "" if base is None else doubts(base, self.known)
         how = {
             "steps": self.steps, "guidance": self.guidance, **self.judge.facts(among), "features": self.features.name,
             "neighbours": seen, "left out, as the base does not show them": [n for n in self.near if n not in seen],
@@ -238,7 +238,8 @@ def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: 
             shared("unasked", lambda c: [float(any(each)) for each in zip(*c.unasked.values(), strict=True)], named)
         )
     if column.closeness:
-        scores.append(mean("CLIP score", column.closeness, protocol))
+        before = base.closeness if base else None
+        scores.append(mean("CLIP score", column.closeness, protocol, before=before))
     told = [(concept, answer) for concept, answers in column.target.items() for answer in answers]
     others = Counter(answer or "none" for concept, answer in told if answer != column.known[concept])
     shares = {name: count / len(told) for name, count in others.most_common()}

@@ -33,7 +33,7 @@ from mu.core.scores import Score, Table
 from mu.data.prompt_lists import entries
 from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import Images, Subject, looked
-from mu.evaluation.doubt import NO_BASE, unseen
+from mu.evaluation.doubt import unseen
 from mu.evaluation.judges import open_judge
 from mu.evaluation.metrics.intervals import evenly, mean_of_shares, paired
 from mu.models.diffusion import DiffusionModel
@@ -99,7 +99,7 @@ class NamedSuite(ABC):
         seen = {column: self._answered(answers, column) for column in answers.columns}
         base = seen.get("base")
         told = ", ".join(self.erased[:3]) + (", ..." if len(self.erased) > 3 else "")
-        doubt = unseen(told, [*chain(*self._hits(base, self.erased))]) if base else NO_BASE
+        doubt = unseen(told, [*chain(*self._hits(base, self.erased))]) if base else ""
         table = {
             column: self.scores(each, base if column == "edited" else None, doubt) for column, each in seen.items()
         }

@@ -44,7 +44,7 @@ from mu.diffusion.image_folder import ImageRow, read_images
 from mu.evaluation.answers import Images, Subject, batches
 from mu.evaluation.backbones import inception_features
 from mu.evaluation.comparing import put_most_changed
-from mu.evaluation.doubt import NO_BASE, confused, unseen
+from mu.evaluation.doubt import confused, unseen
 from mu.evaluation.judges import Judge, open_judge
 from mu.evaluation.judges.unlearncanvas import OBJECTS, STYLES
 from mu.evaluation.metrics.frechet import frechet_distance
@@ -172,7 +172,7 @@ class UnlearnCanvasSuite:
         seen = {column: look(self.judges, answers, found, column) for column in answers.columns}
         hits = {column: self._hits(each.predictions) for column, each in seen.items()}
         base = hits.get("base")
-        doubt = self._doubt(seen["base"].predictions, hits["base"]) if base else NO_BASE
+        doubt = self._doubt(seen["base"].predictions, hits["base"]) if base else ""
         table = {
             column: self._scores(each, base if column == "edited" else None, doubt) for column, each in hits.items()
         }
