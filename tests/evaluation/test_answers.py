@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mu
-from mu.core.errors import ConfigError
-from mu.diffusion.image_folder import ImageRow, read_images
+from mu.core.errors import ConfigError, DataError
+from mu.diffusion.image_folder import ImageRow, read_images, save_image
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
@@ -81,3 +81,17 @@ def test_images_are_read_in_batches(bank: Bank, tmp_path: Path) -> None:
     answers.make(ROWS)
     sizes = [len(images) for images in batches(answers.paths(ROWS), 2)]
     assert sizes == [2, 2, 1]
+
+
+def test_images_of_two_sizes_are_never_in_one_batch_and_keep_their_order(tmp_path: Path) -> None:
+    sides = [4, 4, 4, 6, 4]
+    paths = [tmp_path / f"{k}.png" for k in range(len(sides))]
+    for k, (path, side) in enumerate(zip(paths, sides, strict=True)):
+        save_image(torch.full((3, side, side), k / 10), path)
+    found = list(batches(paths, 2))
+    assert [tuple(images.shape[::2]) for images in found] == [(2, 4), (1, 4), (1, 6), (1, 4)]
+    levels = [float(image.mean()) for images in found for image in images]
+    assert levels == pytest.approx([0, 0.1, 0.2, 0.3, 0.4], abs=0.01)
+    paths[2].write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"2\.png"):
+        list(batches(paths))

@@ -188,3 +188,21 @@ def test_the_checkpoint_of_version_2_is_run_where_it_lies(monkeypatch, tmp_path,
 def test_a_folder_that_is_named_must_hold_the_checkpoint(tmp_path):
     with pytest.raises(ModelError, match="detector_v2"):
         backbones.nudity_detector(tmp_path)
+
+
+def test_inception_s_weights_may_be_a_file(monkeypatch, tmp_path):
+    told = {}
+
+    class Extractor(nn.Module):
+        def __init__(self, name: str, features: list[str], **how: str):
+            super().__init__()
+            told.update(how)
+
+    package = SimpleNamespace(FeatureExtractorInceptionV3=Extractor)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", package)
+    with pytest.raises(ModelError, match=r"inception\.pth does not exist"):
+        backbones.inception_features(weights=tmp_path / "inception.pth")
+    (tmp_path / "inception.pth").write_bytes(b"")
+    backbones.inception_features(weights=tmp_path / "inception.pth")
+    assert told == {"feature_extractor_weights_path": str(tmp_path / "inception.pth")}

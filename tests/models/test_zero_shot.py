@@ -10,14 +10,15 @@ import torch
 import mu
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
-from mu.data.canvas import IDENTITIES
+from mu.data.canvas import IDENTITIES, rendered_pairs
 from mu.data.canvas.layouts import folder_name, write_celeba
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation.suites import evaluate
 from mu.evaluation.suites.clip import in_protocol
+from mu.models.parameters import select
 from mu.models.zero_shot import celeba_task, open_tasks, target_of
 
 RARE, *FREQUENT = IDENTITIES
@@ -104,3 +105,68 @@ def test_two_tasks_of_one_name_are_refused(celeba: Path) -> None:
         assert "\n" not in str(refused.value)
     assert [task.name for task in open_tasks([people], 1, 0)] == ["identity"], "control"
     assert len(open_tasks(["canvas"], 1, 0)) == 3, "control"
+
+
+# -- the user's own images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two people and a third whose folder is empty; a file and a hidden folder beside them."""
+    folder = tmp_path_factory.mktemp("own") / "people"
+    for name in IDENTITIES[:2]:
+        place = folder / name.replace(" ", "_")
+        place.mkdir(parents=True)
+        for k, pair in enumerate(rendered_pairs(2, 7, name)):
+            pair.image().save(place / f"{k}.{'JPG' if k else 'png'}", "PNG")
+        (place / "notes.txt").write_text("mine")
+    for name in ("nobody", ".hidden"):
+        (folder / name).mkdir()
+    (folder / ".hidden" / "a.png").write_bytes(b"")
+    return folder
+
+
+def test_a_folder_for_each_class_is_a_task(own: Path) -> None:
+    (task,) = open_tasks([f"classes:{own}"], 1, 0)
+    assert set(task.classes) == set(IDENTITIES[:2]) and counts(task) == dict.fromkeys(task.classes, 2)
+    for image, label in zip(task.images, task.labels, strict=True):
+        assert image.path.parent.name.replace("_", " ") == task.classes[label]  # type: ignore[attr-defined]
+    assert target_of(IDENTITIES[1].lower(), [task]).label == task.classes.index(IDENTITIES[1])
+    with pytest.raises(ConfigError, match=r"'nobody'.*classes \(2\)"):
+        target_of("nobody", [task])
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"), [([], "0 folders"), (["cat"], "1 folders"), (["tabby_cat", "Tabby cat"], "two folders.*abby")]
+)
+def test_what_is_no_set_of_classes_is_refused(folders: list[str], said: str, tmp_path: Path) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match=said):
+        open_tasks([f"classes:{tmp_path}"], 1, 0)
+    with pytest.raises(DataError, match="does not exist"):
+        open_tasks([f"classes:{tmp_path / 'none'}"], 1, 0)
+
+
+def test_the_suites_measure_the_user_s_own_classes(own: Path, tmp_path: Path) -> None:
+    concept = IDENTITIES[0]
+    info = EditInfo("test", (concept,), config={"data": {"forget": "canvas", "n_forget": 8}})
+    edit = WeightEdit({"visual_projection.weight": torch.zeros(128, 128)}, info)
+    model, data = mu.load("canvas-clip", device="cpu"), [f"classes:{own}"]
+    found = {
+        s.name: s for s in evaluate(RunDirectory(tmp_path / "a"), "clip", model, edit, seeds=(1,), data=data)["base"]
+    }
+    assert found["FA@1"].n == 2 and found["classes@1 retained"].per_item.keys() == {IDENTITIES[1]}
+    assert found["classes@1"].value > 0.5, "the embedded CLIP knows its people"
+    before = in_protocol(data[0], edit)
+    assert before.startswith("classes of people (") and before in found["classes@1"].protocol
+    (own / folder_name(concept) / "2.png").write_bytes((own / folder_name(concept) / "0.png").read_bytes())
+    assert in_protocol(data[0], edit) != before, "numbers of other images have another protocol"
+
+    answering = mu.load("canvas-vlm", device="cpu")
+    name, theta = next((n, p) for n, p in select(answering, "*").items() if p.ndim == 2)
+    told = WeightEdit({name: torch.zeros_like(theta)}, info)
+    table = evaluate(RunDirectory(tmp_path / "b"), "vlm", answering, told, seeds=(1,), data=data)
+    assert {s.name: s.n for s in table["edited"]}["FA"] == 3

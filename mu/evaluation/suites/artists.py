@@ -74,6 +74,8 @@ class ArtistsSuite:
         self.vgg, self.missing = _networks(subject.device)
         if len(self.missing) == 2 and not self.features.clip:
             raise ConfigError(f"nothing can be measured: pass --clip MODEL, or mend this: {self.missing[0]}")
+        for each in self.missing:
+            log.warning("not measured: %s", each)
         self.rows, self.only_base = [row for group in self.groups for row in group.rows], ()
         self.steps, self.guidance = self.list.steps, self.list.guidance
 
@@ -87,7 +89,7 @@ class ArtistsSuite:
             put_most_changed(run, answers, others.rows, torch.tensor(each[len(erased.rows) :]))
         missing = [*self.missing, *([] if others.rows else ["LPIPS_u: the list has no prompts of other artists"])]
         return table, {
-            "prompts": self.list.path.name, "steps": self.steps, "guidance": self.guidance,
+            **self.list.how,
             "features": self.features.name, "not measured": missing,
         }  # fmt: skip
 
@@ -105,9 +107,7 @@ class ArtistsSuite:
 
 
 def _networks(device: torch.device) -> tuple[Maps | None, list[str]]:
-    """VGG-19's maps, if they are there, and what is not measured without it or LPIPS's network, each with the reason.
-
-    Told before any image is made."""
+    """VGG-19's maps, if they are there, and what is not measured without it or LPIPS's network, and why."""
     vgg, missing = None, []
     try:
         lpips_network(device=device)
@@ -117,6 +117,4 @@ def _networks(device: torch.device) -> tuple[Maps | None, list[str]]:
         vgg = vgg_features(device)
     except (MissingDependency, ModelError) as trouble:
         missing.append(f"style loss: {trouble}")
-    for each in missing:
-        log.warning("not measured: %s", each)
     return vgg, missing

@@ -64,6 +64,8 @@ class CocoSuite:
         self.network, self.missing = _inception(inception, subject.device)
         if not (self.network or self.clip.clip):
             raise ConfigError(f"nothing can be measured: pass --clip MODEL, or mend this: {self.missing}")
+        if self.missing:
+            log.warning("not measured: FID: %s", self.missing)
         self.rows, self.only_base = self.list.rows, ()
         self.steps, self.guidance = self.list.steps, self.list.guidance
 
@@ -87,7 +89,7 @@ class CocoSuite:
                 scores.append(mean("CLIP score", fits, f"{told}, {self.clip.name}", before=before))
                 before = fits
         how: dict[str, Any] = {
-            "prompts": self.list.path.name, "steps": self.steps, "guidance": self.guidance,
+            **self.list.how,
             "reference": {"images": n, "digest": digest(self.reference)}, "features": self.clip.name,
         }  # fmt: skip
         missing = [f"FID: {self.missing}"] if self.missing else []
@@ -111,12 +113,13 @@ def _inception(weights: Path | None, device: torch.device) -> tuple[Callable[[Te
     except (MissingDependency, ModelError) as trouble:
         if weights:
             raise
-        log.warning("FID is left out: %s", trouble)
         return None, str(trouble)
 
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of ``folder`` and those below it, by name. Raises `DataError` for fewer than two."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist: name the folder of real images")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
     if len(found) < 2:
         raise DataError(f"{folder} holds {len(found)} images: name a folder with two or more, better thousands")

@@ -65,9 +65,7 @@ class I2PSuite:
         base, edited = (self._found(answers.paths(self.rows, column)) for column in ("base", "edited"))
         doubt = "" if any(base.flagged) else "the judge finds nothing on any of the base's images"
         table = {"base": self._scores(base, None, doubt), "edited": self._scores(edited, base, doubt)}
-        return table, {
-            "prompts": self.list.path.name, "steps": self.steps, "guidance": self.guidance, **self.judge.facts([])
-        }  # fmt: skip
+        return table, {**self.list.how, **self.judge.facts([])}  # fmt: skip
 
     def _found(self, paths: Sequence[Path]) -> Found:
         if isinstance(self.judge, NudityJudge):

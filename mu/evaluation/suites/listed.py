@@ -46,8 +46,20 @@ class PromptList:
     path: Path
     cases: tuple[Case, ...]
     protocol: str
+    digest: str
     steps: int
     guidance: float
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What a report states of the list: its name and digest, the steps, and where its scales and sizes are from."""
+        own = sum(case.image.guidance is not None for case in self.cases)
+        sizes = sorted({case.image.size for case in self.cases if any(case.image.size)}, key=str)
+        return {
+            "prompts": self.path.name, "digest of what they ask": self.digest, "images": len(self.cases),
+            "steps": self.steps, "guidance": self.guidance, "images with a guidance scale of their own": own,
+            "heights and widths": [list(size) for size in sizes] or "the model's",
+        }  # fmt: skip
 
     @property
     def rows(self) -> list[ImageRow]:
@@ -80,9 +92,10 @@ def read_list(
     departures = {f"{steps} steps": steps != STEPS}
     departures |= {f"guidance {guidance:g} for all": True} if guidance is not None else {}
     departures |= {f"size {size[0]}x{size[1]} for all": True} if size else {}
-    name = f"{protocol} of {file.name} ({_digest(rows, seeds if bare else ())})"
+    digest = _digest(rows, seeds if bare else ())
+    name = f"{protocol} of {file.name} ({digest[:8]})"
     named = ", ".join([name, *(text for text, differs in departures.items() if differs)])
-    return PromptList(file, tuple(cases), named, steps, GUIDANCE if guidance is None else guidance)
+    return PromptList(file, tuple(cases), named, digest, steps, GUIDANCE if guidance is None else guidance)
 
 
 def _images(
@@ -102,7 +115,7 @@ def _digest(rows: Sequence[PromptRow], seeds: Sequence[int]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps([told, list(seeds)]).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([told, list(seeds)]).encode()).hexdigest()
 
 
 def by_label(labels: Sequence[str], values: Sequence[float]) -> dict[str, float]:

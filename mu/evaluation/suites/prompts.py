@@ -8,8 +8,8 @@
   in less than half of the base's images are left out, and named. Each class has its own share.
 - **target distance** and **distance kept**: of the edited images of the two groups from the base's at equal seeds, by
   LPIPS where its package is, else 1 - cosine of the judge's features; **target CLIP score** and **CLIP score** of them.
-- A judge of any concept chooses among the erased concepts and the classes; in a list without classes, among what
-  ``--retain`` names, else the concepts nearest in the model's own prompt embeddings.
+- A judge of any concept chooses among the erased concepts, the classes and what ``--retain`` names; without either,
+  the concepts nearest in the model's own prompt embeddings.
 
 If the judge sees the concept in less than half of the base's images that ask for it, or takes another class for it, the
 headline is withheld.
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mu.core.concept import folded, says
+from mu.core.errors import DataError
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.clip_sets import class_of
@@ -58,7 +59,9 @@ class PromptsSuite:
         self.known = {concept: self.judge.known(concept) for concept in concepts}
         self.target, self.kept = divided(self.list.cases, self.known, self.judge)
         classes = [self.judge.known(name) for name, _ in self.kept if name]
-        others = [self.judge.known(name) for name in retain] or classes or nearest(subject.model, concepts, self.judge)
+        others = [*classes, *map(self.judge.known, retain)]
+        if not others:
+            others = [name for name in nearest(subject.model, concepts, self.judge) if knows(self.judge, name)]
         self.among = list(dict.fromkeys([*self.known.values(), *others]))
         self.features = features_of(clip, self.judge, subject.device)
         self.rows, self.only_base = self.list.rows, ()
@@ -86,8 +89,7 @@ class PromptsSuite:
         if kept and each:
             put_most_changed(run, answers, kept, torch.tensor(each[len(target) :]))
         how = {
-            "prompts": self.list.path.name, "steps": self.steps, "guidance": self.guidance,
-            **self.judge.facts(self.among), "chosen among": self.among, "features": self.features.name,
+            **self.list.how, **self.judge.facts(self.among), "chosen among": self.among, "features": self.features.name,
             "left out, as the base does not show them": [name for name in shown if name not in seen],
         }  # fmt: skip
         if not target:
@@ -134,6 +136,15 @@ def asks(row: PromptRow, concept: str) -> bool:
     if row.class_name:
         return class_of(concept, [row.class_name]) is not None
     return row.artist is not None and is_artist(row.artist, concept)
+
+
+def knows(judge: Judge, concept: str) -> bool:
+    """Whether the judge can recognise ``concept``: one of nudity has nothing to choose among."""
+    try:
+        judge.known(concept)
+    except DataError:
+        return False
+    return True
 
 
 def is_artist(artist: str, concept: str) -> bool:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from mu.core.errors import ConfigError, DataError
+from mu.core.run import RunDirectory
+from mu.edits.edit import EditInfo
+from mu.edits.weights import WeightEdit
 from mu.evaluation import comparing
 from mu.evaluation.answers import Subject
-from mu.evaluation.suites import artists
+from mu.evaluation.suites import artists, evaluate
 from mu.evaluation.suites.artists import ArtistsSuite
+from mu.models.parameters import find_parameter
+from mu.report import write_report
 
 LIST = """case_number,prompt,evaluation_seed,artist
 0,a,1,Vincent van Gogh
@@ -72,6 +78,18 @@ def test_a_list_of_the_erased_artist_alone_says_so(bank, scored, file, networks)
     gone = bank("Van Gogh")
     found = scored(ArtistsSuite(Subject.of(gone), [1], prompts=file), gone, shows)
     assert set(found["edited"]) == {"LPIPS_e", "style loss_e"} and "LPIPS_u" in found["how"]["not measured"][0]
+
+
+def test_the_whole_way_with_an_empty_base_column(tiny, file, networks, tmp_path):
+    file.write_text(LIST[: LIST.index("3,d")])
+    run, theta = RunDirectory(tmp_path / "run"), find_parameter(tiny, "unet.conv_out.bias")
+    run.folder.mkdir()
+    edit = WeightEdit({"unet.conv_out.bias": torch.full_like(theta, 3.0)}, EditInfo("test", ("Van Gogh",)))
+    edit.save(run.edit)
+    table = evaluate(run, "artists", tiny, edit, prompts=file, steps=2)
+    assert table["base"] == [] and [s.name for s in table["edited"]][:2] == ["LPIPS_e", "LPIPS_u"]
+    assert min(s.value for s in table["edited"]) > 0 and "LPIPS_e" in write_report(run).read_text(encoding="utf-8")
+    assert [panel.title for panel in run.read_panels()] == ["What should stay and changed most"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from mu.core.errors import ConfigError, DataError
 from mu.evaluation.answers import Subject
+from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
 from mu.evaluation.metrics.intervals import wilson
 from mu.evaluation.suites import listed, prompts
 from mu.evaluation.suites.listed import read_list
@@ -66,6 +67,22 @@ def test_without_classes_every_prompt_asks_and_a_seedless_one_at_every_seed(bank
     assert plan.among == ["red", "green"]
     found = scored(plan, red, lambda column, row: "red" if column == "base" or row.seed == 5 else "green")
     assert found["edited"]["target shown"].value == pytest.approx(1 / 3) and "distance kept" not in found["edited"]
+
+
+def test_a_judge_chooses_among_classes_and_what_is_retained(bank, file):
+    assert PromptsSuite(Subject.of(bank("red")), [1], prompts=file).among == ["red", "green", "blue"]
+    file.write_text(LIST[: LIST.index("5,12")])
+    assert PromptsSuite(Subject.of(bank("red")), [1], prompts=file).among == ["red", "green"]
+    assert PromptsSuite(Subject.of(bank("red")), [1], prompts=file, retain=["blue"]).among == ["red", "green", "blue"]
+
+
+def test_a_judge_chooses_among_what_it_knows(bank, tmp_path, monkeypatch):
+    file = tmp_path / "list.txt"
+    file.write_text("a\nb\n")
+    assert set(PromptsSuite(Subject.of(bank("red")), [1], prompts=file).among) == {"red", "green", "blue"}
+    nudity = NudityJudge(lambda image: [], PRESETS["mace"], "nudenet:mace")
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: nudity)
+    assert PromptsSuite(Subject.of(bank("a nude person")), [1], prompts=file).among == ["nudity"]
 
 
 def test_several_concepts_each_have_their_share(bank, scored, file):
@@ -143,6 +160,7 @@ def test_the_file_s_seeds_scales_and_sizes_are_obeyed_unless_one_is_given_for_al
     assert [(r.seed, r.guidance, r.size) for r in given.rows] == [(3, None, (8, 16)), (4, None, (8, 16))]
     assert (own.steps, own.guidance, given.steps, given.guidance) == (listed.STEPS, listed.GUIDANCE, 9, 2.0)
     assert given.protocol == f"{own.protocol}, 9 steps, guidance 2 for all, size 8x16 for all"
+    assert own.how["images with a guidance scale of their own"] == 1 and own.how["heights and widths"] == [[64, 96]]
     assert own.rows[0].name != given.rows[0].name, "another image has another name"
 
 
