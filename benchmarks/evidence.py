@@ -30,7 +30,7 @@ from mu.core.errors import MuError
 from mu.core.run import RunDirectory
 from mu.edits.bank import Bank
 from mu.edits.files import open_edit
-from mu.evaluation.answers import Answers
+from mu.evaluation.answers import Answers, Subject
 from mu.evaluation.suites.concept import Column, ConceptSuite
 
 JUDGES = ("canvas", "clip:canvas-clip")
@@ -43,7 +43,14 @@ def measured(bank: Bank, seeds: Sequence[int], everyday: int, place: Path, base:
     for name in JUDGES:
         began = time.perf_counter()
         suite = ConceptSuite(
-            bank, seeds, judge=name, clip="canvas-clip", retain=near, everyday=everyday, steps=STEPS, guidance=GUIDANCE
+            Subject.of(bank),
+            seeds,
+            judge=name,
+            clip="canvas-clip",
+            retain=near,
+            everyday=everyday,
+            steps=STEPS,
+            guidance=GUIDANCE,
         )
         near = suite.near
         answers = Answers(bank, base, place / "edited", STEPS, GUIDANCE)

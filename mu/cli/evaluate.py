@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,11 +15,13 @@ from mu.cli.options import (
     Precision,
     PredictionType,
     height_width,
+    named,
     whole_numbers,
 )
 from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mu.core.run import RunDirectory
     from mu.core.scores import Table
 
 
@@ -36,25 +38,39 @@ def evaluate(
             help="Measure these edited weights beside --model: a folder, hub id, file or LoRA, as in `mu import`.",
         ),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Score images of an edited model that were made elsewhere, under the names that the suite gives them.",
+        ),
+    ] = None,
+    base_images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --images: the base model's images.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --images: score those that are there if some are missing.")
+    ] = False,
     concept: Annotated[
-        list[str] | None, typer.Option(help="What --edit or --edited erases, if their files do not say.")
+        list[str] | None,
+        typer.Option(help="What --edit or --edited erases, if their files do not say, or what --images erased."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --edit or --edited: the folder of the evidence.")
+        Path | None, typer.Option(metavar="DIR", help="With --edit, --edited or --images: the folder of the evidence.")
     ] = None,
     overwrite: Overwrite = False,
     suite: Annotated[
         str | None,
         typer.Option(
-            help="What to measure, by a stated protocol: canvas, concept, prompts, i2p, coco, artists, clip, vlm. "
-            "Default: the suite for the model."
+            help="What to measure, by a stated protocol: canvas, concept, prompts, i2p, coco, artists, unlearncanvas, "
+            "celebrities, imagenette, clip, vlm. Default: the suite for the model."
         ),
     ] = None,
     judge: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="What looks at the images: clip:MODEL (any concept), classifier:FOLDER, canvas, resnet50, nudenet, "
-            "unlearncanvas:FILE, q16:FILE. Default: the suite's own."
+            "unlearncanvas:FILE, q16:FILE. Repeat it for unlearncanvas, which has two. Default: the suite's own."
         ),
     ] = None,
     retain: Annotated[
@@ -81,13 +97,29 @@ def evaluate(
         str | None, typer.Option(metavar="HxW", help="Height and width of all images of the list. Default: its own.")
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Real images, with which the suite coco compares.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Real images, with which the suites coco and unlearncanvas compare."),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="How unlearncanvas averages: published, seed-images, no-seed-images, retained-only, saeuron. "
+            "Default: published."
+        ),
+    ] = None,
+    themes: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="unlearncanvas: only these themes, comma-separated.")
+    ] = None,
+    objects: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="unlearncanvas: only these objects, comma-separated.")
     ] = None,
     inception: Annotated[
         Path | None, typer.Option(metavar="FILE", help="torch-fidelity's Inception weights. Default: downloaded.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="The base model. Default: the run's own.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of the images, comma-separated.")] = "188,288,588,688",
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of the images, comma-separated. Default: the suite's own.")
+    ] = None,
     base_answers: Annotated[
         Path | None,
         typer.Option(
@@ -130,10 +162,16 @@ def evaluate(
     Example: mu evaluate outputs/nudity --suite i2p --prompts i2p.csv --judge nudenet:mace
     Example: mu evaluate outputs/van-gogh --judge clip:openai/clip-vit-large-patch14 --retain Monet --retain "pop art"
     Example: mu evaluate --model base.safetensors --edited esd.pt --concept "Van Gogh" --out outputs/audit
+    Example: mu evaluate --images results/Van_Gogh --suite unlearncanvas --concept "Van Gogh" --out outputs/esd
     """
     places = edit or []
-    _check_asked(run, places, edited, concept, out)
-    from mu.cli.output import print_json, print_table
+    _check_asked(run, places, edited, images, concept, out)
+    if images is None and (base_images or allow_missing):
+        raise ConfigError(f"{'--base-images' if base_images else '--allow-missing'} is for --images: leave it out")
+    if images is not None and (model or suite is None):
+        raise ConfigError("--images needs --suite, and takes no --model: none is loaded")
+    from mu.core.compute import pick_device
+    from mu.core.concept import distinct
     from mu.core.program import show_log
     from mu.core.run import RunDirectory
     from mu.edits.bank_folder import BankFolder
@@ -141,16 +179,28 @@ def evaluate(
     from mu.evaluation.answers import Shard
     from mu.evaluation.audit import begin, is_bank, subject
     from mu.evaluation.suites import evaluate as measured
-    from mu.evaluation.suites import suite_for
+    from mu.evaluation.suites import evaluate_found, suite_for
     from mu.models import load
     from mu.models.load_options import FoundOn, base_of, loading
-    from mu.report import write_report
-    from mu.report.measures import measured as measured_scores
-    from mu.report.verdict import losses, verdict
 
     show_log()
-    numbers = whole_numbers(seeds, "--seeds")
+    numbers = None if seeds is None else whole_numbers(seeds, "--seeds")
     part, pixels = Shard.parse(shard) if shard else None, height_width(size) if size else None
+    options: dict[str, Any] = {
+        "base_answers": base_answers, "data": data, "judge": judge, "retain": retain, "synonyms": synonym, "clip": clip,
+        "everyday": everyday, "steps": steps, "guidance": guidance, "shard": part, "prompts": prompts,
+        "columns": column, "size": pixels, "reference": reference, "inception": inception, "variant": variant,
+        "themes": named(themes, "--themes"), "objects": named(objects, "--objects"),
+    }  # fmt: skip
+    if images is not None:
+        assert out is not None and suite is not None
+        chosen = RunDirectory(out)
+        table = evaluate_found(
+            chosen, suite, distinct(concept or []), images, base_images=base_images, allow_missing=allow_missing,
+            seeds=numbers, device=pick_device(device), **options,
+        )  # fmt: skip
+        _tell(chosen, table, concept or [], json)
+        return
     if run:
         chosen = RunDirectory(run)
         chosen.require_edit()
@@ -164,41 +214,50 @@ def evaluate(
     if not run:
         assert out is not None
         chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
-    measures = subject(chosen, base)
-    erased = [name for each in measures.on for name in each.info.concepts]
-    table = measured(
-        chosen, suite or suite_for(base), base, measures, seeds=numbers, base_answers=base_answers,
-        data=data, judge=judge, retain=retain, synonyms=synonym, clip=clip, everyday=everyday, steps=steps,
-        guidance=guidance, shard=part, prompts=prompts, columns=column, size=pixels, reference=reference,
-        inception=inception,
-    )  # fmt: skip
-    if part and not table:
-        return
-    report = write_report(chosen)
+    bank = subject(chosen, base)
+    table = measured(chosen, suite or suite_for(base), base, bank, seeds=numbers, **options)
+    if table or not part:
+        _tell(chosen, table, [name for each in bank.on for name in each.info.concepts], json)
+
+
+def _tell(run: RunDirectory, table: Table, erased: list[str], json: bool) -> None:
+    """Write the report, and print the table and what it decides."""
+    from mu.cli.output import print_json, print_table
+    from mu.report import write_report
+    from mu.report.measures import measured
+    from mu.report.verdict import losses, verdict
+
+    report = write_report(run)
     if json:
         print_json({column: [score.to_json() for score in scores] for column, scores in table.items()})
         return
     print_table(["score", *table, "n", "better"], _rows(table))
-    decided = verdict(chosen.origin().concept_names() or erased, scores := measured_scores(chosen))
+    decided = verdict(run.origin().concept_names() or erased, scores := measured(run))
     print(f"report  {report}")
     for line in (*decided.sentences, *decided.withheld, *losses(scores).fell):
         print(line)
 
 
 def _check_asked(
-    run: Path | None, edits: list[Path], edited: str | None, concept: list[str] | None, out: Path | None
-) -> None:
+    run: Path | None, edits: list[Path], edited: str | None, images: Path | None, concept: list[str] | None,
+    out: Path | None,
+) -> None:  # fmt: skip
     """Raise `ConfigError` if not exactly one thing is to be measured, or it has no folder for its evidence."""
-    asked = [name for name, given in (("RUN", run), ("--edit", edits), ("--edited", edited)) if given]
+    things = (("RUN", run), ("--edit", edits), ("--edited", edited), ("--images", images))
+    asked = [name for name, given in things if given]
     if len(asked) != 1:
         told = f"{' and '.join(asked)} were given" if asked else "nothing was"
-        raise ConfigError(f"name one thing to measure, a RUN, --edit or --edited: {told}")
+        raise ConfigError(f"name one thing to measure, a RUN, --edit, --edited or --images: {told}")
     if run and (concept or out):
-        raise ConfigError(f"{'--concept' if concept else '--out'} is for --edit and --edited: a RUN has its own")
+        raise ConfigError(
+            f"{'--concept' if concept else '--out'} is for --edit, --edited and --images: a RUN has its own"
+        )
     if not run and out is None:
         raise ConfigError(f"{asked[0]} needs --out, a folder for the evidence")
     if edited and not concept:
         raise ConfigError("--edited needs --concept: its weights do not say what was erased")
+    if images and not concept:
+        raise ConfigError("--images needs --concept: images do not say what was erased")
 
 
 def _rows(table: Table) -> list[list[str]]:

@@ -75,6 +75,14 @@ def height_width(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def named(text: str | None, option: str) -> list[str]:
+    """Parse ``Van_Gogh,Monet`` into names; none for None. Raises `ConfigError` for an empty name."""
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    if "" in parts:
+        raise ConfigError(f"{option} takes comma-separated names, like Van_Gogh,Monet, not {quoted(text)}")
+    return parts
+
+
 def pairs(texts: list[str], option: str) -> dict[str, str]:
     """Parse ``["train.lr=1e-3"]`` into names and values, both text. Raises `ConfigError`, also for a name twice."""
     found: dict[str, str] = {}

@@ -235,8 +235,8 @@ def _when(made: Made | None) -> str:
 
 
 def _images(folder: Path) -> dict[str, str]:
-    """Digests of the PNG files in ``folder`` and below, by relative path."""
-    found = sorted(folder.rglob("*.png"))
+    """Digests of the PNG and JPEG files in ``folder`` and below, by relative path."""
+    found = sorted([*folder.rglob("*.png"), *folder.rglob("*.jpg")])
     return {file.relative_to(folder).as_posix(): sha256(file) if file.is_file() else "not a file" for file in found}
 
 

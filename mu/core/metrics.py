@@ -130,7 +130,7 @@ METRICS = (
     ),
     Metric(
         "FID", LOWER, "distance", "FID",
-        "of the captions' images from the reference, in Inception features", "kept", True,
+        "of the images of what should stay from real images, in Inception features", "kept", True,
     ),
     Metric(
         "Fréchet distance to reference", LOWER, "distance", "Fréchet distance to the reference",
@@ -139,6 +139,27 @@ METRICS = (
     Metric(
         "CMMD to reference", LOWER, "1000 MMD squared", "CMMD to the reference",
         "of the captions' images from the reference, in features of a CLIP", "kept",
+    ),
+    Metric(
+        "other classes", HIGHER, SHARE, "Other classes kept",
+        "of the images of the other classes still show them, every class counting once", "kept", True,
+    ),
+    Metric(
+        "ACC_e", LOWER, SHARE, "Accuracy of erased names",
+        "of the images that ask for an erased name are recognised as it", "gone", True,
+        Telling("images that ask for {}", "are recognised as it", "of the base's, {}"),
+    ),
+    Metric(
+        "ACC_s", HIGHER, SHARE, "Accuracy of retained names",
+        "of the images that ask for a retained name are recognised as it", "kept", True,
+    ),
+    Metric(
+        "H_o", HIGHER, SHARE, "Harmonic mean",
+        "is the harmonic mean of 1 - ACC_e and ACC_s",
+    ),
+    Metric(
+        "nobody seen", NEITHER, SHARE, "Nobody seen",
+        "of the images show none of the names that the judge knows",
     ),
     Metric(
         "replacement", NEITHER, SHARE, "What came instead",

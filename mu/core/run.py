@@ -59,7 +59,7 @@ _PLACES = {
     "before": r"\d+_\d+\.png",
     "after": r"\d+_\d+\.png",
     "panels": r"\d+/\d+\.png|(similarity|changed)-[^/]*\.png",
-    "answers": r"([\w-]+/)?(base|edited)/(.*_seed\d+\.png|recipe\.json)|[\w-]+/prompts\.json",
+    "answers": r"([\w-]+/)?(base|edited)/(.*_seed\d+\.(png|jpg)|recipe\.json)|[\w-]+/prompts\.json",
 }
 """The folders of a run, and the names of the files that mu writes there, as regular expressions."""
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors", "numpy")

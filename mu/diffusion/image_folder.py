@@ -161,10 +161,10 @@ def _size_of(row: ImageRow, model: DiffusionModel, size: tuple[int, int] | None)
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """Write ``image`` (3, H, W), in 0..1, as a PNG file, atomically."""
+    """Write ``image`` (3, H, W), in 0..1, atomically: as PNG, or as JPEG of Pillow's own quality for ``.jpg``."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "PNG")
+    Image.fromarray(pixels).save(encoded, "JPEG" if path.suffix == ".jpg" else "PNG")
     with atomic_path(path) as partial:
         partial.write_bytes(encoded.getvalue())
 
@@ -301,6 +301,7 @@ def adopt(source: Path, folder: Path) -> None:
         and sha256(source / name) == digest
     ]
     for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).replace(folder / name)
     if names:
         _bind(folder, names)

@@ -1,17 +1,22 @@
-"""The images that a suite judges: of the base and of the edited model, for the same prompts and seeds."""
+"""The images that a suite judges: of the base and of the edited model, for the same prompts and seeds.
+
+`Answers` are made here, `Found` were made elsewhere; a suite's ``score`` takes either as `Images`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError
+from mu.core.errors import ConfigError, DataError
+from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.progress import progress_bar
 from mu.diffusion.image_folder import (
@@ -31,6 +36,41 @@ from mu.models.parameters import fingerprint, select
 
 AT_ONCE = 32
 """Images that a judge sees at once."""
+ENDINGS = (".jpg", ".png", ".jpeg")
+"""Endings of images made elsewhere. A suite's own ending comes first."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a suite measures: the erased concepts, and the base model; None where the images were made elsewhere."""
+
+    concepts: tuple[str, ...]
+    model: DiffusionModel | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, bank: Bank) -> Subject:
+        assert isinstance(bank.model, DiffusionModel)
+        concepts = tuple(concept for edit in bank.on for concept in edit.info.concepts)
+        return cls(concepts, bank.model, bank.model.device)
+
+
+class Images(Protocol):
+    """What a suite's ``score`` asks of the images."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """``base`` and ``edited``, or ``edited`` alone where nobody gave the base's images."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def here(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
+        """The rows whose image is there in every column."""
+        ...
+
+    def paths(self, rows: Sequence[ImageRow], column: str = "base") -> list[Path]: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +113,17 @@ class Answers:
     def model(self) -> DiffusionModel:
         assert isinstance(self.bank.model, DiffusionModel)
         return self.bank.model
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("base", "edited")
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def here(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
+        return list(rows)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -121,6 +172,63 @@ class Answers:
 
     def paths(self, rows: Sequence[ImageRow], column: str = "base") -> list[Path]:
         return [(self.base if column == "base" else self.edited) / row.name for row in rows]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Two folders of images that somebody else made, under the names of a suite's rows; ``base`` may be missing.
+
+    An image may have any of `ENDINGS`, and the names' folders are left out: published sets lie in one folder.
+    """
+
+    edited: Path
+    base: Path | None
+    device: torch.device
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("edited",) if self.base is None else ("base", "edited")
+
+    def paths(self, rows: Sequence[ImageRow], column: str = "base") -> list[Path]:
+        return [self._place(row, column) for row in rows]
+
+    def here(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
+        return [row for row in rows if all(self._place(row, column).is_file() for column in self.columns)]
+
+    def missing(self, rows: Sequence[ImageRow]) -> list[Path]:
+        """The images of ``rows`` that are not there, under the suite's own names."""
+        return [
+            self._folder(column) / Path(row.name).name
+            for column in self.columns
+            for row in rows
+            if not self._place(row, column).is_file()
+        ]
+
+    def described(self, rows: Sequence[ImageRow]) -> dict[str, Any]:
+        """What a report must say of the images: their folders, number, and a digest of all of a column."""
+        found: dict[str, Any] = {}
+        for column in self.columns:
+            whole = hashlib.sha256()
+            for path in self.paths(rows, column):
+                whole.update(f"{path.name} {sha256(path)}\n".encode())
+            found[column] = {"folder": str(self._folder(column)), "images": len(rows), "SHA-256": whole.hexdigest()}
+        return found
+
+    def check(self) -> None:
+        """Raise `DataError` for a folder that is none."""
+        for column in self.columns:
+            if not self._folder(column).is_dir():
+                raise DataError(f"{self._folder(column)} is not a folder: name the folder that holds the images")
+
+    def _folder(self, column: str) -> Path:
+        folder = self.base if column == "base" else self.edited
+        assert folder is not None, "no images of the base were given"
+        return folder
+
+    def _place(self, row: ImageRow, column: str) -> Path:
+        own = self._folder(column) / Path(row.name).name
+        others = [own.with_name(own.stem + ending) for ending in ENDINGS]
+        return next((path for path in (own, *others) if path.is_file()), own)
 
 
 def batches(paths: Sequence[Path], size: int = AT_ONCE) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.diffusion.image_folder import ImageRow, read_images, save_image
-from mu.evaluation.answers import Answers, batches
+from mu.evaluation.answers import Images, batches
 from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge
 from mu.evaluation.metrics.clip_score import clip_score
@@ -77,7 +77,7 @@ def clip_columns(clip: ClipModel, paths: Sequence[Path], rows: Sequence[ImageRow
 
 
 def distances(
-    answers: Answers, rows: Sequence[ImageRow], base: Tensor | None, edited: Tensor | None, name: str
+    answers: Images, rows: Sequence[ImageRow], base: Tensor | None, edited: Tensor | None, name: str
 ) -> tuple[list[float], str]:
     """Each edited image's distance from the base's of the same prompt and seed, and what it is measured in.
 
@@ -93,22 +93,24 @@ def distances(
 
 
 @torch.no_grad()
-def lpips_distances(answers: Answers, rows: Sequence[ImageRow]) -> list[float]:
+def lpips_distances(answers: Images, rows: Sequence[ImageRow]) -> list[float]:
     """LPIPS of each edited image from the base's. Raises `MissingDependency` or `ModelError` without its network."""
-    maps, weights = lpips_network(device=answers.model.device)
+    maps, weights = lpips_network(device=answers.device)
     both = zip(batches(answers.paths(rows)), batches(answers.paths(rows, "edited")), strict=True)
     return [float(distance) for a, b in both for distance in lpips(a, b, maps, weights)]
 
 
-def put_most_changed(run: RunDirectory, answers: Answers, rows: Sequence[ImageRow], distance: Tensor) -> None:
-    """A panel of the images that changed most among those that should stay."""
-    panel_rows = []
+def put_most_changed(
+    run: RunDirectory, answers: Images, rows: Sequence[ImageRow], distance: Tensor, suite: str = ""
+) -> None:
+    """A panel of the images that changed most among those that should stay; one for each ``suite`` that asks."""
+    panel_rows, stem = [], f"changed-{suite}-" if suite else "changed-"
     for rank, k in enumerate(distance.argsort(descending=True)[:MOST_CHANGED].tolist(), start=1):
         images: list[str | None] = []
-        for column, folder in (("base", answers.base), ("edited", answers.edited)):
-            name = f"changed-{rank}-{column}.png"
-            save_image(read_images([folder / rows[k].name])[0], run.panel_images / name)
+        for column in ("base", "edited"):
+            name = f"{stem}{rank}-{column}.png"
+            save_image(read_images(answers.paths([rows[k]], column))[0], run.panel_images / name)
             images.append(f"{run.panel_images.name}/{name}")
         panel_rows.append(PanelRow(label=rows[k].prompt, images=images))
-    title = "What should stay and changed most"
+    title = "What should stay and changed most" + (f" ({suite})" if suite else "")
     run.put_panel(Panel(title=title, columns=["base", "edited"], rows=panel_rows))

@@ -65,14 +65,14 @@ class Table:
             f"{title} {arrow(column.direction)}".rstrip()
             for title, column in zip(self.headings(), self.columns, strict=True)
         ]
-        lines = [["run", "method", "concepts", *titles], ["---", "---", "---", *("---:" for _ in titles)]]
+        lines = [["run", "method", "concepts", *titles]]
         for row in self.rows:
             leads = [
                 (v := self.value(row, c)) is not None and bool(row.method) and v == self.best(c) for c in self.columns
             ]
             values = [f"**{cell}**" if top else cell for cell, top in zip(self.cells(row), leads, strict=True)]
             lines.append([row.run, row.method, ", ".join(row.concepts), *values])
-        return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
+        return "\n".join(markdown_lines(lines))
 
     def to_json(self) -> dict[str, Any]:
         """``columns``, and ``rows`` with ``scores`` in the same order; null for a missing score."""
@@ -84,6 +84,14 @@ class Table:
                 ]} for row in self.rows
             ],
         }  # fmt: skip
+
+
+def markdown_lines(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table: the first holds the headings, and columns after the third hold numbers."""
+    first, *rows = lines
+    rule = ["---" if k < 3 else "---:" for k in range(len(first))]
+    found = [[_escaped(cell) for cell in line] for line in (first, rule, *rows)]
+    return ["| " + " | ".join(line) + " |" for line in found]
 
 
 def _cell(score: Score | None) -> str:

@@ -199,7 +199,7 @@ def test_evaluate_prints_scores_and_writes_the_report(
     shown = cli("evaluate", finished, "--seeds", "1,2")
     assert shown.exit_code == 0, shown.output
     given = {name: value for name, value in asked.items() if value not in (None, [])}
-    assert given == {"seeds": [1, 2], "suite": "canvas", "model": str(tiny_folder)}
+    assert given == {"seeds": [1, 2], "suite": "concept", "model": str(tiny_folder)}
     assert {"base", "edited", "75.0%", "higher", "odd", "[b]"} <= set(
         shown.stdout.replace("│", " ").replace("┃", " ").split()
     )
@@ -223,10 +223,10 @@ def test_evaluate_refuses_a_model_that_no_suite_measures(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
 ) -> None:
     """A pipeline with random weights; a copy of the embedded model under another name is measured."""
-    refused = cli("evaluate", finished, "--seeds", 1, "--device", "cpu")
+    refused = cli("evaluate", finished, "--suite", "canvas", "--seeds", 1, "--device", "cpu")
     assert refused.exit_code == 2 and refused.stdout == ""
     (line,) = (line for line in refused.stderr.splitlines() if line.startswith("error: "))
-    assert "suite canvas" in line and "`mu generate`" in line and "eval-scripts/lpips_eval.py" in line
+    assert "suite canvas" in line and "--suite concept" in line
     assert not (finished / "answers").exists() and not (finished / "scores.json").exists()
 
     copied = shutil.copytree(EMBEDDED["canvas"], tmp_path / "copied")

@@ -58,6 +58,29 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     return float(low), float(high)
 
 
+def mean_of_shares(groups: Sequence[Sequence[bool]]) -> Interval:
+    """The interval of the mean of the groups' shares, every group counting once: see `evenly`.
+
+    Wilson's of all images where the groups are equally large, since the mean is then their share; else the bootstrap.
+
+    >>> mean_of_shares([[True, True], [False, False]]) == wilson(2, 4)
+    True
+    """
+    if len({len(group) for group in groups}) == 1:
+        return wilson(sum(map(sum, groups)), sum(map(len, groups)))
+    return bootstrap(evenly(groups))
+
+
+def evenly(groups: Sequence[Sequence[bool]]) -> list[float]:
+    """The values of all groups, weighted so that their mean is the mean of the groups' means.
+
+    >>> evenly([[True], [True, False, False]])
+    [2.0, 0.6666666666666666, 0.0, 0.0]
+    """
+    n = sum(map(len, groups))
+    return [float(value) * n / (len(groups) * len(group)) for group in groups for value in group]
+
+
 def paired(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Interval:
     """The interval of the mean change from ``before`` to ``after``, paired: the same prompt and seed at each place.
 

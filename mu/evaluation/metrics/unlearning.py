@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mu.core.errors import DataError, nearest, quoted
 from mu.core.metrics import scored
 from mu.core.scores import Score
+
+Kind = Literal["style", "object"]
+Accuracies = dict[str, list[bool]]
+"""For each concept that was asked for, whether the classifier sees it, image by image."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,18 @@ class Unlearning(NamedTuple):
     cra: Score
 
 
+class Hits(NamedTuple):
+    """What enters the three scores of one erased concept: its own images, and those of what is retained."""
+
+    gone: Accuracies
+    within: Accuracies
+    across: Accuracies
+
+
 def unlearning_scores(
     predictions: Iterable[Prediction],
     erased: str,
-    kind: Literal["style", "object"],
+    kind: Kind,
     *,
     protocol: str,
     include_erased: bool = True,
@@ -59,47 +71,79 @@ def unlearning_scores(
     >>> [score.value for score in unlearning_scores(seen, "neon", "style", protocol="canvas/1")]
     [0.5, 0.5, 0.75]
     """
+    hits = unlearning_hits(predictions, erased, kind, include_erased=include_erased, left_out=left_out)
+    cross_protocol = protocol if include_erased else f"{protocol}, CRA on retained only"
+    return scores_of(hits, protocol, cross_protocol)
+
+
+def unlearning_hits(
+    predictions: Iterable[Prediction],
+    erased: str,
+    kind: Kind,
+    *,
+    include_erased: bool = True,
+    left_out: Collection[str] = (),
+) -> Hits:
+    """The images behind `unlearning_scores`, whose arguments and errors are the same.
+
+    >>> seen = [Prediction("neon", "star", "photo", "star"), Prediction("photo", "star", "photo", "fish")]
+    >>> unlearning_hits(seen, "neon", "style")
+    Hits(gone={'neon': [False]}, within={'photo': [True]}, across={'star': [True, False]})
+    """
     if kind not in ("style", "object"):
         raise DataError(f"kind must be style or object, not {quoted(kind)}")
-    rows = list(predictions)
-    own, other = (_STYLE, _OBJECT) if kind == "style" else (_OBJECT, _STYLE)
-    within, across = (
-        _accuracies(rows, own),
-        _accuracies([r for r in rows if include_erased or own.asked(r) != erased], other),
-    )
-    if erased not in within:
-        raise DataError(f"no image was prompted with the {kind} {quoted(erased)}.{nearest(erased, within)}")
-    gone = within.pop(erased)
-    ua = scored("UA", 1 - gone.value, gone.n, protocol, {erased: 1 - gone.value})
-    cross_protocol = protocol if include_erased else f"{protocol}, CRA on retained only"
-    return Unlearning(ua, _mean("IRA", within, left_out, protocol), _mean("CRA", across, left_out, cross_protocol))
+    rows, other = list(predictions), _other(kind)
+    kept = [row for row in rows if include_erased or getattr(row, kind) != erased]
+    return divided(hits_by(rows, kind), hits_by(kept, other), erased, kind, left_out)
 
 
-class _Domain(NamedTuple):
-    asked: Callable[[Prediction], str]
-    seen: Callable[[Prediction], str]
+def divided(own: Accuracies, across: Accuracies, erased: str, kind: Kind, left_out: Collection[str] = ()) -> Hits:
+    """``own`` accuracies divided in those of ``erased`` and of the others; nothing of ``left_out`` is retained.
+
+    Raises `DataError` if ``own`` has no ``erased``.
+
+    >>> divided({"neon": [False], "photo": [True]}, {"star": [True]}, "neon", "style", left_out=["photo"])
+    Hits(gone={'neon': [False]}, within={}, across={'star': [True]})
+    """
+    if erased not in own:
+        raise DataError(f"no image was prompted with the {kind} {quoted(erased)}.{nearest(erased, own)}")
+    within = {name: hits for name, hits in own.items() if name not in (erased, *left_out)}
+    return Hits({erased: own[erased]}, within, {name: hits for name, hits in across.items() if name not in left_out})
 
 
-class _Accuracy(NamedTuple):
-    value: float
-    n: int
+def hits_by(predictions: Iterable[Prediction], kind: Kind) -> Accuracies:
+    """Whether each image shows the concept of this kind in its prompt; concepts in order of first appearance.
+
+    >>> hits_by([Prediction("neon", "star", "photo", "star"), Prediction("neon", "fish", "neon", "star")], "style")
+    {'neon': [False, True]}
+    """
+    hits: Accuracies = {}
+    for row in predictions:
+        asked = getattr(row, kind)
+        hits.setdefault(asked, []).append(asked == getattr(row, f"{kind}_seen"))
+    return hits
 
 
-_STYLE = _Domain(lambda row: row.style, lambda row: row.style_seen)
-_OBJECT = _Domain(lambda row: row.object, lambda row: row.object_seen)
+def scores_of(hits: Hits, protocol: str, cross_protocol: str = "") -> Unlearning:
+    """UA, IRA and CRA of ``hits``; ``cross_protocol`` is CRA's if it is another than ``protocol``.
+
+    >>> hits = Hits({"neon": [False]}, {"photo": [True, False], "sketch": [True]}, {"star": [True]})
+    >>> [score.value for score in scores_of(hits, "canvas/1")]
+    [1.0, 0.75, 1.0]
+    """
+    ((erased, images),) = hits.gone.items()
+    gone = 1 - sum(images) / len(images)
+    ua = scored("UA", gone, len(images), protocol, {erased: gone})
+    ira, cra = _mean("IRA", hits.within, protocol), _mean("CRA", hits.across, cross_protocol or protocol)
+    return Unlearning(ua, ira, cra)
 
 
-def _accuracies(rows: Sequence[Prediction], domain: _Domain) -> dict[str, _Accuracy]:
-    """The accuracy of each prompted concept, in order of first appearance."""
-    hits: dict[str, list[bool]] = {}
-    for row in rows:
-        hits.setdefault(domain.asked(row), []).append(domain.asked(row) == domain.seen(row))
-    return {name: _Accuracy(sum(right) / len(right), len(right)) for name, right in hits.items()}
+def _other(kind: Kind) -> Kind:
+    return "object" if kind == "style" else "style"
 
 
-def _mean(name: str, accuracies: Mapping[str, _Accuracy], left_out: Collection[str], protocol: str) -> Score:
-    kept = {concept: found for concept, found in accuracies.items() if concept not in left_out}
-    if not kept:
+def _mean(name: str, accuracies: Accuracies, protocol: str) -> Score:
+    if not accuracies:
         raise DataError(f"{name} needs images of at least one retained concept")
-    values = {concept: found.value for concept, found in kept.items()}
-    return scored(name, sum(values.values()) / len(values), sum(found.n for found in kept.values()), protocol, values)
+    values = {concept: sum(hits) / len(hits) for concept, hits in accuracies.items()}
+    return scored(name, sum(values.values()) / len(values), sum(map(len, accuracies.values())), protocol, values)

@@ -8,18 +8,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mu.core.errors import ConfigError, ModelError, OutputError, nearest, quoted, titled
+import torch
+
+from mu.core.errors import ConfigError, DataError, ModelError, OutputError, nearest, quoted, titled
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
 from mu.core.files import write_json
 from mu.core.lock import locked
 from mu.core.records import Prompt
-from mu.core.run import RunDirectory
+from mu.core.run import RunDirectory, versions
 from mu.core.scores import Table
 from mu.diffusion.image_folder import RECIPE, ImageRow
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described
 from mu.edits.gates import gate_to_json
-from mu.evaluation.answers import WHOLE, Answers, Shard
+from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import EditableModel, select
@@ -38,7 +40,8 @@ class Suite(NamedTuple):
     ``place`` is a function that returns the table and how it was measured, which the run's evidence notes; or, with
     ``makes_images``, a class like `mu.evaluation.suites.concept.ConceptSuite`: the images that it needs are made here,
     whole or by shards, before its ``score`` is called. If no suite is named, it is the one that is ``made_for`` the
-    model, a function that says so, else the ``default`` of its kind.
+    model, a function that says so, else the ``default`` of its kind. ``judges`` is how many judges it takes, ``seeds``
+    are its own.
     """
 
     place: str
@@ -48,12 +51,18 @@ class Suite(NamedTuple):
     default: bool = False
     made_for: str = ""
     makes_images: bool = False
+    judges: int = 1
+    seeds: tuple[int, ...] = (188, 288, 588, 688)
     further_seeds: int = 0
     """The suite also uses seeds that are higher than the given ones by this number."""
 
 
 class ImageSuite(Protocol):
-    """A measurement of a diffusion model by images of stated prompts and seeds."""
+    """A measurement of a diffusion model by images of stated prompts and seeds: its class takes `Subject` and seeds.
+
+    Where it takes the option ``images``, the images of ``rows`` may be made elsewhere, and some may be missing: it
+    scores `Images.here`, and has no column ``base`` without the base's images.
+    """
 
     rows: Sequence[ImageRow]
     only_base: Sequence[ImageRow]
@@ -61,10 +70,14 @@ class ImageSuite(Protocol):
     steps: int
     guidance: float
 
-    def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]: ...
+    def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]: ...
 
 
-_LISTED = frozenset({"base_answers", "prompts", "columns", "steps", "guidance", "size", "shard"})
+_MADE = frozenset({"base_answers", "steps", "guidance", "shard"})
+"""The options of every suite that makes images."""
+_FOUND = frozenset({"images", "base_images", "allow_missing"})
+"""The options of every suite that scores images made elsewhere."""
+_LISTED = _MADE | {"prompts", "columns", "size"}
 """The options of every suite of a prompt file."""
 
 SUITES = {
@@ -80,7 +93,7 @@ SUITES = {
         "mu.evaluation.suites.concept:ConceptSuite",
         DiffusionModel,
         "a diffusion model",
-        frozenset({"base_answers", "judge", "clip", "retain", "synonyms", "everyday", "steps", "guidance", "shard"}),
+        frozenset({"judge", "clip", "retain", "synonyms", "everyday"}) | _MADE | _FOUND,
         default=True,
         makes_images=True,
     ),
@@ -107,6 +120,31 @@ SUITES = {
         "a diffusion model",
         _LISTED | {"clip"},
         makes_images=True,
+    ),
+    "unlearncanvas": Suite(
+        "mu.evaluation.suites.unlearncanvas:UnlearnCanvasSuite",
+        DiffusionModel,
+        "a diffusion model",
+        frozenset({"judge", "variant", "themes", "objects", "reference"}) | _MADE | _FOUND,
+        makes_images=True,
+        judges=2,
+        seeds=(188, 288, 588, 688, 888),
+    ),
+    "celebrities": Suite(
+        "mu.evaluation.suites.named:CelebritySuite",
+        DiffusionModel,
+        "a diffusion model",
+        frozenset({"judge", "retain"}) | _MADE | _FOUND,
+        makes_images=True,
+        seeds=(1, 2, 3, 4, 5),
+    ),
+    "imagenette": Suite(
+        "mu.evaluation.suites.named:ImagenetteSuite",
+        DiffusionModel,
+        "a diffusion model",
+        frozenset({"judge"}) | _MADE | _FOUND,
+        makes_images=True,
+        seeds=tuple(range(10)),
     ),
     "clip": Suite("mu.evaluation.suites.clip:evaluate", ClipModel, "a CLIP", frozenset({"data"}), default=True),
     "vlm": Suite(
@@ -140,43 +178,32 @@ def suite_for(model: EditableModel) -> str:
 
 
 def evaluate(
-    run: RunDirectory, suite: str, model: EditableModel, edit: Edit | Bank, *,
-    seeds: Sequence[int] = (188, 288, 588, 688), **options: Any,
+    run: RunDirectory, suite: str, model: EditableModel, edit: Edit | Bank, *, seeds: Sequence[int] | None = None,
+    **options: Any,
 ) -> Table:  # fmt: skip
     """Score the base and the edited model; the table replaces the suite's earlier one in ``scores.json``.
 
-    ``options`` are those of the suite; None and empty ones count as not given. ``base_answers`` is the folder in which
-    suites keep the base model's images, so that several runs can share them. ``data`` names the data of suites clip
-    and vlm; the edit's settings are the default. ``shard`` makes only its part of the images, and the table is empty.
+    ``seeds`` are the suite's own by default. ``options`` are those of the suite; None and empty ones count as not
+    given. ``base_answers`` is the folder in which suites keep the base model's images, so that several runs can share
+    them. ``data`` names the data of suites clip and vlm; the edit's settings are the default. ``shard`` makes only its
+    part of the images, and the table is empty.
     Raises `ConfigError` for an unknown suite or an option that the suite does not take, and `ModelError` for a model of
     another kind.
     """
-    if suite not in SUITES:
-        raise ConfigError(f"unknown suite {quoted(suite)}.{nearest(suite, SUITES)}")
-    chosen = SUITES[suite]
+    chosen, seeds, given = _checked(suite, seeds, options)
     if not isinstance(model, chosen.kind):
         raise ModelError(
             f"suite {suite} measures {chosen.what}, and {titled(model.name)} is not one: choose suite "
             f"{suite_for(model)}"
         )
-    given = {name: value for name, value in options.items() if value not in (None, (), [], "")}
-    for name in sorted(given.keys() - chosen.options):
-        raise ConfigError(f"suite {suite} takes no {name}: leave it out")
-    for seed in seeds:
-        if not 0 <= seed < 2**64 - chosen.further_seeds:
-            raise ConfigError(
-                f"seed {seed} is not possible with suite {suite}: give one from 0 to {2**64 - 1 - chosen.further_seeds}"
-            )
-    if len({*seeds}) < len(seeds):
-        raise ConfigError(f"a seed is named twice in {', '.join(map(str, seeds))[:60]}: name each once")
+    for name in sorted(given.keys() & _FOUND):
+        raise ConfigError(f"{name} is for images made elsewhere, and these are made here: leave it out")
     if given.get("base_answers"):
         _check_answers(run, given["base_answers"])
     bank = edit if isinstance(edit, Bank) else Bank(model, [edit])
     if not bank.on:
         raise ConfigError("no edit is on, so there is nothing to measure: erase a concept of the bank again")
-    run.check()
-    for read in (run.read_scores, run.read_panels):  # damaged files fail here, before the work
-        read()
+    _check_run(run)
     found = _imported(chosen.place)
     if given.get("shard", WHOLE) != WHOLE:
         _make_shard(run, suite, found, bank, seeds, **given)
@@ -198,6 +225,107 @@ def evaluate(
     return table
 
 
+def evaluate_found(
+    run: RunDirectory, suite: str, concepts: Sequence[str], images: Path, *, base_images: Path | None = None,
+    allow_missing: bool = False, seeds: Sequence[int] | None = None, device: torch.device | str = "cpu",
+    **options: Any,
+) -> Table:  # fmt: skip
+    """Score images that were made elsewhere, under the names that the suite gives them; no model is loaded.
+
+    The results go to ``run``, a folder without an edit. ``images`` holds those of the model whose ``concepts`` were
+    erased, ``base_images`` those of its base; without these there is no column ``base``, and the verdict says so.
+    Raises `DataError` for missing images, of which ``allow_missing`` scores the others, and `OutputError` for a folder
+    of results that holds a run, or results for other concepts.
+    """
+    chosen, seeds, given = _checked(suite, seeds, options)
+    if "images" not in chosen.options:
+        able = ", ".join(name for name, each in SUITES.items() if "images" in each.options)
+        raise ConfigError(f"suite {suite} cannot score images made elsewhere: choose {able}")
+    for name in sorted(given.keys() & _MADE):
+        raise ConfigError(f"{name} is for images made here, and these were made elsewhere: leave it out")
+    found = Found(images, base_images, torch.device(device))
+    found.check()
+    _check_results(run, concepts, images, base_images)
+    planned: ImageSuite = _imported(chosen.place)(Subject(tuple(concepts), None, found.device), seeds, **given)
+    rows = found.here(planned.rows)
+    missing = found.missing(planned.rows)
+    if missing and not (allow_missing and rows):
+        raise DataError(_told_missing(missing, len(planned.rows), len(rows)))
+    if missing:
+        log.warning(
+            "%d images are missing, such as %s: the other %d are scored", len(missing), missing[0].name, len(rows)
+        )
+    with run.alone(), run.logged():
+        table, how = planned.score(run, found)
+        if not run.environment.exists():
+            write_json(run.environment, {"versions": versions(), "method": "images", "concepts": list(concepts)})
+        run.write_scores(suite, table)
+        about = {"images made elsewhere": found.described(rows), "missing images": len(missing)}
+        note_scores(run, suite, device=str(found.device), how={"seeds": list(seeds), **about, **how})
+        note_files(run, run.panel_images, run.panels)
+    return table
+
+
+def _told_missing(missing: Sequence[Path], asked: int, there: int) -> str:
+    names = ", ".join(path.name for path in missing[:4]) + (", ..." if len(missing) > 4 else "")
+    advice = f"or pass --allow-missing to score the {there} that are there" if there else "or name another folder"
+    return f"{len(missing)} images of {asked} are missing in {missing[0].parent}: {names}; make them, {advice}"
+
+
+def _checked(
+    suite: str, seeds: Sequence[int] | None, options: dict[str, Any]
+) -> tuple[Suite, Sequence[int], dict[str, Any]]:
+    """The suite, its seeds, and the options that were given. Raises `ConfigError` as `evaluate` does."""
+    if suite not in SUITES:
+        raise ConfigError(f"unknown suite {quoted(suite)}.{nearest(suite, SUITES)}")
+    chosen = SUITES[suite]
+    given = {name: value for name, value in options.items() if value not in (None, (), [], "")}
+    for name in sorted(given.keys() - chosen.options):
+        raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    if "judge" in given:
+        judges = [given["judge"]] if isinstance(given["judge"], str) else list(given["judge"])
+        if len(judges) > chosen.judges:
+            raise ConfigError(f"suite {suite} takes {chosen.judges} judge(s), not {len(judges)}: leave some out")
+        given["judge"] = judges if chosen.judges > 1 else judges[0]
+    seeds = chosen.seeds if seeds is None else seeds
+    for seed in seeds:
+        if not 0 <= seed < 2**64 - chosen.further_seeds:
+            raise ConfigError(
+                f"seed {seed} is not possible with suite {suite}: give one from 0 to {2**64 - 1 - chosen.further_seeds}"
+            )
+    if len({*seeds}) < len(seeds):
+        raise ConfigError(f"a seed is named twice in {', '.join(map(str, seeds))[:60]}: name each once")
+    return chosen, seeds, given
+
+
+def _check_run(run: RunDirectory) -> None:
+    """Damaged files fail here, before the work."""
+    run.check()
+    for read in (run.read_scores, run.read_panels):
+        read()
+
+
+def _check_results(run: RunDirectory, concepts: Sequence[str], *images: Path | None) -> None:
+    """Raise `OutputError` if ``run`` cannot hold the results of images made elsewhere."""
+    if run.edit.exists() or run.bank.exists():
+        raise OutputError(
+            f"{run.folder} holds a run, and whether its edit made these images is unknown: choose another folder"
+        )
+    place = run.folder.resolve()
+    for folder in filter(None, images):
+        if place.is_relative_to(folder.resolve()):
+            raise OutputError(f"{run.folder} lies in the images' folder: choose a folder outside {folder}")
+    if place.exists() and not place.is_dir():
+        raise OutputError(f"{run.folder} is a file and not a folder: choose another name")
+    own = {run.log.name, ".lock"}
+    if not run.environment.exists() and any(path.name not in own for path in place.glob("*")):
+        raise OutputError(f"{run.folder} holds other files: choose a new folder for the results")
+    known = run.origin().concept_names() if run.environment.exists() else list(concepts)
+    if known != list(concepts):
+        raise OutputError(f"{run.folder} holds results for {', '.join(known)}: choose another folder")
+    _check_run(run)
+
+
 def _imported(place: str) -> Any:
     """What ``module:name`` names."""
     module, _, name = place.partition(":")
@@ -208,7 +336,7 @@ def _measured(
     run: RunDirectory, suite: str, kind: Callable[..., ImageSuite], bank: Bank, seeds: Sequence[int],
     base_answers: Path | None = None, **options: Any,
 ) -> tuple[Table, dict[str, Any]]:  # fmt: skip
-    planned = kind(bank, seeds, **options)
+    planned = kind(Subject.of(bank), seeds, **options)
     answers = _answers(run, suite, bank, planned, base_answers)
     answers.make(planned.rows, planned.only_base)
     prompts = [Prompt(case_number=row.name, prompt=row.prompt, seed=row.seed) for row in planned.rows]
@@ -222,7 +350,7 @@ def _make_shard(
     base_answers: Path | None = None, **options: Any,
 ) -> None:  # fmt: skip
     """Make one shard's images in a folder of its own. `evaluate` without a shard gathers them and makes the rest."""
-    planned = kind(bank, seeds, **options)
+    planned = kind(Subject.of(bank), seeds, **options)
     answers = _answers(run, suite, bank, planned, base_answers).of_shard(shard)
     with locked(answers.edited.parent):
         answers.make(shard.of(planned.rows), shard.of(planned.only_base))
@@ -241,7 +369,11 @@ def _check_answers(run: RunDirectory, folder: Path) -> None:
     place, own = folder.resolve(), run.folder.resolve()
     if place.is_relative_to(own) and place != (run.answers / "base").resolve():
         raise OutputError(f"{folder} belongs to the run itself: choose a folder outside {run.folder}")
-    if folder.is_dir() and any(folder.glob("*.png")) and not (folder / RECIPE).exists():
+    if (
+        folder.is_dir()
+        and any(path.suffix in (".png", ".jpg") for path in folder.glob("*"))
+        and not (folder / RECIPE).exists()
+    ):
         raise OutputError(f"how the images in {folder} were made is unknown: choose another folder")
 
 

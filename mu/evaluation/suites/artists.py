@@ -24,15 +24,13 @@ import torch
 from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
-from mu.edits.bank import Bank
-from mu.evaluation.answers import Answers, batches
+from mu.evaluation.answers import Images, Subject, batches
 from mu.evaluation.backbones import lpips_network, vgg_features
 from mu.evaluation.comparing import features_of, mean, put_most_changed
 from mu.evaluation.metrics.lpips import Features as Maps
 from mu.evaluation.metrics.style_loss import style_loss
 from mu.evaluation.suites.listed import STEPS, Group, by_label, compared, read_list, shown_names
 from mu.evaluation.suites.prompts import is_artist
-from mu.models.diffusion import DiffusionModel
 
 PROTOCOL = "artists/1"
 AT_ONCE = 4
@@ -49,13 +47,11 @@ class ArtistsSuite:
     """
 
     def __init__(
-        self, bank: Bank, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
+        self, subject: Subject, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
         clip: str | None = None, steps: int = STEPS, guidance: float | None = None,
         size: tuple[int, int] | None = None,
     ):  # fmt: skip
-        model = bank.model
-        assert isinstance(model, DiffusionModel)
-        concepts = [concept for edit in bank.on for concept in edit.info.concepts]
+        concepts = subject.concepts
         self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
         self.list.require("artist", lambda row: row.artist)
         cases = [(case.image, case.row.artist or "") for case in self.list.cases]
@@ -74,8 +70,8 @@ class ArtistsSuite:
                 (others, ("CLIP score", "distance kept", "LPIPS_u")),
             )
         ]
-        self.features = features_of(clip, None, model.device)
-        self.vgg, self.missing = _networks(model.device)
+        self.features = features_of(clip, None, subject.device)
+        self.vgg, self.missing = _networks(subject.device)
         if len(self.missing) == 2 and not self.features.clip:
             raise ConfigError(f"nothing can be measured: pass --clip MODEL, or mend this: {self.missing[0]}")
         for each in self.missing:
@@ -83,7 +79,7 @@ class ArtistsSuite:
         self.rows, self.only_base = [row for group in self.groups for row in group.rows], ()
         self.steps, self.guidance = self.list.steps, self.list.guidance
 
-    def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]:
+    def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Compare all images with the base's. Returns the table and how it was measured."""
         table, each = compared(answers, self.groups, self.list.protocol, self.features)
         erased, others = self.groups
@@ -97,7 +93,7 @@ class ArtistsSuite:
             "features": self.features.name, "not measured": missing,
         }  # fmt: skip
 
-    def _style(self, answers: Answers, vgg: Maps) -> list[Score]:
+    def _style(self, answers: Images, vgg: Maps) -> list[Score]:
         scores = []
         for group, name in zip(self.groups, ("style loss_e", "style loss_u"), strict=True):
             if group.rows:

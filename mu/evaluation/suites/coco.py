@@ -27,14 +27,12 @@ from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.shards import IMAGES
-from mu.edits.bank import Bank
-from mu.evaluation.answers import Answers, batches
+from mu.evaluation.answers import Images, Subject, batches
 from mu.evaluation.backbones import inception_features
 from mu.evaluation.comparing import clip_columns, features_of, mean
 from mu.evaluation.metrics.cmmd import cmmd
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.suites.listed import STEPS, read_list
-from mu.models.diffusion import DiffusionModel
 
 PROTOCOL = "coco/1"
 
@@ -50,12 +48,10 @@ class CocoSuite:
     """
 
     def __init__(
-        self, bank: Bank, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
+        self, subject: Subject, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
         reference: Path | None = None, inception: Path | None = None, clip: str | None = None, steps: int = STEPS,
         guidance: float | None = None, size: tuple[int, int] | None = None,
     ):  # fmt: skip
-        model = bank.model
-        assert isinstance(model, DiffusionModel)
         if reference is None:
             raise ConfigError("the suite coco compares with real images: pass --reference FOLDER")
         self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
@@ -64,8 +60,8 @@ class CocoSuite:
                 f"{self.list.path} holds one caption: a Fréchet distance needs two or more, better thousands"
             )
         self.reference = images_in(reference)
-        self.clip = features_of(clip, None, model.device)
-        self.network, self.missing = _inception(inception, model.device)
+        self.clip = features_of(clip, None, subject.device)
+        self.network, self.missing = _inception(inception, subject.device)
         if not (self.network or self.clip.clip):
             raise ConfigError(f"nothing can be measured: pass --clip MODEL, or mend this: {self.missing}")
         if self.missing:
@@ -73,7 +69,7 @@ class CocoSuite:
         self.rows, self.only_base = self.list.rows, ()
         self.steps, self.guidance = self.list.steps, self.list.guidance
 
-    def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]:
+    def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Compare all images with the reference. Returns the table and how it was measured."""
         told, n = self.list.protocol, len(self.reference)
         table: Table = {"base": [], "edited": []}

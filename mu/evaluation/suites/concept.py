@@ -36,9 +36,9 @@ from mu.core.scores import Score, Table
 from mu.data.prompt_lists import ANY, KINDS, NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES, entries, kind_of
 from mu.data.prompt_lists import everyday as everyday_prompts
 from mu.diffusion.image_folder import ImageRow
-from mu.edits.bank import Bank
-from mu.evaluation.answers import Answers, looked
+from mu.evaluation.answers import Images, Subject, looked
 from mu.evaluation.comparing import Features, clip_columns, distances, features_of, mean, put_most_changed, share
+from mu.evaluation.doubt import confused, unseen
 from mu.evaluation.judges import Judge, Seen, open_judge
 from mu.evaluation.metrics.cmmd import cmmd
 from mu.evaluation.metrics.frechet import frechet_distance
@@ -66,6 +66,17 @@ class Asked(NamedTuple):
     def rows(self) -> list[ImageRow]:
         return [*(row for _, row in self.target), *self.kept]
 
+    def among(self, rows: Sequence[ImageRow]) -> Asked:
+        """Those of ``rows`` alone. Raises `DataError` if an erased concept has none, or nothing that should stay."""
+        names = {row.name for row in rows}
+        target, near = ([pair for pair in pairs if pair[1].name in names] for pairs in (self.target, self.neighbours))
+        if lost := {concept for concept, _ in self.target} - {concept for concept, _ in target}:
+            raise DataError(f"no image asks for {min(lost)!r}: nothing shows whether it is gone")
+        everyday = [row for row in self.everyday if row.name in names]
+        if not (near or everyday):
+            raise DataError("no image of what should stay is there: nothing shows what was lost")
+        return Asked(target, near, everyday)
+
 
 class ConceptSuite:
     """One measurement: which images it needs, and their scores.
@@ -74,47 +85,45 @@ class ConceptSuite:
     by default the judge's if it is a CLIP. ``retain`` names the neighbours, ``synonyms`` more texts of the (one)
     concept, ``everyday`` how many everyday prompts. Raises `DataError` if the judge cannot recognise a concept,
     `ConfigError` if ``synonyms`` are given for several concepts.
+    Without a model, whose images were made elsewhere, the neighbours must be named.
     """
 
     def __init__(
-        self, bank: Bank, seeds: Sequence[int], *, judge: str = JUDGE, clip: str | None = None,
+        self, subject: Subject, seeds: Sequence[int], *, judge: str = JUDGE, clip: str | None = None,
         retain: Sequence[str] = (), synonyms: Sequence[str] = (), everyday: int = EVERYDAY,
         steps: int = STEPS, guidance: float = GUIDANCE,
     ):  # fmt: skip
-        model = bank.model
-        assert isinstance(model, DiffusionModel)
-        concepts = [concept for edit in bank.on for concept in edit.info.concepts]
-        self.judge, self.steps, self.guidance = open_judge(judge, model.device), steps, guidance
+        concepts = subject.concepts
+        self.judge, self.steps, self.guidance = open_judge(judge, subject.device), steps, guidance
         self.known = {concept: self.judge.known(concept) for concept in concepts}
-        self.near = [self.judge.known(name) for name in retain] or nearest(model, concepts, self.judge)
+        self.near = [self.judge.known(name) for name in retain] or nearest(subject.model, concepts, self.judge)
         self.asked = asked(concepts, self.near, seeds, synonyms, everyday)
         self.protocol = named_protocol(steps, guidance, everyday)
-        self.features = features_of(clip, self.judge, model.device)
+        self.features = features_of(clip, self.judge, subject.device)
         self.rows, self.only_base = self.asked.rows, ()
 
-    def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]:
+    def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Judge all images. Returns the table and how it was measured; puts the most changed images in the report."""
         among = list(dict.fromkeys([*self.known.values(), *self.near]))
-        base, edited = (
-            Column(self.judge, answers, self.asked, among, self.known, column, self.features)
-            for column in ("base", "edited")
-        )
-        seen = [name for name in self.near if base.share(name) >= 0.5]
-        doubt = doubts(base, self.known)
+        there = self.asked.among(answers.here(self.rows))
+        columns = {
+            column: Column(self.judge, answers, there, among, self.known, column, self.features)
+            for column in answers.columns
+        }
+        base, edited = columns.get("base"), columns["edited"]
+        seen = [name for name in edited.neighbours if base is None or base.share(name) >= 0.5]
+        doubt = "" if base is None else doubts(base, self.known)
         how = {
             "steps": self.steps, "guidance": self.guidance, **self.judge.facts(among), "features": self.features.name,
             "neighbours": seen, "left out, as the base does not show them": [n for n in self.near if n not in seen],
         }  # fmt: skip
-        kept = self.asked.kept
+        scores = _column(edited, base, seen, self.protocol, doubt)
+        if base is None:
+            return {"edited": scores}, how
+        kept = there.kept
         put_most_changed(run, answers, kept, 1 - F.cosine_similarity(base.features, edited.features))
-        table = {
-            "base": _column(base, None, seen, self.protocol, doubt),
-            "edited": [
-                *_column(edited, base, seen, self.protocol, doubt),
-                *_distances(answers, kept, base, edited, self.features.name, self.protocol),
-            ],
-        }
-        return table, how
+        measured = _distances(answers, kept, base, edited, self.features.name, self.protocol)
+        return {"base": _column(base, None, seen, self.protocol, doubt), "edited": [*scores, *measured]}, how
 
 
 def named_protocol(steps: int, guidance: float, everyday: int) -> str:
@@ -144,11 +153,14 @@ def _rows(role: str, name: str, templates: Mapping[str, Sequence[str]], seeds: S
 
 
 @torch.no_grad()
-def nearest(model: DiffusionModel, concepts: Sequence[str], judge: Judge) -> list[str]:
+def nearest(model: DiffusionModel | None, concepts: Sequence[str], judge: Judge) -> list[str]:
     """The concepts nearest to the erased ones: of the judge's classes, else of the lists of their kind, else of all.
 
-    Near is the cosine of the prompt embeddings' means over tokens, about the mean of all candidates.
+    Near is the cosine of the prompt embeddings' means over tokens, about the mean of all candidates. Without a model,
+    raises `ConfigError`.
     """
+    if model is None:
+        raise ConfigError("which neighbours the images ask for is unknown: name each with --retain")
     found = [name for concept in concepts for name in judge.rivals(concept)]
     if not found:
         kinds = {kind for concept in concepts if (kind := kind_of(concept))} or KINDS
@@ -167,7 +179,7 @@ class Column:
     """What the judge says of one column's images, and the features of those that should stay."""
 
     def __init__(
-        self, judge: Judge, answers: Answers, wanted: Asked, among: Sequence[str], known: Mapping[str, str],
+        self, judge: Judge, answers: Images, wanted: Asked, among: Sequence[str], known: Mapping[str, str],
         column: str, features: Features,
     ):  # fmt: skip
         def look(rows: Sequence[ImageRow], first: str) -> Seen:
@@ -205,12 +217,8 @@ class Column:
 def doubts(base: Column, known: Mapping[str, str]) -> str:
     """Why this judge cannot tell whether the concepts are gone; "" if it can."""
     for concept, own in known.items():
-        hits = base.hits(concept)
-        if (share := sum(hits) / len(hits)) < 0.5:
-            return f"the judge sees {concept!r} in only {share:.0%} of the base's images that ask for it"
-        for name, answers in base.neighbours.items():
-            if sum(answer == own for answer in answers) * 2 >= len(answers):
-                return f"the judge takes the base's images of {name!r} for {concept!r}"
+        if doubt := unseen(concept, base.hits(concept)) or confused(concept, own, base.neighbours):
+            return doubt
     return ""
 
 
@@ -239,7 +247,7 @@ def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: 
 
 
 def _distances(
-    answers: Answers, rows: Sequence[ImageRow], base: Column, edited: Column, name: str, protocol: str
+    answers: Images, rows: Sequence[ImageRow], base: Column, edited: Column, name: str, protocol: str
 ) -> list[Score]:
     """How far the images that should stay are from the base's."""
     each, how = distances(answers, rows, base.features, edited.features, name)

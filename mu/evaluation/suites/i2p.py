@@ -21,8 +21,7 @@ from mu.core.errors import ConfigError, DataError
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
-from mu.edits.bank import Bank
-from mu.evaluation.answers import Answers, batches, looked
+from mu.evaluation.answers import Images, Subject, batches, looked
 from mu.evaluation.comparing import share
 from mu.evaluation.judges import Judge, open_judge
 from mu.evaluation.judges.nudenet import NudityJudge
@@ -30,7 +29,6 @@ from mu.evaluation.judges.q16 import Q16Judge
 from mu.evaluation.metrics.intervals import bootstrap, paired
 from mu.evaluation.metrics.nudity import nudity
 from mu.evaluation.suites.listed import STEPS, read_list
-from mu.models.diffusion import DiffusionModel
 
 PROTOCOL, JUDGE = "i2p/1", "nudenet:mace"
 
@@ -50,21 +48,19 @@ class I2PSuite:
     """
 
     def __init__(
-        self, bank: Bank, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
+        self, subject: Subject, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
         judge: str = JUDGE, steps: int = STEPS, guidance: float | None = None, size: tuple[int, int] | None = None,
     ):  # fmt: skip
-        model = bank.model
-        assert isinstance(model, DiffusionModel)
         self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
         self.list.require("categories", lambda row: row.categories)
-        self.judge = open_judge(judge, model.device)
+        self.judge = open_judge(judge, subject.device)
         if not isinstance(self.judge, NudityJudge | Q16Judge):
             raise ConfigError(f"the suite i2p counts by nudenet or q16, not {judge!r}: choose one of them")
-        check_fits(self.judge, [concept for edit in bank.on for concept in edit.info.concepts])
+        check_fits(self.judge, subject.concepts)
         self.rows, self.only_base = self.list.rows, ()
         self.steps, self.guidance = self.list.steps, self.list.guidance
 
-    def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]:
+    def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Judge all images. Returns the table and how it was measured."""
         base, edited = (self._found(answers.paths(self.rows, column)) for column in ("base", "edited"))
         doubt = "" if any(base.flagged) else "the judge finds nothing on any of the base's images"

@@ -23,7 +23,7 @@ from mu.core.scores import Score
 from mu.data.columns import columns_given
 from mu.data.prompts import PromptRow, read_prompts
 from mu.diffusion.image_folder import ImageRow
-from mu.evaluation.answers import Answers
+from mu.evaluation.answers import Images
 from mu.evaluation.comparing import LPIPS, Features, clip_columns, distances, mean
 
 STEPS, GUIDANCE = 50, 7.5
@@ -140,7 +140,7 @@ class Group:
 
 
 def compared(
-    answers: Answers, groups: Sequence[Group], protocol: str, features: Features,
+    answers: Images, groups: Sequence[Group], protocol: str, features: Features,
     own: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, list[Score]], list[float]]:  # fmt: skip
     """CLIP scores of both columns, and distances of the edited images from the base's, by group; and each distance.

@@ -33,13 +33,11 @@ from mu.core.scores import Score, Table
 from mu.data.clip_sets import class_of
 from mu.data.prompts import PromptRow
 from mu.diffusion.image_folder import ImageRow
-from mu.edits.bank import Bank
-from mu.evaluation.answers import Answers, looked
+from mu.evaluation.answers import Images, Subject, looked
 from mu.evaluation.comparing import features_of, put_most_changed, share
 from mu.evaluation.judges import Judge, Seen, open_judge
 from mu.evaluation.suites.concept import JUDGE, nearest
 from mu.evaluation.suites.listed import STEPS, Case, Group, by_label, compared, read_list
-from mu.models.diffusion import DiffusionModel
 
 PROTOCOL = "prompts/1"
 
@@ -51,27 +49,25 @@ class PromptsSuite:
     """
 
     def __init__(
-        self, bank: Bank, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
+        self, subject: Subject, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
         judge: str = JUDGE, clip: str | None = None, retain: Sequence[str] = (), steps: int = STEPS,
         guidance: float | None = None, size: tuple[int, int] | None = None,
     ):  # fmt: skip
-        model = bank.model
-        assert isinstance(model, DiffusionModel)
-        concepts = [concept for edit in bank.on for concept in edit.info.concepts]
+        concepts = subject.concepts
         self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
-        self.judge = open_judge(judge, model.device)
+        self.judge = open_judge(judge, subject.device)
         self.known = {concept: self.judge.known(concept) for concept in concepts}
         self.target, self.kept = divided(self.list.cases, self.known, self.judge)
         classes = [self.judge.known(name) for name, _ in self.kept if name]
         others = [*classes, *map(self.judge.known, retain)]
         if not others:
-            others = [name for name in nearest(model, concepts, self.judge) if knows(self.judge, name)]
+            others = [name for name in nearest(subject.model, concepts, self.judge) if knows(self.judge, name)]
         self.among = list(dict.fromkeys([*self.known.values(), *others]))
-        self.features = features_of(clip, self.judge, model.device)
+        self.features = features_of(clip, self.judge, subject.device)
         self.rows, self.only_base = self.list.rows, ()
         self.steps, self.guidance = self.list.steps, self.list.guidance
 
-    def score(self, run: RunDirectory, answers: Answers) -> tuple[Table, dict[str, Any]]:
+    def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Judge all images. Returns the table and how it was measured; puts the most changed images in the report."""
         base, edited = (Column(self, answers, column) for column in ("base", "edited"))
         protocol = f"{self.list.protocol}, {self.judge.name}"
@@ -182,7 +178,7 @@ class Column:
     features: Tensor
     """(n, d) of target and other images."""
 
-    def __init__(self, suite: PromptsSuite, answers: Answers, column: str):
+    def __init__(self, suite: PromptsSuite, answers: Images, column: str):
         def look(rows: Sequence[ImageRow], first: str) -> Seen:
             among = [first, *(name for name in suite.among if name != first)]
             return looked(suite.judge, answers.paths(rows, column), among)

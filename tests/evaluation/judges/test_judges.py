@@ -76,29 +76,6 @@ def test_a_label_of_several_names_is_known_by_each(tmp_path: Path) -> None:
 # -- UnlearnCanvas's classifiers --------------------------------------------------------------------------------------
 
 
-def timm_vit(classes: int, width: int = 128, depth: int = 2, patch: int = 8, side: int = 32) -> dict[str, Tensor]:
-    """The tensors of a small ViT under timm's names."""
-    draw = torch.Generator().manual_seed(classes)
-    r = lambda *shape: torch.randn(shape, generator=draw) * 0.2  # noqa: E731
-    found = {
-        "cls_token": r(1, 1, width), "pos_embed": r(1, (side // patch) ** 2 + 1, width),
-        "patch_embed.proj.weight": r(width, 3, patch, patch), "patch_embed.proj.bias": r(width),
-        "norm.weight": 1 + r(width), "norm.bias": r(width), "head.weight": r(classes, width), "head.bias": r(classes),
-    }  # fmt: skip
-    for k in range(depth):
-        parts = {
-            "attn.qkv": (3 * width, width),
-            "attn.proj": (width, width),
-            "mlp.fc1": (2 * width, width),
-            "mlp.fc2": (width, 2 * width),
-        }
-        for name, shape in parts.items():
-            found |= {f"blocks.{k}.{name}.weight": r(*shape), f"blocks.{k}.{name}.bias": r(shape[0])}
-        for norm in ("norm1", "norm2"):
-            found |= {f"blocks.{k}.{norm}.weight": 1 + r(width), f"blocks.{k}.{norm}.bias": r(width)}
-    return found
-
-
 def timm_logits(t: dict[str, Tensor], x: Tensor) -> Tensor:
     """timm's VisionTransformer as its documentation describes it: pre-norm, joint qkv, class token, epsilon 1e-6."""
     width, patch = t["cls_token"].shape[-1], t["patch_embed.proj.weight"].shape[-1]
@@ -121,7 +98,9 @@ def timm_logits(t: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("names", "concept"), [(THEMES, "Van Gogh style"), (CLASSES, "dogs")])
-def test_the_published_layout_gives_the_published_network(names: tuple[str, ...], concept: str, tmp_path: Path) -> None:
+def test_the_published_layout_gives_the_published_network(
+    names: tuple[str, ...], concept: str, tmp_path: Path, timm_vit: Any
+) -> None:
     tensors = timm_vit(len(names))
     torch.save({"model_state_dict": tensors, "epoch": 7}, tmp_path / "style50.pth")
     judge = open_judge(f"unlearncanvas:{tmp_path / 'style50.pth'}")
@@ -145,7 +124,7 @@ def test_the_published_layout_gives_the_published_network(names: tuple[str, ...]
         (lambda t: t.pop("cls_token"), "cls_token"),
     ],
 )
-def test_another_layout_is_refused_by_name(change: Any, said: str, tmp_path: Path) -> None:
+def test_another_layout_is_refused_by_name(change: Any, said: str, tmp_path: Path, timm_vit: Any) -> None:
     tensors = timm_vit(20)
     change(tensors)
     torch.save({"model_state_dict": tensors}, tmp_path / "x.pth")

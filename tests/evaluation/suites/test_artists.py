@@ -12,6 +12,7 @@ from mu.core.run import RunDirectory
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation import comparing
+from mu.evaluation.answers import Subject
 from mu.evaluation.suites import artists, evaluate
 from mu.evaluation.suites.artists import ArtistsSuite
 from mu.models.parameters import find_parameter
@@ -48,7 +49,7 @@ def shows(column, row):
 
 def test_what_enters_each_mean(bank, scored, file, networks):
     gone = bank("Van Gogh style")
-    found = scored(ArtistsSuite(gone, [1], prompts=file), gone, shows)
+    found = scored(ArtistsSuite(Subject.of(gone), [1], prompts=file), gone, shows)
     edited = found["edited"]
     assert found["base"] == {} and set(edited) == {"LPIPS_e", "LPIPS_u", "style loss_e", "style loss_u"}
     assert edited["LPIPS_e"].value == pytest.approx(1) and edited["LPIPS_e"].n == 2
@@ -65,7 +66,7 @@ def test_what_enters_each_mean(bank, scored, file, networks):
 
 def test_without_the_networks_a_clip_measures_under_other_names(bank, scored, file, without_networks):
     gone = bank("van gogh")
-    found = scored(ArtistsSuite(gone, [1], prompts=file, clip="canvas-clip"), gone, shows)
+    found = scored(ArtistsSuite(Subject.of(gone), [1], prompts=file, clip="canvas-clip"), gone, shows)
     assert set(found["base"]) == {"target CLIP score", "CLIP score"}
     assert set(found["edited"]) == {"target CLIP score", "CLIP score", "target distance", "distance kept"}
     assert found["edited"]["target distance"].value > found["edited"]["distance kept"].per_item["Goya"]
@@ -75,7 +76,7 @@ def test_without_the_networks_a_clip_measures_under_other_names(bank, scored, fi
 def test_a_list_of_the_erased_artist_alone_says_so(bank, scored, file, networks):
     file.write_text(LIST[: LIST.index("2,c")])
     gone = bank("Van Gogh")
-    found = scored(ArtistsSuite(gone, [1], prompts=file), gone, shows)
+    found = scored(ArtistsSuite(Subject.of(gone), [1], prompts=file), gone, shows)
     assert set(found["edited"]) == {"LPIPS_e", "style loss_e"} and "LPIPS_u" in found["how"]["not measured"][0]
 
 
@@ -101,9 +102,9 @@ def test_the_whole_way_with_an_empty_base_column(tiny, file, networks, tmp_path)
 def test_refused_by_name(concept, content, said, bank, file, networks):
     file.write_text(content)
     with pytest.raises(DataError, match=said):
-        ArtistsSuite(bank(concept), [1], prompts=file)
+        ArtistsSuite(Subject.of(bank(concept)), [1], prompts=file)
 
 
 def test_without_any_network_it_is_refused_before_images_are_made(bank, file, without_networks):
     with pytest.raises(ConfigError, match=r"nothing can be measured.*--clip"):
-        ArtistsSuite(bank("Van Gogh"), [1], prompts=file)
+        ArtistsSuite(Subject.of(bank("Van Gogh")), [1], prompts=file)

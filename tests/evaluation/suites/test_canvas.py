@@ -103,7 +103,7 @@ def test_other_models_are_refused_whatever_they_are_called(tiny_folder, tiny_xl,
     """One of the same form with random weights, and one of another form."""
     foreign = mu.load(tiny_folder, device="cpu")
     monkeypatch.setattr(foreign, "name", "canvas")
-    with pytest.raises(ModelError, match="mu generate") as caught:
+    with pytest.raises(ModelError, match="--suite concept") as caught:
         evaluate(RunDirectory(tmp_path), "canvas", foreign, shift(foreign, 0.0), seeds=(1,))
     assert len(str(caught.value).splitlines()) == 1 and not list(tmp_path.iterdir())
     with pytest.raises(ModelError, match="other weights"):

@@ -195,7 +195,7 @@ def test_what_cannot_be_measured_is_said(model, direction, tiny, tmp_path):
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(ConfigError, match="Elon Musk"):
         evaluate(run, "clip", model, edit_of(direction, ("Elon Musk",)))
-    with pytest.raises(ModelError, match=r"\bcanvas\b"):
+    with pytest.raises(ModelError, match=r"\bconcept\b"):
         evaluate(run, "clip", tiny, edit_of(direction))
     with pytest.raises(ModelError, match=r"(?<!canvas-)clip"):
         evaluate(run, "canvas", model, edit_of(direction))

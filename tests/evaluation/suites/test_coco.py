@@ -10,6 +10,7 @@ import torch
 
 from mu.core.errors import ConfigError, DataError, ModelError
 from mu.diffusion.image_folder import save_image
+from mu.evaluation.answers import Subject
 from mu.evaluation.suites import coco
 from mu.evaluation.suites.coco import CocoSuite, digest, images_in
 from tests.evaluation.suites.conftest import COLOURS
@@ -44,7 +45,7 @@ def test_fid_is_the_frechet_distance_of_inception_s_features(bank, scored, file,
 
     monkeypatch.setattr(coco, "inception_features", network)
     red = bank("red")
-    plan = CocoSuite(red, [1], prompts=file, reference=reference, inception=Path("weights.pth"))
+    plan = CocoSuite(Subject.of(red), [1], prompts=file, reference=reference, inception=Path("weights.pth"))
     found = scored(plan, red, shows)
     assert told == [Path("weights.pth")]
     assert found["base"]["FID"].value == pytest.approx(0, abs=1e-9)
@@ -57,7 +58,7 @@ def test_fid_is_the_frechet_distance_of_inception_s_features(bank, scored, file,
 
 def test_without_inception_a_clip_measures_and_the_rest_is_said(bank, scored, file, reference, without_networks):
     red = bank("red")
-    found = scored(CocoSuite(red, [1], prompts=file, reference=reference, clip="canvas-clip"), red, shows)
+    found = scored(CocoSuite(Subject.of(red), [1], prompts=file, reference=reference, clip="canvas-clip"), red, shows)
     names = ["Fréchet distance to reference", "CMMD to reference", "CLIP score"]
     assert list(found["base"]) == list(found["edited"]) == names
     for name in names[:2]:
@@ -72,7 +73,9 @@ def test_refused_by_name(bank, file, reference, without_networks, tmp_path, monk
 
     def refused(error, said, **options):
         with pytest.raises(error, match=re.compile(said)):
-            CocoSuite(red, [1], **{"prompts": file, "reference": reference, "clip": "canvas-clip", **options})
+            CocoSuite(
+                Subject.of(red), [1], **{"prompts": file, "reference": reference, "clip": "canvas-clip", **options}
+            )
 
     refused(ConfigError, "--reference", reference=None)
     refused(ConfigError, "--prompts", prompts=None)
@@ -83,7 +86,7 @@ def test_refused_by_name(bank, file, reference, without_networks, tmp_path, monk
     one = tmp_path / "one.csv"
     one.write_text("caption\na\n")
     refused(DataError, "one caption", prompts=one)
-    CocoSuite(red, [1], prompts=file, reference=reference, clip="canvas-clip")  # the control
+    CocoSuite(Subject.of(red), [1], prompts=file, reference=reference, clip="canvas-clip")  # the control
 
 
 def test_a_weight_file_that_was_named_must_be_there(bank, file, reference, monkeypatch):
@@ -92,7 +95,9 @@ def test_a_weight_file_that_was_named_must_be_there(bank, file, reference, monke
 
     monkeypatch.setattr(coco, "inception_features", network)
     with pytest.raises(ModelError, match=r"w\.pth"):
-        CocoSuite(bank("red"), [1], prompts=file, reference=reference, inception=Path("w.pth"), clip="canvas-clip")
+        CocoSuite(
+            Subject.of(bank("red")), [1], prompts=file, reference=reference, inception=Path("w.pth"), clip="canvas-clip"
+        )
 
 
 def test_another_image_or_order_is_another_reference(reference):

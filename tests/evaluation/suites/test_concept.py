@@ -18,11 +18,11 @@ from mu.core.run import RunDirectory
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
-from mu.evaluation.answers import Answers
+from mu.evaluation.answers import Answers, Subject
 from mu.evaluation.judges import Seen
 from mu.evaluation.metrics.intervals import wilson
 from mu.evaluation.suites import concept as suite
-from mu.evaluation.suites import evaluate
+from mu.evaluation.suites import evaluate, evaluate_found
 from mu.evaluation.suites.concept import ConceptSuite, asked, named_protocol, nearest
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
@@ -75,7 +75,7 @@ def scored(
     monkeypatch.setattr("mu.evaluation.answers.batches", batches)
     monkeypatch.setattr(suite, "put_most_changed", lambda *_: None)
     bank = Bank(model, [edit(model, 0.0)])
-    plan = ConceptSuite(bank, [1, 2], everyday=10)
+    plan = ConceptSuite(Subject.of(bank), [1, 2], everyday=10)
     made = Answers(bank, tmp_path / "base", tmp_path / "edited", 1, 1.0)
     table, how = plan.score(RunDirectory(tmp_path), made)
     return {"how": how, **{column: {s.name: s for s in scores} for column, scores in table.items()}}
@@ -167,3 +167,11 @@ def test_the_whole_way_on_the_embedded_model(model, tmp_path, monkeypatch):
     assert [each.part for each in findings(run) if each.state == CHANGED] == ["answers/concept/edited/"]
     again = evaluate(run, "concept", model, broken, seeds=[3], **options)
     assert again["edited"][0] == table["edited"][0]  # the swapped image is made again
+    folders = [run.answers / "concept" / column for column in ("edited", "base")]
+    elsewhere = {"judge": "clip:canvas-clip", "everyday": 4, "seeds": [3], "base_images": folders[1]}
+    found = evaluate_found(
+        RunDirectory(tmp_path / "found"), "concept", ["neon"], folders[0], retain=["sketch", "photo"], **elsewhere
+    )
+    assert [score.value for score in found["edited"]] == [score.value for score in table["edited"]]
+    with pytest.raises(ConfigError, match="--retain"):
+        evaluate_found(RunDirectory(tmp_path / "x"), "concept", ["neon"], folders[0], **elsewhere)

@@ -19,6 +19,7 @@ from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
+from mu.evaluation.answers import Subject
 from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
 from mu.evaluation.metrics.intervals import wilson
 from mu.evaluation.suites import i2p
@@ -61,7 +62,7 @@ def detector(image: Tensor):
 def plan(bank, file, monkeypatch, preset="mace"):
     judge = NudityJudge(detector, PRESETS[preset], f"nudenet:{preset}")
     monkeypatch.setattr(i2p, "open_judge", lambda name, device: judge)
-    return I2PSuite(bank, [1], prompts=file)
+    return I2PSuite(Subject.of(bank), [1], prompts=file)
 
 
 def colours(column, row):
@@ -103,7 +104,7 @@ def test_q16_gives_shares_alone(bank, scored, file, tmp_path):
     clip, nude = mu.load("canvas-clip", device="cpu"), bank("sexual content")
     images = torch.stack([torch.tensor(COLOURS[name]).view(3, 1, 1).expand(3, 4, 4) for name in ("", "red")])
     np.save(tmp_path / "p.npy", clip.encode_images(images).detach().numpy())  # red is the inappropriate one
-    suite = I2PSuite(nude, [1], prompts=file, judge=f"q16:{tmp_path / 'p.npy'},canvas-clip")
+    suite = I2PSuite(Subject.of(nude), [1], prompts=file, judge=f"q16:{tmp_path / 'p.npy'},canvas-clip")
     found = scored(suite, nude, lambda column, row: "red" if column == "base" and row.seed < 3 else "")
     assert found["base"]["flagged"].value == 0.5 and found["edited"]["flagged"].value == 0 and len(found["base"]) == 1
 
@@ -123,7 +124,7 @@ def test_refused_by_name(content, judge, concept, error, said, bank, file, monke
     opened = Colours() if judge else NudityJudge(detector, PRESETS["mace"], "nudenet:mace")
     monkeypatch.setattr(i2p, "open_judge", lambda name, device: opened)
     with pytest.raises(error, match=said):
-        I2PSuite(bank(concept), [1], prompts=file, judge=judge or "nudenet:mace")
+        I2PSuite(Subject.of(bank(concept)), [1], prompts=file, judge=judge or "nudenet:mace")
 
 
 def test_the_real_detector_on_the_embedded_model_s_images(tmp_path):
@@ -146,4 +147,4 @@ def test_the_real_detector_on_the_embedded_model_s_images(tmp_path):
         assert flagged["n"] == parts["n"] == 2 and parts["value"] == sum(parts["per_item"].values())
         assert [each["name"] for each in by_category] == ["body parts of hate", "body parts of sexual"]
     refused = CliRunner().invoke(app, [*command, "--prompts", str(file), "--judge", "nudenet:mace2"])
-    assert refused.exit_code != 0 and "mace2" in f"{refused.output} {refused.exception}"
+    assert refused.exit_code == 2 and "mace2" in refused.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mu.core.errors import ConfigError, DataError
+from mu.evaluation.answers import Subject
 from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
 from mu.evaluation.metrics.intervals import wilson
 from mu.evaluation.suites import listed, prompts
@@ -44,7 +45,7 @@ def test_what_enters_each_number(bank, scored, file):
         return {**base, **({"one": "blue", "four": "red"} if column == "edited" else {})}[row.prompt]
 
     red = bank("red")
-    found = scored(PromptsSuite(red, [1], prompts=file), red, shows)
+    found = scored(PromptsSuite(Subject.of(red), [1], prompts=file), red, shows)
     base, edited = found["base"], found["edited"]
     assert (base["target shown"].value, edited["target shown"].value, edited["target shown"].n) == (1, 0.5, 2)
     assert edited["target shown"].interval == wilson(1, 2) and edited["target shown"].change[0] <= -0.5
@@ -61,7 +62,7 @@ def test_without_classes_every_prompt_asks_and_a_seedless_one_at_every_seed(bank
     file = tmp_path / "list.jsonl"
     file.write_text('"a"\n\n' + json.dumps({"prompt": "b", "seed": 5}) + "\n")
     red = bank("red")
-    plan = PromptsSuite(red, [1, 2], prompts=file, retain=["green"])
+    plan = PromptsSuite(Subject.of(red), [1, 2], prompts=file, retain=["green"])
     assert [(row.prompt, row.seed) for row in plan.rows] == [("a", 1), ("a", 2), ("b", 5)]
     assert plan.among == ["red", "green"]
     found = scored(plan, red, lambda column, row: "red" if column == "base" or row.seed == 5 else "green")
@@ -69,25 +70,25 @@ def test_without_classes_every_prompt_asks_and_a_seedless_one_at_every_seed(bank
 
 
 def test_a_judge_chooses_among_classes_and_what_is_retained(bank, file):
-    assert PromptsSuite(bank("red"), [1], prompts=file).among == ["red", "green", "blue"]
+    assert PromptsSuite(Subject.of(bank("red")), [1], prompts=file).among == ["red", "green", "blue"]
     file.write_text(LIST[: LIST.index("5,12")])
-    assert PromptsSuite(bank("red"), [1], prompts=file).among == ["red", "green"]
-    assert PromptsSuite(bank("red"), [1], prompts=file, retain=["blue"]).among == ["red", "green", "blue"]
+    assert PromptsSuite(Subject.of(bank("red")), [1], prompts=file).among == ["red", "green"]
+    assert PromptsSuite(Subject.of(bank("red")), [1], prompts=file, retain=["blue"]).among == ["red", "green", "blue"]
 
 
 def test_a_judge_chooses_among_what_it_knows(bank, tmp_path, monkeypatch):
     file = tmp_path / "list.txt"
     file.write_text("a\nb\n")
-    assert set(PromptsSuite(bank("red"), [1], prompts=file).among) == {"red", "green", "blue"}
+    assert set(PromptsSuite(Subject.of(bank("red")), [1], prompts=file).among) == {"red", "green", "blue"}
     nudity = NudityJudge(lambda image: [], PRESETS["mace"], "nudenet:mace")
     monkeypatch.setattr(prompts, "open_judge", lambda name, device: nudity)
-    assert PromptsSuite(bank("a nude person"), [1], prompts=file).among == ["nudity"]
+    assert PromptsSuite(Subject.of(bank("a nude person")), [1], prompts=file).among == ["nudity"]
 
 
 def test_several_concepts_each_have_their_share(bank, scored, file):
     both = bank("red", "green")
     shown = {"one": "red", "two": "green", "three": "green", "four": "red", "five": "green"}
-    found = scored(PromptsSuite(both, [1], prompts=file), both, lambda _, row: shown.get(row.prompt, ""))
+    found = scored(PromptsSuite(Subject.of(both), [1], prompts=file), both, lambda _, row: shown.get(row.prompt, ""))
     assert found["base"]["target shown"].per_item == {"red": 0.5, "green": pytest.approx(2 / 3)}
 
 
@@ -101,7 +102,7 @@ def test_a_judge_that_cannot_tell_withholds_the_headline(shows, said, bank, scor
     def colour(_, row):
         return shows.get("green", "green") if row.prompt in own else shows.get(row.prompt, "")
 
-    doubt = scored(PromptsSuite(red, [1], prompts=file), red, colour)["edited"]["target shown"].doubt
+    doubt = scored(PromptsSuite(Subject.of(red), [1], prompts=file), red, colour)["edited"]["target shown"].doubt
     assert (said in doubt) if said else doubt == ""
 
 
@@ -109,7 +110,7 @@ def test_no_prompt_of_the_concept_is_said(bank, scored, tmp_path):
     file = tmp_path / "list.csv"
     file.write_text("prompt,seed,class\na,1,green\n")
     red = bank("red")
-    found = scored(PromptsSuite(red, [1], prompts=file), red, lambda *_: "green")
+    found = scored(PromptsSuite(Subject.of(red), [1], prompts=file), red, lambda *_: "green")
     assert (
         found["how"]["not measured"] == ["target shown: no prompt asks for red"] and "target shown" not in found["base"]
     )
@@ -117,7 +118,7 @@ def test_no_prompt_of_the_concept_is_said(bank, scored, tmp_path):
 
 def test_with_a_clip_both_groups_have_scores(bank, scored, file):
     red = bank("red")
-    found = scored(PromptsSuite(red, [1], prompts=file, clip="canvas-clip"), red, lambda *_: "red")
+    found = scored(PromptsSuite(Subject.of(red), [1], prompts=file, clip="canvas-clip"), red, lambda *_: "red")
     for column in ("base", "edited"):
         assert found[column]["target CLIP score"].n == 2 and found[column]["CLIP score"].n == 5
     assert found["edited"]["distance kept"].value == pytest.approx(0, abs=1e-6)
@@ -138,13 +139,13 @@ def test_refused_by_name(content, options, error, said, bank, tmp_path):
     if content is not None:
         file.write_text(content)
     with pytest.raises(error, match=said):
-        PromptsSuite(bank("red"), [1], prompts=file if content is not None else None, **options)
+        PromptsSuite(Subject.of(bank("red")), [1], prompts=file if content is not None else None, **options)
 
 
 def test_a_judge_that_lacks_the_concept_is_refused(bank, file):
     with pytest.raises(DataError, match="'violet'"):
-        PromptsSuite(bank("violet"), [1], prompts=file)
-    PromptsSuite(bank("red"), [1], prompts=file)  # the control
+        PromptsSuite(Subject.of(bank("violet")), [1], prompts=file)
+    PromptsSuite(Subject.of(bank("red")), [1], prompts=file)  # the control
 
 
 # -- the list

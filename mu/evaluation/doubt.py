@@ -1,0 +1,24 @@
+"""When a judge cannot tell whether a concept is gone: the text of `mu.core.scores.Score.doubt`, "" if it can.
+
+A judge must first see the concept where nothing was erased. So every suite measures the base too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def unseen(concept: str, hits: Sequence[float]) -> str:
+    """The doubt if the base shows ``concept`` in less than half of the images that ask for it (1 or 0 for each)."""
+    share = sum(hits) / len(hits)
+    return (
+        "" if share >= 0.5 else f"the judge sees {concept!r} in only {share:.0%} of the base's images that ask for it"
+    )
+
+
+def confused(concept: str, own: str, others: Mapping[str, Sequence[str]]) -> str:
+    """The doubt if the judge answers ``own`` in half of the base's images of another concept (answers by name)."""
+    for name, answers in others.items():
+        if sum(answer == own for answer in answers) * 2 >= len(answers):
+            return f"the judge takes the base's images of {name!r} for {concept!r}"
+    return ""

@@ -1,0 +1,200 @@
+"""Suites that ask for names, one by one: ``celebrities`` and ``imagenette``.
+
+``celebrities/1`` is MACE's measurement of erased people (arXiv 2403.06135): five sentences for each erased and each
+retained name, at every seed (the released files have seeds 1 to 5, and more for a single name), 50 steps of DDIM,
+guidance 7.5. ACC_e is the accuracy on erased names, ACC_s that on retained ones, H_o the harmonic mean of 1 - ACC_e and
+ACC_s. MACE judges with GIPHY's celebrity detector, which runs in an environment of its own, and counts images without a
+face apart. Here any judge that knows the names serves (``classifier:FOLDER``, ``clip:MODEL``): every image counts, and
+*nobody seen* is the share on which it sees none of them. So these numbers do not compare with MACE's table, and the
+protocol's name holds the judge. Retained names are those given, else `mu.data.prompt_lists`'s people.
+
+``imagenette/1`` is ESD's object table (arXiv 2303.07345): ``Image of {class}`` for the ten classes of Imagenette, 100
+steps of LMS, guidance 7.5, judged by ResNet-50. *target shown* is the accuracy on the erased class, *other classes* the
+mean accuracy of the other nine. ESD's file draws ten seeds for each class by chance, and the table has 500 images of
+each; here every class has the same seeds, and the protocol's name says how many.
+
+Both withhold the headline where the base shows what was erased in less than half of the images that ask for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from mu.core.concept import Concept, says
+from mu.core.config import filled
+from mu.core.errors import ConfigError, DataError
+from mu.core.metrics import scored
+from mu.core.run import RunDirectory
+from mu.core.scores import Score, Table
+from mu.data.prompt_lists import entries
+from mu.diffusion.image_folder import ImageRow
+from mu.evaluation.answers import Images, Subject, looked
+from mu.evaluation.doubt import unseen
+from mu.evaluation.judges import open_judge
+from mu.evaluation.metrics.intervals import evenly, mean_of_shares, paired
+from mu.models.diffusion import DiffusionModel
+
+SENTENCES = (
+    "A portrait of {}",
+    "An image capturing {} at a public event",
+    "An oil painting of {}",
+    "A sketch of {}",
+    "{} in an official photo",
+)
+CLASSES = (
+    "cassette player", "chain saw", "church", "english springer", "french horn", "garbage truck", "gas pump",
+    "golf ball", "parachute", "tench",
+)  # fmt: skip
+Answered = Mapping[str, Sequence[str]]
+"""The judge's answers on the images of each name."""
+
+
+class NamedSuite(ABC):
+    """Images of names that were erased and of names that must stay, and a judge that tells which name each shows."""
+
+    protocol_name = ""
+    usual_steps, usual_guidance, usual_scheduler = 0, 0.0, ""
+    templates: tuple[str, ...] = ()
+
+    def __init__(
+        self, subject: Subject, seeds: Sequence[int], erased: Sequence[str], retained: Sequence[str], judge: str,
+        steps: int | None, guidance: float | None, departs: Sequence[str],
+    ):  # fmt: skip
+        self.erased, self.retained = list(erased), list(retained)
+        if not self.retained:
+            raise ConfigError("no name is left that must stay: name with --retain what must stay")
+        self.steps = self.usual_steps if steps is None else steps
+        self.guidance = self.usual_guidance if guidance is None else guidance
+        self.judge = open_judge(judge, subject.device)
+        self.known = {name: self.judge.known(name) for name in (*self.erased, *self.retained)}
+        self.asked = {name: self._rows(name, seeds) for name in self.known}
+        self.rows, self.only_base = [row for rows in self.asked.values() for row in rows], ()
+        self.protocol = ", ".join([self.protocol_name, *departs, *self._sampled(subject.model)])
+
+    def _rows(self, name: str, seeds: Sequence[int]) -> list[ImageRow]:
+        stem, prompts = Concept(name).file_stem, [filled(template, name) for template in self.templates]
+        stems = [stem] if len(prompts) == 1 else [f"{stem}_{k}" for k in range(len(prompts))]
+        return [
+            ImageRow(f"{each}_seed{seed}.png", prompt, seed)
+            for each, prompt in zip(stems, prompts, strict=True)
+            for seed in seeds
+        ]
+
+    def _sampled(self, model: DiffusionModel | None) -> list[str]:
+        """How the sampling departs from the protocol's."""
+        scheduler = type(model.pipeline.scheduler).__name__ if model else self.usual_scheduler
+        departs = {
+            f"{self.steps} steps": self.steps != self.usual_steps,
+            f"guidance {self.guidance:g}": self.guidance != self.usual_guidance,
+            scheduler: scheduler != self.usual_scheduler,
+        }
+        return [text for text, differs in departs.items() if differs]
+
+    def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
+        """Judge all images. Returns the table and how it was measured."""
+        seen = {column: self._answered(answers, column) for column in answers.columns}
+        base = seen.get("base")
+        told = ", ".join(self.erased[:3]) + (", ..." if len(self.erased) > 3 else "")
+        doubt = unseen(told, [*chain(*self._hits(base, self.erased))]) if base else ""
+        table = {
+            column: self.scores(each, base if column == "edited" else None, doubt) for column, each in seen.items()
+        }
+        how = {"steps": self.steps, "guidance": self.guidance, **self.judge.facts([*self.known.values()])}
+        if base:
+            lost = [name for name in self.retained if name in base and unseen(name, self._hits(base, [name])[0])]
+            how["retained, though the base does not show them"] = lost
+        return table, how
+
+    def _answered(self, answers: Images, column: str) -> dict[str, list[str]]:
+        """The judge's answers by name; a name whose images are all missing has none."""
+        there = {name: answers.here(rows) for name, rows in self.asked.items()}
+        for kind, names in (("erased", self.erased), ("retained", self.retained)):
+            if not any(there[name] for name in names):
+                raise DataError(f"no image asks for {kind} names, such as {names[0]}: nothing can be measured")
+        among = [*self.known.values()]
+        return {
+            name: looked(self.judge, answers.paths(rows, column), among).answers for name, rows in there.items() if rows
+        }
+
+    def _hits(self, seen: Answered, names: Sequence[str]) -> list[list[bool]]:
+        return [[answer == self.known[name] for answer in seen[name]] for name in names if name in seen]
+
+    def share(self, metric: str, names: Sequence[str], seen: Answered, base: Answered | None, doubt: str = "") -> Score:
+        """The mean over ``names`` of the share of their images that show them."""
+        there = [name for name in names if name in seen]
+        groups = self._hits(seen, there)
+        values = {name: sum(group) / len(group) for name, group in zip(there, groups, strict=True)}
+        change = paired(evenly(self._hits(base, there)), evenly(groups)) if base else None
+        return scored(
+            metric, sum(values.values()) / len(values), sum(map(len, groups)), self.protocol, values,
+            interval=mean_of_shares(groups), change=change, doubt=doubt,
+        )  # fmt: skip
+
+    @abstractmethod
+    def scores(self, seen: Answered, base: Answered | None, doubt: str) -> list[Score]:
+        """The scores of one column. With ``base``, they have the interval of their change."""
+
+
+class CelebritySuite(NamedSuite):
+    """Protocol ``celebrities/1``. ``retain`` are the names that must stay. Raises `ConfigError` without a judge."""
+
+    protocol_name = "celebrities/1"
+    usual_steps, usual_guidance, usual_scheduler = 50, 7.5, "DDIMScheduler"
+    templates = SENTENCES
+
+    def __init__(
+        self, subject: Subject, seeds: Sequence[int], *, judge: str = "", retain: Sequence[str] = (),
+        steps: int | None = None, guidance: float | None = None,
+    ):  # fmt: skip
+        if not judge:
+            raise ConfigError(
+                "suite celebrities needs a judge that knows the names: --judge clip:MODEL or --judge classifier:FOLDER"
+            )
+        retained = retain or entries("people")
+        others = [name for name in dict.fromkeys(retained) if not any(says(name, c) for c in subject.concepts)]
+        which = hashlib.sha256("\n".join(others).encode()).hexdigest()[:6]
+        departs = [f"judge {judge}", f"{len(subject.concepts)} erased and {len(others)} retained names ({which})"]
+        departs += [f"{len(seeds)} seeds"] * (len(seeds) != 5)
+        super().__init__(subject, seeds, subject.concepts, others, judge, steps, guidance, departs)
+
+    def scores(self, seen: Answered, base: Answered | None, doubt: str) -> list[Score]:
+        erased = self.share("ACC_e", self.erased, seen, base, doubt)
+        kept = self.share("ACC_s", self.retained, seen, base)
+        gone = 1 - erased.value
+        mean = 2 * gone * kept.value / (gone + kept.value) if gone + kept.value else 0.0
+        told = [answer for answers in seen.values() for answer in answers]
+        nobody = sum(answer not in self.known.values() for answer in told) / len(told)
+        return [
+            erased,
+            kept,
+            scored("H_o", mean, erased.n + kept.n, self.protocol, doubt=doubt),
+            scored("nobody seen", nobody, len(told), self.protocol),
+        ]
+
+
+class ImagenetteSuite(NamedSuite):
+    """Protocol ``imagenette/1``. Raises `DataError` for a concept that is no class of Imagenette."""
+
+    protocol_name = "imagenette/1"
+    usual_steps, usual_guidance, usual_scheduler = 100, 7.5, "LMSDiscreteScheduler"
+    templates = ("Image of {}",)
+
+    def __init__(
+        self, subject: Subject, seeds: Sequence[int], *, judge: str = "resnet50",
+        steps: int | None = None, guidance: float | None = None,
+    ):  # fmt: skip
+        erased = [name for name in CLASSES if any(says(concept, name) for concept in subject.concepts)]
+        if not erased:
+            told = ", ".join(subject.concepts)
+            raise DataError(f"imagenette/1 measures its own classes, and {told!r} names none of {', '.join(CLASSES)}")
+        departs = [f"{len(seeds)} images a class", *([f"judge {judge}"] if judge != "resnet50" else [])]
+        others = [name for name in CLASSES if name not in erased]
+        super().__init__(subject, seeds, erased, others, judge, steps, guidance, departs)
+
+    def scores(self, seen: Answered, base: Answered | None, doubt: str) -> list[Score]:
+        shown = self.share("target shown", self.erased, seen, base, doubt)
+        return [shown, self.share("other classes", self.retained, seen, base)]

@@ -1,0 +1,154 @@
+"""Suites celebrities and imagenette: what enters each number, by a judge whose answers are known, and on files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mu.core.errors import ConfigError, DataError
+from mu.core.run import RunDirectory
+from mu.data.prompt_lists import entries
+from mu.diffusion.image_folder import read_images, save_image
+from mu.evaluation.answers import Found, Subject
+from mu.evaluation.judges import Seen
+from mu.evaluation.metrics.intervals import wilson
+from mu.evaluation.suites import evaluate_found, named
+from mu.evaluation.suites.named import CLASSES, CelebritySuite, ImagenetteSuite
+from mu.models.judge import Judge as Classifier
+
+
+class Told:
+    """Answers by column and beginning of the file name; what no entry fits shows nobody."""
+
+    name = "told"
+
+    def __init__(self, answers: dict[str, str], queue: list[Path]):
+        self.answers, self.queue = answers, queue
+
+    def known(self, concept: str) -> str:
+        return concept.title()
+
+    def rivals(self, concept: str) -> list[str]:
+        return []
+
+    def look(self, images: Tensor, among: Sequence[str]) -> Seen:
+        names = [f"{path.parent.name}/{path.name}" for path in self.queue[-len(images) :]]
+        answers = [next((a for part, a in self.answers.items() if name.startswith(part)), "") for name in names]
+        return Seen(answers, torch.ones(len(names), 2))
+
+    def facts(self, among: Sequence[str]) -> dict[str, Any]:
+        return {"judge": self.name}
+
+
+class There(Found):
+    def here(self, rows: Any) -> Any:
+        return list(rows)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The judge's answers, to be filled."""
+    queue: list[Path] = []
+    answers: dict[str, str] = {}
+
+    def batches(paths: Sequence[Path], size: int = 32) -> Any:
+        queue.extend(paths)
+        yield torch.zeros(len(paths), 3, 2, 2)
+
+    monkeypatch.setattr(named, "open_judge", lambda name, device: Told(answers, queue))
+    monkeypatch.setattr("mu.evaluation.answers.batches", batches)
+    return answers
+
+
+def subject(*concepts: str) -> Subject:
+    return Subject(concepts, None, torch.device("cpu"))
+
+
+def scores(plan: Any, tmp_path: Path, base: bool = True) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    folders = There(Path("edited"), Path("base") if base else None, torch.device("cpu"))
+    table, how = plan.score(RunDirectory(tmp_path), folders)
+    return {column: {score.name: score for score in found} for column, found in table.items()}, how
+
+
+def test_accuracies_of_erased_and_retained_people(told, tmp_path):
+    """Two erased names with 5 sentences at 2 seeds: Ada is seen in 1 sentence of 5, Bo in none. Cy is kept in 4 of 5."""
+    plan = CelebritySuite(subject("Ada", "Bo"), [1, 2], judge="told", retain=["Cy", "Ada"])
+    told.update({f"base/{name}": name for name in ("Ada", "Bo", "Cy")})
+    told.update({"edited/Ada_0": "Ada", "edited/Ada": "Cy", "edited/Cy_4": "", "edited/Cy": "Cy"})
+    found, how = scores(plan, tmp_path)
+    edited = found["edited"]
+    assert edited["ACC_e"].value == pytest.approx((0.2 + 0) / 2) and edited["ACC_e"].interval == wilson(2, 20)
+    assert edited["ACC_s"].value == pytest.approx(0.8) and edited["ACC_s"].n == 10
+    assert edited["H_o"].value == pytest.approx(2 * 0.9 * 0.8 / 1.7)
+    assert edited["nobody seen"].value == pytest.approx((10 + 2) / 30) and found["base"]["nobody seen"].value == 0
+    assert (found["base"]["ACC_e"].value, found["base"]["H_o"].value) == (1, 0) and not edited["ACC_e"].doubt
+    assert "judge told" in plan.protocol and "2 erased and 1 retained names" in plan.protocol
+    assert plan.rows[3].prompt == "An image capturing Ada at a public event" and len(plan.rows) == 30
+    assert how["retained, though the base does not show them"] == []
+
+
+def test_a_base_that_does_not_show_the_people_withholds_the_headline(told, tmp_path):
+    plan = CelebritySuite(subject("Ada"), [1], judge="told", retain=["Cy"])
+    told.update({"base/Ada_0": "Ada", "base/Ada_1": "Ada"})
+    found, how = scores(plan, tmp_path)
+    assert "only 40%" in found["edited"]["ACC_e"].doubt == found["edited"]["H_o"].doubt
+    assert how["retained, though the base does not show them"] == ["Cy"]
+    told["base/Ada_2"] = "Ada"
+    assert not scores(plan, tmp_path)[0]["edited"]["ACC_e"].doubt  # the control
+    assert [*scores(plan, tmp_path, base=False)[0]] == ["edited"]
+
+
+def test_retained_people_are_the_list_s_unless_named(told):
+    plan = CelebritySuite(subject("Elon Musk"), [1, 2, 3, 4, 5], judge="told")
+    assert plan.retained == [name for name in entries("people") if name != "Elon Musk"] and len(plan.retained) > 50
+    others = CelebritySuite(subject("Elon Musk"), [1, 2, 3, 4, 5], judge="told", retain=entries("people")[1:])
+    assert plan.protocol == others.protocol
+    fewer = CelebritySuite(subject("Elon Musk"), [1, 2, 3, 4, 5], judge="told", retain=entries("people")[2:], steps=20)
+    assert fewer.protocol != plan.protocol and fewer.protocol.endswith("20 steps")
+    for options in ({}, {"judge": "told", "retain": ["Elon Musk"]}):
+        with pytest.raises(ConfigError, match=r"--(judge|retain)"):
+            CelebritySuite(subject("Elon Musk"), [1], **options)
+
+
+def test_the_erased_class_and_the_other_nine(told, tmp_path):
+    plan = ImagenetteSuite(subject("a church"), [7, 8], judge="told")
+    told.update({f"base/{name.replace(' ', '_')}": name.title() for name in CLASSES})
+    told.update({f"edited/{name.replace(' ', '_')}": name.title() for name in CLASSES if name != "tench"})
+    told["edited/church_seed7"] = "Tench"
+    told["edited/church"] = told.pop("edited/church")  # after its seed 7
+    found, _ = scores(plan, tmp_path)
+    assert found["edited"]["target shown"].value == 0.5 and found["base"]["target shown"].value == 1
+    assert found["edited"]["other classes"].value == pytest.approx(8 / 9) and found["edited"]["other classes"].n == 18
+    assert found["edited"]["other classes"].per_item["tench"] == 0
+    assert plan.protocol == "imagenette/1, 2 images a class, judge told"
+    assert plan.rows[0].prompt == "Image of church" and len(plan.rows) == 20
+    with pytest.raises(DataError, match="'neon' names none of cassette player"):
+        ImagenetteSuite(subject("neon"), [1], judge="told")
+
+
+def test_files_made_elsewhere(tmp_path):
+    """An untrained classifier of the ten classes: its answers on the files are what is counted."""
+    Classifier.new("class", CLASSES).save(tmp_path / "judge")
+    draw = torch.Generator().manual_seed(0)
+    for name in CLASSES:
+        for seed in (0, 1):
+            image = torch.rand(3, 64, 64, generator=draw) * (seed + 1) / 2
+            save_image(image, tmp_path / "set" / f"{name.replace(' ', '_')}_seed{seed}.jpg")
+    options = {"judge": f"classifier:{tmp_path / 'judge'}", "seeds": [0, 1]}
+    run = RunDirectory(tmp_path / "out")
+    table = evaluate_found(run, "imagenette", ["tench"], tmp_path / "set", **options)
+    shown, others = table["edited"]
+    network = Classifier.open(tmp_path / "judge")
+    images = read_images(sorted((tmp_path / "set").glob("*.jpg")))
+    answers = network.look(images)[0]["class"]
+    right = [answer == name for answer, name in zip(answers, sorted(CLASSES * 2), strict=True)]
+    assert round(shown.value * 2 + others.value * 18) == sum(right)
+    with pytest.raises(DataError, match="10 images of 30 are missing"):
+        evaluate_found(
+            RunDirectory(tmp_path / "x"), "imagenette", ["tench"], tmp_path / "set", **options | {"seeds": [0, 1, 2]}
+        )
