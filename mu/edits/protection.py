@@ -70,10 +70,10 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
     """Measure, for each ordered pair of edits, on or restored, how much the first acts on the second's concept.
 
     ``share`` = g(on) ||E(on) D^T|| / g(edit) ||E(edit) D^T|| with the edit's gate g, one Frobenius norm over all token
-    positions and all parameters of the edit. For an edit with several concepts the largest norm counts. ``share`` has no unit and does not depend on the
-    strength. It is None if the edit changes other parameters too (they act on every prompt), if the edit does nothing
-    to its own concept's prompt, or if one of the two names no concept. It holds for the concept's exact prompt only:
-    a longer prompt that contains the concept has another embedding.
+    positions and all parameters of the edit. For an edit with several concepts the largest norm counts. ``share`` has
+    no unit and does not depend on the strength. It is None if the edit changes other parameters too (they act on every
+    prompt), if the edit does nothing to its own concept's prompt, or if one of the two names no concept. It holds for
+    the concept's exact prompt only: a longer prompt that contains the concept has another embedding; see ``sentences``.
     Raises `EditError` for a model that makes no images.
     """
     model, edits = bank.model, bank.edits
@@ -142,7 +142,10 @@ def _lists(edit: Edit, other: Edit) -> bool:
 
 @torch.no_grad()
 def _norms(model: DiffusionModel, edit: Edit, prompts: Sequence[str]) -> dict[str, float]:
-    """||E(p) D^T|| by prompt, in float64, times what passes the edit's gate; empty for an edit that changes more than the keys and values of text."""
+    """||E(p) D^T|| by prompt, in float64, times what passes the edit's gate.
+
+    Empty for an edit that changes more than the keys and values of text.
+    """
     text_only = model.layers("text-keys") | model.layers("text-values")
     if not prompts or not set(edit.parameters) <= text_only.keys():
         return {}
