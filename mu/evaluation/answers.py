@@ -38,6 +38,8 @@ AT_ONCE = 32
 """Images that a judge sees at once."""
 ENDINGS = (".jpg", ".png", ".jpeg")
 """Endings of images made elsewhere. A suite's own ending comes first."""
+ELSEWHERE = "sampled elsewhere"
+"""What a protocol's name says where steps, guidance and scheduler are unknown."""
 
 
 @dataclass(frozen=True)

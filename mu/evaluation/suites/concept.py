@@ -36,7 +36,7 @@ from mu.core.scores import Score, Table
 from mu.data.prompt_lists import ANY, KINDS, NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES, entries, kind_of
 from mu.data.prompt_lists import everyday as everyday_prompts
 from mu.diffusion.image_folder import ImageRow
-from mu.evaluation.answers import Images, Subject, looked
+from mu.evaluation.answers import ELSEWHERE, Images, Subject, looked
 from mu.evaluation.comparing import Features, clip_columns, distances, features_of, mean, put_most_changed, share
 from mu.evaluation.doubt import confused, unseen
 from mu.evaluation.judges import Judge, Seen, open_judge
@@ -98,7 +98,7 @@ class ConceptSuite:
         self.known = {concept: self.judge.known(concept) for concept in concepts}
         self.near = [self.judge.known(name) for name in retain] or nearest(subject.model, concepts, self.judge)
         self.asked = asked(concepts, self.near, seeds, synonyms, everyday)
-        self.protocol = named_protocol(steps, guidance, everyday)
+        self.protocol = named_protocol(steps, guidance, everyday) + (f", {ELSEWHERE}" if subject.model is None else "")
         self.features = features_of(clip, self.judge, subject.device)
         self.rows, self.only_base = self.asked.rows, ()
 

@@ -32,7 +32,7 @@ from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.prompt_lists import entries
 from mu.diffusion.image_folder import ImageRow
-from mu.evaluation.answers import Images, Subject, looked
+from mu.evaluation.answers import ELSEWHERE, Images, Subject, looked
 from mu.evaluation.doubt import unseen
 from mu.evaluation.judges import open_judge
 from mu.evaluation.metrics.intervals import evenly, mean_of_shares, paired
@@ -91,6 +91,7 @@ class NamedSuite(ABC):
             f"{self.steps} steps": self.steps != self.usual_steps,
             f"guidance {self.guidance:g}": self.guidance != self.usual_guidance,
             scheduler: scheduler != self.usual_scheduler,
+            ELSEWHERE: model is None,
         }
         return [text for text, differs in departs.items() if differs]
 

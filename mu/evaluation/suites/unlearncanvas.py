@@ -41,7 +41,7 @@ from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.diffusion.image_folder import ImageRow, read_images
-from mu.evaluation.answers import Images, Subject, batches
+from mu.evaluation.answers import ELSEWHERE, Images, Subject, batches
 from mu.evaluation.backbones import inception_features
 from mu.evaluation.comparing import put_most_changed
 from mu.evaluation.doubt import confused, unseen
@@ -362,6 +362,7 @@ def named_protocol(
         f"guidance {guidance:g}": guidance != GUIDANCE,
         scheduler: scheduler != SCHEDULER,
         f"{size} px": size != SIZE,
+        ELSEWHERE: model is None,
         f"judge {' and '.join(others)}": bool(others),
     }
     return ", ".join([PROTOCOL, *(text for text, differs in departs.items() if differs)])

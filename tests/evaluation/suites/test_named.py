@@ -109,7 +109,7 @@ def test_retained_people_are_the_list_s_unless_named(told):
     others = CelebritySuite(subject("Elon Musk"), [1, 2, 3, 4, 5], judge="told", retain=entries("people")[1:])
     assert plan.protocol == others.protocol
     fewer = CelebritySuite(subject("Elon Musk"), [1, 2, 3, 4, 5], judge="told", retain=entries("people")[2:], steps=20)
-    assert fewer.protocol != plan.protocol and fewer.protocol.endswith("20 steps")
+    assert fewer.protocol != plan.protocol and fewer.protocol.endswith("20 steps, sampled elsewhere")
     for options in ({}, {"judge": "told", "retain": ["Elon Musk"]}):
         with pytest.raises(ConfigError, match=r"--(judge|retain)"):
             CelebritySuite(subject("Elon Musk"), [1], **options)
@@ -125,7 +125,7 @@ def test_the_erased_class_and_the_other_nine(told, tmp_path):
     assert found["edited"]["target shown"].value == 0.5 and found["base"]["target shown"].value == 1
     assert found["edited"]["other classes"].value == pytest.approx(8 / 9) and found["edited"]["other classes"].n == 18
     assert found["edited"]["other classes"].per_item["tench"] == 0
-    assert plan.protocol == "imagenette/1, 2 images a class, judge told"
+    assert plan.protocol == "imagenette/1, 2 images a class, judge told, sampled elsewhere"
     assert plan.rows[0].prompt == "Image of church" and len(plan.rows) == 20
     with pytest.raises(DataError, match="'neon' names none of cassette player"):
         ImagenetteSuite(subject("neon"), [1], judge="told")

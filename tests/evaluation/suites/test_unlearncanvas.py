@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, PNDMScheduler
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -217,17 +219,22 @@ def test_a_request_that_cannot_be_measured_is_one_line(options, error, said, tol
 
 
 def test_departures_are_in_the_protocol_s_name(tiny):
+    as_published = SimpleNamespace(pipeline=SimpleNamespace(scheduler=DDIMScheduler()), default_size=512)
+
     def name(
-        variant="published", themes=suite.STYLES, seeds=suite.SEEDS, steps=100, guidance=9.0, model=None, judges=()
-    ):
+        variant="published", themes=suite.STYLES, seeds=suite.SEEDS, steps=100, guidance=9.0, model=as_published, judges=()
+    ):  # fmt: skip
         return suite.named_protocol(variant, themes, suite.OBJECTS, seeds, steps, guidance, model, judges)
 
     assert name(judges=["unlearncanvas:a.pth", "unlearncanvas:b.pth"]) == "unlearncanvas/1"
     assert name(themes=["Monet", "Van_Gogh"], seeds=[188]) == "unlearncanvas/1, 2 themes (Monet Van_Gogh), 1 seed (188)"
     assert name(steps=20, guidance=7.5) == "unlearncanvas/1, 20 steps, guidance 7.5"
     assert name(model=tiny, judges=["clip:x"]) == f"unlearncanvas/1, {tiny.default_size} px, judge clip:x"
+    as_published.pipeline.scheduler = PNDMScheduler()
+    assert name() == "unlearncanvas/1, PNDMScheduler" and name(model=None) == "unlearncanvas/1, sampled elsewhere"
     assert len({name(themes=suite.STYLES[k : k + 9]) for k in range(5)}) == 5
-    assert name("no-seed-images", [s for s in suite.STYLES if s != "Seed_Images"]).endswith("variant no-seed-images")
+    others = name("no-seed-images", [style for style in suite.STYLES if style != "Seed_Images"], model=tiny)
+    assert others == f"unlearncanvas/1, variant no-seed-images, {tiny.default_size} px"
 
 
 def test_fid_is_of_the_features_of_both_sets(tmp_path):
