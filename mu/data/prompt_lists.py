@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from mu.core.concept import folded
+from mu.core.config import filled
 from mu.core.errors import DataError, nearest
 from mu.core.files import read_text
 
@@ -133,6 +134,11 @@ def entries(name: str) -> tuple[str, ...]:
 def everyday() -> tuple[str, ...]:
     """The everyday prompts, in the order of their file. Some name a style or an object of the other lists."""
     return _lines("everyday")
+
+
+def phrasings(concept: str) -> list[str]:
+    """``concept`` in the target templates of its kind, or in those that suit any."""
+    return [filled(template, concept) for template in TARGET_TEMPLATES[kind_of(concept) or ANY]]
 
 
 def kind_of(concept: str) -> str | None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mu.core.config import filled
 from mu.core.errors import quoted
-from mu.data.prompt_lists import ANY, TARGET_TEMPLATES, kind_of
+from mu.data.prompt_lists import phrasings
 from mu.diffusion.sampling import generate
 from mu.edits.bank import Bank
 from mu.models.diffusion import DiffusionModel
@@ -45,7 +44,7 @@ def left_over(bank: Bank, concept: str, prompts: Sequence[str] = ()) -> Distance
     """
     model = bank.model
     assert isinstance(model, DiffusionModel), "only diffusion models make images"
-    texts = list(prompts) or [filled(template, concept) for template in TARGET_TEMPLATES[kind_of(concept) or ANY]]
+    texts = list(prompts) or [text for text in phrasings(concept) if model.fits(text)] or [concept]
     base = _images(model, texts)
     with bank.applied():
         edited = _images(model, texts)

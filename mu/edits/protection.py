@@ -15,9 +15,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from mu.core.config import filled
 from mu.core.errors import EditError, quoted, titled
-from mu.data.prompt_lists import ANY, TARGET_TEMPLATES, kind_of
+from mu.data.prompt_lists import phrasings
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit
 from mu.edits.gatekeeper import prompt_gates
@@ -127,7 +126,7 @@ def _in_sentences(
 ) -> dict[tuple[str, str], float | None]:
     """How much the edit of ``concept`` moves sentences with each other concept, relative to those with its own."""
     texts = {
-        name: [filled(template, of) for of in edit.info.concepts for template in TARGET_TEMPLATES[kind_of(of) or ANY]]
+        name: [text for of in edit.info.concepts for text in phrasings(of) if model.fits(text)]
         for name, edit in edits.items()
     }
     norms = _norms(model, edits[concept], list(dict.fromkeys(text for each in texts.values() for text in each)))

@@ -91,8 +91,8 @@ BAD_INPUT = {
     "classifier that is none": ("classifier score {tmp}/sets {tmp}/sets", "{tmp}/sets"),
     "an option and its setting": ("erase esd --concept x --set concepts=[y]", "--concept and --set concepts=['y']"),
     "an option and its setting, of SPM": ("erase spm --concept x --set template_name=y", "--set template_name='y'"),
-    "two folders": ("erase uce --concept x --out {tmp}/r --set output_dir={tmp}/s", "--out and --set output_dir="),
-    "two folders of SPM": ("erase spm --concept x --out {tmp}/r --set run_dir={tmp}/s", "--out and --set run_dir="),
+    "two folders": ("erase uce --concept x --out {tmp}/r --set output_dir=s", "--out and --set output_dir="),
+    "two folders of SPM": ("erase spm --concept x --out {tmp}/r --set run_dir=s", "--out and --set run_dir="),
     "two models": (
         "erase spm --concept x --model {tiny} --set pretrained_model={{ckpt_path:\u00a0y}}",
         "--model and --set",

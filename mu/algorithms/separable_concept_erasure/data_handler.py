@@ -68,7 +68,8 @@ class SeparableConceptErasureDataHandler:
             return []
         own = words_of(concept)
         others = [other for other in dict.fromkeys([*self.config.concepts, *self.restorable]) if other != concept]
-        return [text for other in others for text in sentences_with(other) if not own <= words_of(text)]
+        texts = [text for other in others for text in sentences_with(other) if not own <= words_of(text)]
+        return [text for text in texts if self.model.fits(text)]
 
     def images(self, concept: str) -> ConceptImages:
         """Generated images of the concept's templates in turn, or those in ``data.folder``; at most ``data.images``."""

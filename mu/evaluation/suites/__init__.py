@@ -86,7 +86,7 @@ SUITES = {
         DiffusionModel,
         "a diffusion model",
         frozenset({"base_answers"}),
-        made_for="mu.evaluation.suites.canvas:is_embedded",
+        made_for="mu.evaluation.suites.canvas:seems_embedded",
         further_seeds=OTHER_SEEDS,
     ),
     "concept": Suite(

@@ -26,6 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from mu.core.concept import says
@@ -50,8 +51,9 @@ from mu.evaluation.suites import OTHER_SEEDS
 from mu.models import EMBEDDED, load_diffusion
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
+from mu.models.formats.checkpoint import read_state_dict
 from mu.models.judge import Judge
-from mu.models.parameters import fingerprint, select
+from mu.models.parameters import BEFORE_EDITS, fingerprint, select
 from mu.models.quiet import quiet_libraries
 
 PROTOCOL, STEPS, GUIDANCE = "canvas/1", 20, 4.0
@@ -128,6 +130,14 @@ def require_embedded(model: DiffusionModel) -> None:
             f"suite canvas measures only the embedded model, and {titled(model.name)} has other weights: "
             "use --suite concept"
         )
+
+
+def seems_embedded(model: DiffusionModel) -> bool:
+    """Whether one layer of ``model`` is the embedded model's, up to half precision: enough to choose this suite."""
+    name = "conv_out.weight"
+    own = read_state_dict(EMBEDDED["canvas"] / "unet" / "diffusion_pytorch_model.safetensors")[name].float()
+    layer = getattr(model.backbone.get_parameter(name), BEFORE_EDITS, model.backbone.get_parameter(name))
+    return own.shape == layer.shape and torch.allclose(own, layer.detach().float().cpu(), rtol=1e-2, atol=1e-4)
 
 
 def is_embedded(model: DiffusionModel) -> bool:

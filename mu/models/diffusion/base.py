@@ -225,6 +225,10 @@ class DiffusionModel(ABC):
         """Prompt embeddings of ``prompts``: all padded positions, without an attention mask."""
         return self.encode_embeddings(self.tokens(prompts))
 
+    def fits(self, prompt: str) -> bool:
+        """Whether the text encoders read ``prompt`` whole."""
+        return all(text.fits(prompt) for text in self.text)
+
     def unconditional(self, negative: str | None = None) -> Conditioning:
         """One row for the unconditional half of guidance; None is no negative prompt, which differs from ``""``."""
         found = self.encode([negative or ""])

@@ -53,6 +53,10 @@ class TextEncoder:
         """Token ids of ``text`` alone, without start, end or padding."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
+    def fits(self, prompt: str) -> bool:
+        """Whether ``prompt`` is read whole."""
+        return len(self.tokenizer(prompt, truncation=False, verbose=False).input_ids) <= self.length
+
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (b, n), padded. A prompt that is too long is cut, with one warning that quotes the lost part."""
         for prompt in prompts:
