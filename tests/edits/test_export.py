@@ -216,7 +216,7 @@ def test_adapters_that_are_no_lora_are_refused_by_name(
             open_edit(tmp_path / f"{name}.safetensors")
     assert open_edit(tmp_path / "lora.safetensors").parameters  # control
     save_file({"model.diffusion_model.out.2.bias": torch.ones(1)}, tmp_path / "base.safetensors")
-    with pytest.raises(EditError, match="base.safetensors"):
+    with pytest.raises(EditError, match=r"base\.safetensors"):
         open_edit(tmp_path / "base.safetensors")
 
 
