@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,11 +36,35 @@ def commands(page: str) -> list[list[str]]:
 def typed(words: list[str]) -> str:
     """Type one command with small sizes; its output."""
     small = shlex.split(SMALL.get(words[0], ""))
-    if words[0] == "evaluate" and "--suite" not in words:
+    if "--images" in words:
+        small = ["--seeds", "1"]
+    elif "unlearncanvas" in words and words[0] == "evaluate":
+        small = ["--seeds", "1", "--steps", "2"]
+    elif words[0] == "evaluate" and "--suite" not in words:
         small += ["--suite", "concept"]  # the default of all models but the embedded one
     ended = CliRunner().invoke(app, [*(NAMES.get(word, word) for word in words), *small], catch_exceptions=False)
     assert ended.exit_code == 0, (words, ended.output, ended.stderr)
     return ended.output
+
+
+def test_two_methods_by_the_protocol_of_unlearncanvas(place: Path, timm_vit: Any) -> None:
+    """With random classifiers of the published layout, two themes and two objects."""
+    (place / "style50").symlink_to(EMBEDDED["canvas"])
+    torch.save({"model_state_dict": timm_vit(51)}, place / "style50.pth")
+    torch.save({"model_state_dict": timm_vit(20)}, place / "style50_cls.pth")
+    esd, uce, first, second, compare, theirs = commands("compare.md")
+    typed([*esd, "--set", "train.iterations=1", "--set", "denoising_steps=2"])
+    typed(uce)
+    narrow = "--themes Van_Gogh,Monet --objects Cats,Dogs".split()
+    typed([*first, *narrow])
+    typed([*second, *narrow])
+    scores = RunDirectory("outputs/uce").read_scores()["unlearncanvas"]["edited"]
+    assert {"UA", "IRA", "CRA"} <= {score.name for score in scores}
+    assert "ESD" in typed(compare)
+    shutil.copytree("outputs/uce/answers/unlearncanvas/edited", "eval_results/Van_Gogh")
+    typed([*theirs, *narrow])
+    again = RunDirectory("outputs/theirs").read_scores()["unlearncanvas"]["edited"]
+    assert [score.value for score in again if score.name == "UA"] == [s.value for s in scores if s.name == "UA"]
 
 
 @pytest.fixture(autouse=True)
