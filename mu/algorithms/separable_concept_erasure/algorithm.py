@@ -182,7 +182,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             data = SeparableConceptErasureDataHandler(config, self.model)
             data.restorable = self.config.concepts
             room = self.room_in(data, concept)
-            shift = SeparableShift(self.model, room, edit.info, data.sentences(concept))
+            shift = SeparableShift(self.model, room, edit.info)
             trainer = SeparableConceptErasureTrainer(config, self.model, data, shift, [concept], anchor_moves=False)
             effect = Effect(trainer)
         except MuError as error:
