@@ -170,6 +170,10 @@ def evaluate(
         raise ConfigError(f"{'--base-images' if base_images else '--allow-missing'} is for --images: leave it out")
     if images is not None and (model or suite is None):
         raise ConfigError("--images needs --suite, and takes no --model: none is loaded")
+    if images is not None and (precision != "float32" or clip_skip or prediction_type):
+        raise ConfigError("--precision, --clip-skip and --prediction-type are for a model, and --images loads none")
+    if overwrite and (run or images is not None):
+        raise ConfigError("--overwrite is for --edit and --edited: a suite's scores are always replaced")
     from mu.core.compute import pick_device
     from mu.core.concept import distinct
     from mu.core.program import show_log

@@ -109,7 +109,18 @@ def commands(evidence: Evidence) -> list[str]:
 
 def _filed(run: RunDirectory, evidence: Evidence) -> list[Path]:
     """The files that the report rests on, and the report."""
-    parts = (run.config, run.environment, run.edit, run.metrics, run.scores, run.evidence, run.prompts, run.panels)
+    bank = run.made_in(run.bank.parent)
+    parts = (
+        run.config,
+        run.environment,
+        run.edit,
+        *bank,
+        run.metrics,
+        run.scores,
+        run.evidence,
+        run.prompts,
+        run.panels,
+    )
     images = [f"{folder}/{name}" for folder, names in evidence.images.items() for name in names]
     noted = [run.folder / name for name in (*evidence.files, *images) if is_inside(run.folder, name)]
     every = dict.fromkeys((*parts, run.similarity, *run.layer_searches(), *noted, *run.reports()))

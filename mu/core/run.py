@@ -25,6 +25,7 @@ All content is checked when it is read: wrong content raises a one-line `DataErr
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import logging
 import platform
@@ -59,7 +60,9 @@ _PLACES = {
     "before": r"\d+_\d+\.png",
     "after": r"\d+_\d+\.png",
     "panels": r"\d+/\d+\.png|(similarity|changed)-[^/]*\.png",
-    "answers": r"([\w-]+/)?(base|edited)/(.*_seed\d+\.(png|jpg)|recipe\.json)|[\w-]+/prompts\.json",
+    "bank": r"bank\.json|log\.jsonl|[^/]+\.safetensors",
+    "answers": r"([\w-]+/)?(shards/\d+-of-\d+/)?(base|edited)/(.*_seed\d+\.(png|jpg)|recipe\.json)"
+    r"|[\w-]+/prompts\.json",
 }
 """The folders of a run, and the names of the files that mu writes there, as regular expressions."""
 LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors", "numpy")
@@ -151,8 +154,12 @@ class RunDirectory:
         return [self.report, *(self.report.with_suffix(ending) for ending in (".md", ".json", ".pdf"))]
 
     def edit_digest(self) -> str:
-        """SHA-256 of the edit's file, or of the list of a bank's edits, which holds theirs; "" without either."""
-        return next((sha256(path) for path in (self.edit, self.bank) if path.is_file()), "")
+        """SHA-256 of the edit's file, or one of a bank's list and its edits' files; "" without either."""
+        if self.edit.is_file():
+            return sha256(self.edit)
+        parts = [path for path in self.made_in(self.bank.parent) if path.suffix != ".jsonl" and path.is_file()]
+        whole = hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in parts).encode())
+        return whole.hexdigest() if self.bank.is_file() else ""
 
     def require_edit(self) -> None:
         """Raise `DataError`, which says what a run is, if the folder holds no run with an edit."""

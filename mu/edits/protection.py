@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mu.core.errors import EditError, quoted, titled
 from mu.data.prompt_lists import phrasings
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit
 from mu.edits.gatekeeper import prompt_gates
+from mu.edits.gates import OPEN
 from mu.models.diffusion import DiffusionModel
 
 TOLERANCE = 1e-2
@@ -65,7 +67,7 @@ class Leak:
         return asdict(self)
 
 
-def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
+def leaks(bank: Bank, tolerance: float = TOLERANCE, *, sentences: bool = True) -> list[Leak]:
     """Measure, for each ordered pair of edits, on or restored, how much the first acts on the second's concept.
 
     ``share`` = g(on) ||E(on) D^T|| / g(edit) ||E(edit) D^T|| with the edit's gate g, one Frobenius norm over all token
@@ -80,10 +82,9 @@ def leaks(bank: Bank, tolerance: float = TOLERANCE) -> list[Leak]:
         raise EditError(f"{titled(model.name)} makes no images, so its leaks cannot be measured: use a diffusion model")
     prompts = list(dict.fromkeys(prompt for edit in edits.values() for prompt in edit.info.concepts))
     shares: dict[tuple[str, str], float | None] = {}
-    moved: dict[tuple[str, str], float | None] = {}
+    moved = _in_sentences(model, edits) if sentences else {}
     for concept, edit in edits.items():
         norms = _norms(model, edit, prompts)
-        moved |= _in_sentences(model, concept, edits)
         largest = (
             {other: max((norms[p] for p in edits[other].info.concepts), default=0.0) for other in edits}
             if norms
@@ -115,24 +116,23 @@ def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
     if not isinstance(bank.model, DiffusionModel) or len(bank.edits) < 2:
         return
     on = {edit.concept() for edit in bank.on}
-    for leak in leaks(bank):
+    for leak in leaks(bank, sentences=False):
         pair = {leak.edit, leak.on}
         if leak.leaking and bank.edits[leak.edit].info.promises and (pair <= on if new is None else pair & set(new)):
             log.warning("%s", leak)
 
 
-def _in_sentences(
-    model: DiffusionModel, concept: str, edits: Mapping[str, Edit]
-) -> dict[tuple[str, str], float | None]:
-    """How much the edit of ``concept`` moves sentences with each other concept, relative to those with its own."""
-    texts = {
-        name: [text for of in edit.info.concepts for text in phrasings(of) if model.fits(text)]
-        for name, edit in edits.items()
-    }
-    norms = _norms(model, edits[concept], list(dict.fromkeys(text for each in texts.values() for text in each)))
-    means = {name: sum(norms[text] for text in each) / len(each) for name, each in texts.items() if norms and each}
-    own = means.get(concept)
-    return {(concept, other): means[other] / own for other in means if other != concept and own}
+@torch.no_grad()
+def _in_sentences(model: DiffusionModel, edits: Mapping[str, Edit]) -> dict[tuple[str, str], float]:
+    """How much each edit moves sentences with each other concept, relative to those with its own."""
+    found: dict[tuple[str, str], float] = {}
+    for on, there in edits.items():
+        texts = [text for of in there.info.concepts for text in phrasings(of) if model.fits(text)]
+        if texts:
+            embedded = model.encode(texts).sequence
+            norms = {name: _norms(model, edit, texts, embedded) for name, edit in edits.items()}
+            found |= {(name, on): sum(each.values()) / len(each) for name, each in norms.items() if each}
+    return {(a, b): size / found[a, a] for (a, b), size in found.items() if a != b and found.get((a, a))}
 
 
 def _lists(edit: Edit, other: Edit) -> bool:
@@ -140,17 +140,21 @@ def _lists(edit: Edit, other: Edit) -> bool:
 
 
 @torch.no_grad()
-def _norms(model: DiffusionModel, edit: Edit, prompts: Sequence[str]) -> dict[str, float]:
-    """||E(p) D^T|| by prompt, in float64, times what passes the edit's gate.
+def _norms(
+    model: DiffusionModel, edit: Edit, prompts: Sequence[str], embedded: Tensor | None = None
+) -> dict[str, float]:
+    """||E(p) D^T|| by prompt, in float64, times what passes the edit's gate. ``embedded`` (n, tokens, d), if known.
 
     Empty for an edit that changes more than the keys and values of text.
     """
     text_only = model.layers("text-keys") | model.layers("text-values")
     if not prompts or not set(edit.parameters) <= text_only.keys():
         return {}
-    embeddings = model.encode(prompts).sequence.cpu().double()
+    embeddings = (model.encode(prompts).sequence if embedded is None else embedded).cpu().double()
     squares = torch.zeros(len(prompts), dtype=torch.float64)
     for _, shift in edit.deltas():
         squares += F.linear(embeddings, shift.cpu().double()).square().sum((1, 2))
-    passed = prompt_gates(model, [edit], [edit.gate], prompts)[:, 0].abs().tolist()
+    passed = [1.0] * len(prompts)
+    if edit.gate != OPEN:
+        passed = prompt_gates(model, [edit], [edit.gate], prompts)[:, 0].abs().tolist()
     return {prompt: norm * gate for prompt, norm, gate in zip(prompts, squares.sqrt().tolist(), passed, strict=True)}

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +25,7 @@ from mu.diffusion.image_folder import (
     ImageRow,
     adopt,
     claim,
+    claimed_for,
     content_hash,
     image_size,
     read_images,
@@ -110,6 +113,8 @@ class Answers:
     edited: Path
     steps: int
     guidance: float
+    shared: Path | None = None
+    """Of a shard: the base folder of the whole, whose images are not made again."""
 
     @property
     def model(self) -> DiffusionModel:
@@ -127,7 +132,7 @@ class Answers:
     def here(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
         return list(rows)
 
-    @property
+    @cached_property
     def recipe(self) -> dict[str, Any]:
         """All that determines the base's answers except prompts and seeds: every weight, and how it is used."""
         return {
@@ -139,19 +144,27 @@ class Answers:
             "guidance": self.guidance,
         }
 
+    def sharing(self, folder: Path) -> Answers:
+        """The same, with the base's images in a folder of their recipe below ``folder``: others lie beside it."""
+        key = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:12]
+        return replace(self, base=folder / key)
+
     def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = ()) -> None:
         """Make the missing images of ``rows`` in both folders, and those of ``only_base`` in the base's."""
         recipe = self.recipe
         with locked(self.base):  # other runs may share it
             claim(self.base, recipe)
             self._gather("base", self.base)
-            self._write([*rows, *only_base], self.base, "base answers")
-        claim(self.edited, {**recipe, "edit": [content_hash(edit) for edit in self.bank.on]})
+            self._write(self._unshared([*rows, *only_base]), self.base, "base answers")
+        edits = {"edit": [content_hash(edit) for edit in self.bank.on], "strength": self.bank.strengths(None)}
+        claim(self.edited, {**recipe, **edits})
         self._gather("edited", self.edited)
         with self.bank.applied():
             self._write(rows, self.edited, "edited answers")
 
     def _write(self, rows: Sequence[ImageRow], folder: Path, title: str) -> None:
+        if not rows:
+            return
         with progress_bar(title, len(rows)) as advance:
             write_images(
                 self.model, rows, folder, steps=self.steps, guidance=self.guidance, resume=True,
@@ -161,7 +174,13 @@ class Answers:
     def of_shard(self, shard: Shard) -> Answers:
         """The folders of one shard, beside ``edited``: processes never write to the same folder."""
         folder = self._shards / f"{shard.k}-of-{shard.n}"
-        return replace(self, base=folder / "base", edited=folder / "edited")
+        return replace(self, base=folder / "base", edited=folder / "edited", shared=self.base)
+
+    def _unshared(self, rows: Sequence[ImageRow]) -> Sequence[ImageRow]:
+        """The rows whose image the whole's base folder does not have yet."""
+        if self.shared is None or claimed_for(self.shared) != self.recipe:
+            return rows
+        return [row for row in rows if not (self.shared / row.name).is_file()]
 
     @property
     def _shards(self) -> Path:

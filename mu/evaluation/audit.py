@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from mu.core.concept import distinct
 from mu.core.errors import ConfigError, DataError
-from mu.core.evidence import note_search
+from mu.core.evidence import note_search, read_evidence
 from mu.core.files import sha256
 from mu.core.run import RunDirectory
 from mu.edits.bank import Bank
@@ -20,6 +21,7 @@ from mu.edits.difference import difference
 from mu.edits.edit import Edit
 from mu.edits.files import edit_file, open_edit
 from mu.models.diffusion import DiffusionModel
+from mu.models.formats.other_weights import place_of
 from mu.models.parameters import EditableModel
 
 
@@ -54,19 +56,19 @@ def begin(
     banks = [place for place in edits if is_bank(place)]
     if banks and len(edits) > 1:
         raise ConfigError(f"{banks[0]} is a bank: measure it alone, or name its edits' files")
+    whole = {} if edited is None else {edited: _digest_of(place_of(edited))}
     digests = {str(place): sha256(BankFolder(place).json if place in banks else edit_file(place)) for place in edits}
-    settings = {
-        "model": model.name,
-        "edits": digests,
-        "edited": edited,
-        "concepts": [str(name) for name in distinct(concepts)],
-    }
+    settings = {"model": model.name, "edits": digests, "edited": whole, "concepts": list(map(str, distinct(concepts)))}
     config = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     if run.config.exists() and not overwrite:
         run.begin(config, run.read_environment(), resume=True)  # refuses other settings
-        if run.edit.exists() or run.bank.exists():
+        if read_evidence(run).found:
             return run
+        for left in run.made_in(run.bank.parent):  # a killed process wrote a part of the edits
+            left.unlink()
     found = _opened(model, edits, edited, concepts)
+    if concepts and not edited and not any(set(distinct(concepts)) <= set(e.info.concepts) for e in found.on):
+        raise ConfigError("the edits' files say what they erase: leave --concept out")
     named = list(dict.fromkeys(concept for edit in found.on for concept in edit.info.concepts))
     if not named:
         raise ConfigError("nothing says what was erased: name it with --concept")
@@ -81,6 +83,15 @@ def begin(
         note_search(run)
         run.finish()
     return run
+
+
+def _digest_of(place: Path) -> str:
+    """SHA-256 of a file, or of the names and digests of a folder's files."""
+    if place.is_file():
+        return sha256(place)
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    told = "".join(f"{path.relative_to(place).as_posix()} {sha256(path)}\n" for path in files)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _opened(model: EditableModel, edits: Sequence[Path], edited: str | None, concepts: Sequence[str]) -> Bank:

@@ -95,3 +95,29 @@ def test_images_of_two_sizes_are_never_in_one_batch_and_keep_their_order(tmp_pat
     paths[2].write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"2\.png"):
         list(batches(paths))
+
+
+def test_the_strength_of_an_edit_makes_other_images(bank: Bank, tmp_path: Path) -> None:
+    answers = of(bank, tmp_path)
+    answers.make(ROWS[:1])
+    first = read_images(answers.paths(ROWS[:1], "edited"))
+    bank.strength["neon"] = 0.3
+    try:
+        answers.make(ROWS[:1])
+        assert not torch.equal(read_images(answers.paths(ROWS[:1], "edited")), first)
+    finally:
+        bank.strength["neon"] = 1.0
+    answers.make(ROWS[:1])
+    assert torch.equal(read_images(answers.paths(ROWS[:1], "edited")), first)
+
+
+def test_a_shared_folder_keeps_every_recipe_and_shards_use_it(bank: Bank, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    three, two = (replace(of(bank, tmp_path / name), steps=steps) for name, steps in (("a", 3), ("b", 2)))
+    three.sharing(shared).make(ROWS[:2])
+    two.sharing(shared).make(ROWS[:2])
+    assert len(list(shared.rglob("*.png"))) == 4  # none was deleted for the other's steps
+    part = replace(of(bank, tmp_path / "c"), steps=3).sharing(shared).of_shard(Shard(1, 1))
+    part.make(ROWS[:3])
+    assert [path.name for path in part.base.glob("*.png")] == [ROWS[2].name]
+    assert len(list(part.edited.glob("*.png"))) == 3

@@ -80,6 +80,49 @@ def test_a_folder_is_continued_for_the_same_files_and_refused_for_others(model, 
     assert RunDirectory(tmp_path / "run").origin().concept_names() == ["star"]
 
 
+def test_a_checkpoint_of_the_same_name_and_other_weights_is_another(model, files, tmp_path):
+    begin(tmp_path / "run", model, edited=str(files["checkpoint"]), concepts=["star"])
+    begin(tmp_path / "run", model, edited=str(files["checkpoint"]), concepts=["star"])  # the control
+    with open_edit(files["neon"]).applied(model):
+        torch.save(model.components["unet"].state_dict(), files["checkpoint"])
+    with pytest.raises(OutputError, match="different settings"):
+        begin(tmp_path / "run", model, edited=str(files["checkpoint"]), concepts=["star"])
+
+
+def test_overwriting_leaves_no_edit_of_what_was_there(model, files, tmp_path):
+    both = begin(tmp_path / "run", model, edits=[files["neon"], files["star"]])
+    assert len(subject(both, model).on) == 2
+    one = begin(tmp_path / "run", model, edits=[files["star"]], overwrite=True)
+    assert [edit.concept() for edit in subject(one, model).on] == ["star"]
+    again = begin(tmp_path / "run", model, edits=[files["star"], files["neon"]], overwrite=True)
+    assert [edit.concept() for edit in subject(again, model).on] == ["star", "neon"]
+    (tmp_path / "run" / "bank" / "neon.safetensors").write_bytes(files["star"].read_bytes())
+    assert "bank.json" in [each.part for each in findings(again) if each.state == CHANGED]
+
+
+def test_a_killed_beginning_is_begun_again(model, files, tmp_path, monkeypatch):
+    """The second edit's file was never written: it is not measured without it."""
+    real, calls = BankFolder.add, []
+
+    def killed(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BankFolder, "add", killed)
+        begin(tmp_path / "run", model, edits=[files["neon"], files["star"]])
+    run = begin(tmp_path / "run", model, edits=[files["neon"], files["star"]])
+    assert [edit.concept() for edit in subject(run, model).on] == ["neon", "star"]
+
+
+def test_a_name_beside_a_file_that_says_its_own_is_refused(model, files, tmp_path):
+    with pytest.raises(ConfigError, match="--concept"):
+        begin(tmp_path / "run", model, edits=[files["neon"]], concepts=["star"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_nobody_named_is_refused_and_nothing_is_left(model, files, tmp_path):
     edit = open_edit(files["neon"])
     WeightEdit(dict(edit.deltas()), EditInfo("test", ())).save(tmp_path / "nameless.safetensors")

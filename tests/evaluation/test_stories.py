@@ -103,9 +103,9 @@ def test_an_audit_of_two_checkpoints_made_by_others(place: Path) -> None:
     typed("merge low-rank.safetensors --model base --format kohya --out second.safetensors".split())
     first, second, compare, import_, info, half = commands("audit.md")
     typed(first)
-    made = {path: path.stat().st_mtime_ns for path in (place / "outputs/base").glob("*.png")}
+    made = {path: path.stat().st_mtime_ns for path in (place / "outputs/base").rglob("*.png")}
     typed(second)
-    assert made == {path: path.stat().st_mtime_ns for path in (place / "outputs/base").glob("*.png")} != {}
+    assert made == {path: path.stat().st_mtime_ns for path in (place / "outputs/base").rglob("*.png")} != {}
     scores = [RunDirectory(f"outputs/{name}").read_scores()["concept"]["edited"] for name in ("first", "second")]
     distance = [{score.name: score.value for score in each}["distance kept"] for each in scores]
     assert distance[0] == pytest.approx(distance[1], abs=0.05)  # nearly the same edit, published twice

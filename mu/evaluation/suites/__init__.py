@@ -210,7 +210,7 @@ def evaluate(
         return {}
     given.pop("shard", None)
     with run.alone(), run.logged():
-        for folder in run.answer_folders():
+        for folder in _own_folders(run, suite):
             _remake(run, folder)
         base = described(model, list(select(model, "*")))["fingerprint"]
         if chosen.makes_images:
@@ -221,7 +221,7 @@ def evaluate(
             table, how = found(run, model, bank.on[0], seeds=seeds, **given)
         run.write_scores(suite, table)
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
-        note_files(run, *run.answer_folders(), run.panel_images, run.panels, run.similarity, run.asked(suite))
+        note_files(run, *_own_folders(run, suite), run.panel_images, run.panels, run.similarity, run.asked(suite))
     return table
 
 
@@ -359,7 +359,14 @@ def _make_shard(
 
 def _answers(run: RunDirectory, suite: str, bank: Bank, planned: ImageSuite, base_answers: Path | None) -> Answers:
     place = run.answers / suite
-    return Answers(bank, base_answers or place / "base", place / "edited", planned.steps, planned.guidance)
+    answers = Answers(bank, place / "base", place / "edited", planned.steps, planned.guidance)
+    return answers.sharing(base_answers) if base_answers else answers
+
+
+def _own_folders(run: RunDirectory, suite: str) -> list[Path]:
+    """The folders of the images that ``suite`` judges; another suite's evidence is none of its business."""
+    home = run.answers if suite == "canvas" else run.answers / suite
+    return [folder for folder in run.answer_folders() if folder.parent == home]
 
 
 def _check_answers(run: RunDirectory, folder: Path) -> None:

@@ -65,6 +65,19 @@ def test_two_suites_measure_one_run_and_stand_side_by_side(run: RunDirectory) ->
     assert {column["protocol"] for column in columns} == {"clip/1, canvas", "vlm/1, canvas"}
 
 
+def test_a_suite_touches_the_images_of_no_other(tmp_path: Path) -> None:
+    """Else measuring one suite would note the changed images of another as they are now."""
+    run = RunDirectory(tmp_path)
+    for place in ("base", "edited", "concept/base", "concept/edited", "unlearncanvas/edited"):
+        (run.answers / place).mkdir(parents=True)
+    own = {
+        name: [path.relative_to(run.answers).as_posix() for path in suites._own_folders(run, name)]
+        for name in suites.SUITES
+    }
+    assert own["canvas"] == ["base", "edited"] and own["concept"] == ["concept/base", "concept/edited"]
+    assert own["unlearncanvas"] == ["unlearncanvas/edited"] and own["clip"] == []
+
+
 # -- the registry
 # -----------------------------------------------------------------------------------------------------------
 
