@@ -48,6 +48,8 @@ ENOUGH = 0.9
 """The share of its effect that an older delta must keep when it is made null on new concepts."""
 SPARING = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
 """How much sparing a new concept's sentences weighs beside an older delta's own effect: the first that keeps enough."""
+NEARLY = 0.95
+"""The share of its effect that sparing must leave."""
 
 
 class ConceptIrrelevantErasureAlgorithm(ConceptIrrelevantErasureMethod, WeightErasure):
@@ -191,18 +193,11 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         projected = also_protecting(edit, self.model, prompts)
         whole, left = effect.of(edit), effect.of(projected)
         kept = left / whole if whole > 0 else 1.0
-        if kept >= ENOUGH and (sentences := data.sentences(concept)):
-            concerned = [prompt for prompt, _ in data.prompts(concept)]
-            for weight in SPARING:
-                spared = sparing(projected, self.model, concerned, sentences, weight)
-                if (left := effect.of(spared)) >= ENOUGH * whole:
-                    projected, kept = spared, left / whole
-                    break
         if kept >= ENOUGH or not updates:
             log.info("%r was made null on %s: %.0f %% of its effect is left", concept, ", ".join(prompts), 100 * kept)
             if kept < ENOUGH:
                 log.warning("%r erases less than before and is not trained again: raise protect.mend above 0", concept)
-            return projected, kept
+            return self._sparing(projected, kept, data, effect)
         shift.start_from(projected)
         with shift.installed():
             trainer.train(
@@ -219,7 +214,26 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         )
         if again < ENOUGH:
             log.warning("%r erases less than before: check its images, or erase it again", concept)
-        return (shift.finished(), again) if again > kept else (projected, kept)
+        return self._sparing(*((shift.finished(), again) if again > kept else (projected, kept)), data, effect)
+
+    def _sparing(
+        self, edit: LowRankEdit, kept: float, data: SeparableConceptErasureDataHandler, effect: Effect
+    ) -> tuple[LowRankEdit, float]:
+        """``edit``, which ``kept`` a share of its effect, with less effect on sentences with the new concepts.
+
+        The largest weight of `SPARING` counts that keeps the share `NEARLY` of that effect; without one, or without
+        sentences, the edit is returned as it is.
+        """
+        assert self.model is not None, "load_model() comes first"
+        (concept,) = edit.info.concepts
+        sentences, own = data.sentences(concept), [prompt for prompt, _ in data.prompts(concept)]
+        before = effect.of(edit)
+        for weight in SPARING if sentences else ():
+            spared = sparing(edit, self.model, own, sentences, weight)
+            if (left := effect.of(spared)) >= NEARLY * before:
+                log.info("%r: sentences with the new concepts weigh %g in its delta", concept, weight)
+                return spared, kept * left / before
+        return edit, kept
 
     def _protecting(self, concepts: Sequence[str]) -> list[str]:
         return [filled(template, concept) for concept in concepts for template in self.config.protect.templates]
