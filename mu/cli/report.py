@@ -27,7 +27,11 @@ def report(
     Example: mu report outputs/neon outputs/star --out comparison.html
     Example: mu report outputs/neon --format pdf
     """
+    from mu.core.errors import ConfigError
     from mu.core.run import RunDirectory
     from mu.report import write_report
 
+    ending = out.suffix.lower().removeprefix(".") if out else ""
+    if ending in ("html", "md", "json", "pdf") and ending != format:
+        raise ConfigError(f"--out ends in .{ending} and the format is {format}: make the two agree")
     print(write_report([RunDirectory(run) for run in runs], out, format))

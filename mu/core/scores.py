@@ -72,6 +72,11 @@ class Score:
 
     def __post_init__(self) -> None:
         target(self.direction)
+        if self.n < 0:
+            raise ValueError(f"a score of {self.n} images cannot be")
+        for ends in (self.interval, self.change):
+            if ends is not None and not ends[0] <= ends[1]:
+                raise ValueError(f"an interval goes from its lower to its upper end, not from {ends[0]} to {ends[1]}")
 
     def to_json(self) -> dict[str, Any]:
         """All fields but those that say nothing, so that files and digests of older scores stay as they are."""

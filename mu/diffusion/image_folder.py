@@ -134,11 +134,14 @@ def write_images(
             if note:  # only after the first batch, so that a failure to make it changes nothing on disk
                 _note(folder, note)
                 note = {}
-            names = [next(left).name for _ in batch]
-            for image, name in zip(batch, names, strict=True):
-                save_image(image, folder / name)
-            if bound:
-                _bind(folder, names)
+            encoded = {
+                name: encoded_image(image, name) for image, name in zip(batch, (r.name for r in left), strict=False)
+            }
+            if bound:  # before they are written: a killed process leaves none that nobody noted
+                _bind(folder, encoded)
+            for name, content in encoded.items():
+                with atomic_path(folder / name) as partial:
+                    partial.write_bytes(content)
             done += len(batch)
             if progress:
                 progress(done, len(rows))
@@ -161,12 +164,17 @@ def _size_of(row: ImageRow, model: DiffusionModel, size: tuple[int, int] | None)
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """Write ``image`` (3, H, W), in 0..1, atomically: as PNG, or as JPEG of Pillow's own quality for ``.jpg``."""
+    """Write ``image`` (3, H, W), in 0..1, atomically, as `encoded_image`."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(encoded_image(image, path.name))
+
+
+def encoded_image(image: Tensor, name: str) -> bytes:
+    """The file of ``image`` (3, H, W), in 0..1: PNG, or JPEG of Pillow's own quality for a ``name`` with ``.jpg``."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "JPEG" if path.suffix == ".jpg" else "PNG")
-    with atomic_path(path) as partial:
-        partial.write_bytes(encoded.getvalue())
+    Image.fromarray(pixels).save(encoded, "JPEG" if name.endswith(".jpg") else "PNG")
+    return encoded.getvalue()
 
 
 def read_images(paths: Sequence[Path]) -> Tensor:
@@ -275,10 +283,10 @@ def _as_made(folder: Path, rows: Sequence[ImageRow]) -> list[ImageRow]:
     return kept
 
 
-def _bind(folder: Path, names: Sequence[str]) -> None:
-    """Note the digests of the images ``names``, which were made just now."""
+def _bind(folder: Path, images: Mapping[str, bytes]) -> None:
+    """Note the digests of ``images``, the contents of files that are being made."""
     recipe = noted(folder)
-    made = {name: sha256(folder / name) for name in names}
+    made = {name: hashlib.sha256(content).hexdigest() for name, content in images.items()}
     write_json(folder / RECIPE, {**recipe, _IMAGES: {**recipe.get(_IMAGES, {}), **made}})
 
 
@@ -300,11 +308,11 @@ def adopt(source: Path, folder: Path) -> None:
         and (source / name).is_file()
         and sha256(source / name) == digest
     ]
+    if names:
+        _bind(folder, {name: (source / name).read_bytes() for name in names})
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).replace(folder / name)
-    if names:
-        _bind(folder, names)
 
 
 def noted(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mu.core.errors import ModelError
+from mu.core.errors import EditError, ModelError
 from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
 from mu.models.formats.folder import loaded_weights, parts_of
 from mu.models.formats.parameter_names import spellings
@@ -46,6 +46,9 @@ class Rounding:
     whole: float = 0.0
 
     def add(self, wanted: Tensor, found: Tensor, shift: Tensor) -> None:
+        """Raises `EditError` if a number is not finite in the file's number type, as mu reads none of those."""
+        if not found.isfinite().all():
+            raise EditError(f"merged at this strength, weights are not finite in {found.dtype}: lower the strength")
         self.lost += float((wanted - found.float()).square().sum())
         self.whole += float(shift.square().sum())
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mu.core.concept import distinct
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.evidence import note_search, read_evidence
 from mu.core.files import sha256
 from mu.core.run import RunDirectory
@@ -53,6 +53,8 @@ def begin(
     something else, and what reading the files raises.
     """
     run = RunDirectory(out)
+    if not run.config.exists() and run.folder.is_dir() and any(run.folder.iterdir()):
+        raise OutputError(f"{run.folder} holds something else than a run: choose a new folder")
     banks = [place for place in edits if is_bank(place)]
     if banks and len(edits) > 1:
         raise ConfigError(f"{banks[0]} is a bank: measure it alone, or name its edits' files")
@@ -67,6 +69,8 @@ def begin(
         for left in run.made_in(run.bank.parent):  # a killed process wrote a part of the edits
             left.unlink()
     found = _opened(model, edits, edited, concepts)
+    if found.edits and not found.on:
+        raise ConfigError("every edit of the bank is switched off, so there is nothing to measure: erase one again")
     if concepts and not edited and not any(set(distinct(concepts)) <= set(e.info.concepts) for e in found.on):
         raise ConfigError("the edits' files say what they erase: leave --concept out")
     named = list(dict.fromkeys(concept for edit in found.on for concept in edit.info.concepts))

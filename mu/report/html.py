@@ -5,14 +5,16 @@ Reads only a run's files (see `mu.core.run`); no model library is needed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mu.core.errors import ConfigError, DataError, OutputError, nearest, quoted
+from mu.core.evidence import CHANGED
 from mu.core.files import atomic_path, write_text, writing
-from mu.core.manifest import check_manifest, write_manifest
+from mu.core.manifest import check_manifest, manifest_finding, write_manifest
 from mu.core.run import RunDirectory
 from mu.report.comparison import Comparison, compare
 from mu.report.formats import MARK, WRITERS
@@ -20,6 +22,9 @@ from mu.report.images import PAIRS_SHOWN, ROLES
 from mu.report.page import Page, read_page
 
 FORMATS = ("html", *WRITERS)
+
+
+log = logging.getLogger("mu")
 
 
 def write_report(
@@ -57,6 +62,10 @@ def write_report(
         with writing(out), atomic_path(out) as partial:
             partial.write_bytes(content)
     if path is None:
+        filed = manifest_finding(runs[0])
+        if filed and filed.state == CHANGED and not runs[0].evidence.exists():
+            log.warning("%s is kept, as the run's evidence.json is gone: %s", runs[0].manifest, filed.text)
+            return out
         verdict = pages[0].verdict
         write_manifest(runs[0], [*verdict.sentences, *verdict.withheld, *pages[0].losses.sentences], pages[0].changed)
     return out

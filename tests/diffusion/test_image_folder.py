@@ -8,13 +8,13 @@ import torch
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import write_json
 from mu.core.run import RunDirectory
+from mu.diffusion import image_folder
 from mu.diffusion.image_folder import (
     ImageRow,
     before_after,
     claim,
     read_images,
     recipe_of,
-    save_image,
     write_images,
 )
 from mu.edits.bank import Bank
@@ -162,13 +162,15 @@ def test_an_interrupted_overwriting_leaves_no_image_of_the_old_recipe_beside_the
         tiny, tmp_path, resume=True
     ) == 0
 
-    def interrupted(image, path):
+    real = image_folder.atomic_path
+
+    def interrupted(path):
         if path.name == "1.png":
             raise KeyboardInterrupt
-        save_image(image, path)
+        return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("mu.diffusion.image_folder.save_image", interrupted)
+        patch.setattr(image_folder, "atomic_path", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make(tiny, tmp_path, overwrite=True, steps=3)
     assert [path.name for path in tmp_path.glob("*.png")] == ["0.png"]
@@ -226,3 +228,25 @@ def test_a_suite_never_takes_over_images_made_by_request(tmp_path):
     with pytest.raises(OutputError, match="mu generate"):
         claim(tmp_path, {"edit": "one"})
     assert (tmp_path / "a.png").exists()
+
+
+def test_a_killed_process_leaves_no_image_that_nobody_noted(tiny, tmp_path, monkeypatch, caplog):
+    """Its images are kept by the next one, without a word against them."""
+    rows = [ImageRow(f"{k}.png", "a star", k) for k in range(4)]
+    claim(tmp_path, {"steps": 1})
+    real, written = image_folder.atomic_path, []
+
+    def killed(path):
+        if path.suffix == ".png":
+            written.append(path)
+            if len(written) == 3:
+                raise KeyboardInterrupt
+        return real(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(image_folder, "atomic_path", killed)
+        write_images(tiny, rows, tmp_path, steps=1, guidance=1.0, resume=True)
+    made = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    assert len(made) == 2
+    assert write_images(tiny, rows, tmp_path, steps=1, guidance=1.0, resume=True) == 2 and not caplog.records
+    assert made.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}.items()

@@ -158,3 +158,20 @@ def test_two_checkpoints_are_audited_from_the_command_line(files, tmp_path, monk
     assert told.exit_code == 0 and (tmp_path / "audit" / "report.html").exists()
     scores = {score.name for score in RunDirectory(tmp_path / "audit").read_scores()["concept"]["edited"]}
     assert {"target shown", "distance kept", "CMMD", "CLIP score"} <= scores
+
+
+def test_a_folder_of_other_files_is_not_filled(model, files, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("keep")
+    with pytest.raises(OutputError, match="something else"):
+        begin(tmp_path / "mine", model, edits=[files["neon"]])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["precious.txt"]
+
+
+def test_a_bank_with_all_restored_has_nothing_to_measure(model, files, tmp_path):
+    bank = BankFolder(tmp_path / "bank")
+    bank.add(model, open_edit(files["neon"]))
+    bank.restore("neon")
+    with pytest.raises(ConfigError, match="switched off"):
+        begin(tmp_path / "run", model, edits=[tmp_path / "bank"])
+    assert not (tmp_path / "run").exists()
