@@ -58,7 +58,7 @@ _PLACES = {
     "tensorboard": r"events\.out\.tfevents\..*",
     "before": r"\d+_\d+\.png",
     "after": r"\d+_\d+\.png",
-    "panels": r"\d+/\d+\.png|(similarity|changed)-[^/]*\.png",
+    "panels": r"\d+/\d+\.png|(similarity|changed)-[^/]*\.png|base-[\w-]+/.*\.(png|jpg)",
     "answers": r"([\w-]+/)?(base|edited)/(.*_seed\d+\.(png|jpg)|recipe\.json)|[\w-]+/prompts\.json",
 }
 """The folders of a run, and the names of the files that mu writes there, as regular expressions."""

@@ -58,7 +58,8 @@ def write_report(
             partial.write_bytes(content)
     if path is None:
         verdict = pages[0].verdict
-        write_manifest(runs[0], [*verdict.sentences, *verdict.withheld, *pages[0].losses.sentences], pages[0].changed)
+        decided = [*verdict.sentences, *verdict.withheld, *verdict.missing]
+        write_manifest(runs[0], [*decided, *pages[0].losses.sentences], pages[0].changed)
     return out
 
 

@@ -160,7 +160,7 @@ def test_the_whole_way_on_the_embedded_model(model, tmp_path, monkeypatch):
     base, edited = ({s.name: s for s in table[column]} for column in ("base", "edited"))
     assert base["target shown"].value > 0.5 > edited["target shown"].value
     assert edited["distance kept"].value > 0.1 and edited["CMMD"].value > 0
-    assert [panel.title for panel in run.read_panels()] == ["What should stay and changed most"]
+    assert [panel.title for panel in run.read_panels()] == ["What should stay and changed most (concept)"]
     assert not [each for each in findings(run) if each.state == CHANGED]
     image = next((run.answers / "concept" / "edited").glob("target*.png"))
     image.write_bytes((run.answers / "concept" / "base" / image.name).read_bytes())
