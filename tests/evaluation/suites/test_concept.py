@@ -110,8 +110,9 @@ def test_what_enters_each_number(model, monkeypatch, tmp_path):
 def test_a_judge_that_does_not_see_the_concept_cannot_tell(answers, said, model, monkeypatch, tmp_path):
     found = scored(model, answers, monkeypatch, tmp_path)
     assert said in found["edited"]["target shown"].doubt == found["base"]["target shown"].doubt
+    assert found["edited"]["replacement"].doubt == found["edited"]["target shown"].doubt  # it tells the same number
     seen = scored(model, {"base/target": "neon", "base/neighbour": "sketch"}, monkeypatch, tmp_path)
-    assert not seen["edited"]["target shown"].doubt  # the control
+    assert not (seen["edited"]["target shown"].doubt or seen["edited"]["replacement"].doubt)  # the control
 
 
 def test_a_neighbour_that_the_base_does_not_show_is_left_out_by_name(model, monkeypatch, tmp_path):
