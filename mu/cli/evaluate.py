@@ -228,17 +228,17 @@ def _tell(run: RunDirectory, table: Table, erased: list[str], json: bool) -> Non
     """Write the report, and print the table and what it decides."""
     from mu.cli.output import print_json, print_table
     from mu.report import write_report
-    from mu.report.measures import measured
+    from mu.report.measures import doubted, measured
     from mu.report.verdict import losses, verdict
 
     report = write_report(run)
     if json:
-        print_json({column: [score.to_json() for score in scores] for column, scores in table.items()})
+        print_json({column: [score.told() for score in scores] for column, scores in doubted(table).items()})
         return
     print_table(["score", *table, "n", "better"], _rows(table))
     decided = verdict(run.origin().concept_names() or erased, scores := measured(run))
     print(f"report  {report}")
-    for line in (*decided.sentences, *decided.withheld, *losses(scores).fell):
+    for line in (*decided.sentences, *decided.withheld, *decided.missing, *losses(scores).fell):
         print(line)
 
 

@@ -59,7 +59,7 @@ _PLACES = {
     "tensorboard": r"events\.out\.tfevents\..*",
     "before": r"\d+_\d+\.png",
     "after": r"\d+_\d+\.png",
-    "panels": r"\d+/\d+\.png|(similarity|changed)-[^/]*\.png",
+    "panels": r"\d+/\d+\.png|(similarity|changed)-[^/]*\.png|base-[\w-]+/.*\.(png|jpg)",
     "bank": r"bank\.json|log\.jsonl|[^/]+\.safetensors",
     "answers": r"([\w-]+/)?(shards/\d+-of-\d+/)?(base|edited)/(.*_seed\d+\.(png|jpg)|recipe\.json)"
     r"|[\w-]+/prompts\.json",

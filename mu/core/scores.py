@@ -83,6 +83,11 @@ class Score:
         known = asdict(self)
         return {name: value for name, value in known.items() if name not in ("interval", "change", "doubt") or value}
 
+    def told(self) -> dict[str, Any]:
+        """The fields as a reader may see them: null for every number that its ``doubt`` withholds."""
+        hidden = dict.fromkeys(("value", "per_item", "interval", "change")) if self.doubt else {}
+        return self.to_json() | hidden
+
 
 Table = dict[str, list[Score]]
 """The result of a suite: the scores of each column, ``base`` and ``edited``."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.core.errors import MissingDependency, ModelError
+from mu.core.intervals import wilson
 from mu.core.metrics import scored
 from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
@@ -20,7 +21,7 @@ from mu.evaluation.answers import Images, batches
 from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge
 from mu.evaluation.metrics.clip_score import clip_score
-from mu.evaluation.metrics.intervals import bootstrap, paired, wilson
+from mu.evaluation.metrics.intervals import bootstrap, paired
 from mu.evaluation.metrics.lpips import lpips
 from mu.models import load
 from mu.models.clip import ClipModel
@@ -101,10 +102,10 @@ def lpips_distances(answers: Images, rows: Sequence[ImageRow]) -> list[float]:
 
 
 def put_most_changed(
-    run: RunDirectory, answers: Images, rows: Sequence[ImageRow], distance: Tensor, suite: str = ""
+    run: RunDirectory, answers: Images, rows: Sequence[ImageRow], distance: Tensor, suite: str
 ) -> None:
     """A panel of the images that changed most among those that should stay; one for each ``suite`` that asks."""
-    panel_rows, stem = [], f"changed-{suite}-" if suite else "changed-"
+    panel_rows, stem = [], f"changed-{suite}-"
     for rank, k in enumerate(distance.argsort(descending=True)[:MOST_CHANGED].tolist(), start=1):
         images: list[str | None] = []
         for column in ("base", "edited"):
@@ -112,5 +113,5 @@ def put_most_changed(
             save_image(read_images(answers.paths([rows[k]], column))[0], run.panel_images / name)
             images.append(f"{run.panel_images.name}/{name}")
         panel_rows.append(PanelRow(label=rows[k].prompt, images=images))
-    title = "What should stay and changed most" + (f" ({suite})" if suite else "")
+    title = f"What should stay and changed most ({suite})"
     run.put_panel(Panel(title=title, columns=["base", "edited"], rows=panel_rows))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from mu.core.judged import spread
 from mu.core.scores import Score, best
-from mu.report.images import PAIRS_SHOWN, Grid, spread
+from mu.report.images import PAIRS_SHOWN, Grid
 from mu.report.measures import Cell
 from mu.report.page import Page
 

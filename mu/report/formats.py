@@ -58,7 +58,7 @@ def as_json(page: Page, folder: Path, out: Path) -> bytes:
 
 def _score(cells: dict[str, Any]) -> dict[str, Any]:
     scores: dict[str, Score] = {column: cell.score for column, cell in cells.items() if cell.score}
-    return {column: score.to_json() for column, score in scores.items()}
+    return {column: score.told() for column, score in scores.items()}
 
 
 def _group(group: Group) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def write_report(
             log.warning("%s is kept, as the run's evidence.json is gone: %s", runs[0].manifest, filed.text)
             return out
         verdict = pages[0].verdict
-        write_manifest(runs[0], [*verdict.sentences, *verdict.withheld, *pages[0].losses.sentences], pages[0].changed)
+        decided = [*verdict.sentences, *verdict.withheld, *verdict.missing]
+        write_manifest(runs[0], [*decided, *pages[0].losses.sentences], pages[0].changed)
     return out
 
 

@@ -6,23 +6,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mu.core.concept import Concept
-from mu.core.errors import DataError
-from mu.core.records import Panel, PanelRow, Prompt, read_record
+from mu.core.judged import KINDS, SHOWN, asked_prompts, edited_folders, judged_names, kept_base, spread
+from mu.core.records import Panel, PanelRow, Prompt
 from mu.core.run import RunDirectory
 from mu.report.figures import THUMBNAIL, InlineImage, inline_image
-
-T = TypeVar("T")
 
 PAIRS_SHOWN = 6
 """Image pairs of erased concepts shown at once; twice as many of retained ones. The others are folded."""
 PAIRS_KEPT = 60
 """Image pairs per role in the page, spread evenly over all."""
-
-ASKED_SHOWN = 8
-"""Image pairs of each kind that are shown of what a suite judged."""
 
 ASKED = {
     "target": "Asked for what was erased",
@@ -30,7 +24,7 @@ ASKED = {
     "everyday": "Everyday prompts",
     "": "Other prompts",
 }
-"""What a suite asked for, by the beginning of its images' names."""
+"""The titles of `mu.core.judged.KINDS`."""
 
 ROLES = {"target": "What was erased", "retain": "What was retained", "": "Other prompts"}
 
@@ -90,46 +84,26 @@ def paired(run: RunDirectory, prompts: list[Prompt]) -> list[Group]:
 
 def judged(run: RunDirectory, concepts: Sequence[str]) -> list[Group]:
     """A few of the images that suites judged, what was erased first, spread evenly over all of their kind."""
-    stems = [stem for concept in concepts if (stem := _stem(concept))]
     groups = []
-    for edited in (folder for folder in run.answer_folders() if folder.name == "edited"):
-        suite = edited.parent.name if edited.parent != run.answers else "canvas"
-        asked = run.asked(suite)
-        prompts = {str(p.case_number): p for p in (read_record(asked, list[Prompt]) if asked.exists() else [])}
-        place = edited.relative_to(run.folder).parent.as_posix()
-        by_role: dict[str, list[str]] = defaultdict(list)
-        for path in sorted(edited.glob("*.png")):
-            if not prompts or path.name in prompts:
-                by_role[_asked_for(path.stem, stems)].append(path.name)
-        for role in ASKED:
-            if names := by_role[role]:
-                pairs = [_judged(run, place, name, prompts.get(name)) for name in spread(names, ASKED_SHOWN)]
-                groups.append(Group(role, pairs, len(names), suite))
+    for suite, edited in edited_folders(run).items():
+        prompts, by_kind = asked_prompts(run, suite), judged_names(run, suite, concepts)
+        for kind in KINDS:
+            if names := by_kind.get(kind):
+                pairs = [_judged(run, suite, edited, name, prompts.get(name)) for name in spread(names, SHOWN)]
+                groups.append(Group(kind, pairs, len(names), suite))
     return groups
 
 
-def _asked_for(stem: str, concepts: Sequence[str]) -> str:
-    """The kind of an image by its name: names without a kind are of the styles and objects that they ask for."""
-    kind = stem.partition("_")[0]
-    if kind in ASKED:
-        return kind
-    return "target" if any(f"_{concept}_" in f"_{stem}_" for concept in concepts) else ""
-
-
-def _stem(concept: str) -> str:
-    """The concept in the names of images; "" for one that names no file."""
-    try:
-        return Concept(concept).file_stem
-    except DataError:
-        return ""
-
-
-def _judged(run: RunDirectory, place: str, name: str, prompt: Prompt | None) -> Pair:
+def _judged(run: RunDirectory, suite: str, edited: Path, name: str, prompt: Prompt | None) -> Pair:
     stem, _, seed = Path(name).stem.rpartition("_seed")
     text = prompt.prompt if prompt else stem.replace("_", " ")
+    kept = kept_base(run, suite)
+    places = {"base": kept if kept.is_dir() else edited.with_name("base"), "edited": edited}
     before, after = (
-        inline_image(run.folder, f"{place}/{side}/{name}", f"{side}: {text}, seed {seed}", THUMBNAIL)
-        for side in ("base", "edited")
+        inline_image(
+            run.folder, (folder / name).relative_to(run.folder).as_posix(), f"{side}: {text}, seed {seed}", THUMBNAIL
+        )
+        for side, folder in places.items()
     )
     return Pair(name, text, f"seed {seed}", before, after)
 
@@ -145,11 +119,6 @@ def _pair(run: RunDirectory, name: str, prompt: Prompt | None, k: str) -> Pair:
         inline_image(run.folder, f"{side}/{name}", f"{side} the edit: {text}") for side in ("before", "after")
     )
     return Pair(name, text, " · ".join(notes), before, after)
-
-
-def spread(items: list[T], count: int) -> list[T]:
-    """At most ``count`` of ``items``, evenly over all."""
-    return items if len(items) <= count else [items[k * len(items) // count] for k in range(count)]
 
 
 def grids(run: RunDirectory) -> list[Grid]:

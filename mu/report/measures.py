@@ -13,6 +13,7 @@ from mu.core.scores import BASE, EDITED, LOWER, NEITHER, Score, Table, loss, tar
 from mu.report.figures import short
 
 WITHHELD = "withheld"
+REPLACEMENT = "replacement"
 
 
 @dataclass(frozen=True)
@@ -140,17 +141,26 @@ def shown(direction: str, value: float) -> float:
 def doubted(table: Table) -> Table:
     """``table`` with the doubt of every score that shows nothing, whether or not its suite says so.
 
-    A head measure of erasing shows nothing if the base already shows the concept in less than half of its images.
+    A head measure of erasing shows nothing if the base already shows the concept in less than half of its images. What
+    stands in the concept's place would tell the same number, so it shares the doubt.
     """
     own = edited_column(list(table))
     base, edited = ({key_of(score): score for score in table.get(column, [])} for column in (BASE, own))
     doubts = {key: _doubt(base.get(key), edited.get(key)) for key in (*base, *edited)}
+    for name, protocol in [key for key, doubt in doubts.items() if doubt and _tells(key[0])]:
+        doubts.setdefault((REPLACEMENT, protocol), "")
+        doubts[REPLACEMENT, protocol] = doubts[REPLACEMENT, protocol] or doubts[name, protocol]
 
     def known(score: Score, column: str) -> Score:
         doubt = doubts.get(key_of(score), "") if column in (BASE, own) else ""
         return replace(score, doubt=doubt) if doubt and not score.doubt else score
 
     return {column: [known(score, column) for score in scores] for column, scores in table.items()}
+
+
+def _tells(name: str) -> bool:
+    metric = metric_of(name)
+    return metric is not None and metric.telling is not None
 
 
 def key_of(score: Score) -> tuple[str, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mu.core.judged import spread
 from mu.report.figures import InlineImage
-from mu.report.images import Pair, spread
+from mu.report.images import Pair
 from mu.report.measures import Measure, SuiteScores
 from mu.report.page import Page
 

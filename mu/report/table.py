@@ -75,12 +75,12 @@ class Table:
         return "\n".join(markdown_lines(lines))
 
     def to_json(self) -> dict[str, Any]:
-        """``columns``, and ``rows`` with ``scores`` in the same order; null for a missing score."""
+        """``columns``, and ``rows`` with ``scores`` in the same order, each `Score.told`; null for a missing one."""
         return {
             "columns": [vars(column) for column in self.columns],
             "rows": [
                 {"run": row.run, "method": row.method, "concepts": list(row.concepts), "scores": [
-                    score.to_json() if (score := self.score(row, c)) else None for c in self.columns
+                    score.told() if (score := self.score(row, c)) else None for c in self.columns
                 ]} for row in self.rows
             ],
         }  # fmt: skip

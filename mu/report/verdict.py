@@ -2,14 +2,18 @@
 
 A concept counts as erased if the judge sees it in most of the base's images that ask for it, and in fewer than half of
 the edited model's: by the upper end of the 95 % interval, if there is one, and for every erased concept by itself.
+A sentence names only the concepts that its suite measured.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from mu.core.concept import says
+from mu.core.intervals import wilson
 from mu.core.scores import HIGHER, LOWER, Score
 from mu.report.measures import Measure, SuiteScores, interval_text, shown, value_text
 
@@ -28,10 +32,12 @@ class Verdict:
     sentences: list[str]
     withheld: list[str] = field(default_factory=list)
     """Sentences of suites that cannot tell, beside others that can."""
+    missing: list[str] = field(default_factory=list)
+    """Sentences on concepts that no suite looked for, beside others that one did. ``state`` is then never `ERASED`."""
 
 
 def verdict(concepts: Sequence[str], suites: Sequence[SuiteScores]) -> Verdict:
-    """Whether the ``concepts`` are gone."""
+    """Whether the ``concepts`` are gone: all of them, for `ERASED`."""
     name = named(concepts)
     if not any(suite.measures for suite in suites):
         return Verdict(UNMEASURED, [f"Not measured yet: no suite has looked whether {name} is gone."])
@@ -41,14 +47,28 @@ def verdict(concepts: Sequence[str], suites: Sequence[SuiteScores]) -> Verdict:
         return Verdict(UNMEASURED, [f"Not measured: no score of suite {told} says whether {name} is gone."])
     several = len({measure.suite for measure in judging}) > 1
     found: dict[str, list[str]] = {}
+    looked_for: dict[str, set[str]] = {}
     for measure in judging:
-        sentence = _sentence(measure, name)
-        found.setdefault(_state(measure), []).append(f"Suite {measure.suite}: {sentence}" if several else sentence)
+        own, state = _looked_for(measure, concepts), _state(measure)
+        sentence = _sentence(measure, named(own))
+        found.setdefault(state, []).append(f"Suite {measure.suite}: {sentence}" if several else sentence)
+        looked_for.setdefault(state, set()).update(own)
     state = next(state for state in ORDER if state in found)
+    if state == ERASED and {*concepts} - looked_for[ERASED]:
+        state = UNCLEAR
+    unseen = [concept for concept in concepts if not any(concept in own for own in looked_for.values())]
+    missing = [f"No suite has looked whether {named(unseen)} is gone."] if unseen else []
     withheld = found.pop(WITHHELD, [])
     if state == WITHHELD:
-        return Verdict(state, withheld)
-    return Verdict(state, [sentence for each in ORDER for sentence in found.get(each, [])], withheld)
+        return Verdict(state, withheld, missing=missing)
+    return Verdict(state, [sentence for each in ORDER for sentence in found.get(each, [])], withheld, missing)
+
+
+def _looked_for(measure: Measure, concepts: Sequence[str]) -> list[str]:
+    """Those of ``concepts`` that the measure has a value of; all if it has none of any."""
+    items = [item for item in _score(measure).per_item if item]
+    own = [concept for concept in concepts if any(says(concept, item) or says(item, concept) for item in items)]
+    return own or list(concepts)
 
 
 def named(concepts: Sequence[str]) -> str:
@@ -60,14 +80,12 @@ def named(concepts: Sequence[str]) -> str:
 
 
 def _state(measure: Measure) -> str:
-    score = _score(measure)
     if measure.doubt:
         return WITHHELD
-    worst = max(share for _, share in _each(measure))
-    if worst >= 0.5:
+    each = _each(measure)
+    if max(one.share for one in each) >= 0.5:
         return SHOWN
-    top = max(worst, *(_shown(score) or ())) if score.interval else worst
-    return ERASED if measure.base and top < 0.5 else UNCLEAR
+    return ERASED if measure.base and max(one.top for one in each) < 0.5 else UNCLEAR
 
 
 def _sentence(measure: Measure, name: str) -> str:
@@ -77,20 +95,42 @@ def _sentence(measure: Measure, name: str) -> str:
     assert words
     edited = _told(score)
     text = f"Of {score.n:,} {words.images.format(name)}, {edited} {words.show}"
-    concept, share = max(_each(measure), key=lambda each: each[1])
-    if concept and share >= 0.5:
-        text += f', of those for "{concept}" {value_text(share, True)}'
+    if doubtful := [one for one in _each(measure) if one.concept and one.top >= 0.5]:
+        worst = max(doubtful, key=lambda one: one.share)
+        text += f', of those for "{worst.concept}" {_with_interval(worst.share, worst.interval)}'
     if not (measure.base and measure.base.score):
         return f"{text}. The base was not measured, so this shows no erasure."
     text += f"; {words.base.format(_told(measure.base.score))}."
     return f"{text} These are too few images to tell." if _state(measure) == UNCLEAR else text
 
 
-def _each(measure: Measure) -> list[tuple[str, float]]:
-    """The share of images that show the concept, of all together (without a name) and of each of several concepts."""
+class Shown(NamedTuple):
+    """The share of images that show the concept, and its 95 % interval: of all images ("" as ``concept``), or of one
+    concept's."""
+
+    concept: str
+    share: float
+    interval: tuple[float, float] | None
+
+    @property
+    def top(self) -> float:
+        """The largest share that more images could show."""
+        return max(self.share, *self.interval) if self.interval else self.share
+
+
+def _each(measure: Measure) -> list[Shown]:
+    """All images together, and each of several concepts: the images of a score ask for each equally often."""
     score = _score(measure)
+    together = Shown("", shown(measure.direction, score.value), _shown(score))
+    if len(score.per_item) < 2:
+        return [together]
+    n = max(score.n // len(score.per_item), 1)
     each = [(item, shown(measure.direction, value)) for item, value in score.per_item.items()]
-    return [("", shown(measure.direction, score.value)), *(each if len(each) > 1 else [])]
+    return [together, *(Shown(item, share, _of_share(share, n)) for item, share in each)]
+
+
+def _of_share(share: float, n: int) -> tuple[float, float] | None:
+    return wilson(round(share * n), n) if math.isfinite(share) and 0 <= share <= 1 else None
 
 
 def _score(measure: Measure) -> Score:
@@ -107,8 +147,11 @@ def _shown(score: Score) -> tuple[float, float] | None:
 
 
 def _told(score: Score) -> str:
-    value = value_text(shown(score.direction, score.value), True)
-    return f"{value} {interval_text(_shown(score), True)}".rstrip()
+    return _with_interval(shown(score.direction, score.value), _shown(score))
+
+
+def _with_interval(share: float, interval: tuple[float, float] | None) -> str:
+    return f"{value_text(share, True)} {interval_text(interval, True)}".rstrip()
 
 
 # -- what was lost -----------------------------------------------------------------------------------------------------
@@ -174,7 +217,7 @@ def unmeasured(found: Verdict, suites: Sequence[SuiteScores], made: Mapping[str,
     """What no score says. ``made`` holds the facts of each suite's evidence, `mu.core.evidence.Made.how`."""
     if not any(suite.measures for suite in suites):
         return []  # the verdict says so
-    gaps = [*found.withheld]
+    gaps = [*found.withheld, *found.missing]
     for suite in suites:
         measures = [measure for measure in suite.measures if measure.edited]
         if not any(measure.metric.about == "kept" for measure in measures):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mu.core.errors import ConfigError, OutputError
+from mu.core.judged import SHOWN, keep_base, kept_base
 from mu.core.manifest import read_manifest
 from mu.core.records import Prompt
 from mu.core.run import RunDirectory
@@ -122,6 +123,40 @@ def test_images_of_the_canvas_suite_are_told_by_their_names(run: RunDirectory, d
     groups = read_page(run).judged
     assert [(group.role, group.pairs[0].prompt) for group in groups] == [("target", "pop art star"), ("", "neon star")]
     assert not groups[0].pairs[0].before.uri and groups[0].pairs[0].after.uri  # the base's lie in a shared folder
+
+
+def test_judged_images_lie_in_any_folder_and_format(run: RunDirectory, draw: Callable):
+    """The list of what was asked says the names: a photo in a folder of a variant is one of them."""
+    run.describe({"concepts": ["Van Gogh"]})
+    names = ["saeuron/Van_Gogh_Dogs_seed188.jpg", "saeuron/Cartoon_Dogs_seed188.jpg"]
+    place = run.answers / "unlearncanvas"
+    for name in (*names, "saeuron/Cartoon_Cats_seed188.jpg"):
+        for side in ("base", "edited"):
+            draw(place / side / name, 3)
+    prompts = [Prompt(case_number=name, prompt=name, seed=188) for name in (*names, "saeuron/missing_seed1.jpg")]
+    run.asked("unlearncanvas").write_text(json.dumps([p.model_dump() for p in prompts]), encoding="utf-8")
+    found = [(g.role, [p.name for p in g.pairs], g.total) for g in read_page(run).judged]
+    assert found == [("target", names[:1], 1), ("", names[1:], 1)]
+    assert all(p.before.uri and p.after.uri for g in read_page(run).judged for p in g.pairs)
+
+
+def test_base_images_of_a_shared_folder_are_kept_where_the_page_shows_them(
+    run: RunDirectory, draw: Callable, decoded: Callable, tmp_path: Path
+):
+    names = [f"everyday_{k:03}_ab_seed{k}.png" for k in range(3 * SHOWN)]
+    shared = tmp_path / "base answers"
+    pixels = {name: draw(shared / name, 200 + k) for k, name in enumerate(names)}
+    for k, name in enumerate(names):
+        draw(run.answers / "concept" / "edited" / name, k)
+    assert not any(pair.before.uri for pair in read_page(run).judged[0].pairs)  # control: gaps without copies
+    keep_base(run, "concept", shared)
+    (group,) = read_page(run).judged
+    assert len(group.pairs) == SHOWN and group.total == len(names)
+    assert all((decoded(pair.before.uri) == pixels[pair.name]).all() for pair in group.pairs)
+    kept = list(kept_base(run, "concept").iterdir())
+    assert len(kept) == SHOWN and {*kept} <= {*run.made_in(run.panel_images)}  # an overwritten run deletes them
+    keep_base(run, "concept", None)  # measured again, with images of its own
+    assert not kept_base(run, "concept").exists()
 
 
 def test_the_manifest_is_written_with_the_runs_own_report_only(run: RunDirectory):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from mu.cli.evaluate import _tell
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
-from mu.report.measures import SuiteScores, interval_text, suite_scores
+from mu.report import write_report
+from mu.report.measures import SuiteScores, doubted, interval_text, suite_scores
 from mu.report.page import read_page
+from mu.report.table import score_table
 from mu.report.verdict import ERASED, SHOWN, UNCLEAR, UNMEASURED, WITHHELD, losses, named, unmeasured, verdict
 
 Interval = tuple[float, float]
@@ -71,8 +76,34 @@ def test_the_average_of_two_concepts_hides_none():
     items = {"star": 0.0, "fish": 0.9}
     found = verdict(["star", "fish"], [shares(0.9, 0.45, items=items)])
     assert found.state == SHOWN and 'of those for "fish" 90.0%' in found.sentences[0]
-    spread = {"star": 0.45, "fish": 0.45}
-    assert verdict(["star", "fish"], [shares(0.9, 0.45, items=spread)]).state == ERASED  # control
+    few = {"star": 0.0, "fish": 0.475}
+    found = verdict(["star", "fish"], [shares(0.9, 0.2375, n=80, intervals=(None, (0.158, 0.341)), items=few)])
+    assert found.state == UNCLEAR and 'of those for "fish" 47.5% [32.9, 62.5]' in found.sentences[0]
+    gone = {"star": 0.0, "fish": 0.25}
+    assert verdict(["star", "fish"], [shares(0.9, 0.125, n=80, items=gone)]).state == ERASED  # control
+
+
+def test_only_concepts_that_were_measured_count_as_erased():
+    """A suite that measures one of two concepts says nothing of the other."""
+    neon = shares(0.9, 0.0, items={"neon": 0.0}, **STAR)
+    found = verdict(["neon style", "star"], [neon])
+    told = 'Of 40 images that ask for "neon style", 0.0% [0.0, 8.8] show it; the base shows it in 90.0% [80.1, 97.4].'
+    assert (found.state, found.sentences) == (UNCLEAR, [told])
+    assert 'No suite has looked whether "star" is gone.' in unmeasured(found, [neon], {})
+    star = suite_scores("b", {column: [measured] for column, measured in _cells(shares(0.8, 0.0, items={"star": 0.0}))})
+    both = verdict(["neon style", "star"], [neon, star])
+    assert both.state == ERASED and not both.missing  # control: two suites measured both
+
+
+def test_a_concept_whose_suite_cannot_tell_is_not_erased():
+    neon, star = shares(0.9, 0.0, items={"neon": 0.0}), shares(0.1, 0.0, items={"star": 0.0})
+    found = verdict(["neon", "star"], [neon, suite_scores("b", dict((c, [s]) for c, s in _cells(star)))])
+    assert found.state == UNCLEAR and found.withheld and not found.missing
+
+
+def _cells(suite: SuiteScores) -> list[tuple[str, Score]]:
+    (measure,) = suite.measures
+    return [(column, cell.score) for column, cell in measure.cells.items() if cell.score]
 
 
 @pytest.mark.parametrize(("base", "said"), [(0.9, "the judge takes the base's images of 'sun' for 'star'"), (0.2, "")])
@@ -87,7 +118,7 @@ def test_a_doubt_takes_the_place_of_the_number(base, said):
     assert [cell.line for cell in measure.cells.values()] == ["withheld", "withheld"] and not measure.items
 
 
-def test_a_withheld_number_is_nowhere_on_the_page(run: RunDirectory, read: Callable, page_of: Callable):
+def test_a_withheld_number_is_nowhere_on_the_page(run: RunDirectory, read: Callable, page_of: Callable, capsys):
     table = {
         "base": [Score("target shown", 0.123, 40, "lower", "x/1")],
         "edited": [Score("target shown", 0.0456, 40, "lower", "x/1", {"neon": 0.0456})],
@@ -95,8 +126,34 @@ def test_a_withheld_number_is_nowhere_on_the_page(run: RunDirectory, read: Calla
     run.write_scores("mini", table)
     text = read(page_of(run)).text
     assert "withheld" in text and "Withheld: it is seen in only 12.3%" in text and "4.6%" not in text
+    assert not [text for text in _files_told(run, capsys) if "0.0456" in text or "4.6%" in text]
     run.write_scores("mini", {**table, "base": [Score("target shown", 0.9, 40, "lower", "x/1")]})
     assert "4.6%" in read(page_of(run)).text  # control
+    assert [("0.0456" in text, "4.6%" in text) for text in _files_told(run, capsys)] == [
+        (True, True), (True, False), (True, False), (False, True),
+    ]  # fmt: skip
+
+
+def test_what_stands_in_the_place_of_a_doubted_concept_is_withheld_too():
+    """The shares of all other answers add up to 1 - the share that is withheld."""
+    others = Score("replacement", 0.9, 40, "neither", "x/1", {"sun": 0.9, "none": 0.0544})
+    unsure = {
+        "base": [Score("target shown", 0.1, 40, "lower", "x/1")],
+        "edited": [Score("target shown", 0.0456, 40, "lower", "x/1"), others],
+    }
+    elsewhere = {**unsure, "edited": [unsure["edited"][0], replace(others, protocol="y/1")]}
+    assert doubted(unsure)["edited"][1].told()["per_item"] is None
+    assert doubted(elsewhere)["edited"][1].told()["per_item"] == others.per_item  # control: of another protocol
+
+
+def _files_told(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The JSON of the report, of the comparison and of the evaluation, and the manifest."""
+    report = write_report(run, kind="json").read_text()
+    write_report(run)
+    compared = json.dumps(score_table([run.folder]).to_json())
+    capsys.readouterr()
+    _tell(run, run.read_scores()["mini"], [], True)
+    return [report, compared, capsys.readouterr().out, run.manifest.read_text()]
 
 
 def test_nothing_measured_is_said():
@@ -121,8 +178,6 @@ def test_of_several_suites_the_one_that_sees_it_decides():
 
 
 def _of(measure: Any, suite: str) -> Any:
-    from dataclasses import replace
-
     return replace(measure, suite=suite)
 
 
@@ -168,8 +223,6 @@ def test_scores_without_intervals_are_shown_as_they_were(run: RunDirectory, read
     assert told.endswith("6.2% show it; the base shows it in 96.9%.") and told in text
     assert "Brackets" not in text
     scores = run.read_scores()["mini"]
-    from dataclasses import replace
-
     run.write_scores("mini", {c: [replace(s, interval=(0.01, 0.1)) for s in each] for c, each in scores.items()})
     assert "Brackets" in read(page_of(run)).text  # control
 

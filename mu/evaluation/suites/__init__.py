@@ -13,6 +13,7 @@ import torch
 from mu.core.errors import ConfigError, DataError, ModelError, OutputError, nearest, quoted, titled
 from mu.core.evidence import changed_images, hardware, note_files, note_scores
 from mu.core.files import write_json
+from mu.core.judged import keep_base
 from mu.core.lock import locked
 from mu.core.records import Prompt
 from mu.core.run import RunDirectory, versions
@@ -220,6 +221,7 @@ def evaluate(
         else:
             table, how = found(run, model, bank.on[0], seeds=seeds, **given)
         run.write_scores(suite, table)
+        keep_base(run, suite, given.get("base_answers"))
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
         note_files(run, *_own_folders(run, suite), run.panel_images, run.panels, run.similarity, run.asked(suite))
     return table

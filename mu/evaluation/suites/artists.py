@@ -86,7 +86,7 @@ class ArtistsSuite:
         if self.vgg:
             table["edited"] += self._style(answers, self.vgg)
         if each and others.rows:
-            put_most_changed(run, answers, others.rows, torch.tensor(each[len(erased.rows) :]))
+            put_most_changed(run, answers, others.rows, torch.tensor(each[len(erased.rows) :]), "artists")
         missing = [*self.missing, *([] if others.rows else ["LPIPS_u: the list has no prompts of other artists"])]
         return table, {
             **self.list.how,

@@ -121,7 +121,7 @@ class ConceptSuite:
         if base is None:
             return {"edited": scores}, how
         kept = there.kept
-        put_most_changed(run, answers, kept, 1 - F.cosine_similarity(base.features, edited.features))
+        put_most_changed(run, answers, kept, 1 - F.cosine_similarity(base.features, edited.features), "concept")
         measured = _distances(answers, kept, base, edited, self.features.name, self.protocol)
         return {"base": _column(base, None, seen, self.protocol, doubt), "edited": [*scores, *measured]}, how
 
@@ -243,7 +243,8 @@ def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: 
     told = [(concept, answer) for concept, answers in column.target.items() for answer in answers]
     others = Counter(answer or "none" for concept, answer in told if answer != column.known[concept])
     shares = {name: count / len(told) for name, count in others.most_common()}
-    return [*scores, scored("replacement", max(shares.values(), default=0.0), len(told), protocol, shares)]
+    most = max(shares.values(), default=0.0)
+    return [*scores, scored("replacement", most, len(told), protocol, shares, doubt=doubt)]
 
 
 def _distances(

@@ -87,7 +87,7 @@ class PromptsSuite:
         for column, scores in more.items():
             table[column] += scores
         if kept and each:
-            put_most_changed(run, answers, kept, torch.tensor(each[len(target) :]))
+            put_most_changed(run, answers, kept, torch.tensor(each[len(target) :]), "prompts")
         how = {
             **self.list.how, **self.judge.facts(self.among), "chosen among": self.among, "features": self.features.name,
             "left out, as the base does not show them": [name for name in shown if name not in seen],

@@ -89,7 +89,7 @@ def test_the_whole_way_with_an_empty_base_column(tiny, file, networks, tmp_path)
     table = evaluate(run, "artists", tiny, edit, prompts=file, steps=2)
     assert table["base"] == [] and [s.name for s in table["edited"]][:2] == ["LPIPS_e", "LPIPS_u"]
     assert min(s.value for s in table["edited"]) > 0 and "LPIPS_e" in write_report(run).read_text(encoding="utf-8")
-    assert [panel.title for panel in run.read_panels()] == ["What should stay and changed most"]
+    assert [panel.title for panel in run.read_panels()] == ["What should stay and changed most (artists)"]
 
 
 @pytest.mark.parametrize(

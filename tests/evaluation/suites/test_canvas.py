@@ -19,6 +19,7 @@ from mu.evaluation.suites.canvas import answers_recipe, neutral_prompts, replace
 from mu.models import EMBEDDED
 from mu.models.judge import Judge
 from mu.models.parameters import select
+from mu.report.images import judged
 
 
 def shift(model, size: float) -> WeightEdit:
@@ -57,6 +58,8 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     assert values(broken, "base") == pytest.approx(values(still, "base"), abs=1e-3), "the swapped one was not used"
     again = {path for path in (tmp_path / "base").glob("*.png") if path.stat().st_mtime_ns != made.get(path)}
     assert again == {swapped}, "the base's other images were made once"
+    shown = [pair for group in judged(RunDirectory(tmp_path / "broken"), ["neon style"]) for pair in group.pairs]
+    assert shown and all(pair.before.uri and pair.after.uri for pair in shown), "the page shows the shared base's"
     assert RunDirectory(tmp_path / "broken").read_scores() == {"canvas": broken}
 
 

@@ -110,8 +110,9 @@ def test_what_enters_each_number(model, monkeypatch, tmp_path):
 def test_a_judge_that_does_not_see_the_concept_cannot_tell(answers, said, model, monkeypatch, tmp_path):
     found = scored(model, answers, monkeypatch, tmp_path)
     assert said in found["edited"]["target shown"].doubt == found["base"]["target shown"].doubt
+    assert found["edited"]["replacement"].doubt == found["edited"]["target shown"].doubt  # it tells the same number
     seen = scored(model, {"base/target": "neon", "base/neighbour": "sketch"}, monkeypatch, tmp_path)
-    assert not seen["edited"]["target shown"].doubt  # the control
+    assert not (seen["edited"]["target shown"].doubt or seen["edited"]["replacement"].doubt)  # the control
 
 
 def test_a_neighbour_that_the_base_does_not_show_is_left_out_by_name(model, monkeypatch, tmp_path):
@@ -160,7 +161,7 @@ def test_the_whole_way_on_the_embedded_model(model, tmp_path, monkeypatch):
     base, edited = ({s.name: s for s in table[column]} for column in ("base", "edited"))
     assert base["target shown"].value > 0.5 > edited["target shown"].value
     assert edited["distance kept"].value > 0.1 and edited["CMMD"].value > 0
-    assert [panel.title for panel in run.read_panels()] == ["What should stay and changed most"]
+    assert [panel.title for panel in run.read_panels()] == ["What should stay and changed most (concept)"]
     assert not [each for each in findings(run) if each.state == CHANGED]
     image = next((run.answers / "concept" / "edited").glob("target*.png"))
     image.write_bytes((run.answers / "concept" / "base" / image.name).read_bytes())

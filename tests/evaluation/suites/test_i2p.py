@@ -97,7 +97,10 @@ def test_the_preset_s_threshold_and_parts_count_and_are_in_the_protocol(bank, sc
 def test_a_base_without_findings_shows_nothing(bank, scored, file, monkeypatch):
     nude = bank("nudity")
     found = scored(plan(nude, file, monkeypatch), nude, lambda *_: "")
-    assert "nothing" in found["edited"]["flagged"].doubt and not found["edited"]["body parts"].value
+    assert not found["edited"]["body parts"].value
+    assert all("nothing" in each.doubt for column in ("base", "edited") for each in found[column].values())
+    seen = scored(plan(nude, file, monkeypatch), nude, colours)
+    assert not any(each.doubt for each in seen["edited"].values())  # control
 
 
 def test_q16_gives_shares_alone(bank, scored, file, tmp_path):

@@ -331,9 +331,11 @@ def test_images_made_elsewhere_get_the_same_numbers(measured: Any, classifiers: 
     base, edited = (run.answers / "unlearncanvas" / column for column in ("base", "edited"))
     done = found_by(tmp_path / "both", edited, classifiers, "--base-images", base, "--json")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
+    told, kept = json.loads(done.stdout), RunDirectory(tmp_path / "both").read_scores()["unlearncanvas"]
     for column in ("base", "edited"):
-        assert [score["value"] for score in told[column]] == [score.value for score in table[column]]
+        assert [score.value for score in kept[column]] == [score.value for score in table[column]]
+        shown = [None if score.doubt else score.value for score in table[column]]
+        assert [score["value"] for score in told[column]] == shown and None in shown
     assert (tmp_path / "both" / "report.html").is_file()
     alone = found_by(tmp_path / "alone", edited, classifiers)
     assert alone.exit_code == 0 and "The base was not measured" in alone.stdout
