@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.run import RunDirectory
 from mu.data.prompt_lists import entries
 from mu.diffusion.image_folder import read_images, save_image
@@ -131,15 +132,51 @@ def test_the_erased_class_and_the_other_nine(told, tmp_path):
         ImagenetteSuite(subject("neon"), [1], judge="told")
 
 
-def test_files_made_elsewhere(tmp_path):
-    """An untrained classifier of the ten classes: its answers on the files are what is counted."""
+@pytest.fixture
+def made_elsewhere(tmp_path: Path) -> dict[str, Any]:
+    """Two images of each class in ``set``, and the options of an untrained classifier of the ten classes."""
     Classifier.new("class", CLASSES).save(tmp_path / "judge")
     draw = torch.Generator().manual_seed(0)
     for name in CLASSES:
         for seed in (0, 1):
             image = torch.rand(3, 64, 64, generator=draw) * (seed + 1) / 2
             save_image(image, tmp_path / "set" / f"{name.replace(' ', '_')}_seed{seed}.jpg")
-    options = {"judge": f"classifier:{tmp_path / 'judge'}", "seeds": [0, 1]}
+    return {"judge": f"classifier:{tmp_path / 'judge'}", "seeds": [0, 1]}
+
+
+def test_results_of_two_models_never_lie_in_one_folder(made_elsewhere, tmp_path):
+    shutil.copytree(tmp_path / "set", tmp_path / "other")
+    run, options = RunDirectory(tmp_path / "out"), made_elsewhere
+
+    def score(images, base=None, suite="imagenette", **more):
+        base_images = base and tmp_path / base
+        return evaluate_found(run, suite, ["tench"], tmp_path / images, base_images=base_images, **options, **more)
+
+    score("set")
+    with pytest.raises(OutputError, match="results of the images in .*set: choose another folder"):
+        score("other")
+    with pytest.raises(OutputError, match="set"):
+        score("other", suite="celebrities", retain=["church"])
+    assert [*score("set", "other")] == ["base", "edited"]  # the base may be added, and then is the base
+    with pytest.raises(OutputError, match="other"):
+        score("set", "set")
+    (run.folder / "environment.json").write_text('{"concepts": ["tench"], "images made elsewhere": 7}')
+    with pytest.raises(DataError, match="images made elsewhere"):
+        score("set")
+
+
+def test_numbers_of_a_part_of_the_images_say_so(made_elsewhere, tmp_path):
+    whole = evaluate_found(RunDirectory(tmp_path / "a"), "imagenette", ["tench"], tmp_path / "set", **made_elsewhere)
+    (tmp_path / "set" / "tench_seed1.jpg").unlink()
+    options = {**made_elsewhere, "allow_missing": True}
+    part = evaluate_found(RunDirectory(tmp_path / "b"), "imagenette", ["tench"], tmp_path / "set", **options)
+    for all_, some in zip(whole["edited"], part["edited"], strict=True):
+        assert some.protocol == f"{all_.protocol}, 19 of 20 images"
+
+
+def test_files_made_elsewhere(made_elsewhere, tmp_path):
+    """The classifier's answers on the files are what is counted."""
+    options = made_elsewhere
     run = RunDirectory(tmp_path / "out")
     table = evaluate_found(run, "imagenette", ["tench"], tmp_path / "set", **options)
     shown, others = table["edited"]
