@@ -104,6 +104,37 @@ def test_a_base_that_does_not_show_the_people_withholds_the_headline(told, tmp_p
     assert [*scores(plan, tmp_path, base=False)[0]] == ["edited"]
 
 
+def test_each_name_is_doubted_by_itself(told, tmp_path):
+    """The base shows Ada in all of her images and Bo in none: the mean of half would hide that Bo was never there."""
+    plan = CelebritySuite(subject("Ada", "Bo"), [1], judge="told", retain=["Cy"])
+    told.update({"base/Ada": "Ada", "base/Cy": "Cy"})
+    assert "'Bo' in only 0%" in scores(plan, tmp_path)[0]["edited"]["ACC_e"].doubt
+    told["base/Bo"] = "Bo"
+    assert not scores(plan, tmp_path)[0]["edited"]["ACC_e"].doubt  # the control
+    told["base/Cy"] = "Ada"
+    assert "images of 'Cy' for 'Ada'" in scores(plan, tmp_path)[0]["edited"]["ACC_e"].doubt
+
+
+def test_a_name_given_twice_counts_once(told, tmp_path):
+    once = CelebritySuite(subject("Ada"), [1], judge="told", retain=["Cy"])
+    twice = CelebritySuite(subject("Ada", "ada", "Ada"), [1], judge="told", retain=["Cy", "CY"])
+    assert twice.rows == once.rows and twice.protocol == once.protocol
+
+
+def test_a_concept_that_no_image_asks_for_is_said(told, tmp_path):
+    """Also a name whose images are all missing."""
+    told.update({f"base/{name.replace(' ', '_')}": name.title() for name in CLASSES})
+    plan = ImagenetteSuite(subject("a church", "neon"), [1], judge="told")
+    assert scores(plan, tmp_path)[1]["not measured: concepts"] == ["neon"]
+    plan = ImagenetteSuite(subject("a church"), [1], judge="told")
+    assert "not measured: concepts" not in scores(plan, tmp_path)[1]  # the control
+    plan = CelebritySuite(subject("Ada", "Bo"), [1], judge="told", retain=["Cy"])
+    folders = There(Path("edited"), None, torch.device("cpu"))
+    object.__setattr__(folders, "here", lambda rows: [row for row in rows if not row.name.startswith("Bo")])
+    table, how = plan.score(RunDirectory(tmp_path), folders)
+    assert how["not measured: concepts"] == ["Bo"] and [*table["edited"][0].per_item] == ["Ada"]
+
+
 def test_retained_people_are_the_list_s_unless_named(told):
     plan = CelebritySuite(subject("Elon Musk"), [1, 2, 3, 4, 5], judge="told")
     assert plan.retained == [name for name in entries("people") if name != "Elon Musk"] and len(plan.retained) > 50
@@ -153,7 +184,7 @@ def test_results_of_two_models_never_lie_in_one_folder(made_elsewhere, tmp_path)
         return evaluate_found(run, suite, ["tench"], tmp_path / images, base_images=base_images, **options, **more)
 
     score("set")
-    with pytest.raises(OutputError, match="results of the images in .*set: choose another folder"):
+    with pytest.raises(OutputError, match=r"results of the images in .*set: choose another folder"):
         score("other")
     with pytest.raises(OutputError, match="set"):
         score("other", suite="celebrities", retain=["church"])
