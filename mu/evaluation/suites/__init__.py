@@ -353,8 +353,8 @@ def _check_results(run: RunDirectory, concepts: Sequence[str], images: Path, bas
     if known != list(concepts):
         raise OutputError(f"{run.folder} holds results for {', '.join(known)}: choose another folder")
     before = _places_before(run)
-    for column, folder in _places(images, base_images).items():
-        if before.get(column, folder) != folder:
+    for column, used in _places(images, base_images).items():
+        if before.get(column, used) != used:
             raise OutputError(f"{run.folder} holds results of the images in {before[column]}: choose another folder")
     _check_run(run)
 
