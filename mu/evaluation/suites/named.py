@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mu.core.concept import Concept, distinct, says
+from mu.core.concept import Concept, distinct, folded, says
 from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError
 from mu.core.metrics import scored
@@ -107,8 +107,12 @@ class NamedSuite(ABC):
         if base:
             hits = self._hits(base, self.retained)
             how["retained, though the base does not show them"] = [n for n, group in hits.items() if unseen(n, group)]
-        there = [name for name in self.erased if name in seen["edited"]]
-        return table, how | unmeasured(self.concepts, lambda concept: any(says(concept, name) for name in there))
+        return table, how | unmeasured(self.concepts, lambda concept: self._measured(concept, seen["edited"]))
+
+    def _measured(self, concept: str, seen: Answered) -> bool:
+        """Whether images ask for the name that is ``concept``, else for one that it says."""
+        own = [name for name in self.erased if folded(name) == folded(concept)]
+        return any(name in seen for name in own or self.erased if says(concept, name))
 
     def _doubt(self, base: Answered) -> str:
         """Why this judge cannot tell whether the names are gone, each by itself; "" if it can."""

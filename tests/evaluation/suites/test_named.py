@@ -129,10 +129,12 @@ def test_a_concept_that_no_image_asks_for_is_said(told, tmp_path):
     plan = ImagenetteSuite(subject("a church"), [1], judge="told")
     assert "not measured: concepts" not in scores(plan, tmp_path)[1]  # the control
     plan = CelebritySuite(subject("Ada", "Bo"), [1], judge="told", retain=["Cy"])
+    assert "not measured: concepts" not in scores(plan, tmp_path, base=False)[1]  # the control
+    plan = CelebritySuite(subject("Ada", "Bo Ada"), [1], judge="told", retain=["Cy"])
     folders = There(Path("edited"), None, torch.device("cpu"))
     object.__setattr__(folders, "here", lambda rows: [row for row in rows if not row.name.startswith("Bo")])
     table, how = plan.score(RunDirectory(tmp_path), folders)
-    assert how["not measured: concepts"] == ["Bo"] and [*table["edited"][0].per_item] == ["Ada"]
+    assert how["not measured: concepts"] == ["Bo Ada"] and [*table["edited"][0].per_item] == ["Ada"]
 
 
 def test_retained_people_are_the_list_s_unless_named(told):
