@@ -276,7 +276,8 @@ def _as_made(folder: Path, rows: Sequence[ImageRow]) -> list[ImageRow]:
     """The ``rows`` whose images are those that were noted when they were made."""
     known = _noted_or_nothing(folder).get(_IMAGES, {})
     kept = [row for row in rows if (folder / row.name).is_file() and known.get(row.name) == sha256(folder / row.name)]
-    if others := [row.name for row in rows if row not in kept]:
+    names = {row.name for row in kept}
+    if others := [row.name for row in rows if row.name not in names]:
         log.warning(
             "%d images in %s are not as they were made, such as %s: they are made again", len(others), folder, others[0]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from mu.evaluation.answers import Images, batches
 from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge
 from mu.evaluation.metrics.clip_score import clip_score
-from mu.evaluation.metrics.intervals import bootstrap, paired
+from mu.evaluation.metrics.intervals import bootstrap, evenly, mean_of_shares, paired, wilson
 from mu.evaluation.metrics.lpips import lpips
 from mu.models import load
 from mu.models.clip import ClipModel
@@ -49,6 +50,37 @@ def mean(
     return scored(name, sum(values) / n, n, protocol, per_item, interval=bootstrap(values), change=change, **more)
 
 
+def share_of_each(
+    name: str, groups: Mapping[str, Sequence[bool]], protocol: str, *,
+    before: Mapping[str, Sequence[bool]] | None = None, **more: Any,
+) -> Score:  # fmt: skip
+    """The mean over items of the share of their images that are hits: each counts once, whatever its images.
+
+    With the base's hits, ``before``, the interval of the change.
+    """
+    hits = [*groups.values()]
+    values = {item: sum(group) / len(group) for item, group in groups.items()}
+    change = None if before is None else paired(evenly([before[item] for item in groups]), evenly(hits))
+    return scored(
+        name, sum(values.values()) / len(values), sum(map(len, hits)), protocol, values,
+        interval=mean_of_shares(hits), change=change, **more,
+    )  # fmt: skip
+
+
+def listed(names: Sequence[object], what: str) -> str:
+    """``2 themes (Monet Van_Gogh)`` for the name of a protocol; more than three names are told by a digest."""
+    told = " ".join(str(name).replace(" ", "_") for name in names)
+    if len(names) > 3:
+        told = hashlib.sha256(told.encode()).hexdigest()[:6]
+    return f"{len(names)} {what}{'s' * (len(names) != 1)} ({told})"
+
+
+def measured_in(protocol: str, network: str) -> str:
+    """The protocol's name with that of the ``network`` of a score, unless the judge is that network."""
+    told = {part.removeprefix("judge ") for part in protocol.split(", ")}
+    return protocol if network in told else f"{protocol}, {network}"
+
+
 class Features(NamedTuple):
     """What distances of sets are measured in: a CLIP, which also gives the CLIP score, or the judge's own features."""
 
@@ -59,22 +91,33 @@ class Features(NamedTuple):
 def features_of(name: str | None, judge: Judge | None, device: torch.device) -> Features:
     """The CLIP ``name``, else the judge's features, or its CLIP if it is one. Raises `ModelError` for another model."""
     if name is None:
-        own = getattr(judge, "model", None)
-        return Features(judge.name if judge else "", own if isinstance(own, ClipModel) else None)
+        return Features(judge.name if judge else "", clip_of(judge))
     found = load(name, device=device)
     if not isinstance(found, ClipModel):
         raise ModelError(f"--clip needs a CLIP, and {name!r} is none: name one, like canvas-clip")
     return Features(f"clip:{name}", found)
 
 
+def clip_of(judge: Judge | None) -> ClipModel | None:
+    """The CLIP whose features of an image are the judge's own; None for a judge of another kind."""
+    own = getattr(judge, "model", None)
+    return own if isinstance(own, ClipModel) else None
+
+
 @torch.no_grad()
 def clip_columns(clip: ClipModel, paths: Sequence[Path], rows: Sequence[ImageRow]) -> tuple[Tensor, list[float]]:
     """The features (n, d) of the images, and each image's CLIP score with its prompt."""
     features = torch.cat([clip.encode_images(images.to(clip.device)).cpu() for images in batches(paths)])
+    return features, clip_fits(clip, features, rows)
+
+
+@torch.no_grad()
+def clip_fits(clip: ClipModel, features: Tensor, rows: Sequence[ImageRow]) -> list[float]:
+    """The CLIP score of each image, by its features (n, d), with its prompt."""
     texts = torch.cat(
         [clip.encode_text([row.prompt for row in rows[k : k + 64]]).cpu() for k in range(0, len(rows), 64)]
     )
-    return features, [clip_score(image[None], text[None]) for image, text in zip(features, texts, strict=True)]
+    return [clip_score(image[None], text[None]) for image, text in zip(features, texts, strict=True)]
 
 
 def distances(

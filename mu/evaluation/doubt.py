@@ -5,7 +5,26 @@ A judge must first see the concept where nothing was erased. So every suite meas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+
+def doubtful(known: Mapping[str, str], target: Mapping[str, Sequence[str]], others: Mapping[str, Sequence[str]]) -> str:
+    """The doubt if one of the concepts is `unseen` or `confused`, each by itself.
+
+    ``known`` is the judge's spelling of each, ``target`` and ``others`` its answers on the base's images of each
+    concept and of what should stay.
+    """
+    for concept, own in known.items():
+        hits = [float(answer == own) for answer in target[concept]]
+        if doubt := unseen(concept, hits) or confused(concept, own, others):
+            return doubt
+    return ""
+
+
+def unmeasured(concepts: Sequence[str], measured: Callable[[str], bool]) -> dict[str, list[str]]:
+    """What a suite's evidence says of the erased concepts that none of its images asks for; empty if there are none."""
+    others = [concept for concept in concepts if not measured(concept)]
+    return {"not measured: concepts": others} if others else {}
 
 
 def unseen(concept: str, hits: Sequence[float]) -> str:

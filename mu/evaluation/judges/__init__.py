@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, nearest
+from mu.core.errors import ConfigError, DataError, nearest
 
 
 class Seen(NamedTuple):
@@ -48,6 +48,15 @@ class Judge(Protocol):
     def facts(self, among: Sequence[str]) -> dict[str, Any]:
         """What a report must state of it: hashes of its weights, its prompts or classes, its thresholds."""
         ...
+
+
+def knows(judge: Judge, concept: str) -> bool:
+    """Whether the judge can recognise ``concept``: one of nudity has nothing to choose among."""
+    try:
+        judge.known(concept)
+    except DataError:
+        return False
+    return True
 
 
 class Place(NamedTuple):

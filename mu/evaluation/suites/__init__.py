@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +16,7 @@ from mu.core.evidence import changed_images, hardware, note_files, note_scores
 from mu.core.files import write_json
 from mu.core.judged import keep_base
 from mu.core.lock import locked
-from mu.core.records import Prompt
+from mu.core.records import Prompt, checked
 from mu.core.run import RunDirectory, versions
 from mu.core.scores import Table
 from mu.diffusion.image_folder import RECIPE, ImageRow
@@ -236,8 +237,8 @@ def evaluate_found(
 
     The results go to ``run``, a folder without an edit. ``images`` holds those of the model whose ``concepts`` were
     erased, ``base_images`` those of its base; without these there is no column ``base``, and the verdict says so.
-    Raises `DataError` for missing images, of which ``allow_missing`` scores the others, and `OutputError` for a folder
-    of results that holds a run, or results for other concepts.
+    Raises `DataError` for missing images, of which ``allow_missing`` scores the others: every protocol's name then says
+    how many. Raises `OutputError` for a folder of results that holds a run, or results for other concepts or images.
     """
     chosen, seeds, given = _checked(suite, seeds, options)
     if "images" not in chosen.options:
@@ -259,13 +260,41 @@ def evaluate_found(
         )
     with run.alone(), run.logged():
         table, how = planned.score(run, found)
+        if missing:
+            table = _named(table, f"{len(rows)} of {len(planned.rows)} images")
         if not run.environment.exists():
             write_json(run.environment, {"versions": versions(), "method": "images", "concepts": list(concepts)})
+        run.describe({_PLACES: {**_places_before(run), **_places(images, base_images)}})
         run.write_scores(suite, table)
         about = {"images made elsewhere": found.described(rows), "missing images": len(missing)}
         note_scores(run, suite, device=str(found.device), how={"seeds": list(seeds), **about, **how})
         note_files(run, run.panel_images, run.panels)
     return table
+
+
+_PLACES = "images made elsewhere"
+"""Key of ``environment.json``: the folder of each column, so that two models never share one folder of results."""
+
+
+def _places(images: Path, base_images: Path | None) -> dict[str, str]:
+    found = {"edited": images, "base": base_images}
+    return {column: str(folder.resolve()) for column, folder in found.items() if folder}
+
+
+def _places_before(run: RunDirectory) -> dict[str, str]:
+    """What earlier suites noted in ``run``; empty for a new folder."""
+    if not run.environment.exists():
+        return {}
+    places: dict[str, str] = checked(run.environment, run.read_environment().get(_PLACES, {}), dict[str, str], _PLACES)
+    return places
+
+
+def _named(table: Table, departure: str) -> Table:
+    """``table`` with ``departure`` in the protocol's name of every score."""
+    return {
+        column: [replace(score, protocol=f"{score.protocol}, {departure}") for score in scores]
+        for column, scores in table.items()
+    }
 
 
 def _told_missing(missing: Sequence[Path], asked: int, there: int) -> str:
@@ -307,14 +336,14 @@ def _check_run(run: RunDirectory) -> None:
         read()
 
 
-def _check_results(run: RunDirectory, concepts: Sequence[str], *images: Path | None) -> None:
+def _check_results(run: RunDirectory, concepts: Sequence[str], images: Path, base_images: Path | None) -> None:
     """Raise `OutputError` if ``run`` cannot hold the results of images made elsewhere."""
     if run.edit.exists() or run.bank.exists():
         raise OutputError(
             f"{run.folder} holds a run, and whether its edit made these images is unknown: choose another folder"
         )
     place = run.folder.resolve()
-    for folder in filter(None, images):
+    for folder in filter(None, (images, base_images)):
         if place.is_relative_to(folder.resolve()):
             raise OutputError(f"{run.folder} lies in the images' folder: choose a folder outside {folder}")
     if place.exists() and not place.is_dir():
@@ -325,6 +354,10 @@ def _check_results(run: RunDirectory, concepts: Sequence[str], *images: Path | N
     known = run.origin().concept_names() if run.environment.exists() else list(concepts)
     if known != list(concepts):
         raise OutputError(f"{run.folder} holds results for {', '.join(known)}: choose another folder")
+    before = _places_before(run)
+    for column, used in _places(images, base_images).items():
+        if before.get(column, used) != used:
+            raise OutputError(f"{run.folder} holds results of the images in {before[column]}: choose another folder")
     _check_run(run)
 
 

@@ -27,6 +27,7 @@ from mu.core.scores import Score, Table
 from mu.evaluation.answers import Images, Subject, batches
 from mu.evaluation.backbones import lpips_network, vgg_features
 from mu.evaluation.comparing import features_of, mean, put_most_changed
+from mu.evaluation.doubt import unmeasured
 from mu.evaluation.metrics.lpips import Features as Maps
 from mu.evaluation.metrics.style_loss import style_loss
 from mu.evaluation.suites.listed import STEPS, Group, by_label, compared, read_list, shown_names
@@ -51,7 +52,7 @@ class ArtistsSuite:
         clip: str | None = None, steps: int = STEPS, guidance: float | None = None,
         size: tuple[int, int] | None = None,
     ):  # fmt: skip
-        concepts = subject.concepts
+        self.concepts = concepts = subject.concepts
         self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
         self.list.require("artist", lambda row: row.artist)
         cases = [(case.image, case.row.artist or "") for case in self.list.cases]
@@ -91,6 +92,7 @@ class ArtistsSuite:
         return table, {
             **self.list.how,
             "features": self.features.name, "not measured": missing,
+            **unmeasured(self.concepts, lambda concept: any(is_artist(a, concept) for a in erased.labels)),
         }  # fmt: skip
 
     def _style(self, answers: Images, vgg: Maps) -> list[Score]:

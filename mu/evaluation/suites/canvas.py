@@ -43,6 +43,7 @@ from mu.diffusion.image_folder import ImageRow, claim, content_hash, read_images
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described, is_base
 from mu.edits.gates import gate_to_json
+from mu.evaluation.doubt import unmeasured
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.lpips import lpips
@@ -113,7 +114,13 @@ def evaluate(
     change = float(lpips(before_neutral, after_neutral, judge.feature_maps).mean())
     drift = scored("neutral distance", change, len(neutral), PROTOCOL)
     judged_by = {name: sha256(EMBEDDED[name]) for name in ("canvas-judge", "canvas-clip")}
-    how = {"steps": STEPS, "guidance": GUIDANCE, "gate": gate_to_json(edit.info.gate), "judges": judged_by}
+    how: dict[str, Any] = {
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "gate": gate_to_json(edit.info.gate),
+        "judges": judged_by,
+    }
+    how |= unmeasured(edit.info.concepts, lambda concept: says(concept, erased))
     return {"base": column(before, before_neutral), "edited": [*column(after, after_neutral), drift]}, how
 
 
@@ -148,7 +155,10 @@ def is_embedded(model: DiffusionModel) -> bool:
 
 
 def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
-    """Return the style or object that ``concepts`` name: ``("style", "neon")`` for "neon style"."""
+    """The first style or object that ``concepts`` name, which alone is measured: "neon style" is a style, "neon".
+
+    Raises `DataError` if they name none.
+    """
     kinds: tuple[Kind, ...] = ("style", "object")
     for kind in kinds:
         for name in judge.classes[kind]:

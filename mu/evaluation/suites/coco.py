@@ -71,16 +71,17 @@ class CocoSuite:
 
     def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Compare all images with the reference. Returns the table and how it was measured."""
-        told, n = self.list.protocol, len(self.reference)
+        told, whole = self.list.protocol, digest(self.reference)
+        compared = f"{told}, {len(self.reference)} reference images ({whole[:6]})"
         table: Table = {"base": [], "edited": []}
         if self.network:
             real = features_in(self.reference, self.network)
             for column, scores in table.items():
                 made = features_in(answers.paths(self.rows, column), self.network)
                 value = frechet_distance(made.double(), real.double())
-                scores.append(scored("FID", value, len(made), f"{told}, {n} reference images, Inception"))
+                scores.append(scored("FID", value, len(made), f"{compared}, Inception"))
         if clip := self.clip.clip:
-            protocol = f"{told}, {n} reference images, {self.clip.name}"
+            protocol = f"{compared}, {self.clip.name}"
             real = features_in(self.reference, lambda images: clip.encode_images(images.to(clip.device)))
             before: list[float] | None = None
             for column, scores in table.items():
@@ -90,7 +91,7 @@ class CocoSuite:
                 before = fits
         how: dict[str, Any] = {
             **self.list.how,
-            "reference": {"images": n, "digest": digest(self.reference)}, "features": self.clip.name,
+            "reference": {"images": len(self.reference), "digest": whole}, "features": self.clip.name,
         }  # fmt: skip
         missing = [f"FID: {self.missing}"] if self.missing else []
         missing += [] if self.clip.clip else ["CLIP score, CMMD: no CLIP was named with --clip"]

@@ -6,7 +6,8 @@
   the judge's classes or the lists of this package. **neighbours kept** is the mean over neighbours of the share of
   their images on which the judge sees them. A neighbour that the judge sees in less than half of the base's images is
   left out, and named.
-- *Everyday* prompts, each at one seed, which do not name the concept. **unasked** is the share of their images on which
+- *Everyday* prompts, each at its place's seed, so that runs of other concepts share the base's images; those that name
+  the concept are left out. **unasked** is the share of their images on which
   the judge sees it.
 - Over neighbours and everyday prompts, against the base at equal seeds: **distance kept** (LPIPS where its package is,
   else 1 - cosine of the judge's features), **Fréchet distance** and **CMMD** of the features, **CLIP score**.
@@ -14,7 +15,8 @@
 
 Every number has its 95 % interval; shares and the CLIP score of the edited model also that of the change, paired by
 prompt and seed. If the judge sees the concept in less than half of the base's target images, or takes a neighbour for
-it, it cannot tell whether the concept is gone, and the headline says so in place of the number.
+it, it cannot tell whether the concept is gone, and the headline says so in place of the number. The protocol's name
+holds the judge, and all that departs from the protocol.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from mu.core.concept import Concept, says
+from mu.core.concept import Concept, distinct, folded, says
 from mu.core.config import filled
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, quoted
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
@@ -37,14 +39,28 @@ from mu.data.prompt_lists import ANY, KINDS, NEIGHBOUR_TEMPLATES, TARGET_TEMPLAT
 from mu.data.prompt_lists import everyday as everyday_prompts
 from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import ELSEWHERE, Images, Subject, looked
-from mu.evaluation.comparing import Features, clip_columns, distances, features_of, mean, put_most_changed, share
-from mu.evaluation.doubt import confused, unseen
+from mu.evaluation.comparing import (
+    Features,
+    clip_columns,
+    clip_fits,
+    clip_of,
+    distances,
+    features_of,
+    listed,
+    mean,
+    measured_in,
+    put_most_changed,
+    share,
+    share_of_each,
+)
+from mu.evaluation.doubt import doubtful
 from mu.evaluation.judges import Judge, Seen, open_judge
 from mu.evaluation.metrics.cmmd import cmmd
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.models.diffusion import DiffusionModel
 
 PROTOCOL, STEPS, GUIDANCE, EVERYDAY = "concept/1", 30, 7.5, 200
+SEEDS = (188, 288, 588, 688)
 NEIGHBOURS = 6
 JUDGE = "clip:openai/clip-vit-large-patch14"
 
@@ -84,7 +100,7 @@ class ConceptSuite:
     ``judge`` is a name of `mu.evaluation.judges.JUDGES`; ``clip`` is the model of the CLIP score and of the features,
     by default the judge's if it is a CLIP. ``retain`` names the neighbours, ``synonyms`` more texts of the (one)
     concept, ``everyday`` how many everyday prompts. Raises `DataError` if the judge cannot recognise a concept,
-    `ConfigError` if ``synonyms`` are given for several concepts.
+    `ConfigError` if ``synonyms`` are given for several concepts, or a neighbour is erased.
     Without a model, whose images were made elsewhere, the neighbours must be named.
     """
 
@@ -93,12 +109,16 @@ class ConceptSuite:
         retain: Sequence[str] = (), synonyms: Sequence[str] = (), everyday: int = EVERYDAY,
         steps: int = STEPS, guidance: float = GUIDANCE,
     ):  # fmt: skip
-        concepts = subject.concepts
+        concepts: list[str] = [*distinct(subject.concepts)]
         self.judge, self.steps, self.guidance = open_judge(judge, subject.device), steps, guidance
         self.known = {concept: self.judge.known(concept) for concept in concepts}
-        self.near = [self.judge.known(name) for name in retain] or nearest(subject.model, concepts, self.judge)
+        named = retained(retain, self.known, self.judge)
+        self.near = named or nearest(subject.model, concepts, self.judge)
         self.asked = asked(concepts, self.near, seeds, synonyms, everyday)
-        self.protocol = named_protocol(steps, guidance, everyday) + (f", {ELSEWHERE}" if subject.model is None else "")
+        self.protocol = named_protocol(
+            self.judge.name, seeds, steps=steps, guidance=guidance, everyday=everyday, retain=named, synonyms=synonyms,
+            elsewhere=subject.model is None,
+        )  # fmt: skip
         self.features = features_of(clip, self.judge, subject.device)
         self.rows, self.only_base = self.asked.rows, ()
 
@@ -112,38 +132,66 @@ class ConceptSuite:
         }
         base, edited = columns.get("base"), columns["edited"]
         seen = [name for name in edited.neighbours if base is None or base.share(name) >= 0.5]
-        doubt = "" if base is None else doubts(base, self.known)
+        doubt = "" if base is None else doubtful(self.known, base.target, base.neighbours)
         how = {
             "steps": self.steps, "guidance": self.guidance, **self.judge.facts(among), "features": self.features.name,
             "neighbours": seen, "left out, as the base does not show them": [n for n in self.near if n not in seen],
         }  # fmt: skip
-        scores = _column(edited, base, seen, self.protocol, doubt)
+        fits = measured_in(self.protocol, self.features.name)
+        scores = _column(edited, base, seen, self.protocol, fits, doubt)
         if base is None:
             return {"edited": scores}, how
         kept = there.kept
         put_most_changed(run, answers, kept, 1 - F.cosine_similarity(base.features, edited.features), "concept")
         measured = _distances(answers, kept, base, edited, self.features.name, self.protocol)
-        return {"base": _column(base, None, seen, self.protocol, doubt), "edited": [*scores, *measured]}, how
+        return {"base": _column(base, None, seen, self.protocol, fits, doubt), "edited": [*scores, *measured]}, how
 
 
-def named_protocol(steps: int, guidance: float, everyday: int) -> str:
-    """The protocol's name with what departs from it, so that numbers of different settings never share a column."""
-    other = {f"{steps} steps": steps != STEPS, f"guidance {guidance:g}": guidance != GUIDANCE}
-    other[f"{everyday} everyday prompts"] = everyday != EVERYDAY
-    return ", ".join([PROTOCOL, *(text for text, differs in other.items() if differs)])
+def named_protocol(
+    judge: str, seeds: Sequence[int] = SEEDS, *, steps: int = STEPS, guidance: float = GUIDANCE,
+    everyday: int = EVERYDAY, retain: Sequence[str] = (), synonyms: Sequence[str] = (), elsewhere: bool = False,
+) -> str:  # fmt: skip
+    """The protocol's name with the judge and what departs from it: numbers of different settings share no column."""
+    departs = {
+        f"{steps} steps": steps != STEPS,
+        f"guidance {guidance:g}": guidance != GUIDANCE,
+        f"{everyday} everyday prompts": everyday != EVERYDAY,
+        listed(sorted(seeds), "seed"): sorted(seeds) != sorted(SEEDS),
+        listed(sorted(retain), "neighbour"): bool(retain),
+        listed(sorted(synonyms), "synonym"): bool(synonyms),
+        ELSEWHERE: elsewhere,
+    }
+    return ", ".join([PROTOCOL, f"judge {judge}", *(text for text, differs in departs.items() if differs)])
+
+
+def retained(names: Sequence[str], known: Mapping[str, str], judge: Judge) -> list[str]:
+    """What the user wants to stay, each once, as the judge spells it. Raises `ConfigError` for an erased concept.
+
+    ``known`` holds the erased concepts and the judge's spelling of each.
+    """
+    spelled = {name: judge.known(name) for name in names}
+    erased = {folded(text) for pair in known.items() for text in pair}
+    for pair in spelled.items():
+        if erased & {*map(folded, pair)}:
+            raise ConfigError(f"{quoted(pair[0])} is erased, so it cannot stay: name another concept with --retain")
+    return [*distinct(spelled.values())]
 
 
 def asked(
     concepts: Sequence[str], near: Sequence[str], seeds: Sequence[int], synonyms: Sequence[str], count: int
 ) -> Asked:
-    """The images to make. Everyday prompts that name an erased concept are left out."""
+    """The images to make. Everyday prompts that name an erased concept are left out; the others keep name and seed."""
     if synonyms and len(concepts) > 1:
         raise ConfigError(f"synonyms are of one concept, and {', '.join(concepts)} are erased: leave them out")
-    spoken = [(concept, text) for concept in concepts for text in (concept, *synonyms)]
+    spoken = [(concept, text) for concept in concepts for text in distinct([concept, *synonyms])]
     target = [(c, row) for c, text in spoken for row in _rows("target", text, TARGET_TEMPLATES, seeds)]
     neighbours = [(n, row) for n in near for row in _rows("neighbour", n, NEIGHBOUR_TEMPLATES, seeds)]
-    texts = [text for text in everyday_prompts()[:count] if not any(says(text, name) for _, name in spoken)]
-    return Asked(target, neighbours, [ImageRow.named(f"everyday_{k:03}", text, k) for k, text in enumerate(texts)])
+    everyday = [
+        ImageRow.named(f"everyday_{k:03}", text, k)
+        for k, text in enumerate(everyday_prompts()[:count])
+        if not any(says(text, name) for _, name in spoken)
+    ]
+    return Asked(target, neighbours, everyday)
 
 
 def _rows(role: str, name: str, templates: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[ImageRow]:
@@ -193,12 +241,18 @@ class Column:
         self.target = {c: seen.answers for c, seen in by_name(wanted.target, known.__getitem__).items()}
         near = by_name(wanted.neighbours, str)
         self.neighbours = {name: seen.answers for name, seen in near.items()}
-        unasked = {c: look(wanted.everyday, own) for c, own in known.items()} if wanted.everyday else {}
-        self.unasked = {c: [answer == known[c] for answer in seen.answers] for c, seen in unasked.items()}
-        everyday = next(iter(unasked.values())).features if unasked else torch.empty(0)
-        self.features = torch.cat([*(seen.features for seen in near.values()), *([everyday] if unasked else [])])
+        clip, unasked = clip_of(judge), dict[str, Seen]()
+        first = next(iter(known.values()))
+        for own in known.values() if wanted.everyday else ():
+            if own not in unasked:  # a CLIP chooses among all at once, a classifier among the classes of one kind
+                unasked[own] = unasked[first] if clip and unasked else look(wanted.everyday, own)
+        self.unasked = {c: [a == own for a in unasked[own].answers] for c, own in known.items() if own in unasked}
+        everyday = [unasked[first].features] if unasked else []
+        self.features = torch.cat([*(seen.features for seen in near.values()), *everyday])
         self.closeness: list[float] = []
-        if features.clip:
+        if features.clip and features.clip is clip:
+            self.closeness = clip_fits(clip, self.features, wanted.kept)
+        elif features.clip:
             self.features, self.closeness = clip_columns(features.clip, answers.paths(wanted.kept, column), wanted.kept)
 
     def share(self, neighbour: str) -> float:
@@ -210,20 +264,18 @@ class Column:
         """1 for each image that asks for ``concept`` and shows it, else 0."""
         return [float(answer == self.known[concept]) for answer in self.target[concept]]
 
-    def kept(self, names: Sequence[str]) -> list[float]:
-        return [float(answer == name) for name in names for answer in self.neighbours[name]]
+    def kept(self, names: Sequence[str]) -> dict[str, list[bool]]:
+        """Whether each image of each neighbour shows it."""
+        return {name: [answer == name for answer in self.neighbours[name]] for name in names}
 
 
-def doubts(base: Column, known: Mapping[str, str]) -> str:
-    """Why this judge cannot tell whether the concepts are gone; "" if it can."""
-    for concept, own in known.items():
-        if doubt := unseen(concept, base.hits(concept)) or confused(concept, own, base.neighbours):
-            return doubt
-    return ""
+def _column(
+    column: Column, base: Column | None, seen: Sequence[str], protocol: str, fits: str, doubt: str
+) -> list[Score]:
+    """The scores of one column. With ``base``, shares have the interval of their change.
 
-
-def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: str, doubt: str) -> list[Score]:
-    """The scores of one column. With ``base``, shares have the interval of their change."""
+    ``fits`` is the protocol's name for the CLIP score.
+    """
 
     def shared(name: str, of: Callable[[Column], list[float]], per_item: Mapping[str, float], **more: Any) -> Score:
         return share(name, of(column), protocol, per_item, before=of(base) if base else None, **more)
@@ -231,7 +283,8 @@ def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: 
     targets = {concept: fmean(column.hits(concept)) for concept in column.known}
     scores = [shared("target shown", lambda c: [h for name in c.known for h in c.hits(name)], targets, doubt=doubt)]
     if seen:
-        scores.append(shared("neighbours kept", lambda c: c.kept(seen), {name: column.share(name) for name in seen}))
+        before_kept = base.kept(seen) if base else None
+        scores.append(share_of_each("neighbours kept", column.kept(seen), protocol, before=before_kept))
     if column.unasked:
         named = {concept: fmean(hits) for concept, hits in column.unasked.items()}
         scores.append(
@@ -239,7 +292,7 @@ def _column(column: Column, base: Column | None, seen: Sequence[str], protocol: 
         )
     if column.closeness:
         before = base.closeness if base else None
-        scores.append(mean("CLIP score", column.closeness, protocol, before=before))
+        scores.append(mean("CLIP score", column.closeness, fits, before=before))
     told = [(concept, answer) for concept, answers in column.target.items() for answer in answers]
     others = Counter(answer or "none" for concept, answer in told if answer != column.known[concept])
     shares = {name: count / len(told) for name, count in others.most_common()}

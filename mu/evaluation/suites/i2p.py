@@ -23,7 +23,8 @@ from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.evaluation.answers import Images, Subject, batches, looked
 from mu.evaluation.comparing import share
-from mu.evaluation.judges import Judge, open_judge
+from mu.evaluation.doubt import unmeasured
+from mu.evaluation.judges import Judge, knows, open_judge
 from mu.evaluation.judges.nudenet import NudityJudge
 from mu.evaluation.judges.q16 import Q16Judge
 from mu.evaluation.metrics.intervals import bootstrap, paired
@@ -57,6 +58,7 @@ class I2PSuite:
         if not isinstance(self.judge, NudityJudge | Q16Judge):
             raise ConfigError(f"the suite i2p counts by nudenet or q16, not {judge!r}: choose one of them")
         check_fits(self.judge, subject.concepts)
+        self.concepts = subject.concepts
         self.rows, self.only_base = self.list.rows, ()
         self.steps, self.guidance = self.list.steps, self.list.guidance
 
@@ -65,7 +67,8 @@ class I2PSuite:
         base, edited = (self._found(answers.paths(self.rows, column)) for column in ("base", "edited"))
         doubt = "" if any(base.flagged) else "the judge finds nothing on any of the base's images"
         table = {"base": self._scores(base, None, doubt), "edited": self._scores(edited, base, doubt)}
-        return table, {**self.list.how, **self.judge.facts([])}  # fmt: skip
+        others = unmeasured(self.concepts, lambda concept: knows(self.judge, concept))
+        return table, {**self.list.how, **self.judge.facts([]), **others}
 
     def _found(self, paths: Sequence[Path]) -> Found:
         if isinstance(self.judge, NudityJudge):

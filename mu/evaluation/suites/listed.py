@@ -24,7 +24,7 @@ from mu.data.columns import columns_given
 from mu.data.prompts import PromptRow, read_prompts
 from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import Images
-from mu.evaluation.comparing import LPIPS, Features, clip_columns, distances, mean
+from mu.evaluation.comparing import LPIPS, Features, clip_columns, distances, mean, measured_in
 
 STEPS, GUIDANCE = 50, 7.5
 
@@ -162,7 +162,8 @@ def compared(
         for column, values in fits.items():
             before = fits["base"][part] if column == "edited" else None
             items = by_label(group.labels, values[part])
-            table[column].append(mean(group.fit, values[part], protocol, items, before=before))
+            told = measured_in(protocol, features.name)
+            table[column].append(mean(group.fit, values[part], told, items, before=before))
         if each:
             name = group.lpips if how == LPIPS else group.distance
             items = by_label(group.labels, each[part])

@@ -13,7 +13,8 @@ steps of LMS, guidance 7.5, judged by ResNet-50. *target shown* is the accuracy 
 mean accuracy of the other nine. ESD's file draws ten seeds for each class by chance, and the table has 500 images of
 each; here every class has the same seeds, and the protocol's name says how many.
 
-Both withhold the headline where the base shows what was erased in less than half of the images that ask for it.
+Both withhold the headline where the base shows one of the erased names in less than half of the images that ask for it,
+or the judge takes a retained name for it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
-from mu.core.concept import Concept, says
+from mu.core.concept import Concept, distinct, folded, says
 from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError
 from mu.core.metrics import scored
@@ -33,9 +33,9 @@ from mu.core.scores import Score, Table
 from mu.data.prompt_lists import entries
 from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import ELSEWHERE, Images, Subject, looked
-from mu.evaluation.doubt import unseen
+from mu.evaluation.comparing import share_of_each
+from mu.evaluation.doubt import doubtful, unmeasured, unseen
 from mu.evaluation.judges import open_judge
-from mu.evaluation.metrics.intervals import evenly, mean_of_shares, paired
 from mu.models.diffusion import DiffusionModel
 
 SENTENCES = (
@@ -64,7 +64,7 @@ class NamedSuite(ABC):
         self, subject: Subject, seeds: Sequence[int], erased: Sequence[str], retained: Sequence[str], judge: str,
         steps: int | None, guidance: float | None, departs: Sequence[str],
     ):  # fmt: skip
-        self.erased, self.retained = list(erased), list(retained)
+        self.concepts, self.erased, self.retained = subject.concepts, list(erased), list(retained)
         if not self.retained:
             raise ConfigError("no name is left that must stay: name with --retain what must stay")
         self.steps = self.usual_steps if steps is None else steps
@@ -99,16 +99,25 @@ class NamedSuite(ABC):
         """Judge all images. Returns the table and how it was measured."""
         seen = {column: self._answered(answers, column) for column in answers.columns}
         base = seen.get("base")
-        told = ", ".join(self.erased[:3]) + (", ..." if len(self.erased) > 3 else "")
-        doubt = unseen(told, [*chain(*self._hits(base, self.erased))]) if base else ""
+        doubt = self._doubt(base) if base else ""
         table = {
             column: self.scores(each, base if column == "edited" else None, doubt) for column, each in seen.items()
         }
         how = {"steps": self.steps, "guidance": self.guidance, **self.judge.facts([*self.known.values()])}
         if base:
-            lost = [name for name in self.retained if name in base and unseen(name, self._hits(base, [name])[0])]
-            how["retained, though the base does not show them"] = lost
-        return table, how
+            hits = self._hits(base, self.retained)
+            how["retained, though the base does not show them"] = [n for n, group in hits.items() if unseen(n, group)]
+        return table, how | unmeasured(self.concepts, lambda concept: self._measured(concept, seen["edited"]))
+
+    def _measured(self, concept: str, seen: Answered) -> bool:
+        """Whether images ask for the name that is ``concept``, else for one that it says."""
+        own = [name for name in self.erased if folded(name) == folded(concept)]
+        return any(name in seen for name in own or self.erased if says(concept, name))
+
+    def _doubt(self, base: Answered) -> str:
+        """Why this judge cannot tell whether the names are gone, each by itself; "" if it can."""
+        known = {name: self.known[name] for name in self.erased if name in base}
+        return doubtful(known, base, {name: base[name] for name in self.retained if name in base})
 
     def _answered(self, answers: Images, column: str) -> dict[str, list[str]]:
         """The judge's answers by name; a name whose images are all missing has none."""
@@ -121,19 +130,13 @@ class NamedSuite(ABC):
             name: looked(self.judge, answers.paths(rows, column), among).answers for name, rows in there.items() if rows
         }
 
-    def _hits(self, seen: Answered, names: Sequence[str]) -> list[list[bool]]:
-        return [[answer == self.known[name] for answer in seen[name]] for name in names if name in seen]
+    def _hits(self, seen: Answered, names: Sequence[str]) -> dict[str, list[bool]]:
+        return {name: [answer == self.known[name] for answer in seen[name]] for name in names if name in seen}
 
     def share(self, metric: str, names: Sequence[str], seen: Answered, base: Answered | None, doubt: str = "") -> Score:
         """The mean over ``names`` of the share of their images that show them."""
-        there = [name for name in names if name in seen]
-        groups = self._hits(seen, there)
-        values = {name: sum(group) / len(group) for name, group in zip(there, groups, strict=True)}
-        change = paired(evenly(self._hits(base, there)), evenly(groups)) if base else None
-        return scored(
-            metric, sum(values.values()) / len(values), sum(map(len, groups)), self.protocol, values,
-            interval=mean_of_shares(groups), change=change, doubt=doubt,
-        )  # fmt: skip
+        before = self._hits(base, names) if base else None
+        return share_of_each(metric, self._hits(seen, names), self.protocol, before=before, doubt=doubt)
 
     @abstractmethod
     def scores(self, seen: Answered, base: Answered | None, doubt: str) -> list[Score]:
@@ -156,11 +159,12 @@ class CelebritySuite(NamedSuite):
                 "suite celebrities needs a judge that knows the names: --judge clip:MODEL or --judge classifier:FOLDER"
             )
         retained = retain or entries("people")
-        others = [name for name in dict.fromkeys(retained) if not any(says(name, c) for c in subject.concepts)]
+        erased: list[str] = [*distinct(subject.concepts)]
+        others = [name for name in distinct(retained) if not any(says(name, c) for c in erased)]
         which = hashlib.sha256("\n".join(others).encode()).hexdigest()[:6]
-        departs = [f"judge {judge}", f"{len(subject.concepts)} erased and {len(others)} retained names ({which})"]
+        departs = [f"judge {judge}", f"{len(erased)} erased and {len(others)} retained names ({which})"]
         departs += [f"{len(seeds)} seeds"] * (len(seeds) != 5)
-        super().__init__(subject, seeds, subject.concepts, others, judge, steps, guidance, departs)
+        super().__init__(subject, seeds, erased, others, judge, steps, guidance, departs)
 
     def scores(self, seen: Answered, base: Answered | None, doubt: str) -> list[Score]:
         erased = self.share("ACC_e", self.erased, seen, base, doubt)

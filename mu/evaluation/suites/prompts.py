@@ -27,16 +27,16 @@ import torch
 from torch import Tensor
 
 from mu.core.concept import folded, says
-from mu.core.errors import DataError
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.clip_sets import class_of
 from mu.data.prompts import PromptRow
 from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import Images, Subject, looked
-from mu.evaluation.comparing import features_of, put_most_changed, share
-from mu.evaluation.judges import Judge, Seen, open_judge
-from mu.evaluation.suites.concept import JUDGE, nearest
+from mu.evaluation.comparing import features_of, listed, put_most_changed, share
+from mu.evaluation.doubt import unmeasured
+from mu.evaluation.judges import Judge, Seen, knows, open_judge
+from mu.evaluation.suites.concept import JUDGE, nearest, retained
 from mu.evaluation.suites.listed import STEPS, Case, Group, by_label, compared, read_list
 
 PROTOCOL = "prompts/1"
@@ -59,18 +59,21 @@ class PromptsSuite:
         self.known = {concept: self.judge.known(concept) for concept in concepts}
         self.target, self.kept = divided(self.list.cases, self.known, self.judge)
         classes = [self.judge.known(name) for name, _ in self.kept if name]
-        others = [*classes, *map(self.judge.known, retain)]
+        near = retained(retain, self.known, self.judge)
+        others = [*classes, *near]
         if not others:
             others = [name for name in nearest(subject.model, concepts, self.judge) if knows(self.judge, name)]
         self.among = list(dict.fromkeys([*self.known.values(), *others]))
         self.features = features_of(clip, self.judge, subject.device)
         self.rows, self.only_base = self.list.rows, ()
         self.steps, self.guidance = self.list.steps, self.list.guidance
+        departs = [listed(sorted(near), "retained concept")] if near else []
+        self.protocol = ", ".join([self.list.protocol, self.judge.name, *departs])
 
     def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Judge all images. Returns the table and how it was measured; puts the most changed images in the report."""
         base, edited = (Column(self, answers, column) for column in ("base", "edited"))
-        protocol = f"{self.list.protocol}, {self.judge.name}"
+        protocol = self.protocol
         shown = by_label(base.classes, base.right)
         seen = [name for name, value in shown.items() if value >= 0.5]
         doubt = self._doubt(base)
@@ -94,7 +97,8 @@ class PromptsSuite:
         }  # fmt: skip
         if not target:
             how["not measured"] = [f"target shown: no prompt asks for {' or '.join(self.known)}"]
-        return table, how
+        asked = {name for name, _ in self.target}
+        return table, how | (unmeasured([*self.known], lambda c: c in asked or "" in asked) if target else {})
 
     def _doubt(self, base: Column) -> str:
         """Why this judge cannot tell whether the concepts are gone; "" if it can."""
@@ -136,15 +140,6 @@ def asks(row: PromptRow, concept: str) -> bool:
     if row.class_name:
         return class_of(concept, [row.class_name]) is not None
     return row.artist is not None and is_artist(row.artist, concept)
-
-
-def knows(judge: Judge, concept: str) -> bool:
-    """Whether the judge can recognise ``concept``: one of nudity has nothing to choose among."""
-    try:
-        judge.known(concept)
-    except DataError:
-        return False
-    return True
 
 
 def is_artist(artist: str, concept: str) -> bool:

@@ -24,7 +24,6 @@ takes another concept for it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -43,8 +42,8 @@ from mu.core.scores import Score, Table
 from mu.diffusion.image_folder import ImageRow, read_images
 from mu.evaluation.answers import ELSEWHERE, Images, Subject, batches
 from mu.evaluation.backbones import inception_features
-from mu.evaluation.comparing import put_most_changed
-from mu.evaluation.doubt import confused, unseen
+from mu.evaluation.comparing import listed, put_most_changed
+from mu.evaluation.doubt import confused, unmeasured, unseen
 from mu.evaluation.judges import Judge, open_judge
 from mu.evaluation.judges.unlearncanvas import OBJECTS, STYLES
 from mu.evaluation.metrics.frechet import frechet_distance
@@ -139,6 +138,7 @@ class UnlearnCanvasSuite:
         self.variant = VARIANTS[variant]
         every = [name for name in STYLES if self.variant.photos or name != PHOTOS]
         self.themes, self.objects = narrowed(themes, every, "theme"), narrowed(objects, OBJECTS, "object")
+        self.concepts = subject.concepts
         self.kind, self.erased = request(subject.concepts, self.themes, self.objects)
         self._check_retained()
         self.cells = cells(self.themes, self.objects, seeds, self.variant)
@@ -183,7 +183,10 @@ class UnlearnCanvasSuite:
             change = 1 - F.cosine_similarity(seen["base"].features, seen["edited"].features)
             put_most_changed(run, answers, [found[k].row for k in places], change[places], "unlearncanvas")
         judged = {f"judge of {kind}s": judge.facts(list(spelled)) for kind, (judge, spelled) in self.judges.items()}
-        how: dict[str, Any] = {"steps": self.steps, "guidance": self.guidance, "averages": self.variant.what, **judged}
+        how: dict[str, Any] = {
+            "steps": self.steps, "guidance": self.guidance, "averages": self.variant.what, **judged,
+            **unmeasured(self.concepts, lambda concept: says(concept, self.erased)),
+        }  # fmt: skip
         return table, how | ({"not measured": not_measured} if not_measured else {})
 
     def _hits(self, predictions: Sequence[Prediction]) -> Hits:
@@ -355,9 +358,9 @@ def named_protocol(
     others = list(dict.fromkeys(name for name in judges if not name.startswith(JUDGE)))
     departs = {
         f"variant {variant}": variant != PUBLISHED,
-        _count(themes, "theme"): len(themes) < whole,
-        _count(objects, "object"): len(objects) < len(OBJECTS),
-        _count(list(map(str, seeds)), "seed"): tuple(seeds) != SEEDS,
+        listed(themes, "theme"): len(themes) < whole,
+        listed(objects, "object"): len(objects) < len(OBJECTS),
+        listed(seeds, "seed"): tuple(seeds) != SEEDS,
         f"{steps} steps": steps != STEPS,
         f"guidance {guidance:g}": guidance != GUIDANCE,
         scheduler: scheduler != SCHEDULER,
@@ -366,9 +369,3 @@ def named_protocol(
         f"judge {' and '.join(others)}": bool(others),
     }
     return ", ".join([PROTOCOL, *(text for text, differs in departs.items() if differs)])
-
-
-def _count(names: Sequence[str], what: str) -> str:
-    """``2 themes (Monet Van_Gogh)``; many names are told by a digest."""
-    told = " ".join(names) if len(names) <= 3 else hashlib.sha256(" ".join(names).encode()).hexdigest()[:6]
-    return f"{len(names)} {what}{'s' * (len(names) != 1)} ({told})"

@@ -64,6 +64,13 @@ def test_what_enters_each_mean(bank, scored, file, networks):
     assert found["how"]["not measured"] == []
 
 
+def test_a_concept_that_no_prompt_asks_for_is_said(bank, scored, file, networks):
+    for concepts, lost in ((("Van Gogh style", "Hokusai"), ["Hokusai"]), (("Van Gogh style", "Monet"), None)):
+        gone = bank(*concepts)
+        found = scored(ArtistsSuite(Subject.of(gone), [1], prompts=file), gone, shows)
+        assert found["how"].get("not measured: concepts") == lost
+
+
 def test_without_the_networks_a_clip_measures_under_other_names(bank, scored, file, without_networks):
     gone = bank("van gogh")
     found = scored(ArtistsSuite(Subject.of(gone), [1], prompts=file, clip="canvas-clip"), gone, shows)

@@ -10,6 +10,7 @@ import mu
 from mu.algorithms import algorithm
 from mu.core.concept import says
 from mu.core.errors import ConfigError, DataError, ModelError
+from mu.core.evidence import read_evidence
 from mu.core.run import RunDirectory
 from mu.data.canvas import OBJECTS, STYLES, Scene
 from mu.edits.edit import EditInfo
@@ -22,9 +23,9 @@ from mu.models.parameters import select
 from mu.report.images import judged
 
 
-def shift(model, size: float) -> WeightEdit:
-    chosen = select(model, "unet.conv_out.bias")
-    return WeightEdit({name: torch.full_like(p, size) for name, p in chosen.items()}, EditInfo("test", ("neon style",)))
+def shift(model, size: float, *concepts: str) -> WeightEdit:
+    shifts = {name: torch.full_like(p, size) for name, p in select(model, "unet.conv_out.bias").items()}
+    return WeightEdit(shifts, EditInfo("test", concepts or ("neon style",)))
 
 
 def values(table, column: str) -> dict[str, float]:
@@ -36,7 +37,12 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     monkeypatch.setattr("mu.evaluation.suites.canvas.STEPS", 6)
     model = mu.load("canvas", device="cpu")
     still = evaluate(
-        RunDirectory(tmp_path / "still"), "canvas", model, shift(model, 0.0), seeds=(1,), base_answers=tmp_path / "base"
+        RunDirectory(tmp_path / "still"),
+        "canvas",
+        model,
+        shift(model, 0.0, "neon style", "star", "nudity"),
+        seeds=(1,),
+        base_answers=tmp_path / "base",
     )
     unchanged = values(still, "edited")
     assert unchanged.pop("neutral distance") == 0
@@ -61,6 +67,9 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     shown = [pair for group in judged(RunDirectory(tmp_path / "broken"), ["neon style"]) for pair in group.pairs]
     assert shown and all(pair.before.uri and pair.after.uri for pair in shown), "the page shows the shared base's"
     assert RunDirectory(tmp_path / "broken").read_scores() == {"canvas": broken}
+    how = {name: read_evidence(RunDirectory(tmp_path / name)).scores["canvas"].how for name in ("still", "broken")}
+    assert how["still"]["not measured: concepts"] == ["star", "nudity"]
+    assert "not measured: concepts" not in how["broken"]
 
 
 def test_neutral_prompts_name_nothing_of_the_kind():

@@ -51,7 +51,8 @@ def test_fid_is_the_frechet_distance_of_inception_s_features(bank, scored, file,
     assert found["base"]["FID"].value == pytest.approx(0, abs=1e-9)
     # Means 1 and 1/2, variances 0 and 1/3: 1/4 + 1/3.
     assert found["edited"]["FID"].value == pytest.approx(1 / 4 + 1 / 3)
-    assert "4 reference images" in found["base"]["FID"].protocol and found["base"]["FID"].n == 4
+    told = f"4 reference images ({digest(images_in(reference))[:6]})"
+    assert told in found["base"]["FID"].protocol and found["base"]["FID"].n == 4
     assert found["how"]["reference"] == {"images": 4, "digest": digest(images_in(reference))}
     assert len(found["how"]["not measured"]) == 1 and "--clip" in found["how"]["not measured"][0]
 

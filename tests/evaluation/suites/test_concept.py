@@ -15,15 +15,17 @@ from mu.core.concept import says
 from mu.core.errors import ConfigError, DataError
 from mu.core.evidence import CHANGED, findings
 from mu.core.run import RunDirectory
+from mu.diffusion.image_folder import save_image
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
-from mu.evaluation.answers import Answers, Subject
+from mu.evaluation.answers import Answers, Found, Subject
+from mu.evaluation.comparing import clip_columns
 from mu.evaluation.judges import Seen
 from mu.evaluation.metrics.intervals import wilson
+from mu.evaluation.suites import SUITES, evaluate, evaluate_found
 from mu.evaluation.suites import concept as suite
-from mu.evaluation.suites import evaluate, evaluate_found
-from mu.evaluation.suites.concept import ConceptSuite, asked, named_protocol, nearest
+from mu.evaluation.suites.concept import Column, ConceptSuite, asked, named_protocol, nearest
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
 
@@ -144,8 +146,85 @@ def test_neighbours_are_near_and_never_the_concept_itself(model):
 
 
 def test_a_departure_from_the_protocol_is_in_its_name():
-    assert named_protocol(30, 7.5, 200) == "concept/1"
-    assert named_protocol(20, 4.0, 5) == "concept/1, 20 steps, guidance 4, 5 everyday prompts"
+    assert named_protocol("canvas") == "concept/1, judge canvas" and SUITES["concept"].seeds == suite.SEEDS
+    told = named_protocol("canvas", steps=20, guidance=4.0, everyday=5)
+    assert told == "concept/1, judge canvas, 20 steps, guidance 4, 5 everyday prompts"
+    told = named_protocol("canvas", [2, 1], retain=["hot dog"], synonyms=["a", "b"], elsewhere=True)
+    assert told == "concept/1, judge canvas, 2 seeds (1 2), 1 neighbour (hot_dog), 2 synonyms (a b), sampled elsewhere"
+    many = [named_protocol("canvas", retain=names) for names in ("abcd", "dcba", "abce")]
+    assert many[0] == many[1] != many[2] and "4 neighbours" in many[0]
+
+
+def test_the_clip_of_another_judge_is_in_the_name_of_its_score(model, tmp_path):
+    def protocols(clip, judge="clip:canvas-clip"):
+        options = {"judge": judge, "clip": clip, "retain": ["sketch"], "everyday": 0}
+        plan = ConceptSuite(Subject(("neon",), model, model.device), [1], **options)
+        folders = drawn(plan, tmp_path)
+        return {score.name: score.protocol for score in plan.score(RunDirectory(tmp_path), folders)[0]["edited"]}
+
+    own, other = protocols(None), protocols("canvas-clip", "canvas")
+    assert own["CLIP score"] == own["target shown"] and "judge clip:canvas-clip" in own["CLIP score"]
+    assert other["CLIP score"] == f"{other['target shown']}, clip:canvas-clip"
+
+
+def drawn(plan: ConceptSuite, folder: Path) -> Found:
+    """Grey images under the names of the suite, for both columns."""
+    for row in plan.rows:
+        save_image(torch.full((3, 32, 32), 0.5), folder / "images" / row.name)
+    return Found(folder / "images", folder / "images", torch.device("cpu"))
+
+
+def test_a_clip_looks_at_every_image_once(model, tmp_path):
+    """For two concepts, as judge and for the CLIP score."""
+    plan = ConceptSuite(
+        Subject(("neon", "mosaic"), model, model.device), [1], judge="clip:canvas-clip", retain=["sketch"], everyday=4
+    )
+    clip, seen = plan.judge.model, []
+    encode, clip.encode_images = clip.encode_images, lambda images: seen.append(len(images)) or encode(images)
+    folders = drawn(plan, tmp_path)
+    among = [*plan.known.values(), *plan.near]
+    column = Column(plan.judge, folders, plan.asked, among, plan.known, "edited", plan.features)
+    assert sum(seen) == len(plan.rows) and [*column.unasked] == ["neon", "mosaic"]
+    del clip.encode_images
+    features, fits = clip_columns(clip, folders.paths(plan.asked.kept), plan.asked.kept)
+    assert torch.allclose(column.features, features, atol=1e-5) and column.closeness == pytest.approx(fits, abs=1e-5)
+
+
+def test_what_is_named_twice_counts_once(model):
+    def rows(*concepts, **options):
+        usual = {"judge": "canvas", "everyday": 3, "retain": ["sketch"]}
+        plan = ConceptSuite(Subject(concepts, model, model.device), [1], **{**usual, **options})
+        return plan.rows, plan.protocol
+
+    once = rows("neon")
+    assert rows("neon", "neon") == rows("neon", "Neon") == once != rows("neon", "star")
+    assert rows("neon", retain=["sketch", "sketch", "Sketch style"]) == once
+    assert rows("neon", synonyms=["NEON"])[0] == once[0] != rows("neon", synonyms=["lamp"])[0]
+    for erased in ("neon", "Neon", "neon style"):  # another spelling of the judge's class
+        with pytest.raises(ConfigError, match="is erased"):
+            rows("neon", retain=["sketch", erased])
+
+
+def test_everyday_images_are_the_base_s_whatever_was_erased():
+    """A prompt that names one concept is left out of its run, and shifts no other."""
+    every = {row.name: row for row in asked(["zebra crossing x"], ["sketch"], [1], [], 200).everyday}
+    for concept in ("watercolor", "dog", "photo"):
+        some = asked([concept], ["sketch"], [1], [], 200).everyday
+        assert 150 < len(some) < 200 == len(every)
+        assert all(every[row.name] == row for row in some)
+
+
+def test_every_neighbour_counts_once_whatever_images_are_missing(model, monkeypatch, tmp_path):
+    """Sketch has eight images and is seen in all, photo has two and is seen in none: 1/2, not 8/10."""
+    first = "neighbour_photo_0"
+    monkeypatch.setattr(
+        Answers, "here", lambda self, rows: [r for r in rows if "neighbour_photo" not in r.name or first in r.name]
+    )
+    known = {"base/target": "neon", "base/neighbour_sketch": "sketch", "base/neighbour_photo": "photo"}
+    found = scored(model, {**known, "edited/neighbour_sketch": "sketch"}, monkeypatch, tmp_path)
+    kept = found["edited"]["neighbours kept"]
+    assert (kept.value, kept.n, found["base"]["neighbours kept"].value) == (0.5, 10, 1)
+    assert kept.per_item == {"sketch": 1, "photo": 0} and kept.change[0] <= -0.5 <= kept.change[1]
 
 
 def test_the_whole_way_on_the_embedded_model(model, tmp_path, monkeypatch):

@@ -86,6 +86,12 @@ def test_what_enters_each_number(bank, scored, file, monkeypatch):
     assert low <= -2 <= high and edited["body parts"].interval[1] <= 4
 
 
+def test_a_concept_that_the_judge_does_not_know_is_said(bank, scored, file, monkeypatch):
+    both, nude = bank("nudity", "neon"), bank("nudity")
+    assert scored(plan(both, file, monkeypatch), both, colours)["how"]["not measured: concepts"] == ["neon"]
+    assert "not measured: concepts" not in scored(plan(nude, file, monkeypatch), nude, colours)["how"]  # the control
+
+
 def test_the_preset_s_threshold_and_parts_count_and_are_in_the_protocol(bank, scored, file, monkeypatch):
     nude = bank("nudity")
     low = scored(plan(nude, file, monkeypatch, "unlearndiffatk"), nude, colours)

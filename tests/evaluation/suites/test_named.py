@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.run import RunDirectory
 from mu.data.prompt_lists import entries
 from mu.diffusion.image_folder import read_images, save_image
@@ -103,6 +104,39 @@ def test_a_base_that_does_not_show_the_people_withholds_the_headline(told, tmp_p
     assert [*scores(plan, tmp_path, base=False)[0]] == ["edited"]
 
 
+def test_each_name_is_doubted_by_itself(told, tmp_path):
+    """The base shows Ada in all of her images and Bo in none: the mean of half would hide that Bo was never there."""
+    plan = CelebritySuite(subject("Ada", "Bo"), [1], judge="told", retain=["Cy"])
+    told.update({"base/Ada": "Ada", "base/Cy": "Cy"})
+    assert "'Bo' in only 0%" in scores(plan, tmp_path)[0]["edited"]["ACC_e"].doubt
+    told["base/Bo"] = "Bo"
+    assert not scores(plan, tmp_path)[0]["edited"]["ACC_e"].doubt  # the control
+    told["base/Cy"] = "Ada"
+    assert "images of 'Cy' for 'Ada'" in scores(plan, tmp_path)[0]["edited"]["ACC_e"].doubt
+
+
+def test_a_name_given_twice_counts_once(told, tmp_path):
+    once = CelebritySuite(subject("Ada"), [1], judge="told", retain=["Cy"])
+    twice = CelebritySuite(subject("Ada", "ada", "Ada"), [1], judge="told", retain=["Cy", "CY"])
+    assert twice.rows == once.rows and twice.protocol == once.protocol
+
+
+def test_a_concept_that_no_image_asks_for_is_said(told, tmp_path):
+    """Also a name whose images are all missing."""
+    told.update({f"base/{name.replace(' ', '_')}": name.title() for name in CLASSES})
+    plan = ImagenetteSuite(subject("a church", "neon"), [1], judge="told")
+    assert scores(plan, tmp_path)[1]["not measured: concepts"] == ["neon"]
+    plan = ImagenetteSuite(subject("a church"), [1], judge="told")
+    assert "not measured: concepts" not in scores(plan, tmp_path)[1]  # the control
+    plan = CelebritySuite(subject("Ada", "Bo"), [1], judge="told", retain=["Cy"])
+    assert "not measured: concepts" not in scores(plan, tmp_path, base=False)[1]  # the control
+    plan = CelebritySuite(subject("Ada", "Bo Ada"), [1], judge="told", retain=["Cy"])
+    folders = There(Path("edited"), None, torch.device("cpu"))
+    object.__setattr__(folders, "here", lambda rows: [row for row in rows if not row.name.startswith("Bo")])
+    table, how = plan.score(RunDirectory(tmp_path), folders)
+    assert how["not measured: concepts"] == ["Bo Ada"] and [*table["edited"][0].per_item] == ["Ada"]
+
+
 def test_retained_people_are_the_list_s_unless_named(told):
     plan = CelebritySuite(subject("Elon Musk"), [1, 2, 3, 4, 5], judge="told")
     assert plan.retained == [name for name in entries("people") if name != "Elon Musk"] and len(plan.retained) > 50
@@ -131,15 +165,51 @@ def test_the_erased_class_and_the_other_nine(told, tmp_path):
         ImagenetteSuite(subject("neon"), [1], judge="told")
 
 
-def test_files_made_elsewhere(tmp_path):
-    """An untrained classifier of the ten classes: its answers on the files are what is counted."""
+@pytest.fixture
+def made_elsewhere(tmp_path: Path) -> dict[str, Any]:
+    """Two images of each class in ``set``, and the options of an untrained classifier of the ten classes."""
     Classifier.new("class", CLASSES).save(tmp_path / "judge")
     draw = torch.Generator().manual_seed(0)
     for name in CLASSES:
         for seed in (0, 1):
             image = torch.rand(3, 64, 64, generator=draw) * (seed + 1) / 2
             save_image(image, tmp_path / "set" / f"{name.replace(' ', '_')}_seed{seed}.jpg")
-    options = {"judge": f"classifier:{tmp_path / 'judge'}", "seeds": [0, 1]}
+    return {"judge": f"classifier:{tmp_path / 'judge'}", "seeds": [0, 1]}
+
+
+def test_results_of_two_models_never_lie_in_one_folder(made_elsewhere, tmp_path):
+    shutil.copytree(tmp_path / "set", tmp_path / "other")
+    run, options = RunDirectory(tmp_path / "out"), made_elsewhere
+
+    def score(images, base=None, suite="imagenette", **more):
+        base_images = base and tmp_path / base
+        return evaluate_found(run, suite, ["tench"], tmp_path / images, base_images=base_images, **options, **more)
+
+    score("set")
+    with pytest.raises(OutputError, match=r"results of the images in .*set: choose another folder"):
+        score("other")
+    with pytest.raises(OutputError, match="set"):
+        score("other", suite="celebrities", retain=["church"])
+    assert [*score("set", "other")] == ["base", "edited"]  # the base may be added, and then is the base
+    with pytest.raises(OutputError, match="other"):
+        score("set", "set")
+    (run.folder / "environment.json").write_text('{"concepts": ["tench"], "images made elsewhere": 7}')
+    with pytest.raises(DataError, match="images made elsewhere"):
+        score("set")
+
+
+def test_numbers_of_a_part_of_the_images_say_so(made_elsewhere, tmp_path):
+    whole = evaluate_found(RunDirectory(tmp_path / "a"), "imagenette", ["tench"], tmp_path / "set", **made_elsewhere)
+    (tmp_path / "set" / "tench_seed1.jpg").unlink()
+    options = {**made_elsewhere, "allow_missing": True}
+    part = evaluate_found(RunDirectory(tmp_path / "b"), "imagenette", ["tench"], tmp_path / "set", **options)
+    for all_, some in zip(whole["edited"], part["edited"], strict=True):
+        assert some.protocol == f"{all_.protocol}, 19 of 20 images"
+
+
+def test_files_made_elsewhere(made_elsewhere, tmp_path):
+    """The classifier's answers on the files are what is counted."""
+    options = made_elsewhere
     run = RunDirectory(tmp_path / "out")
     table = evaluate_found(run, "imagenette", ["tench"], tmp_path / "set", **options)
     shown, others = table["edited"]

@@ -116,6 +116,26 @@ def test_no_prompt_of_the_concept_is_said(bank, scored, tmp_path):
     )
 
 
+def test_a_concept_that_no_prompt_asks_for_is_said(bank, scored, tmp_path):
+    file, both = tmp_path / "list.csv", bank("red", "blue")
+    for content, lost in (("a,1,green\nb,2,red\n", ["blue"]), ("a,1,blue\nb,2,red\n", None), ("a,1,\nb,2,\n", None)):
+        file.write_text(f"prompt,seed,class\n{content}")
+        found = scored(PromptsSuite(Subject.of(both), [1], prompts=file), both, lambda *_: "red")
+        assert found["how"].get("not measured: concepts") == lost
+
+
+def test_what_is_retained_is_in_the_protocol_s_name_and_no_erased_concept(bank, scored, file):
+    def protocol(*retain, clip=None, score="target shown"):
+        plan = PromptsSuite(Subject.of(bank("red")), [1], prompts=file, retain=retain, clip=clip)
+        return scored(plan, bank("red"), lambda *_: "red")["edited"][score].protocol
+
+    assert protocol().endswith("colours") and protocol("blue").endswith("colours, 1 retained concept (blue)")
+    assert protocol("blue", "green") == protocol("green", "blue", "green") != protocol("blue")
+    assert protocol(clip="canvas-clip", score="CLIP score").endswith("colours, clip:canvas-clip")
+    with pytest.raises(ConfigError, match="'red' is erased"):
+        protocol("blue", "red")
+
+
 def test_with_a_clip_both_groups_have_scores(bank, scored, file):
     red = bank("red")
     found = scored(PromptsSuite(Subject.of(red), [1], prompts=file, clip="canvas-clip"), red, lambda *_: "red")

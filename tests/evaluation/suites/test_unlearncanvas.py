@@ -124,9 +124,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return right
 
 
-def planned(concept: str, **options: Any) -> UnlearnCanvasSuite:
+def planned(*concepts: str, **options: Any) -> UnlearnCanvasSuite:
     usual = {"judge": ["objects", "styles"], "themes": THEMES, "objects": OBJECTS}
-    return UnlearnCanvasSuite(Subject((concept,), None, torch.device("cpu")), [1, 2], **{**usual, **options})
+    return UnlearnCanvasSuite(Subject(concepts, None, torch.device("cpu")), [1, 2], **{**usual, **options})
 
 
 class There(Found):
@@ -169,6 +169,14 @@ def test_a_base_that_does_not_show_the_style_withholds_the_headline(told, tmp_pa
     alone = planned("Van Gogh").score(RunDirectory(tmp_path), There(Path("edited"), None, torch.device("cpu")))[0]
     assert [*alone] == ["edited"] and not alone["edited"][0].doubt  # the verdict says that the base is missing
     assert alone["edited"][0].value == sure["edited"][0].value and alone["edited"][0].change is None
+
+
+def test_a_concept_that_no_image_asks_for_is_said(told, tmp_path):
+    folders = There(Path("edited"), Path("base"), torch.device("cpu"))
+    _, how = planned("Van Gogh style", "nudity").score(RunDirectory(tmp_path), folders)
+    assert how["not measured: concepts"] == ["nudity"]
+    _, how = planned("Van Gogh style").score(RunDirectory(tmp_path), folders)
+    assert "not measured: concepts" not in how  # the control
 
 
 # -- the answer set ---------------------------------------------------------------------------------------------------
