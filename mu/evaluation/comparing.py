@@ -22,7 +22,7 @@ from mu.evaluation.answers import Images, batches
 from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge
 from mu.evaluation.metrics.clip_score import clip_score
-from mu.evaluation.metrics.intervals import bootstrap, evenly, mean_of_shares, paired, wilson
+from mu.evaluation.metrics.intervals import bootstrap, evenly, mean_of_shares, paired
 from mu.evaluation.metrics.lpips import lpips
 from mu.models import load
 from mu.models.clip import ClipModel
