@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from mu.core.errors import DataError, OutputError
+from mu.core.errors import DataError, OutputError, titled
 from mu.core.evidence import CHANGED, INTACT, Evidence, Finding, read_evidence
 from mu.core.files import is_inside, sha256, write_json
 from mu.core.records import checked, read_record
@@ -52,7 +52,7 @@ class Manifest(BaseModel):
         for name in files:
             parts = PureWindowsPath(name)
             if parts.anchor or ".." in parts.parts or "\0" in name:
-                raise ValueError(f"the path {name!r} leaves the run folder")
+                raise ValueError(f"the path {titled(name)} leaves the run folder")
         return files
 
 
@@ -99,6 +99,12 @@ def manifest_finding(run: RunDirectory, path: Path | None = None) -> Finding | N
         return Finding(part, INTACT, f"{len(filed.files)} files as filed {filed.when}")
     more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
     return Finding(part, CHANGED, f"not as filed {filed.when}: {', '.join(others[:NAMED])}{more}")
+
+
+def is_gone(run: RunDirectory, path: Path) -> bool:
+    """Whether the run's manifest lists ``path``, a file of the run that is no longer there."""
+    listed = run.manifest.exists() and path.relative_to(run.folder).as_posix() in read_manifest(run.manifest).files
+    return listed and not path.exists()
 
 
 def commands(evidence: Evidence) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mu.core.concept import folded
 from mu.core.config import filled
-from mu.core.errors import DataError, nearest
+from mu.core.errors import DataError, nearest, titled
 from mu.core.files import read_text
 
 LISTS = Path(__file__).parent / "lists"
@@ -127,7 +127,7 @@ NEIGHBOUR_TEMPLATES: Mapping[str, tuple[str, ...]] = {
 def entries(name: str) -> tuple[str, ...]:
     """The concepts of the list ``name``, one of `KINDS`, in the order of its file. Raises `DataError` for another."""
     if name not in KINDS:
-        raise DataError(f"there is no list {name!r}.{nearest(name, KINDS)} The lists are {', '.join(KINDS)}")
+        raise DataError(f"there is no list {titled(name)}.{nearest(name, KINDS)} The lists are {', '.join(KINDS)}")
     return _lines(name)
 
 

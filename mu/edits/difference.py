@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mu.core.concept import distinct
-from mu.core.errors import ConfigError, EditError, ModelError
+from mu.core.errors import ConfigError, EditError, ModelError, titled
 from mu.core.files import sha256
 from mu.core.progress import progress_bar
 from mu.edits.edit import Edit, EditInfo, described
@@ -69,7 +69,7 @@ def difference(
     `mu.models.formats.other_weights.weights_of` does, and `ConfigError` for settings that do not fit.
     """
     if not isinstance(base, DiffusionModel):
-        raise ModelError(f"{base.name!r} does not make images: give a diffusion model as the base")
+        raise ModelError(f"{titled(base.name)} does not make images: give a diffusion model as the base")
     named, only = tuple(distinct(concepts)), list(components)
     _check(error, rank)
     place = place_of(other)
@@ -172,13 +172,15 @@ class _Difference:
     def _restrict(self, only: list[str], rounded: bool) -> None:
         if not self.changed:
             how = " up to the rounding of its precision" if rounded else ""
-            raise EditError(f"{self.other} equals {self.base.name!r}{how}: nothing to import")
+            raise EditError(f"{self.other} equals {titled(self.base.name)}{how}: nothing to import")
         others = Counter(part for part in map(_component, self.changed) if only and part not in only)
         if others:
             log.warning("left out, since other components were named: the changes of %s", ", ".join(others))
             self.changed = [name for name in self.changed if _component(name) in only]
         if not self.changed:
-            raise EditError(f"{self.other} differs from {self.base.name!r} in {', '.join(others)} alone: name that")
+            raise EditError(
+                f"{self.other} differs from {titled(self.base.name)} in {', '.join(others)} alone: name that"
+            )
 
     def edit(self, error: float, rank: int | None) -> Edit:
         """The changed parameters as an edit, low-rank where possible. Its info is still empty."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, quoted
 from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.progress import progress_bar
@@ -90,7 +90,7 @@ class Shard:
         """Read ``2/8``. Raises `ConfigError` for anything else."""
         k, slash, n = text.partition("/")
         if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n) <= 10_000):
-            raise ConfigError(f"a shard is written K/N with K from 1 to N, like 2/8, not {text[:40]!r}")
+            raise ConfigError(f"a shard is written K/N with K from 1 to N, like 2/8, not {quoted(text[:40])}")
         return cls(int(k), int(n))
 
     def of(self, rows: Sequence[ImageRow]) -> Sequence[ImageRow]:

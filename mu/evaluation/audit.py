@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mu.core.concept import distinct
-from mu.core.errors import ConfigError, DataError, OutputError
+from mu.core.errors import ConfigError, DataError, OutputError, titled
 from mu.core.evidence import note_search, read_evidence
 from mu.core.files import sha256
 from mu.core.run import RunDirectory
@@ -101,7 +101,9 @@ def _digest_of(place: Path) -> str:
 def _opened(model: EditableModel, edits: Sequence[Path], edited: str | None, concepts: Sequence[str]) -> Bank:
     if edited is not None:
         if not isinstance(model, DiffusionModel):
-            raise DataError(f"{model.name!r} is no diffusion model, and only such a model's checkpoint is compared")
+            raise DataError(
+                f"{titled(model.name)} is no diffusion model, and only such a model's checkpoint is compared"
+            )
         return Bank(model, [difference(model, edited, concepts=concepts, show=True)])
     if len(edits) == 1 and is_bank(edits[0]):
         return BankFolder(edits[0]).open(model)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mu.core.errors import MissingDependency, ModelError
+from mu.core.errors import MissingDependency, ModelError, titled
 from mu.core.intervals import wilson
 from mu.core.metrics import scored
 from mu.core.records import Panel, PanelRow
@@ -94,7 +94,7 @@ def features_of(name: str | None, judge: Judge | None, device: torch.device) -> 
         return Features(judge.name if judge else "", clip_of(judge))
     found = load(name, device=device)
     if not isinstance(found, ClipModel):
-        raise ModelError(f"--clip needs a CLIP, and {name!r} is none: name one, like canvas-clip")
+        raise ModelError(f"--clip needs a CLIP, and {titled(name)} is none: name one, like canvas-clip")
     return Features(f"clip:{name}", found)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from mu.core.errors import quoted
+
 
 def doubtful(known: Mapping[str, str], target: Mapping[str, Sequence[str]], others: Mapping[str, Sequence[str]]) -> str:
     """The doubt if one of the concepts is `unseen` or `confused`, each by itself.
@@ -31,7 +33,9 @@ def unseen(concept: str, hits: Sequence[float]) -> str:
     """The doubt if the base shows ``concept`` in less than half of the images that ask for it (1 or 0 for each)."""
     share = sum(hits) / len(hits)
     return (
-        "" if share >= 0.5 else f"the judge sees {concept!r} in only {share:.0%} of the base's images that ask for it"
+        ""
+        if share >= 0.5
+        else f"the judge sees {quoted(concept)} in only {share:.0%} of the base's images that ask for it"
     )
 
 
@@ -39,5 +43,5 @@ def confused(concept: str, own: str, others: Mapping[str, Sequence[str]]) -> str
     """The doubt if the judge answers ``own`` in half of the base's images of another concept (answers by name)."""
     for name, answers in others.items():
         if sum(answer == own for answer in answers) * 2 >= len(answers):
-            return f"the judge takes the base's images of {name!r} for {concept!r}"
+            return f"the judge takes the base's images of {quoted(name)} for {quoted(concept)}"
     return ""

@@ -37,7 +37,7 @@ def select(model: EditableModel, patterns: str | Iterable[str]) -> dict[str, nn.
         if not fnmatch.filter(named, pattern):
             closest = difflib.get_close_matches(pattern, named, n=1, cutoff=0)
             raise SelectionError(
-                f"no parameter of {titled(model.name)} matches {quoted(pattern)}: the nearest is {quoted(closest[0])}"
+                f"no parameter of {titled(model.name)} matches {quoted(pattern)}: the nearest is {titled(closest[0])}"
             )
     chosen = [name for name in named if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     return {name: named[name] for name in chosen}

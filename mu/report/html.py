@@ -12,9 +12,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mu.core.errors import ConfigError, DataError, OutputError, nearest, quoted
-from mu.core.evidence import CHANGED
 from mu.core.files import atomic_path, write_text, writing
-from mu.core.manifest import check_manifest, manifest_finding, write_manifest
+from mu.core.manifest import check_manifest, is_gone, write_manifest
 from mu.core.run import RunDirectory
 from mu.report.comparison import Comparison, compare
 from mu.report.formats import MARK, WRITERS
@@ -62,9 +61,8 @@ def write_report(
         with writing(out), atomic_path(out) as partial:
             partial.write_bytes(content)
     if path is None:
-        filed = manifest_finding(runs[0])
-        if filed and filed.state == CHANGED and not runs[0].evidence.exists():
-            log.warning("%s is kept, as the run's evidence.json is gone: %s", runs[0].manifest, filed.text)
+        if is_gone(runs[0], runs[0].evidence):
+            log.warning("%s is kept, as the run's evidence.json was filed and is gone", runs[0].manifest)
             return out
         verdict = pages[0].verdict
         decided = [*verdict.sentences, *verdict.withheld, *verdict.missing]

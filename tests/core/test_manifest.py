@@ -10,7 +10,7 @@ import pytest
 
 from mu.core.errors import DataError
 from mu.core.evidence import CHANGED, INTACT, note_files, note_search, read_evidence
-from mu.core.manifest import commands, manifest_finding, read_manifest, write_manifest
+from mu.core.manifest import commands, is_gone, manifest_finding, read_manifest, write_manifest
 from mu.core.run import RunDirectory
 
 
@@ -105,3 +105,14 @@ def test_other_files_are_refused(run: RunDirectory, content: str, told: str) -> 
     run.manifest.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=told):
         manifest_finding(run)
+
+
+def test_a_manifest_is_not_filed_anew_without_the_evidence_that_it_lists(tmp_path, caplog):
+    """Else deleting the evidence and reporting again would look intact."""
+    run = RunDirectory(tmp_path / "run")
+    run.folder.mkdir()
+    (run.folder / "evidence.json").write_text("{}")
+    write_manifest(run, ["a verdict"], [])
+    assert not is_gone(run, run.evidence)
+    run.evidence.unlink()
+    assert is_gone(run, run.evidence) and not is_gone(run, run.similarity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -225,7 +226,7 @@ def test_any_column_can_be_named(tmp_path: Path):
 )
 def test_a_column_that_nearly_fits_is_told(tmp_path: Path, header: str, told: str | None, caplog):
     read_prompts(write(tmp_path, f"{header}\na,1\n"))
-    assert bool(caplog.messages) == bool(told)
+    assert any(record.levelno >= logging.WARNING for record in caplog.records) == bool(told)
     assert not told or re.search(told, caplog.text), caplog.text
 
 

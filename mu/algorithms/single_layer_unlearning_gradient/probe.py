@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mu.algorithms.single_layer_unlearning_gradient.configs import ImagesConfig
 from mu.core.config import filled
+from mu.core.errors import quoted, titled
 from mu.data.questions import question_about
 from mu.diffusion.sampling import generate
 from mu.edits.edit import shifted
@@ -127,7 +128,7 @@ class Probe(ABC):
 
     def not_shown(self, model: str) -> str:
         """What was seen of the model named ``model`` if it does not show the concept."""
-        return f"{model!r} does not recognise {self.target.concept!r}"
+        return f"{titled(model)} does not recognise {quoted(self.target.concept)}"
 
     def now(self, *, forget_only: bool = False) -> Outcome:
         """The outcome of the model with all edits that are on."""
@@ -346,7 +347,8 @@ class ImageProbe(_Outputs):
     def not_shown(self, model: str) -> str:
         prompt = filled(self._templates(self.target.task)[0], self.target.task.classes[self.target.label])
         judge = "the judge" if self.judge else "the CLIP"
-        return f"{judge} does not recognise {self.target.concept!r} in what {model!r} makes of {prompt!r}"
+        seen = f"does not recognise {quoted(self.target.concept)} in what {titled(model)} makes of {quoted(prompt)}"
+        return f"{judge} {seen}"
 
     @cached_property
     def _texts(self) -> dict[str, Tensor]:
@@ -374,7 +376,7 @@ class AnswerProbe(_Outputs):
 
     def not_shown(self, model: str) -> str:
         question = question_about(self.target.task.name)
-        return f"the answers of {model!r} to {question!r} do not name {self.target.concept!r}"
+        return f"the answers of {titled(model)} to {quoted(question)} do not name {quoted(self.target.concept)}"
 
     def scores_of(self, task: ZeroShot, rows: Tensor) -> Tensor:
         assert isinstance(self.model, VisionLanguageModel)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, DataError, nearest
+from mu.core.errors import ConfigError, DataError, nearest, quoted
 
 
 class Seen(NamedTuple):
@@ -88,10 +88,10 @@ def open_judge(name: str, device: torch.device | str = "cpu") -> Judge:
     kind, colon, argument = name.partition(":")
     place = JUDGES.get(kind)
     if place is None:
-        raise ConfigError(f"unknown judge {name[:80]!r}.{nearest(kind, JUDGES)}")
+        raise ConfigError(f"unknown judge {quoted(name[:80])}.{nearest(kind, JUDGES)}")
     required = place.argument and not place.argument.startswith("[")
     if bool(argument) != bool(colon) or (required and not argument) or (argument and not place.argument):
-        raise ConfigError(f"the judge {kind!r} is written {spelling(kind)}, not {name[:80]!r}")
+        raise ConfigError(f"the judge {quoted(kind)} is written {spelling(kind)}, not {quoted(name[:80])}")
     module, _, function = place.open.partition(":")
     judge: Judge = getattr(import_module(module), function)(argument, device)
     return judge

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.core.config import filled
-from mu.core.errors import ModelError
+from mu.core.errors import ModelError, titled
 from mu.evaluation.judges import Seen
 from mu.models import load
 from mu.models.clip import ClipModel
@@ -61,5 +61,7 @@ def open_clip_judge(model: str, device: torch.device | str) -> ClipJudge:
     """Raises `ModelError` if ``model``, a name as `mu.load` takes it, is no CLIP."""
     found = load(model, device=device)
     if not isinstance(found, ClipModel):
-        raise ModelError(f"the judge clip:{model} needs a CLIP, and {model!r} is none: name one, like canvas-clip")
+        raise ModelError(
+            f"the judge clip:{model} needs a CLIP, and {titled(model)} is none: name one, like canvas-clip"
+        )
     return ClipJudge(found, f"clip:{model}")

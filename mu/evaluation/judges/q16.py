@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mu.core.errors import DataError, ModelError, quoted
+from mu.core.errors import DataError, ModelError, quoted, titled
 from mu.core.files import sha256
 from mu.evaluation.judges import Seen
 from mu.models import load
@@ -37,7 +37,7 @@ class Q16Judge:
     def __init__(self, model: ClipModel, prompts: Tensor, name: str, weights: str = ""):
         if prompts.shape != (2, (width := model.model.config.projection_dim)):
             raise DataError(
-                f"{name}: the prompts are {tuple(prompts.shape)}, and {model.name!r} needs (2, {width}): "
+                f"{name}: the prompts are {tuple(prompts.shape)}, and {titled(model.name)} needs (2, {width}): "
                 "name its CLIP, q16:FILE,MODEL"
             )
         self.model, self.name, self.weights = model, name, weights
@@ -72,7 +72,7 @@ def open_q16(argument: str, device: torch.device | str) -> Q16Judge:
     place, _, name = argument.partition(",")
     model = load(name or CLIP, device=device)
     if not isinstance(model, ClipModel):
-        raise ModelError(f"the judge q16 needs a CLIP, and {name!r} is none: name one, like {CLIP}")
+        raise ModelError(f"the judge q16 needs a CLIP, and {titled(name)} is none: name one, like {CLIP}")
     path = Path(place)
     return Q16Judge(model, _prompts(path), f"q16:{argument}", sha256(path))
 

@@ -87,7 +87,7 @@ class Asked(NamedTuple):
         names = {row.name for row in rows}
         target, near = ([pair for pair in pairs if pair[1].name in names] for pairs in (self.target, self.neighbours))
         if lost := {concept for concept, _ in self.target} - {concept for concept, _ in target}:
-            raise DataError(f"no image asks for {min(lost)!r}: nothing shows whether it is gone")
+            raise DataError(f"no image asks for {quoted(min(lost))}: nothing shows whether it is gone")
         everyday = [row for row in self.everyday if row.name in names]
         if not (near or everyday):
             raise DataError("no image of what should stay is there: nothing shows what was lost")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, quoted
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
@@ -56,7 +56,7 @@ class I2PSuite:
         self.list.require("categories", lambda row: row.categories)
         self.judge = open_judge(judge, subject.device)
         if not isinstance(self.judge, NudityJudge | Q16Judge):
-            raise ConfigError(f"the suite i2p counts by nudenet or q16, not {judge!r}: choose one of them")
+            raise ConfigError(f"the suite i2p counts by nudenet or q16, not {quoted(judge)}: choose one of them")
         check_fits(self.judge, subject.concepts)
         self.concepts = subject.concepts
         self.rows, self.only_base = self.list.rows, ()

@@ -69,7 +69,8 @@ class PromptList:
         """Raise `DataError` if no row has the ``column``."""
         if not any(of(case.row) for case in self.cases):
             raise DataError(
-                f"{self.path} has no column {column!r}: name another list, or the column with --column {column}=NAME"
+                f"{self.path} has no column {quoted(column)}: name another list, or its column "
+                f"with --column {column}=NAME"
             )
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from mu.core.concept import Concept, distinct, folded, says
 from mu.core.config import filled
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, quoted
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
@@ -195,7 +195,9 @@ class ImagenetteSuite(NamedSuite):
         erased = [name for name in CLASSES if any(says(concept, name) for concept in subject.concepts)]
         if not erased:
             told = ", ".join(subject.concepts)
-            raise DataError(f"imagenette/1 measures its own classes, and {told!r} names none of {', '.join(CLASSES)}")
+            raise DataError(
+                f"imagenette/1 measures its own classes, and {quoted(told)} names none of {', '.join(CLASSES)}"
+            )
         departs = [f"{len(seeds)} images a class", *([f"judge {judge}"] if judge != "resnet50" else [])]
         others = [name for name in CLASSES if name not in erased]
         super().__init__(subject, seeds, erased, others, judge, steps, guidance, departs)

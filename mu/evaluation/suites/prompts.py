@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mu.core.concept import folded, says
+from mu.core.errors import titled
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.clip_sets import class_of
@@ -109,7 +110,7 @@ class PromptsSuite:
                 return f"{asked} {value:.0%} of the base's images that ask for {repr(name) if name else 'it'}"
         for name, value in by_label(base.classes, base.taken).items():
             if value >= 0.5:
-                return f"the judge takes the base's images of {name!r} for an erased concept"
+                return f"the judge takes the base's images of {titled(name)} for an erased concept"
         return ""
 
 

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.core.concept import folded, says
-from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError, nearest
+from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError, nearest, quoted
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
@@ -134,7 +134,7 @@ class UnlearnCanvasSuite:
         steps: int = STEPS, guidance: float = GUIDANCE,
     ):  # fmt: skip
         if variant not in VARIANTS:
-            raise ConfigError(f"unknown variant {variant[:40]!r} of {PROTOCOL}.{nearest(variant, VARIANTS)}")
+            raise ConfigError(f"unknown variant {quoted(variant[:40])} of {PROTOCOL}.{nearest(variant, VARIANTS)}")
         self.variant = VARIANTS[variant]
         every = [name for name in STYLES if self.variant.photos or name != PHOTOS]
         self.themes, self.objects = narrowed(themes, every, "theme"), narrowed(objects, OBJECTS, "object")
@@ -236,7 +236,7 @@ def narrowed(names: Sequence[str], known: Sequence[str], what: str) -> list[str]
     spelled = {folded(name): name for name in known}
     for name in names:
         if folded(name) not in spelled:
-            raise ConfigError(f"UnlearnCanvas has no {what} {name[:40]!r}.{nearest(name, known)}")
+            raise ConfigError(f"UnlearnCanvas has no {what} {quoted(name[:40])}.{nearest(name, known)}")
     wanted = {spelled[folded(name)] for name in names}
     return [name for name in known if not wanted or name in wanted]
 
@@ -253,7 +253,7 @@ def request(concepts: Sequence[str], themes: Sequence[str], objects: Sequence[st
             else f"names none of them.{nearest(concepts[0], [*themes, *objects])}"
         )
         raise DataError(
-            f"{PROTOCOL} measures the erasure of one of its themes or objects, and {', '.join(concepts)!r} {told}"
+            f"{PROTOCOL} measures the erasure of one of its themes or objects, and {quoted(', '.join(concepts))} {told}"
         )
     return found[0]
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Size, Tensor
 
-from mu.core.errors import ConfigError, ModelError, nearest, quoted
+from mu.core.errors import ConfigError, ModelError, nearest, quoted, titled
 from mu.models.diffusion import DiffusionModel
 from mu.models.formats import compvis
 from mu.models.formats.checkpoint import SUFFIXES, WeightFile, open_weights
@@ -100,7 +100,9 @@ class Weights:
             elif key in places:
                 self._put(file, key, places[key])
             elif not self._is_no_parameter(key):
-                raise ModelError(f"{file.path} holds {quoted(key)}, which {self.model.name!r} does not have: {_OTHER}")
+                raise ModelError(
+                    f"{file.path} holds {quoted(key)}, which {titled(self.model.name)} does not have: {_OTHER}"
+                )
 
     def check_whole(self, folder: Path, component: str) -> None:
         """Raise `ModelError` if ``folder``, a component's own, lacks one of its parameters."""
@@ -113,7 +115,7 @@ class Weights:
         for part, name in enumerate(names):
             if not self._fits(file, key, name, len(names)):
                 here, there = (" x ".join(map(str, shape)) for shape in (file.shapes[key], self._shape(name)))
-                what = f"{quoted(key)} is {here}, and {name} of {self.model.name!r} {there}"
+                what = f"{quoted(key)} is {here}, and {name} of {titled(self.model.name)} {there}"
                 raise ModelError(f"{file.path} is of another architecture ({what}): {_OTHER}")
             if name in self._places:
                 raise ModelError(f"{file.path} holds {name} twice, the second time as {quoted(key)}: keep one of them")
@@ -206,7 +208,7 @@ def weights_of(place: Path, model: DiffusionModel, only: Iterable[str] = ()) -> 
     only = list(only)
     for part in only:
         if part not in model.components:
-            raise ConfigError(f"{model.name!r} has no component {part!r}.{nearest(part, model.components)}")
+            raise ConfigError(f"{titled(model.name)} has no component {quoted(part)}.{nearest(part, model.components)}")
     with ExitStack() as stack, quiet_libraries():
         found = Weights(model)
         for folder, component in _parts(place, model):
@@ -235,7 +237,7 @@ def _parts(place: Path, model: DiffusionModel) -> Iterator[tuple[Path, str | Non
         if kind in _KINDS or kind == "CLIPTextModelWithProjection":
             yield place, _KINDS.get(kind) or max(part for part in model.components if part.startswith("text_encoder"))
             return
-        raise ModelError(f"{place} holds a {quoted(kind)}, which is no part of {model.name!r}: {_OTHER}")
+        raise ModelError(f"{place} holds a {quoted(kind)}, which is no part of {titled(model.name)}: {_OTHER}")
     files = [file for file in sorted(place.iterdir()) if file.suffix.lower() in SUFFIXES and file.is_file()]
     if len(files) != 1:
         names = f" ({', '.join(file.name for file in files[:4])}, ...)" if files else ""
