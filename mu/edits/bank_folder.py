@@ -313,8 +313,8 @@ class BankFolder:
             write_text(self.pending, json.dumps(known))
         try:
             yield note
-        finally:
-            self.pending.unlink(missing_ok=True)
+        finally:  # an interrupted process sweeps itself, and a killed one is swept by the next
+            self._sweep()
 
     def _switch(self, verb: str, concepts: Sequence[str], reason: str, change: dict[str, Any]) -> list[BankEntry]:
         self.read()
