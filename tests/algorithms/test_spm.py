@@ -387,7 +387,9 @@ def same(a: LowRankEdit, b: LowRankEdit) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "lms", "euler_a"])
+@pytest.mark.parametrize(
+    "scheduler", ["ddim", *(pytest.param(s, marks=pytest.mark.slow) for s in ("ddpm", "lms", "euler_a"))]
+)
 def test_same_seed_same_edit(scheduler: str, tiny: DiffusionModel, snapshot: Callable) -> None:
     if scheduler == "lms" and not find_spec("scipy"):
         with pytest.raises(ConfigError, match="scipy"):
@@ -431,12 +433,12 @@ WAYS = {
 @pytest.mark.parametrize(
     ("way", "when"),
     [
-        ("plain", "before a checkpoint"),
+        pytest.param("plain", "before a checkpoint", marks=pytest.mark.slow),
         ("plain", "after a checkpoint"),
-        ("plain", "in the update"),
+        pytest.param("plain", "in the update", marks=pytest.mark.slow),
         ("pool", "after a checkpoint"),
-        ("trajectory", "before a checkpoint"),
-        ("noisy walk", "before a checkpoint"),
+        pytest.param("trajectory", "before a checkpoint", marks=pytest.mark.slow),
+        pytest.param("noisy walk", "before a checkpoint", marks=pytest.mark.slow),
         ("clipped", "in the update"),
     ],
 )

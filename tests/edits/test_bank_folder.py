@@ -167,7 +167,9 @@ def test_the_log_is_complete_and_only_grows(bank: BankFolder, tiny: DiffusionMod
     assert rows[4]["sha256"] == hashlib.sha256(merged).hexdigest()
 
 
-@pytest.mark.parametrize("form", ["diffusers", "unet", "pt", "compvis", "kohya"])
+@pytest.mark.parametrize(
+    "form", ["diffusers", "unet", "kohya", *(pytest.param(f, marks=pytest.mark.slow) for f in ("pt", "compvis"))]
+)
 def test_a_merge_is_reproducible(form: str, tiny: DiffusionModel, tmp_path: Path) -> None:
     """Of any subset, in a fresh bank too; safetensors and pickled files have parts whose order or name is random by
     default."""

@@ -606,6 +606,10 @@ SOURCES: dict[str, tuple[str, dict[str, torch.Tensor], dict[str, str], str, dict
 }  # fmt: skip
 
 
+FIRST = ("told as v", "marked v, told as eps", "yaml with one number", "yaml and told", "marks and a kept schedule")
+"""A kind of statement each, over all families; the others are slow tests."""
+
+
 def merge(model: Any, out: Path, **how: Any) -> Path:
     """Of an edit that changes one tensor."""
     from mu.edits.bank import Bank
@@ -628,8 +632,9 @@ def place(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("case", "ending"),
     [
-        *((case, ".safetensors") for case in SOURCES),
-        *((case, ".ckpt") for case in ("told as eps", "told as sample", "yaml")),
+        *(pytest.param(case, ".safetensors", marks=() if case in FIRST else pytest.mark.slow) for case in SOURCES),
+        ("yaml", ".ckpt"),
+        *(pytest.param(case, ".ckpt", marks=pytest.mark.slow) for case in ("told as eps", "told as sample")),
     ],
 )
 def test_a_merged_file_is_used_as_its_source_was(
