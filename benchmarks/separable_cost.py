@@ -25,7 +25,7 @@ from torch import Tensor
 
 import mu
 from mu.algorithms import algorithm
-from mu.algorithms.separable_concept_erasure.model import NullSpace, eliminated
+from mu.algorithms.separable_concept_erasure.null_space import NullSpace, eliminated
 from mu.edits.edit import EditInfo
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors

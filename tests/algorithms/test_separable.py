@@ -30,18 +30,9 @@ from mu.algorithms.separable_concept_erasure.configs import (
     SeparableConceptErasureMethod,
 )
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
-from mu.algorithms.separable_concept_erasure.model import (
-    DenseShift,
-    NullSpace,
-    Room,
-    SeparableShift,
-    also_protecting,
-    eliminated,
-    room_for,
-    sparing,
-    text_layers,
-    token_rows,
-)
+from mu.algorithms.separable_concept_erasure.model import DenseShift, SeparableShift, text_layers
+from mu.algorithms.separable_concept_erasure.null_space import NullSpace, Room, eliminated, room_for, token_rows
+from mu.algorithms.separable_concept_erasure.reconciling import also_protecting, sparing
 from mu.algorithms.separable_concept_erasure.trainer import Effect, Momentum, SeparableConceptErasureTrainer, scales
 from mu.core.errors import ConfigError, DataError, EditError
 from mu.edits.bank import Bank
@@ -467,12 +458,11 @@ def test_sparing_moves_sentences_less_and_its_own_prompts_nearly_as_before(
 
     before, same = (size(edit, texts) for texts in (sentences, own))
     last = before
-    for weight in (0.1, 1.0, 10.0):
-        spared = sparing(edit, tiny, own, sentences, weight)
+    for _, spared in sparing(edit, tiny, own, sentences, (0.1, 1.0, 10.0)):
         assert size(spared, sentences) < last
         last = size(spared, sentences)
         assert size(spared, list(edit.info.protects)) <= 1e-4 * same  # what is exact stays exact
-    slight = sparing(edit, tiny, own, sentences, 1e-9)
+    ((_, slight),) = sparing(edit, tiny, own, sentences, [1e-9])
     assert size(slight, own) == pytest.approx(same, rel=1e-3) and last < before / 2
 
 

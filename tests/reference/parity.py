@@ -181,7 +181,7 @@ def fmn(preset: str, name: str, **changes: Any) -> float:
 
 def null_space(wrong: bool = False) -> float:
     """The basis by elimination, the projector, and the concept's rows inside the null space."""
-    from mu.algorithms.separable_concept_erasure.model import NullSpace, eliminated
+    from mu.algorithms.separable_concept_erasure.null_space import NullSpace, eliminated
 
     space = NullSpace.of(steps.protected_rows()[: -1 if wrong else None])
     found = {"basis": eliminated(space.span), "projector": space.directions.T @ space.directions}
@@ -205,7 +205,8 @@ def separable(preset: str, **changes: Any) -> tuple[dict[str, Tensor], Run]:
     """The dense delta of each layer by SepCE, and the run."""
     from mu.algorithms.separable_concept_erasure.configs import BasisConfig
     from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
-    from mu.algorithms.separable_concept_erasure.model import Capacity, NullSpace, Room, SeparableShift, basis_of
+    from mu.algorithms.separable_concept_erasure.model import SeparableShift
+    from mu.algorithms.separable_concept_erasure.null_space import Capacity, NullSpace, Room, basis_of
     from mu.algorithms.separable_concept_erasure.trainer import SeparableConceptErasureTrainer
 
     found, run = method("sepce", preset, **{"train.iterations": 1, **changes}), Run("sepce")

@@ -15,17 +15,9 @@ from mu.algorithms.separable_concept_erasure.configs import (
     SeparableConceptErasureMethod,
 )
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
-from mu.algorithms.separable_concept_erasure.model import (
-    Capacity,
-    DenseShift,
-    Room,
-    SeparableShift,
-    also_protecting,
-    is_separable,
-    room_for,
-    sparing,
-    summed,
-)
+from mu.algorithms.separable_concept_erasure.model import DenseShift, SeparableShift
+from mu.algorithms.separable_concept_erasure.null_space import Capacity, Room, room_for
+from mu.algorithms.separable_concept_erasure.reconciling import also_protecting, is_separable, sparing, summed
 from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
 from mu.core import compute
 from mu.core.algorithm import Saveable
@@ -228,8 +220,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         (concept,) = edit.info.concepts
         sentences, own = data.sentences(concept), [prompt for prompt, _ in data.prompts(concept)]
         before = effect.of(edit)
-        for weight in SPARING if sentences else ():
-            spared = sparing(edit, self.model, own, sentences, weight)
+        for weight, spared in sparing(edit, self.model, own, sentences, SPARING) if sentences else ():
             if (left := effect.of(spared)) >= NEARLY * before:
                 log.info("%r: sentences with the new concepts weigh %g in its delta", concept, weight)
                 return spared, kept * left / before
