@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+from mu.core.algorithm import Preset
 from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Devices, Templates, filled
 from mu.core.errors import quoted
@@ -14,6 +15,14 @@ from mu.models.load_options import LoadingConfig
 
 Counting = Literal["updates", "index"]
 """What ``iterations`` is: the number of updates, or the index of the last one, counted from 0."""
+
+
+COMPARISON = Preset(
+    "released-comparison",
+    "the program of the published comparison, with its images and its count of updates",
+    {"train": {"counting": "index"}, "images": {"steps": 100}},
+)
+"""The preset of the methods that separable erasure's authors compared with."""
 
 
 def updates(iterations: int, counting: Counting) -> int:

@@ -11,7 +11,7 @@ from pydantic import Field
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import Templates
 from mu.diffusion.images_config import ImagesConfig
-from mu.training.diffusion_config import AnchoredConfig, TrainConfig
+from mu.training.diffusion_config import COMPARISON, AnchoredConfig, TrainConfig
 
 
 class ConceptAblationTrainConfig(TrainConfig):
@@ -99,11 +99,7 @@ class ConceptAblationMethod(Method):
             "nudity on SD 1.4: the published number of steps",
             {"concepts": ["nudity"], "train": {"iterations": 150}},
         ),
-        Preset(
-            "released-comparison",
-            "the program of the published comparison, with its images and its count of updates",
-            {"train": {"counting": "index"}, "images": {"steps": 100}},
-        ),
+        COMPARISON,
         Preset(
             "released",
             "art styles by the authors' own program, model-based, on two GPUs",

@@ -11,7 +11,7 @@ from pydantic import Field
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import Templates
 from mu.diffusion.images_config import ImagesConfig
-from mu.training.diffusion_config import AnchoredConfig, TrainConfig
+from mu.training.diffusion_config import COMPARISON, AnchoredConfig, TrainConfig
 
 
 class ForgetMeNotTrainConfig(TrainConfig):
@@ -77,11 +77,7 @@ class ForgetMeNotMethod(Method):
             "nudity on SD 1.4: the published number of steps",
             {"concepts": ["nudity"], "train": {"iterations": 75}},
         ),
-        Preset(
-            "released-comparison",
-            "the program of the published comparison, with its images and its count of updates",
-            {"train": {"counting": "index"}, "images": {"steps": 100}},
-        ),
+        COMPARISON,
         Preset(
             "released",
             "the authors' own program as its settings file has it, without textual inversion",
