@@ -23,6 +23,7 @@ from mu.core.errors import ConfigError
 if TYPE_CHECKING:
     from mu.core.run import RunDirectory
     from mu.core.scores import Table
+    from mu.models.load_options import FoundOn
 
 
 def evaluate(
@@ -166,26 +167,26 @@ def evaluate(
     """
     places = edit or []
     _check_asked(run, places, edited, images, concept, out)
-    if images is None and (base_images or allow_missing):
-        raise ConfigError(f"{'--base-images' if base_images else '--allow-missing'} is for --images: leave it out")
-    if images is not None and (model or suite is None):
-        raise ConfigError("--images needs --suite, and takes no --model: none is loaded")
-    if images is not None and (precision != "float32" or clip_skip or prediction_type):
-        raise ConfigError("--precision, --clip-skip and --prediction-type are for a model, and --images loads none")
+    _check_images(
+        images is not None, needs_suite=suite is None,
+        for_images={"--base-images": base_images, "--allow-missing": allow_missing},
+        for_models={
+            "--model": model, "--precision": precision != "float32", "--clip-skip": clip_skip,
+            "--prediction-type": prediction_type,
+        },
+    )  # fmt: skip
     if overwrite and (run or images is not None):
         raise ConfigError("--overwrite is for --edit and --edited: a suite's scores are always replaced")
     from mu.core.compute import pick_device
     from mu.core.concept import distinct
     from mu.core.program import show_log
     from mu.core.run import RunDirectory
-    from mu.edits.bank_folder import BankFolder
-    from mu.edits.files import open_edit
     from mu.evaluation.answers import Shard
-    from mu.evaluation.audit import begin, is_bank, subject
+    from mu.evaluation.audit import begin, subject
     from mu.evaluation.suites import evaluate as measured
     from mu.evaluation.suites import evaluate_found, suite_for
     from mu.models import load
-    from mu.models.load_options import FoundOn, base_of, loading
+    from mu.models.load_options import loading
 
     show_log()
     numbers = None if seeds is None else whole_numbers(seeds, "--seeds")
@@ -198,30 +199,49 @@ def evaluate(
     }  # fmt: skip
     if images is not None:
         assert out is not None and suite is not None
-        chosen = RunDirectory(out)
         table = evaluate_found(
-            chosen, suite, distinct(concept or []), images, base_images=base_images, allow_missing=allow_missing,
-            seeds=numbers, device=pick_device(device), **options,
+            RunDirectory(out), suite, distinct(concept or []), images, base_images=base_images,
+            allow_missing=allow_missing, seeds=numbers, device=pick_device(device), **options,
         )  # fmt: skip
-        _tell(chosen, table, concept or [], json)
+        _tell(RunDirectory(out), table, concept or [], json)
         return
-    if run:
-        chosen = RunDirectory(run)
-        chosen.require_edit()
-        name = (chosen.read_environment().get("model") or "canvas") if model is None else model
-        found: list[FoundOn] = [] if chosen.bank.exists() else [open_edit(chosen.edit).info]
-    else:
-        found = [BankFolder(p).read() if is_bank(p) else open_edit(p).info for p in places]
-        name = base_of(model, found)
+    chosen = RunDirectory(run) if run else None
+    name, found = _base(chosen, places, model)
     how = loading(name, found, clip_skip=clip_skip, prediction_type=prediction_type)
     base = load(name, device=device, precision=precision, **how)
-    if not run:
+    if chosen is None:
         assert out is not None
         chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
     bank = subject(chosen, base)
     table = measured(chosen, suite or suite_for(base), base, bank, seeds=numbers, **options)
     if table or not part:
         _tell(chosen, table, [name for each in bank.on for name in each.info.concepts], json)
+
+
+def _base(run: RunDirectory | None, edits: list[Path], model: str | None) -> tuple[str, list[FoundOn]]:
+    """The name of the base model of what is measured, and what notes how it was loaded."""
+    from mu.edits.bank_folder import BankFolder
+    from mu.edits.files import open_edit
+    from mu.evaluation.audit import is_bank
+    from mu.models.load_options import base_of
+
+    if run:
+        run.require_edit()
+        name = (run.read_environment().get("model") or "canvas") if model is None else model
+        return name, [] if run.bank.exists() else [open_edit(run.edit).info]
+    found: list[FoundOn] = [BankFolder(place).read() if is_bank(place) else open_edit(place).info for place in edits]
+    return base_of(model, found), found
+
+
+def _check_images(
+    given: bool, *, needs_suite: bool, for_images: dict[str, object], for_models: dict[str, object]
+) -> None:
+    """Raise `ConfigError` for options that belong to --images without it, or to a model beside it."""
+    wrong = next((name for name, value in (for_models if given else for_images).items() if value), "")
+    if wrong:
+        raise ConfigError(f"{wrong} is for {'a model, and --images loads none' if given else '--images'}: leave it out")
+    if given and needs_suite:
+        raise ConfigError("--images needs --suite: name what its files were made for")
 
 
 def _tell(run: RunDirectory, table: Table, erased: list[str], json: bool) -> None:

@@ -24,7 +24,7 @@ from mu.core.files import atomic_path, check_writing, is_inside, sha256, write_j
 from mu.core.images import rgb
 from mu.core.records import Prompt, checked, read_record
 from mu.core.run import RunDirectory
-from mu.diffusion.sampling import check_request, checked_size, generate_batches
+from mu.diffusion.sampling import Sampling, check_request, checked_size, generate_batches
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described
 from mu.edits.gates import Gate, gate_to_json
@@ -113,9 +113,7 @@ def write_images(
         check_writing(folder / wrong)
     kept = {row.name for row in there}
     missing = [row for row in rows if row.name not in kept]
-    groups: dict[tuple[float, tuple[int, int]], list[ImageRow]] = {}
-    for row in missing:
-        groups.setdefault((row.scale(guidance), _size_of(row, model, size)), []).append(row)
+    groups = _alike(model, missing, guidance, size)
     for scale in {guidance, *(scale for scale, _ in groups)}:
         texts, seeds = [negative, *(row.prompt for row in rows)], [row.seed for row in rows]
         check_request(model, texts, seeds, steps=steps, guidance=scale)
@@ -123,29 +121,37 @@ def write_images(
     for (scale, (height, width)), group in groups.items():
         left = iter(group)
         prompts, seeds = [row.prompt for row in group], [row.seed for row in group]
-        options: dict[str, Any] = {
-            "steps": steps,
-            "guidance": scale,
-            "negative": negative,
-            "height": height,
-            "width": width,
-        }
+        options: Sampling = {"steps": steps, "guidance": scale, "negative": negative, "height": height, "width": width}
         for batch in generate_batches(model, prompts, seeds, **options):
             if note:  # only after the first batch, so that a failure to make it changes nothing on disk
                 _note(folder, note)
                 note = {}
-            encoded = {
-                name: encoded_image(image, name) for image, name in zip(batch, (r.name for r in left), strict=False)
-            }
-            if bound:  # before they are written: a killed process leaves none that nobody noted
-                _bind(folder, encoded)
-            for name, content in encoded.items():
-                with atomic_path(folder / name) as partial:
-                    partial.write_bytes(content)
+            _write_batch(folder, batch, [next(left).name for _ in batch], bound)
             done += len(batch)
             if progress:
                 progress(done, len(rows))
     return len(missing)
+
+
+def _alike(
+    model: DiffusionModel, rows: Sequence[ImageRow], guidance: float, size: tuple[int, int] | None
+) -> dict[tuple[float, tuple[int, int]], list[ImageRow]]:
+    """``rows`` by guidance scale and (height, width): those that one batch can hold."""
+    groups: dict[tuple[float, tuple[int, int]], list[ImageRow]] = {}
+    for row in rows:
+        groups.setdefault((row.scale(guidance), _size_of(row, model, size)), []).append(row)
+    return groups
+
+
+def _write_batch(folder: Path, batch: Tensor, names: Sequence[str], bound: bool) -> None:
+    """Write the images of ``batch``. If they are ``bound``, their digests come first: a killed process leaves no image
+    that nobody noted."""
+    encoded = {name: encoded_image(image, name) for image, name in zip(batch, names, strict=True)}
+    if bound:
+        _bind(folder, encoded)
+    for name, content in encoded.items():
+        with atomic_path(folder / name) as partial:
+            partial.write_bytes(content)
 
 
 def _size_of(row: ImageRow, model: DiffusionModel, size: tuple[int, int] | None) -> tuple[int, int]:
