@@ -19,6 +19,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 from transformers import CLIPTextModel
 
+from mu.core.evidence import note_search
+from mu.core.run import RunDirectory
 from mu.models import load
 from mu.models.canvas import architecture
 from mu.models.diffusion import DiffusionModel, face
@@ -62,6 +64,15 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
                 runpy.run_path(str(ROOT / script), run_name="__main__")
         return int(ended.value.code or 0)
 
+    return run
+
+
+def searched(folder: Path) -> RunDirectory:
+    """A run whose search for an edit of "neon" has ended."""
+    run = RunDirectory(folder)
+    run.begin("concepts: [neon]\n", {"method": "spm", "model": "canvas", "concepts": ["neon"]})
+    run.edit.write_bytes(b"weights")
+    note_search(run)
     return run
 
 

@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 
-from mu.core.evidence import note_files, note_scores, note_search
+from mu.core.evidence import note_files, note_scores
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
+from tests.conftest import searched
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    run = RunDirectory(tmp_path / "neon")
-    run.begin("concepts: [neon]\n", {"method": "spm", "model": "canvas", "concepts": ["neon"]})
-    run.edit.write_bytes(b"weights")
-    note_search(run)
+    run = searched(tmp_path / "neon")
     edited = run.answers / "concept" / "edited"
     edited.mkdir(parents=True)
     (edited / "target_neon_0_seed1.png").write_bytes(b"image")

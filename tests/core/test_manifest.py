@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 
 from mu.core.errors import DataError
-from mu.core.evidence import CHANGED, INTACT, note_files, note_search, read_evidence
+from mu.core.evidence import CHANGED, INTACT, note_files, read_evidence
 from mu.core.manifest import commands, is_gone, manifest_finding, read_manifest, write_manifest
 from mu.core.run import RunDirectory
+from tests.conftest import searched
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    run = RunDirectory(tmp_path / "neon")
-    run.begin("concepts: [neon]\n", {"method": "spm", "model": "canvas", "concepts": ["neon"]})
-    run.edit.write_bytes(b"weights")
-    note_search(run)
+    run = searched(tmp_path / "neon")
     edited = run.answers / "concept" / "edited"
     edited.mkdir(parents=True)
     for k in range(5):
