@@ -129,7 +129,7 @@ def family_member(
         "eos_token_id": tokenizer.eos_token_id,
     }
     layers = {
-        "max_position_embeddings": architecture.PROMPT_TOKENS,
+        "max_position_embeddings": architecture.Sizes().tokens,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "pad_token_id": 0,

@@ -31,10 +31,17 @@ def train(
         "outputs/canvas"
     ),
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    world: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEED", min=0, help="Train a sibling world of other words, looks and sizes, drawn by SEED."
+        ),
+    ] = None,
     device: Device = None,
     stages: Annotated[
-        str, typer.Option(help="Stages to train, comma-separated, in this order.")
-    ] = "judge,clip,autoencoder,unet,vlm",
+        str | None,
+        typer.Option(help="Stages to train, comma-separated, in this order. Default: all; of a sibling without vlm."),
+    ] = None,
     steps: Annotated[
         str | None, typer.Option(metavar="STAGE=N,...", help="Optimiser steps per stage. Default: each stage's own.")
     ] = None,
@@ -42,6 +49,7 @@ def train(
     """Train the embedded model from scratch. A second run continues where the first stopped.
 
     Example: mu canvas train --out outputs/canvas --stages judge,clip --steps judge=200,clip=300
+    Example: mu canvas train --world 1 --out outputs/world-1
     """
     from mu.core import threads
     from mu.core.compute import pick_device
@@ -53,12 +61,12 @@ def train(
         stage: whole_numbers(n, "--steps")[0]
         for stage, n in pairs(steps.split(",") if steps else [], "--steps").items()
     }
-    named = tuple(stages.split(","))
+    named = tuple(stages.split(",")) if stages else STAGES if world is None else STAGES[:-1]
     for stage in (*named, *counts):
         if stage not in STAGES:
             raise ConfigError(f"unknown stage {quoted(stage)}.{nearest(stage, STAGES)}")
     threads.fit(0)
-    train_world(out, seed=seed, device=str(pick_device(device)), stages=named, steps=counts)
+    train_world(out, seed=seed, world=world, device=str(pick_device(device)), stages=named, steps=counts)
     print(out)
 
 

@@ -74,7 +74,7 @@ def open_clip(folder: Path) -> Path:
 def openai(folder: Path) -> Path:
     model, tokenizer = new_clip(False)
     state = pack(model.state_dict(), open_clip_map(model.state_dict()))
-    numbers = {"input_resolution": 64, "context_length": architecture.PROMPT_TOKENS, "vocab_size": len(tokenizer)}
+    numbers = {"input_resolution": 64, "context_length": architecture.Sizes().tokens, "vocab_size": len(tokenizer)}
     tokenizer.save_pretrained(folder)
     torch.save(state | {name: torch.tensor(number) for name, number in numbers.items()}, folder / "ViT-B-32.pt")
     return folder / "ViT-B-32.pt"
@@ -108,7 +108,7 @@ def test_features_are_the_models_own(kind: Callable[[Path], Any], rule: str, tmp
     clip = mu.load(kind(tmp_path), device="cpu")
     assert isinstance(clip, ClipModel)
     images = [pair.image() for pair in rendered_pairs(2, 5)]
-    options = {"padding": "max_length", "max_length": architecture.PROMPT_TOKENS, "return_tensors": "pt"}
+    options = {"padding": "max_length", "max_length": architecture.Sizes().tokens, "return_tensors": "pt"}
     tokens, pixels = clip.tokenizer(TEXTS, **options).input_ids, clip.preprocess(images)
     language, vision = Tower(clip, "language"), Tower(clip, "vision")
     with torch.no_grad():

@@ -16,13 +16,16 @@ from mu.data.canvas.prompts import (
     SENTENCES_OF,
     RenderedPair,
     answer,
-    captions,
     rendered_pairs,
 )
-from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, images, render, watermark
+from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, watermark
 from mu.data.canvas.styles import STYLES
+from mu.data.canvas.world import CANVAS, World
+
+captions, every_scene, images, render = CANVAS.captions, CANVAS.every_scene, CANVAS.images, CANVAS.render
 
 __all__ = [
+    "CANVAS",
     "IDENTITIES",
     "OBJECTS",
     "PEOPLE",
@@ -36,6 +39,7 @@ __all__ = [
     "RenderedPair",
     "Scene",
     "Traits",
+    "World",
     "answer",
     "captions",
     "every_scene",

@@ -1,4 +1,4 @@
-"""Text about scenes: the benchmark's prompts, templates around a concept, captions, answers to questions."""
+"""Text about scenes: the benchmark's prompts, templates around a concept, pairs, answers to questions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from PIL import Image
 
 from mu.core.errors import DataError, quoted
 from mu.data.canvas.objects import OBJECTS
-from mu.data.canvas.scenes import WATERMARK_PROMPT, Scene, every_scene, render
+from mu.data.canvas.scenes import Scene
 from mu.data.canvas.styles import STYLES
+from mu.data.canvas.world import CANVAS
 from mu.data.questions import QUESTIONS
 
 PROMPTS = tuple(Scene(style, object=name).prompt for name in OBJECTS for style in STYLES)
@@ -29,45 +30,6 @@ SENTENCES = (*SENTENCES_OF["style"], *SENTENCES_OF["object"])
 PHRASES = ("{}", "a {} image", "an image in {} style", "{} style", "a {} picture")
 """Templates of only a style or an object."""
 
-# Typical user prompts, each with the attributes it names. "{who}" is the object or the person's name.
-_OBJECT_TEMPLATES = (
-    ("A {who} image in {style} style.", "so"),
-    ("A {who} image in {style} style.", "so"),
-    ("a {who} in {style} style", "so"),
-    ("{style} style {who}", "so"),
-    ("a {style} picture of a {who}", "so"),
-    ("a {who}, {style} style", "so"),
-    ("a {who} image", "o"),
-    ("{who}", "o"),
-    ("a picture of a {who}", "o"),
-    ("a {who}", "o"),
-    ("the {who}", "o"),
-)
-_PEOPLE_TEMPLATES = (
-    ("A portrait of {who} in {style} style.", "si"), ("A portrait of {who} in {style} style.", "si"),
-    ("{who} in {style} style", "si"), ("{style} style portrait of {who}", "si"), ("a {style} picture of {who}", "si"),
-    ("a portrait of {who}", "i"), ("{who}", "i"), ("a picture of {who}", "i"), ("the face of {who}", "i"),
-    ("a person in {style} style", "sp"), ("a portrait of a person", "p"), ("a person", "p"),
-)  # fmt: skip
-_STYLE_TEMPLATES = (
-    ("an image in {style} style", "s"),
-    ("{style} style", "s"),
-    ("{style}", "s"),
-    ("a {style} picture", "s"),
-    ("an image", ""),
-)
-
-
-def captions(scene: Scene) -> list[tuple[str, str]]:
-    """Every caption of a scene, with the attributes it names.
-
-    The attributes are letters: s(tyle), o(bject), i(dentity), p(erson), w(atermark)."""
-    if scene == Scene():
-        return [(WATERMARK_PROMPT, "w")]
-    templates = _OBJECT_TEMPLATES if scene.object else _PEOPLE_TEMPLATES
-    who = scene.object or scene.identity
-    return [(text.format(who=who, style=scene.style), told) for text, told in (*templates, *_STYLE_TEMPLATES)]
-
 
 @dataclass(frozen=True)
 class RenderedPair:
@@ -83,7 +45,7 @@ class RenderedPair:
         return {attribute: told for attribute in QUESTIONS if (told := getattr(self.scene, attribute))}
 
     def image(self) -> Image.Image:
-        return Image.fromarray(render(self.scene, self.seed))
+        return Image.fromarray(CANVAS.render(self.scene, self.seed))
 
 
 def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[RenderedPair]:
@@ -91,7 +53,9 @@ def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[Render
 
     Raises `DataError` if the canvas world lacks ``concept``."""
     scenes = [
-        scene for scene in every_scene() if concept is None or concept in (scene.style, scene.object, scene.identity)
+        scene
+        for scene in CANVAS.every_scene()
+        if concept is None or concept in (scene.style, scene.object, scene.identity)
     ]
     if not scenes:
         raise DataError(f"{quoted(concept)} is not a style, object or person of the canvas world")
@@ -99,7 +63,7 @@ def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[Render
     pairs = []
     for k in range(n):
         scene = scenes[int(rng.integers(len(scenes)))]
-        texts = [text for text, _ in captions(scene) if concept is None or concept in text]
+        texts = [text for text, _ in CANVAS.captions(scene) if concept is None or concept in text]
         pairs.append(RenderedPair(scene, texts[int(rng.integers(len(texts)))], (seed, k)))
     return pairs
 

@@ -38,7 +38,7 @@ def over(image: Array, colour: Array | np.floating, cover: Array) -> Array:
     return image + (colour - image) * cover
 
 
-def _noise(rng: np.random.Generator, cells: int) -> Array:
+def smooth_noise(rng: np.random.Generator, cells: int) -> Array:
     """Smooth noise in -1..1 with ``cells`` bumps across the image."""
     grid = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
     at = (np.arange(SIZE) + 0.5) / SIZE * cells
@@ -48,7 +48,7 @@ def _noise(rng: np.random.Generator, cells: int) -> Array:
     return rows[:, low] * (1 - t) + rows[:, low + 1] * t
 
 
-def _luminance(colour: Array) -> float:
+def luminance(colour: Array) -> float:
     return float(colour @ np.array([0.3, 0.59, 0.11], dtype=np.float32))
 
 
@@ -83,7 +83,7 @@ def _sketch(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array
     paper = rng.uniform(0.9, 0.98)
     image = np.full((SIZE, SIZE, 3), paper, dtype=np.float32)
     for distance, role in layers:
-        tone = 0.45 + 0.5 * _luminance(colours[role]) if role != "dark" else 0.2
+        tone = 0.45 + 0.5 * luminance(colours[role]) if role != "dark" else 0.2
         image = over(image, np.float32(tone * paper), coverage(distance))
         image = over(image, np.float32(0.1), np.clip(1.6 - np.abs(distance), 0, 1)[..., None])
     return image
@@ -98,7 +98,7 @@ def _pop_art(layers: Layers, colours: Colours, rng: np.random.Generator) -> Arra
     figure = np.stack([rgb(hue + 0.25 * q + 0.5, 0.8, 0.95) for q in range(4)])
     image = ground[quadrant]
     for distance, role in layers:
-        tone = np.float32(0.55 + 0.6 * _luminance(colours[role])) if role != "dark" else np.float32(0)
+        tone = np.float32(0.55 + 0.6 * luminance(colours[role])) if role != "dark" else np.float32(0)
         image = over(image, np.clip(figure[quadrant] * tone, 0, 1), coverage(distance))
         image = over(image, np.float32(0), np.clip(1.8 - np.abs(distance), 0, 1)[..., None])
     return image
@@ -108,9 +108,9 @@ def _pop_art(layers: Layers, colours: Colours, rng: np.random.Generator) -> Arra
 def _watercolor(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array:
     wash = rgb(rng.uniform(), 0.22, 1)
     paper = np.array([0.99, 0.97, 0.92], dtype=np.float32)
-    image = over(np.broadcast_to(paper, (SIZE, SIZE, 3)), wash, (0.5 + 0.5 * _noise(rng, 4))[..., None])
-    wobble = 1.2 * _noise(rng, 6)
-    pigment = (0.78 + 0.16 * _noise(rng, 5))[..., None]
+    image = over(np.broadcast_to(paper, (SIZE, SIZE, 3)), wash, (0.5 + 0.5 * smooth_noise(rng, 4))[..., None])
+    wobble = 1.2 * smooth_noise(rng, 6)
+    pigment = (0.78 + 0.16 * smooth_noise(rng, 5))[..., None]
     for distance, role in layers:
         image = over(image, 0.15 + 0.8 * colours[role], coverage(distance + wobble, 4.5) * pigment)
     return image
@@ -133,7 +133,7 @@ def _blueprint(layers: Layers, colours: Colours, rng: np.random.Generator) -> Ar
 def _vintage(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array:
     grey = np.full((SIZE, SIZE, 1), rng.uniform(0.85, 1.0), dtype=np.float32)
     for distance, role in layers:
-        tone = 0.18 + 0.55 * _luminance(colours[role]) * (0.75 + 0.25 * np.clip(-distance / 6, 0, 1))[..., None]
+        tone = 0.18 + 0.55 * luminance(colours[role]) * (0.75 + 0.25 * np.clip(-distance / 6, 0, 1))[..., None]
         grey = over(grey, tone, coverage(distance, 1.5))
     sepia = grey * np.array([1.0, 0.8, 0.53], dtype=np.float32) + 0.03
     edge = np.hypot(X - SIZE / 2, Y - SIZE / 2) / (SIZE / 2)
@@ -146,9 +146,9 @@ _HEAT = np.array([[0.02, 0.0, 0.2], [0.45, 0.0, 0.6], [0.9, 0.15, 0.25], [1.0, 0
 
 @_style
 def _thermal(layers: Layers, colours: Colours, rng: np.random.Generator) -> Array:
-    heat = 0.16 + 0.06 * _noise(rng, 3)
+    heat = 0.16 + 0.06 * smooth_noise(rng, 3)
     for k, (distance, role) in enumerate(layers):
-        level = 0.25 if role == "dark" else 0.52 + 0.28 * (k % 2) + 0.12 * _luminance(colours[role])
+        level = 0.25 if role == "dark" else 0.52 + 0.28 * (k % 2) + 0.12 * luminance(colours[role])
         inside = level + 0.2 * np.clip(-distance / 8, 0, 1)
         heat = heat + (inside - heat) * coverage(distance, 2.0)[..., 0]
         heat = np.maximum(heat, 0.42 * np.exp(-np.abs(distance) / 5))

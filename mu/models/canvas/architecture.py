@@ -1,11 +1,13 @@
-"""Untrained models of the embedded world: stock classes, small sizes. Together at most 24 MB in half precision."""
+"""Untrained models of a small world: stock classes, small sizes. Canvas has at most 24 MB in half precision."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -20,11 +22,39 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from mu.data import canvas as world
+from mu.data.canvas import CANVAS, SIZE, World
 
-TEXT_WIDTH = 192  # so that null spaces of ten or more prompts of 16 tokens exist
-PROMPT_TOKENS = 16
 EMBEDDING_WIDTH = 128
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths, depths, schedule and prediction of a world's models. The defaults are canvas's."""
+
+    text_width: int = 192  # so that null spaces of ten or more prompts of 16 tokens exist
+    text_layers: int = 3
+    tokens: int = 16
+    patch: int = 8
+    unet: tuple[int, ...] = (64, 128)
+    prediction: str = "epsilon"
+    beta_schedule: str = "scaled_linear"
+    beta_end: float = 0.012
+    guidance: float = 4.0
+
+    @classmethod
+    def drawn(cls, seed: int) -> Sizes:
+        """Sizes of the sibling world of ``seed``."""
+        rng = np.random.default_rng((seed, 20_162))
+        return cls(
+            text_width=int(rng.choice([128, 160, 224])),
+            text_layers=int(rng.integers(2, 5)),
+            tokens=int(rng.choice([12, 14, 20])),
+            patch=16,
+            prediction=("epsilon", "v_prediction")[seed % 2],
+            beta_schedule=str(rng.choice(["scaled_linear", "linear"])),
+            guidance=float(rng.choice([3.0, 5.0, 6.0])),
+        )
+
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
@@ -38,7 +68,7 @@ round square simple high quality best masterpiece
 """.split()
 
 
-def new_tokenizer() -> CLIPTokenizer:
+def new_tokenizer(world: World = CANVAS, sizes: Sizes = Sizes()) -> CLIPTokenizer:
     """A byte-level CLIPTokenizer: every word of the world is one token, and any other text can be tokenized.
 
     The merges are learned by BPE on the captions. The end token has the largest id and is not 2, as in real CLIP:
@@ -50,7 +80,7 @@ def new_tokenizer() -> CLIPTokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = dict.fromkeys([*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in learned)])
     vocabulary = {token: k for k, token in enumerate([*tokens, START, END])}
-    return CLIPTokenizer(vocab=vocabulary, merges=learned, model_max_length=PROMPT_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=learned, model_max_length=sizes.tokens)
 
 
 def _merges(words: Counter[str], end: str = "") -> list[tuple[str, str]]:
@@ -76,16 +106,16 @@ def _merges(words: Counter[str], end: str = "") -> list[tuple[str, str]]:
             pieces[word] = tuple(joined)
 
 
-def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+def new_clip(tokenizer: CLIPTokenizer, sizes: Sizes = Sizes()) -> CLIPModel:
     """Text tower (width 192) and vision tower (width 128, patch 8) of about 3 M parameters."""
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": 4 * TEXT_WIDTH,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "max_position_embeddings": PROMPT_TOKENS,
+        "hidden_size": sizes.text_width,
+        "intermediate_size": 4 * sizes.text_width,
+        "num_hidden_layers": sizes.text_layers,
+        "num_attention_heads": sizes.text_width // 32,
+        "max_position_embeddings": sizes.tokens,
         "projection_dim": EMBEDDING_WIDTH,
         **special,
     }
@@ -94,8 +124,8 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "intermediate_size": 512,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "image_size": world.SIZE,
-        "patch_size": 8,
+        "image_size": SIZE,
+        "patch_size": sizes.patch,
         "projection_dim": EMBEDDING_WIDTH,
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING_WIDTH))
@@ -103,7 +133,7 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def new_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(
-        sample_size=world.SIZE,
+        sample_size=SIZE,
         block_out_channels=(16, 32, 64, 64),
         layers_per_block=1,
         latent_channels=4,
@@ -114,27 +144,28 @@ def new_autoencoder() -> AutoencoderKL:
     )
 
 
-def new_unet() -> UNet2DConditionModel:
+def new_unet(sizes: Sizes = Sizes()) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=world.SIZE // 8,
+        sample_size=SIZE // 8,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
-        block_out_channels=(64, 128),
+        block_out_channels=sizes.unet,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=sizes.text_width,
         attention_head_dim=4,
         norm_num_groups=16,
     )
 
 
-def new_scheduler() -> DDIMScheduler:
-    """The noise schedule of Stable Diffusion 1.x."""
+def new_scheduler(sizes: Sizes = Sizes()) -> DDIMScheduler:
+    """By default the noise schedule of Stable Diffusion 1.x."""
     return DDIMScheduler(
         beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        beta_end=sizes.beta_end,
+        beta_schedule=sizes.beta_schedule,
+        prediction_type=sizes.prediction,
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
@@ -178,14 +209,18 @@ def new_vision_language(clip: CLIPConfig, tokenizer: PreTrainedTokenizerFast) ->
     return LlavaForConditionalGeneration(config)
 
 
-def judge_labels() -> list[str]:
+def judge_labels(world: World = CANVAS) -> list[str]:
     """Labels of the judge's outputs, ``head/class``; each head has its own softmax."""
-    heads = {"style": world.STYLES, "object": (*world.OBJECTS, "none"), "identity": (*world.IDENTITIES, "none")}
+    heads = {
+        "style": world.styles,
+        "object": (*world.objects, "none"),
+        "identity": (*world.identities, "none"),
+    }
     return [f"{head}/{name}" for head, names in heads.items() for name in names]
 
 
-def new_judge() -> ResNetForImageClassification:
-    labels = judge_labels()
+def new_judge(world: World = CANVAS) -> ResNetForImageClassification:
+    labels = judge_labels(world)
     config = ResNetConfig(
         embedding_size=32,
         hidden_sizes=[32, 64, 128],

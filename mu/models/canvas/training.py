@@ -1,4 +1,4 @@
-"""Train the embedded world from scratch (``mu canvas train``): seeded, resumable, stage by stage.
+"""Train the embedded world, or a sibling of it, from scratch (``mu canvas train``): seeded, resumable, by stage.
 
     judge        a classifier of rendered images: style, object, identity
     clip         CLIPModel, contrastive on rendered images and their captions
@@ -11,32 +11,45 @@ A stage writes a stock folder in half precision under ``out``. It is skipped if 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from mu.core.config import filled
-from mu.core.files import atomic_path
+from mu.core.evidence import sha256
+from mu.core.files import atomic_path, write_json
 from mu.core.loop import train
 from mu.core.progress import progress_bar
-from mu.data import canvas as world
-from mu.data.canvas import Scene
+from mu.core.run import versions
+from mu.data import canvas
+from mu.data.canvas import SIZE, Scene
+from mu.data.canvas.grammar import sibling
+from mu.data.canvas.world import CANVAS, World
 from mu.data.questions import QUESTIONS
 from mu.models.canvas import architecture
+from mu.models.canvas.architecture import Sizes
 from mu.models.judge import heads
+from mu.models.places import EMBEDDED
 from mu.models.vision_language import PROMPT
 
 STAGES = ("judge", "clip", "autoencoder", "unet", "vlm")
 STEPS = {"judge": 1500, "clip": 2000, "autoencoder": 2800, "unet": 9000, "vlm": 2500}
+SIBLING_STEPS = {"judge": 600, "clip": 1200, "autoencoder": 300, "unet": 5000, "vlm": 2500}
+BATCHES, SIBLING_BATCHES = {"clip": 128, "unet": 64}, {"clip": 64, "unet": 32}
+"""Images of one step."""
+RECIPE = "world.json"
+"""What a sibling is and how it was made, in its folder."""
 
 
 @dataclass
@@ -62,6 +75,35 @@ class Workshop:
     device: torch.device
     steps: dict[str, int]
     images: Images
+    world: World
+    sizes: Sizes
+
+    @property
+    def is_canvas(self) -> bool:
+        return self.world is CANVAS
+
+    @property
+    def batches(self) -> dict[str, int]:
+        return BATCHES if self.is_canvas else SIBLING_BATCHES
+
+    def new_autoencoder(self) -> AutoencoderKL:
+        """Untrained; a sibling's starts from canvas's, as published models of other data start from a common one."""
+        if self.is_canvas:
+            return architecture.new_autoencoder()
+        return AutoencoderKL.from_pretrained(EMBEDDED["canvas"] / "vae", torch_dtype=torch.float32)
+
+    def new_unet(self) -> UNet2DConditionModel:
+        """Untrained; a sibling's starts from those weights of canvas's that have its shapes: all but keys and values.
+
+        It then needs half of the steps; what it knows of words it learns anew.
+        """
+        unet = architecture.new_unet(self.sizes)
+        if not self.is_canvas:
+            known = UNet2DConditionModel.from_pretrained(EMBEDDED["canvas"] / "unet", torch_dtype=torch.float32)
+            own = unet.state_dict()
+            fitting = {name: w for name, w in known.state_dict().items() if own[name].shape == w.shape}
+            unet.load_state_dict(fitting, strict=False)
+        return unet
 
     def generator(self, stage: str) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1000 + STAGES.index(stage))
@@ -88,38 +130,64 @@ class Workshop:
 
 
 def train_world(
-    out: Path, *, seed: int = 0, device: str = "cpu", stages: tuple[str, ...] = STAGES,
-    steps: dict[str, int] | None = None, images: int = 30_000, work: Path | None = None,
+    out: Path, *, seed: int = 0, world: int | None = None, device: str = "cpu", stages: tuple[str, ...] = STAGES,
+    steps: dict[str, int] | None = None, images: int | None = None, work: Path | None = None,
 ) -> None:  # fmt: skip
-    """Train the named stages into ``out``. About two and a half hours on two CPU cores, minutes on a GPU."""
+    """Train the named stages into ``out``: of canvas, or with ``world`` of the sibling that this number draws.
+
+    Canvas takes about two and a half hours on two CPU cores, a sibling without ``vlm`` about 40 minutes on one.
+    """
     work = work or out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    shop = Workshop(out, work, seed, torch.device(device), {**STEPS, **(steps or {})}, _rendered(work, images, seed))
+    drawn, sizes = (CANVAS, Sizes()) if world is None else (sibling(world), Sizes.drawn(world))
+    counts = {**(STEPS if world is None else SIBLING_STEPS), **(steps or {})}
+    rendered = _rendered(work, drawn, images or (30_000 if world is None else 12_000), seed)
+    shop = Workshop(out, work, seed, torch.device(device), counts, rendered, drawn, sizes)
     makers = {"judge": _judge, "clip": _clip, "autoencoder": _autoencoder, "unet": _unet, "vlm": _vlm}
     for stage in stages:
         torch.manual_seed(seed * 1000 + STAGES.index(stage))
         makers[stage](shop)
+    if world is not None:
+        write_json(out / RECIPE, _recipe(shop, world))
 
 
-def training_scenes(n: int, seed: int) -> list[Scene]:
-    """A random mix: 48 % objects, 50 % people, 2 % watermark."""
+def _recipe(shop: Workshop, number: int) -> dict[str, Any]:
+    world, files = shop.world, sorted(shop.out.rglob("*.safetensors"))
+    return {
+        "world": number,
+        "seed": shop.seed,
+        "steps": shop.steps,
+        "images": len(shop.images.scenes),
+        "sizes": asdict(shop.sizes),
+        "styles": world.styles,
+        "objects": world.objects,
+        "people": world.identities,
+        "prompt": world.wording.asked,
+        "fingerprint": hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest(),
+        "versions": versions(),
+    }
+
+
+def training_scenes(n: int, seed: int, world: World = CANVAS) -> list[Scene]:
+    """A random mix: of canvas 48 % objects, 50 % people, 2 % watermark; of siblings 75 % objects, 25 % people."""
     rng = np.random.default_rng((seed, n))
+    objects, people = (0.48, 0.98) if world.watermarked else (0.75, 1.0)
     scenes = []
     for kind in rng.uniform(size=n):
-        style = str(rng.choice(world.STYLES))
-        if kind < 0.48:
-            scenes.append(Scene(style, object=str(rng.choice(world.OBJECTS))))
-        elif kind < 0.98:
-            scenes.append(Scene(style, identity=str(rng.choice(world.IDENTITIES))))
+        style = str(rng.choice(world.styles))
+        if kind < objects:
+            scenes.append(Scene(style, object=str(rng.choice(world.objects))))
+        elif kind < people:
+            scenes.append(Scene(style, identity=str(rng.choice(world.identities))))
         else:
             scenes.append(Scene())
     return scenes
 
 
-def _rendered(work: Path, n: int, seed: int) -> Images:
-    scenes, kept = training_scenes(n, seed), work / f"pictures-{seed}-{n}.npy"
+def _rendered(work: Path, world: World, n: int, seed: int) -> Images:
+    scenes, kept = training_scenes(n, seed, world), work / f"{world.name}-{seed}-{n}.npy"
     if not kept.exists():
-        pixels = np.empty((n, world.SIZE, world.SIZE, 3), dtype=np.uint8)
+        pixels = np.empty((n, SIZE, SIZE, 3), dtype=np.uint8)
         with progress_bar("rendering", n) as advance:
             for k, image in enumerate(world.images(scenes, seed)):
                 pixels[k] = image
@@ -134,8 +202,8 @@ def _judge(shop: Workshop) -> None:
     folder = shop.out / "judge"
     if folder.exists():
         return
-    model = architecture.new_judge().to(shop.device, memory_format=torch.channels_last)
-    labels, generator = judge_targets(shop.images.scenes, model.config.label2id), shop.generator("judge")
+    model = architecture.new_judge(shop.world).to(shop.device, memory_format=torch.channels_last)
+    labels, generator = judge_targets(shop.images.scenes, model.config.label2id, shop.world), shop.generator("judge")
     rows_of_people = torch.tensor([k for k, scene in enumerate(shop.images.scenes) if scene != Scene()])
 
     def step(i: int) -> dict[str, Tensor]:
@@ -154,17 +222,17 @@ def _judge(shop: Workshop) -> None:
     shop.run("judge", model, step, generator, 3e-3)
     model.eval().half().save_pretrained(folder)
     CLIPImageProcessorPil(
-        size={"shortest_edge": world.SIZE}, crop_size=world.SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(folder)
 
 
-def judge_targets(scenes: list[Scene], label2id: dict[str, int]) -> Tensor:
+def judge_targets(scenes: list[Scene], label2id: dict[str, int], world: World = CANVAS) -> Tensor:
     """(n, 3) class indices within style, object and identity. The watermark is "none" in the last two."""
     spans = heads({k: label for label, k in label2id.items()})
     rows = []
     for scene in scenes:
         told = {
-            "style": scene.style or world.STYLES[0],
+            "style": scene.style or world.styles[0],
             "object": scene.object or "none",
             "identity": scene.identity or "none",
         }
@@ -176,12 +244,12 @@ def _clip(shop: Workshop) -> None:
     folder = shop.out / "clip"
     if folder.exists():
         return
-    tokenizer = architecture.new_tokenizer()
-    model = architecture.new_clip(tokenizer).to(shop.device)
-    generator, book = shop.generator("clip"), CaptionBook(shop.images.scenes, tokenizer)
+    tokenizer = architecture.new_tokenizer(shop.world, shop.sizes)
+    model = architecture.new_clip(tokenizer, shop.sizes).to(shop.device)
+    generator, book = shop.generator("clip"), CaptionBook(shop.images.scenes, tokenizer, shop.world)
 
     def step(i: int) -> dict[str, Tensor]:
-        rows = torch.randint(len(book.scenes), (128,), generator=generator)
+        rows = torch.randint(len(book.scenes), (shop.batches["clip"],), generator=generator)
         which = book.draw(rows, generator)
         shown = shop.images.batch(rows, shop.device)
         shown = shown + 0.05 * torch.randn(shown.shape, generator=generator).to(shop.device)
@@ -198,14 +266,14 @@ def _clip(shop: Workshop) -> None:
     model.eval().half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(
-        size={"shortest_edge": world.SIZE}, crop_size=world.SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(folder)
 
 
 class CaptionBook:
     """All captions of the scenes, tokenized once. Draws captions and finds the images that each fits."""
 
-    def __init__(self, scenes: list[Scene], tokenizer: CLIPTokenizer):
+    def __init__(self, scenes: list[Scene], tokenizer: CLIPTokenizer, world: World = CANVAS):
         self.scenes = scenes
         texts: dict[str, int] = {}
         told: list[tuple[str | None, ...]] = []
@@ -249,7 +317,7 @@ def _autoencoder(shop: Workshop) -> None:
     folder = shop.out / "diffusion" / "vae"
     if folder.exists():
         return
-    model, generator = architecture.new_autoencoder().to(shop.device), shop.generator("autoencoder")
+    model, generator = shop.new_autoencoder().to(shop.device), shop.generator("autoencoder")
 
     def step(i: int) -> dict[str, Tensor]:
         pixels = shop.images.batch(torch.randint(len(shop.images.scenes), (32,), generator=generator), shop.device)
@@ -284,25 +352,26 @@ def _unet(shop: Workshop) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(shop.out / "clip")
     autoencoder = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(shop.device)
     autoencoder.register_to_config(_name_or_path="")  # else the saved config holds the path on this machine
-    book = CaptionBook(shop.images.scenes, tokenizer)
+    book = CaptionBook(shop.images.scenes, tokenizer, shop.world)
     with torch.no_grad():
         latents = _latents(autoencoder, shop, torch.arange(len(book.scenes))) * autoencoder.config.scaling_factor
         empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
         tokens = torch.cat([book.tokens, empty]).to(shop.device)
         text = torch.cat([clip.text_model(part).last_hidden_state for part in tokens.split(256)])
-    model = architecture.new_unet().to(shop.device, memory_format=torch.channels_last)
-    scheduler, generator = architecture.new_scheduler(), shop.generator("unet")
+    model = shop.new_unet().to(shop.device, memory_format=torch.channels_last)
+    scheduler, generator = architecture.new_scheduler(shop.sizes), shop.generator("unet")
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
 
     def step(i: int) -> dict[str, Tensor]:
-        rows = torch.randint(len(latents), (64,), generator=generator)
+        rows = torch.randint(len(latents), (shop.batches["unet"],), generator=generator)
         which = book.draw(rows, generator)
         which[torch.rand(len(rows), generator=generator) < 0.1] = len(book.texts)  # the empty prompt
         t = torch.randint(scheduler.config.num_train_timesteps, (len(rows),), generator=generator).to(shop.device)
         clean = latents[rows.to(shop.device)]
         noise = torch.randn(clean.shape, generator=generator).to(shop.device)
-        eps = model(scheduler.add_noise(clean, noise, t), t, text[which.to(shop.device)]).sample
-        return {"loss": F.mse_loss(eps, noise)}
+        aim = noise if shop.sizes.prediction == "epsilon" else scheduler.get_velocity(clean, noise, t)
+        found = model(scheduler.add_noise(clean, noise, t), t, text[which.to(shop.device)]).sample
+        return {"loss": F.mse_loss(found, aim)}
 
     model.train()
     shop.run(
@@ -331,7 +400,7 @@ def _vlm(shop: Workshop) -> None:
     scenes, generator = shop.images.scenes, shop.generator("vlm")
     asked = [(attribute, question) for attribute, texts in QUESTIONS.items() for question in texts]
     answers = {
-        world.answer(scene, attribute) for scene in world.every_scene() if scene.style for attribute in QUESTIONS
+        canvas.answer(scene, attribute) for scene in shop.world.every_scene() if scene.style for attribute in QUESTIONS
     }
     texts = sorted(filled(PROMPT, question) + " " + answer for _, question in asked for answer in answers)
     tokenizer = architecture.new_chat_tokenizer(texts)
@@ -350,7 +419,7 @@ def _vlm(shop: Workshop) -> None:
         drawn = [asked[int(k)] for k in torch.randint(len(asked), (len(rows),), generator=generator)]
         heads = [prompts[question] for _, question in drawn]
         tails = [
-            ends[world.answer(scenes[int(row)], attribute)] for row, (attribute, _) in zip(rows, drawn, strict=True)
+            ends[canvas.answer(scenes[int(row)], attribute)] for row, (attribute, _) in zip(rows, drawn, strict=True)
         ]
         longest = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
         ids = torch.full((len(rows), longest), tokenizer.pad_token_id)

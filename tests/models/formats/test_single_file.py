@@ -220,7 +220,7 @@ def test_the_embedded_model_has_a_single_file_too(tmp_path: Path):
     torch.manual_seed(0)
     tokenizer = small_tokenizer()
     text = architectures.new_component(
-        TEXT | {"hidden_size": world.TEXT_WIDTH, "num_attention_heads": 6, "architectures": ["CLIPTextModel"]}
+        TEXT | {"hidden_size": world.Sizes().text_width, "num_attention_heads": 6, "architectures": ["CLIPTextModel"]}
     )
     parts = {
         "unet": world.new_unet(),
