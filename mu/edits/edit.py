@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
+from typing_extensions import Self
 
 from mu.core.errors import EditError, quoted
 from mu.core.run import versions
@@ -123,6 +124,10 @@ class Edit(ABC):
         warn_of_other_base(self, model)
         with self.put_on(model, strength) if strength else nullcontext() as on:
             yield on
+
+    @abstractmethod
+    def scaled(self, strength: float) -> Self:
+        """This edit times ``strength``, as an edit of its own."""
 
     def save(self, path: Path | str) -> None:
         """Write one ``.safetensors`` file, atomically. Raises `EditError` for values that are not finite."""

@@ -6,10 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from mu.core.errors import EditError, SelectionError, titled
 from mu.edits.edit import Edit, EditInfo
@@ -89,6 +91,9 @@ class LowRankEdit(Edit):
             rank = down.shape[0] if down.dim() else 0
             factors[f"{layer}.weight"] = Factors(down, up, float(alpha) or float(rank))
         return cls(factors, info)
+
+    def scaled(self, strength: float) -> Self:
+        return type(self)({name: replace(f, up=f.up * strength) for name, f in self.factors.items()}, self.info)
 
     @contextmanager
     def put_on(self, model: EditableModel, strength: float) -> Iterator[Membrane | None]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import Self
 
 from mu.core.errors import EditError, SelectionError, titled
 from mu.edits.edit import Edit, EditInfo, shifted
@@ -38,6 +39,9 @@ class WeightEdit(Edit):
     def from_tensors(cls, tensors: Mapping[str, Tensor], info: EditInfo) -> WeightEdit:
         """The inverse of `tensors`."""
         return cls({name.removesuffix(".shift"): value for name, value in tensors.items()}, info)
+
+    def scaled(self, strength: float) -> Self:
+        return type(self)({name: shift * strength for name, shift in self.shifts.items()}, self.info)
 
     @contextmanager
     def put_on(self, model: EditableModel, strength: float) -> Iterator[None]:

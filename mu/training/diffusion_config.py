@@ -12,6 +12,7 @@ from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Devices, Templates, filled
 from mu.core.errors import quoted
 from mu.models.load_options import LoadingConfig
+from mu.training.calibration_config import CalibrateConfig
 
 Counting = Literal["updates", "index"]
 """What ``iterations`` is: the number of updates, or the index of the last one, counted from 0."""
@@ -23,6 +24,14 @@ COMPARISON = Preset(
     {"train": {"counting": "index"}, "images": {"steps": 100}},
 )
 """The preset of the methods that separable erasure's authors compared with."""
+
+
+CALIBRATED = Preset(
+    "calibrated",
+    "any concept of any model: the model itself shows what to train on and when to stop",
+    {"calibrate": {"on": True}},
+)
+"""The preset of a method that needs no setting by hand."""
 
 
 def updates(iterations: int, counting: Counting) -> int:
@@ -41,6 +50,8 @@ class DiffusionConfig(BaseConfig):
     """Concepts to erase, as words of a prompt; several go into one edit."""
     loading: LoadingConfig = LoadingConfig()
     """How to load a diffusion model whose files do not state it."""
+    calibrate: CalibrateConfig = CalibrateConfig()
+    """Settings by measurement, on the model in front of the search."""
     devices: Devices = "auto"
     """GPU numbers (the first does the work), or cpu, mps, auto."""
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mu.core import compute, loop
 from mu.core.errors import ConfigError, titled
 from mu.core.run import RunDirectory
+from mu.edits.weights import WeightEdit
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
+from mu.training.calibration import Calibration, Watch, relative_rate, settled
 from mu.training.diffusion_config import updates
 from mu.training.tuning import RunningGradients, Tuning, tuned
 from mu.training.weight_method import Erasure
@@ -22,9 +25,18 @@ Step = Callable[[Tuning, int, torch.Generator], Mapping[str, Tensor]]
 
 log = logging.getLogger("mu")
 
+RETAINED = 3
+"""Prompts of what should stay, at each step of a calibrated search."""
+
 
 class WeightErasure(Erasure):
     """A method with a `DiffusionConfig` whose edit is a `WeightEdit` of a diffusion model."""
+
+    calibrations: Sequence[Calibration] = ()
+    anchors: Sequence[str] = ()
+    """The anchor of each calibrated concept."""
+    curve: Sequence[Mapping[str, float]] = ()
+    """The probe's readings during a calibrated search."""
 
     def load_model(self) -> DiffusionModel:
         """Return the given model, or load the one that the settings name.
@@ -57,19 +69,66 @@ class WeightErasure(Erasure):
         """Run Adam on ``parameters`` and return their deltas; the model itself is left unchanged."""
         settings, model, generator = self.config.train, self.model, compute.generator(self.config.seed)
         with tuned(parameters) as tuning:
-            optimizer = adam(parameters.values(), settings.lr, settings.weight_decay)
+            rate = relative_rate(tuning.tensors, self.config.calibrate.rate) if self.calibrations else settings.lr
+            optimizer = adam(parameters.values(), rate, settings.weight_decay)
             state: dict[str, loop.Stateful] = {"weights": tuning}
+            watch = Watch(self.calibrations, optimizer, tuning.tensors) if self.calibrations else None
+            if watch:
+                state["watch"] = watch
             if settings.gradients == "summed":
                 state["gradients"] = RunningGradients(optimizer)
             loop.train(
                 lambda i: step(tuning, i, generator), optimizer,
                 updates(settings.iterations, settings.counting), generator=generator, state=state,
-                max_grad_norm=settings.max_grad_norm,
+                max_grad_norm=settings.max_grad_norm, stop=watch,
                 scaler=torch.amp.GradScaler(model.device.type, enabled=model.precision == torch.float16),
                 checkpoint=run.checkpoints / "training.pt" if run else None, checkpoint_every=settings.checkpoint_every,
                 title=self.name, log=log,
             )  # fmt: skip
+            if watch:
+                watch.keep_best()
+                self.curve = watch.curve
             return tuning.shifts()
+
+    def calibrate(self, model: DiffusionModel) -> None:
+        """With ``calibrate.on``, measure each concept's surroundings; `train` and `finished` then go by the probes."""
+        if self.config.calibrate.on:
+            settings = self.config.calibrate
+            self.calibrations = [Calibration.of(model, c, settings) for c in self.config.concepts]
+            self.anchors = [each.anchor() for each in self.calibrations]
+            self._kept = [each.encoded(model) for each in self.calibrations]
+
+    def pairs(self) -> list[list[tuple[str, str]]]:
+        """For each concept, the prompts with it and with its anchor: the settings' own, or those of the model."""
+        if not self.calibrations:
+            return self.config.pairs()
+        return [each.pairs(anchor) for each, anchor in zip(self.calibrations, self.anchors, strict=True)]
+
+    def with_retained(
+        self, losses: dict[str, Tensor], tuning: Tuning, x: Tensor, t: Tensor | int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """``losses``, in a calibrated search with that of what should stay: ``calibrate.weight`` times ``retained``.
+
+        ``retained`` is the mean squared change of the backbone's output at ``x`` (b, c, h, w) for drawn prompts. The
+        published methods have no such term or another one; SPM's latent anchoring is its model (Lyu et al., Eq. 8).
+        Costs `RETAINED` samples without gradient and as many with.
+        """
+        if not self.calibrations:
+            return losses
+        of_one = self._kept[int(torch.randint(len(self._kept), (1,), generator=generator))]
+        texts = of_one[torch.randint(len(of_one), (RETAINED,), generator=generator).to(of_one.sequence.device)]
+        x = x[torch.arange(RETAINED) % len(x)]
+        with tuning.frozen():
+            frozen = self.model.predict(x, self.model.level(t), texts)
+        retained = F.mse_loss(self.model.predict(x, self.model.level(t), texts), frozen)
+        return {**losses, "loss": losses["loss"] + self.config.calibrate.weight * retained, "retained": retained}
+
+    def finished(self, shifts: Mapping[str, Tensor]) -> WeightEdit:
+        """The edit of ``shifts``; a calibrated one at the strength that its probes find best."""
+        edit = self.edit(shifts)
+        if not self.calibrations:
+            return edit
+        return settled(edit, self.model, self.calibrations, curve=self.curve, anchors=self.anchors)
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -48,8 +48,9 @@ class ConceptAblation(ConceptAblationMethod, WeightErasure):
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
+        self.calibrate(model)
         self.prepare(model)
-        return self.edit(self.train(self.parameters(model), self.step, run, log))
+        return self.finished(self.train(self.parameters(model), self.step, run, log))
 
     def parameters(self, model: DiffusionModel) -> dict[str, nn.Parameter]:
         """The trained parameters, by full name."""
@@ -59,7 +60,7 @@ class ConceptAblation(ConceptAblationMethod, WeightErasure):
 
     def prepare(self, model: DiffusionModel) -> None:
         """Make what all steps share: each concept's images, and each template encoded with it and with its anchor."""
-        config, pairs = self.config, self.config.pairs()
+        config, pairs = self.config, self.pairs()
         shown = [list(dict.fromkeys(a for _, a in of_one)) for of_one in pairs]
         of_anchors = concept_images(model, config.images, config.concepts, config.seed, shown)
         of_concepts = concept_images(model, config.images, config.concepts, config.seed)
@@ -91,7 +92,7 @@ class ConceptAblation(ConceptAblationMethod, WeightErasure):
         for e in e_prior:
             losses["prior"] = self.distance(parts[-1], e, parts[-1].noise)
             total = total + config.prior_weight * losses["prior"]
-        return {"loss": total, **losses}
+        return self.with_retained({"loss": total, **losses}, tuning, drawn.x[:1], drawn.t[0], generator)
 
     def drawn(self, concept: int, k: int, generator: torch.Generator) -> Noised:
         """The k-th image of the ``concept``, noised, with a pair of prompts: with anchors, one of its own anchor."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import Templates
 from mu.diffusion.images_config import ImagesConfig
-from mu.training.diffusion_config import COMPARISON, AnchoredConfig, TrainConfig
+from mu.training.diffusion_config import CALIBRATED, COMPARISON, AnchoredConfig, TrainConfig
 
 
 class ConceptAblationTrainConfig(TrainConfig):
@@ -90,8 +90,17 @@ class ConceptAblationMethod(Method):
     name = "ca"
     home = "mu.algorithms.concept_ablation.algorithm:ConceptAblation"
     config_class = ConceptAblationConfig
+    default_preset = "calibrated"
     presets = Presets(
         ConceptAblationConfig,
+        CALIBRATED._replace(
+            values={
+                "calibrate": {"on": True},
+                "train": {"iterations": 400, "gradients": "zeroed", "batch_size": 2},
+                "images": {"count": 16, "steps": 20},
+                "anchor_weight": 1.0,
+            }
+        ),
         Preset("styles", "art styles on SD 1.4: the published comparison"),
         Preset("objects", "objects on SD 1.4: the published comparison, which uses one setting for both"),
         Preset(

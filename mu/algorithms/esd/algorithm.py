@@ -53,13 +53,24 @@ class ESD(ESDMethod, WeightErasure):
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
+        self.calibrate(model)
         self.prepare(model)
-        return self.edit(self.train(self.parameters(model), self.step, run, log))
+        return self.finished(self.train(self.parameters(model), self.step, run, log))
 
     def prepare(self, model: DiffusionModel) -> None:
-        """Encode what all steps share: the empty prompt and the concepts' prompts."""
+        """Encode what all steps share: the empty prompt, the concepts' prompts, and the prompt each is compared with.
+
+        As published that is the empty prompt. A calibrated search compares a phrasing with its words without the
+        concept, so that those words stay.
+        """
         self.nothing = model.encode([""])
-        self.encoded = [model.encode([prompt]) for prompt in self.config.prompts()]
+        pairs = [(prompt, "") for prompt in self.config.prompts()]
+        if self.calibrations:
+            pairs = [
+                pair for of_one in zip(*(each.pairs("") for each in self.calibrations), strict=False) for pair in of_one
+            ]
+        self.encoded = [model.encode([prompt]) for prompt, _ in pairs]
+        self.compared = [model.encode([other]) for _, other in pairs]
 
     def parameters(self, model: DiffusionModel) -> dict[str, nn.Parameter]:
         """The trained parameters, by full name. Raises `ConfigError` if ``variant`` names none of ``model``'s."""
@@ -100,15 +111,15 @@ class ESD(ESDMethod, WeightErasure):
 
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:
         model, eta = self.model, self.config.negative_guidance
-        c = self.encoded[i % len(self.encoded)]
+        c, other = self.encoded[i % len(self.encoded)], self.compared[i % len(self.encoded)]
         k = int(torch.randint(self.config.denoising_steps, (1,), generator=generator))
         with tuning.frozen() if self.config.latents_from == "frozen" else nullcontext():
             x, t, k = self.partly_denoised(c, k, generator)
         with tuning.frozen():
-            e_0, e_p = model.predict_noise(torch.cat([x, x]), t, Conditioning.cat([self.nothing, c])).chunk(2)
+            e_0, e_p = model.predict_noise(torch.cat([x, x]), t, Conditioning.cat([other, c])).chunk(2)
         e_n = model.predict_noise(x, t, c)
         loss = model.native_weight(int(t)) * F.mse_loss(e_n, e_0 - eta * (e_p - e_0))
-        return {"loss": loss, "k": torch.tensor(k)}
+        return self.with_retained({"loss": loss}, tuning, x, t, generator) | {"k": torch.tensor(k)}
 
     def partly_denoised(self, c: Conditioning, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
         """Latents x (1, c, h, w) after some of K guided steps, the timestep that the UNet is told, and their number.

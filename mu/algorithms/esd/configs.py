@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from mu.core.algorithm import Method, Preset, Presets
-from mu.training.diffusion_config import ErasureConfig, TrainConfig
+from mu.training.diffusion_config import CALIBRATED, ErasureConfig, TrainConfig
 
 Variant = Literal[
     "esd-x",
@@ -70,8 +70,10 @@ class ESDMethod(Method):
     name = "esd"
     home = "mu.algorithms.esd.algorithm:ESD"
     config_class = ESDConfig
+    default_preset = "calibrated"
     presets = Presets(
         ESDConfig,
+        CALIBRATED._replace(values={"calibrate": {"on": True}, "train": {"iterations": 400}, "denoising_steps": 10}),
         Preset("styles", "art styles on SD 1.4: the published settings (ESD-x)"),
         Preset("objects", "objects on SD 1.4: the published settings (ESD-u)", {"variant": "esd-u"}),
         Preset("nudity", "nudity on SD 1.4: the published settings (ESD-u)", {"concepts": ["nudity"]}, of="objects"),

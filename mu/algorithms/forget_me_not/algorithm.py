@@ -46,8 +46,9 @@ class ForgetMeNot(ForgetMeNotMethod, WeightErasure):
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
+        self.calibrate(model)
         self.prepare(model)
-        return self.edit(self.train(self.parameters(model), self.step, run, log))
+        return self.finished(self.train(self.parameters(model), self.step, run, log))
 
     def parameters(self, model: DiffusionModel) -> dict[str, nn.Parameter]:
         """The trained parameters, by full name."""
@@ -58,7 +59,7 @@ class ForgetMeNot(ForgetMeNotMethod, WeightErasure):
     def prepare(self, model: DiffusionModel) -> None:
         """Make what all steps share: each concept's images, its templates encoded with it and with its anchor, and the
         positions of its words."""
-        config, pairs = self.config, self.config.pairs()
+        config, pairs = self.config, self.pairs()
         self.images = concept_images(model, config.images, config.concepts, config.seed)
         self.encoded = [[model.encode(pair) for pair in of_one] for of_one in pairs]
         self.words = [

@@ -11,7 +11,7 @@ from pydantic import Field
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import Templates
 from mu.diffusion.images_config import ImagesConfig
-from mu.training.diffusion_config import COMPARISON, AnchoredConfig, TrainConfig
+from mu.training.diffusion_config import CALIBRATED, COMPARISON, AnchoredConfig, TrainConfig
 
 
 class ForgetMeNotTrainConfig(TrainConfig):
@@ -68,8 +68,16 @@ class ForgetMeNotMethod(Method):
     name = "fmn"
     home = "mu.algorithms.forget_me_not.algorithm:ForgetMeNot"
     config_class = ForgetMeNotConfig
+    default_preset = "calibrated"
     presets = Presets(
         ForgetMeNotConfig,
+        CALIBRATED._replace(
+            values={
+                "calibrate": {"on": True},
+                "train": {"iterations": 200, "gradients": "zeroed"},
+                "images": {"count": 16, "steps": 20},
+            }
+        ),
         Preset("styles", "art styles on SD 1.4: the published comparison"),
         Preset("objects", "objects on SD 1.4: the published number of steps", {"train": {"iterations": 50}}),
         Preset(

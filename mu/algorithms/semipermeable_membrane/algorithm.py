@@ -26,6 +26,7 @@ from mu.edits.low_rank import LowRankEdit
 from mu.edits.tensor_file import write_tensors
 from mu.models import is_single_file, load
 from mu.models.diffusion import DiffusionModel
+from mu.training.calibration import Calibration, settled
 from mu.training.diffusion_method import check_placed
 
 log = logging.getLogger("mu")
@@ -116,7 +117,11 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         config, settings = self.config, self.config.model_dump(mode="json")
         self.model = model = self.load_model()
-        data = SemipermeableMembraneDataHandler(config, model)
+        calibrations = [
+            Calibration.of(model, str(entry.target), config.calibrate)
+            for entry in (config.entries() if config.calibrate.on else ())
+        ]
+        data = SemipermeableMembraneDataHandler(config, model, calibrations)
         info = EditInfo(
             method=self.name,
             concepts=self.concepts(),
@@ -127,7 +132,7 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         )
         generator = compute.generator(config.seed)
         membrane = SemipermeableMembraneModel(model, config.network.rank, config.network.alpha, generator, info)
-        trainer = SemipermeableMembraneTrainer(config, membrane, data)
+        trainer = SemipermeableMembraneTrainer(config, membrane, data, calibrations)
 
         def snapshot(i: int) -> None:
             self._write(membrane.finished(), config.folder / f"{config.file_stem}_{i}_steps.safetensors")
@@ -138,7 +143,8 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
             log=log,
             snapshot=snapshot if run else None,
         )
-        return membrane.finished()
+        found = membrane.finished()
+        return settled(found, model, calibrations, curve=trainer.curve) if calibrations else found
 
     def notes(self) -> list[str]:
         found, named = super().notes(), self.config.old.named()

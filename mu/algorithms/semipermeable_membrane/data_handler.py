@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from mu.core.compute import full
 from mu.core.config import filled
 from mu.core.errors import ConfigError, titled
 from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.training.calibration import Calibration
 
 
 @dataclass
@@ -32,8 +34,10 @@ class Task:
 class SemipermeableMembraneDataHandler:
     """Encodes every text once and draws the inputs that change from step to step."""
 
-    def __init__(self, config: SemipermeableMembraneConfig, model: DiffusionModel):
-        self.config, self.model = config, model
+    def __init__(
+        self, config: SemipermeableMembraneConfig, model: DiffusionModel, calibrations: Sequence[Calibration] = ()
+    ):
+        self.config, self.model, self.calibrations = config, model, calibrations
         self.entries = config.entries()
         self._kept: dict[str, Conditioning] = {}
         self._anchors: dict[int, Anchors] = {}
@@ -50,11 +54,14 @@ class SemipermeableMembraneDataHandler:
         entry = self.entries[k]
         template = "{}"
         if entry.use_template:
-            template = entry.templates[int(torch.randint(len(entry.templates), (1,), generator=generator))]
+            templates = self.calibrations[k].around.templates if self.calibrations else entry.templates
+            template = templates[int(torch.randint(len(templates), (1,), generator=generator))]
         target, positive = (self.encoded(filled(template, str(text))) for text in (entry.target, entry.positive))
         if k not in self._anchors:
-            self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed)
-        neutral = self.encoded(filled(template, str(entry.neutral)) if entry.template_neutral else str(entry.neutral))
+            kept = self.calibrations[k].encoded(self.model) if self.calibrations else None
+            self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed, kept)
+        text = filled(template, str(entry.neutral)) if entry.template_neutral else str(entry.neutral)
+        neutral = self.encoded(" ".join(text.split()) if self.calibrations else text)
         unconditional = self.encoded(entry.unconditional)
         return Task(k, entry, target, positive, neutral, unconditional, self._anchors[k])
 
@@ -96,10 +103,19 @@ class Anchors:
     POOL = 512
     LONGEST = 6
 
-    def __init__(self, model: DiffusionModel, entry: PromptConfig, target: Conditioning, seed: int):
+    def __init__(
+        self,
+        model: DiffusionModel,
+        entry: PromptConfig,
+        target: Conditioning,
+        seed: int,
+        kept: Conditioning | None = None,
+    ):
         self.entry, self.target = entry, target
         self.pool: tuple[Conditioning, Tensor] | None = None
-        if entry.anchors == "vocabulary" and entry.action == "erase_with_la":
+        if kept is not None:
+            self.pool = kept, self._weights(kept)
+        elif entry.anchors == "vocabulary" and entry.action == "erase_with_la":
             self.pool = self._vocabulary(model, torch.Generator().manual_seed(seed))
 
     def draw(self, generator: torch.Generator, unconditional: Conditioning) -> Conditioning:
@@ -139,8 +155,12 @@ class Anchors:
             length = int(torch.randint(1, self.LONGEST + 1, (1,), generator=generator))
             texts.append(" ".join(words[int(k)] for k in torch.randint(len(words), (length,), generator=generator)))
         pool = Conditioning.cat([model.encode(texts[k : k + 64]) for k in range(0, len(texts), 64)])
+        return pool, self._weights(pool)
+
+    def _weights(self, pool: Conditioning) -> Tensor:
+        """(1 - |cos|)^alpha of each row of ``pool``, Eq. 6."""
         cosine = F.cosine_similarity(pool.sequence.flatten(1), self.target.sequence.flatten(1))
-        return pool, (1 - cosine.abs()).clamp_min(1e-6).pow(self.entry.anchor_alpha).cpu()
+        return (1 - cosine.abs()).clamp_min(1e-6).pow(self.entry.anchor_alpha).cpu()
 
 
 def shell(target: Tensor, count: int, generator: torch.Generator) -> Tensor:

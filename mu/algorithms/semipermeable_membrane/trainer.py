@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.membrane import Membrane
 from mu.models.diffusion import Conditioning
 from mu.models.diffusion.schedulers import learning_rate_schedule, training_scheduler
+from mu.training.calibration import Calibration, Watch, relative_rate
 from mu.training.tuning import Tensors
 
 log = logging.getLogger("mu")
@@ -44,8 +45,11 @@ class SemipermeableMembraneTrainer:
         config: SemipermeableMembraneConfig,
         model: SemipermeableMembraneModel,
         data: SemipermeableMembraneDataHandler,
+        calibrations: Sequence[Calibration] = (),
     ):
-        self.config, self.model, self.data = config, model, data
+        self.config, self.model, self.data, self.calibrations = config, model, data, calibrations
+        self.curve: Sequence[Mapping[str, float]] = ()
+        """The probe's readings during a calibrated search."""
         self.walker = _Walker(config.train, model, data)
 
     def train(
@@ -59,7 +63,10 @@ class SemipermeableMembraneTrainer:
         """Optimise the adapters in place. ``snapshot(i)`` is called every ``save.per_steps`` steps, except the last."""
         settings = self.config.train
         weights = self.model.edit.trainable()
+        if self.calibrations:
+            settings = settings.model_copy(update={"lr": relative_rate(weights, self.config.calibrate.rate)})
         optimizer = make_optimizer(settings, weights)
+        watch = Watch(self.calibrations, optimizer, weights) if self.calibrations else None
         schedule = learning_rate_schedule(
             settings.lr_scheduler,
             optimizer,
@@ -83,7 +90,8 @@ class SemipermeableMembraneTrainer:
                 settings.iterations,
                 generator=generator,
                 schedule=schedule,
-                state={"factors": Tensors(weights), "walker": self.walker},
+                state={"factors": Tensors(weights), "walker": self.walker, **({"watch": watch} if watch else {})},
+                stop=watch,
                 scaler=scaler,
                 max_grad_norm=settings.max_grad_norm,
                 after_step=after,
@@ -92,6 +100,9 @@ class SemipermeableMembraneTrainer:
                 title="SPM",
                 log=log,
             )
+            if watch:
+                watch.keep_best()
+                self.curve = watch.curve
 
     def step(self, membrane: Membrane, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses of one step, with gradients to the adapters."""

@@ -30,6 +30,7 @@ from mu.edits.edit import Edit
 from mu.edits.files import open_edit
 from mu.edits.gates import OPEN, FacilitatedTransport, Gate
 from mu.edits.low_rank import LowRankEdit
+from mu.training.calibration import settled
 from mu.training.diffusion_config import updates
 from mu.training.diffusion_method import WeightErasure
 
@@ -53,7 +54,10 @@ class ConceptIrrelevantErasureAlgorithm(ConceptIrrelevantErasureMethod, WeightEr
         model = self.load_model()
         if compute.precision("bfloat16") == model.precision:
             log.warning("bfloat16 rounds as much as a concept changes predictions: use float32 or float16")
-        return SeparableConceptErasureDataHandler(self.config, model)
+        data = SeparableConceptErasureDataHandler(self.config, model)
+        self.calibrate(model)
+        data.calibrations = {each.concept: each for each in self.calibrations}
+        return data
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> Edit:
         """Find one dense delta. Several concepts share it (SRS-ME-double-dagger) and cannot be restored one by one."""
@@ -61,10 +65,13 @@ class ConceptIrrelevantErasureAlgorithm(ConceptIrrelevantErasureMethod, WeightEr
         shift = DenseShift(data.model, self.info(concepts))
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, concepts, anchor_moves=True)
         with shift.installed():
-            trainer.train("CiE", checkpoint=run.checkpoints / "training.pt" if run else None, log=log)
+            trainer.train(
+                "CiE", checkpoint=run.checkpoints / "training.pt" if run else None, log=log,
+                calibrations=self.calibrations,
+            )  # fmt: skip
             edit = shift.finished()
             edit.info = replace(edit.info, found=findings(", ".join(concepts), trainer, shift))
-            return edit
+        return settled(edit, data.model, self.calibrations, curve=trainer.curve) if self.calibrations else edit
 
 
 class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrrelevantErasureAlgorithm):
@@ -273,9 +280,12 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
                 f"SepCE {quoted(concept)}",
                 checkpoint=run.checkpoints / f"training_{k}.pt" if run else None,
                 log=(lambda row: log({**row, "step": row["step"] + first})) if log else None,
+                calibrations=self.calibrations[k : k + 1],
             )
         edit = shift.finished()
         edit.info = replace(edit.info, found=findings(concept, trainer, shift), gate=self._gate())
+        if self.calibrations:
+            edit = settled(edit, data.model, self.calibrations[k : k + 1], curve=trainer.curve)
         tell_leak(concept, shift)
         if run and several:
             edit.save(self._kept(run)[k])

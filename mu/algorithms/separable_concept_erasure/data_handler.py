@@ -13,6 +13,7 @@ from mu.data.pairs import open_pairs
 from mu.data.prompt_lists import entries, everyday
 from mu.diffusion.noised_images import ConceptImages
 from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.training.calibration import Calibration
 
 
 class SeparableConceptErasureDataHandler:
@@ -22,6 +23,8 @@ class SeparableConceptErasureDataHandler:
         self.config, self.model = config, model
         self._kept: dict[str, Conditioning] = {}
         self._images: dict[str, ConceptImages] = {}
+        self.calibrations: dict[str, Calibration] = {}
+        """By concept, in a calibrated search."""
         self.restorable: Sequence[str] = ()
         """Concepts of a bank, which may be restored while the new ones stay erased."""
 
@@ -33,6 +36,8 @@ class SeparableConceptErasureDataHandler:
     def prompts(self, concept: str, held_out: bool = False) -> list[tuple[str, str]]:
         """The pairs (prompt, anchor), one for each template."""
         settings = self.config.prompt
+        if concept in self.calibrations:
+            return self.calibrations[concept].pairs("")
         templates = settings.held_out if held_out else settings.templates
         return [
             (
@@ -58,6 +63,9 @@ class SeparableConceptErasureDataHandler:
         exactly = protect.erased == "exactly"
         own = [words_of(each) for each in (self.config.concepts if exactly else [concept])]
         named = protect.others if exactly else dict.fromkeys([*self.config.concepts, *protect.others])
+        if concept in self.calibrations:
+            around = self.calibrations[concept].around
+            named = dict.fromkeys([*named, *around.peers, *around.partners])
         words = [word for word in named if not any(words_of(word) <= each or each <= words_of(word) for each in own)]
         return {word: [filled(template, word) for template in protect.templates] for word in words}
 

@@ -31,6 +31,10 @@ class Shift(Protocol):
 
     def frozen(self) -> AbstractContextManager[None]: ...
 
+    def scale(self) -> Sequence[Tensor]:
+        """The tensors that are changed, whose size is the unit of a relative learning rate."""
+        ...
+
     def norm(self) -> Tensor:
         """R = 1/M sum_l ||D_l||_1: sum over the elements, mean over the M tensors; with gradient."""
         ...
@@ -112,6 +116,9 @@ class SeparableShift:
         for weight, name in zip(self.weights, self.edit.factors, strict=True):
             weight.copy_((edit.factors[name].dense().cpu().double() @ inverse).to(weight))
 
+    def scale(self) -> Sequence[Tensor]:
+        return [layer.weight for layer in text_layers(self.model).values()]
+
     def norm(self) -> Tensor:
         return torch.stack([(f.up @ f.down).abs().sum() for f in self.edit.factors.values()]).mean()
 
@@ -167,6 +174,9 @@ class DenseShift:
     def frozen(self) -> AbstractContextManager[None]:
         assert self.tuning is not None, "installed() comes first"
         return self.tuning.frozen()
+
+    def scale(self) -> Sequence[Tensor]:
+        return self.originals
 
     def norm(self) -> Tensor:
         pairs = zip(self.weights, self.originals, strict=True)

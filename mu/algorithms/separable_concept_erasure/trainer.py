@@ -9,7 +9,7 @@ L_cor starts at mean(r^2) and has no lower bound: early stopping is part of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from mu.core import compute
 from mu.core.loop import Log, train
 from mu.edits.edit import Edit
 from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.training.calibration import Calibration, Watch, relative_rate
 from mu.training.diffusion_config import updates
 from mu.training.tuning import RunningGradients, Tensors
 
@@ -160,6 +161,8 @@ class SeparableConceptErasureTrainer:
         self.held_out: list[NoisedImages] = []
         if config.train.stop == "held_out":
             self.held_out = [NoisedImages(config, model, data, concept, held_out=True) for concept in concepts]
+        self.curve: Sequence[Mapping[str, float]] = ()
+        """The probe's readings during a calibrated search."""
         self._seen: list[States] = []
         self.done = 0
         self.sentences = config.protect.sentences if isinstance(config, SeparableConceptErasureConfig) else 0.0
@@ -171,11 +174,19 @@ class SeparableConceptErasureTrainer:
         checkpoint: Path | None = None,
         log: Log | None = None,
         stop: Callable[[int], bool] | None = None,
+        calibrations: Sequence[Calibration] = (),
     ) -> None:
-        """Optimise the delta in place; it must be installed. ``stop`` replaces the stopping rule of the settings."""
-        settings = self.config.train
-        optimizer = torch.optim.Adam(self.shift.weights, lr=settings.lr, eps=settings.adam_eps)
-        state: dict[str, Any] = {"weights": Tensors(self.shift.weights), "momentum": self.momentum}
+        """Optimise the delta in place; it must be installed.
+
+        ``stop`` replaces the stopping rule of the settings, and so do ``calibrations``, one for each concept.
+        """
+        settings, weights = self.config.train, self.shift.weights
+        rate = relative_rate(self.shift.scale(), self.config.calibrate.rate) if calibrations else settings.lr
+        optimizer = torch.optim.Adam(weights, lr=rate, eps=settings.adam_eps)
+        state: dict[str, Any] = {"weights": Tensors(weights), "momentum": self.momentum}
+        watch = Watch(calibrations, optimizer, weights) if calibrations else None
+        if watch:
+            state["watch"] = stop = watch
         if settings.gradients == "summed":
             state["gradients"] = RunningGradients(optimizer)
         scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.model.precision == torch.float16)
@@ -192,6 +203,9 @@ class SeparableConceptErasureTrainer:
             title=title,
             log=log,
         )
+        if watch:
+            watch.keep_best()
+            self.curve = watch.curve
 
     def step(self, i: int) -> dict[str, Tensor]:
         """The losses of one step, with gradients to the delta."""

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from mu.algorithms.uce.configs import UCEConfig, UCEMethod
 from mu.core.concept import says
+from mu.core.config import filled
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
+from mu.edits.edit import shifted
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
+from mu.training.calibration import Calibration
 from mu.training.diffusion_method import WeightErasure
+from mu.training.surroundings import Surroundings
+
+log = logging.getLogger("mu")
 
 
 class UCE(UCEMethod, WeightErasure):
@@ -36,8 +46,12 @@ class UCE(UCEMethod, WeightErasure):
     config: UCEConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
-        config, model = self.config, self.load_model()
-        weights = model.parameters("text-keys") | model.parameters("text-values")
+        model = self.load_model()
+        return self.calibrated(model) if self.config.calibrate.on else self.as_set(model)
+
+    def as_set(self, model: DiffusionModel) -> WeightEdit:
+        """The edit by the settings' own templates, anchors and preserved texts."""
+        config = self.config
         kept = [text for text in config.preserve if not any(says(text, concept) for concept in config.concepts)]
         rows = [self._aligned(model, *pair) for of_one in config.pairs() for pair in of_one]
         C, A = (torch.cat(side) for side in zip(*rows, strict=True))
@@ -47,12 +61,58 @@ class UCE(UCEMethod, WeightErasure):
             raise ConfigError(
                 "the text encoder gives anchors and concepts the same embedding, which erases nothing: name others"
             )
-        with torch.no_grad():
-            shifts = {
-                name: (W.cpu().double() @ X).to(torch.promote_types(W.dtype, torch.float32)).to(model.device)
-                for name, W in weights.items()
-            }
-        return self.edit(shifts, spares=tuple(kept))
+        return self.edit(self.shifts(model, X), spares=tuple(kept))
+
+    def calibrated(self, model: DiffusionModel) -> WeightEdit:
+        """The edit by what the model shows (`mu.training.calibration`): no setting counts but ``calibrate``.
+
+        Each concept takes the anchor that erases most at least harm, by the probe, among its peers and `ANCHORS`. The
+        sums of the least squares become means, so that the weights do not depend on the number of prompts, and lamb is
+        a share of the retained rows' mean square. All concepts are solved together.
+        """
+        concepts = self.config.concepts
+        calibrations = [Calibration.of(model, concept, self.config.calibrate) for concept in concepts]
+        texts = dict.fromkeys(text for each in calibrations for text in each.around.kept)
+        kept = [text for text in texts if not any(says(text, concept) for concept in concepts)]
+        K = _normalised(_rows(model, kept))
+        chosen = [self._chosen(model, each, K) for each in calibrations]
+        rows = [_pair_rows(model, each.around, anchor) for each, (anchor, _) in zip(calibrations, chosen, strict=True)]
+        C, A = (torch.cat(side) for side in zip(*rows, strict=True))
+        edit = self.edit(self.shifts(model, solve(C, A, K, max(scale for _, scale in chosen), 1.0, _lamb(K))))
+        with edit.applied(model):
+            found = [
+                each.found(each.probe.read(), anchor=anchor, erase_scale=scale)
+                for each, (anchor, scale) in zip(calibrations, chosen, strict=True)
+            ]
+        edit.info = replace(
+            edit.info, found={each.concept: facts for each, facts in zip(calibrations, found, strict=True)}
+        )
+        return edit
+
+    def _chosen(self, model: DiffusionModel, calibration: Calibration, K: Tensor) -> tuple[str, float]:
+        """The anchor, and the weight of the concept in the least squares: the smallest of `SCALES` that erases."""
+        around, best = calibration.around, []
+        anchors = [a for a in (*around.peers[:8], *ANCHORS) if not any(says(a, c) for c in self.config.concepts)]
+        for scale in SCALES:
+            for anchor in anchors:
+                C, A = _pair_rows(model, around, anchor)
+                edit = WeightEdit(self.shifts(model, solve(C, A, K, scale, 1.0, _lamb(K))), self.info())
+                with shifted(model, edit.shifts):
+                    best.append((calibration.cost(calibration.probe.read()), anchor, scale))
+            if not min(best)[0][0]:
+                break
+        _, anchor, scale = min(best)
+        log.info("%r becomes %r", calibration.concept, anchor)
+        return anchor, scale
+
+    @torch.no_grad()
+    def shifts(self, model: DiffusionModel, X: Tensor) -> dict[str, Tensor]:
+        """The delta W X of every key and value matrix, in float32 or finer."""
+        weights = model.parameters("text-keys") | model.parameters("text-values")
+        return {
+            name: (W.cpu().double() @ X).to(torch.promote_types(W.dtype, torch.float32)).to(model.device)
+            for name, W in weights.items()
+        }
 
     def _aligned(self, model: DiffusionModel, concept: str, anchor: str) -> tuple[Tensor, Tensor]:
         """Rows c and a (n, width): from the last token of each text to the end, or only the last token."""
@@ -63,6 +123,35 @@ class UCE(UCEMethod, WeightErasure):
     def _preserved(self, model: DiffusionModel, text: str) -> Tensor:
         k, last = _embedding(model, text), last_token(model, text)
         return k[last : last + 1] if self.config.tokens == "last" else k
+
+
+ANCHORS = ("", "art", "person")
+"""Anchors that are tried beside a concept's peers."""
+SCALES = (1.0, 10.0)
+
+
+def _rows(model: DiffusionModel, texts: Sequence[str]) -> Tensor:
+    """The rows of all positions of the prompt embeddings, (n, width)."""
+    parts = [model.encode(texts[k : k + 64]).sequence.flatten(0, 1).cpu().double() for k in range(0, len(texts), 64)]
+    return torch.cat(parts)
+
+
+def _normalised(rows: Tensor) -> Tensor:
+    """``rows`` scaled so that their sum of squares is a mean."""
+    return rows / max(len(rows), 1) ** 0.5
+
+
+def _lamb(K: Tensor) -> float:
+    """A thousandth of the mean square that the retained rows have in one direction."""
+    return 1e-3 * float(K.square().sum()) / K.shape[1]
+
+
+def _pair_rows(model: DiffusionModel, around: Surroundings, anchor: str) -> tuple[Tensor, Tensor]:
+    """Rows c and a of every training phrasing with the concept and with its anchor, where the two differ."""
+    c = _rows(model, around.prompts())
+    a = _rows(model, [" ".join(filled(template, anchor).split()) for template in around.templates])
+    differ = (c - a).abs().amax(1) > 1e-6 * c.abs().max()
+    return _normalised(c[differ]), _normalised(a[differ])
 
 
 def solve(C: Tensor, A: Tensor, K: Tensor, erase_scale: float, preserve_scale: float, lamb: float) -> Tensor:

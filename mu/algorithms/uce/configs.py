@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from mu.core.algorithm import Method, Preset, Presets
-from mu.training.diffusion_config import AnchoredConfig
+from mu.training.diffusion_config import CALIBRATED, AnchoredConfig
 
 
 class UCEConfig(AnchoredConfig):
@@ -43,8 +43,10 @@ class UCEMethod(Method):
     name = "uce"
     home = "mu.algorithms.uce.algorithm:UCE"
     config_class = UCEConfig
+    default_preset = "calibrated"
     presets = Presets(
         UCEConfig,
+        CALIBRATED,
         Preset("objects", "objects on SD 1.4: the published settings"),
         Preset("styles", "art styles on SD 1.4: the published settings, anchored to art", {"anchors": ["art"]}),
         Preset("released", "the program released in 2023, as its command line sets it", {"lamb": 0.5}),

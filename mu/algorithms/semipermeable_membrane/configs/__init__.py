@@ -20,6 +20,8 @@ from mu.core.config import MOST, BaseConfig, Devices, Renewed, Templates, read_y
 from mu.core.errors import ConfigError, quoted
 from mu.core.files import fitting
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
+from mu.training.calibration_config import CalibrateConfig
+from mu.training.diffusion_config import CALIBRATED
 
 
 class PretrainedModelConfig(BaseConfig):
@@ -219,6 +221,8 @@ class SemipermeableMembraneConfig(Renewed):
     """Several targets in one adapter, one drawn at each step; replaces ``prompt``."""
     prompts_file: str | None = None
     """YAML file with a list of such entries, the original's second file."""
+    calibrate: CalibrateConfig = CalibrateConfig()
+    """Settings by measurement, on the model in front of the search."""
     gate: GateConfig = GateConfig()
     """Facilitated transport: the gate that is saved with the edit."""
     save: SaveConfig = SaveConfig()
@@ -390,9 +394,27 @@ class SemipermeableMembraneMethod(Method):
         "--model": ("pretrained_model.ckpt_path", "pretrained_model.name_or_path"),
         "--track": ("logging.use_wandb",),
     }
-    default_preset = "objects"
+    default_preset = "calibrated"
     presets = Presets(
         SemipermeableMembraneConfig,
+        CALIBRATED._replace(
+            values={
+                "calibrate": {"on": True, "rate": 0.02},
+                "train": {
+                    "iterations": 400,
+                    "optimizer_type": "AdamW",
+                    "lr_scheduler": "constant",
+                    "max_denoising_steps": 10,
+                },
+                "prompt": {
+                    "use_template": True,
+                    "template_neutral": True,
+                    "guidance_scale": 2.0,
+                    "la_strength": 10.0,
+                    "anchors": "vocabulary",
+                },
+            }
+        ),
         Preset(
             "objects",
             "objects on SD 1.4: the published settings",

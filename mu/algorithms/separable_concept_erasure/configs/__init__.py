@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import MOST, BaseConfig, Templates
-from mu.training.diffusion_config import Counting, DiffusionConfig
+from mu.training.diffusion_config import CALIBRATED, Counting, DiffusionConfig
 
 
 class PromptConfig(BaseConfig):
@@ -179,6 +179,11 @@ class SeparableConceptErasureConfig(ConceptIrrelevantErasureConfig):
     """The run folder."""
 
 
+_CALIBRATED: Mapping[str, Any] = {
+    "calibrate": {"on": True},
+    "prompt": {"template_anchor": True},
+    "data": {"images": 48, "steps": 20},
+}
 _FORMER = {"style": "styles", "object": "objects"}
 
 
@@ -196,9 +201,10 @@ class ConceptIrrelevantErasureMethod(Method):
     name = "cie"
     home = "mu.algorithms.separable_concept_erasure.algorithm:ConceptIrrelevantErasureAlgorithm"
     config_class = ConceptIrrelevantErasureConfig
-    default_preset = "styles"
+    default_preset = "calibrated"
     presets = Presets(
         ConceptIrrelevantErasureConfig,
+        CALIBRATED._replace(values={**_CALIBRATED, "train": {"iterations": 300, "batch_size": 2, "adam_eps": 1e-12}}),
         Preset(
             "styles",
             "art styles on SD 1.4: the published settings",
@@ -243,9 +249,17 @@ class SeparableConceptErasureMethod(Method):
     name = "sepce"
     home = "mu.algorithms.separable_concept_erasure.algorithm:SeparableConceptErasureAlgorithm"
     config_class = SeparableConceptErasureConfig
-    default_preset = "styles"
+    default_preset = "calibrated"
     presets = Presets(
         SeparableConceptErasureConfig,
+        CALIBRATED._replace(
+            values={
+                **_CALIBRATED,
+                "calibrate": {"on": True, "rate": 0.05},
+                "train": {"iterations": 400, "batch_size": 2},
+                "protect": {"null_tol": 0.03, "gate": "always"},
+            }
+        ),
         Preset(
             "styles",
             "art styles on SD 1.4: the published settings",

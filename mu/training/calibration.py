@@ -1,0 +1,205 @@
+"""A search that decides by what it measures on the model in front of it: on what to train, how hard, and when to stop.
+
+`Calibration` prepares a concept: its surroundings and a probe. `Watch` stands in a training loop: it reads the probe
+every few steps, raises the learning rate while the concept does not give way, keeps the best weights, and ends the
+loop. `settled` scales a finished edit to the mildest strength that still erases.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mu.core.concept import says
+from mu.core.config import filled
+from mu.core.errors import ConfigError, quoted
+from mu.edits.edit import Edit
+from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.training.calibration_config import CalibrateConfig
+from mu.training.probe import Probe, Reading
+from mu.training.surroundings import Surroundings, surroundings
+
+log = logging.getLogger("mu")
+
+PACE = 0.04
+"""What must go between two readings, as a share of the concept; less raises the learning rate by half."""
+HARDEST = 16
+"""The largest multiple of the first learning rate."""
+STRENGTHS = (0.8, 1.0, 1.25, 1.5, 2.0)
+"""Strengths at which a finished edit is read, the mildest first."""
+
+E = TypeVar("E", bound=Edit)
+
+
+@dataclass
+class Calibration:
+    """One concept on one model: what stands around it, and the probe that measures it."""
+
+    settings: CalibrateConfig
+    around: Surroundings
+    probe: Probe
+
+    @classmethod
+    def of(cls, model: DiffusionModel, concept: str, settings: CalibrateConfig, seed: int = 0) -> Calibration:
+        """Raises `ConfigError` for a word to retain that contains the concept."""
+        for word in settings.retain:
+            if says(word, concept):
+                raise ConfigError(f"{quoted(word)} cannot be retained: it contains {quoted(concept)}, which is erased")
+        around = surroundings(model, concept, settings.retain)
+        log.info("%r: words in its place: %s; beside it: %s", concept, *map(_listed, (around.peers, around.partners)))
+        return cls(settings, around, Probe(model, around, seed))
+
+    @property
+    def concept(self) -> str:
+        return self.around.concept
+
+    def pairs(self, anchor: str) -> list[tuple[str, str]]:
+        """Every training phrasing with the concept, and with ``anchor`` in its place."""
+        return [
+            (filled(template, self.concept), " ".join(filled(template, anchor).split()))
+            for template in self.around.templates
+        ]
+
+    def encoded(self, model: DiffusionModel) -> Conditioning:
+        """The prompts of what should stay."""
+        kept = self.around.kept
+        return Conditioning.cat([model.encode(kept[k : k + 64]) for k in range(0, len(kept), 64)])
+
+    def anchor(self) -> str:
+        """The peer that is least like the concept where it stands; "" without peers."""
+        peers = self.around.peers[: len(self.probe.peers)]
+        return min(peers, key=self.probe.of_anchor, default="")
+
+    def gone(self, reading: Reading) -> bool:
+        return reading.left <= self.settings.left and reading.shown <= self.settings.shown
+
+    def cost(self, reading: Reading) -> tuple[bool, float]:
+        """What the best of several states has least of: the concept if it is not gone, else what it moves."""
+        if self.gone(reading):
+            return (False, reading.moved)
+        return (True, max(reading.left - self.settings.left, 0.0) + reading.shown + reading.moved)
+
+    def found(self, reading: Reading, **more: Any) -> dict[str, Any]:
+        """The facts for `EditInfo.found`. Logs plainly if the concept is not gone, or much else moves."""
+        if not self.gone(reading):
+            log.warning(
+                "%r is not gone: %.0f %% of it is left, and %.0f %% of the images of the probe show it; the best state "
+                "is kept",
+                self.concept,
+                100 * reading.left,
+                100 * reading.shown,
+            )
+        if reading.moved > self.settings.moved:
+            log.warning(
+                "erasing %r moves what should stay by %.0f %% of what tells it from its kind; up to %.0f %% is mild",
+                self.concept,
+                100 * reading.moved,
+                100 * self.settings.moved,
+            )
+        facts = {name: round(value, 4) for name, value in reading._asdict().items()}
+        around = {"peers": list(self.around.peers), "partners": list(self.around.partners)}
+        return {
+            "gone": self.gone(reading),
+            "mild": reading.moved <= self.settings.moved,
+            **facts,
+            **around,
+            "probe_evaluations": self.probe.evaluations,
+            **more,
+        }
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:8]) or "none"
+
+
+class Watch:
+    """Reads the probe between training steps; its call after step ``i`` says whether to stop.
+
+    Of several concepts in one edit, the worst reading counts.
+    """
+
+    def __init__(
+        self, calibrations: Sequence[Calibration], optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]
+    ):
+        self.calibrations, self.optimizer, self.weights = list(calibrations), optimizer, list(weights)
+        self.settings = calibrations[0].settings
+        self.first = optimizer.param_groups[0]["lr"]
+        self.curve: list[dict[str, float]] = []
+        self.best: list[Tensor] = []
+        self.lowest: tuple[bool, float] | None = None
+
+    def __call__(self, i: int) -> bool:
+        if (i + 1) % self.settings.every:
+            return False
+        reading = worst(self.calibrations)
+        cost = self.calibrations[0].cost(reading)
+        if self.lowest is None or cost < self.lowest:
+            self.lowest, self.best = cost, [weight.detach().clone() for weight in self.weights]
+        self._adapt(reading)
+        self.curve.append({"step": i + 1, "lr": self._rate, **reading._asdict()})
+        return self.calibrations[0].gone(reading)
+
+    @property
+    def _rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _adapt(self, reading: Reading) -> None:
+        """Raise the learning rate by half if less than `PACE` went since the last reading."""
+        before = self.curve[-1]["left"] if self.curve else 1.0
+        factor = 1.5 if before - reading.left < PACE and reading.left > self.settings.left else 1.0
+        rate = min(self._rate * factor, HARDEST * self.first)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def keep_best(self) -> None:
+        """Put the best weights that were read back into the tensors in training."""
+        for weight, best in zip(self.weights, self.best, strict=True) if self.best else ():
+            weight.copy_(best)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curve": list(self.curve), "best": list(self.best), "lowest": self.lowest, "first": self.first}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.curve, self.first = list(state["curve"]), state["first"]
+        self.best = [tensor.to(weight) for tensor, weight in zip(state["best"], self.weights, strict=False)]
+        self.lowest = None if state["lowest"] is None else (bool(state["lowest"][0]), float(state["lowest"][1]))
+
+
+def worst(calibrations: Sequence[Calibration]) -> Reading:
+    """The largest of each value that the probes of ``calibrations`` read of the model as it is now."""
+    return Reading(*map(max, zip(*(each.probe.read() for each in calibrations), strict=True)))
+
+
+def relative_rate(weights: Sequence[Tensor], rate: float) -> float:
+    """``rate`` times the root mean square of the elements of ``weights``."""
+    count = sum(weight.numel() for weight in weights)
+    return rate * float(sum(weight.detach().double().square().sum() for weight in weights) / count) ** 0.5
+
+
+def settled(edit: E, model: DiffusionModel, calibrations: Sequence[Calibration], **more: Any) -> E:
+    """``edit`` at the mildest of `STRENGTHS` that still erases, read with its gate; if none does, the best of them.
+
+    `EditInfo.found` then holds the reading of each concept, the strength, the curve over strengths, and ``more``.
+    """
+    curve: list[tuple[float, Reading]] = []
+    for strength in STRENGTHS:
+        with edit.applied(model, strength):
+            curve.append((strength, worst(calibrations)))
+        if calibrations[0].gone(curve[-1][1]):
+            break
+    strength, _ = min(curve, key=lambda each: calibrations[0].cost(each[1]))
+    found = edit.scaled(strength)
+    with found.applied(model):
+        facts = [each.found(each.probe.read()) for each in calibrations]
+    by_concept = facts[0] if len(facts) == 1 else {each.concept: f for each, f in zip(calibrations, facts, strict=True)}
+    strengths = [{"strength": s, **r._asdict()} for s, r in curve]
+    found.info = replace(
+        found.info, found={**edit.info.found, **by_concept, "strength": strength, "strengths": strengths, **more}
+    )
+    return found

@@ -1,0 +1,116 @@
+"""How much of a concept an edit leaves, and how far it moves what should stay: read from images of few steps.
+
+No judge is asked: the frozen model's own images of the same prompts and seeds are the measure. Latents are compared,
+nothing is decoded. The phrasings are those of `mu.training.surroundings` that nothing trains on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mu.core.concept import says
+from mu.core.config import filled
+from mu.data.prompt_lists import everyday
+from mu.diffusion.denoising import denoise, initial_noise
+from mu.models.diffusion import DiffusionModel
+from mu.training.surroundings import PROBED_ALONE, Surroundings
+
+STEPS, GUIDANCE = 6, 4.0
+"""Denoising steps and guidance scale of the images."""
+PEERS = 6
+"""Words that stand in the concept's place for comparison."""
+BATCH = 16
+
+
+class Reading(NamedTuple):
+    """What a probe finds."""
+
+    left: float
+    """The share of the concept that is left in images: 1 in the frozen model, 0 if a peer might stand there."""
+    shown: float
+    """The share of images that are nearer to the frozen model's image of the concept than to that of any peer."""
+    moved: float
+    """The mean squared change of images of what should stay, as a share of what tells the concept from its peers."""
+    spilled: float
+    """The largest such change of one image."""
+
+
+class Probe:
+    """Fixed prompts and seeds, and the frozen model's images of them. Make it while the model is unedited.
+
+    Let x(p) be the latents of an image of prompt p. For each phrasing p of concept c, with one seed,
+
+        r = x(p(c)) - mean over peers w of x(p(w)).
+
+    What is left of c is <x'(p(c)) - mean x(p(w)), r> / |r|^2, with x' of the edited model; both sums run over all
+    phrasings, so those that the model reads well weigh more. ``evaluations`` counts samples of the backbone.
+    """
+
+    def __init__(self, model: DiffusionModel, around: Surroundings, seed: int = 0):
+        self.model, self.around, self.seed, self.evaluations = model, around, seed, 0
+        self.kept_prompts = kept_prompts(model, around)
+        n = len(around.probes)
+        self.peers = around.peers[:PEERS] or ("",)
+        texts = [*self._at(around.concept), *self.kept_prompts]
+        images = self._images([*texts, *(text for word in self.peers for text in self._at(word))])
+        self.target, self.kept = images[:n], images[n : len(texts)]
+        self.of_peers = images[len(texts) :].reshape(len(self.peers), n, -1)
+        self.average = self.of_peers.mean(0)
+        self.r = self.target - self.average
+
+    def _at(self, word: str) -> list[str]:
+        return [" ".join(filled(template, word).split()) for template in self.around.probes]
+
+    def read(self) -> Reading:
+        """The reading of the model as it is now, with the edit that is on."""
+        n, size = len(self.target), self.r.square().sum()
+        images = self._images([*self._at(self.around.concept), *self.kept_prompts])
+        now, moved = images[:n], (images[n:] - self.kept).square().sum(1) / (size / n)
+        to_concept = (now - self.target).square().sum(1)
+        to_peers = (now - self.of_peers).square().sum(2).amin(0)
+        return Reading(
+            left=float(((now - self.average) * self.r).sum() / size),
+            shown=float((to_concept < to_peers).float().mean()),
+            moved=float(moved.mean()),
+            spilled=float(moved.max()),
+        )
+
+    def of_anchor(self, word: str) -> float:
+        """What is left if the peer ``word`` stands in the concept's place."""
+        there = self.of_peers[self.peers.index(word)]
+        return float(((there - self.average) * self.r).sum() / self.r.square().sum())
+
+    @torch.no_grad()
+    def _images(self, prompts: Sequence[str]) -> Tensor:
+        """Latents (n, values) on the CPU, in float32. The k-th of the probe's phrasings always has the same seed."""
+        model, n, found = self.model, len(self.around.probes), []
+        nothing = model.encode([""])
+        for start in range(0, len(prompts), BATCH):
+            texts = prompts[start : start + BATCH]
+            seeds = [self.seed * 1000 + k % n for k in range(start, start + len(texts))]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            c, scheduler = model.encode(texts), model.new_scheduler(STEPS)
+            x = initial_noise(model, model.default_size, model.default_size, generators)
+            x = denoise(model, x, c, nothing.repeat(len(c)), scheduler, guidance=GUIDANCE, generators=generators)
+            found.append(x.flatten(1).float().cpu())
+            self.evaluations += 2 * STEPS * len(texts)
+        return torch.cat(found)
+
+
+def kept_prompts(model: DiffusionModel, around: Surroundings) -> list[str]:
+    """What should stay, in phrasings that nothing trains on: peers and partners, alone and together, and no word.
+
+    As many as a multiple of the phrasings, so that seeds do not shift.
+    """
+    peers = [
+        filled(template, word) for template, word in zip(around.probes, cycle(around.peers or ("",)), strict=False)
+    ]
+    alone = [filled(PROBED_ALONE[1], word) for word in around.partners]
+    common = [text for text in everyday()[48:] if model.fits(text) and not says(text, around.concept)]
+    n = len(around.probes)
+    return [*peers, *["", "a picture", *alone[:8], *common][:n]]

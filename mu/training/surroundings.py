@@ -1,0 +1,203 @@
+"""What stands around a concept on the model in front of us: its peers, its partners, and sentences with them.
+
+A method that trains on the concept's bare name erases the bare name. A method that protects a list from elsewhere may
+protect words that this model never learned. Here the model itself is asked. The tokenizer of a text encoder was made
+from captions, so its whole words are what the model may know; two evaluations of the backbone for each show which ones
+it does know, and a few more how they go together with the concept:
+
+- a *peer* stands in the concept's place ("neon" and "sketch"): of two peers in one prompt, one gives way;
+- a *partner* stands beside it ("neon" and "fish"): both show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mu.core.concept import folded, says
+from mu.core.config import filled
+from mu.data.prompt_lists import KINDS, entries, everyday
+from mu.diffusion.denoising import denoise, initial_noise
+from mu.models.diffusion import Conditioning, DiffusionModel
+
+MOST_WORDS = 256
+"""Words whose effect on predictions is measured: those nearest to the concept."""
+FELT = 0.2
+"""The share of the concept's own effect on predictions that a word must have to count as known."""
+COMPARED = 64
+"""Known words whose company with the concept is measured."""
+SHORTEST = 3
+"""Letters of the shortest word. Shorter ones are articles, prepositions and pieces of words."""
+LASTING = 0.05
+"""The share of a word's direction that must last beside the concept; a word that the model never learned loses it."""
+TOGETHER_AT = 1.0
+"""What lasts of both directions in one prompt, summed: peers stay below it, partners come above."""
+
+ALONE = ("{}", "a {}", "{} style", "a picture of {}", "an image in {} style", "a {} image", "the {}", "{} art")
+TOGETHER = ("# {}", "{} #", "a # in {} style", "a {} in # style", "a {} #", "a # {}", "#, {}", "{} style #")
+PROBED_ALONE = ("one {}", "a drawing of {}")
+PROBED_TOGETHER = ("a # and {}", "{} with #", "# in the style of {}", "my {} #", "{}: a #", "# of {}")
+"""Phrasings of a concept ``{}``, alone and with a partner ``#``: for training, and for probes that nothing trains on.
+They are none of those that suites ask (`mu.data.prompt_lists`)."""
+JOINED, PROBED = 24, 8
+"""Phrasings with a partner."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Of one concept: the words around it, the strongest first, and phrasings, each with ``{}`` for the concept."""
+
+    concept: str
+    peers: tuple[str, ...]
+    partners: tuple[str, ...]
+    templates: tuple[str, ...]
+    """Phrasings to train on."""
+    probes: tuple[str, ...]
+    """Phrasings that are never trained on."""
+    kept: tuple[str, ...]
+    """Prompts of what should stay: peers and partners, alone and together, and everyday prompts."""
+
+    def prompts(self) -> list[str]:
+        return [filled(template, self.concept) for template in self.templates]
+
+
+def surroundings(model: DiffusionModel, concept: str, retain: Sequence[str] = ()) -> Surroundings:
+    """The surroundings of ``concept`` on ``model``, which must be unedited; ``retain`` are words that the user named.
+
+    Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, and twelve for each of `COMPARED`.
+    """
+    named = [word for word in retain if not says(word, concept)]
+    words = felt(model, concept, nearest(model, concept, whole_words(model, concept)))[:COMPARED]
+    peers, partners = divided(model, concept, list(dict.fromkeys([*named, *words])))
+    peers = list(dict.fromkeys([*peers, *(word for word in named if word not in partners)]))
+    templates = [*ALONE, *joined(TOGETHER, partners, JOINED)]
+    probes = [*PROBED_ALONE, *joined(PROBED_TOGETHER, partners[::-1], PROBED)]
+    fit = [[t for t in texts if model.fits(filled(t, concept))] or ["{}"] for texts in (templates, probes)]
+    kept = kept_prompts(model, peers, partners)
+    return Surroundings(concept, tuple(peers), tuple(partners), tuple(fit[0]), tuple(fit[1]), tuple(kept))
+
+
+def joined(carriers: Sequence[str], words: Sequence[str], count: int) -> list[str]:
+    """``count`` of the ``carriers`` in turn with the ``words`` in turn."""
+    spread = [words[k % len(words)] for k in range(count)] if words else []
+    shifted = [carriers[(k + k // len(carriers)) % len(carriers)] for k in range(count)]
+    return list(dict.fromkeys(carrier.replace("#", word) for carrier, word in zip(shifted, spread, strict=False)))
+
+
+def kept_prompts(model: DiffusionModel, peers: Sequence[str], partners: Sequence[str]) -> list[str]:
+    """Each word in every phrasing of `ALONE`, each peer with each partner in one of `TOGETHER`, everyday prompts."""
+    alone = [filled(carrier, word) for word in (*peers, *partners) for carrier in ALONE]
+    pairs = [(a, b) for a in peers[:16] for b in partners[:16]]
+    both = [filled(carrier.replace("#", b), a) for carrier, (a, b) in zip(cycle(TOGETHER), pairs, strict=False)]
+    return [text for text in dict.fromkeys(["", *alone, *both, *everyday()[:48]]) if model.fits(text)]
+
+
+def whole_words(model: DiffusionModel, concept: str) -> list[str]:
+    """The whole words of the tokenizer, and the shipped names that it reads in few tokens; none is in ``concept``."""
+    own = set(folded(concept).split())
+    vocabulary = {
+        word
+        for token in model.text[0].tokenizer.get_vocab()
+        if token.endswith("</w>") and token.isascii() and (word := token.removesuffix("</w>")).isalpha()
+    }
+    names = {name for kind in KINDS for name in entries(kind) if len(model.text[0].words(name)) <= len(name.split())}
+    return sorted(w for w in vocabulary | names if len(w) >= SHORTEST and not own & set(folded(w).split()))
+
+
+@torch.no_grad()
+def nearest(model: DiffusionModel, concept: str, words: Iterable[str], most: int = MOST_WORDS) -> list[str]:
+    """The ``most`` ``words`` nearest to ``concept`` in meaning, the nearest first.
+
+    Thousands of words are first sorted by the cosine of token embeddings, 4 ``most`` of them by that of prompt
+    embeddings at the end token; both without their mean.
+    """
+    words, text = list(words), model.text[0]
+    table = text.embedding.weight.detach().float()
+    rows = torch.stack([table[text.words(word)].mean(0) for word in [concept, *words]]) - table.mean(0)
+    near = F.cosine_similarity(rows[1:], rows[:1]).argsort(descending=True, stable=True)[: 4 * most].tolist()
+    words = [words[k] for k in near]
+    ends = torch.cat([_ends(model, part) for part in _encoded(model, [concept, *words], 64)])
+    ends = ends - ends.mean(0)
+    order = F.cosine_similarity(ends[1:], ends[:1]).argsort(descending=True, stable=True).tolist()
+    return [words[k] for k in order[:most]]
+
+
+@torch.no_grad()
+def felt(model: DiffusionModel, concept: str, words: Sequence[str]) -> list[str]:
+    """The ``words`` whose prompt moves the prediction away from that of the empty prompt, the farthest first.
+
+    Of at least `FELT` times the concept's own distance. Words like "image" and most pieces of words have no such
+    effect.
+    """
+    if not words:
+        return []
+    moved = _effects(model, ["", concept, *words], _states(model, 1))
+    moved = (moved - moved[:1]).norm(dim=1)
+    order = moved[2:].argsort(descending=True, stable=True).tolist()
+    return [words[k] for k in order if moved[2 + k] >= FELT * moved[1]]
+
+
+@torch.no_grad()
+def divided(model: DiffusionModel, concept: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The peers and the partners among ``words``, each in the order of how much of their own direction lasts.
+
+    Let d(p) = e(p) - e("") for a prompt p. Of a word's direction d(w), beside the concept c, the share
+    <d(w c) - d(c), d(w)> / |d(w)|^2 lasts, and of the concept's the share <d(w c) - d(w), d(c)> / |d(c)|^2. d(w c) is
+    the mean over both orders.
+    """
+    if not words:
+        return [], []
+    orders = [f"{concept} {word}" for word in words] + [f"{word} {concept}" for word in words]
+    found = _effects(model, ["", concept, *words, *orders], _states(model, 2))
+    d, n = found[1:] - found[:1], len(words)
+    c, w, both = d[:1], d[1 : n + 1], (d[n + 1 : 2 * n + 1] + d[2 * n + 1 :]) / 2
+    of_words = ((both - c) * w).sum(1) / w.square().sum(1)
+    of_concept = ((both - w) @ c[0]) / c.square().sum()
+    order = [k for k in of_words.argsort(descending=True, stable=True).tolist() if of_words[k] >= LASTING]
+    apart = [bool(of_words[k] + of_concept[k] < TOGETHER_AT) for k in order]
+    peers = [words[k] for k, rival in zip(order, apart, strict=True) if rival]
+    return peers, [words[k] for k, rival in zip(order, apart, strict=True) if not rival]
+
+
+def _states(model: DiffusionModel, images: int, steps: int = 10) -> list[tuple[Tensor, Tensor]]:
+    """Latents (images, c, h, w) without a prompt, and timesteps: pure noise, and after a fifth of ``steps``."""
+    size, found = model.default_size, []
+    for k in (0, steps // 5):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(images)]
+        scheduler, empty = model.new_scheduler(steps), model.encode([""]).repeat(images)
+        x = initial_noise(model, size, size, generators)
+        if k:
+            x = denoise(model, x, empty, empty, scheduler, steps=k, guidance=1.0, generators=generators)
+        else:
+            x = x * scheduler.init_noise_sigma
+        t = scheduler.timesteps[k]
+        found.append((scheduler.scale_model_input(x, t), t))
+    return found
+
+
+def _effects(model: DiffusionModel, texts: Sequence[str], states: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """(n, values): the backbone's own output for each prompt of ``texts``, at all ``states``."""
+    columns = []
+    for x, t in states:
+        rows = [
+            model.predict(x.repeat(len(c), 1, 1, 1), t, c[torch.arange(len(c)).repeat_interleave(len(x))])
+            for c in _encoded(model, texts)
+        ]
+        columns.append(torch.cat(rows).reshape(len(texts), -1).float().cpu())
+    return torch.cat(columns, dim=1)
+
+
+def _encoded(model: DiffusionModel, texts: Sequence[str], batch: int = 16) -> list[Conditioning]:
+    return [model.encode(texts[k : k + batch]) for k in range(0, len(texts), batch)]
+
+
+def _ends(model: DiffusionModel, found: Conditioning) -> Tensor:
+    """The prompt embeddings at each text's end token, (n, width)."""
+    assert found.tokens is not None
+    ends = (found.tokens == model.text[0].end).int().argmax(1)
+    return found.sequence[torch.arange(len(ends)), ends].float()
