@@ -19,6 +19,7 @@ from mu.cli.erase import erase
 from mu.cli.evaluate import evaluate
 from mu.cli.generate import generate
 from mu.cli.gradients import gradients
+from mu.cli.grid import app as grid_app
 from mu.cli.import_ import import_
 from mu.cli.info import info
 from mu.cli.merge import merge
@@ -36,6 +37,7 @@ app.add_typer(bank_app)
 app.add_typer(canvas_app)
 app.add_typer(classifier_app)
 app.add_typer(data_app)
+app.add_typer(grid_app)
 
 
 def main() -> None:

@@ -162,6 +162,14 @@ class Method:
         return {**values, "concepts": list(concepts)} | ({"model": model} if model else {})
 
     @classmethod
+    def placed(cls, out: Path | None = None, device: str | None = None, precision: str | None = None) -> dict[str, str]:
+        """The run's folder, the device and the precision under this method's own setting names; without those None."""
+        names = cls.config_class.model_fields
+        given = {name: str(out) for name in ("output_dir", "run_dir") if out and name in names}
+        where = "precision" if "precision" in names else "train.precision"
+        return given | {name: value for name, value in (("devices", device), (where, precision)) if value}
+
+    @classmethod
     def check_files(cls, config: Any) -> None:
         """Raise a `MuError` for a file that ``config`` names and that is missing, before any library is imported."""
 
