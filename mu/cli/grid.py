@@ -64,7 +64,8 @@ def run(
         for cell in asked.cells:
             print(f"{cell.name}  {cell.label}")
         return
-    ended = run_grid(asked, home, engine_of(jobs, ray, asked.config.memory, asked.config.device))
+    with engine_of(jobs, ray, asked.config.memory, asked.config.device) as engine:
+        ended = run_grid(asked, home, engine)
     print(f"grid    {home}: {ended.done + ended.before} of {len(asked.cells)} cells have results")
     for cell, record in ended.failed:
         print(f"failed  {cell.name}: {record.reason}")

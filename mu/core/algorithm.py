@@ -23,6 +23,7 @@ from mu.core.errors import ConfigError, nearest, titled
 from mu.core.evidence import hardware, note_search
 from mu.core.run import RunDirectory
 from mu.core.tracking import Tracking, tracker
+from mu.core.tunable import Tunable
 
 if TYPE_CHECKING:
     from mu.core.loop import Log
@@ -106,6 +107,8 @@ class Method:
     """The settings that an option of `mu erase` gives, by dotted names."""
     default_preset: ClassVar[str | None] = None
     """Preset for a model that no preset names; None: the default settings."""
+    tunable: ClassVar[Mapping[str, Tunable]] = {}
+    """The few settings that `mu tune` searches, by dotted names, and where; empty: none."""
 
     @classmethod
     def summary(cls) -> str:

@@ -7,7 +7,7 @@ base model's images, lies in that folder.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,31 +25,52 @@ LOCAL = "local"
 """The address that starts Ray on this machine."""
 
 
-def on_ray(
-    cells: Sequence[Cell], home: Path, address: str, memory: float | None = None, device: str = ""
-) -> Iterator[tuple[Cell, Record]]:
-    """Run ``cells`` on the cluster at ``address``; yields each with its outcome as it ends.
+Results = Iterator[tuple[Cell, Record]]
 
-    Raises `MissingDependency` without Ray, `OutputError` if there is no cluster, and `ConfigError` if no machine of it
-    has the memory (GiB) or the cores that a cell needs.
-    """
+
+@contextmanager
+def connected(
+    address: str, memory: float | None = None, device: str = ""
+) -> Iterator[Callable[[Sequence[Cell], Path], Results]]:
+    """Be a client of the cluster at ``address`` inside the block, and run cells there.
+
+    Raises `MissingDependency` without Ray, and `OutputError` if there is no cluster."""
     ray = _ray()
-    with _connected(ray, address):
-        wanted = _fit(ray, cells, memory, device)
-        task = ray.remote(_run).options(
-            num_cpus=wanted.threads, num_gpus=int(wanted.gpu), memory=int(wanted.memory * GIB), max_retries=RETRIES,
-        )  # fmt: skip
-        place = str(home.resolve())
-        waiting = {task.remote(cell.to_json(), place, wanted.threads): cell for cell in cells}
-        while waiting:
-            (ended, *_), _ = ray.wait(list(waiting), num_returns=1)
-            cell = waiting.pop(ended)
-            try:
-                record = Record.model_validate(ray.get(ended))
-            except ray.exceptions.RayError as error:
-                told = " ".join(str(error).split())[:300]
-                record = failed(GridFolder(home), cell, f"its Ray worker was lost {RETRIES + 1} times: {told}")
-            yield cell, record
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == LOCAL:
+        options |= {"num_cpus": cores(), "include_dashboard": False}
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        told = " ".join(str(error).split())[:160]
+        raise OutputError(
+            f"no Ray cluster at {quoted(address)}: start one with `ray start --head`, or pass --ray local ({told})"
+        ) from None
+    try:
+        yield lambda cells, home: _on_ray(ray, cells, home, memory, device)
+    finally:
+        ray.shutdown()
+
+
+def _on_ray(ray: Any, cells: Sequence[Cell], home: Path, memory: float | None, device: str) -> Results:
+    """Run ``cells``, and yield each with its outcome as it ends.
+
+    Raises `ConfigError` if no machine of the cluster has the memory (GiB) that a cell needs."""
+    wanted = _fit(ray, cells, memory, device)
+    task = ray.remote(_run).options(
+        num_cpus=wanted.threads, num_gpus=int(wanted.gpu), memory=int(wanted.memory * GIB), max_retries=RETRIES
+    )
+    place = str(home.resolve())
+    waiting = {task.remote(cell.to_json(), place, wanted.threads): cell for cell in cells}
+    while waiting:
+        (ended, *_), _ = ray.wait(list(waiting), num_returns=1)
+        cell = waiting.pop(ended)
+        try:
+            record = Record.model_validate(ray.get(ended))
+        except ray.exceptions.RayError as error:
+            told = " ".join(str(error).split())[:300]
+            record = failed(GridFolder(home), cell, f"its Ray worker was lost {RETRIES + 1} times: {told}")
+        yield cell, record
 
 
 def _run(content: dict[str, Any], home: str, threads: int) -> dict[str, Any]:
@@ -66,25 +87,6 @@ def _ray() -> Any:
     except ImportError:
         raise MissingDependency("ray", "grid", "--ray") from None
     return ray
-
-
-@contextmanager
-def _connected(ray: Any, address: str) -> Iterator[None]:
-    """Be a client of the cluster inside the block."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == LOCAL:
-        options |= {"num_cpus": cores(), "include_dashboard": False}
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        told = " ".join(str(error).split())[:160]
-        raise OutputError(
-            f"no Ray cluster at {quoted(address)}: start one with `ray start --head`, or pass --ray local ({told})"
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _fit(ray: Any, cells: Sequence[Cell], memory: float | None, device: str) -> Fit:

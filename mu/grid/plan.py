@@ -29,7 +29,7 @@ from mu.core.files import fitting, slug
 
 NOT_OF_THE_EDIT = ("output_dir", "run_dir", "devices", "verbose")
 """Settings that change no edit."""
-OWN = ("base_answers", "shard", "images", "base_images", "allow_missing")
+OWN = ("tuning", "base_answers", "shard", "images", "base_images", "allow_missing")
 """Options of suites that the grid gives itself, or that are for images made elsewhere."""
 FILES = ("prompts", "reference", "inception")
 """Options of suites that name files."""

@@ -10,25 +10,22 @@ import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 from mu.core import threads
 from mu.grid.folder import GridFolder, Record
-from mu.grid.machine import Fit
+from mu.grid.machine import Fit, fit, room
 from mu.grid.plan import Cell
 
 KILLED = "its process was killed by signal {signal}, as systems do when memory is short: give each cell more memory"
 ENDED = "its process ended with code {code} before it was done: {log} has what it printed"
 
 
-START = "spawn"
-"""How a worker process starts. A fork could not use a GPU that its parent has used."""
-
-
 class Worker:
     """One process, and the cell that it works on."""
 
     def __init__(self, home: Path, fit: Fit, number: int):
-        start = multiprocessing.get_context(START)
+        start: Any = multiprocessing.get_context("spawn")  # a fork could not use torch's threads or a GPU
         self.connection, there = start.Pipe()
         self.cell: Cell | None = None
         self.number = number
@@ -36,9 +33,9 @@ class Worker:
         self.process.start()
         there.close()
 
-    def give(self, cell: Cell) -> None:
+    def give(self, cell: Cell, home: Path) -> None:
         self.cell = cell
-        self.connection.send(cell.to_json())
+        self.connection.send((cell.to_json(), home))
 
     def stop(self) -> None:
         """End the process, in the middle of its work if it has some."""
@@ -53,27 +50,54 @@ class Worker:
         self.connection.close()
 
 
-def run_here(cells: Sequence[Cell], home: Path, fit: Fit) -> Iterator[tuple[Cell, Record]]:
-    """Run ``cells`` in ``fit.jobs`` processes; yields each with its outcome as it ends."""
-    waiting = list(reversed(cells))
-    workers = [Worker(home, fit, k) for k in range(min(fit.jobs, len(cells)))]
-    try:
-        for worker in workers:
-            worker.give(waiting.pop())
-        while busy := [worker for worker in workers if worker.cell]:
-            for ready in wait([worker.connection for worker in busy]):
-                worker = next(each for each in busy if each.connection is ready)
-                cell, record = worker.cell, _outcome(worker, home)
-                assert cell is not None
-                worker.cell = None
-                if waiting:
-                    if not worker.process.is_alive():
-                        workers[workers.index(worker)] = worker = Worker(home, fit, worker.number)
-                    worker.give(waiting.pop())
-                yield cell, record
-    finally:
-        for worker in workers:
+class Pool:
+    """Processes that stay from call to call: loading the libraries takes them longer than a small cell.
+
+    ``jobs`` at once and ``memory`` (GiB) for each cell; by default what `mu.grid.machine.fit` says. Close it after use.
+    """
+
+    def __init__(self, jobs: int | None = None, memory: float | None = None, device: str = ""):
+        self.jobs, self.memory, self.device = jobs, memory, device
+        self.workers: list[Worker] = []
+        self._fit: Fit | None = None
+
+    def __call__(self, cells: Sequence[Cell], home: Path) -> Iterator[tuple[Cell, Record]]:
+        """Run ``cells``, and yield each with its outcome as it ends."""
+        wanted = fit(cells, room(self.device), self.jobs, self.memory)
+        if self._fit is None or wanted[1:] != self._fit[1:]:
+            self.close()
+            self._fit = wanted
+        waiting = list(reversed(cells))
+        for number in range(min(wanted.jobs, len(cells))):
+            self._free(number, home).give(waiting.pop(), home)
+        try:
+            while busy := [worker for worker in self.workers if worker.cell]:
+                for ready in wait([worker.connection for worker in busy]):
+                    worker = next(each for each in busy if each.connection is ready)
+                    cell, record = worker.cell, _outcome(worker, home)
+                    assert cell is not None
+                    worker.cell = None
+                    if waiting:
+                        self._free(worker.number, home).give(waiting.pop(), home)
+                    yield cell, record
+        except BaseException:
+            self.close()
+            raise
+
+    def _free(self, number: int, home: Path) -> Worker:
+        """Worker ``number``, a new one if there is none or it died."""
+        assert self._fit is not None
+        if number == len(self.workers):
+            self.workers.append(Worker(home, self._fit, number))
+        elif not self.workers[number].process.is_alive():
+            self.workers[number].connection.close()
+            self.workers[number] = Worker(home, self._fit, number)
+        return self.workers[number]
+
+    def close(self) -> None:
+        for worker in self.workers:
             worker.stop()
+        self.workers = []
 
 
 def _outcome(worker: Worker, home: Path) -> Record:
@@ -114,7 +138,7 @@ def _serve(connection: Connection, home: Path, fit: Fit, number: int) -> None:
             return
         if content is None:
             return
-        connection.send(run_cell(Cell.read(content), home).model_dump())
+        connection.send(run_cell(Cell.read(content[0]), content[1]).model_dump())
 
 
 def _end_with_parent() -> None:

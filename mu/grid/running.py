@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mu.core.errors import OutputError, quoted
 from mu.core.lock import locked, patient
 from mu.core.progress import progress_bar
-from mu.grid import machine, pool
 from mu.grid.folder import GridFolder, Record
 from mu.grid.plan import Cell, Plan
+from mu.grid.pool import Pool
 
 Engine = Callable[[Sequence[Cell], Path], Iterator[tuple[Cell, Record]]]
 """Runs cells in a grid's folder, and yields each with its outcome as it ends."""
@@ -26,17 +27,23 @@ class Ended(NamedTuple):
     """Cells that had their results already."""
 
 
-def engine_of(jobs: int | None = None, ray: str | None = None, memory: float | None = None, device: str = "") -> Engine:
-    """The process pool of this machine with ``jobs`` processes (0: in this very process), or the Ray cluster ``ray``.
+@contextmanager
+def engine_of(
+    jobs: int | None = None, ray: str | None = None, memory: float | None = None, device: str = ""
+) -> Iterator[Engine]:
+    """The process pool of this machine with ``jobs`` processes (0: this very process), or the Ray cluster ``ray``.
 
-    ``memory`` is what a cell needs, in GiB; by default an estimate."""
+    ``memory`` is what a cell needs, in GiB; by default an estimate. Raises what `mu.grid.cluster.connected` raises."""
     if ray is not None:
-        from mu.grid.cluster import on_ray
+        from mu.grid.cluster import connected
 
-        return lambda cells, home: on_ray(cells, home, ray, memory, device)
-    if jobs == 0:
-        return in_this_process
-    return lambda cells, home: pool.run_here(cells, home, machine.fit(cells, machine.room(device), jobs, memory))
+        with connected(ray, memory, device) as engine:
+            yield engine
+    elif jobs == 0:
+        yield in_this_process
+    else:
+        with closing(Pool(jobs, memory, device)) as pool:
+            yield pool
 
 
 def in_this_process(cells: Sequence[Cell], home: Path) -> Iterator[tuple[Cell, Record]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from mu.core.errors import MissingDependency
-from mu.grid.cluster import on_ray
 from mu.grid.folder import GridFolder
 from mu.grid.plan import plan_of
 from mu.grid.running import engine_of, in_this_process, run
@@ -38,7 +37,8 @@ def test_two_workers_of_ray_do_what_one_process_does_also_if_one_is_lost(tmp_pat
 
     killer = threading.Thread(target=kill)
     killer.start()
-    ended = run(plan, folder.folder, engine_of(ray="local", memory=0.5))
+    with engine_of(ray="local", memory=0.5) as engine:
+        ended = run(plan, folder.folder, engine)
     killer.join()
     assert (ended.done, ended.failed) == (3, []) and len(killed) == 1
     assert folder.record(killed[0]).attempts == 2, "control: one was lost"
@@ -50,7 +50,7 @@ def test_two_workers_of_ray_do_what_one_process_does_also_if_one_is_lost(tmp_pat
     assert len(processes) > 1, "more than one worker"
 
 
-def test_without_ray_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependency, match=r"--ray needs the package 'ray': pip install ray \(the extra 'grid'"):
-        list(on_ray(plan_of(small()).cells, tmp_path, "auto"))
+        engine_of(ray="auto").__enter__()

@@ -95,7 +95,7 @@ SUITES = {
         "mu.evaluation.suites.concept:ConceptSuite",
         DiffusionModel,
         "a diffusion model",
-        frozenset({"judge", "clip", "retain", "synonyms", "everyday"}) | _MADE | _FOUND,
+        frozenset({"judge", "clip", "retain", "synonyms", "everyday", "tuning"}) | _MADE | _FOUND,
         default=True,
         makes_images=True,
     ),
