@@ -51,6 +51,28 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     assert names["bank"].restored == {"neon"}
 
 
+def test_the_page_of_grids_runs_as_typed(tmp_path, monkeypatch):
+    from mu.cli import app
+
+    page = (ROOT / "docs" / "grid.md").read_text(encoding="utf-8")
+    plan, tune = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.yaml").write_text(plan, encoding="utf-8")
+    (tmp_path / "tuned.yaml").write_text(re.sub(r"    sweep: .*\n", "", plan) + tune, encoding="utf-8")
+    lines = [
+        line.split("   #")[0]
+        for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    for line in [*lines, "mu grid run tuned.yaml --dry-run"]:
+        words = shlex.split(line)[1:]
+        here = ["--jobs", "0"] if words[:2] == ["grid", "run"] or words[0] == "tune" else []
+        ended = CliRunner().invoke(app, [*words, *here])
+        assert ended.exit_code == 0, (line, ended.output)
+    assert (tmp_path / "outputs" / "grid" / "report.html").exists()
+    assert len((tmp_path / "outputs" / "grid.csv").read_text(encoding="utf-8").splitlines()) == 1 + 3
+
+
 def test_the_links_of_the_documents_exist():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):

@@ -299,6 +299,40 @@ def test_scores_are_measured_again_the_same(commands: Commands, tmp_path: Path) 
     nothing_hidden(tmp_path / "killed")
 
 
+GRID = """
+methods:
+- {method: esd, set: {train.iterations: 8, train.checkpoint_every: 2, denoising_steps: 2}}
+- uce
+concepts: [star]
+models: ["%s"]
+device: cpu
+suites:
+- {suite: concept, judge: canvas, seeds: [1], everyday: 0, steps: 1, retain: [heart]}
+"""
+
+
+def test_a_killed_grid_goes_on_to_the_same_edits(commands: Commands, tiny_folder: Path, tmp_path: Path) -> None:
+    if not EMBEDDED["canvas-judge"].exists():
+        pytest.skip("the embedded judge is not in this checkout")
+    plan = tmp_path / "grid.yaml"
+    plan.write_text(GRID % tiny_folder)
+    words = ["grid", "run", plan, "--jobs", 0, "--out"]
+    whole = timed(lambda: commands.run(*words, tmp_path / "whole"))
+    edits = sorted(
+        path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").glob("runs/*/edit.safetensors")
+    )
+    assert len(edits) == 2
+    again = [*words, tmp_path / "killed"]
+    died = killed_and_repeated(commands, again, again, "grid", whole, tmp_path / "killed", 4)
+    assert commands.run(*again) == 0, commands.said
+    for edit in edits:
+        assert same(tensors(tmp_path / "killed" / edit), tensors(tmp_path / "whole" / edit))
+        scores = [RunDirectory((tmp_path / home / edit).parent).read_scores() for home in ("whole", "killed")]
+        assert scores[0] == scores[1]
+    nothing_hidden(tmp_path / "killed")
+    assert died, "control: some of them died"
+
+
 def test_two_at_once_are_one_and_a_clear_line(
     commands: Commands, tiny_folder: Path, tiny: DiffusionModel, tmp_path: Path
 ) -> None:

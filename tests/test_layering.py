@@ -1,6 +1,6 @@
 """The import direction of the package and its other laws of structure, held by reading the sources.
 
-    cli -> demo -> report, algorithms -> attacks -> evaluation -> training -> diffusion -> edits -> models -> data -> core
+    cli -> demo -> grid -> report, algorithms -> attacks -> evaluation -> training -> diffusion -> edits -> models -> data -> core
 
 A law takes a tree (path -> source) and returns what breaks it, one line each. Every law also runs on a made-up tree
 that breaks it: a law that catches nothing would pass on everything.
@@ -34,6 +34,7 @@ ORDER = (
     "attacks",
     "algorithms",
     "report",
+    "grid",
     "demo",
     "cli",
 )

@@ -19,23 +19,41 @@ from mu.cli.erase import erase
 from mu.cli.evaluate import evaluate
 from mu.cli.generate import generate
 from mu.cli.gradients import gradients
+from mu.cli.grid import app as grid_app
 from mu.cli.import_ import import_
 from mu.cli.info import info
 from mu.cli.merge import merge
 from mu.cli.methods import methods
 from mu.cli.program import Program, root
 from mu.cli.report import report
+from mu.cli.tune import tune
 from mu.cli.verify import verify
 
 app = typer.Typer(name="mu", cls=Program, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.callback(invoke_without_command=True)(root)
-for verb in (demo, erase, gradients, generate, evaluate, verify, compare, report, merge, info, methods, config, cite):
+for verb in (
+    demo,
+    erase,
+    tune,
+    gradients,
+    generate,
+    evaluate,
+    verify,
+    compare,
+    report,
+    merge,
+    info,
+    methods,
+    config,
+    cite,
+):
     app.command()(verb)
 app.command("import")(import_)
 app.add_typer(bank_app)
 app.add_typer(canvas_app)
 app.add_typer(classifier_app)
 app.add_typer(data_app)
+app.add_typer(grid_app)
 
 
 def main() -> None:

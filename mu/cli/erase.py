@@ -14,7 +14,6 @@ from mu.core.files import fitting, slug
 
 if TYPE_CHECKING:
     from mu.core.algorithm import Algorithm, Found, Method
-    from mu.core.config import BaseConfig
     from mu.edits.edit import Edit
 
 
@@ -96,7 +95,7 @@ def erase(
     }  # fmt: skip
     refuse_twice(chosen.config_class, wanted, {o: names for o, names in chosen.set_by.items() if typed[o]})
     out = out or (None if config else Path("outputs") / method / _folder(concepts))
-    overrides = (_flags(chosen.config_class, out, device, precision), wanted)
+    overrides = (chosen.placed(out, device, precision), wanted)
     if config and not concepts:
         given = chosen.config_class.load(config, *overrides)
     else:
@@ -125,14 +124,6 @@ def _embedded(method: type[Method], preset: str | None) -> str:
     presets = [method.preset(preset)] if preset else method.presets.values()
     named = {getattr(each, "model", "") for each in presets}
     return next((name for name in EMBEDDED if name in named), "canvas")
-
-
-def _flags(config: type[BaseConfig], out: Path | None, device: str | None, precision: str | None) -> dict[str, str]:
-    """Return --out, --device and --precision under the method's own setting names."""
-    names = config.model_fields
-    given = {name: str(out) for name in ("output_dir", "run_dir") if out and name in names}
-    where = "precision" if "precision" in names else "train.precision"
-    return given | {name: value for name, value in (("devices", device), (where, precision)) if value}
 
 
 def _expect(work: Algorithm, bank: Path) -> None:

@@ -23,6 +23,7 @@ from mu.core.errors import ConfigError, nearest, titled
 from mu.core.evidence import hardware, note_search
 from mu.core.run import RunDirectory
 from mu.core.tracking import Tracking, tracker
+from mu.core.tunable import Tunable
 
 if TYPE_CHECKING:
     from mu.core.loop import Log
@@ -106,6 +107,8 @@ class Method:
     """The settings that an option of `mu erase` gives, by dotted names."""
     default_preset: ClassVar[str | None] = None
     """Preset for a model that no preset names; None: the default settings."""
+    tunable: ClassVar[Mapping[str, Tunable]] = {}
+    """The few settings that `mu tune` searches, by dotted names, and where; empty: none."""
 
     @classmethod
     def summary(cls) -> str:
@@ -160,6 +163,14 @@ class Method:
     def with_concepts(cls, values: Mapping[str, Any], concepts: Sequence[Concept], model: str | None) -> dict[str, Any]:
         """Plain settings with ``concepts`` and, if given, the name of the ``model`` filled in."""
         return {**values, "concepts": list(concepts)} | ({"model": model} if model else {})
+
+    @classmethod
+    def placed(cls, out: Path | None = None, device: str | None = None, precision: str | None = None) -> dict[str, str]:
+        """The run's folder, the device and the precision under this method's own setting names; without those None."""
+        names = cls.config_class.model_fields
+        given = {name: str(out) for name in ("output_dir", "run_dir") if out and name in names}
+        where = "precision" if "precision" in names else "train.precision"
+        return given | {name: value for name, value in (("devices", device), (where, precision)) if value}
 
     @classmethod
     def check_files(cls, config: Any) -> None:

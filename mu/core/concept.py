@@ -68,7 +68,7 @@ class Concept(str):
         return fitting(stem)
 
     @classmethod
-    def _setting(cls, value: object) -> Self:
+    def of_setting(cls, value: object) -> Self:
         """Parse a YAML value; a number such as 1984 becomes text."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return cls(str(value) if is_number else value)
@@ -76,7 +76,7 @@ class Concept(str):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
         plain = core_schema.plain_serializer_function_ser_schema(str)
-        return core_schema.no_info_plain_validator_function(cls._setting, serialization=plain)
+        return core_schema.no_info_plain_validator_function(cls.of_setting, serialization=plain)
 
 
 def folded(text: str) -> str:

@@ -381,18 +381,32 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
+def faults(cls: type[BaseModel], values: Any) -> list[str]:
+    """All that is wrong with ``values`` as settings of ``cls``, one line each; none if they are right."""
+    try:
+        cls.model_validate(values)
+    except ValidationError as error:
+        return list(dict.fromkeys(_line(cls, each) for each in error.errors()))
+    return []
+
+
 def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
     first, *others = error.errors()
-    name = _shortened(".".join(str(part) for part in first["loc"])) or cls.__name__
-    more = f" (and {len(others)} more)" if others else ""
-    if first["type"] == "extra_forbidden":
-        section = _section(cls, first["loc"])
-        hint = nearest(str(first["loc"][-1]), section.model_fields if section else ())
-        return f"unknown setting {titled(name)}.{hint}{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("value_error", "missing"):
-        return f"{name}: {message}{more}"
-    return f"{name}: {message}, got {quoted(first['input'])}{more}"
+    return _line(cls, first) + (f" (and {len(others)} more)" if others else "")
+
+
+def _line(cls: type[BaseModel], error: Any) -> str:
+    """One entry of pydantic's list of errors, for people."""
+    name = _shortened(".".join(str(part) for part in error["loc"])) or cls.__name__
+    if error["type"] == "extra_forbidden":
+        section = _section(cls, error["loc"])
+        return (
+            f"unknown setting {titled(name)}.{nearest(str(error['loc'][-1]), section.model_fields if section else ())}"
+        )
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("value_error", "missing"):
+        return f"{name}: {message}"
+    return f"{name}: {message}, got {quoted(error['input'])}"
 
 
 def _shortened(name: str) -> str:

@@ -4,6 +4,7 @@ Each message is one line that says what is wrong and what to do:
 
     MuError                exit code 2 on the command line
       ConfigError          unknown key, wrong type, settings that contradict each other
+        ConfigErrors       several of them at once
       ModelError           unknown, missing, corrupt or truncated model
       EditError            a file that is not an edit, or an edit that does not fit the model
         SelectionError     a parameter pattern that matches nothing
@@ -56,6 +57,14 @@ class MuError(Exception):
 
 
 class ConfigError(MuError): ...
+
+
+class ConfigErrors(ConfigError):
+    """All errors of one file at once. ``each`` holds the lines; the command line prints them all."""
+
+    def __init__(self, each: Iterable[str]):
+        self.each = tuple(each)
+        super().__init__("; ".join(self.each))
 
 
 class ModelError(MuError): ...

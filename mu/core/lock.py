@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from mu.core.errors import OutputError
 from mu.core.files import fitting, sweep, writing
 
 LOCK = ".lock"
+_PATIENCE: ContextVar[float] = ContextVar("patience", default=0.0)
+
+
+@contextmanager
+def patient(seconds: float) -> Iterator[None]:
+    """Inside the block, wait up to so many ``seconds`` for a folder in which another process works.
+
+    For processes that share a folder by design, such as one of base images, and each have work of their own."""
+    token = _PATIENCE.set(seconds)
+    try:
+        yield
+    finally:
+        _PATIENCE.reset(token)
 
 
 @contextmanager
@@ -48,7 +62,7 @@ def _alone(folder: Path, name: str, what: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / name)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_PATIENCE.get())
         except Timeout:
             raise OutputError(
                 f"another process is working in {what}: wait until it ends, or choose another folder"

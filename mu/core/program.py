@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 from mu.core.algorithm import Algorithm
 from mu.core.config import BaseConfig, as_written, fields_of, kind_of
 from mu.core.documents import parse_yaml, parse_yaml_written
-from mu.core.errors import MuError, nearest, one_line, quoted
+from mu.core.errors import ConfigErrors, MuError, nearest, one_line, quoted
 from mu.core.tracking import KINDS
 
 log = logging.getLogger("mu")
@@ -41,14 +41,15 @@ def guarded(work: Callable[[], Any]) -> int:
         print("interrupted: finished work is kept; run again with --resume to continue", file=sys.stderr)
         return 130
     except Exception as error:
-        if (told := _told(error)) is None:
+        if (reason := told(error)) is None:
             raise
-        print(f"error: {one_line(told)}", file=sys.stderr)
+        for line in error.each if isinstance(error, ConfigErrors) else [reason]:
+            print(f"error: {one_line(line)}", file=sys.stderr)
         return 2
     return 0
 
 
-def _told(error: Exception) -> str | None:
+def told(error: Exception) -> str | None:
     """What a user reads of ``error``; None for a defect of this package."""
     match error:
         case MuError():

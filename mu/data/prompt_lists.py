@@ -122,6 +122,41 @@ NEIGHBOUR_TEMPLATES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Four templates by kind of concept, other ones than `TARGET_TEMPLATES`, to ask for concepts that should stay."""
+_THING_TUNING = (
+    "a photograph of my {}",
+    "two of us and a {}",
+    "there was a {} at dawn",
+    "a wooden {} on grass",
+)
+TUNING_TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "styles": (
+        "a windmill, {}",
+        "{} study of hands",
+        "our kitchen, {}",
+        "cover art, {}",
+    ),
+    "objects": _THING_TUNING,
+    "animals": _THING_TUNING,
+    "people": (
+        "{} at the beach",
+        "dinner with {}",
+        "{} reading a book",
+        "{} and a friend",
+    ),
+    "places": (
+        "{} from the air",
+        "a market in {}",
+        "{} under snow",
+        "old map of {}",
+    ),
+    ANY: (
+        "{} at dawn",
+        "one more {}",
+        "a card with {}",
+        "{}, close by",
+    ),
+}
+"""Four templates by kind of concept, other ones than both, for trials of settings: what is reported asks in others."""
 
 
 def entries(name: str) -> tuple[str, ...]:

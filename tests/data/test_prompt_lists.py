@@ -6,6 +6,7 @@ import ast
 import math
 import re
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mu.data.prompt_lists import (
     LISTS,
     NEIGHBOUR_TEMPLATES,
     TARGET_TEMPLATES,
+    TUNING_TEMPLATES,
     entries,
     everyday,
     kind_of,
@@ -37,7 +39,14 @@ PACKAGE = Path(prompt_lists.__file__).resolve().parent.parent
 COUNTS = {"styles": 60, "objects": 80, "animals": 50, "people": 60, "places": 50}
 TOKENS = 75
 """What the text encoders of Stable Diffusion read."""
-TEMPLATES = sorted({text for group in (TARGET_TEMPLATES, NEIGHBOUR_TEMPLATES) for of in group.values() for text in of})
+TEMPLATES = sorted(
+    {
+        text
+        for group in (TARGET_TEMPLATES, NEIGHBOUR_TEMPLATES, TUNING_TEMPLATES)
+        for of in group.values()
+        for text in of
+    }
+)
 
 
 # -- lists ------------------------------------------------------------------------------------------------------------
@@ -227,7 +236,7 @@ def test_a_template_is_found_with_a_concept_in_it() -> None:
     assert taught(["{} style", "{} mural"], ["Neon style.", "a star"]) == ["{} style"]
 
 
-@pytest.mark.parametrize(("group", "count"), [(TARGET_TEMPLATES, 10), (NEIGHBOUR_TEMPLATES, 4)])
+@pytest.mark.parametrize(("group", "count"), [(TARGET_TEMPLATES, 10), (NEIGHBOUR_TEMPLATES, 4), (TUNING_TEMPLATES, 4)])
 def test_each_kind_has_its_templates_each_with_one_place(group: dict[str, tuple[str, ...]], count: int) -> None:
     assert set(group) == {*KINDS, ANY}
     for kind, templates in group.items():
@@ -237,7 +246,10 @@ def test_each_kind_has_its_templates_each_with_one_place(group: dict[str, tuple[
 
 def test_targets_and_neighbours_are_asked_for_in_other_words() -> None:
     for kind in (*KINDS, ANY):
-        assert not {plain(t) for t in TARGET_TEMPLATES[kind]} & {plain(t) for t in NEIGHBOUR_TEMPLATES[kind]}, kind
+        groups = [
+            {plain(t) for t in group[kind]} for group in (TARGET_TEMPLATES, NEIGHBOUR_TEMPLATES, TUNING_TEMPLATES)
+        ]
+        assert not any(a & b for a, b in combinations(groups, 2)), kind
 
 
 def test_a_template_names_no_concept_of_its_own_kind() -> None:
@@ -245,7 +257,7 @@ def test_a_template_names_no_concept_of_its_own_kind() -> None:
         return [text for text in templates if any(says(plain(text), plain(entry)) for entry in entries(kind))]
 
     for kind in KINDS:
-        assert named(kind, (*TARGET_TEMPLATES[kind], *NEIGHBOUR_TEMPLATES[kind])) == [], kind
+        assert named(kind, (*TARGET_TEMPLATES[kind], *NEIGHBOUR_TEMPLATES[kind], *TUNING_TEMPLATES[kind])) == [], kind
     assert named("objects", ["{} under an umbrella"]), "control"
 
 
@@ -260,5 +272,7 @@ def test_the_embedded_model_reads_every_template_whole() -> None:
 
     length = tokenizer.model_max_length
     for kind, concepts in of_kind.items():
-        assert cut((*TARGET_TEMPLATES[kind], *NEIGHBOUR_TEMPLATES[kind]), concepts) == set(), kind
+        assert cut((*TARGET_TEMPLATES[kind], *NEIGHBOUR_TEMPLATES[kind], *TUNING_TEMPLATES[kind]), concepts) == set(), (
+            kind
+        )
     assert cut(["two chairs on a balcony at night, painted like {}"], world.STYLES), "control"

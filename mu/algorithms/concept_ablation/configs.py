@@ -10,6 +10,7 @@ from pydantic import Field
 
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import Templates
+from mu.core.tunable import LogRange, WholeLogRange
 from mu.diffusion.images_config import ImagesConfig
 from mu.training.diffusion_config import CALIBRATED, COMPARISON, AnchoredConfig, TrainConfig
 
@@ -90,6 +91,11 @@ class ConceptAblationMethod(Method):
     name = "ca"
     home = "mu.algorithms.concept_ablation.algorithm:ConceptAblation"
     config_class = ConceptAblationConfig
+    tunable: ClassVar = {
+        "train.lr": LogRange(1e-6, 1e-3),
+        "train.iterations": WholeLogRange(50, 1000),
+        "anchor_weight": LogRange(0.1, 30.0),
+    }
     default_preset = "calibrated"
     presets = Presets(
         ConceptAblationConfig,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from mu.core.algorithm import Method, Preset, Presets
+from mu.core.tunable import LogRange, Range, WholeLogRange
 from mu.training.diffusion_config import CALIBRATED, ErasureConfig, TrainConfig
 
 Variant = Literal[
@@ -70,6 +71,11 @@ class ESDMethod(Method):
     name = "esd"
     home = "mu.algorithms.esd.algorithm:ESD"
     config_class = ESDConfig
+    tunable: ClassVar = {
+        "train.lr": LogRange(1e-6, 1e-3),
+        "train.iterations": WholeLogRange(50, 1000),
+        "negative_guidance": Range(0.5, 4.0),
+    }
     default_preset = "calibrated"
     presets = Presets(
         ESDConfig,

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import Templates
+from mu.core.tunable import LogRange, WholeLogRange
 from mu.diffusion.images_config import ImagesConfig
 from mu.training.diffusion_config import CALIBRATED, COMPARISON, AnchoredConfig, TrainConfig
 
@@ -68,6 +69,7 @@ class ForgetMeNotMethod(Method):
     name = "fmn"
     home = "mu.algorithms.forget_me_not.algorithm:ForgetMeNot"
     config_class = ForgetMeNotConfig
+    tunable: ClassVar = {"train.lr": LogRange(1e-6, 1e-3), "train.iterations": WholeLogRange(10, 300)}
     default_preset = "calibrated"
     presets = Presets(
         ForgetMeNotConfig,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from mu.core.algorithm import Method, Preset, Presets
+from mu.core.tunable import Choice, LogRange
 from mu.training.diffusion_config import CALIBRATED, AnchoredConfig
 
 
@@ -43,6 +44,12 @@ class UCEMethod(Method):
     name = "uce"
     home = "mu.algorithms.uce.algorithm:UCE"
     config_class = UCEConfig
+    tunable: ClassVar = {
+        "erase_scale": LogRange(0.1, 10.0),
+        "preserve_scale": LogRange(0.01, 30.0),
+        "lamb": LogRange(0.01, 10.0),
+        "tokens": Choice(("padded", "last")),
+    }
     default_preset = "calibrated"
     presets = Presets(
         UCEConfig,

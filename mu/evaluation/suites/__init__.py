@@ -95,7 +95,7 @@ SUITES = {
         "mu.evaluation.suites.concept:ConceptSuite",
         DiffusionModel,
         "a diffusion model",
-        frozenset({"judge", "clip", "retain", "synonyms", "everyday"}) | _MADE | _FOUND,
+        frozenset({"judge", "clip", "retain", "synonyms", "everyday", "tuning"}) | _MADE | _FOUND,
         default=True,
         makes_images=True,
     ),
@@ -192,7 +192,7 @@ def evaluate(
     Raises `ConfigError` for an unknown suite or an option that the suite does not take, and `ModelError` for a model of
     another kind.
     """
-    chosen, seeds, given = _checked(suite, seeds, options)
+    chosen, seeds, given = check_options(suite, seeds, options)
     if not isinstance(model, chosen.kind):
         raise ModelError(
             f"suite {suite} measures {chosen.what}, and {titled(model.name)} is not one: choose suite "
@@ -240,7 +240,7 @@ def evaluate_found(
     Raises `DataError` for missing images, of which ``allow_missing`` scores the others: every protocol's name then says
     how many. Raises `OutputError` for a folder of results that holds a run, or results for other concepts or images.
     """
-    chosen, seeds, given = _checked(suite, seeds, options)
+    chosen, seeds, given = check_options(suite, seeds, options)
     if "images" not in chosen.options:
         able = ", ".join(name for name, each in SUITES.items() if "images" in each.options)
         raise ConfigError(f"suite {suite} cannot score images made elsewhere: choose {able}")
@@ -303,7 +303,7 @@ def _told_missing(missing: Sequence[Path], asked: int, there: int) -> str:
     return f"{len(missing)} images of {asked} are missing in {missing[0].parent}: {names}; make them, {advice}"
 
 
-def _checked(
+def check_options(
     suite: str, seeds: Sequence[int] | None, options: dict[str, Any]
 ) -> tuple[Suite, Sequence[int], dict[str, Any]]:
     """The suite, its seeds, and the options that were given. Raises `ConfigError` as `evaluate` does."""

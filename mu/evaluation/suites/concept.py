@@ -35,7 +35,7 @@ from mu.core.errors import ConfigError, DataError, quoted
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
-from mu.data.prompt_lists import ANY, KINDS, NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES, entries, kind_of
+from mu.data.prompt_lists import ANY, KINDS, NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES, TUNING_TEMPLATES, entries, kind_of
 from mu.data.prompt_lists import everyday as everyday_prompts
 from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import ELSEWHERE, Images, Subject, looked
@@ -97,6 +97,7 @@ class Asked(NamedTuple):
 class ConceptSuite:
     """One measurement: which images it needs, and their scores.
 
+    With ``tuning`` the prompts are `TUNING_TEMPLATES`, which no report asks for.
     ``judge`` is a name of `mu.evaluation.judges.JUDGES`; ``clip`` is the model of the CLIP score and of the features,
     by default the judge's if it is a CLIP. ``retain`` names the neighbours, ``synonyms`` more texts of the (one)
     concept, ``everyday`` how many everyday prompts. Raises `DataError` if the judge cannot recognise a concept,
@@ -107,17 +108,17 @@ class ConceptSuite:
     def __init__(
         self, subject: Subject, seeds: Sequence[int], *, judge: str = JUDGE, clip: str | None = None,
         retain: Sequence[str] = (), synonyms: Sequence[str] = (), everyday: int = EVERYDAY,
-        steps: int = STEPS, guidance: float = GUIDANCE,
+        steps: int = STEPS, guidance: float = GUIDANCE, tuning: bool = False,
     ):  # fmt: skip
         concepts: list[str] = [*distinct(subject.concepts)]
         self.judge, self.steps, self.guidance = open_judge(judge, subject.device), steps, guidance
         self.known = {concept: self.judge.known(concept) for concept in concepts}
         named = retained(retain, self.known, self.judge)
         self.near = named or nearest(subject.model, concepts, self.judge)
-        self.asked = asked(concepts, self.near, seeds, synonyms, everyday)
+        self.asked = asked(concepts, self.near, seeds, synonyms, everyday, tuning)
         self.protocol = named_protocol(
             self.judge.name, seeds, steps=steps, guidance=guidance, everyday=everyday, retain=named, synonyms=synonyms,
-            elsewhere=subject.model is None,
+            elsewhere=subject.model is None, tuning=tuning,
         )  # fmt: skip
         self.features = features_of(clip, self.judge, subject.device)
         self.rows, self.only_base = self.asked.rows, ()
@@ -150,6 +151,7 @@ class ConceptSuite:
 def named_protocol(
     judge: str, seeds: Sequence[int] = SEEDS, *, steps: int = STEPS, guidance: float = GUIDANCE,
     everyday: int = EVERYDAY, retain: Sequence[str] = (), synonyms: Sequence[str] = (), elsewhere: bool = False,
+    tuning: bool = False,
 ) -> str:  # fmt: skip
     """The protocol's name with the judge and what departs from it: numbers of different settings share no column."""
     departs = {
@@ -160,6 +162,7 @@ def named_protocol(
         listed(sorted(retain), "neighbour"): bool(retain),
         listed(sorted(synonyms), "synonym"): bool(synonyms),
         ELSEWHERE: elsewhere,
+        "phrasings for tuning": tuning,
     }
     return ", ".join([PROTOCOL, f"judge {judge}", *(text for text, differs in departs.items() if differs)])
 
@@ -178,14 +181,16 @@ def retained(names: Sequence[str], known: Mapping[str, str], judge: Judge) -> li
 
 
 def asked(
-    concepts: Sequence[str], near: Sequence[str], seeds: Sequence[int], synonyms: Sequence[str], count: int
-) -> Asked:
+    concepts: Sequence[str], near: Sequence[str], seeds: Sequence[int], synonyms: Sequence[str], count: int,
+    tuning: bool = False,
+) -> Asked:  # fmt: skip
     """The images to make. Everyday prompts that name an erased concept are left out; the others keep name and seed."""
     if synonyms and len(concepts) > 1:
         raise ConfigError(f"synonyms are of one concept, and {', '.join(concepts)} are erased: leave them out")
     spoken = [(concept, text) for concept in concepts for text in distinct([concept, *synonyms])]
-    target = [(c, row) for c, text in spoken for row in _rows("target", text, TARGET_TEMPLATES, seeds)]
-    neighbours = [(n, row) for n in near for row in _rows("neighbour", n, NEIGHBOUR_TEMPLATES, seeds)]
+    words, others = (TUNING_TEMPLATES,) * 2 if tuning else (TARGET_TEMPLATES, NEIGHBOUR_TEMPLATES)
+    target = [(c, row) for c, text in spoken for row in _rows("target", text, words, seeds)]
+    neighbours = [(n, row) for n in near for row in _rows("neighbour", n, others, seeds)]
     everyday = [
         ImageRow.named(f"everyday_{k:03}", text, k)
         for k, text in enumerate(everyday_prompts()[:count])

@@ -19,6 +19,7 @@ from mu.core.concept import Concept, folded
 from mu.core.config import MOST, BaseConfig, Devices, Renewed, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError, quoted
 from mu.core.files import fitting
+from mu.core.tunable import LogRange, Range
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.diffusion_config import CALIBRATED
@@ -388,6 +389,11 @@ class SemipermeableMembraneMethod(Method):
     name = "spm"
     home = "mu.algorithms.semipermeable_membrane.algorithm:SemipermeableMembraneAlgorithm"
     config_class = SemipermeableMembraneConfig
+    tunable: ClassVar = {
+        "train.lr": LogRange(3e-5, 1e-2),
+        "prompt.guidance_scale": Range(0.5, 4.0),
+        "prompt.la_strength": LogRange(1.0, 2000.0),
+    }
     set_by: ClassVar = {
         **Method.set_by,
         "--concept": ("template_name", "prompt.target", "prompts", "prompts_file"),

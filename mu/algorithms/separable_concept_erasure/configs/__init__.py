@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import MOST, BaseConfig, Templates
+from mu.core.tunable import LogRange, Range
 from mu.training.diffusion_config import CALIBRATED, Counting, DiffusionConfig
 
 
@@ -201,6 +202,7 @@ class ConceptIrrelevantErasureMethod(Method):
     name = "cie"
     home = "mu.algorithms.separable_concept_erasure.algorithm:ConceptIrrelevantErasureAlgorithm"
     config_class = ConceptIrrelevantErasureConfig
+    tunable: ClassVar = {"train.lr": LogRange(1e-6, 1e-3), "train.regulariser": LogRange(1e-8, 1e-3)}
     default_preset = "calibrated"
     presets = Presets(
         ConceptIrrelevantErasureConfig,
@@ -249,6 +251,11 @@ class SeparableConceptErasureMethod(Method):
     name = "sepce"
     home = "mu.algorithms.separable_concept_erasure.algorithm:SeparableConceptErasureAlgorithm"
     config_class = SeparableConceptErasureConfig
+    tunable: ClassVar = {
+        "train.lr": LogRange(1e-5, 0.3),
+        "train.regulariser": LogRange(1e-8, 1e-3),
+        "protect.null_tol": Range(0.0, 0.05),
+    }
     default_preset = "calibrated"
     presets = Presets(
         SeparableConceptErasureConfig,

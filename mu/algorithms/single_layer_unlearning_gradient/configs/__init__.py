@@ -12,6 +12,7 @@ from typing_extensions import Self
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.concept import Concept, ConceptList
 from mu.core.config import MOST, BaseConfig, Devices, Templates
+from mu.core.tunable import Choice, Range, WholeLogRange
 from mu.data.clip_sets import BothSets, check_sources
 from mu.models.load_options import LoadingConfig
 
@@ -208,6 +209,11 @@ class SlugMethod(Method):
     name = "slug"
     home = "mu.algorithms.single_layer_unlearning_gradient.algorithm:SingleLayerUnlearningGradientAlgorithm"
     config_class = SlugConfig
+    tunable: ClassVar = {
+        "gradients.precondition": Choice((None, 0.1, 0.3, 1.0)),
+        "search.margin": Range(1.0, 1.5),
+        "search.steps": WholeLogRange(6, 32),
+    }
     presets = Presets(
         SlugConfig,
         Preset("clip", "any concept of a ViT-B/32: the paper's settings"),
