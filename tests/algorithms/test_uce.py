@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mu.algorithms.uce.algorithm import UCE, last_token, solve
+from mu.algorithms.uce.algorithm import UCE, solve
 from mu.core.errors import ConfigError
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
@@ -83,7 +83,7 @@ def test_keys_and_values_alone_move_and_meet_their_anchor(tiny: DiffusionModel) 
         {"concepts": ["neon style"], "anchors": ["photo"], "preserve_scale": 0.0, "lamb": 1e-7}, model=tiny
     ).find_edit()
     assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in edit.parameters)
-    c, a = (tiny.encode([text]).sequence[0, last_token(tiny, text)] for text in ("neon style", "photo"))
+    c, a = (tiny.encode([text]).sequence[0, tiny.last_token(text)] for text in ("neon style", "photo"))
     for W in (tiny.parameters("text-keys") | tiny.parameters("text-values")).values():
         aim = W @ a
         with edit.applied(tiny):
@@ -108,7 +108,7 @@ def test_what_names_the_concept_is_not_preserved(tiny: DiffusionModel) -> None:
 
 
 def test_last_tokens(tiny: DiffusionModel) -> None:
-    assert [last_token(tiny, text) for text in ("", "neon", "neon style", "star " * 40)] == [0, 1, 2, 14]
+    assert [tiny.last_token(text) for text in ("", "neon", "neon style", "star " * 40)] == [0, 1, 2, 14]
 
 
 def test_other_members_of_the_family(tiny_xl: DiffusionModel, tiny_folder: Any) -> None:

@@ -56,12 +56,12 @@ class UCE(UCEMethod, WeightErasure):
 
     def _aligned(self, model: DiffusionModel, concept: str, anchor: str) -> tuple[Tensor, Tensor]:
         """Rows c and a (n, width): from the last token of each text to the end, or only the last token."""
-        c, a = (_embedding(model, text)[last_token(model, text) :] for text in (concept, anchor))
+        c, a = (_embedding(model, text)[model.last_token(text) :] for text in (concept, anchor))
         n = 1 if self.config.tokens == "last" else min(len(c), len(a))
         return c[:n], a[:n]
 
     def _preserved(self, model: DiffusionModel, text: str) -> Tensor:
-        k, last = _embedding(model, text), last_token(model, text)
+        k, last = _embedding(model, text), model.last_token(text)
         return k[last : last + 1] if self.config.tokens == "last" else k
 
 
@@ -70,12 +70,6 @@ def solve(C: Tensor, A: Tensor, K: Tensor, erase_scale: float, preserve_scale: f
     R = erase_scale * (A - C).T @ C
     M = erase_scale * C.T @ C + preserve_scale * K.T @ K + lamb * torch.eye(C.shape[1], dtype=C.dtype)
     return torch.linalg.solve(M, R.T).T
-
-
-def last_token(model: DiffusionModel, text: str) -> int:
-    """The position before the end token; for an empty text, the position of the start token."""
-    encoder = model.text[0]
-    return encoder.tokens([text])[0].tolist().index(encoder.end) - 1
 
 
 def _embedding(model: DiffusionModel, text: str) -> Tensor:
