@@ -12,6 +12,7 @@ from mu.core.errors import EditError, nearest, quoted
 from mu.edits.edit import Edit, check_strength, shifted, warn_of_other_base
 from mu.edits.gatekeeper import gated, prompt_gates
 from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
+from mu.edits.joint import solved_together
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Membrane
 from mu.models.diffusion import DiffusionModel
@@ -23,7 +24,8 @@ log = logging.getLogger("mu")
 class Bank:
     """Edits of one model. Each can be switched on and off; restoring a concept switches its edit off.
 
-    Dense edits add up in the weights. Low-rank edits run in parallel as one membrane, with a gate for each edit.
+    Dense edits add up in the weights. Low-rank edits run in parallel as one membrane, with a gate for each edit. Edits
+    that were found in one solve are solved again for those that are on: see `mu.edits.joint`.
     """
 
     def __init__(self, model: EditableModel, edits: Sequence[Edit] = ()):
@@ -31,6 +33,8 @@ class Bank:
         self.edits: dict[str, Edit] = {}
         self.restored: set[str] = set()
         self.strength: dict[str, float] = {}
+        self._solved: tuple[list[Edit], list[Edit]] = ([], [])
+        """The edits that were on last, as they were added and as they were solved together."""
         for edit in edits:
             self.add(edit)
 
@@ -82,7 +86,16 @@ class Bank:
 
     @property
     def on(self) -> list[Edit]:
-        return [edit for concept, edit in self.edits.items() if concept not in self.restored]
+        """The edits that are on, in order. Those of one solve are solved for what is on: as if nothing else was asked.
+
+        The solve is done once for each set of edits.
+        """
+        edits = [edit for concept, edit in self.edits.items() if concept not in self.restored]
+        known, solved = self._solved
+        if len(known) != len(edits) or any(a is not b for a, b in zip(known, edits, strict=True)):
+            solved = solved_together(edits)
+            self._solved = (edits, solved)
+        return list(solved)
 
     @contextmanager
     def applied(self, strengths: Sequence[float] | None = None, gate: Gate | None = None) -> Iterator[Membrane | None]:

@@ -12,6 +12,8 @@ one n x n system of kept rows: without one concept, or together with an edit tha
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -178,6 +180,11 @@ class JointEdit(LowRankEdit):
             raise EditError("the rows of the joint solve do not fit each other, so the file is damaged: copy it again")
         ups = {name: factors.up for name, factors in plain.factors.items()}
         return cls(ups, rows, {name: shared[k] for name, k in layers.items()}, info)
+
+
+def group_of(*facts: Any) -> str:
+    """A digest of all that H follows from, given as plain values."""
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def joint_info(info: EditInfo, solve: Solve) -> EditInfo:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.data.prompt_lists import KINDS, entries, everyday
 from mu.edits.edit import described
-from mu.edits.joint import JointEdit, Solve, joint_info
+from mu.edits.joint import JointEdit, Solve, group_of, joint_info
 from mu.models.diffusion import DiffusionModel
 from mu.training.diffusion_method import WeightErasure
 
@@ -164,8 +162,7 @@ class Speed(SpeedMethod, WeightErasure):
         if self.config.filter:  # then H knows the targets too
             names += ["concepts", "anchors", "templates", "tokens", "augmentations", "seed"]
         facts = {name: self.config.model_dump(mode="json")[name] for name in names}
-        content = json.dumps(["speed", fingerprint, facts, list(texts)], sort_keys=True)
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        return group_of("speed", fingerprint, facts, texts)
 
 
 @dataclass(frozen=True)

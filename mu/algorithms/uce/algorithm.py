@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from mu.core.concept import says
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
+from mu.edits.edit import Edit, described
+from mu.edits.joint import JointEdit, Solve, group_of, joint_info
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.training.diffusion_method import WeightErasure
@@ -35,24 +39,51 @@ class UCE(UCEMethod, WeightErasure):
 
     config: UCEConfig
 
-    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
+    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit | JointEdit:
         config, model = self.config, self.load_model()
         weights = model.parameters("text-keys") | model.parameters("text-values")
         kept = [text for text in config.preserve if not any(says(text, concept) for concept in config.concepts)]
-        rows = [self._aligned(model, *pair) for of_one in config.pairs() for pair in of_one]
-        C, A = (torch.cat(side) for side in zip(*rows, strict=True))
+        rows = [[self._aligned(model, *pair) for pair in of_one] for of_one in config.pairs()]
+        C, A = (torch.cat(side) for side in zip(*(pair for of_one in rows for pair in of_one), strict=True))
         K = torch.cat([C[:0], *(self._preserved(model, text) for text in kept)])
-        X = solve(C, A, K, config.erase_scale, config.preserve_scale, config.lamb)
-        if not X.any():
+        if torch.equal(A, C):
             raise ConfigError(
                 "the text encoder gives anchors and concepts the same embedding, which erases nothing: name others"
             )
+        if config.restorable:
+            return self._parts(model, weights, C, A, K, [sum(len(c) for c, _ in of_one) for of_one in rows], kept)
+        X = solve(C, A, K, config.erase_scale, config.preserve_scale, config.lamb)
         with torch.no_grad():
             shifts = {
                 name: (W.cpu().double() @ X).to(torch.promote_types(W.dtype, torch.float32)).to(model.device)
                 for name, W in weights.items()
             }
         return self.edit(shifts, spares=tuple(kept))
+
+    def _parts(
+        self,
+        model: DiffusionModel,
+        weights: Mapping[str, Tensor],
+        C: Tensor,
+        A: Tensor,
+        K: Tensor,
+        counts: Sequence[int],
+        kept: Sequence[str],
+    ) -> JointEdit:
+        """The same minimiser as a sum over concepts, with H = (preserve_scale sum k k^T + lamb I)^-1."""
+        config = self.config
+        H = config.preserve_scale * K.T @ K + config.lamb * torch.eye(C.shape[1], dtype=C.dtype)
+        Z = torch.linalg.solve(H, C.T).T
+        info = self.info(spares=tuple(kept), **described(model, list(weights)))
+        names = ("preserve_scale", "lamb", "tokens", "erase_scale")
+        facts = {name: getattr(config, name) for name in names}
+        group = group_of("uce", info.fingerprint, facts, kept)
+        solve_of = Solve(group, 1 / config.erase_scale, False, tuple(counts))
+        ups = {name: W.detach().cpu().double() @ (A - C).T for name, W in weights.items()}
+        return JointEdit(ups, C, dict.fromkeys(weights, Z), joint_info(info, solve_of))
+
+    def separate(self, edit: object) -> Sequence[Edit]:
+        return edit.parts() if isinstance(edit, JointEdit) else super().separate(edit)  # type: ignore
 
     def _aligned(self, model: DiffusionModel, concept: str, anchor: str) -> tuple[Tensor, Tensor]:
         """Rows c and a (n, width): from the last token of each text to the end, or only the last token."""
