@@ -22,13 +22,15 @@ from mu.edits.bank import Bank
 from mu.edits.edit import Edit
 from mu.edits.gatekeeper import prompt_gates
 from mu.edits.gates import OPEN
-from mu.edits.joint import solved_together
+from mu.edits.joint import JointEdit, solved_together
 from mu.edits.low_rank import LowRankEdit, content
 from mu.models.diffusion import DiffusionModel
 
 TOLERANCE = 1e-2
 MANY = 24
 """The largest number of edits whose sentences are measured too: ten for each pair of edits."""
+TOLD = 10
+"""The largest number of leaks that are told one by one."""
 AT_ONCE = 512
 """Factors whose products with all embeddings are in memory at once."""
 
@@ -123,10 +125,23 @@ def tell_leaks(bank: Bank, new: Collection[str] | None = None) -> None:
     if not isinstance(bank.model, DiffusionModel) or len(bank.edits) < 2:
         return
     on = {edit.concept() for edit in bank.on}
-    for leak in leaks(bank, sentences=False):
-        pair = {leak.edit, leak.on}
-        if leak.leaking and bank.edits[leak.edit].info.promises and (pair <= on if new is None else pair & set(new)):
-            log.warning("%s", leak)
+
+    def together(pair: set[str]) -> bool:  # then each was solved for with the other known
+        groups = [edit.solve.group if isinstance(edit := bank.edits[name], JointEdit) else name for name in pair]
+        return len(set(groups)) == 1
+
+    told = [
+        leak
+        for leak in leaks(bank, sentences=False)
+        if leak.leaking
+        and bank.edits[leak.edit].info.promises
+        and not together(pair := {leak.edit, leak.on})
+        and (pair <= on if new is None else pair & set(new))
+    ]
+    for leak in told[:TOLD]:
+        log.warning("%s", leak)
+    if len(told) > TOLD:
+        log.warning("%d more edits act on each other's concepts: `mu bank check` lists them", len(told) - TOLD)
 
 
 @torch.no_grad()
