@@ -19,6 +19,7 @@ ALGORITHMS = {
     "sepce": "mu.algorithms.separable_concept_erasure.configs:SeparableConceptErasureMethod",
     "esd": "mu.algorithms.esd.configs:ESDMethod",
     "uce": "mu.algorithms.uce.configs:UCEMethod",
+    "speed": "mu.algorithms.speed.configs:SpeedMethod",
     "ca": "mu.algorithms.concept_ablation.configs:ConceptAblationMethod",
     "fmn": "mu.algorithms.forget_me_not.configs:ForgetMeNotMethod",
     "clip-ft": "mu.algorithms.clip_ft.configs:ClipFineTuningMethod",

@@ -31,6 +31,10 @@ Transfer = Annotated[
 BaseModel = Annotated[str | None, typer.Option("--model", help="The base model. Default: the bank's own.")]
 
 
+SHOWN, WORST = 200, 10
+"""Of more than `SHOWN` pairs of edits, the `WORST` are printed."""
+
+
 @app.command("list")
 def list_(bank: Folder, json: Json = False) -> None:
     """List the edits of a bank, which of them are on, and their strengths.
@@ -142,22 +146,34 @@ def check(
         float | None,
         typer.Option(min=0, help="The largest share at which a concept counts as retained. Default: 0.01."),
     ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the shares as a heat map, to a .png or .svg file.")
+    ] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
     """Measure which edits act on other concepts, so that restoring them changes those. Exit with 1 if any does.
+
+    Of many edits the ten worst pairs are shown; --json prints all.
 
     Example: mu bank check --bank outputs/bank
     """
     from mu.cli.output import print_json, print_table
     from mu.core.program import show_log
     from mu.edits.bank_folder import BankFolder
+    from mu.edits.conflicts import check_chart, worst, write_chart
     from mu.edits.protection import TOLERANCE
 
     show_log()
     folder = BankFolder(bank)
+    if chart:
+        check_chart(chart)
     found = folder.check(_base(folder, model, device), tolerance)
     leaking, limit = [leak for leak in found if leak.leaking], TOLERANCE if tolerance is None else tolerance
+    if chart:
+        write_chart(chart, found, limit)
+    many = len(found) > SHOWN
+    shown = worst(found, WORST) if many else found
     if json:
         print_json([leak.to_json() for leak in found])
     else:
@@ -170,12 +186,14 @@ def check(
                 "yes" if leak.listed else "no",
                 leak.verdict,
             )
-            for leak in found
+            for leak in shown
         ]
         print_table(["edit of", "acts on", "share", "in sentences", "listed as protected", "verdict"], cells)
         unknown = dict.fromkeys(leak.edit for leak in found if leak.share is None)
+        if many:
+            print(f"{len(leaking)} of {len(found)} pairs act on each other beyond {limit:g}; the {len(shown)} worst:")
         print(
-            *leaking,
+            *(leak for leak in shown if leak.leaking),
             *(leak.of_sentences() for leak in found if (leak.sentences or 0) > limit and not leak.leaking),
             *(f"{titled(name)} is not measurable by text: generate images to see" for name in unknown),
             sep="\n",

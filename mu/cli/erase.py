@@ -20,6 +20,22 @@ if TYPE_CHECKING:
 def erase(
     method: Annotated[str, typer.Argument(help="The method: see `mu methods`.")],
     concept: Annotated[list[str] | None, typer.Option(help="The concept to erase; repeat for several.")] = None,
+    concepts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--concepts", metavar="FILE", help="Concepts to erase, one a line, or the column 'concept' of a CSV."
+        ),
+    ] = None,
+    anchor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What stands in the concept's place: one for all, or repeat it for each. Not for all methods."
+        ),
+    ] = None,
+    retain: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texts to retain, in a file like that of --concepts. Not for all methods."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -69,12 +85,18 @@ def erase(
     from mu.core.config import read_settings, refuse_twice
     from mu.core.program import parsed, show_log
     from mu.core.tracking import tracker
+    from mu.data.names import check_apart, read_concepts, read_retained
     from mu.models.places import check_name
 
     show_log()
     chosen = algorithms.method(method)
     preset = chosen.preset_name(preset) if preset else None
-    concepts = distinct(concept or ())
+    concepts = distinct([*(concept or ()), *(read_concepts(concepts_file) if concepts_file else ())])
+    retained = read_retained(retain) if retain else {}
+    listed = {
+        **({_setting(chosen, "--anchor"): list(anchor)} if anchor else {}),
+        **({_setting(chosen, "--retain"): list(retained)} if retain else {}),
+    }
     if track:
         tracker(track)
     if reason and not bank:
@@ -84,23 +106,25 @@ def erase(
             "--config FILE already sets model, preset, device and precision: change them in it or with --set KEY=VALUE"
         )
     if not (config or concepts):
-        raise ConfigError("nothing to erase: pass --concept 'neon style', or --config FILE")
+        raise ConfigError("nothing to erase: pass --concept 'neon style', --concepts FILE, or --config FILE")
     name = model
     if not config and model is None:
         name = _embedded(chosen, preset)
     wanted = parsed(chosen.config_class, pairs(settings or [], "--set"))
     typed = {
-        "--concept": concept, "--model": model, "--out": out, "--device": device, "--precision": precision,
-        "--track": track,
+        "--concept": concept, "--concepts": concepts_file, "--anchor": anchor, "--retain": retain, "--model": model,
+        "--out": out, "--device": device, "--precision": precision, "--track": track,
     }  # fmt: skip
-    refuse_twice(chosen.config_class, wanted, {o: names for o, names in chosen.set_by.items() if typed[o]})
-    out = out or (None if config else Path("outputs") / method / _folder(concepts))
-    overrides = (chosen.placed(out, device, precision), wanted)
+    given_by = {**chosen.set_by, "--concepts": chosen.set_by["--concept"]}
+    refuse_twice(chosen.config_class, wanted, {o: names for o, names in given_by.items() if typed[o]})
+    out = out or (None if config else Path("outputs") / method / _folder(concepts, concepts_file))
+    overrides = (chosen.placed(out, device, precision), listed, wanted)
     if config and not concepts:
         given = chosen.config_class.load(config, *overrides)
     else:
         base = read_settings(config, chosen.config_class) if config else preset
         given = chosen.for_concepts(concepts, name, base, *overrides)
+    check_apart(retained, retain or "", getattr(given, "concepts", ()))
     check_name(given.model)  # type: ignore[attr-defined]
     chosen.check_files(given)
     work = algorithms.algorithm(method)(given)
@@ -124,6 +148,14 @@ def _embedded(method: type[Method], preset: str | None) -> str:
     presets = [method.preset(preset)] if preset else method.presets.values()
     named = {getattr(each, "model", "") for each in presets}
     return next((name for name in EMBEDDED if name in named), "canvas")
+
+
+def _setting(method: type[Method], option: str) -> str:
+    """Return the setting of ``method`` that ``option`` gives. Raises `ConfigError` if the method has none."""
+    names = [name for name in method.set_by[option] if name in method.config_class.model_fields]
+    if not names:
+        raise ConfigError(f"{method.name} has no setting for {option}: leave it out; see `mu config {method.name}`")
+    return names[0]
 
 
 def _expect(work: Algorithm, bank: Path) -> None:
@@ -168,6 +200,8 @@ def _draw(found: Found, model: Any, prompts: list[str] | None) -> None:
         before_after(found.run, model, Bank(model, [_edit(found)]), target_prompts=prompts)
 
 
-def _folder(concepts: Sequence[str]) -> str:
-    """``neon style`` and ``star`` -> ``neon-style+star``."""
+def _folder(concepts: Sequence[str], file: Path | None = None) -> str:
+    """``neon style`` and ``star`` -> ``neon-style+star``; of a file of concepts, its name."""
+    if file:
+        return fitting(slug(file.stem) or "concepts")
     return fitting("+".join(slug(concept) or "concept" for concept in concepts))

@@ -99,6 +99,8 @@ class Method:
     presets: ClassVar[Presets[Any]] = Presets(BaseConfig)
     set_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "--concept": ("concepts",),
+        "--anchor": ("anchors",),
+        "--retain": ("retain", "preserve"),
         "--model": ("model",),
         "--out": ("output_dir", "run_dir"),
         "--device": ("devices",),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor
 
 from mu.core.errors import EditError, nearest, quoted
 from mu.edits.edit import Edit, check_strength, shifted, warn_of_other_base
 from mu.edits.gatekeeper import gated, prompt_gates
 from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
+from mu.edits.joint import solved_together
 from mu.edits.low_rank import LowRankEdit
-from mu.edits.membrane import Membrane
+from mu.edits.membrane import Factors, Membrane
 from mu.models.diffusion import DiffusionModel
-from mu.models.parameters import EditableModel
+from mu.models.parameters import EditableModel, find_parameter
 
 log = logging.getLogger("mu")
 
@@ -23,7 +26,8 @@ log = logging.getLogger("mu")
 class Bank:
     """Edits of one model. Each can be switched on and off; restoring a concept switches its edit off.
 
-    Dense edits add up in the weights. Low-rank edits run in parallel as one membrane, with a gate for each edit.
+    Dense edits add up in the weights. Low-rank edits run in parallel as one membrane, with a gate for each edit. Edits
+    that were found in one solve are solved again for those that are on: see `mu.edits.joint`.
     """
 
     def __init__(self, model: EditableModel, edits: Sequence[Edit] = ()):
@@ -31,6 +35,8 @@ class Bank:
         self.edits: dict[str, Edit] = {}
         self.restored: set[str] = set()
         self.strength: dict[str, float] = {}
+        self._solved: tuple[list[Edit], list[Edit]] = ([], [])
+        """The edits that were on last, as they were added and as they were solved together."""
         for edit in edits:
             self.add(edit)
 
@@ -82,14 +88,28 @@ class Bank:
 
     @property
     def on(self) -> list[Edit]:
-        return [edit for concept, edit in self.edits.items() if concept not in self.restored]
+        """The edits that are on, in order. Those of one solve are solved for what is on: as if nothing else was asked.
+
+        The solve is done once for each set of edits.
+        """
+        edits = [edit for concept, edit in self.edits.items() if concept not in self.restored]
+        known, solved = self._solved
+        if len(known) != len(edits) or any(a is not b for a, b in zip(known, edits, strict=True)):
+            solved = solved_together(edits)
+            self._solved = (edits, solved)
+        return list(solved)
 
     @contextmanager
-    def applied(self, strengths: Sequence[float] | None = None, gate: Gate | None = None) -> Iterator[Membrane | None]:
+    def applied(
+        self, strengths: Sequence[float] | None = None, gate: Gate | None = None, *, fold: bool = False
+    ) -> Iterator[Membrane | None]:
         """Apply the edits that are on inside the block, then restore the model bit for bit.
 
         ``strengths`` has one number for each edit that is on, in order. ``gate`` replaces the gates that the edits'
         files state; dense edits have none. Yields the low-rank edits' membrane, or None if no low-rank edit is on.
+        With ``fold``, low-rank edits whose gate is a fixed strength add to the weights too, as dense ones do: they then
+        cost nothing while the model runs, and memory for a copy of each weight. Weights in half precision would round
+        them away, so edits of those stay in the membrane.
 
         Raises `EditError` if ``gate`` reads the prompt and all edits are dense, and warns if some are.
         """
@@ -97,18 +117,34 @@ class Bank:
             (edit, strength) for edit, strength in zip(self.on, self.strengths(strengths), strict=True) if strength
         ]
         low_rank = [(edit, strength) for edit, strength in active if isinstance(edit, LowRankEdit)]
+        folded = [
+            (edit, strength * passes)
+            for edit, strength in (low_rank if fold else [])
+            if (passes := self._foldable(edit, gate or edit.gate)) is not None
+        ]
+        into_weights = {id(edit) for edit, _ in folded}
+        low_rank = [pair for pair in low_rank if id(pair[0]) not in into_weights]
         dense = [edit.concept() for edit, _ in active if not isinstance(edit, LowRankEdit)]
         if isinstance(gate, FacilitatedTransport) and dense:
             _tell_dense(dense, alone=not low_rank)
         with ExitStack() as stack:
             stack.enter_context(
-                shifted(self.model, summed((e, s) for e, s in active if not isinstance(e, LowRankEdit)))
+                shifted(
+                    self.model,
+                    summed([*((e, s) for e, s in active if not isinstance(e, LowRankEdit)), *folded]),
+                )
             )
             if not low_rank:
                 yield None
                 return
             edits, sizes = zip(*low_rank, strict=True)
             yield stack.enter_context(gated(self.model, edits, sizes, [gate or edit.gate for edit in edits]))
+
+    def _foldable(self, edit: LowRankEdit, gate: Gate) -> float | None:
+        """The fixed strength of ``edit`` if it can be added to the weights, else None."""
+        fixed = isinstance(gate, FixedStrength) and gate.arithmetic == "paper"
+        full = all(find_parameter(self.model, name).dtype == torch.float32 for name in edit.factors)
+        return gate.strength if isinstance(gate, FixedStrength) and fixed and full else None
 
     def gates(self, prompts: Sequence[str]) -> Tensor:
         """How much of each edit that is on passes for each prompt, (b, J), before strengths; dense edits pass in full.
@@ -142,12 +178,37 @@ def _tell_dense(dense: Sequence[str], alone: bool) -> None:
 
 
 def summed(edits: Iterable[tuple[Edit, float]]) -> dict[str, Tensor]:
-    """Sum the dense deltas of ``(edit, strength)`` pairs by parameter."""
+    """Sum the dense deltas of ``(edit, strength)`` pairs by parameter.
+
+    Low-rank edits of one parameter are one product of their joined factors: one dense delta, and not one for each.
+    """
+    pairs = list(edits)
+    thin = Counter(name for edit, _ in pairs if isinstance(edit, LowRankEdit) for name in edit.factors)
+    joined: dict[str, list[tuple[Factors, float]]] = {}
     total: dict[str, Tensor] = {}
-    for edit, strength in edits:
-        for name, shift in edit.deltas():
-            shift = shift.float() * strength
-            if name in total:
-                shift = total[name] + shift.reshape(total[name].shape).to(total[name].device)
-            total[name] = shift
+
+    def add(name: str, delta: Tensor) -> None:
+        total[name] = total[name] + delta.reshape(total[name].shape).to(total[name].device) if name in total else delta
+
+    for edit, strength in pairs:
+        if isinstance(edit, LowRankEdit):
+            for name, factors in edit.factors.items():
+                if thin[name] > 1:
+                    joined.setdefault(name, []).append((factors, strength))
+                else:
+                    add(name, factors.dense() * strength)
+        else:
+            for name, delta in edit.deltas():
+                add(name, delta.float() * strength)
+    for name, parts in joined.items():
+        add(name, together(parts).dense())
     return total
+
+
+def together(parts: Sequence[tuple[Factors, float]]) -> Factors:
+    """The sum of several factors of one layer, each times its strength, as one pair with a scale of 1; float32."""
+    down = torch.cat([factors.down.detach().float().flatten(1) for factors, _ in parts])
+    ups = [factors.up.detach().float().flatten(1) * (factors.scale * strength) for factors, strength in parts]
+    shape, kernel = parts[0][0].down.shape, parts[0][0].up.shape[2:]
+    rank = len(down)
+    return Factors(down.reshape(rank, *shape[1:]), torch.cat(ups, dim=1).reshape(-1, rank, *kernel), float(rank))

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from mu.core.errors import EditError, OutputError, quoted, titled
 from mu.core.files import atomic_path, check_folder, check_writing, sweep_beside, writing
 from mu.core.lock import locked_beside
-from mu.edits.bank import Bank
+from mu.edits.bank import Bank, together
 from mu.edits.edit import shifted
 from mu.edits.lora_files import edit_metadata, kohya_metadata, kohya_tensors, peft_tensors
 from mu.edits.low_rank import LowRankEdit
-from mu.edits.membrane import Factors
 from mu.edits.merged_folder import (
     ROUNDED_AWAY,
     Merged,
@@ -63,9 +62,7 @@ def joined(bank: Bank, strengths: Sequence[float] | None = None) -> LowRankEdit:
     factors = {}
     for name in dict.fromkeys(name for edit in edits for name in edit.factors):
         parts = [(edit.factors[name], size) for edit, size in zip(edits, sizes, strict=True) if name in edit.factors]
-        down = torch.cat([part.down.detach().float() for part, _ in parts])
-        up = torch.cat([part.up.detach().float() * part.scale * size for part, size in parts], dim=1)
-        factors[name] = Factors(down, up, float(len(down)))
+        factors[name] = together(parts)
     concepts = tuple(concept for edit in edits for concept in edit.info.concepts)
     return LowRankEdit(
         factors, type(edits[0].info)(method=edits[0].info.method, concepts=concepts, base=bank.model.name)

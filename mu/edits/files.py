@@ -12,13 +12,16 @@ from mu.core.errors import ConfigError, DataError, EditError, ModelError, as_edi
 from mu.core.files import check_regular
 from mu.core.records import wrong
 from mu.edits.edit import FORMAT, Edit, EditInfo
+from mu.edits.joint import JointEdit
 from mu.edits.lora_files import ADAPTER_FILES, holds_lora, read_lora
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.weights import WeightEdit
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
 from mu.models.places import PIPELINE, TRANSFORMERS_CONFIG
 
-_KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {cls.kind: cls for cls in (LowRankEdit, WeightEdit)}
+_KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {
+    cls.kind: cls for cls in (LowRankEdit, JointEdit, WeightEdit)
+}
 
 
 def open_edit(path: Path | str) -> Edit:

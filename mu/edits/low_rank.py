@@ -55,11 +55,11 @@ class LowRankEdit(Edit):
 
     def tensors(self) -> dict[str, Tensor]:
         named = {}
-        owners = Counter(_content(factors.down) for factors in self.factors.values())
+        owners = Counter(content(factors.down) for factors in self.factors.values())
         number = {content: k for k, content in enumerate(content for content, count in owners.items() if count > 1)}
         for name, factors in self.factors.items():
             layer = name.removesuffix(".weight")
-            k = number.get(_content(factors.down))
+            k = number.get(content(factors.down))
             if k is None:
                 named[f"{layer}.lora_down.weight"] = factors.down.detach()
             else:
@@ -111,5 +111,6 @@ class LowRankEdit(Edit):
                 )
 
 
-def _content(tensor: Tensor) -> tuple[Any, ...]:
+def content(tensor: Tensor) -> tuple[Any, ...]:
+    """What two equal tensors have in common, as a key."""
     return tensor.dtype, tensor.shape, tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -110,6 +110,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "sepce": {"train": {"iterations": 3}, "data": {"images": 4, "steps": 2}, "protect": {"others": ["photo", "star"]}},
     "esd": {"train": {"iterations": 3}, "denoising_steps": 4},
     "ca": {"train": {"iterations": 3}, "pictures": {"count": 2, "steps": 2}},
+    "speed": {"filter": True},  # without it nothing is drawn, and no seed matters
     "fmn": {"train": {"iterations": 3}, "pictures": {"count": 2, "steps": 2}},
     "clip-ft": ALTERNATING | {"data": {"n_retain": 10}},
     "clip-ga": ALTERNATING | {"data": {"n_forget": 6}},

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mu.algorithms.uce.algorithm import UCE, last_token, solve
+from mu.algorithms.uce.algorithm import UCE, solve
 from mu.core.errors import ConfigError
+from mu.edits.joint import JointEdit
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 
@@ -83,7 +84,7 @@ def test_keys_and_values_alone_move_and_meet_their_anchor(tiny: DiffusionModel) 
         {"concepts": ["neon style"], "anchors": ["photo"], "preserve_scale": 0.0, "lamb": 1e-7}, model=tiny
     ).find_edit()
     assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in edit.parameters)
-    c, a = (tiny.encode([text]).sequence[0, last_token(tiny, text)] for text in ("neon style", "photo"))
+    c, a = (tiny.encode([text]).sequence[0, tiny.last_token(text)] for text in ("neon style", "photo"))
     for W in (tiny.parameters("text-keys") | tiny.parameters("text-values")).values():
         aim = W @ a
         with edit.applied(tiny):
@@ -108,7 +109,7 @@ def test_what_names_the_concept_is_not_preserved(tiny: DiffusionModel) -> None:
 
 
 def test_last_tokens(tiny: DiffusionModel) -> None:
-    assert [last_token(tiny, text) for text in ("", "neon", "neon style", "star " * 40)] == [0, 1, 2, 14]
+    assert [tiny.last_token(text) for text in ("", "neon", "neon style", "star " * 40)] == [0, 1, 2, 14]
 
 
 def test_other_members_of_the_family(tiny_xl: DiffusionModel, tiny_folder: Any) -> None:
@@ -121,3 +122,25 @@ def test_other_members_of_the_family(tiny_xl: DiffusionModel, tiny_folder: Any) 
     for name, shift in full.shifts.items():
         assert half.shifts[name].dtype == torch.float32
         assert float((half.shifts[name] - shift).norm() / shift.norm()) < 0.2
+
+
+@pytest.mark.parametrize("settings", CASES)
+def test_kept_as_a_sum_over_concepts_it_is_the_same_edit(settings: dict[str, Any], tiny: DiffusionModel) -> None:
+    """And one concept left out is the edit that never had it. Control: the other concept's edit differs."""
+    whole = UCE(settings, model=tiny).find_edit()
+    parts = UCE({**settings, "restorable": True}, model=tiny).find_edit()
+    assert isinstance(whole, WeightEdit) and isinstance(parts, JointEdit)
+    for name, dense_delta in parts.deltas():
+        scale = float(whole.shifts[name].abs().max())
+        assert torch.allclose(dense_delta, whole.shifts[name], rtol=0, atol=1e-4 * scale)
+    assert [each.info.concepts for each in UCE(settings).separate(parts)] == [(c,) for c in settings["concepts"]]
+    if len(settings["concepts"]) > 1:
+        second = {"concepts": settings["concepts"][1:], "anchors": settings.get("anchors", [""])[-1:]}
+        kept = [text for text in settings.get("preserve", [""]) if text != "star"]
+        alone = UCE({**settings, **second, "preserve": kept}, model=tiny).find_edit()
+        left = parts.without(settings["concepts"][0])
+        if kept == settings.get("preserve", [""]):
+            for name, dense_delta in left.deltas():
+                scale = float(alone.shifts[name].abs().max())
+                assert torch.allclose(dense_delta, alone.shifts[name], rtol=0, atol=1e-4 * scale)
+                assert not torch.allclose(dense_delta, whole.shifts[name], rtol=0, atol=1e-2 * scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,8 @@ from mu.core.config import filled
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
-from mu.edits.edit import shifted
+from mu.edits.edit import Edit, described, shifted
+from mu.edits.joint import JointEdit, Solve, group_of, joint_info
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.training.calibration import Calibration
@@ -45,22 +46,25 @@ class UCE(UCEMethod, WeightErasure):
 
     config: UCEConfig
 
-    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
+    def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit | JointEdit:
         model = self.load_model()
         return self.calibrated(model) if self.config.calibrate.on else self.as_set(model)
 
-    def as_set(self, model: DiffusionModel) -> WeightEdit:
+    def as_set(self, model: DiffusionModel) -> WeightEdit | JointEdit:
         """The edit by the settings' own templates, anchors and preserved texts."""
         config = self.config
         kept = [text for text in config.preserve if not any(says(text, concept) for concept in config.concepts)]
-        rows = [self._aligned(model, *pair) for of_one in config.pairs() for pair in of_one]
-        C, A = (torch.cat(side) for side in zip(*rows, strict=True))
+        rows = [[self._aligned(model, *pair) for pair in of_one] for of_one in config.pairs()]
+        C, A = (torch.cat(side) for side in zip(*(pair for of_one in rows for pair in of_one), strict=True))
         K = torch.cat([C[:0], *(self._preserved(model, text) for text in kept)])
-        X = solve(C, A, K, config.erase_scale, config.preserve_scale, config.lamb)
-        if not X.any():
+        if torch.equal(A, C):
             raise ConfigError(
                 "the text encoder gives anchors and concepts the same embedding, which erases nothing: name others"
             )
+        if config.restorable:
+            weights = model.parameters("text-keys") | model.parameters("text-values")
+            return self._parts(model, weights, C, A, K, [sum(len(c) for c, _ in of_one) for of_one in rows], kept)
+        X = solve(C, A, K, config.erase_scale, config.preserve_scale, config.lamb)
         return self.edit(self.shifts(model, X), spares=tuple(kept))
 
     def calibrated(self, model: DiffusionModel) -> WeightEdit:
@@ -114,14 +118,39 @@ class UCE(UCEMethod, WeightErasure):
             for name, W in weights.items()
         }
 
+    def _parts(
+        self,
+        model: DiffusionModel,
+        weights: Mapping[str, Tensor],
+        C: Tensor,
+        A: Tensor,
+        K: Tensor,
+        counts: Sequence[int],
+        kept: Sequence[str],
+    ) -> JointEdit:
+        """The same minimiser as a sum over concepts, with H = (preserve_scale sum k k^T + lamb I)^-1."""
+        config = self.config
+        H = config.preserve_scale * K.T @ K + config.lamb * torch.eye(C.shape[1], dtype=C.dtype)
+        Z = torch.linalg.solve(H, C.T).T
+        info = self.info(spares=tuple(kept), **described(model, list(weights)))
+        names = ("preserve_scale", "lamb", "tokens", "erase_scale")
+        facts = {name: getattr(config, name) for name in names}
+        group = group_of("uce", info.fingerprint, facts, kept)
+        solve_of = Solve(group, 1 / config.erase_scale, False, tuple(counts))
+        ups = {name: W.detach().cpu().double() @ (A - C).T for name, W in weights.items()}
+        return JointEdit(ups, C, dict.fromkeys(weights, Z), joint_info(info, solve_of))
+
+    def separate(self, edit: object) -> Sequence[Edit]:
+        return edit.parts() if isinstance(edit, JointEdit) else super().separate(edit)  # type: ignore
+
     def _aligned(self, model: DiffusionModel, concept: str, anchor: str) -> tuple[Tensor, Tensor]:
         """Rows c and a (n, width): from the last token of each text to the end, or only the last token."""
-        c, a = (_embedding(model, text)[last_token(model, text) :] for text in (concept, anchor))
+        c, a = (_embedding(model, text)[model.last_token(text) :] for text in (concept, anchor))
         n = 1 if self.config.tokens == "last" else min(len(c), len(a))
         return c[:n], a[:n]
 
     def _preserved(self, model: DiffusionModel, text: str) -> Tensor:
-        k, last = _embedding(model, text), last_token(model, text)
+        k, last = _embedding(model, text), model.last_token(text)
         return k[last : last + 1] if self.config.tokens == "last" else k
 
 
@@ -159,12 +188,6 @@ def solve(C: Tensor, A: Tensor, K: Tensor, erase_scale: float, preserve_scale: f
     R = erase_scale * (A - C).T @ C
     M = erase_scale * C.T @ C + preserve_scale * K.T @ K + lamb * torch.eye(C.shape[1], dtype=C.dtype)
     return torch.linalg.solve(M, R.T).T
-
-
-def last_token(model: DiffusionModel, text: str) -> int:
-    """The position before the end token; for an empty text, the position of the start token."""
-    encoder = model.text[0]
-    return encoder.tokens([text])[0].tolist().index(encoder.end) - 1
 
 
 def _embedding(model: DiffusionModel, text: str) -> Tensor:

@@ -26,6 +26,9 @@ class UCEConfig(AnchoredConfig):
     tokens: Literal["padded", "last"] = "padded"
     """``padded``: a concept's last token and all positions after it, and all positions of preserved texts (released
     2023). ``last``: only the last token of each text (released 2025)."""
+    restorable: bool = False
+    """Keep the edit as a sum over concepts, so that any of them can be taken out exactly; see ``docs/mass.md``. Without
+    it the edit is one delta, of a smaller file if concepts have many tokens."""
     output_dir: str = "outputs/uce"
     """The run folder."""
 

@@ -225,6 +225,28 @@ class DiffusionModel(ABC):
         """Prompt embeddings of ``prompts``: all padded positions, without an attention mask."""
         return self.encode_embeddings(self.tokens(prompts))
 
+    def last_token(self, prompt: str) -> int:
+        """The position before the end token; for an empty prompt, the position of the start token."""
+        encoder = self.text[0]
+        return encoder.tokens([prompt])[0].tolist().index(encoder.end) - 1
+
+    @torch.no_grad()
+    def last_rows(self, prompts: Sequence[str], batch: int = 64) -> Tensor:
+        """The prompt embedding at each prompt's `last_token`, (b, width), in float64 on the CPU.
+
+        A causal text encoder reads no padding here, which makes a short prompt several times as fast.
+        """
+        ids, found = self.tokens(prompts), []
+        last = torch.tensor([each.index(self.text[0].end) - 1 for each in ids[0].tolist()])
+        longest = int(last.max()) + 2 if all(text.causal for text in self.text) and len(prompts) else None
+        order = last.argsort(stable=True)
+        for rows in order.split(batch):
+            there = rows.to(self.device)
+            cut = None if longest is None else int(last[rows].max()) + 2
+            sequence = self.encode_embeddings([each[there, :cut] for each in ids]).sequence
+            found.append(sequence[range(len(rows)), last[rows].tolist()].cpu().double())
+        return torch.cat(found)[order.argsort()] if found else torch.zeros(0, 0, dtype=torch.float64)
+
     def fits(self, prompt: str) -> bool:
         """Whether the text encoders read ``prompt`` whole."""
         return all(text.fits(prompt) for text in self.text)
