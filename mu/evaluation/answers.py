@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,16 +25,17 @@ from mu.core.progress import progress_bar
 from mu.diffusion.image_folder import (
     ImageRow,
     adopt,
+    as_images,
     claim,
     claimed_for,
     content_hash,
-    image_size,
-    read_images,
+    read_pixels,
     scheduler_hash,
     write_images,
 )
 from mu.edits.bank import Bank
 from mu.evaluation.judges import Judge, Seen
+from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
 
@@ -255,14 +257,20 @@ class Found:
 def batches(paths: Sequence[Path], size: int = AT_ONCE) -> Iterator[Tensor]:
     """Yield the images (b, 3, H, W) in 0..1 of files in order, so that never all are in memory.
 
-    Images of different sizes are never in one batch."""
-    for _, alike in groupby(paths, key=image_size):
-        group = list(alike)
-        for k in range(0, len(group), size):
-            yield read_images(group[k : k + size])
+    Images of different sizes are never in one batch. Each file is opened once."""
+    for _, alike in groupby(map(read_pixels, paths), key=np.shape):
+        while group := list(islice(alike, size)):
+            yield as_images(group)
 
 
-def looked(judge: Judge, paths: Sequence[Path], among: Sequence[str]) -> Seen:
-    """What the judge says of every image, in order."""
-    seen = [judge.look(images, among) for images in batches(paths)]
-    return Seen([answer for each in seen for answer in each.answers], torch.cat([each.features for each in seen]))
+@torch.no_grad()
+def looked(judge: Judge, paths: Sequence[Path], among: Sequence[str], clip: ClipModel | None = None) -> Seen:
+    """What the judge says of every image, in order. The features are those of ``clip`` if there is one: it looks at
+    the same images, which are read once."""
+    answers: list[str] = []
+    features = []
+    for images in batches(paths):
+        seen = judge.look(images, among)
+        answers += seen.answers
+        features.append(clip.encode_images(images.to(clip.device)).cpu() if clip else seen.features)
+    return Seen(answers, torch.cat(features))
