@@ -101,9 +101,7 @@ class Bank:
         if isinstance(gate, FacilitatedTransport) and dense:
             _tell_dense(dense, alone=not low_rank)
         with ExitStack() as stack:
-            stack.enter_context(
-                shifted(self.model, summed((e, s) for e, s in active if not isinstance(e, LowRankEdit)))
-            )
+            stack.enter_context(shifted(self.model, sums((e, s) for e, s in active if not isinstance(e, LowRankEdit))))
             if not low_rank:
                 yield None
                 return
@@ -143,11 +141,17 @@ def _tell_dense(dense: Sequence[str], alone: bool) -> None:
 
 def summed(edits: Iterable[tuple[Edit, float]]) -> dict[str, Tensor]:
     """Sum the dense deltas of ``(edit, strength)`` pairs by parameter."""
-    total: dict[str, Tensor] = {}
+    return dict(sums(edits))
+
+
+def sums(edits: Iterable[tuple[Edit, float]]) -> Iterator[tuple[str, Tensor]]:
+    """`summed`, one parameter at a time, so that the deltas are never all in memory."""
+    owners: dict[str, list[tuple[Edit, float]]] = {}
     for edit, strength in edits:
-        for name, shift in edit.deltas():
-            shift = shift.float() * strength
-            if name in total:
-                shift = total[name] + shift.reshape(total[name].shape).to(total[name].device)
-            total[name] = shift
-    return total
+        for name in edit.parameters:
+            owners.setdefault(name, []).append((edit, strength))
+    for name, ((edit, strength), *others) in owners.items():
+        total = edit.delta(name).float() * strength
+        for other, size in others:
+            total = total + (other.delta(name).float() * size).reshape(total.shape).to(total.device)
+        yield name, total
