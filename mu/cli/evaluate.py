@@ -9,11 +9,13 @@ import typer
 
 from mu.cli.options import (
     ClipSkip,
+    Compile,
     Device,
     Json,
     Overwrite,
     Precision,
     PredictionType,
+    compiling,
     height_width,
     named,
     whole_numbers,
@@ -153,6 +155,7 @@ def evaluate(
     ] = None,
     device: Device = None,
     precision: Precision = "float32",
+    compile: Compile = False,
     clip_skip: ClipSkip = None,
     prediction_type: PredictionType = None,
     json: Json = False,
@@ -171,7 +174,7 @@ def evaluate(
         images is not None, needs_suite=suite is None,
         for_images={"--base-images": base_images, "--allow-missing": allow_missing},
         for_models={
-            "--model": model, "--precision": precision != "float32", "--clip-skip": clip_skip,
+            "--model": model, "--precision": precision != "float32", "--compile": compile, "--clip-skip": clip_skip,
             "--prediction-type": prediction_type,
         },
     )  # fmt: skip
@@ -209,6 +212,7 @@ def evaluate(
     name, found = _base(chosen, places, model)
     how = loading(name, found, clip_skip=clip_skip, prediction_type=prediction_type)
     base = load(name, device=device, precision=precision, **how)
+    compiling(base, compile)
     if chosen is None:
         assert out is not None
         chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +48,20 @@ class ImageRow:
     seed: int
     guidance: float | None = None
     size: tuple[int | None, int | None] = (None, None)
+    stems: tuple[str, ...] = field(default=(), compare=False)
+    """Names without ending that others give to this image."""
 
     @classmethod
     def named(
         cls, stem: str, prompt: str, seed: int, guidance: float | None = None,
-        size: tuple[int | None, int | None] = (None, None),
+        size: tuple[int | None, int | None] = (None, None), stems: tuple[str, ...] = (),
     ) -> ImageRow:  # fmt: skip
         """A row whose file name tells all: ``stem``, a digest of the prompt and what is its own, and the seed.
 
         The same name never means another image."""
         told = prompt if guidance is None and not any(size) else json.dumps([prompt, guidance, size])
         digest = hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()[:8]
-        return cls(f"{stem}_{digest}_seed{seed}.png", prompt, seed, guidance, size)
+        return cls(f"{stem}_{digest}_seed{seed}.png", prompt, seed, guidance, size, stems)
 
     def scale(self, usual: float) -> float:
         """Its own guidance scale, else the ``usual`` one."""
@@ -149,10 +151,13 @@ def _alike(
 def _write_batch(folder: Path, batch: Tensor, names: Sequence[str], bound: bool) -> None:
     """Write the images of ``batch``. If they are ``bound``, their digests come first: a killed process leaves no image
     that nobody noted."""
-    encoded = {name: encoded_image(image, name) for image, name in zip(batch, names, strict=True)}
+    _write_files(folder, {name: encoded_image(image, name) for image, name in zip(batch, names, strict=True)}, bound)
+
+
+def _write_files(folder: Path, images: Mapping[str, bytes], bound: bool) -> None:
     if bound:
-        _bind(folder, encoded)
-    for name, content in encoded.items():
+        _bind(folder, images)
+    for name, content in images.items():
         with atomic_path(folder / name) as partial:
             partial.write_bytes(content)
 
@@ -329,6 +334,28 @@ def adopt(source: Path, folder: Path) -> None:
         (source / name).replace(folder / name)
 
 
+def borrow(sources: Sequence[Path], folder: Path, rows: Sequence[ImageRow]) -> None:
+    """Copy to ``folder`` the images of ``rows`` that it lacks and that one of ``sources`` has, by the same recipe.
+
+    All are folders that suites claimed (see `claim`). A copy is as it was made, and noted in ``folder``; what was
+    changed since is not used. The log says of which folder how many are.
+    """
+    recipe = claimed_for(folder)
+    for source in sources:
+        known, made = _noted_or_nothing(folder).get(_IMAGES, {}), _noted_or_nothing(source)
+        if {key: value for key, value in made.items() if key != _IMAGES} != recipe:
+            continue
+        found = {}
+        for name in sorted(({row.name for row in rows} & made.get(_IMAGES, {}).keys()) - known.keys()):
+            if is_inside(source, name):
+                content = (source / name).read_bytes()
+                if hashlib.sha256(content).hexdigest() == made[_IMAGES][name]:
+                    found[name] = content
+        if found:
+            _write_files(folder, found, bound=True)
+            log.info("%d images of the base are copies of those in %s: the recipe is the same", len(found), source)
+
+
 def noted(folder: Path) -> dict[str, Any]:
     """The recipe in ``folder``; empty if there is none. Raises `DataError` for a file that is damaged."""
     path = folder / RECIPE
@@ -400,11 +427,17 @@ def recipe_of(bank: Bank, strengths: Sequence[float] | None = None, gate: Gate |
     assert isinstance(model, DiffusionModel), "only diffusion models make images"
     return {
         "model": {**described(model, list(select(model, "*"))), "scheduler": scheduler_hash(model)},
-        "precision": str(model.precision).removeprefix("torch."),
+        **made_in(model),
         "edits": {edit.concept(): content_hash(edit) for edit in bank.on},
         "strength": bank.strengths(strengths),
         "gate": "file" if gate is None else repr(gate),
     }
+
+
+def made_in(model: DiffusionModel) -> dict[str, Any]:
+    """The model's precision, and whether it compiles: images of the two differ by rounding."""
+    compiled = {"compiled": True} if model.compiles else {}
+    return {"precision": str(model.precision).removeprefix("torch."), **compiled}
 
 
 def content_hash(edit: Edit) -> str:

@@ -22,13 +22,16 @@ from mu.core.errors import ConfigError, DataError, quoted
 from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.progress import progress_bar
+from mu.core.run import RunDirectory
 from mu.diffusion.image_folder import (
     ImageRow,
     adopt,
     as_images,
+    borrow,
     claim,
     claimed_for,
     content_hash,
+    made_in,
     read_pixels,
     scheduler_hash,
     write_images,
@@ -117,6 +120,8 @@ class Answers:
     guidance: float
     shared: Path | None = None
     """Of a shard: the base folder of the whole, whose images are not made again."""
+    others: tuple[Path, ...] = ()
+    """The base folders of other runs: their images are copied where the recipe is the same."""
 
     @property
     def model(self) -> DiffusionModel:
@@ -141,7 +146,7 @@ class Answers:
             "model": fingerprint(self.model, select(self.model, "*")),
             "scheduler": scheduler_hash(self.model),
             **self.model.loading,
-            "precision": str(self.model.precision).removeprefix("torch."),
+            **made_in(self.model),
             "steps": self.steps,
             "guidance": self.guidance,
         }
@@ -149,7 +154,7 @@ class Answers:
     def sharing(self, folder: Path) -> Answers:
         """The same, with the base's images in a folder of their recipe below ``folder``: others lie beside it."""
         key = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:12]
-        return replace(self, base=folder / key)
+        return replace(self, base=folder / key, others=())
 
     def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = ()) -> None:
         """Make the missing images of ``rows`` in both folders, and those of ``only_base`` in the base's."""
@@ -157,7 +162,9 @@ class Answers:
         with locked(self.base):  # other runs may share it
             claim(self.base, recipe)
             self._gather("base", self.base)
-            self._write(self._unshared([*rows, *only_base]), self.base, "base answers")
+            wanted = self._unshared([*rows, *only_base])
+            borrow(self.others, self.base, wanted)
+            self._write(wanted, self.base, "base answers")
         edits = {"edit": [content_hash(edit) for edit in self.bank.on], "strength": self.bank.strengths(None)}
         claim(self.edited, {**recipe, **edits})
         self._gather("edited", self.edited)
@@ -201,7 +208,8 @@ class Answers:
 class Found:
     """Two folders of images that somebody else made, under the names of a suite's rows; ``base`` may be missing.
 
-    An image may have any of `ENDINGS`, and the names' folders are left out: published sets lie in one folder.
+    An image may have any of `ENDINGS` and of its row's ``stems``, and the names' folders are left out: published sets
+    lie in one folder.
     """
 
     edited: Path
@@ -250,8 +258,15 @@ class Found:
 
     def _place(self, row: ImageRow, column: str) -> Path:
         own = self._folder(column) / Path(row.name).name
-        others = [own.with_name(own.stem + ending) for ending in ENDINGS]
+        others = [own.with_name(stem + ending) for stem in (own.stem, *row.stems) for ending in ENDINGS]
         return next((path for path in (own, *others) if path.is_file()), own)
+
+
+def bases_beside(run: RunDirectory, suite: str) -> tuple[Path, ...]:
+    """The base folders of the same suite in the runs beside ``run``, which lie in the same folder."""
+    part = run.answers.name if suite == "canvas" else f"{run.answers.name}/{suite}"
+    found = sorted(run.folder.resolve().parent.glob(f"*/{part}/base"))
+    return tuple(place for place in found if run.folder.resolve() not in place.parents)
 
 
 def batches(paths: Sequence[Path], size: int = AT_ONCE) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from mu.diffusion.image_folder import RECIPE, ImageRow
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described
 from mu.edits.gates import gate_to_json
-from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject
+from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject, bases_beside
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import EditableModel, select
@@ -79,7 +79,7 @@ _MADE = frozenset({"base_answers", "steps", "guidance", "shard"})
 """The options of every suite that makes images."""
 _FOUND = frozenset({"images", "base_images", "allow_missing"})
 """The options of every suite that scores images made elsewhere."""
-_LISTED = _MADE | {"prompts", "columns", "size"}
+_LISTED = _MADE | _FOUND | {"prompts", "columns", "size"}
 """The options of every suite of a prompt file."""
 
 SUITES = {
@@ -223,7 +223,8 @@ def evaluate(
             table, how = found(run, model, bank.on[0], seeds=seeds, **given)
         run.write_scores(suite, table)
         keep_base(run, suite, given.get("base_answers"))
-        note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
+        compiled = {"compiled": True} if getattr(model, "compiles", False) else {}
+        note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **compiled, **how})
         note_files(run, *_own_folders(run, suite), run.panel_images, run.panels, run.similarity, run.asked(suite))
     return table
 
@@ -394,7 +395,8 @@ def _make_shard(
 
 def _answers(run: RunDirectory, suite: str, bank: Bank, planned: ImageSuite, base_answers: Path | None) -> Answers:
     place = run.answers / suite
-    answers = Answers(bank, place / "base", place / "edited", planned.steps, planned.guidance)
+    others = bases_beside(run, suite)
+    answers = Answers(bank, place / "base", place / "edited", planned.steps, planned.guidance, others=others)
     return answers.sharing(base_answers) if base_answers else answers
 
 
