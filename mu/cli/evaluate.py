@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -213,13 +217,32 @@ def evaluate(
     how = loading(name, found, clip_skip=clip_skip, prediction_type=prediction_type)
     base = load(name, device=device, precision=precision, **how)
     compiling(base, compile)
-    if chosen is None:
-        assert out is not None
-        chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
-    bank = subject(chosen, base)
-    table = measured(chosen, suite or suite_for(base), base, bank, seeds=numbers, **options)
+    with _withdrawn(out if chosen is None else None):
+        if chosen is None:
+            assert out is not None
+            chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
+        bank = subject(chosen, base)
+        table = measured(chosen, suite or suite_for(base), base, bank, seeds=numbers, **options)
     if table or not part:
         _tell(chosen, table, [name for each in bank.on for name in each.info.concepts], json)
+
+
+@contextmanager
+def _withdrawn(folder: Path | None) -> Iterator[None]:
+    """Delete ``folder`` if it is new, no image was made in it, and the block refuses what was asked."""
+    from mu.core.errors import MuError
+
+    new = folder is not None and not os.path.lexists(folder)
+    above = [each for each in folder.absolute().parents if not each.exists()] if folder else []
+    try:
+        yield
+    except MuError:
+        if new and folder and not any(path.suffix in (".png", ".jpg") for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+            for each in above:
+                with suppress(OSError):
+                    each.rmdir()
+        raise
 
 
 def _base(run: RunDirectory | None, edits: list[Path], model: str | None) -> tuple[str, list[FoundOn]]:

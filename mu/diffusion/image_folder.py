@@ -169,11 +169,7 @@ def _size_of(row: ImageRow, model: DiffusionModel, size: tuple[int, int] | None)
     try:
         return checked_size(model, height, width)
     except ConfigError as trouble:
-        told = (
-            f"{trouble} (image {row.name} has it from the prompt file: pass --size for all)"
-            if any(row.size)
-            else str(trouble)
-        )
+        told = f"{trouble} (image {row.name} is to have it: --size sets one for all)" if any(row.size) else str(trouble)
         raise ConfigError(told) from None
 
 
@@ -203,6 +199,12 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     """Read an image file as (H, W, 3) in 0..255. Raises `DataError` for a file that cannot be read."""
     with _opened(path) as image:
         return np.asarray(rgb(image))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the head of the file. Raises `DataError` for a file that cannot be read."""
+    with _opened(path) as image:
+        return image.size
 
 
 def as_images(pixels: Sequence[NDArray[np.uint8]]) -> Tensor:

@@ -31,6 +31,7 @@ from mu.diffusion.image_folder import (
     claim,
     claimed_for,
     content_hash,
+    image_size,
     made_in,
     read_pixels,
     scheduler_hash,
@@ -246,10 +247,21 @@ class Found:
         return found
 
     def check(self) -> None:
-        """Raise `DataError` for a folder that is none."""
+        """Raise `DataError` for a folder that is none, and for one folder as both columns."""
         for column in self.columns:
             if not self._folder(column).is_dir():
                 raise DataError(f"{self._folder(column)} is not a folder: name the folder that holds the images")
+        if self.base and self.base.resolve() == self.edited.resolve():
+            raise DataError(f"{self.base} is both the base's folder and the edited model's: name two folders")
+
+    def check_pairs(self, rows: Sequence[ImageRow]) -> None:
+        """Raise `DataError` for an image that cannot be read, or is of another size than the base's of the same row."""
+        for row in rows:
+            paths = [self._place(row, column) for column in self.columns]
+            sizes = [image_size(path) for path in paths]
+            if len({*sizes}) > 1:
+                told = " and ".join(f"{path} is {w}x{h}" for path, (w, h) in zip(paths, sizes, strict=True))
+                raise DataError(f"{told}: give both columns images of one size, else no distance can be measured")
 
     def _folder(self, column: str) -> Path:
         folder = self.base if column == "base" else self.edited

@@ -16,7 +16,7 @@ from mu.diffusion.image_folder import ImageRow, read_images, save_image
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
-from mu.evaluation.answers import Answers, Shard, bases_beside, batches
+from mu.evaluation.answers import Answers, Found, Shard, bases_beside, batches
 from mu.models.parameters import select
 
 
@@ -157,3 +157,19 @@ def test_runs_beside_each_other_share_the_base_s_images(
     run("d", steps=2).make(ROWS)  # the control: another recipe
     assert len(made) == 2 * len(ROWS)
     assert bases_beside(RunDirectory(tmp_path / "a"), "prompts") == ()
+
+
+def test_images_made_elsewhere_are_two_folders_of_one_size(tmp_path: Path) -> None:
+    for folder, side in (("base", 8), ("edited", 8), ("large", 16)):
+        save_image(torch.zeros(3, side, 8), tmp_path / folder / ROWS[0].name)
+
+    def found(edited: str, base: str | None) -> Found:
+        return Found(tmp_path / edited, base and tmp_path / base, torch.device("cpu"))
+
+    found("edited", "base").check()
+    found("edited", "base").check_pairs(ROWS[:1])  # the control
+    found("large", None).check_pairs(ROWS[:1])
+    with pytest.raises(DataError, match="two folders"):
+        found("base", "../" + tmp_path.name + "/base").check()
+    with pytest.raises(DataError, match="images of one size"):
+        found("large", "base").check_pairs(ROWS[:1])
