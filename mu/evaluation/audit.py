@@ -40,7 +40,7 @@ def subject(run: RunDirectory, model: EditableModel) -> Bank:
 def check_erases(bank: Bank) -> None:
     """Raise `ConfigError` if no edit is on, or one at a strength that erases nothing."""
     if not bank.on:
-        raise ConfigError("every edit is switched off, so there is nothing to measure: erase a concept of the bank again")
+        raise ConfigError("every edit is switched off, so there is nothing to measure: erase a concept again")
     for edit, strength in zip(bank.on, bank.strengths(None), strict=True):
         if strength <= 0:
             raise ConfigError(
