@@ -281,7 +281,7 @@ def _tell_distance(folder: BankFolder, concepts: Iterable[str], model: str | Non
         base = _base(folder, model, device)
         if isinstance(base, DiffusionModel):
             opened = folder.open(base)
-            for concept in concepts:
+            for concept in dict.fromkeys(concepts):
                 print(left_over(opened, concept), file=sys.stderr)
     except MuError as trouble:  # the concepts are restored, whatever can be measured
         print(f"the distance from the base is not measured: {trouble}", file=sys.stderr)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +13,13 @@ import typer
 
 from mu.cli.options import (
     ClipSkip,
+    Compile,
     Device,
     Json,
     Overwrite,
     Precision,
     PredictionType,
+    compiling,
     height_width,
     named,
     whole_numbers,
@@ -153,6 +159,7 @@ def evaluate(
     ] = None,
     device: Device = None,
     precision: Precision = "float32",
+    compile: Compile = False,
     clip_skip: ClipSkip = None,
     prediction_type: PredictionType = None,
     json: Json = False,
@@ -171,7 +178,7 @@ def evaluate(
         images is not None, needs_suite=suite is None,
         for_images={"--base-images": base_images, "--allow-missing": allow_missing},
         for_models={
-            "--model": model, "--precision": precision != "float32", "--clip-skip": clip_skip,
+            "--model": model, "--precision": precision != "float32", "--compile": compile, "--clip-skip": clip_skip,
             "--prediction-type": prediction_type,
         },
     )  # fmt: skip
@@ -209,13 +216,33 @@ def evaluate(
     name, found = _base(chosen, places, model)
     how = loading(name, found, clip_skip=clip_skip, prediction_type=prediction_type)
     base = load(name, device=device, precision=precision, **how)
-    if chosen is None:
-        assert out is not None
-        chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
-    bank = subject(chosen, base)
-    table = measured(chosen, suite or suite_for(base), base, bank, seeds=numbers, **options)
+    compiling(base, compile)
+    with _withdrawn(out if chosen is None else None):
+        if chosen is None:
+            assert out is not None
+            chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
+        bank = subject(chosen, base)
+        table = measured(chosen, suite or suite_for(base), base, bank, seeds=numbers, **options)
     if table or not part:
         _tell(chosen, table, [name for each in bank.on for name in each.info.concepts], json)
+
+
+@contextmanager
+def _withdrawn(folder: Path | None) -> Iterator[None]:
+    """Delete ``folder`` if it is new, no image was made in it, and the block refuses what was asked."""
+    from mu.core.errors import MuError
+
+    new = folder is not None and not os.path.lexists(folder)
+    above = [each for each in folder.absolute().parents if not each.exists()] if folder else []
+    try:
+        yield
+    except MuError:
+        if new and folder and not any(path.suffix in (".png", ".jpg") for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+            for each in above:
+                with suppress(OSError):
+                    each.rmdir()
+        raise
 
 
 def _base(run: RunDirectory | None, edits: list[Path], model: str | None) -> tuple[str, list[FoundOn]]:

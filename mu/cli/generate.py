@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mu.cli.options import ClipSkip, Device, Overwrite, Precision, PredictionType, Resume, check_last_seed, height_width
+from mu.cli.options import (
+    ClipSkip,
+    Compile,
+    Device,
+    Overwrite,
+    Precision,
+    PredictionType,
+    Resume,
+    check_last_seed,
+    compiling,
+    height_width,
+)
 from mu.core.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -82,6 +93,7 @@ def generate(
     resume: Resume = False,
     device: Device = None,
     precision: Precision = "float32",
+    compile: Compile = False,
     clip_skip: ClipSkip = None,
     prediction_type: PredictionType = None,
 ) -> None:
@@ -117,6 +129,7 @@ def generate(
     rows = _rows(cases, n, guidance, pixels)
     loaded: dict[str, Any] = {"device": device, "precision": precision}
     painter, put_on = _opened(edit or [], bank, model, loaded, clip_skip=clip_skip, prediction_type=prediction_type)
+    compiling(painter, compile)
     passes = _gate(gate, factor)
     recipe = recipe_of(put_on, strength or None, passes)
     with locked(out), put_on.applied(strength or None, passes), progress_bar("images", len(rows)) as advance:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mu.core.devices import check_device
-from mu.core.errors import ConfigError, quoted
+from mu.core.errors import ConfigError, quoted, titled
 
 BaseOfEdits = Annotated[
     str | None,
@@ -29,6 +29,12 @@ Device = Annotated[
     typer.Option(callback=_device, help="cpu, cuda, mps, or GPU numbers like 0. Default: the best available."),
 ]
 Precision = Annotated[str, typer.Option(help="The model's number format: float32, float16 or bfloat16.")]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Make the images through torch.compile: takes minutes to start, then a GPU is faster."
+    ),
+]
 ClipSkip = Annotated[
     int | None,
     typer.Option(
@@ -49,6 +55,18 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 HIGHEST_SEED = 2**64 - 1
 """The highest seed of a generator of random numbers."""
+
+
+def compiling(model: Any, wanted: bool) -> None:
+    """Let ``model`` compile if it is ``wanted``. Raises `ConfigError` for a model that makes no images."""
+    from mu.models.diffusion import DiffusionModel
+
+    if wanted and not isinstance(model, DiffusionModel):
+        raise ConfigError(
+            f"--compile is for models that make images, and {titled(model.name)} makes none: leave it out"
+        )
+    if wanted:
+        model.compiles = True
 
 
 def check_last_seed(seed: int, count: int, said: str) -> None:

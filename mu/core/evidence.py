@@ -128,6 +128,37 @@ def note_files(run: RunDirectory, *places: Path) -> None:
     _write(run, evidence)
 
 
+def changed_panels(run: RunDirectory) -> dict[str, tuple[str, str]]:
+    """The panels' images and their list that are not as they were noted: by name, the digest then ("" if none was
+    noted) and now ("" if it is gone). Empty for a run whose panels were never noted."""
+    evidence = read_evidence(run)
+    home = _name(run, run.panel_images)
+    images = {f"{home}/{name}": content for name, content in evidence.images.get(home, {}).items()}
+    listed = {name: content for name, content in evidence.files.items() if name == run.panels.name}
+    if not (known := images | listed):
+        return {}
+    now = {f"{home}/{name}": content for name, content in _images(run.panel_images).items()}
+    now |= {run.panels.name: sha256(run.panels)} if run.panels.is_file() else {}
+    names = dict.fromkeys([*known, *now])
+    return {name: pair for name in names if (pair := (known.get(name, ""), now.get(name, "")))[0] != pair[1]}
+
+
+def note_panels(run: RunDirectory, changed: dict[str, tuple[str, str]]) -> None:
+    """Note the panels. What `changed_panels` found before the work, and the work did not make again, stays changed."""
+    note_files(run, run.panel_images, run.panels)
+    evidence = read_evidence(run)
+    home = _name(run, run.panel_images)
+    for name, (known, then) in changed.items():
+        table = evidence.files if name == run.panels.name else evidence.images.get(home, {})
+        key = name if table is evidence.files else name.removeprefix(f"{home}/")
+        remade = table.get(key, "") != then and (table is not evidence.files or not then)
+        if not remade and known:
+            table[key] = known
+        elif not remade:
+            table.pop(key, None)
+    _write(run, evidence)
+
+
 def changed_images(run: RunDirectory, folder: Path) -> list[Path]:
     """The images of ``folder`` that are not as they were noted. Images that were never noted are not in the list."""
     known = read_evidence(run).images.get(_name(run, folder), {})

@@ -34,6 +34,10 @@ def writing(place: Path | str) -> Iterator[None]:
         raise OutputError(f"cannot write to {place}: {error.strerror or error}") from None
 
 
+_NO_FILES = (("proc",), ("sys",))
+"""The beginnings of folders that are no disk, though some may seem writable."""
+
+
 def check_writing(path: Path | str) -> None:
     """Raise `OutputError` if the file ``path`` is not writable, without touching the disk: call it before the work."""
     if Path(path).is_dir():
@@ -41,6 +45,8 @@ def check_writing(path: Path | str) -> None:
     folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
     if not folder.is_dir():
         raise OutputError(f"cannot write to {path}: {folder} is not a folder")
+    if folder.resolve().parts[1:2] in _NO_FILES:
+        raise OutputError(f"cannot write to {path}: {folder} keeps no files, choose another place")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"cannot write to {path}: {folder} is read-only")
 
@@ -90,10 +96,15 @@ def _umask() -> int:
     return mask
 
 
+def is_left(path: Path) -> bool:
+    """Whether ``path`` is a partial file, of a process that works or was killed."""
+    return bool(_LEFT.fullmatch(path.name))
+
+
 def sweep(folder: Path) -> None:
     """Delete the partial files that killed processes left in ``folder``. Only for who holds its lock."""
     for partial in folder.glob(f"{PARTIAL}*"):
-        if _LEFT.fullmatch(partial.name):
+        if is_left(partial):
             with suppress(OSError):
                 partial.unlink()
 

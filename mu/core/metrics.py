@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from mu.core.errors import titled
+from mu.core.errors import quoted, titled
 from mu.core.scores import HIGHER, LOWER, NEITHER, Score
 
 SHARE = "share"
@@ -226,6 +226,25 @@ METRICS = (
     ),
 )  # fmt: skip
 """A name belongs to the first metric that matches it."""
+
+
+def impossible(score: Score) -> str:
+    """What is wrong with a score that nobody can have measured, as a share beyond 0 and 1; "" if nothing is."""
+    metric = metric_of(score.name)
+    if metric is None or metric.unit != SHARE:
+        return ""
+    told = {"value": [score.value], "interval": score.interval or (), "value of an item": score.per_item.values()}
+    for what, values in told.items():
+        for value in values:
+            if not -_ROUNDING <= value <= 1 + _ROUNDING:
+                return f"the {what} of {quoted(score.name)} is {value:g}, and a share is from 0 to 1"
+    for value in score.change or ():
+        if not -1 - _ROUNDING <= value <= 1 + _ROUNDING:
+            return f"the change of {quoted(score.name)} is {value:g}, and a share changes by 1 at most"
+    return ""
+
+
+_ROUNDING = 1e-6
 
 
 def metric_of(name: str) -> Metric | None:

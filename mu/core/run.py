@@ -48,7 +48,7 @@ from mu.core.documents import parse_json
 from mu.core.errors import DataError, MuError, OutputError
 from mu.core.files import check_folder, check_writing, lines, read_text, sha256, sweep, write_json, write_text, writing
 from mu.core.lock import locked
-from mu.core.metrics import metric_of
+from mu.core.metrics import impossible, metric_of
 from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record
 from mu.core.scores import Score, Table
 from mu.core.tracking import Tracking, tracked
@@ -415,7 +415,13 @@ class RunDirectory:
         if "format" not in content:
             return _by_suite(checked(self.scores, content, dict[str, list[Score]]))
         checked(self.scores, content["format"], Literal[SCORES_FORMAT], "format")
-        return checked(self.scores, content.get("suites"), dict[str, dict[str, list[Score]]], "suites")
+        suites: dict[str, Table] = checked(
+            self.scores, content.get("suites"), dict[str, dict[str, list[Score]]], "suites"
+        )
+        for score in (score for table in suites.values() for scores in table.values() for score in scores):
+            if trouble := impossible(score):
+                raise DataError(f"{self.scores}: {trouble}: repair it or measure again")
+        return suites
 
 
 def _by_suite(table: Table) -> dict[str, Table]:

@@ -92,7 +92,7 @@ def find_columns(header: Sequence[str], given: Mapping[str, str] | None = None) 
                 fields[field] = places
                 break
     if "prompt" not in fields:
-        raise DataError(_no_prompts(names))
+        raise DataError(_no_prompts(names, {k: field for field, places in fields.items() for k in places}))
     read = {k for places in fields.values() for k in places}
     other = {k: name for k, name in named.items() if k not in read}
     return Columns(tuple(names), fields, other, tuple(_notes(names, fields, other)))
@@ -120,7 +120,12 @@ def plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip(" \t\r\n\\'\"\ufeff").lower())
 
 
-def _no_prompts(names: Sequence[str]) -> str:
+def _no_prompts(names: Sequence[str], taken: Mapping[int, str]) -> str:
+    """``taken`` says which fields the user or their names gave to columns."""
+    prompts = {k for k, name in enumerate(names) if any(plain(name) in group for group in NAMES["prompt"])}
+    if used := sorted(prompts & taken.keys()):
+        column, field = quoted(names[used[0]]), taken[used[0]]
+        return f"has no column of prompts left: {column} was named for {field}; name another with --column prompt=NAME"
     shown = [name for name in names if name]
     if len(shown) == 1 and (mark := next((mark for mark in ";\t|" if mark in shown[0]), "")):
         return f"has no column 'prompt': columns are separated by {quoted(mark)}, save the file with commas"

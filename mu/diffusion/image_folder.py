@@ -8,12 +8,13 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -32,6 +33,8 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
 
 Progress = Callable[[int, int], None]
+PNG_LEVEL = 1
+"""Files of Pillow's own level, 6, are a tenth smaller and take up to three times as long to write."""
 
 log = logging.getLogger("mu")
 
@@ -45,18 +48,20 @@ class ImageRow:
     seed: int
     guidance: float | None = None
     size: tuple[int | None, int | None] = (None, None)
+    stems: tuple[str, ...] = field(default=(), compare=False)
+    """Names without ending that others give to this image."""
 
     @classmethod
     def named(
         cls, stem: str, prompt: str, seed: int, guidance: float | None = None,
-        size: tuple[int | None, int | None] = (None, None),
+        size: tuple[int | None, int | None] = (None, None), stems: tuple[str, ...] = (),
     ) -> ImageRow:  # fmt: skip
         """A row whose file name tells all: ``stem``, a digest of the prompt and what is its own, and the seed.
 
         The same name never means another image."""
         told = prompt if guidance is None and not any(size) else json.dumps([prompt, guidance, size])
         digest = hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()[:8]
-        return cls(f"{stem}_{digest}_seed{seed}.png", prompt, seed, guidance, size)
+        return cls(f"{stem}_{digest}_seed{seed}.png", prompt, seed, guidance, size, stems)
 
     def scale(self, usual: float) -> float:
         """Its own guidance scale, else the ``usual`` one."""
@@ -146,10 +151,13 @@ def _alike(
 def _write_batch(folder: Path, batch: Tensor, names: Sequence[str], bound: bool) -> None:
     """Write the images of ``batch``. If they are ``bound``, their digests come first: a killed process leaves no image
     that nobody noted."""
-    encoded = {name: encoded_image(image, name) for image, name in zip(batch, names, strict=True)}
+    _write_files(folder, {name: encoded_image(image, name) for image, name in zip(batch, names, strict=True)}, bound)
+
+
+def _write_files(folder: Path, images: Mapping[str, bytes], bound: bool) -> None:
     if bound:
-        _bind(folder, encoded)
-    for name, content in encoded.items():
+        _bind(folder, images)
+    for name, content in images.items():
         with atomic_path(folder / name) as partial:
             partial.write_bytes(content)
 
@@ -161,11 +169,7 @@ def _size_of(row: ImageRow, model: DiffusionModel, size: tuple[int, int] | None)
     try:
         return checked_size(model, height, width)
     except ConfigError as trouble:
-        told = (
-            f"{trouble} (image {row.name} has it from the prompt file: pass --size for all)"
-            if any(row.size)
-            else str(trouble)
-        )
+        told = f"{trouble} (image {row.name} is to have it: --size sets one for all)" if any(row.size) else str(trouble)
         raise ConfigError(told) from None
 
 
@@ -179,23 +183,33 @@ def encoded_image(image: Tensor, name: str) -> bytes:
     """The file of ``image`` (3, H, W), in 0..1: PNG, or JPEG of Pillow's own quality for a ``name`` with ``.jpg``."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "JPEG" if name.endswith(".jpg") else "PNG")
+    if name.endswith(".jpg"):
+        Image.fromarray(pixels).save(encoded, "JPEG")
+    else:
+        Image.fromarray(pixels).save(encoded, "PNG", compress_level=PNG_LEVEL)
     return encoded.getvalue()
 
 
 def read_images(paths: Sequence[Path]) -> Tensor:
     """Read image files of one size as (n, 3, H, W) in 0..1. Raises `DataError` for a file that cannot be read."""
-    pixels = []
-    for path in paths:
-        with _opened(path) as image:
-            pixels.append(np.asarray(rgb(image)))
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    return as_images([read_pixels(path) for path in paths])
+
+
+def read_pixels(path: Path) -> NDArray[np.uint8]:
+    """Read an image file as (H, W, 3) in 0..255. Raises `DataError` for a file that cannot be read."""
+    with _opened(path) as image:
+        return np.asarray(rgb(image))
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height in pixels, from the head of the file. Raises `DataError` for a file that cannot be read."""
     with _opened(path) as image:
         return image.size
+
+
+def as_images(pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Pixels of one size, (H, W, 3) in 0..255 each, as (n, 3, H, W) in 0..1."""
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
 
 
 @contextmanager
@@ -322,6 +336,28 @@ def adopt(source: Path, folder: Path) -> None:
         (source / name).replace(folder / name)
 
 
+def borrow(sources: Sequence[Path], folder: Path, rows: Sequence[ImageRow]) -> None:
+    """Copy to ``folder`` the images of ``rows`` that it lacks and that one of ``sources`` has, by the same recipe.
+
+    All are folders that suites claimed (see `claim`). A copy is as it was made, and noted in ``folder``; what was
+    changed since is not used. The log says of which folder how many are.
+    """
+    recipe = claimed_for(folder)
+    for source in sources:
+        known, made = _noted_or_nothing(folder).get(_IMAGES, {}), _noted_or_nothing(source)
+        if {key: value for key, value in made.items() if key != _IMAGES} != recipe:
+            continue
+        found = {}
+        for name in sorted(({row.name for row in rows} & made.get(_IMAGES, {}).keys()) - known.keys()):
+            if is_inside(source, name):
+                content = (source / name).read_bytes()
+                if hashlib.sha256(content).hexdigest() == made[_IMAGES][name]:
+                    found[name] = content
+        if found:
+            _write_files(folder, found, bound=True)
+            log.info("%d images of the base are copies of those in %s: the recipe is the same", len(found), source)
+
+
 def noted(folder: Path) -> dict[str, Any]:
     """The recipe in ``folder``; empty if there is none. Raises `DataError` for a file that is damaged."""
     path = folder / RECIPE
@@ -393,11 +429,17 @@ def recipe_of(bank: Bank, strengths: Sequence[float] | None = None, gate: Gate |
     assert isinstance(model, DiffusionModel), "only diffusion models make images"
     return {
         "model": {**described(model, list(select(model, "*"))), "scheduler": scheduler_hash(model)},
-        "precision": str(model.precision).removeprefix("torch."),
+        **made_in(model),
         "edits": {edit.concept(): content_hash(edit) for edit in bank.on},
         "strength": bank.strengths(strengths),
         "gate": "file" if gate is None else repr(gate),
     }
+
+
+def made_in(model: DiffusionModel) -> dict[str, Any]:
+    """The model's precision, and whether it compiles: images of the two differ by rounding."""
+    compiled = {"compiled": True} if model.compiles else {}
+    return {"precision": str(model.precision).removeprefix("torch."), **compiled}
 
 
 def content_hash(edit: Edit) -> str:

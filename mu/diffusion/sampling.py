@@ -121,7 +121,7 @@ def generate_latents(
     height, width = checked_size(model, height, width)
     check_request(model, [*prompts, negative], seeds, steps=steps, guidance=guidance)
     batch = batch or max(1, PIXELS_AT_ONCE // (height * width))
-    with torch.no_grad():
+    with torch.no_grad(), model.sampling():
         ids = model.time_ids(height, width)
         uncond = model.unconditional(negative).at(ids)
         for start in range(0, len(prompts), batch):

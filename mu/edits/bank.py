@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -131,7 +130,7 @@ class Bank:
             stack.enter_context(
                 shifted(
                     self.model,
-                    summed([*((e, s) for e, s in active if not isinstance(e, LowRankEdit)), *folded]),
+                    sums([*((e, s) for e, s in active if not isinstance(e, LowRankEdit)), *folded]),
                 )
             )
             if not low_rank:
@@ -178,31 +177,27 @@ def _tell_dense(dense: Sequence[str], alone: bool) -> None:
 
 
 def summed(edits: Iterable[tuple[Edit, float]]) -> dict[str, Tensor]:
-    """Sum the dense deltas of ``(edit, strength)`` pairs by parameter.
+    """Sum the dense deltas of ``(edit, strength)`` pairs by parameter."""
+    return dict(sums(edits))
+
+
+def sums(edits: Iterable[tuple[Edit, float]]) -> Iterator[tuple[str, Tensor]]:
+    """`summed`, one parameter at a time, so that the deltas are never all in memory.
 
     Low-rank edits of one parameter are one product of their joined factors: one dense delta, and not one for each.
     """
-    pairs = list(edits)
-    thin = Counter(name for edit, _ in pairs if isinstance(edit, LowRankEdit) for name in edit.factors)
-    joined: dict[str, list[tuple[Factors, float]]] = {}
-    total: dict[str, Tensor] = {}
-
-    def add(name: str, delta: Tensor) -> None:
-        total[name] = total[name] + delta.reshape(total[name].shape).to(total[name].device) if name in total else delta
-
-    for edit, strength in pairs:
-        if isinstance(edit, LowRankEdit):
-            for name, factors in edit.factors.items():
-                if thin[name] > 1:
-                    joined.setdefault(name, []).append((factors, strength))
-                else:
-                    add(name, factors.dense() * strength)
-        else:
-            for name, delta in edit.deltas():
-                add(name, delta.float() * strength)
-    for name, parts in joined.items():
-        add(name, together(parts).dense())
-    return total
+    owners: dict[str, list[tuple[Edit, float]]] = {}
+    for edit, strength in edits:
+        for name in edit.parameters:
+            owners.setdefault(name, []).append((edit, strength))
+    for name, parts in owners.items():
+        thin = [(edit.factors[name], size) for edit, size in parts if isinstance(edit, LowRankEdit)]
+        found = [together(thin).dense()] if len(thin) > 1 else [factors.dense() * size for factors, size in thin]
+        found += [edit.delta(name).float() * size for edit, size in parts if not isinstance(edit, LowRankEdit)]
+        total, *others = found
+        for other in others:
+            total = total + other.reshape(total.shape).to(total.device)
+        yield name, total
 
 
 def together(parts: Sequence[tuple[Factors, float]]) -> Factors:

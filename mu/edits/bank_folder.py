@@ -323,6 +323,12 @@ class BankFolder:
             switched = {entry.concept: entry.model_copy(update=change) for entry in map(state.entry, concepts)}
             edits = [switched.get(entry.concept, entry) for entry in state.edits]
             self._commit(state.model_copy(update={"edits": edits}), verb, list(switched.values()), reason)
+        for entry in switched.values():
+            if not (self.folder / entry.file).is_file():
+                log.warning(
+                    "%s, the edit of %s, is missing: put the file back, or it cannot be erased again",
+                    self.folder / entry.file, quoted(entry.concept),
+                )  # fmt: skip
         return list(switched.values())
 
     def _commit(self, state: BankState, verb: str, entries: Sequence[BankEntry], reason: str) -> None:

@@ -27,6 +27,7 @@ from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.formats.checkpoint import open_weights, read_metadata
 from mu.models.formats.other_weights import Weights, differing_settings, place_of, weights_of
+from mu.models.mapped import Keeper
 from mu.models.parameters import BEFORE_EDITS, find_module, find_parameter
 
 ERROR = 1e-3
@@ -191,13 +192,13 @@ class _Difference:
         factors = self._factors(error, rank) if odd is None and (error or rank) else None
         if factors is not None:
             return LowRankEdit(factors, nothing)
-        shifts, lost, whole = {}, 0.0, 0.0
+        shifts, lost, whole, keeper = {}, 0.0, 0.0, Keeper()
         for name in self.changed:
             there = self._read(name)
             shift = self._delta(name, there)
             gone = torch.where(shift == 0, 0, there.float() - (self._own(name) + shift))
             lost, whole = lost + _square(gone), whole + _square(shift)
-            shifts[name] = shift
+            shifts[name] = keeper.copy(shift)
         self.facts["error"] = (lost / whole) ** 0.5
         log.info("a dense edit%s", f": {odd} is no matrix of a layer" if odd else "")
         return WeightEdit(shifts, nothing)

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,6 +21,7 @@ from mu.core.errors import EditError, quoted
 from mu.core.run import versions
 from mu.edits.gates import OPEN, Gate, gate_from_json, gate_to_json
 from mu.edits.tensor_file import write_tensors
+from mu.models.mapped import Keeper
 from mu.models.parameters import BEFORE_EDITS, EditableModel, find_parameter, fingerprint
 
 FORMAT = 1
@@ -97,8 +98,12 @@ class Edit(ABC):
         """Full names of the parameters that the edit changes: ``unet.mid_block....weight``."""
 
     @abstractmethod
+    def delta(self, parameter: str) -> Tensor:
+        """The dense delta of one of `parameters` at strength 1."""
+
     def deltas(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each parameter's name and its dense delta at strength 1, one at a time."""
+        return ((name, self.delta(name)) for name in self.parameters)
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -153,17 +158,21 @@ def check_strength(strength: float) -> None:
 
 
 @contextmanager
-def shifted(model: EditableModel, shifts: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add the deltas ``shifts`` to the named parameters; afterwards copy the originals back (never subtract)."""
+def shifted(model: EditableModel, shifts: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> Iterator[None]:
+    """Add the deltas ``shifts`` to the named parameters; afterwards copy the originals back (never subtract).
+
+    Pairs are taken one at a time, each name once. Many originals wait in files: see `mu.models.mapped.Keeper`.
+    """
     kept: dict[str, Tensor] = {}
+    keeper = Keeper()
     try:
         with torch.no_grad():
-            for name, shift in shifts.items():
+            for name, shift in shifts.items() if isinstance(shifts, Mapping) else shifts:
                 parameter = find_parameter(model, name)
-                kept[name] = parameter.detach().clone()
+                kept[name] = keeper.copy(parameter)
                 if not hasattr(parameter, BEFORE_EDITS):
                     setattr(parameter, BEFORE_EDITS, kept[name])
-                parameter.copy_(kept[name] + shift.to(parameter.device, parameter.dtype).reshape(parameter.shape))
+                parameter += shift.to(parameter.device, parameter.dtype).reshape(parameter.shape)
         yield
     finally:
         with torch.no_grad():

@@ -49,9 +49,8 @@ class LowRankEdit(Edit):
     def trainable(self) -> list[Tensor]:
         return [tensor for factors in self.factors.values() for tensor in (factors.down, factors.up)]
 
-    def deltas(self) -> Iterator[tuple[str, Tensor]]:
-        for name, factors in self.factors.items():
-            yield name, factors.dense()
+    def delta(self, parameter: str) -> Tensor:
+        return self.factors[parameter].dense()
 
     def tensors(self) -> dict[str, Tensor]:
         named = {}

@@ -80,7 +80,7 @@ class Merged:
             shift = self.shifts.get(id(parameter))
             if shift is None:
                 continue
-            now, base = parameter.detach(), getattr(parameter, BEFORE_EDITS, parameter).detach()
+            now, base = parameter.detach(), getattr(parameter, BEFORE_EDITS, parameter).detach().to(parameter.device)
             wanted, shift = now.float(), shift.to(now.device).reshape(now.shape)
             if torch.equal(base + shift.to(now.dtype), now):  # else others changed it too
                 wanted = base.float() + shift.float()

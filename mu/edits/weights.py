@@ -29,8 +29,8 @@ class WeightEdit(Edit):
     def parameters(self) -> list[str]:
         return list(self.shifts)
 
-    def deltas(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.shifts.items()
+    def delta(self, parameter: str) -> Tensor:
+        return self.shifts[parameter]
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{name}.shift": shift for name, shift in self.shifts.items()}
@@ -45,7 +45,7 @@ class WeightEdit(Edit):
 
     @contextmanager
     def put_on(self, model: EditableModel, strength: float) -> Iterator[None]:
-        with shifted(model, {name: shift.float() * strength for name, shift in self.shifts.items()}):
+        with shifted(model, ((name, shift.float() * strength) for name, shift in self.shifts.items())):
             yield
 
     def check(self, model: EditableModel) -> None:

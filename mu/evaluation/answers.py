@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,19 +22,24 @@ from mu.core.errors import ConfigError, DataError, quoted
 from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.progress import progress_bar
+from mu.core.run import RunDirectory
 from mu.diffusion.image_folder import (
     ImageRow,
     adopt,
+    as_images,
+    borrow,
     claim,
     claimed_for,
     content_hash,
     image_size,
-    read_images,
+    made_in,
+    read_pixels,
     scheduler_hash,
     write_images,
 )
 from mu.edits.bank import Bank
 from mu.evaluation.judges import Judge, Seen
+from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
 
@@ -115,6 +121,8 @@ class Answers:
     guidance: float
     shared: Path | None = None
     """Of a shard: the base folder of the whole, whose images are not made again."""
+    others: tuple[Path, ...] = ()
+    """The base folders of other runs: their images are copied where the recipe is the same."""
 
     @property
     def model(self) -> DiffusionModel:
@@ -139,7 +147,7 @@ class Answers:
             "model": fingerprint(self.model, select(self.model, "*")),
             "scheduler": scheduler_hash(self.model),
             **self.model.loading,
-            "precision": str(self.model.precision).removeprefix("torch."),
+            **made_in(self.model),
             "steps": self.steps,
             "guidance": self.guidance,
         }
@@ -147,7 +155,7 @@ class Answers:
     def sharing(self, folder: Path) -> Answers:
         """The same, with the base's images in a folder of their recipe below ``folder``: others lie beside it."""
         key = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:12]
-        return replace(self, base=folder / key)
+        return replace(self, base=folder / key, others=())
 
     def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = ()) -> None:
         """Make the missing images of ``rows`` in both folders, and those of ``only_base`` in the base's."""
@@ -155,7 +163,9 @@ class Answers:
         with locked(self.base):  # other runs may share it
             claim(self.base, recipe)
             self._gather("base", self.base)
-            self._write(self._unshared([*rows, *only_base]), self.base, "base answers")
+            wanted = self._unshared([*rows, *only_base])
+            borrow(self.others, self.base, wanted)
+            self._write(wanted, self.base, "base answers")
         edits = {"edit": [content_hash(edit) for edit in self.bank.on], "strength": self.bank.strengths(None)}
         claim(self.edited, {**recipe, **edits})
         self._gather("edited", self.edited)
@@ -199,7 +209,8 @@ class Answers:
 class Found:
     """Two folders of images that somebody else made, under the names of a suite's rows; ``base`` may be missing.
 
-    An image may have any of `ENDINGS`, and the names' folders are left out: published sets lie in one folder.
+    An image may have any of `ENDINGS` and of its row's ``stems``, and the names' folders are left out: published sets
+    lie in one folder.
     """
 
     edited: Path
@@ -236,10 +247,21 @@ class Found:
         return found
 
     def check(self) -> None:
-        """Raise `DataError` for a folder that is none."""
+        """Raise `DataError` for a folder that is none, and for one folder as both columns."""
         for column in self.columns:
             if not self._folder(column).is_dir():
                 raise DataError(f"{self._folder(column)} is not a folder: name the folder that holds the images")
+        if self.base and self.base.resolve() == self.edited.resolve():
+            raise DataError(f"{self.base} is both the base's folder and the edited model's: name two folders")
+
+    def check_pairs(self, rows: Sequence[ImageRow]) -> None:
+        """Raise `DataError` for an image that cannot be read, or is of another size than the base's of the same row."""
+        for row in rows:
+            paths = [self._place(row, column) for column in self.columns]
+            sizes = [image_size(path) for path in paths]
+            if len({*sizes}) > 1:
+                told = " and ".join(f"{path} is {w}x{h}" for path, (w, h) in zip(paths, sizes, strict=True))
+                raise DataError(f"{told}: give both columns images of one size, else no distance can be measured")
 
     def _folder(self, column: str) -> Path:
         folder = self.base if column == "base" else self.edited
@@ -248,21 +270,34 @@ class Found:
 
     def _place(self, row: ImageRow, column: str) -> Path:
         own = self._folder(column) / Path(row.name).name
-        others = [own.with_name(own.stem + ending) for ending in ENDINGS]
+        others = [own.with_name(stem + ending) for stem in (own.stem, *row.stems) for ending in ENDINGS]
         return next((path for path in (own, *others) if path.is_file()), own)
+
+
+def bases_beside(run: RunDirectory, suite: str) -> tuple[Path, ...]:
+    """The base folders of the same suite in the runs beside ``run``, which lie in the same folder."""
+    part = run.answers.name if suite == "canvas" else f"{run.answers.name}/{suite}"
+    found = sorted(run.folder.resolve().parent.glob(f"*/{part}/base"))
+    return tuple(place for place in found if run.folder.resolve() not in place.parents)
 
 
 def batches(paths: Sequence[Path], size: int = AT_ONCE) -> Iterator[Tensor]:
     """Yield the images (b, 3, H, W) in 0..1 of files in order, so that never all are in memory.
 
-    Images of different sizes are never in one batch."""
-    for _, alike in groupby(paths, key=image_size):
-        group = list(alike)
-        for k in range(0, len(group), size):
-            yield read_images(group[k : k + size])
+    Images of different sizes are never in one batch. Each file is opened once."""
+    for _, alike in groupby(map(read_pixels, paths), key=np.shape):
+        while group := list(islice(alike, size)):
+            yield as_images(group)
 
 
-def looked(judge: Judge, paths: Sequence[Path], among: Sequence[str]) -> Seen:
-    """What the judge says of every image, in order."""
-    seen = [judge.look(images, among) for images in batches(paths)]
-    return Seen([answer for each in seen for answer in each.answers], torch.cat([each.features for each in seen]))
+@torch.no_grad()
+def looked(judge: Judge, paths: Sequence[Path], among: Sequence[str], clip: ClipModel | None = None) -> Seen:
+    """What the judge says of every image, in order. The features are those of ``clip`` if there is one: it looks at
+    the same images, which are read once."""
+    answers: list[str] = []
+    features = []
+    for images in batches(paths):
+        seen = judge.look(images, among)
+        answers += seen.answers
+        features.append(clip.encode_images(images.to(clip.device)).cpu() if clip else seen.features)
+    return Seen(answers, torch.cat(features))

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from mu.core.concept import distinct
-from mu.core.errors import ConfigError, DataError, OutputError, titled
+from mu.core.errors import ConfigError, DataError, OutputError, quoted, titled
 from mu.core.evidence import note_search, read_evidence
-from mu.core.files import sha256
+from mu.core.files import is_left, sha256
 from mu.core.run import RunDirectory
 from mu.edits.bank import Bank
 from mu.edits.bank_folder import BankFolder
@@ -37,6 +37,18 @@ def subject(run: RunDirectory, model: EditableModel) -> Bank:
     return Bank(model, [open_edit(run.edit)])
 
 
+def check_erases(bank: Bank) -> None:
+    """Raise `ConfigError` if no edit is on, or one at a strength that erases nothing."""
+    if not bank.on:
+        raise ConfigError("every edit is switched off, so there is nothing to measure: erase a concept again")
+    for edit, strength in zip(bank.on, bank.strengths(None), strict=True):
+        if strength <= 0:
+            raise ConfigError(
+                f"the edit of {quoted(edit.concept())} is on at strength {strength:g}, which erases nothing: set "
+                "another with `mu bank erase --strength`, or restore the concept"
+            )
+
+
 def begin(
     out: Path,
     model: EditableModel,
@@ -53,6 +65,9 @@ def begin(
     something else, and what reading the files raises.
     """
     run = RunDirectory(out)
+    if run.folder.is_dir() and (there := [*run.folder.iterdir()]) and all(map(is_left, there)):
+        with run.alone():  # deletes what a killed process left
+            pass
     if not run.config.exists() and run.folder.is_dir() and any(run.folder.iterdir()):
         raise OutputError(f"{run.folder} holds something else than a run: choose a new folder")
     banks = [place for place in edits if is_bank(place)]
@@ -69,8 +84,7 @@ def begin(
         for left in run.made_in(run.bank.parent):  # a killed process wrote a part of the edits
             left.unlink()
     found = _opened(model, edits, edited, concepts)
-    if found.edits and not found.on:
-        raise ConfigError("every edit of the bank is switched off, so there is nothing to measure: erase one again")
+    check_erases(found)
     if concepts and not edited and not any(set(distinct(concepts)) <= set(e.info.concepts) for e in found.on):
         raise ConfigError("the edits' files say what they erase: leave --concept out")
     named = list(dict.fromkeys(concept for edit in found.on for concept in edit.info.concepts))

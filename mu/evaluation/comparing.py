@@ -114,10 +114,10 @@ def clip_columns(clip: ClipModel, paths: Sequence[Path], rows: Sequence[ImageRow
 @torch.no_grad()
 def clip_fits(clip: ClipModel, features: Tensor, rows: Sequence[ImageRow]) -> list[float]:
     """The CLIP score of each image, by its features (n, d), with its prompt."""
-    texts = torch.cat(
-        [clip.encode_text([row.prompt for row in rows[k : k + 64]]).cpu() for k in range(0, len(rows), 64)]
-    )
-    return [clip_score(image[None], text[None]) for image, text in zip(features, texts, strict=True)]
+    places = {prompt: k for k, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
+    prompts = list(places)
+    texts = torch.cat([clip.encode_text(prompts[k : k + 64]).cpu() for k in range(0, len(prompts), 64)])
+    return [clip_score(image[None], texts[places[row.prompt]][None]) for image, row in zip(features, rows, strict=True)]
 
 
 def distances(

@@ -14,9 +14,11 @@ from mu.core.evidence import (
     INTACT,
     UNKNOWN,
     changed_images,
+    changed_panels,
     describe,
     findings,
     note_files,
+    note_panels,
     note_scores,
     note_search,
     read_evidence,
@@ -193,6 +195,28 @@ def test_measuring_again_does_not_bless_images_of_others(run):
     assert [path.name for path in changed_images(run, run.answers / "edited")] == ["0_0.png"]
     note_files(run, run.answers / "edited")  # as a suite that has made them again
     assert changed(run) == {"before/"} and not changed_images(run, run.answers / "edited")
+
+
+def test_the_next_suite_does_not_bless_panels_that_others_changed(run):
+    run.panel_images.mkdir()
+    for name in ("changed-concept-1-base.png", "changed-prompts-1-base.png"):
+        (run.panel_images / name).write_bytes(b"image")
+    run.panels.write_text("[]")
+    note_panels(run, changed_panels(run))
+    assert not changed(run)
+    (run.panel_images / "changed-concept-1-base.png").write_bytes(b"of somebody")
+    (run.panel_images / "changed-prompts-1-base.png").write_bytes(b"of somebody else")
+    (run.panel_images / "more.png").write_bytes(b"added")
+    run.panels.write_text("[ ]")
+    before = changed_panels(run)
+    assert len(before) == 4
+    (run.panel_images / "changed-prompts-1-base.png").write_bytes(b"made again by its suite")
+    note_panels(run, before)
+    assert changed(run) == {"panels/", "panels.json"} and set(changed_panels(run)) == {
+        "panels/changed-concept-1-base.png", "panels/more.png", "panels.json",
+    }  # fmt: skip
+    note_panels(run, {})  # the control: who does not look blesses all
+    assert not changed(run)
 
 
 def test_evidence_of_a_later_mu_asks_for_an_upgrade(run):

@@ -375,3 +375,28 @@ def test_refused_work_leaves_no_log(tmp_path):
 def test_a_command_can_be_typed_again(program: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [program, "erase", "uce", "--concept", "Van Gogh"])
     assert command() == told
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("UA", {"value": 1.7}, "'UA' is 1.7, and a share is from 0 to 1"),
+        ("target shown", {"value": -0.2}, "is -0.2, and a share"),
+        ("neighbours kept", {"per_item": {"star": 40.0}}, "item of 'neighbours kept' is 40"),
+        ("unasked", {"interval": (0.1, 1.5)}, "interval of 'unasked' is 1.5"),
+        ("CRA", {"change": (-1.5, 0.0)}, "changes by 1 at most"),
+        ("CLIP score", {"value": 1.7}, ""),
+        ("body parts", {"value": 40.0}, ""),
+        ("UA", {"value": 1.0}, ""),
+    ],
+)
+def test_a_share_that_nobody_can_have_measured_is_refused(name, change, said, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    score = {"name": name, "value": 0.5, "n": 8, "direction": "higher", "protocol": "x/1", **change}
+    run.scores.write_text(json.dumps({"format": 2, "suites": {"x": {"edited": [score]}}}))
+    if not said:
+        assert run.read_scores()["x"]["edited"][0].name == name  # the control: no share, or a possible one
+        return
+    with pytest.raises(DataError, match=said) as told:
+        run.read_scores()
+    assert str(run.scores) in str(told.value)

@@ -285,3 +285,13 @@ def test_i2p_whole():
     assert sum(not row.prompt.strip() for row in rows) == 1
     assert all(row.width and row.height and row.evaluation_guidance is not None for row in rows)
     assert 0 < sum(float(row.other["nudity_percentage"]) > 50 for row in rows) < len(rows)
+
+
+def test_a_column_of_prompts_that_was_named_for_something_else_is_told(tmp_path: Path):
+    path = tmp_path / "list.csv"
+    path.write_text("prompt,seed\na,1\n")
+    with pytest.raises(DataError, match="'prompt' was named for seed; name another with --column prompt=NAME"):
+        read_prompts(path, {"seed": "prompt"})
+    path.write_text("text_column,seed\na,1\n")
+    with pytest.raises(DataError, match="its columns are: text_column, seed"):  # the control
+        read_prompts(path)

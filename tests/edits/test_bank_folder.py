@@ -837,3 +837,12 @@ def test_edits_of_a_killed_process_go_with_the_next_change(
     assert {path.name for path in bank.folder.glob("*.safetensors")} == {*listed, "mine.safetensors"}
     assert not bank.pending.exists() and mine.read_bytes() == b"mine"
     assert ("neon.safetensors" in listed) == (verb != "remove")
+
+
+def test_switching_an_edit_whose_file_is_missing_is_told(bank: BankFolder, caplog: pytest.LogCaptureFixture) -> None:
+    bank.restore("neon")
+    assert "missing" not in caplog.text  # the control
+    (bank.folder / next(entry.file for entry in bank.read().edits if entry.concept == "neon")).unlink()
+    bank.restore("neon", "neon")
+    assert caplog.text.count("is missing: put the file back") == 1
+    assert len(bank.history()[-1]["edits"]) == 1

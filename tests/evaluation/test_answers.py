@@ -10,11 +10,13 @@ import torch
 
 import mu
 from mu.core.errors import ConfigError, DataError
+from mu.core.run import RunDirectory
+from mu.diffusion import image_folder
 from mu.diffusion.image_folder import ImageRow, read_images, save_image
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
-from mu.evaluation.answers import Answers, Shard, batches
+from mu.evaluation.answers import Answers, Found, Shard, bases_beside, batches
 from mu.models.parameters import select
 
 
@@ -121,3 +123,53 @@ def test_a_shared_folder_keeps_every_recipe_and_shards_use_it(bank: Bank, tmp_pa
     part.make(ROWS[:3])
     assert [path.name for path in part.base.glob("*.png")] == [ROWS[2].name]
     assert len(list(part.edited.glob("*.png"))) == 3
+
+
+def test_runs_beside_each_other_share_the_base_s_images(
+    bank: Bank, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    write = image_folder._write_batch
+    told = lambda folder, batch, names, bound: (made.extend(names), write(folder, batch, names, bound))  # noqa: E731
+    monkeypatch.setattr(image_folder, "_write_batch", told)
+
+    def run(name: str, steps: int = 1) -> Answers:
+        place = RunDirectory(tmp_path / name)
+        part = place.answers / "concept"
+        return Answers(bank, part / "base", part / "edited", steps, 1.0, others=bases_beside(place, "concept"))
+
+    first = run("a")
+    first.make(ROWS)
+    images = {path.name: path.read_bytes() for path in first.paths(ROWS)}
+    made.clear()
+    second = run("b")
+    with caplog.at_level("INFO", logger="mu"):
+        second.make(ROWS)
+    assert len(made) == len(ROWS) and f"{len(ROWS)} images of the base are copies of those in" in caplog.text
+    assert str(first.base) in caplog.text and {p.name: p.read_bytes() for p in second.paths(ROWS)} == images
+    second.make(ROWS)
+    assert len(made) == len(ROWS)  # the copies count as made here
+    first.paths(ROWS)[0].write_bytes(images[ROWS[1].name])  # changed since: none of it is taken
+    made.clear()
+    run("c").make(ROWS[:1])  # from b
+    assert len(made) == 1 and run("c").paths(ROWS)[0].read_bytes() == images[ROWS[0].name]
+    made.clear()
+    run("d", steps=2).make(ROWS)  # the control: another recipe
+    assert len(made) == 2 * len(ROWS)
+    assert bases_beside(RunDirectory(tmp_path / "a"), "prompts") == ()
+
+
+def test_images_made_elsewhere_are_two_folders_of_one_size(tmp_path: Path) -> None:
+    for folder, side in (("base", 8), ("edited", 8), ("large", 16)):
+        save_image(torch.zeros(3, side, 8), tmp_path / folder / ROWS[0].name)
+
+    def found(edited: str, base: str | None) -> Found:
+        return Found(tmp_path / edited, base and tmp_path / base, torch.device("cpu"))
+
+    found("edited", "base").check()
+    found("edited", "base").check_pairs(ROWS[:1])  # the control
+    found("large", None).check_pairs(ROWS[:1])
+    with pytest.raises(DataError, match="two folders"):
+        found("base", "../" + tmp_path.name + "/base").check()
+    with pytest.raises(DataError, match="images of one size"):
+        found("large", "base").check_pairs(ROWS[:1])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import mu
 from mu.cli import app
-from mu.core.errors import ConfigError, OutputError
+from mu.core.errors import ConfigError, MuError, OutputError
 from mu.core.evidence import CHANGED, findings
 from mu.core.run import RunDirectory
 from mu.edits.bank_folder import BankFolder
@@ -19,6 +19,7 @@ from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
 from mu.evaluation.audit import begin, subject
 from mu.evaluation.suites import concept as suite
+from mu.evaluation.suites import evaluate
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
 
@@ -175,3 +176,49 @@ def test_a_bank_with_all_restored_has_nothing_to_measure(model, files, tmp_path)
     with pytest.raises(ConfigError, match="switched off"):
         begin(tmp_path / "run", model, edits=[tmp_path / "bank"])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0])
+def test_a_strength_that_erases_nothing_is_not_measured(strength, model, files, tmp_path):
+    bank = BankFolder(tmp_path / "bank")
+    bank.add(model, open_edit(files["neon"]), strength=strength)
+    with pytest.raises(ConfigError, match=f"strength {strength:g}, which erases nothing"):
+        begin(tmp_path / "run", model, edits=[bank.folder])
+    with pytest.raises(ConfigError, match="erases nothing"):
+        evaluate(RunDirectory(tmp_path / "run"), "concept", model, bank.open(model))
+    assert not (tmp_path / "run").exists()
+    bank.erase("neon", strength=0.5)  # the control
+    assert begin(tmp_path / "run", model, edits=[bank.folder]).config.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--suite concept --judge canvas --base-answers {file}",
+        "--suite concept --judge classifier:{file}",
+        "--suite concept --judge canvas --guidance nan --retain heart",
+        "--suite prompts",
+    ],
+)
+def test_a_refused_audit_leaves_nothing(wrong, files, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = f"evaluate --edit {files['star']} --out {tmp_path / 'new' / 'run'} {wrong.format(file=tmp_path / 'file')}"
+    told = CliRunner().invoke(app, words.split())
+    assert told.exit_code and isinstance(told.exception, MuError | SystemExit) and not (tmp_path / "new").exists()
+    begin(tmp_path / "old", mu.load("canvas"), edits=[files["star"]])
+    words = words.replace(str(tmp_path / "new" / "run"), str(tmp_path / "old"))
+    assert CliRunner().invoke(app, words.split()).exit_code
+    assert (tmp_path / "old" / "edit.safetensors").exists()  # the control: what was there before stays
+
+
+def test_a_folder_with_what_a_killed_process_left_is_begun(model, files, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".partial-config-abcd1234.yaml").write_text("model")
+    assert begin(run, model, edits=[files["star"]]).config.exists()
+    assert not list(run.glob(".partial*"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".partial-config-of-mine.txt").write_text("")
+    with pytest.raises(OutputError, match="something else"):  # the control: no name that mu gives
+        begin(other, model, edits=[files["star"]])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from mu.core.errors import ConfigError, DataError, ModelError, OutputError, nearest, quoted, titled
-from mu.core.evidence import changed_images, hardware, note_files, note_scores
+from mu.core.evidence import changed_images, changed_panels, hardware, note_files, note_panels, note_scores
 from mu.core.files import write_json
 from mu.core.judged import keep_base
 from mu.core.lock import locked
@@ -23,7 +23,8 @@ from mu.diffusion.image_folder import RECIPE, ImageRow
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described
 from mu.edits.gates import gate_to_json
-from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject
+from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject, bases_beside
+from mu.evaluation.audit import check_erases
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import EditableModel, select
@@ -79,7 +80,7 @@ _MADE = frozenset({"base_answers", "steps", "guidance", "shard"})
 """The options of every suite that makes images."""
 _FOUND = frozenset({"images", "base_images", "allow_missing"})
 """The options of every suite that scores images made elsewhere."""
-_LISTED = _MADE | {"prompts", "columns", "size"}
+_LISTED = _MADE | _FOUND | {"prompts", "columns", "size"}
 """The options of every suite of a prompt file."""
 
 SUITES = {
@@ -203,8 +204,7 @@ def evaluate(
     if given.get("base_answers"):
         _check_answers(run, given["base_answers"])
     bank = edit if isinstance(edit, Bank) else Bank(model, [edit])
-    if not bank.on:
-        raise ConfigError("no edit is on, so there is nothing to measure: erase a concept of the bank again")
+    check_erases(bank)
     _check_run(run)
     found = _imported(chosen.place)
     if given.get("shard", WHOLE) != WHOLE:
@@ -214,6 +214,7 @@ def evaluate(
     with run.alone(), run.logged():
         for folder in _own_folders(run, suite):
             _remake(run, folder)
+        panels = changed_panels(run)
         base = described(model, list(select(model, "*")))["fingerprint"]
         if chosen.makes_images:
             table, how = _measured(run, suite, found, bank, seeds, **given)
@@ -223,8 +224,10 @@ def evaluate(
             table, how = found(run, model, bank.on[0], seeds=seeds, **given)
         run.write_scores(suite, table)
         keep_base(run, suite, given.get("base_answers"))
-        note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **how})
-        note_files(run, *_own_folders(run, suite), run.panel_images, run.panels, run.similarity, run.asked(suite))
+        compiled = {"compiled": True} if getattr(model, "compiles", False) else {}
+        note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **compiled, **how})
+        note_files(run, *_own_folders(run, suite), run.similarity, run.asked(suite))
+        note_panels(run, panels)
     return table
 
 
@@ -253,12 +256,18 @@ def evaluate_found(
     rows = found.here(planned.rows)
     missing = found.missing(planned.rows)
     if missing and not (allow_missing and rows):
-        raise DataError(_told_missing(missing, len(planned.rows), len(rows)))
+        raise DataError(_told_missing(missing, len(planned.rows) * len(found.columns), len(rows)))
+    found.check_pairs(rows)
     if missing:
         log.warning(
-            "%d images are missing, such as %s: the other %d are scored", len(missing), missing[0].name, len(rows)
+            "%d images are missing, such as %s: %d of %d prompts are scored",
+            len(missing),
+            missing[0].name,
+            len(rows),
+            len(planned.rows),
         )
     with run.alone(), run.logged():
+        panels = changed_panels(run)
         table, how = planned.score(run, found)
         if missing:
             table = _named(table, f"{len(rows)} of {len(planned.rows)} images")
@@ -268,7 +277,7 @@ def evaluate_found(
         run.write_scores(suite, table)
         about = {"images made elsewhere": found.described(rows), "missing images": len(missing)}
         note_scores(run, suite, device=str(found.device), how={"seeds": list(seeds), **about, **how})
-        note_files(run, run.panel_images, run.panels)
+        note_panels(run, panels)
     return table
 
 
@@ -299,7 +308,9 @@ def _named(table: Table, departure: str) -> Table:
 
 def _told_missing(missing: Sequence[Path], asked: int, there: int) -> str:
     names = ", ".join(path.name for path in missing[:4]) + (", ..." if len(missing) > 4 else "")
-    advice = f"or pass --allow-missing to score the {there} that are there" if there else "or name another folder"
+    advice = (
+        f"or pass --allow-missing to score the {there} prompts that are there" if there else "or name another folder"
+    )
     return f"{len(missing)} images of {asked} are missing in {missing[0].parent}: {names}; make them, {advice}"
 
 
@@ -394,7 +405,8 @@ def _make_shard(
 
 def _answers(run: RunDirectory, suite: str, bank: Bank, planned: ImageSuite, base_answers: Path | None) -> Answers:
     place = run.answers / suite
-    answers = Answers(bank, place / "base", place / "edited", planned.steps, planned.guidance)
+    others = bases_beside(run, suite)
+    answers = Answers(bank, place / "base", place / "edited", planned.steps, planned.guidance, others=others)
     return answers.sharing(base_answers) if base_answers else answers
 
 

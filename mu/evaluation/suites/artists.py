@@ -53,7 +53,16 @@ class ArtistsSuite:
         size: tuple[int, int] | None = None,
     ):  # fmt: skip
         self.concepts = concepts = subject.concepts
-        self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
+        self.list = read_list(
+            PROTOCOL,
+            prompts,
+            seeds,
+            columns,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            elsewhere=subject.model is None,
+        )
         self.list.require("artist", lambda row: row.artist)
         cases = [(case.image, case.row.artist or "") for case in self.list.cases]
         gone = [any(is_artist(artist, concept) for concept in concepts) for _, artist in cases]
@@ -82,10 +91,14 @@ class ArtistsSuite:
 
     def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Compare all images with the base's. Returns the table and how it was measured."""
-        table, each = compared(answers, self.groups, self.list.protocol, self.features)
-        erased, others = self.groups
+        if "base" not in answers.columns:
+            raise DataError("suite artists measures distances from the base: name its images with --base-images")
+        erased, others = groups = [group.among(answers.here(group.rows)) for group in self.groups]
+        if not erased.rows:
+            raise DataError("no image of the erased artist is there: nothing shows whether the style is gone")
+        table, each = compared(answers, groups, self.list.protocol, self.features)
         if self.vgg:
-            table["edited"] += self._style(answers, self.vgg)
+            table["edited"] += self._style(answers, groups, self.vgg)
         if each and others.rows:
             put_most_changed(run, answers, others.rows, torch.tensor(each[len(erased.rows) :]), "artists")
         missing = [*self.missing, *([] if others.rows else ["LPIPS_u: the list has no prompts of other artists"])]
@@ -95,9 +108,9 @@ class ArtistsSuite:
             **unmeasured(self.concepts, lambda concept: any(is_artist(a, concept) for a in erased.labels)),
         }  # fmt: skip
 
-    def _style(self, answers: Images, vgg: Maps) -> list[Score]:
+    def _style(self, answers: Images, groups: Sequence[Group], vgg: Maps) -> list[Score]:
         scores = []
-        for group, name in zip(self.groups, ("style loss_e", "style loss_u"), strict=True):
+        for group, name in zip(groups, ("style loss_e", "style loss_u"), strict=True):
             if group.rows:
                 paths = (answers.paths(group.rows, column) for column in ("base", "edited"))
                 both = zip(*(batches(each, AT_ONCE) for each in paths), strict=True)

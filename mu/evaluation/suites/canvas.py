@@ -39,10 +39,20 @@ from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.canvas import OBJECTS, STYLES, Scene
 from mu.data.canvas.layouts import folder_name
-from mu.diffusion.image_folder import ImageRow, claim, content_hash, read_images, scheduler_hash, write_images
+from mu.diffusion.image_folder import (
+    ImageRow,
+    borrow,
+    claim,
+    content_hash,
+    made_in,
+    read_images,
+    scheduler_hash,
+    write_images,
+)
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described, is_base
 from mu.edits.gates import gate_to_json
+from mu.evaluation.answers import bases_beside
 from mu.evaluation.doubt import unmeasured
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
@@ -87,6 +97,7 @@ def evaluate(
     recipe = answers_recipe(model)
     with locked(base):  # other runs may share it
         claim(base, recipe)
+        borrow(() if base_answers else bases_beside(run, "canvas"), base, [*rows, *neutral, *reference])
         before, before_neutral, at_other_seeds = answers(model, base, [rows, neutral, reference], "base answers")
     claim(edited, {**recipe, "edit": content_hash(edit)})
     with Bank(model, [edit]).applied():
@@ -176,7 +187,7 @@ def answers_recipe(model: DiffusionModel) -> dict[str, Any]:
         "model": fingerprint(model, select(model, "*")),
         "scheduler": scheduler_hash(model),
         **model.loading,
-        "precision": str(model.precision).removeprefix("torch."),
+        **made_in(model),
         "steps": STEPS,
         "guidance": GUIDANCE,
     }

@@ -54,7 +54,16 @@ class CocoSuite:
     ):  # fmt: skip
         if reference is None:
             raise ConfigError("the suite coco compares with real images: pass --reference FOLDER")
-        self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
+        self.list = read_list(
+            PROTOCOL,
+            prompts,
+            seeds,
+            columns,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            elsewhere=subject.model is None,
+        )
         if len(self.list.cases) < 2:
             raise DataError(
                 f"{self.list.path} holds one caption: a Fréchet distance needs two or more, better thousands"
@@ -73,11 +82,14 @@ class CocoSuite:
         """Compare all images with the reference. Returns the table and how it was measured."""
         told, whole = self.list.protocol, digest(self.reference)
         compared = f"{told}, {len(self.reference)} reference images ({whole[:6]})"
-        table: Table = {"base": [], "edited": []}
+        rows = answers.here(self.rows)
+        if len(rows) < 2:
+            raise DataError("one image is there: a Fréchet distance needs two or more, better thousands")
+        table: Table = {column: [] for column in answers.columns}
         if self.network:
             real = features_in(self.reference, self.network)
             for column, scores in table.items():
-                made = features_in(answers.paths(self.rows, column), self.network)
+                made = features_in(answers.paths(rows, column), self.network)
                 value = frechet_distance(made.double(), real.double())
                 scores.append(scored("FID", value, len(made), f"{compared}, Inception"))
         if clip := self.clip.clip:
@@ -85,7 +97,7 @@ class CocoSuite:
             real = features_in(self.reference, lambda images: clip.encode_images(images.to(clip.device)))
             before: list[float] | None = None
             for column, scores in table.items():
-                made, fits = clip_columns(clip, answers.paths(self.rows, column), self.rows)
+                made, fits = clip_columns(clip, answers.paths(rows, column), rows)
                 scores += _in_clip(made, real, protocol)
                 scores.append(mean("CLIP score", fits, f"{told}, {self.clip.name}", before=before))
                 before = fits

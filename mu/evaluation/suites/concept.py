@@ -41,7 +41,6 @@ from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import ELSEWHERE, Images, Subject, looked
 from mu.evaluation.comparing import (
     Features,
-    clip_columns,
     clip_fits,
     clip_of,
     distances,
@@ -57,6 +56,7 @@ from mu.evaluation.doubt import doubtful
 from mu.evaluation.judges import Judge, Seen, open_judge
 from mu.evaluation.metrics.cmmd import cmmd
 from mu.evaluation.metrics.frechet import frechet_distance
+from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 
 PROTOCOL, STEPS, GUIDANCE, EVERYDAY = "concept/1", 30, 7.5, 200
@@ -235,30 +235,33 @@ class Column:
         self, judge: Judge, answers: Images, wanted: Asked, among: Sequence[str], known: Mapping[str, str],
         column: str, features: Features,
     ):  # fmt: skip
-        def look(rows: Sequence[ImageRow], first: str) -> Seen:
-            return looked(judge, answers.paths(rows, column), [first, *(name for name in among if name != first)])
+        clip = clip_of(judge)
+        other = features.clip if features.clip is not clip else None
 
-        def by_name(pairs: Sequence[tuple[str, ImageRow]], spelled: Callable[[str], str]) -> dict[str, Seen]:
+        def look(rows: Sequence[ImageRow], first: str, beside: ClipModel | None) -> Seen:
+            ordered = [first, *(name for name in among if name != first)]
+            return looked(judge, answers.paths(rows, column), ordered, beside)
+
+        def by_name(
+            pairs: Sequence[tuple[str, ImageRow]], spelled: Callable[[str], str], beside: ClipModel | None = None
+        ) -> dict[str, Seen]:
             names = dict.fromkeys(name for name, _ in pairs)
-            return {name: look([row for of, row in pairs if of == name], spelled(name)) for name in names}
+            return {name: look([row for of, row in pairs if of == name], spelled(name), beside) for name in names}
 
         self.known = known
         self.target = {c: seen.answers for c, seen in by_name(wanted.target, known.__getitem__).items()}
-        near = by_name(wanted.neighbours, str)
+        near = by_name(wanted.neighbours, str, other)
         self.neighbours = {name: seen.answers for name, seen in near.items()}
-        clip, unasked = clip_of(judge), dict[str, Seen]()
+        unasked: dict[str, Seen] = {}
         first = next(iter(known.values()))
         for own in known.values() if wanted.everyday else ():
             if own not in unasked:  # a CLIP chooses among all at once, a classifier among the classes of one kind
-                unasked[own] = unasked[first] if clip and unasked else look(wanted.everyday, own)
+                beside = None if unasked else other
+                unasked[own] = unasked[first] if clip and unasked else look(wanted.everyday, own, beside)
         self.unasked = {c: [a == own for a in unasked[own].answers] for c, own in known.items() if own in unasked}
         everyday = [unasked[first].features] if unasked else []
         self.features = torch.cat([*(seen.features for seen in near.values()), *everyday])
-        self.closeness: list[float] = []
-        if features.clip and features.clip is clip:
-            self.closeness = clip_fits(clip, self.features, wanted.kept)
-        elif features.clip:
-            self.features, self.closeness = clip_columns(features.clip, answers.paths(wanted.kept, column), wanted.kept)
+        self.closeness = clip_fits(features.clip, self.features, wanted.kept) if features.clip else []
 
     def share(self, neighbour: str) -> float:
         """Share of the neighbour's images on which the judge sees it."""

@@ -29,7 +29,7 @@ from mu.evaluation.judges.nudenet import NudityJudge
 from mu.evaluation.judges.q16 import Q16Judge
 from mu.evaluation.metrics.intervals import bootstrap, paired
 from mu.evaluation.metrics.nudity import nudity
-from mu.evaluation.suites.listed import STEPS, read_list
+from mu.evaluation.suites.listed import STEPS, Case, read_list
 
 PROTOCOL, JUDGE = "i2p/1", "nudenet:mace"
 
@@ -52,7 +52,17 @@ class I2PSuite:
         self, subject: Subject, seeds: Sequence[int], *, prompts: Path | None = None, columns: Sequence[str] = (),
         judge: str = JUDGE, steps: int = STEPS, guidance: float | None = None, size: tuple[int, int] | None = None,
     ):  # fmt: skip
-        self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
+        self.list = read_list(
+            PROTOCOL,
+            prompts,
+            seeds,
+            columns,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            blank=True,
+            elsewhere=subject.model is None,
+        )
         self.list.require("categories", lambda row: row.categories)
         self.judge = open_judge(judge, subject.device)
         if not isinstance(self.judge, NudityJudge | Q16Judge):
@@ -64,9 +74,15 @@ class I2PSuite:
 
     def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Judge all images. Returns the table and how it was measured."""
-        base, edited = (self._found(answers.paths(self.rows, column)) for column in ("base", "edited"))
-        doubt = "" if any(base.flagged) else "the judge finds nothing on any of the base's images"
-        table = {"base": self._scores(base, None, doubt), "edited": self._scores(edited, base, doubt)}
+        cases = self.list.among(answers.here(self.rows))
+        rows = [case.image for case in cases]
+        found = {column: self._found(answers.paths(rows, column)) for column in answers.columns}
+        base = found.get("base")
+        doubt = "" if base is None or any(base.flagged) else "the judge finds nothing on any of the base's images"
+        table = {
+            column: self._scores(cases, each, base if column == "edited" else None, doubt)
+            for column, each in found.items()
+        }
         others = unmeasured(self.concepts, lambda concept: knows(self.judge, concept))
         return table, {**self.list.how, **self.judge.facts([]), **others}
 
@@ -75,11 +91,11 @@ class I2PSuite:
             return counted(self.judge, paths)
         return Found([float(answer != "") for answer in looked(self.judge, paths, []).answers], {})
 
-    def _scores(self, found: Found, base: Found | None, doubt: str) -> list[Score]:
+    def _scores(self, cases: Sequence[Case], found: Found, base: Found | None, doubt: str) -> list[Score]:
         protocol = f"{self.list.protocol}, {self.judge.name}"
-        every = list(range(len(self.rows)))
+        every = list(range(len(cases)))
         places: dict[str, list[int]] = {}
-        for k, case in enumerate(self.list.cases):
+        for k, case in enumerate(cases):
             for category in dict.fromkeys(case.row.categories):
                 places.setdefault(category, []).append(k)
         of = {name: sum(found.flagged[k] for k in group) / len(group) for name, group in places.items()}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mu.core.scores import Score
 from mu.data.columns import columns_given
 from mu.data.prompts import PromptRow, read_prompts
 from mu.diffusion.image_folder import ImageRow
-from mu.evaluation.answers import Images
+from mu.evaluation.answers import ELSEWHERE, Images
 from mu.evaluation.comparing import LPIPS, Features, clip_columns, distances, mean, measured_in
 
 STEPS, GUIDANCE = 50, 7.5
@@ -49,21 +49,32 @@ class PromptList:
     digest: str
     steps: int
     guidance: float
+    elsewhere: bool = False
+    """The images were made elsewhere: their steps and scale are unknown."""
+    left_out: tuple[str, ...] = ()
+    """What of the file enters no number, and why."""
 
     @property
     def how(self) -> dict[str, Any]:
         """What a report states of the list: its name and digest, the steps, and where its scales and sizes are from."""
         own = sum(case.image.guidance is not None for case in self.cases)
         sizes = sorted({case.image.size for case in self.cases if any(case.image.size)}, key=str)
+        sampling = {"steps": self.steps, "guidance": self.guidance, "images with a guidance scale of their own": own}
         return {
             "prompts": self.path.name, "digest of what they ask": self.digest, "images": len(self.cases),
-            "steps": self.steps, "guidance": self.guidance, "images with a guidance scale of their own": own,
+            **({} if self.elsewhere else sampling),
             "heights and widths": [list(size) for size in sizes] or "the model's",
+            **({"left out of the list": list(self.left_out)} if self.left_out else {}),
         }  # fmt: skip
 
     @property
     def rows(self) -> list[ImageRow]:
         return [case.image for case in self.cases]
+
+    def among(self, rows: Sequence[ImageRow]) -> list[Case]:
+        """The cases whose image is one of ``rows``."""
+        names = {row.name for row in rows}
+        return [case for case in self.cases if case.image.name in names]
 
     def require(self, column: str, of: Callable[[PromptRow], Any]) -> None:
         """Raise `DataError` if no row has the ``column``."""
@@ -76,15 +87,21 @@ class PromptList:
 
 def read_list(
     protocol: str, file: Path | None, seeds: Sequence[int], columns: Sequence[str] = (), *,
-    steps: int = STEPS, guidance: float | None = None, size: tuple[int, int] | None = None,
+    steps: int = STEPS, guidance: float | None = None, size: tuple[int, int] | None = None, blank: bool = False,
+    elsewhere: bool = False,
 ) -> PromptList:  # fmt: skip
     """Read the prompts of ``file``; see `mu.data.prompts.read_prompts`, which raises `DataError`.
 
     ``columns`` are ``FIELD=NAME`` or the NAME of the prompts' column. ``guidance`` and ``size`` (height, width) replace
-    the file's own. Raises `ConfigError` without a file."""
+    the file's own. Rows that ask for an image a second time count once, and ``blank`` prompts ask for nothing: both are
+    left out, with a warning. Raises `ConfigError` without a file, `DataError` if all is left out."""
     if file is None:
         raise ConfigError(f"the suite {protocol.partition('/')[0]} needs a list of prompts: pass --prompts FILE")
-    rows = read_prompts(file, columns_given(columns))
+    rows, left_out = _counted_once(read_prompts(file, columns_given(columns)), guidance, size, blank)
+    for told in left_out:
+        log.warning("%s: left out: %s", file, told)
+    if not rows:
+        raise DataError(f"{file} holds only blank prompts: name another list")
     if bare := sum(row.evaluation_seed is None for row in rows):
         log.info("%s: %d of %d prompts have no seed: each has an image at %s", file, bare, len(rows), [*seeds])
     if len(rows) + bare * (len(seeds) - 1) > MOST:
@@ -93,10 +110,40 @@ def read_list(
     departures = {f"{steps} steps": steps != STEPS}
     departures |= {f"guidance {guidance:g} for all": True} if guidance is not None else {}
     departures |= {f"size {size[0]}x{size[1]} for all": True} if size else {}
+    departures |= {ELSEWHERE: elsewhere}
     digest = _digest(rows, seeds if bare else ())
     name = f"{protocol} of {file.name} ({digest[:8]})"
     named = ", ".join([name, *(text for text, differs in departures.items() if differs)])
-    return PromptList(file, tuple(cases), named, digest, steps, GUIDANCE if guidance is None else guidance)
+    usual = GUIDANCE if guidance is None else guidance
+    return PromptList(file, tuple(cases), named, digest, steps, usual, elsewhere, tuple(left_out))
+
+
+def _counted_once(
+    rows: Sequence[PromptRow], guidance: float | None, size: tuple[int, int] | None, blank: bool
+) -> tuple[list[PromptRow], list[str]]:
+    """The rows that ask for an image of their own, and what is said of the others.
+
+    The same image is the same prompt, up to blanks around words, at the same seed, scale and size. Rows that expect
+    different things of it, such as another class, all stay."""
+    kept: dict[tuple[Any, ...], PromptRow] = {}
+    again, empty = [], []
+    for row in rows:
+        text = " ".join(row.prompt.split())
+        scale = row.evaluation_guidance if guidance is None else guidance
+        sides = (row.height, row.width) if size is None else size
+        key = (text, row.evaluation_seed, scale, sides, row.class_name, row.artist, row.type, row.categories)
+        if not (text or blank):
+            empty.append(row)
+        elif key in kept:
+            again.append(row)
+        else:
+            kept[key] = row
+    told = []
+    if again:
+        told.append(f"{len(again)} rows ask for an image that another asks for, such as {quoted(again[0].prompt)}")
+    if empty:
+        told.append(f"{len(empty)} prompts are blank, the first one of case {empty[0].case_number}")
+    return list(kept.values()), told
 
 
 def _images(
@@ -105,7 +152,18 @@ def _images(
     scale = row.evaluation_guidance if guidance is None else None
     own = (row.height, row.width) if size is None else size
     wanted = seeds if row.evaluation_seed is None else [row.evaluation_seed]
-    return [ImageRow.named(f"case_{row.case_number}", row.prompt, seed, scale, own) for seed in wanted]
+    return [
+        ImageRow.named(
+            f"case_{row.case_number}", row.prompt, seed, scale, own, _stems(row.case_number, k, len(wanted) == 1)
+        )
+        for k, seed in enumerate(wanted)
+    ]
+
+
+def _stems(case: int, k: int, only: bool) -> tuple[str, ...]:
+    """The names of a case's k-th image in sets of others: ESD's and `mu generate`'s ``CASE_K``; of its ``only`` image
+    also ``CASE``, and COCO's names."""
+    return (f"{case}_{k}", *((f"{case}", f"{case:012}", f"COCO_val2014_{case:012}") if only else ()))
 
 
 def _digest(rows: Sequence[PromptRow], seeds: Sequence[int]) -> str:
@@ -139,6 +197,12 @@ class Group:
     lpips: str
     """The name of the distance if LPIPS measures it."""
 
+    def among(self, rows: Sequence[ImageRow]) -> Group:
+        """Its images that are among ``rows``."""
+        names = {row.name for row in rows}
+        kept = [(row, label) for row, label in zip(self.rows, self.labels, strict=True) if row.name in names]
+        return replace(self, rows=[row for row, _ in kept], labels=[label for _, label in kept])
+
 
 def compared(
     answers: Images, groups: Sequence[Group], protocol: str, features: Features,
@@ -149,19 +213,22 @@ def compared(
     ``own`` are the judge's features of all groups' images, of each column, for use without a CLIP. Without either, and
     without LPIPS, no distance is measured and the list is empty. Groups without images have no scores."""
     rows = [row for group in groups for row in group.rows]
-    table: dict[str, list[Score]] = {"base": [], "edited": []}
+    table: dict[str, list[Score]] = {column: [] for column in answers.columns}
     found, fits = dict(own or {}), {}
     if features.clip:
         for column in table:
             found[column], fits[column] = clip_columns(features.clip, answers.paths(rows, column), rows)
-    each, how = distances(answers, rows, found.get("base"), found.get("edited"), features.name)
+    each: list[float] = []
+    how = ""
+    if "base" in table:
+        each, how = distances(answers, rows, found.get("base"), found.get("edited"), features.name)
     start = 0
     for group in groups:
         part = slice(start, start := start + len(group.rows))
         if not group.rows:
             continue
         for column, values in fits.items():
-            before = fits["base"][part] if column == "edited" else None
+            before = fits["base"][part] if column == "edited" and "base" in fits else None
             items = by_label(group.labels, values[part])
             told = measured_in(protocol, features.name)
             table[column].append(mean(group.fit, values[part], told, items, before=before))

@@ -41,6 +41,8 @@ from mu.evaluation.suites.concept import JUDGE, nearest, retained
 from mu.evaluation.suites.listed import STEPS, Case, Group, by_label, compared, read_list
 
 PROTOCOL = "prompts/1"
+Pairs = Sequence[tuple[str, ImageRow]]
+"""Images, each with the concept or class that it asks for."""
 
 
 class PromptsSuite:
@@ -55,7 +57,16 @@ class PromptsSuite:
         guidance: float | None = None, size: tuple[int, int] | None = None,
     ):  # fmt: skip
         concepts = subject.concepts
-        self.list = read_list(PROTOCOL, prompts, seeds, columns, steps=steps, guidance=guidance, size=size)
+        self.list = read_list(
+            PROTOCOL,
+            prompts,
+            seeds,
+            columns,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            elsewhere=subject.model is None,
+        )
         self.judge = open_judge(judge, subject.device)
         self.known = {concept: self.judge.known(concept) for concept in concepts}
         self.target, self.kept = divided(self.list.cases, self.known, self.judge)
@@ -73,20 +84,24 @@ class PromptsSuite:
 
     def score(self, run: RunDirectory, answers: Images) -> tuple[Table, dict[str, Any]]:
         """Judge all images. Returns the table and how it was measured; puts the most changed images in the report."""
-        base, edited = (Column(self, answers, column) for column in ("base", "edited"))
-        protocol = self.protocol
-        shown = by_label(base.classes, base.right)
+        there = {row.name for row in answers.here(self.rows)}
+        targets, others = ([pair for pair in each if pair[1].name in there] for each in (self.target, self.kept))
+        columns = {column: Column(self, targets, others, answers, column) for column in answers.columns}
+        base, edited, protocol = columns.get("base"), columns["edited"], self.protocol
+        shown = by_label(base.classes, base.right) if base else dict.fromkeys(filter(None, edited.classes), 1.0)
         seen = [name for name, value in shown.items() if value >= 0.5]
-        doubt = self._doubt(base)
-        table: Table = {"base": _shares(base, None, seen, protocol, doubt)}
-        table["edited"] = _shares(edited, base, seen, protocol, doubt)
-        target, kept = [row for _, row in self.target], [row for _, row in self.kept]
+        doubt = self._doubt(base) if base else ""
+        table: Table = {
+            name: _shares(each, base if name == "edited" else None, seen, protocol, doubt)
+            for name, each in columns.items()
+        }
+        target, kept = [row for _, row in targets], [row for _, row in others]
         groups = [
-            Group(target, [name for name, _ in self.target], "target CLIP score", "target distance", "target distance"),
-            Group(kept, base.classes, "CLIP score", "distance kept", "distance kept"),
+            Group(target, edited.asked, "target CLIP score", "target distance", "target distance"),
+            Group(kept, edited.classes, "CLIP score", "distance kept", "distance kept"),
         ]
         more, each = compared(
-            answers, groups, protocol, self.features, {"base": base.features, "edited": edited.features}
+            answers, groups, protocol, self.features, {name: column.features for name, column in columns.items()}
         )
         for column, scores in more.items():
             table[column] += scores
@@ -98,7 +113,7 @@ class PromptsSuite:
         }  # fmt: skip
         if not target:
             how["not measured"] = [f"target shown: no prompt asks for {' or '.join(self.known)}"]
-        asked = {name for name, _ in self.target}
+        asked = set(edited.asked)
         return table, how | (unmeasured([*self.known], lambda c: c in asked or "" in asked) if target else {})
 
     def _doubt(self, base: Column) -> str:
@@ -174,13 +189,13 @@ class Column:
     features: Tensor
     """(n, d) of target and other images."""
 
-    def __init__(self, suite: PromptsSuite, answers: Images, column: str):
+    def __init__(self, suite: PromptsSuite, targets: Pairs, others: Pairs, answers: Images, column: str):
         def look(rows: Sequence[ImageRow], first: str) -> Seen:
             among = [first, *(name for name in suite.among if name != first)]
             return looked(suite.judge, answers.paths(rows, column), among)
 
-        self.asked, self.classes = [name for name, _ in suite.target], [name for name, _ in suite.kept]
-        target, own = [row for _, row in suite.target], set(suite.known.values())
+        self.asked, self.classes = [name for name, _ in targets], [name for name, _ in others]
+        target, own = [row for _, row in targets], set(suite.known.values())
         seen = {concept: look(target, name) for concept, name in suite.known.items()} if target else {}
         told = {concept: [answer == suite.known[concept] for answer in each.answers] for concept, each in seen.items()}
         self.hits = [
@@ -189,7 +204,7 @@ class Column:
         ]
         features = [each.features for each in [*seen.values()][:1]]
         self.right, self.taken = [], []
-        for name, group in groupby(suite.kept, key=itemgetter(0)):
+        for name, group in groupby(others, key=itemgetter(0)):
             shown = look([row for _, row in group], name or suite.among[0])
             self.right += [float(answer == name != "") for answer in shown.answers]
             self.taken += [float(answer in own) for answer in shown.answers]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -68,6 +68,8 @@ class DiffusionModel(ABC):
         self.device, self.precision = torch.device(device), precision
         self.backbone, self.vae = getattr(pipeline, self.backbone_name), pipeline.vae
         self._forward: Callable[..., Any] = self.backbone
+        self.compiles = False
+        """Whether images are made through ``torch.compile``. They differ from others by rounding."""
         self.text = self.text_encoders(pipeline)
         self.components: dict[str, nn.Module] = {
             self.backbone_name: self.backbone,
@@ -178,12 +180,26 @@ class DiffusionModel(ABC):
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
-        """Run the backbone through ``torch.compile`` inside the block. The first calls take minutes."""
+        """Run the backbone through ``torch.compile`` inside the block. The first calls take minutes.
+
+        What was compiled before is forgotten: torch would not see that an edit's hooks came or went since. Put edits on
+        before. Raises `ConfigError` if nothing can be compiled here.
+        """
+        torch._dynamo.reset()  # type: ignore[no-untyped-call]
         self._forward = torch.compile(self.backbone)
         try:
             yield
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise ConfigError(
+                f"torch.compile fails with {titled(self.name)} ({reason}): leave it out, or install a C++ compiler"
+            ) from None
         finally:
             self._forward = self.backbone
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """What images are made in: `compiled` if this model `compiles`."""
+        return self.compiled() if self.compiles else nullcontext()
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)

@@ -19,6 +19,7 @@ from mu.diffusion.image_folder import save_image
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
+from mu.evaluation import answers as answers_module
 from mu.evaluation.answers import Answers, Found, Subject
 from mu.evaluation.comparing import clip_columns
 from mu.evaluation.judges import Seen
@@ -188,6 +189,19 @@ def test_a_clip_looks_at_every_image_once(model, tmp_path):
     del clip.encode_images
     features, fits = clip_columns(clip, folders.paths(plan.asked.kept), plan.asked.kept)
     assert torch.allclose(column.features, features, atol=1e-5) and column.closeness == pytest.approx(fits, abs=1e-5)
+
+
+def test_an_image_is_read_once_for_the_judge_and_the_clip(model, tmp_path, monkeypatch):
+    options = {"judge": "canvas", "clip": "canvas-clip", "retain": ["sketch"], "everyday": 4}
+    plan = ConceptSuite(Subject(("neon",), model, model.device), [1], **options)
+    folders, read = drawn(plan, tmp_path), []
+    pixels = answers_module.read_pixels
+    monkeypatch.setattr(answers_module, "read_pixels", lambda path: read.append(path) or pixels(path))
+    column = Column(plan.judge, folders, plan.asked, ["neon", "sketch"], plan.known, "edited", plan.features)
+    assert sorted(read) == sorted(folders.paths(plan.rows))
+    features, fits = clip_columns(plan.features.clip, folders.paths(plan.asked.kept), plan.asked.kept)
+    assert torch.allclose(column.features, features, atol=1e-5) and column.closeness == pytest.approx(fits, abs=1e-5)
+    assert len(read) == len(plan.rows) + len(plan.asked.kept)  # the control: whoever reads by itself reads again
 
 
 def test_what_is_named_twice_counts_once(model):

@@ -1,0 +1,115 @@
+"""Lists of prompts: rows that count once, and images of a list that were made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mu.core.errors import DataError
+from mu.core.run import RunDirectory
+from mu.diffusion.image_folder import save_image
+from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
+from mu.evaluation.suites import evaluate_found, i2p, prompts
+from mu.evaluation.suites.listed import read_list
+from tests.evaluation.suites.conftest import COLOURS, Colours
+from tests.evaluation.suites.test_i2p import detector
+
+LIST = """case_number,prompt,evaluation_seed,class,artist,categories
+3,one,11,red,Van Gogh,"sexual, hate"
+4,two,12,red,Van Gogh,hate
+5,three,13,green,Monet,hate
+6,four,14,green,Monet,sexual
+"""
+LAYOUTS: dict[str, Callable[[int], str]] = {
+    "ESD": lambda case: f"{case}_0.png",
+    "numbers": lambda case: f"{case}.jpg",
+    "COCO": lambda case: f"COCO_val2014_{case:012}.jpg",
+    "padded": lambda case: f"{case:012}.png",
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "list.csv"
+    path.write_text(LIST)
+    return path
+
+
+def drawn(folder: Path, layout: str, **colours: str) -> Path:
+    """``folder`` with an image of one colour for each case."""
+    for case, name in colours.items():
+        image = torch.tensor(COLOURS[name]).view(3, 1, 1).expand(3, 8, 8)
+        save_image(image, folder / LAYOUTS[layout](int(case.removeprefix("c"))))
+    return folder
+
+
+def found(tmp_path: Path, suite: str, concept: str, images: Path, out: str = "out", **options: Any) -> dict[str, Any]:
+    table = evaluate_found(RunDirectory(tmp_path / out), suite, [concept], images, **options)
+    return {column: {score.name: score for score in scores} for column, scores in table.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_made_elsewhere_by_every_suite_of_a_list(
+    layout: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_networks: None
+) -> None:
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
+    base = drawn(tmp_path / "base", layout, c3="red", c4="red", c5="green", c6="green")
+    made = drawn(tmp_path / "made", layout, c3="blue", c4="red", c5="green", c6="red")
+    scores = found(tmp_path, "prompts", "red", made, base_images=base, prompts=file)
+    assert (scores["base"]["target shown"].value, scores["edited"]["target shown"].value) == (1, 0.5)
+    assert scores["edited"]["expected shown"].value == 0.5 and scores["edited"]["target distance"].value > 0.1
+    assert "sampled elsewhere" in scores["edited"]["target shown"].protocol
+    alone = found(tmp_path, "prompts", "red", made, "alone", prompts=file)
+    assert set(alone) == {"edited"} and alone["edited"]["target shown"].value == 0.5
+    assert alone["edited"]["expected shown"].value == 0.5 and "target distance" not in alone["edited"]
+    judge = NudityJudge(detector, PRESETS["mace"], "nudenet:mace")
+    monkeypatch.setattr(i2p, "open_judge", lambda name, device: judge)
+    nude = found(tmp_path, "i2p", "nudity", made, "nude", base_images=base, prompts=file)
+    assert nude["base"]["flagged"].value == 0.5 and nude["edited"]["flagged"].value == 0.75
+    assert nude["edited"]["flagged"].per_item["hate"] == pytest.approx(2 / 3)
+    more: dict[str, Any] = {"clip": "canvas-clip", "prompts": file}
+    coco = found(tmp_path, "coco", "red", made, "coco", base_images=base, reference=base, **more)
+    to_reference = {column: scores["CMMD to reference"].value for column, scores in coco.items()}
+    assert to_reference["base"] == pytest.approx(0, abs=1e-3) and to_reference["edited"] > 0.05
+    art = found(tmp_path, "artists", "Van Gogh", made, "art", base_images=base, **more)
+    assert art["edited"]["target distance"].value > 0 and art["edited"]["distance kept"].n == 2
+    with pytest.raises(DataError, match="--base-images"):
+        found(tmp_path, "artists", "Van Gogh", made, "art2", **more)
+
+
+def test_missing_images_are_told_or_left_out(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_networks: None
+) -> None:
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
+    made = drawn(tmp_path / "made", "ESD", c3="blue", c5="green", c6="green")
+    with pytest.raises(DataError, match="1 images of 4 are missing"):
+        found(tmp_path, "prompts", "red", made, prompts=file)
+    some = found(tmp_path, "prompts", "red", made, prompts=file, allow_missing=True)["edited"]
+    assert (some["target shown"].n, some["expected shown"].n) == (1, 2)
+    assert some["target shown"].protocol.endswith("3 of 4 images")
+
+
+def test_rows_of_the_same_image_count_once_and_blank_ones_not_at_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "list.csv"
+
+    def cases(text: str, **options: Any) -> tuple[list[int], list[str]]:
+        path.write_text(text)
+        listed = read_list("prompts/1", path, [1, 2], **options)
+        return [case.row.case_number for case in listed.cases], listed.how.get("left out of the list", [])
+
+    kept, told = cases("prompt,seed\na cat,1\na cat,1\n a  cat ,1\n   ,3\na cat,2\n")
+    assert kept == [0, 4] and "2 rows ask for an image that another asks for" in told[0]
+    assert "1 prompts are blank, the first one of case 3" in told[1] and all(each in caplog.text for each in told)
+    assert cases("prompt\na cat\na cat\n")[0] == [0, 0]  # both seeds, once
+    assert cases("prompt,seed\n ,3\na cat,1\n", blank=True) == ([0, 1], [])  # I2P's own blank prompt
+    labelled = "prompt,seed,class\na cat,1,cat\na cat,1,dog\n"
+    assert cases(labelled) == ([0, 1], [])  # two questions about one image
+    assert cases("prompt,seed\na cat,1\na dog,1\n") == ([0, 1], [])  # the control
+    with pytest.raises(DataError, match="only blank prompts"):
+        cases('prompt,seed\n" ",3\n')
