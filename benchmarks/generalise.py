@@ -33,7 +33,7 @@ def concepts_of(place: Place, count: int, seeds: list[int]) -> list[str]:
     found = []
     for kind, names in (("style", place.world.styles), ("object", place.world.objects)):
         base = place.base(kind, seeds)
-        found += sorted(names, key=lambda name: base.scores(name, kind)["UA"])[:count]  # noqa: B023
+        found += sorted(names, key=lambda name: base.scores(name, kind)["UA"])[:count]
     return found
 
 
