@@ -28,7 +28,11 @@ log = logging.getLogger("mu")
 
 PACE = 0.04
 """What must go between two readings, as a share of the concept; less raises the learning rate by half."""
-HARDEST = 16
+MOVED, STRANGE = 4.0, 0.5
+"""What changes of what should stay, and images that show nothing of the prompt, cost beside a rest of the concept."""
+PATIENCE = 2
+"""Readings without a better state after the concept was found gone."""
+HARDEST = 4
 """The largest multiple of the first learning rate."""
 STRENGTHS = (0.8, 1.0, 1.25, 1.5, 2.0)
 """Strengths at which a finished edit is read, the mildest first."""
@@ -71,18 +75,23 @@ class Calibration:
         return Conditioning.cat([model.encode(kept[k : k + 64]) for k in range(0, len(kept), 64)])
 
     def anchor(self) -> str:
-        """The peer that is least like the concept where it stands; "" without peers."""
-        peers = self.around.peers[: len(self.probe.peers)]
-        return min(peers, key=self.probe.of_anchor, default="")
+        """The peer to put in the concept's place: the most typical of those that leave little of it; "" without peers.
+
+        The least similar one would erase more, but it is often of another kind.
+        """
+        likely = [word for word in self.probe.peers if self.probe.of_anchor(word) <= self.settings.left]
+        return min(likely or self.probe.peers, key=self.probe.apart_from_peers)
 
     def gone(self, reading: Reading) -> bool:
         return reading.left <= self.settings.left and reading.shown <= self.settings.shown
 
-    def cost(self, reading: Reading) -> tuple[bool, float]:
-        """What the best of several states has least of: the concept if it is not gone, else what it moves."""
-        if self.gone(reading):
-            return (False, reading.moved)
-        return (True, max(reading.left - self.settings.left, 0.0) + reading.shown + reading.moved)
+    def cost(self, reading: Reading) -> float:
+        """What the best of several states has least of: the concept, what should stay and moves, and strange images.
+
+        A state that has not lost the concept costs 1 more, so much harm costs more than a rest of the concept.
+        """
+        rest = 0.0 if self.gone(reading) else 1 + 2 * (max(reading.left - self.settings.left, 0.0) + reading.shown)
+        return rest + MOVED * reading.moved + STRANGE * reading.strange
 
     def found(self, reading: Reading, **more: Any) -> dict[str, Any]:
         """The facts for `EditInfo.found`. Logs plainly if the concept is not gone, or much else moves."""
@@ -131,18 +140,21 @@ class Watch:
         self.first = optimizer.param_groups[0]["lr"]
         self.curve: list[dict[str, float]] = []
         self.best: list[Tensor] = []
-        self.lowest: tuple[bool, float] | None = None
+        self.lowest: float | None = None
+        self.waited, self.gone = 0, False
 
     def __call__(self, i: int) -> bool:
         if (i + 1) % self.settings.every:
             return False
         reading = worst(self.calibrations)
         cost = self.calibrations[0].cost(reading)
+        self.waited += 1
         if self.lowest is None or cost < self.lowest:
-            self.lowest, self.best = cost, [weight.detach().clone() for weight in self.weights]
+            self.lowest, self.best, self.waited = cost, [weight.detach().clone() for weight in self.weights], 0
         self._adapt(reading)
         self.curve.append({"step": i + 1, "lr": self._rate, **reading._asdict()})
-        return self.calibrations[0].gone(reading)
+        self.gone = self.gone or self.calibrations[0].gone(reading)
+        return self.gone and self.waited >= PATIENCE
 
     @property
     def _rate(self) -> float:
@@ -163,12 +175,19 @@ class Watch:
             weight.copy_(best)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"curve": list(self.curve), "best": list(self.best), "lowest": self.lowest, "first": self.first}
+        return {
+            "curve": list(self.curve),
+            "best": list(self.best),
+            "lowest": self.lowest,
+            "first": self.first,
+            "waited": self.waited,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.curve, self.first = list(state["curve"]), state["first"]
+        self.waited, self.gone = state["waited"], state["gone"]
         self.best = [tensor.to(weight) for tensor, weight in zip(state["best"], self.weights, strict=False)]
-        self.lowest = None if state["lowest"] is None else (bool(state["lowest"][0]), float(state["lowest"][1]))
+        self.lowest = state["lowest"]
 
 
 def worst(calibrations: Sequence[Calibration]) -> Reading:
@@ -191,8 +210,6 @@ def settled(edit: E, model: DiffusionModel, calibrations: Sequence[Calibration],
     for strength in STRENGTHS:
         with edit.applied(model, strength):
             curve.append((strength, worst(calibrations)))
-        if calibrations[0].gone(curve[-1][1]):
-            break
     strength, _ = min(curve, key=lambda each: calibrations[0].cost(each[1]))
     found = edit.scaled(strength)
     with found.applied(model):

@@ -15,7 +15,7 @@ class CalibrateConfig(BaseConfig):
     and the search ends when its probe finds the concept gone."""
     retain: list[str] = []
     """Words to retain, in addition to those that the model itself shows to be near the concept."""
-    left: float = Field(0.0, lt=1)
+    left: float = Field(0.1, lt=1)
     """Share of the concept in the probe's images below which it counts as gone: 1 in the frozen model, 0 where a word
     of the same kind might stand. A lower value erases more and harms more."""
     shown: float = Field(0.0, ge=0, le=1)

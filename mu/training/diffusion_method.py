@@ -96,7 +96,7 @@ class WeightErasure(Erasure):
             settings = self.config.calibrate
             self.calibrations = [Calibration.of(model, c, settings) for c in self.config.concepts]
             self.anchors = [each.anchor() for each in self.calibrations]
-            self._kept = [each.encoded(model) for each in self.calibrations]
+            self._stays = [each.encoded(model) for each in self.calibrations]
 
     def pairs(self) -> list[list[tuple[str, str]]]:
         """For each concept, the prompts with it and with its anchor: the settings' own, or those of the model."""
@@ -115,7 +115,7 @@ class WeightErasure(Erasure):
         """
         if not self.calibrations:
             return losses
-        of_one = self._kept[int(torch.randint(len(self._kept), (1,), generator=generator))]
+        of_one = self._stays[int(torch.randint(len(self._stays), (1,), generator=generator))]
         texts = of_one[torch.randint(len(of_one), (RETAINED,), generator=generator).to(of_one.sequence.device)]
         x = x[torch.arange(RETAINED) % len(x)]
         with tuning.frozen():

@@ -38,6 +38,9 @@ class Reading(NamedTuple):
     """The mean squared change of images of what should stay, as a share of what tells the concept from its peers."""
     spilled: float
     """The largest such change of one image."""
+    strange: float
+    """How far images of the concept's prompts are from the nearest image with a peer in its place, as a share of how
+    far the frozen model's are. Where the concept is gone and this stays high, the rest of the prompt is gone too."""
 
 
 class Probe:
@@ -62,6 +65,7 @@ class Probe:
         self.of_peers = images[len(texts) :].reshape(len(self.peers), n, -1)
         self.average = self.of_peers.mean(0)
         self.r = self.target - self.average
+        self.apart = float(self._to_peers(self.target).mean())
 
     def _at(self, word: str) -> list[str]:
         return [" ".join(filled(template, word).split()) for template in self.around.probes]
@@ -72,13 +76,23 @@ class Probe:
         images = self._images([*self._at(self.around.concept), *self.kept_prompts])
         now, moved = images[:n], (images[n:] - self.kept).square().sum(1) / (size / n)
         to_concept = (now - self.target).square().sum(1)
-        to_peers = (now - self.of_peers).square().sum(2).amin(0)
+        to_peers = self._to_peers(now)
         return Reading(
             left=float(((now - self.average) * self.r).sum() / size),
             shown=float((to_concept < to_peers).float().mean()),
             moved=float(moved.mean()),
             spilled=float(moved.max()),
+            strange=float(to_peers.mean()) / self.apart,
         )
+
+    def apart_from_peers(self, word: str) -> float:
+        """How far images with the peer ``word`` are from the mean over peers, as a share of the concept's distance."""
+        there = self.of_peers[self.peers.index(word)]
+        return float((there - self.average).square().sum() / self.r.square().sum())
+
+    def _to_peers(self, images: Tensor) -> Tensor:
+        """(p,) squared distance of each phrasing's image to the nearest with a peer in the concept's place."""
+        return (images - self.of_peers).square().sum(2).amin(0)
 
     def of_anchor(self, word: str) -> float:
         """What is left if the peer ``word`` stands in the concept's place."""

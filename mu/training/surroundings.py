@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +118,7 @@ def nearest(model: DiffusionModel, concept: str, words: Iterable[str], most: int
     embeddings at the end token; both without their mean.
     """
     words, text = list(words), model.text[0]
-    table = text.embedding.weight.detach().float()
+    table = cast(Tensor, text.embedding.weight).detach().float()
     rows = torch.stack([table[text.words(word)].mean(0) for word in [concept, *words]]) - table.mean(0)
     near = F.cosine_similarity(rows[1:], rows[:1]).argsort(descending=True, stable=True)[: 4 * most].tolist()
     words = [words[k] for k in near]

@@ -60,15 +60,13 @@ class ESD(ESDMethod, WeightErasure):
     def prepare(self, model: DiffusionModel) -> None:
         """Encode what all steps share: the empty prompt, the concepts' prompts, and the prompt each is compared with.
 
-        As published that is the empty prompt. A calibrated search compares a phrasing with its words without the
-        concept, so that those words stay.
+        As published that is the empty prompt. A calibrated search compares a phrasing with that of the anchor, so that
+        its other words stay.
         """
         self.nothing = model.encode([""])
         pairs = [(prompt, "") for prompt in self.config.prompts()]
         if self.calibrations:
-            pairs = [
-                pair for of_one in zip(*(each.pairs("") for each in self.calibrations), strict=False) for pair in of_one
-            ]
+            pairs = [pair for of_one in zip(*self.pairs(), strict=False) for pair in of_one]
         self.encoded = [model.encode([prompt]) for prompt, _ in pairs]
         self.compared = [model.encode([other]) for _, other in pairs]
 

@@ -79,7 +79,14 @@ class ESDMethod(Method):
     default_preset = "calibrated"
     presets = Presets(
         ESDConfig,
-        CALIBRATED._replace(values={"calibrate": {"on": True}, "train": {"iterations": 400}, "denoising_steps": 10}),
+        CALIBRATED._replace(
+            values={
+                "calibrate": {"on": True},
+                "train": {"iterations": 400},
+                "denoising_steps": 10,
+                "negative_guidance": 0.5,
+            }
+        ),
         Preset("styles", "art styles on SD 1.4: the published settings (ESD-x)"),
         Preset("objects", "objects on SD 1.4: the published settings (ESD-u)", {"variant": "esd-u"}),
         Preset("nudity", "nudity on SD 1.4: the published settings (ESD-u)", {"concepts": ["nudity"]}, of="objects"),

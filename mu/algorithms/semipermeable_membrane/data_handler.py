@@ -60,8 +60,8 @@ class SemipermeableMembraneDataHandler:
         if k not in self._anchors:
             kept = self.calibrations[k].encoded(self.model) if self.calibrations else None
             self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed, kept)
-        text = filled(template, str(entry.neutral)) if entry.template_neutral else str(entry.neutral)
-        neutral = self.encoded(" ".join(text.split()) if self.calibrations else text)
+        word = self.calibrations[k].anchor() if self.calibrations else str(entry.neutral)
+        neutral = self.encoded(filled(template, word) if entry.template_neutral else word)
         unconditional = self.encoded(entry.unconditional)
         return Task(k, entry, target, positive, neutral, unconditional, self._anchors[k])
 

@@ -96,14 +96,14 @@ class UCE(UCEMethod, WeightErasure):
     def _chosen(self, model: DiffusionModel, calibration: Calibration, K: Tensor) -> tuple[str, float]:
         """The anchor, and the weight of the concept in the least squares: the smallest of `SCALES` that erases."""
         around, best = calibration.around, []
-        anchors = [a for a in (*around.peers[:8], *ANCHORS) if not any(says(a, c) for c in self.config.concepts)]
+        anchors = [a for a in (*around.peers[:6], *ANCHORS) if not any(says(a, c) for c in self.config.concepts)]
         for scale in SCALES:
             for anchor in anchors:
                 C, A = _pair_rows(model, around, anchor)
                 edit = WeightEdit(self.shifts(model, solve(C, A, K, scale, 1.0, _lamb(K))), self.info())
                 with shifted(model, edit.shifts):
                     best.append((calibration.cost(calibration.probe.read()), anchor, scale))
-            if not min(best)[0][0]:
+            if min(best)[0] < 1:
                 break
         _, anchor, scale = min(best)
         log.info("%r becomes %r", calibration.concept, anchor)

@@ -415,7 +415,7 @@ class SemipermeableMembraneMethod(Method):
                 "prompt": {
                     "use_template": True,
                     "template_neutral": True,
-                    "guidance_scale": 2.0,
+                    "guidance_scale": 0.5,
                     "la_strength": 10.0,
                     "anchors": "vocabulary",
                 },
