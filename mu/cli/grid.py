@@ -51,8 +51,8 @@ def run(
     """
     from mu.core.errors import ConfigError
     from mu.core.program import show_log
+    from mu.grid.engines import engine_of
     from mu.grid.plan import read_plan
-    from mu.grid.running import engine_of
     from mu.grid.running import run as run_grid
 
     if ray is not None and jobs is not None:

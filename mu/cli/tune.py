@@ -54,8 +54,8 @@ def tune(
     from mu.core.concept import distinct
     from mu.core.config import read_settings
     from mu.core.program import parsed, show_log
+    from mu.grid.engines import engine_of
     from mu.grid.plan import Measuring
-    from mu.grid.running import engine_of
     from mu.grid.tuning import Asked, for_tuning, tune_in
 
     show_log()

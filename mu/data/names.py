@@ -33,7 +33,7 @@ def read_names(path: Path | str, what: str) -> dict[str, int]:
         if first != (name, line):
             again.append(f"{quoted(name)} (lines {first[1]} and {line})")
     if not found:
-        raise DataError(f"{path} holds no names: write one a line, or a CSV with a column {COLUMN!r}")
+        raise DataError(f"{path} holds no names: write one a line, or a CSV with a column {quoted(COLUMN)}")
     if again:
         more = f" and {len(again) - SHOWN} more" if len(again) > SHOWN else ""
         log.warning("%s lists names twice, which counts once: %s%s", path, ", ".join(again[:SHOWN]), more)
@@ -51,7 +51,9 @@ def _in_table(text: str, path: Path) -> Iterator[tuple[str, int]]:
     places = [k for k, name in enumerate(header) if name.strip().lower() == COLUMN]
     if not places:
         columns = [name.strip() for name in header if name.strip()]
-        raise DataError(f"{path} has no column {COLUMN!r}.{nearest(COLUMN, columns)} Rename the column of the names")
+        raise DataError(
+            f"{path} has no column {quoted(COLUMN)}.{nearest(COLUMN, columns)} Rename the column of the names"
+        )
     for line, cells in rows:
         if len(cells) > places[0] and cells[places[0]].strip():
             yield " ".join(cells[places[0]].split()), line

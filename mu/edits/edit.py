@@ -172,7 +172,7 @@ def shifted(model: EditableModel, shifts: Mapping[str, Tensor] | Iterable[tuple[
                 kept[name] = keeper.copy(parameter)
                 if not hasattr(parameter, BEFORE_EDITS):
                     setattr(parameter, BEFORE_EDITS, kept[name])
-                parameter += shift.to(parameter.device, parameter.dtype).reshape(parameter.shape)
+                parameter.add_(shift.to(parameter.device, parameter.dtype).reshape(parameter.shape))
         yield
     finally:
         with torch.no_grad():

@@ -28,10 +28,10 @@ from mu.core.files import write_json, write_text
 from mu.core.lock import locked
 from mu.core.run import command, versions
 from mu.core.tunable import Choice, LogRange, Range, Tunable
+from mu.grid.engines import Engine, work_off
 from mu.grid.folder import GridFolder
 from mu.grid.outcome import Outcome, outcome
 from mu.grid.plan import Cell, Measuring, Plan, digest, new_cell, together
-from mu.grid.running import Engine, work_off
 
 STARTUP = 8
 """Trials at random, after the method's own settings, before the estimator has enough to go on."""

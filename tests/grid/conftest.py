@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from mu.grid.engines import in_this_process
 from mu.grid.folder import GridFolder
 from mu.grid.plan import Plan, plan_of
-from mu.grid.running import in_this_process, run
+from mu.grid.running import run
 
 SUITE: dict[str, Any] = {
     "suite": "concept", "judge": "canvas", "seeds": [7], "everyday": 0, "steps": 4, "retain": ["heart", "moon"],

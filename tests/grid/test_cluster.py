@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from mu.core.errors import MissingDependency
+from mu.grid.engines import engine_of, in_this_process
 from mu.grid.folder import GridFolder
 from mu.grid.plan import plan_of
-from mu.grid.running import engine_of, in_this_process, run
+from mu.grid.running import run
 from tests.grid.conftest import SUITE, small
 
 

@@ -19,10 +19,11 @@ from mu.core.run import RunDirectory
 from mu.edits.files import open_edit
 from mu.grid import cell as cells
 from mu.grid import pool
+from mu.grid.engines import engine_of, in_this_process
 from mu.grid.folder import GridFolder, Record
 from mu.grid.machine import GIB, Room, fit, free_memory, needed
 from mu.grid.plan import Cell, Plan, plan_of
-from mu.grid.running import engine_of, in_this_process, run
+from mu.grid.running import run
 from tests.grid.conftest import SUITE, small
 
 KILLER = """

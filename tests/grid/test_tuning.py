@@ -17,10 +17,11 @@ from mu.core.errors import ConfigError, DataError, MissingDependency, OutputErro
 from mu.core.tunable import Choice
 from mu.data.prompt_lists import NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES
 from mu.edits.files import open_edit
+from mu.grid.engines import in_this_process
 from mu.grid.folder import GridFolder, Record
 from mu.grid.page import write_page
 from mu.grid.plan import Cell, Measuring, plan_of
-from mu.grid.running import in_this_process, run
+from mu.grid.running import run
 from mu.grid.tuning import Asked, Tuned, for_tuning, own_settings, tune_in
 from tests.grid.conftest import SUITE, small
 
