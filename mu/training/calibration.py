@@ -181,6 +181,7 @@ class Watch:
             "lowest": self.lowest,
             "first": self.first,
             "waited": self.waited,
+            "gone": self.gone,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

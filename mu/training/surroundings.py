@@ -79,7 +79,7 @@ def surroundings(model: DiffusionModel, concept: str, retain: Sequence[str] = ()
     templates = [*ALONE, *joined(TOGETHER, partners, JOINED)]
     probes = [*PROBED_ALONE, *joined(PROBED_TOGETHER, partners[::-1], PROBED)]
     fit = [[t for t in texts if model.fits(filled(t, concept))] or ["{}"] for texts in (templates, probes)]
-    kept = kept_prompts(model, peers, partners)
+    kept = [text for text in kept_prompts(model, peers, partners) if not says(text, concept)]
     return Surroundings(concept, tuple(peers), tuple(partners), tuple(fit[0]), tuple(fit[1]), tuple(kept))
 
 

@@ -1,0 +1,188 @@
+"""What a calibrated search asks of the model, and when its probe calls a concept gone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import mu
+from mu.algorithms import algorithm, method
+from mu.core.errors import ConfigError
+from mu.data.canvas import IDENTITIES, OBJECTS, STYLES
+from mu.edits.edit import EditInfo, described, shifted
+from mu.edits.weights import WeightEdit
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import fingerprint, select
+from mu.training.calibration import HARDEST, PATIENCE, Calibration, Watch, relative_rate, settled
+from mu.training.calibration_config import CalibrateConfig
+from mu.training.probe import Probe, Reading
+from mu.training.surroundings import Surroundings, surroundings
+
+ON = CalibrateConfig(on=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionModel:
+    return mu.load("canvas", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def around(model: DiffusionModel) -> Surroundings:
+    return surroundings(model, "neon")
+
+
+@pytest.fixture(scope="module")
+def neon(model: DiffusionModel, around: Surroundings) -> Calibration:
+    return Calibration(ON, around, Probe(model, around))
+
+
+@pytest.fixture(scope="module")
+def edit(model: DiffusionModel) -> WeightEdit:
+    found = algorithm("uce")(method("uce").for_concepts(["neon"], None, "calibrated"), model=model).find_edit()
+    assert isinstance(found, WeightEdit)
+    return found
+
+
+def test_the_model_itself_shows_peers_and_partners(around: Surroundings):
+    """Styles stand in a style's place, objects beside it, without any list of either."""
+    people = {word for name in IDENTITIES for word in name.lower().split()}
+    assert len(set(around.peers) & set(STYLES)) >= 4
+    assert len(set(around.partners) & {*OBJECTS, *people}) >= 8
+    assert not set(around.peers) & set(OBJECTS) and not set(around.partners) & set(STYLES)
+
+
+def test_an_object_has_other_partners_than_a_style(model: DiffusionModel):
+    found = surroundings(model, "fish")
+    assert len(set(found.peers) & set(OBJECTS)) >= 3
+    assert len(set(found.partners) & set(STYLES)) >= 4
+
+
+def test_probes_are_not_trained_on_and_nothing_kept_names_the_concept(around: Surroundings):
+    assert not set(around.probes) & set(around.templates)
+    assert all(template.count("{}") == 1 for template in (*around.templates, *around.probes))
+    assert not any("neon" in text for text in around.kept)
+    assert any("neon" in text for text in around.prompts()), "control: the trained prompts do"
+
+
+def test_what_the_user_retains_is_kept(model: DiffusionModel):
+    found = surroundings(model, "neon", ["sketch", "purple hippo"])
+    assert {"sketch", "purple hippo"} <= {*found.peers, *found.partners}
+
+
+def test_the_frozen_model_shows_the_concept_whole(neon: Calibration):
+    reading = neon.probe.read()
+    assert reading.left == pytest.approx(1, abs=1e-4) and reading.shown == 1
+    assert reading.moved == pytest.approx(0, abs=1e-6) and reading.strange == pytest.approx(1, abs=1e-4)
+    assert not neon.gone(reading)
+
+
+def test_an_edit_that_erases_is_read_as_gone_and_a_random_one_is_not(
+    model: DiffusionModel, neon: Calibration, edit: WeightEdit
+):
+    with edit.applied(model):
+        erased = neon.probe.read()
+    assert neon.gone(erased) and erased.moved < ON.moved
+    generator = torch.Generator().manual_seed(0)
+    noise = {
+        name: torch.randn(shift.shape, generator=generator) * shift.norm() / shift.numel() ** 0.5
+        for name, shift in edit.shifts.items()
+    }
+    with shifted(model, noise):
+        harmed = neon.probe.read()
+    assert harmed.moved > 4 * erased.moved, "control: a change of the same size that is not aimed harms more"
+
+
+def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, edit: WeightEdit):
+    before = fingerprint(model, select(model, "*"))
+    again = algorithm("uce")(method("uce").for_concepts(["neon"], None, "calibrated"), model=model).find_edit()
+    assert fingerprint(model, select(model, "*")) == before
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(again.deltas(), edit.deltas(), strict=True))
+    facts = edit.info.found["neon"]
+    assert facts["gone"] and facts["anchor"] in (*facts["peers"], "", "art", "person")
+
+
+def test_a_retained_word_that_contains_the_concept_is_refused(model: DiffusionModel):
+    with pytest.raises(ConfigError, match="neon"):
+        Calibration.of(model, "neon", CalibrateConfig(on=True, retain=["a neon sign"]))
+
+
+def test_an_edit_that_erases_nothing_is_said_to(
+    model: DiffusionModel, neon: Calibration, edit: WeightEdit, caplog: pytest.LogCaptureFixture
+):
+    nothing = WeightEdit(
+        {name: torch.zeros_like(shift) for name, shift in edit.shifts.items()},
+        EditInfo(method="uce", concepts=("neon",), **described(model, edit.parameters)),
+    )
+    with caplog.at_level(logging.WARNING, logger="mu"):
+        found = settled(nothing, model, [neon])
+    assert found.info.found["gone"] is False
+    assert any("not gone" in record.getMessage() for record in caplog.records)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="mu"):
+        assert settled(edit, model, [neon]).info.found["gone"] is True
+    assert not any("not gone" in record.getMessage() for record in caplog.records), "control"
+
+
+class Scripted:
+    """A calibration whose probe gives the next of ``readings``."""
+
+    def __init__(self, readings: list[Reading]):
+        self.settings, self.probe, self._readings = ON, self, iter(readings)
+        self.gone, self.cost = Calibration.gone.__get__(self), Calibration.cost.__get__(self)
+
+    def read(self) -> Reading:
+        return next(self._readings)
+
+
+def reading(left: float, shown: float, moved: float = 0.0) -> Reading:
+    return Reading(left, shown, moved, moved, 0.0)
+
+
+def watched(readings: list[Reading]) -> Iterator[tuple[int, Watch, nn.Parameter]]:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([weight], lr=1e-3)
+    watch = Watch([Scripted(readings)], optimizer, [weight])  # type: ignore[list-item]
+    for k in range(len(readings)):
+        weight.data.fill_(k)
+        for i in range(k * ON.every, (k + 1) * ON.every - 1):
+            assert not watch(i)
+        stopped = watch((k + 1) * ON.every - 1)
+        yield k, watch, weight
+        if stopped:
+            return
+
+
+def test_training_ends_when_nothing_better_follows_and_keeps_the_best():
+    readings = [reading(0.8, 1), reading(0.0, 0, 0.02), *[reading(-0.5, 0, 0.3)] * 5]
+    *_, (last, watch, weight) = watched(readings)
+    assert last == 1 + PATIENCE
+    watch.keep_best()
+    assert weight.item() == 1
+
+
+def test_the_rate_rises_only_while_the_concept_does_not_give_way():
+    stuck = [watch._rate for _, watch, _ in watched([reading(1, 1)] * 30)]
+    assert stuck[-1] == pytest.approx(HARDEST * 1e-3) and stuck == sorted(stuck)
+    falling = [watch._rate for _, watch, _ in watched([reading(1 - 0.1 * k, 1) for k in range(1, 8)])]
+    assert set(falling) == {1e-3}, "control"
+
+
+def test_a_watch_goes_on_where_it_was():
+    readings = [reading(0.9, 1), reading(0.0, 0, 0.02), reading(0.0, 0, 0.5), reading(0.0, 0, 0.5)]
+    *_, (_, watch, _) = watched(readings)
+    kept = watch.state_dict()
+    other = Watch(watch.calibrations, watch.optimizer, [nn.Parameter(torch.zeros(1))])
+    other.load_state_dict(kept)
+    assert other.state_dict() == kept
+    other.keep_best()
+    assert other.weights[0].item() == 1
+
+
+def test_a_relative_rate_follows_the_size_of_the_weights():
+    weights = [torch.full((3, 4), 2.0), torch.full((5,), -2.0)]
+    assert relative_rate(weights, 0.1) == pytest.approx(0.2)
+    assert relative_rate([10 * w for w in weights], 0.1) == pytest.approx(2.0)
