@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mu.core.config import BaseConfig
+from mu.core.config import MOST, BaseConfig
 
 
 class CalibrateConfig(BaseConfig):
@@ -28,5 +28,5 @@ class CalibrateConfig(BaseConfig):
     concept does not give way."""
     weight: float = Field(10.0, ge=0)
     """Weight of the loss that keeps predictions for the words around the concept, beside the method's own loss."""
-    every: int = Field(20, ge=1)
+    every: int = Field(20, ge=1, le=MOST)
     """Optimiser steps between two readings of the probe."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
@@ -54,6 +55,34 @@ class DiffusionConfig(BaseConfig):
     """Settings by measurement, on the model in front of the search."""
     devices: Devices = "auto"
     """GPU numbers (the first does the work), or cpu, mps, auto."""
+
+    def idle(self) -> Mapping[str, str]:
+        return calibrated_away(self)
+
+
+def calibrated_away(config: Any) -> dict[str, str]:
+    """The settings of ``config`` that a calibrated search finds itself, or those of ``calibrate`` if it is off."""
+    if not config.calibrate.on:
+        names = [name for name in type(config.calibrate).model_fields if name != "on"]
+        return {f"calibrate.{name}": "calibrate.on is off" for name in names}
+    own = {name: f"a calibrated search finds its own {what}" for name, what in _FOUND.items()}
+    return {name: why for name, why in own.items() if _has(config, name)}
+
+
+_FOUND = {
+    "templates": "phrasings",
+    "anchors": "anchor",
+    "preserve": "retained texts",
+    "train.lr": "learning rate",
+    "train.stop": "end",
+    "prompt.templates": "phrasings",
+    "prompt.anchor": "anchor",
+}
+
+
+def _has(config: Any, name: str) -> bool:
+    head, _, rest = name.partition(".")
+    return head in type(config).model_fields and (not rest or rest in type(getattr(config, head)).model_fields)
 
 
 class ComputeConfig(BaseConfig):

@@ -112,7 +112,7 @@ def test_slug_leaves_out_there_what_it_leaves_out_everywhere(preset: str) -> Non
 # ---------------------------------------------------------------------------------------------------------------
 
 WORDS = set(
-    "styles objects nudity canvas clip vlm stable diffusion llava released comparison 2025 preconditioned celebrities".split()
+    "styles objects nudity canvas clip vlm stable diffusion llava released comparison 2025 preconditioned celebrities calibrated".split()
 )
 """What a preset is for: kinds of concepts and models, a released program, the year of its second release, an option."""
 FORMER = [(name, old) for name in ALGORITHMS for old in method(name).presets.former]

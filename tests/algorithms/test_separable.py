@@ -816,10 +816,11 @@ def test_presets_are_the_published_ones() -> None:
             assert config.model == "CompVis/stable-diffusion-v1-4"
             assert (config.train.iterations, config.train.batch_size, config.data.images) == (1000, 1, 1000)
             assert (config.train.gradients, config.train.stop, config.train.momentum) == ("summed", "correlation", 0.9)
-    assert SeparableConceptErasureAlgorithm.for_concepts(["x"], "some/model").train.lr == 0.1
+    assert SeparableConceptErasureAlgorithm.for_concepts(["x"], "some/model", "styles").train.lr == 0.1
+    assert SeparableConceptErasureAlgorithm.for_concepts(["x"], "some/model").calibrate.on
     chosen = SeparableConceptErasureAlgorithm.for_concepts(["a star"], "canvas")
     assert (chosen.model, chosen.concepts, chosen.train.batch_size) == ("canvas", ["a star"], 4)
-    assert len({id(SeparableConceptErasureMethod.presets[name]) for name in SeparableConceptErasureMethod.presets}) == 5
+    assert len({id(SeparableConceptErasureMethod.presets[name]) for name in SeparableConceptErasureMethod.presets}) == 6
     with pytest.raises(ConfigError, match="'styles'"):
         ConceptIrrelevantErasureAlgorithm.for_concepts(["x"], preset="styl")
 

@@ -69,7 +69,7 @@ class ConceptAblationConfig(AnchoredConfig):
         ]
 
     def idle(self) -> Mapping[str, str]:
-        found = self.images.idle_for(self.concepts)
+        found = self.images.idle_for(self.concepts) | dict(super().idle())
         alone = self.target == "noise" and not self.anchor_weight and not self.prior_weight
         if alone and self.noised == "concepts" and self.wording == "template":
             found["anchors"] = "target noise alone compares with no anchor"

@@ -49,7 +49,7 @@ class ForgetMeNotConfig(AnchoredConfig):
     """The run folder."""
 
     def idle(self) -> Mapping[str, str]:
-        found = self.images.idle_for(self.concepts)
+        found = self.images.idle_for(self.concepts) | dict(super().idle())
         if self.objective == "logits":
             return found | {"words": "objective logits compares all positions"}
         return found | {"anchors": f"objective {self.objective} needs no anchor"}

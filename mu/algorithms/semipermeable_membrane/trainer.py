@@ -67,15 +67,7 @@ class SemipermeableMembraneTrainer:
             settings = settings.model_copy(update={"lr": relative_rate(weights, self.config.calibrate.rate)})
         optimizer = make_optimizer(settings, weights)
         watch = Watch(self.calibrations, optimizer, weights) if self.calibrations else None
-        schedule = learning_rate_schedule(
-            settings.lr_scheduler,
-            optimizer,
-            settings.iterations,
-            warmup=warmup_steps(settings),
-            cycles=settings.lr_scheduler_num_cycles,
-            power=settings.lr_scheduler_power,
-            options=_options(settings.lr_scheduler_args),
-        )
+        schedule = None if watch else self._schedule(optimizer)
 
         def after(i: int) -> None:
             if snapshot and i and i % self.config.save.per_steps == 0 and i < settings.iterations - 1:
@@ -103,6 +95,18 @@ class SemipermeableMembraneTrainer:
             if watch:
                 watch.keep_best()
                 self.curve = watch.curve
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        settings = self.config.train
+        return learning_rate_schedule(
+            settings.lr_scheduler,
+            optimizer,
+            settings.iterations,
+            warmup=warmup_steps(settings),
+            cycles=settings.lr_scheduler_num_cycles,
+            power=settings.lr_scheduler_power,
+            options=_options(settings.lr_scheduler_args),
+        )
 
     def step(self, membrane: Membrane, generator: torch.Generator) -> dict[str, Tensor]:
         """The losses of one step, with gradients to the adapters."""

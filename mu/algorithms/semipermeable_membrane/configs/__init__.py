@@ -22,7 +22,7 @@ from mu.core.files import fitting
 from mu.core.tunable import LogRange, Range
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 from mu.training.calibration_config import CalibrateConfig
-from mu.training.diffusion_config import CALIBRATED
+from mu.training.diffusion_config import CALIBRATED, calibrated_away
 
 
 class PretrainedModelConfig(BaseConfig):
@@ -333,6 +333,7 @@ class SemipermeableMembraneConfig(Renewed):
         several = "prompts_file" if self.prompts_file else "prompts" if self.prompts else None
         sizes = {entry.batch_size for entry in self.given()}
         found = {"prompt": f"{several} replaces it"} if several else {}
+        found |= calibrated_away(self)
         if self.prompts_file:
             found["prompts"] = "prompts_file replaces it"
         if self.pretrained_model.name_or_path:
@@ -409,7 +410,6 @@ class SemipermeableMembraneMethod(Method):
                 "train": {
                     "iterations": 400,
                     "optimizer_type": "AdamW",
-                    "lr_scheduler": "constant",
                     "max_denoising_steps": 10,
                 },
                 "prompt": {

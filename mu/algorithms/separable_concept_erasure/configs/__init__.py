@@ -106,7 +106,8 @@ class ConceptIrrelevantErasureConfig(DiffusionConfig):
     def idle(self) -> Mapping[str, str]:
         stop = self.train.stop
         found = {} if stop == "held_out" else dict.fromkeys(("prompt.held_out", "train.left"), f"train.stop is {stop}")
-        return found | ({"train.threshold": "train.stop is steps"} if stop == "steps" else {})
+        found |= {"train.threshold": "train.stop is steps"} if stop == "steps" else {}
+        return found | dict(super().idle())
 
 
 class ProtectConfig(BaseConfig):
@@ -264,7 +265,7 @@ class SeparableConceptErasureMethod(Method):
                 **_CALIBRATED,
                 "calibrate": {"on": True, "rate": 0.05},
                 "train": {"iterations": 400, "batch_size": 2},
-                "protect": {"null_tol": 0.03, "gate": "always"},
+                "protect": {"erased": "nearly", "null_tol": 0.03, "gate": "always"},
             }
         ),
         Preset(
