@@ -40,7 +40,10 @@ def train(
     device: Device = None,
     stages: Annotated[
         str | None,
-        typer.Option(help="Stages to train, comma-separated, in this order. Default: all; of a sibling without vlm."),
+        typer.Option(
+            help="Stages to train, comma-separated, in this order. Default: judge,clip,autoencoder,unet,vlm; of a "
+            "sibling all but vlm."
+        ),
     ] = None,
     steps: Annotated[
         str | None, typer.Option(metavar="STAGE=N,...", help="Optimiser steps per stage. Default: each stage's own.")

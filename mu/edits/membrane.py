@@ -5,19 +5,14 @@ J edits on one layer are one concatenated factor pair and one vector of gates:
     y = f(x) + U (g * (D x)),   D = [D_1; ...; D_J],   U = [U_1, ..., U_J],   g_j = gate_j * alpha_j / r_j
 
 So any number of edits costs two thin matrix products per layer, and different prompts share a batch (g is then (b, R)).
-
-Without gradients a layer does less. The second product adds to f(x) in place. Gates that are the same for the whole
-batch are multiplied into U once. A layer that reads the same tensor again, as keys and values read the prompt embedding
-at every denoising step, keeps its delta.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -64,10 +59,6 @@ class HasFactors(Protocol):
         """The factors of each layer, by the full name of its weight."""
 
 
-Layout = tuple[tuple[int, int, float], ...]
-"""Of a layer: one (edit, rank, scale) for each edit that changes it."""
-
-
 class Membrane:
     """Low-rank edits installed on a model by forward hooks; ``gates`` sets how much of each edit passes.
 
@@ -82,7 +73,6 @@ class Membrane:
         self._fixed: Tensor | None = None
         self._off = False
         self._weights: dict[tuple, Tensor] = {}
-        self._layouts: dict[Layout, Layout] = {}
 
     @property
     def gates(self) -> Tensor | None:
@@ -123,21 +113,17 @@ class Membrane:
             return None
         return self._gates if name.startswith(self.gated) else self._fixed
 
-    def weights(self, layout: Layout, gates: Tensor, like: Tensor) -> Tensor:
-        """g (R,) or (b, R) for a layer with ``layout``. Layers that hold the same layout share g."""
-        key = (id(layout), id(gates), like.device, like.dtype)
+    def weights(self, layout: tuple[tuple[int, int, float], ...], gates: Tensor, like: Tensor) -> Tensor:
+        """g (R,) or (b, R) for a layer with ``layout``, one (edit, rank, scale) per edit. Equal layouts share g."""
+        key = (layout, id(gates), like.device, like.dtype)
         if key in self._weights:
             return self._weights[key]
-        index = torch.tensor([j for j, rank, _ in layout for _ in range(rank)], device=gates.device)
-        scales = torch.tensor([scale for _, rank, scale in layout for _ in range(rank)], device=gates.device)
-        found = (gates[..., index] * scales.to(gates.dtype)).to(like)
+        gates = gates.to(like)
+        parts = [gates[..., j : j + 1].repeat_interleave(rank, -1) * scale for j, rank, scale in layout]
+        found = torch.cat(parts, dim=-1)
         if not torch.is_inference_mode_enabled():  # such a tensor could not be used in a later backward pass
             self._weights[key] = found
         return found
-
-    def shared(self, layout: Layout) -> Layout:
-        """The layout that equals ``layout`` and that all layers of the membrane hold."""
-        return self._layouts.setdefault(layout, layout)
 
 
 class _Layer:
@@ -146,13 +132,7 @@ class _Layer:
     def __init__(self, membrane: Membrane, name: str, weight: Tensor):
         reach = [(j, edit.factors[name]) for j, edit in enumerate(membrane.edits) if name in edit.factors]
         self.membrane, self.name = membrane, name
-        self.layout = membrane.shared(tuple((j, factors.rank, factors.scale) for j, factors in reach))
-        self._read: weakref.ref[Tensor] | None = None
-        """What the layer read last, without gradients."""
-        self._kept: tuple[tuple[Any, ...], Tensor] | None = None
-        """The delta for it and all that it follows from, once it was read twice."""
-        self._passed: tuple[tuple[Any, ...], Tensor] | None = None
-        """``up`` times gates (R,), and what it follows from."""
+        self.layout = tuple((j, factors.rank, factors.scale) for j, factors in reach)
 
         def side(tensors: list[Tensor], dim: int, shape: list[tuple[int, ...]]) -> Tensor:
             # Return the same tensor if its shape fits, so that the optimiser's parameters are the ones in use.
@@ -170,67 +150,18 @@ class _Layer:
         if gates is None:
             return None
         x = args[0]
-        if torch.is_grad_enabled():
-            return out + self._delta(module, x, gates).to(out.dtype)
-        if (kept := self._again(module, x, gates)) is not None:
-            return out.add_(kept.to(out.dtype))
-        if self._plain(module, x, gates, out):
-            h = F.linear(x, self.down)
-            if gates.dim() == 1:
-                up = self._with_gates(gates, h)
-            else:
-                h, up = self._gated(h, gates, channel=-1), self.up
-            out.view(-1, out.shape[-1]).addmm_(h.view(-1, h.shape[-1]), up.T)
-            return out
-        return out.add_(self._delta(module, x, gates).to(out.dtype))
-
-    def _delta(self, module: nn.Module, x: Tensor, gates: Tensor) -> Tensor:
         x = x if torch.is_autocast_enabled(x.device.type) else x.to(self.down.dtype)
         if isinstance(module, nn.Conv2d):
             h = F.conv2d(x, self.down, None, module.stride, module.padding)
-            return F.conv2d(self._gated(h, gates, channel=1), self.up)
-        return F.linear(self._gated(F.linear(x, self.down), gates, channel=-1), self.up)
-
-    def _again(self, module: nn.Module, x: Tensor, gates: Tensor) -> Tensor | None:
-        """The delta for ``x`` if it is the tensor that was read last; None if it is another.
-
-        Of a tensor that is read once only, as all activations are, nothing is kept.
-        """
-        if x.is_inference() or self.up.is_inference() or self.down.is_inference():
-            return None
-        before, self._read = self._read, weakref.ref(x)
-        if before is None or before() is not x:
-            self._kept = None
-            return None
-        autocast = torch.is_autocast_enabled(x.device.type)
-        key = (gates, x._version, gates._version, self.up._version, self.down._version, autocast)
-        if self._kept is None or not _same(self._kept[0], key):
-            self._kept = (key, self._delta(module, x, gates))
-        return self._kept[1]
-
-    def _plain(self, module: nn.Module, x: Tensor, gates: Tensor, out: Tensor) -> bool:
-        """Whether the delta is one matrix product on ``out``: the paper's arithmetic, and one number type."""
-        return (
-            self.membrane.arithmetic == "paper"
-            and isinstance(module, nn.Linear)
-            and not torch.is_autocast_enabled(x.device.type)
-            and x.dtype == out.dtype == self.down.dtype == self.up.dtype
-            and out.is_contiguous()
-        )
-
-    def _with_gates(self, gates: Tensor, like: Tensor) -> Tensor:
-        """``up`` times the gates (R,) of the whole batch."""
-        if self.up.is_inference() or gates.is_inference():
-            return self.up * self.membrane.weights(self.layout, gates, like)
-        key = (gates, gates._version, self.up._version)
-        if self._passed is None or not _same(self._passed[0], key):
-            self._passed = (key, self.up * self.membrane.weights(self.layout, gates, like))
-        return self._passed[1]
+            delta = F.conv2d(self._gated(h, gates, channel=1), self.up)
+        else:
+            delta = F.linear(self._gated(F.linear(x, self.down), gates, channel=-1), self.up)
+        return out + delta.to(out.dtype)
 
     def _gated(self, h: Tensor, gates: Tensor, channel: int) -> Tensor:
         """Multiply each row of D x, ``h``, by its gate; ``channel`` is the dimension of the rows."""
         g = self.membrane.weights(self.layout, gates, h)
-        if g.dim() == 2 and len(g) != len(h):
+        if g.dim() == 2:
             if len(h) % len(g):
                 raise EditError(f"gates for {len(g)} samples do not fit a batch of {len(h)}: set gates for this batch")
             g = g.repeat(len(h) // len(g), 1)
@@ -258,8 +189,3 @@ def _along(g: Tensor, h: Tensor, channel: int) -> Tensor:
     shape = [len(g) if g.dim() == 2 else 1, *[1] * (h.dim() - 1)]
     shape[channel] = g.shape[-1]
     return g.reshape(shape)
-
-
-def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """The first, a tensor, by identity, and numbers by value."""
-    return a[0] is b[0] and a[1:] == b[1:]

@@ -71,7 +71,6 @@ def calibrated_away(config: Any) -> dict[str, str]:
 
 _FOUND = {
     "templates": "phrasings",
-    "anchors": "anchor",
     "preserve": "retained texts",
     "train.lr": "learning rate",
     "train.stop": "end",

@@ -91,11 +91,16 @@ class WeightErasure(Erasure):
             return tuning.shifts()
 
     def calibrate(self, model: DiffusionModel) -> None:
-        """With ``calibrate.on``, measure each concept's surroundings; `train` and `finished` then go by the probes."""
+        """With ``calibrate.on``, measure each concept's surroundings; `train` and `finished` then go by the probes.
+
+        Anchors that the user gave are taken.
+        """
         if self.config.calibrate.on:
             settings = self.config.calibrate
             self.calibrations = [Calibration.of(model, c, settings) for c in self.config.concepts]
-            self.anchors = [each.anchor() for each in self.calibrations]
+            given = getattr(self.config, "anchors", ()) if "anchors" in self.config.model_fields_set else ()
+            by_concept = [*given] if len(given) != 1 else [*given] * len(self.calibrations)
+            self.anchors = by_concept or [each.anchor() for each in self.calibrations]
             self._stays = [each.encoded(model) for each in self.calibrations]
 
     def pairs(self) -> list[list[tuple[str, str]]]:

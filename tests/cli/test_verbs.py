@@ -339,7 +339,14 @@ def test_canvas_train_passes_on_what_was_asked(tmp_path: Path, monkeypatch: pyte
         4,
     )
     assert done.exit_code == 0, done.output
-    assert asked == {"out": tmp_path, "seed": 4, "device": "cpu", "stages": ("judge", "clip"), "steps": {"judge": 3}}
+    assert asked == {
+        "out": tmp_path,
+        "seed": 4,
+        "world": None,
+        "device": "cpu",
+        "stages": ("judge", "clip"),
+        "steps": {"judge": 3},
+    }
 
 
 def test_demo_prints_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:

@@ -96,7 +96,10 @@ class UCE(UCEMethod, WeightErasure):
     def _chosen(self, model: DiffusionModel, calibration: Calibration, K: Tensor) -> tuple[str, float]:
         """The anchor, and the weight of the concept in the least squares: the smallest of `SCALES` that erases."""
         around, best = calibration.around, []
-        anchors = [a for a in (*around.peers[:6], *ANCHORS) if not any(says(a, c) for c in self.config.concepts)]
+        concepts, given = self.config.concepts, self.config.anchors
+        anchors = [a for a in (*around.peers[:6], *ANCHORS) if not any(says(a, c) for c in concepts)]
+        if "anchors" in self.config.model_fields_set:
+            anchors = given if len(given) == 1 else [given[concepts.index(calibration.concept)]]
         for scale in SCALES:
             for anchor in anchors:
                 C, A = _pair_rows(model, around, anchor)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.tunable import Choice, LogRange
@@ -31,6 +32,13 @@ class UCEConfig(AnchoredConfig):
     it the edit is one delta, of a smaller file if concepts have many tokens."""
     output_dir: str = "outputs/uce"
     """The run folder."""
+
+    @model_validator(mode="after")
+    def _by_hand(self) -> Self:
+        """Settings of the least squares itself replace a calibrated search: those of its texts, and ``restorable``."""
+        if self.calibrate.on and {"templates", "preserve", "tokens", "restorable"} & self.model_fields_set:
+            self.calibrate = self.calibrate.model_copy(update={"on": False})
+        return self
 
 
 class UCEMethod(Method):
