@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from typing import Any
@@ -50,6 +51,8 @@ class ESD(ESDMethod, WeightErasure):
     """
 
     config: ESDConfig
+    compared: Sequence[Conditioning] = ()
+    """In a calibrated search: what each prompt is compared with."""
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
@@ -64,9 +67,10 @@ class ESD(ESDMethod, WeightErasure):
         its other words stay.
         """
         self.nothing = model.encode([""])
-        pairs = [(prompt, "") for prompt in self.config.prompts()]
-        if self.calibrations:
-            pairs = [pair for of_one in zip(*self.pairs(), strict=False) for pair in of_one]
+        if not self.calibrations:
+            self.encoded = [model.encode([prompt]) for prompt in self.config.prompts()]
+            return
+        pairs = [pair for of_one in zip(*self.pairs(), strict=False) for pair in of_one]
         self.encoded = [model.encode([prompt]) for prompt, _ in pairs]
         self.compared = [model.encode([other]) for _, other in pairs]
 
@@ -109,7 +113,8 @@ class ESD(ESDMethod, WeightErasure):
 
     def step(self, tuning: Tuning, i: int, generator: torch.Generator) -> dict[str, Tensor]:
         model, eta = self.model, self.config.negative_guidance
-        c, other = self.encoded[i % len(self.encoded)], self.compared[i % len(self.encoded)]
+        c = self.encoded[i % len(self.encoded)]
+        other = self.compared[i % len(self.encoded)] if self.compared else self.nothing
         k = int(torch.randint(self.config.denoising_steps, (1,), generator=generator))
         with tuning.frozen() if self.config.latents_from == "frozen" else nullcontext():
             x, t, k = self.partly_denoised(c, k, generator)

@@ -191,7 +191,10 @@ def test_results_of_two_models_never_lie_in_one_folder(made_elsewhere, tmp_path)
     with pytest.raises(OutputError, match="set"):
         score("other", suite="celebrities", retain=["church"])
     assert [*score("set", "other")] == ["base", "edited"]  # the base may be added, and then is the base
+    shutil.copytree(tmp_path / "set", tmp_path / "third")
     with pytest.raises(OutputError, match="other"):
+        score("set", "third")
+    with pytest.raises(DataError, match="set"):
         score("set", "set")
     (run.folder / "environment.json").write_text('{"concepts": ["tench"], "images made elsewhere": 7}')
     with pytest.raises(DataError, match="images made elsewhere"):
