@@ -60,6 +60,13 @@ class DiffusionConfig(BaseConfig):
         return calibrated_away(self)
 
 
+def by_hand(config: BaseConfig, name: str) -> bool:
+    """Whether the setting ``name`` is not at its default. A printed settings file names every setting."""
+    return name in type(config).model_fields and getattr(config, name) != type(config).model_fields[name].get_default(
+        call_default_factory=True
+    )
+
+
 def calibrated_away(config: Any) -> dict[str, str]:
     """The settings of ``config`` that a calibrated search finds itself, or those of ``calibrate`` if it is off."""
     if not config.calibrate.on:

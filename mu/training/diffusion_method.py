@@ -16,7 +16,7 @@ from mu.edits.weights import WeightEdit
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
 from mu.training.calibration import Calibration, Watch, relative_rate, settled
-from mu.training.diffusion_config import updates
+from mu.training.diffusion_config import by_hand, updates
 from mu.training.tuning import RunningGradients, Tuning, tuned
 from mu.training.weight_method import Erasure
 
@@ -98,7 +98,7 @@ class WeightErasure(Erasure):
         if self.config.calibrate.on:
             settings = self.config.calibrate
             self.calibrations = [Calibration.of(model, c, settings) for c in self.config.concepts]
-            given = getattr(self.config, "anchors", ()) if "anchors" in self.config.model_fields_set else ()
+            given = self.config.anchors if by_hand(self.config, "anchors") else ()
             by_concept = [*given] if len(given) != 1 else [*given] * len(self.calibrations)
             self.anchors = by_concept or [each.anchor() for each in self.calibrations]
             self._stays = [each.encoded(model) for each in self.calibrations]

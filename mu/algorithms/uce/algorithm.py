@@ -20,6 +20,7 @@ from mu.edits.joint import JointEdit, Solve, group_of, joint_info
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.training.calibration import Calibration
+from mu.training.diffusion_config import by_hand
 from mu.training.diffusion_method import WeightErasure
 from mu.training.surroundings import Surroundings
 
@@ -98,7 +99,7 @@ class UCE(UCEMethod, WeightErasure):
         around, best = calibration.around, []
         concepts, given = self.config.concepts, self.config.anchors
         anchors = [a for a in (*around.peers[:6], *ANCHORS) if not any(says(a, c) for c in concepts)]
-        if "anchors" in self.config.model_fields_set:
+        if by_hand(self.config, "anchors"):
             anchors = given if len(given) == 1 else [given[concepts.index(calibration.concept)]]
         for scale in SCALES:
             for anchor in anchors:

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.tunable import Choice, LogRange
-from mu.training.diffusion_config import CALIBRATED, AnchoredConfig
+from mu.training.diffusion_config import CALIBRATED, AnchoredConfig, by_hand
 
 
 class UCEConfig(AnchoredConfig):
@@ -36,7 +36,7 @@ class UCEConfig(AnchoredConfig):
     @model_validator(mode="after")
     def _by_hand(self) -> Self:
         """Settings of the least squares itself replace a calibrated search: those of its texts, and ``restorable``."""
-        if self.calibrate.on and {"templates", "preserve", "tokens", "restorable"} & self.model_fields_set:
+        if self.calibrate.on and any(by_hand(self, name) for name in ("templates", "preserve", "tokens", "restorable")):
             self.calibrate = self.calibrate.model_copy(update={"on": False})
         return self
 

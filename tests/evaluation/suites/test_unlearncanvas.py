@@ -428,7 +428,7 @@ def test_results_of_images_never_mix_with_others(measured: Any, classifiers: lis
             score(folder, concept)
     with pytest.raises(ConfigError, match="steps"):
         evaluate_found(RunDirectory(tmp_path / "b"), "unlearncanvas", ["Monet"], edited, steps=3)
-    with pytest.raises(ConfigError, match="concept, .*unlearncanvas"):
+    with pytest.raises(ConfigError, match=r"concept, .*unlearncanvas"):
         evaluate_found(RunDirectory(tmp_path / "b"), "canvas", ["Monet"], edited)
     with pytest.raises(DataError, match="not a folder"):
         evaluate_found(RunDirectory(tmp_path / "b"), "unlearncanvas", ["Monet"], tmp_path / "c", **options)
