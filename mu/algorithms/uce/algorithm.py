@@ -100,7 +100,8 @@ class UCE(UCEMethod, WeightErasure):
         concepts, given = self.config.concepts, self.config.anchors
         anchors = [a for a in (*around.peers[:6], *ANCHORS) if not any(says(a, c) for c in concepts)]
         if by_hand(self.config, "anchors"):
-            anchors = given if len(given) == 1 else [given[concepts.index(calibration.concept)]]
+            k = [str(concept) for concept in concepts].index(calibration.concept)
+            anchors = given if len(given) == 1 else [given[k]]
         for scale in SCALES:
             for anchor in anchors:
                 C, A = _pair_rows(model, around, anchor)
