@@ -196,7 +196,7 @@ def test_last_rows_are_the_whole_prompt_s(tiny: DiffusionModel, tiny_xl: Diffusi
 
 def test_presets_hold_the_published_constants() -> None:
     presets = algorithm("speed").presets
-    few, people = presets["released"], presets["released-celebrities"]
+    few, people = presets["objects"], presets["celebrities"]
     assert (few.matrices, few.threshold, few.retain_scale, few.lamb, few.augmentations) == ("V", 0.1, 1.0, 0.0, 10)
     assert few.filter and few.tokens == "last" and few.anchors == [""]
     assert (people.threshold, people.retain_scale, people.filter, people.anchors) == (1e-4, 0.05, False, ["person"])

@@ -63,19 +63,18 @@ class SpeedMethod(Method):
     config_class = SpeedConfig
     presets = Presets(
         SpeedConfig,
-        Preset("released", "characters and few concepts on SD 1.4: the released settings"),
+        Preset("objects", "characters, objects and few concepts on SD 1.4: the published settings"),
         Preset(
-            "released-celebrities",
-            "10 to 100 people on SD 1.4: the released settings, anchored to person",
+            "celebrities",
+            "10 to 100 people on SD 1.4: the published settings, anchored to person",
             {"anchors": ["person"], "filter": False, "threshold": 1e-4, "retain_scale": 0.05},
         ),
-        Preset("objects", "objects on SD 1.4: the released settings", of="released"),
         Preset(
             "styles",
-            "art styles on SD 1.4: the released settings, anchored to art",
+            "art styles on SD 1.4: the published settings, anchored to art",
             {"anchors": ["art"]},
-            of="released",
+            of="objects",
         ),
-        Preset("nudity", "nudity on SD 1.4: all tokens of the concept", {"tokens": "all"}, of="released"),
+        Preset("nudity", "nudity on SD 1.4: all tokens of the concept", {"tokens": "all"}, of="objects"),
         Preset("canvas", "styles and objects of the embedded model", Path(__file__).with_name("canvas.yaml")),
     )
