@@ -95,7 +95,7 @@ def test_another_measurement_keeps_the_edit(tmp_path: Path) -> None:
 
 
 def test_a_search_s_evaluations_are_counted(tmp_path: Path, tiny_folder: Path) -> None:
-    method = {"method": "esd", "set": {"train.iterations": 3, "denoising_steps": 2}}
+    method = {"method": "esd", "preset": "styles", "set": {"train.iterations": 3, "denoising_steps": 2}}
     plan = plan_of(small(methods=[method], models=[str(tiny_folder)], suites=[{**SUITE, "steps": 1}]))
     run(plan, tmp_path, in_this_process)
     searched = GridFolder(tmp_path).record(plan.cells[0].name).evaluations - 2 * (18 + 18)
@@ -103,7 +103,8 @@ def test_a_search_s_evaluations_are_counted(tmp_path: Path, tiny_folder: Path) -
 
 
 def test_a_killed_search_goes_on(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = {"method": "esd", "set": {"train.iterations": 6, "train.checkpoint_every": 2, "denoising_steps": 2}}
+    few = {"train.iterations": 6, "train.checkpoint_every": 2, "denoising_steps": 2}
+    method = {"method": "esd", "preset": "styles", "set": few}
     plan = plan_of(small(methods=[method], models=[str(tiny_folder)], suites=[{**SUITE, "steps": 1}]))
     run(plan, tmp_path / "whole", in_this_process)
     wanted = open_edit(GridFolder(tmp_path / "whole").run(plan.cells[0].name).edit).tensors()
