@@ -50,8 +50,8 @@ def train(
     exists, the loop resumes from it and ends with the same numbers as an uninterrupted run. A finished loop deletes it.
     Losses stay on the device and are read only every ``log_every`` steps. ``scaler`` is for float16, whose small
     gradients would underflow to 0; it skips steps whose gradients overflow. ``stop(i)`` is called after each update; if
-    it returns True, the loop ends early. Raises `ConfigError` if a loss that is read is not finite, and `OutputError`
-    if the checkpoint cannot be resumed.
+    it returns True, the loop ends early. What it changes in ``state`` and the optimiser belongs to that step. Raises
+    `ConfigError` if a loss that is read is not finite, and `OutputError` if the checkpoint cannot be resumed.
     """
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     kept = _Checkpoint(checkpoint, _parts(optimizer, schedule, scaler, state), generator)
@@ -70,9 +70,9 @@ def train(
                     _update(optimizer, scaler, schedule)
                     if after_step is not None:
                         after_step(i)
+                    stopped = stop is not None and stop(i)
                     kept.note(done)
                 lines.add(i, rate, losses)
-                stopped = stop is not None and stop(i)
                 if done % log_every == 0 or done == iterations or stopped:
                     lines.flush()
                     advance(done, f"loss {_finite(losses['loss'], title, done):.4g}")

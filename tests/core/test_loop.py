@@ -89,6 +89,41 @@ def test_interrupted_and_resumed_is_uninterrupted(stop: int, late: bool, tmp_pat
         assert len(resumed) == 20 - stop
 
 
+def test_what_stop_changes_belongs_to_its_step(tmp_path: Path) -> None:
+    """A stop that counts and slows the optimiser: interrupted right after a step that it changed, nothing is lost."""
+
+    class Slowed(Problem):
+        def run_to(self, end: int | None, checkpoint: Path | None) -> list[int]:
+            seen: list[int] = []
+
+            def stop(i: int) -> bool:
+                if i % 5 == 4:
+                    self.count = [*self.count, -i]
+                    for group in optimizer.param_groups:
+                        group["lr"] /= 2
+                return False
+
+            def step(i: int) -> dict[str, Tensor]:
+                if i == end:
+                    raise KeyboardInterrupt
+                seen.append(i)
+                return self.step(i)
+
+            optimizer = torch.optim.AdamW([self.weight], lr=0.1)
+            train(step, optimizer, 20, generator=self.draws, state={"problem": self}, stop=stop, checkpoint=checkpoint)
+            return seen
+
+    whole, broken, again = Slowed(), Slowed(), Slowed()
+    whole.run_to(None, None)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run_to(10, tmp_path / "c.pt")
+    assert again.run_to(None, tmp_path / "c.pt") == list(range(10, 20))
+    assert again.count == whole.count and torch.equal(again.weight, whole.weight)
+    never = Slowed()
+    never.run()
+    assert not torch.equal(never.weight, whole.weight), "control: the stop matters"
+
+
 def test_the_control_without_a_checkpoint_differs(tmp_path: Path) -> None:
     whole, broken = Problem(), Problem()
     whole.run()
