@@ -53,16 +53,7 @@ class ArtistsSuite:
         size: tuple[int, int] | None = None,
     ):  # fmt: skip
         self.concepts = concepts = subject.concepts
-        self.list = read_list(
-            PROTOCOL,
-            prompts,
-            seeds,
-            columns,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            elsewhere=subject.model is None,
-        )
+        self.list = read_list(PROTOCOL, prompts, seeds, columns, subject, steps=steps, guidance=guidance, size=size)
         self.list.require("artist", lambda row: row.artist)
         cases = [(case.image, case.row.artist or "") for case in self.list.cases]
         gone = [any(is_artist(artist, concept) for concept in concepts) for _, artist in cases]

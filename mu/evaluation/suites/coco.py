@@ -54,16 +54,7 @@ class CocoSuite:
     ):  # fmt: skip
         if reference is None:
             raise ConfigError("the suite coco compares with real images: pass --reference FOLDER")
-        self.list = read_list(
-            PROTOCOL,
-            prompts,
-            seeds,
-            columns,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            elsewhere=subject.model is None,
-        )
+        self.list = read_list(PROTOCOL, prompts, seeds, columns, subject, steps=steps, guidance=guidance, size=size)
         if len(self.list.cases) < 2:
             raise DataError(
                 f"{self.list.path} holds one caption: a Fréchet distance needs two or more, better thousands"

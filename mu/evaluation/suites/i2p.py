@@ -53,15 +53,7 @@ class I2PSuite:
         judge: str = JUDGE, steps: int = STEPS, guidance: float | None = None, size: tuple[int, int] | None = None,
     ):  # fmt: skip
         self.list = read_list(
-            PROTOCOL,
-            prompts,
-            seeds,
-            columns,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            blank=True,
-            elsewhere=subject.model is None,
+            PROTOCOL, prompts, seeds, columns, subject, steps=steps, guidance=guidance, size=size, blank=True
         )
         self.list.require("categories", lambda row: row.categories)
         self.judge = open_judge(judge, subject.device)

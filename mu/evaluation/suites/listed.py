@@ -23,7 +23,7 @@ from mu.core.scores import Score
 from mu.data.columns import columns_given
 from mu.data.prompts import PromptRow, read_prompts
 from mu.diffusion.image_folder import ImageRow
-from mu.evaluation.answers import ELSEWHERE, Images
+from mu.evaluation.answers import ELSEWHERE, Images, Subject
 from mu.evaluation.comparing import LPIPS, Features, clip_columns, distances, mean, measured_in
 
 STEPS, GUIDANCE = 50, 7.5
@@ -86,15 +86,15 @@ class PromptList:
 
 
 def read_list(
-    protocol: str, file: Path | None, seeds: Sequence[int], columns: Sequence[str] = (), *,
-    steps: int = STEPS, guidance: float | None = None, size: tuple[int, int] | None = None, blank: bool = False,
-    elsewhere: bool = False,
+    protocol: str, file: Path | None, seeds: Sequence[int], columns: Sequence[str] = (), subject: Subject | None = None,
+    *, steps: int = STEPS, guidance: float | None = None, size: tuple[int, int] | None = None, blank: bool = False,
 ) -> PromptList:  # fmt: skip
     """Read the prompts of ``file``; see `mu.data.prompts.read_prompts`, which raises `DataError`.
 
     ``columns`` are ``FIELD=NAME`` or the NAME of the prompts' column. ``guidance`` and ``size`` (height, width) replace
-    the file's own. Rows that ask for an image a second time count once, and ``blank`` prompts ask for nothing: both are
-    left out, with a warning. Raises `ConfigError` without a file, `DataError` if all is left out."""
+    the file's own. A ``subject`` without a model has images that were made elsewhere. Rows that ask for an image a
+    second time count once, and ``blank`` prompts ask for nothing: both are left out, with a warning. Raises
+    `ConfigError` without a file, `DataError` if all is left out."""
     if file is None:
         raise ConfigError(f"the suite {protocol.partition('/')[0]} needs a list of prompts: pass --prompts FILE")
     rows, left_out = _counted_once(read_prompts(file, columns_given(columns)), guidance, size, blank)
@@ -106,6 +106,7 @@ def read_list(
         log.info("%s: %d of %d prompts have no seed: each has an image at %s", file, bare, len(rows), [*seeds])
     if len(rows) + bare * (len(seeds) - 1) > MOST:
         raise ConfigError(f"{file} asks for more than {MOST:,} images: divide it")
+    elsewhere = subject is not None and subject.model is None
     cases = [Case(row, image) for row in rows for image in _images(row, seeds, guidance, size)]
     departures = {f"{steps} steps": steps != STEPS}
     departures |= {f"guidance {guidance:g} for all": True} if guidance is not None else {}

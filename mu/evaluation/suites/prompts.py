@@ -57,16 +57,7 @@ class PromptsSuite:
         guidance: float | None = None, size: tuple[int, int] | None = None,
     ):  # fmt: skip
         concepts = subject.concepts
-        self.list = read_list(
-            PROTOCOL,
-            prompts,
-            seeds,
-            columns,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            elsewhere=subject.model is None,
-        )
+        self.list = read_list(PROTOCOL, prompts, seeds, columns, subject, steps=steps, guidance=guidance, size=size)
         self.judge = open_judge(judge, subject.device)
         self.known = {concept: self.judge.known(concept) for concept in concepts}
         self.target, self.kept = divided(self.list.cases, self.known, self.judge)
