@@ -25,7 +25,7 @@ from mu.edits.membrane import Factors
 from mu.edits.weights import WeightEdit
 from mu.models import load
 from mu.models.diffusion import Conditioning, DiffusionModel
-from mu.models.parameters import find_parameter
+from mu.models.parameters import find_parameter, fingerprint, select
 
 PROMPTS = ["a dog", "a star by van", "night sky by van gogh", ""]
 SEEDS = [1, 2, 3, 4]
@@ -423,3 +423,24 @@ def test_fused_projections_are_refused(tiny_folder: Any) -> None:
     model.pipeline.fuse_qkv_projections(vae=False)
     with pytest.raises(EditError, match="unfuse_qkv_projections"), edit.applied(model):
         pass
+
+
+def test_folded_edits_are_the_same_edits_and_come_off(tiny: DiffusionModel) -> None:
+    """Fixed gates go into the weights; a gate that reads the prompt cannot, and stays in the membrane."""
+    fixed = [low_rank(tiny, ("van gogh",), 0, FixedStrength(0.5)), low_rank(tiny, ("dog",), 1, OPEN)]
+    gated = low_rank(tiny, ("star",), 2, FacilitatedTransport())
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = fingerprint(tiny, select(tiny, "*"))
+
+    def predicted(edits: list[LowRankEdit], fold: bool) -> tuple[Tensor, bool]:
+        with Bank(tiny, edits).applied(fold=fold) as membrane:
+            return tiny.predict_noise(x, 500, tiny.encode(["a star"])), membrane is not None
+
+    for edits, through in ((fixed, False), ([*fixed, gated], True)):
+        (apart, hooked), (folded, left) = predicted(edits, False), predicted(edits, True)
+        assert hooked and left is through
+        assert torch.allclose(folded, apart, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(folded, predicted(edits[1:], True)[0], rtol=1e-2, atol=1e-2), (
+            "control: one is missing"
+        )
+    assert fingerprint(tiny, select(tiny, "*")) == before
