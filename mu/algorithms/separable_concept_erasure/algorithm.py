@@ -97,7 +97,10 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         """The sum of the edits from `find_edits`, which are also kept in ``self.parts``."""
         self.parts = self.find_edits(run, log)
-        return self.parts[0] if len(self.parts) == 1 else summed(self.parts, self.info(self.config.concepts))
+        if len(self.parts) == 1:
+            return self.parts[0]
+        found = {part.concept(): dict(part.info.found) for part in self.parts}
+        return summed(self.parts, self.info(self.config.concepts, found=found))
 
     def find_edits(self, run: RunDirectory | None = None, log: Log | None = None) -> list[LowRankEdit]:
         """Find one edit for each concept, each null on all others: the parts of a bank.
