@@ -184,6 +184,11 @@ def filled(template: str, text: str) -> str:
     return template.replace("{}", text)
 
 
+def phrased(template: str, text: str) -> str:
+    """``template`` filled with ``text``, and single blanks; an empty ``text`` leaves no gap."""
+    return " ".join(filled(template, text).split())
+
+
 def _listed(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return ",".join(str(part) for part in value)

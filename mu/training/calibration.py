@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mu.core.concept import says
-from mu.core.config import filled
+from mu.core.config import filled, phrased
 from mu.core.errors import ConfigError, quoted
 from mu.edits.edit import Edit
 from mu.models.diffusion import Conditioning, DiffusionModel
@@ -64,16 +65,14 @@ class Calibration:
 
     def pairs(self, anchor: str) -> list[tuple[str, str]]:
         """Every training phrasing with the concept, and with ``anchor`` in its place."""
-        return [
-            (filled(template, self.concept), " ".join(filled(template, anchor).split()))
-            for template in self.around.templates
-        ]
+        return [(filled(text, self.concept), phrased(text, anchor)) for text in self.around.templates]
 
-    def encoded(self, model: DiffusionModel) -> Conditioning:
-        """The prompts of what should stay."""
-        kept = self.around.kept
-        return Conditioning.cat([model.encode(kept[k : k + 64]) for k in range(0, len(kept), 64)])
+    @cached_property
+    def kept(self) -> Conditioning:
+        """The prompts of what should stay, encoded."""
+        return self.probe.model.encode(self.around.kept)
 
+    @cached_property
     def anchor(self) -> str:
         """The peer to put in the concept's place: the most typical of those that leave little of it; "" without peers.
 
@@ -146,7 +145,7 @@ class Watch:
     def __call__(self, i: int) -> bool:
         if (i + 1) % self.settings.every:
             return False
-        reading = worst(self.calibrations)
+        reading = worst(readings(self.calibrations))
         cost = self.calibrations[0].cost(reading)
         self.waited += 1
         if self.lowest is None or cost < self.lowest:
@@ -191,9 +190,14 @@ class Watch:
         self.lowest = state["lowest"]
 
 
-def worst(calibrations: Sequence[Calibration]) -> Reading:
-    """The largest of each value that the probes of ``calibrations`` read of the model as it is now."""
-    return Reading(*map(max, zip(*(each.probe.read() for each in calibrations), strict=True)))
+def readings(calibrations: Sequence[Calibration]) -> list[Reading]:
+    """What each probe reads of the model as it is now."""
+    return [each.probe.read() for each in calibrations]
+
+
+def worst(several: Sequence[Reading]) -> Reading:
+    """The largest of each value."""
+    return Reading(*map(max, zip(*several, strict=True)))
 
 
 def relative_rate(weights: Sequence[Tensor], rate: float) -> float:
@@ -207,16 +211,15 @@ def settled(edit: E, model: DiffusionModel, calibrations: Sequence[Calibration],
 
     `EditInfo.found` then holds the reading of each concept, the strength, the curve over strengths, and ``more``.
     """
-    curve: list[tuple[float, Reading]] = []
+    read: dict[float, list[Reading]] = {}
     for strength in STRENGTHS:
         with edit.applied(model, strength):
-            curve.append((strength, worst(calibrations)))
-    strength, _ = min(curve, key=lambda each: calibrations[0].cost(each[1]))
+            read[strength] = readings(calibrations)
+    strength = min(read, key=lambda s: calibrations[0].cost(worst(read[s])))
     found = edit.scaled(strength)
-    with found.applied(model):
-        facts = [each.found(each.probe.read()) for each in calibrations]
+    facts = [each.found(reading) for each, reading in zip(calibrations, read[strength], strict=True)]
     by_concept = facts[0] if len(facts) == 1 else {each.concept: f for each, f in zip(calibrations, facts, strict=True)}
-    strengths = [{"strength": s, **r._asdict()} for s, r in curve]
+    strengths = [{"strength": s, **worst(several)._asdict()} for s, several in read.items()]
     found.info = replace(
         found.info, found={**edit.info.found, **by_concept, "strength": strength, "strengths": strengths, **more}
     )

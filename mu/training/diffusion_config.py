@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from mu.core.algorithm import Preset
 from mu.core.concept import Concept, ConceptList
-from mu.core.config import BaseConfig, Devices, Templates, filled
+from mu.core.config import BaseConfig, Devices, Templates, phrased
 from mu.core.errors import quoted
 from mu.models.load_options import LoadingConfig
 from mu.training.calibration_config import CalibrateConfig
@@ -124,11 +124,7 @@ class ErasureConfig(DiffusionConfig):
 
     def prompts(self) -> list[str]:
         """Return each template with each concept."""
-        return [_prompt(template, concept) for concept in self.concepts for template in self.templates]
-
-
-def _prompt(template: str, text: str) -> str:
-    return " ".join(filled(template, text).split())
+        return [phrased(template, concept) for concept in self.concepts for template in self.templates]
 
 
 class AnchoredConfig(ErasureConfig):
@@ -157,6 +153,6 @@ class AnchoredConfig(ErasureConfig):
     def pairs(self) -> list[list[tuple[str, str]]]:
         """Return, for each concept, each template with the concept and with its anchor."""
         return [
-            [(_prompt(template, concept), _prompt(template, anchor)) for template in self.templates]
+            [(phrased(template, concept), phrased(template, anchor)) for template in self.templates]
             for concept, anchor in zip(self.concepts, self._each(), strict=True)
         ]

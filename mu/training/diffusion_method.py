@@ -100,8 +100,7 @@ class WeightErasure(Erasure):
             self.calibrations = [Calibration.of(model, c, settings) for c in self.config.concepts]
             given = self.config.anchors if by_hand(self.config, "anchors") else ()
             by_concept = [*given] if len(given) != 1 else [*given] * len(self.calibrations)
-            self.anchors = by_concept or [each.anchor() for each in self.calibrations]
-            self._stays = [each.encoded(model) for each in self.calibrations]
+            self.anchors = by_concept or [each.anchor for each in self.calibrations]
 
     def pairs(self) -> list[list[tuple[str, str]]]:
         """For each concept, the prompts with it and with its anchor: the settings' own, or those of the model."""
@@ -120,7 +119,7 @@ class WeightErasure(Erasure):
         """
         if not self.calibrations:
             return losses
-        of_one = self._stays[int(torch.randint(len(self._stays), (1,), generator=generator))]
+        of_one = self.calibrations[int(torch.randint(len(self.calibrations), (1,), generator=generator))].kept
         texts = of_one[torch.randint(len(of_one), (RETAINED,), generator=generator).to(of_one.sequence.device)]
         x = x[torch.arange(RETAINED) % len(x)]
         with tuning.frozen():

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mu.core.concept import says
-from mu.core.config import filled
+from mu.core.config import filled, phrased
 from mu.data.prompt_lists import everyday
 from mu.diffusion.denoising import denoise, initial_noise
-from mu.models.diffusion import DiffusionModel
+from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.surroundings import PROBED_ALONE, Surroundings
 
 STEPS, GUIDANCE = 6, 4.0
@@ -55,25 +55,26 @@ class Probe:
     """
 
     def __init__(self, model: DiffusionModel, around: Surroundings, seed: int = 0):
-        self.model, self.around, self.seed, self.evaluations = model, around, seed, 0
-        self.kept_prompts = kept_prompts(model, around)
-        n = len(around.probes)
+        self.model, self.around, self.evaluations = model, around, 0
+        n, seeds = len(around.probes), [seed * 1000 + k for k in range(len(around.probes))]
         self.peers = around.peers[:PEERS] or ("",)
-        texts = [*self._at(around.concept), *self.kept_prompts]
-        images = self._images([*texts, *(text for word in self.peers for text in self._at(word))])
-        self.target, self.kept = images[:n], images[n : len(texts)]
-        self.of_peers = images[len(texts) :].reshape(len(self.peers), n, -1)
+        kept = probed_prompts(model, around)
+        self.starts = self._starts([*self._at(around.concept), *kept], [*seeds, *cycled(seeds, len(kept))])
+        frozen = self._images(self.starts)
+        self.target, self.kept = frozen[:n], frozen[n:]
+        with_peers = [text for word in self.peers for text in self._at(word)]
+        self.of_peers = self._images(self._starts(with_peers, seeds * len(self.peers))).reshape(len(self.peers), n, -1)
         self.average = self.of_peers.mean(0)
         self.r = self.target - self.average
         self.apart = float(self._to_peers(self.target).mean())
 
     def _at(self, word: str) -> list[str]:
-        return [" ".join(filled(template, word).split()) for template in self.around.probes]
+        return [phrased(template, word) for template in self.around.probes]
 
     def read(self) -> Reading:
         """The reading of the model as it is now, with the edit that is on."""
         n, size = len(self.target), self.r.square().sum()
-        images = self._images([*self._at(self.around.concept), *self.kept_prompts])
+        images = self._images(self.starts)
         now, moved = images[:n], (images[n:] - self.kept).square().sum(1) / (size / n)
         to_concept = (now - self.target).square().sum(1)
         to_peers = self._to_peers(now)
@@ -99,28 +100,37 @@ class Probe:
         there = self.of_peers[self.peers.index(word)]
         return float(((there - self.average) * self.r).sum() / self.r.square().sum())
 
+    def _starts(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[Tensor, Conditioning]]:
+        """Noise and encoded prompts, in batches."""
+        size, noise = self.model.default_size, [torch.Generator().manual_seed(seed) for seed in seeds]
+        return [
+            (
+                initial_noise(self.model, size, size, noise[k : k + BATCH]),
+                self.model.encode(prompts[k : k + BATCH]),
+            )
+            for k in range(0, len(prompts), BATCH)
+        ]
+
     @torch.no_grad()
-    def _images(self, prompts: Sequence[str]) -> Tensor:
-        """Latents (n, values) on the CPU, in float32. The k-th of the probe's phrasings always has the same seed."""
-        model, n, found = self.model, len(self.around.probes), []
+    def _images(self, starts: Sequence[tuple[Tensor, Conditioning]]) -> Tensor:
+        """Latents (n, values) on the CPU, in float32."""
+        model, found = self.model, []
         nothing = model.encode([""])
-        for start in range(0, len(prompts), BATCH):
-            texts = prompts[start : start + BATCH]
-            seeds = [self.seed * 1000 + k % n for k in range(start, start + len(texts))]
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            c, scheduler = model.encode(texts), model.new_scheduler(STEPS)
-            x = initial_noise(model, model.default_size, model.default_size, generators)
-            x = denoise(model, x, c, nothing.repeat(len(c)), scheduler, guidance=GUIDANCE, generators=generators)
+        for x, c in starts:
+            n, scheduler = len(x), model.new_scheduler(STEPS)
+            generators = [torch.Generator().manual_seed(k) for k in range(n)]  # for schedulers that draw noise
+            x = denoise(model, x, c, nothing.repeat(n), scheduler, guidance=GUIDANCE, generators=generators)
             found.append(x.flatten(1).float().cpu())
-            self.evaluations += 2 * STEPS * len(texts)
+            self.evaluations += 2 * STEPS * n
         return torch.cat(found)
 
 
-def kept_prompts(model: DiffusionModel, around: Surroundings) -> list[str]:
-    """What should stay, in phrasings that nothing trains on: peers and partners, alone and together, and no word.
+def cycled(seeds: Sequence[int], count: int) -> list[int]:
+    return [seeds[k % len(seeds)] for k in range(count)]
 
-    As many as a multiple of the phrasings, so that seeds do not shift.
-    """
+
+def probed_prompts(model: DiffusionModel, around: Surroundings) -> list[str]:
+    """What should stay, in phrasings that nothing trains on: peers and partners, alone and together, and no word."""
     peers = [
         filled(template, word) for template, word in zip(around.probes, cycle(around.peers or ("",)), strict=False)
     ]

@@ -80,6 +80,14 @@ def test_the_frozen_model_shows_the_concept_whole(neon: Calibration):
     assert not neon.gone(reading)
 
 
+def test_images_of_one_phrasing_have_one_seed(model: DiffusionModel):
+    """Of the concept and of its peers, however few prompts stay: a peer that is the concept gives its very images."""
+    alone = Surroundings("neon", ("neon", "sketch"), (), ("{}",), ("one {}", "a drawing of {}", "my {}"), ())
+    probe = Probe(model, alone)
+    assert torch.allclose(probe.of_peers[0], probe.target, atol=1e-4)
+    assert (probe.of_peers[1] - probe.target).abs().max() > 1, "control: another peer"
+
+
 def test_an_edit_that_erases_is_read_as_gone_and_a_random_one_is_not(
     model: DiffusionModel, neon: Calibration, edit: WeightEdit
 ):

@@ -58,9 +58,9 @@ class SemipermeableMembraneDataHandler:
             template = templates[int(torch.randint(len(templates), (1,), generator=generator))]
         target, positive = (self.encoded(filled(template, str(text))) for text in (entry.target, entry.positive))
         if k not in self._anchors:
-            kept = self.calibrations[k].encoded(self.model) if self.calibrations else None
+            kept = self.calibrations[k].kept if self.calibrations else None
             self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed, kept)
-        word = self.calibrations[k].anchor() if self.calibrations else str(entry.neutral)
+        word = self.calibrations[k].anchor if self.calibrations else str(entry.neutral)
         neutral = self.encoded(filled(template, word) if entry.template_neutral else word)
         unconditional = self.encoded(entry.unconditional)
         return Task(k, entry, target, positive, neutral, unconditional, self._anchors[k])

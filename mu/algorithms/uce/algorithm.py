@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mu.algorithms.uce.configs import UCEConfig, UCEMethod
 from mu.core.concept import says
-from mu.core.config import filled
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
@@ -22,7 +21,6 @@ from mu.models.diffusion import DiffusionModel
 from mu.training.calibration import Calibration
 from mu.training.diffusion_config import by_hand
 from mu.training.diffusion_method import WeightErasure
-from mu.training.surroundings import Surroundings
 
 log = logging.getLogger("mu")
 
@@ -81,7 +79,7 @@ class UCE(UCEMethod, WeightErasure):
         kept = [text for text in texts if not any(says(text, concept) for concept in concepts)]
         K = _normalised(_rows(model, kept))
         chosen = [self._chosen(model, each, K) for each in calibrations]
-        rows = [_pair_rows(model, each.around, anchor) for each, (anchor, _) in zip(calibrations, chosen, strict=True)]
+        rows = [_pair_rows(model, each.pairs(anchor)) for each, (anchor, _) in zip(calibrations, chosen, strict=True)]
         C, A = (torch.cat(side) for side in zip(*rows, strict=True))
         edit = self.edit(self.shifts(model, solve(C, A, K, max(scale for _, scale in chosen), 1.0, _lamb(K))))
         with edit.applied(model):
@@ -96,17 +94,16 @@ class UCE(UCEMethod, WeightErasure):
 
     def _chosen(self, model: DiffusionModel, calibration: Calibration, K: Tensor) -> tuple[str, float]:
         """The anchor, and the weight of the concept in the least squares: the smallest of `SCALES` that erases."""
-        around, best = calibration.around, []
+        best = []
         concepts, given = self.config.concepts, self.config.anchors
-        anchors = [a for a in (*around.peers[:6], *ANCHORS) if not any(says(a, c) for c in concepts)]
+        anchors = [a for a in (*calibration.around.peers[:6], *ANCHORS) if not any(says(a, c) for c in concepts)]
         if by_hand(self.config, "anchors"):
             k = [str(concept) for concept in concepts].index(calibration.concept)
             anchors = given if len(given) == 1 else [given[k]]
         for scale in SCALES:
             for anchor in anchors:
-                C, A = _pair_rows(model, around, anchor)
-                edit = WeightEdit(self.shifts(model, solve(C, A, K, scale, 1.0, _lamb(K))), self.info())
-                with shifted(model, edit.shifts):
+                C, A = _pair_rows(model, calibration.pairs(anchor))
+                with shifted(model, self.shifts(model, solve(C, A, K, scale, 1.0, _lamb(K)))):
                     best.append((calibration.cost(calibration.probe.read()), anchor, scale))
             if min(best)[0] < 1:
                 break
@@ -166,8 +163,7 @@ SCALES = (1.0, 10.0)
 
 def _rows(model: DiffusionModel, texts: Sequence[str]) -> Tensor:
     """The rows of all positions of the prompt embeddings, (n, width)."""
-    parts = [model.encode(texts[k : k + 64]).sequence.flatten(0, 1).cpu().double() for k in range(0, len(texts), 64)]
-    return torch.cat(parts)
+    return model.encode(texts).sequence.flatten(0, 1).cpu().double()
 
 
 def _normalised(rows: Tensor) -> Tensor:
@@ -180,10 +176,9 @@ def _lamb(K: Tensor) -> float:
     return 1e-3 * float(K.square().sum()) / K.shape[1]
 
 
-def _pair_rows(model: DiffusionModel, around: Surroundings, anchor: str) -> tuple[Tensor, Tensor]:
-    """Rows c and a of every training phrasing with the concept and with its anchor, where the two differ."""
-    c = _rows(model, around.prompts())
-    a = _rows(model, [" ".join(filled(template, anchor).split()) for template in around.templates])
+def _pair_rows(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    """Rows c and a of every phrasing with the concept and with its anchor, where the two differ."""
+    c, a = (_rows(model, side) for side in zip(*pairs, strict=True))
     differ = (c - a).abs().amax(1) > 1e-6 * c.abs().max()
     return _normalised(c[differ]), _normalised(a[differ])
 

@@ -30,6 +30,9 @@ Role = Literal["text-keys", "text-values", "cross-attention", "transformer"]
 the attentions that read it. ``transformer``: every linear and convolution layer inside the transformer blocks."""
 
 
+ENCODED_AT_ONCE = 256
+"""Prompts: those of a batch of images, but not all that a search retains."""
+
 MOST_STEPS = 10_000
 """Denoising steps; some schedulers make a list of any number of them."""
 
@@ -238,8 +241,13 @@ class DiffusionModel(ABC):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompt embeddings of ``prompts``: all padded positions, without an attention mask."""
-        return self.encode_embeddings(self.tokens(prompts))
+        """Prompt embeddings of ``prompts``: all padded positions, without an attention mask.
+
+        The text encoders read at most `ENCODED_AT_ONCE` prompts in one pass.
+        """
+        parts = [prompts[k : k + ENCODED_AT_ONCE] for k in range(0, max(len(prompts), 1), ENCODED_AT_ONCE)]
+        found = [self.encode_embeddings(self.tokens(part)) for part in parts]
+        return found[0] if len(found) == 1 else Conditioning.cat(found)
 
     def last_token(self, prompt: str) -> int:
         """The position before the end token; for an empty prompt, the position of the start token."""
