@@ -41,9 +41,10 @@ class SpeedConfig(AnchoredConfig):
     """The run folder."""
 
     def idle(self) -> dict[str, str]:
+        found = {"calibrate": "speed solves by its settings, no search decides"}
         without = {"augmentations": "only filtered texts are augmented, and filter is off"} if not self.filter else {}
         drawn = self.filter and self.augmentations
-        return without | ({} if drawn else {"seed": "nothing is drawn without filter and augmentations"})
+        return found | without | ({} if drawn else {"seed": "nothing is drawn without filter and augmentations"})
 
 
 class SpeedMethod(Method):
