@@ -96,6 +96,14 @@ class BaseConfig(BaseModel):
                 found |= {f"{name}.{key}" if key else name: why for key in (value if isinstance(value, dict) else [""])}
         return found | {name: why for name, why in self.idle().items() if _departs(self, name)}
 
+    def idle_below(self) -> dict[str, str]:
+        """`idle` of these settings and of all sections below, by dotted name from here."""
+        sections = [
+            (name, value) for name in type(self).model_fields if isinstance(value := getattr(self, name), BaseConfig)
+        ]
+        below = {f"{name}.{key}": why for name, section in sections for key, why in section.idle_below().items()}
+        return below | dict(self.idle())
+
     def notes(self) -> list[str]:
         """`unused` for people: one line for each reason."""
         names: dict[str, list[str]] = {}

@@ -11,8 +11,10 @@ YAML for `mu erase METHOD --config`; and where they come from, as JSON.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -37,6 +39,9 @@ STARTUP = 8
 """Trials at random, after the method's own settings, before the estimator has enough to go on."""
 
 
+log = logging.getLogger("mu")
+
+
 @dataclass(frozen=True)
 class Asked:
     """What is searched: a method from its settings ``start`` on a model, judged on concepts, seeds and phrasings."""
@@ -53,9 +58,15 @@ class Asked:
     seed: int = 0
     device: str = ""
 
-    @property
+    @cached_property
     def space(self) -> Mapping[str, Tunable]:
-        return method(self.method).tunable
+        """The settings that are searched: the method's, without those that the others leave without effect."""
+        chosen = method(self.method)
+        idle = chosen.config_class.parse(self.cells({})[0].settings).idle_below()
+        for name in chosen.tunable:
+            if name in idle:
+                log.info("%s is not searched, it has no effect: %s", name, idle[name])
+        return {name: where for name, where in chosen.tunable.items() if name not in idle}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -72,8 +83,10 @@ class Asked:
         from mu.evaluation.suites import check_options
 
         able = [name for name in ALGORITHMS if method(name).tunable]
-        if not self.space:
+        if not method(self.method).tunable:
             raise ConfigError(f"{self.method} names no settings to search; tunable methods: {', '.join(able)}")
+        if not self.space:
+            raise ConfigError(f"these settings of {self.method} leave nothing to search: start from another preset")
         check_options(self.measuring.suite, self.measuring.seeds, dict(self.measuring.options))
         for name in self.layer:
             if any(f"{each}.".startswith(f"{name}.") for each in self.space):

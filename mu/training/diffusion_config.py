@@ -78,7 +78,6 @@ def calibrated_away(config: Any) -> dict[str, str]:
 
 _FOUND = {
     "templates": "phrasings",
-    "preserve": "retained texts",
     "train.lr": "learning rate",
     "train.stop": "end",
     "prompt.templates": "phrasings",

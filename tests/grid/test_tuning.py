@@ -57,6 +57,15 @@ def facts(tuned: Tuned) -> list[tuple[Any, ...]]:
     return [(trial.number, trial.params, trial.value, trial.evaluations) for trial in tuned.trials]
 
 
+def test_what_has_no_effect_is_not_searched() -> None:
+    """A calibrated search finds its own learning rate; with a published preset it is searched."""
+    groups = ((Concept("star"),),)
+    measuring = Measuring("concept", (1,), {})
+    calibrated = Asked("esd", "some/model", groups, measuring, "calibrated")
+    assert set(calibrated.space) == set(method("esd").tunable) - {"train.lr"}
+    assert set(Asked("esd", "some/model", groups, measuring, "styles").space) == set(method("esd").tunable)
+
+
 def test_the_first_trial_is_the_method_s_own_and_the_best_is_kept(whole: Tuned) -> None:
     first, second = whole.trials
     assert first.params == own_settings(ASKED) == {

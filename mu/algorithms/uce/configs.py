@@ -12,6 +12,8 @@ from mu.core.algorithm import Method, Preset, Presets
 from mu.core.tunable import Choice, LogRange
 from mu.training.diffusion_config import CALIBRATED, AnchoredConfig, by_hand
 
+LEAST_SQUARES = ("templates", "preserve", "erase_scale", "preserve_scale", "lamb", "tokens", "restorable")
+
 
 class UCEConfig(AnchoredConfig):
     """All settings of UCE. Defaults: the published settings for objects on SD 1.4."""
@@ -35,8 +37,8 @@ class UCEConfig(AnchoredConfig):
 
     @model_validator(mode="after")
     def _by_hand(self) -> Self:
-        """Settings of the least squares itself replace a calibrated search: those of its texts, and ``restorable``."""
-        if self.calibrate.on and any(by_hand(self, name) for name in ("templates", "preserve", "tokens", "restorable")):
+        """Settings of the least squares itself, other than its anchors, replace a calibrated search."""
+        if self.calibrate.on and any(by_hand(self, name) for name in LEAST_SQUARES):
             self.calibrate = self.calibrate.model_copy(update={"on": False})
         return self
 
