@@ -23,14 +23,14 @@ from mu.edits.edit import Edit
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.probe import Probe, Reading
-from mu.training.surroundings import Surroundings, surroundings
+from mu.training.surroundings import Surroundings, learned, surroundings
 
 log = logging.getLogger("mu")
 
 PACE = 0.04
 """What must go between two readings, as a share of the concept; less raises the learning rate by half."""
-MOVED, STRANGE = 4.0, 0.5
-"""What changes of what should stay, and images that show nothing of the prompt, cost beside a rest of the concept."""
+LEFT, MOVED, STRANGE = 2.0, 4.0, 0.5
+"""What a rest of the concept, changes of what should stay, and images that show nothing of the prompt cost."""
 PATIENCE = 2
 """Readings without a better state after the concept was found gone."""
 HARDEST = 4
@@ -48,6 +48,8 @@ class Calibration:
     settings: CalibrateConfig
     around: Surroundings
     probe: Probe
+    known: bool = True
+    """Whether the model seems to have learned the concept. Of one that it never learned, nothing is called gone."""
 
     @classmethod
     def of(cls, model: DiffusionModel, concept: str, settings: CalibrateConfig, seed: int = 0) -> Calibration:
@@ -57,7 +59,7 @@ class Calibration:
                 raise ConfigError(f"{quoted(word)} cannot be retained: it contains {quoted(concept)}, which is erased")
         around = surroundings(model, concept, settings.retain)
         log.info("%r: words in its place: %s; beside it: %s", concept, *map(_listed, (around.peers, around.partners)))
-        return cls(settings, around, Probe(model, around, seed))
+        return cls(settings, around, Probe(model, around, seed), learned(model, concept))
 
     @property
     def concept(self) -> str:
@@ -89,12 +91,27 @@ class Calibration:
 
         A state that has not lost the concept costs 1 more, so much harm costs more than a rest of the concept.
         """
-        rest = 0.0 if self.gone(reading) else 1 + 2 * (max(reading.left - self.settings.left, 0.0) + reading.shown)
+        rest = LEFT * (max(reading.left, 0.0) + reading.shown) + (0 if self.gone(reading) else 1)
         return rest + MOVED * reading.moved + STRANGE * reading.strange
 
     def found(self, reading: Reading, **more: Any) -> dict[str, Any]:
-        """The facts for `EditInfo.found`. Logs plainly if the concept is not gone, or much else moves."""
-        if not self.gone(reading):
+        """The facts for `EditInfo.found`. Logs plainly how the search ended."""
+        gone = self.known and self.gone(reading)
+        if not self.known:
+            log.warning(
+                "the model does not seem to know %r: it reads it in pieces, or draws something else in every phrasing. "
+                "The edit changes what the model makes of these letters; that nothing is left cannot be shown",
+                self.concept,
+            )
+        elif gone:
+            log.info(
+                "%r is gone in the images of the probe, where %d phrasings ask for it; what should stay moves by %.0f "
+                "%% of what tells it from its kind",
+                self.concept,
+                len(self.around.probes),
+                100 * reading.moved,
+            )
+        else:
             log.warning(
                 "%r is not gone: %.0f %% of it is left, and %.0f %% of the images of the probe show it; the best state "
                 "is kept",
@@ -112,7 +129,8 @@ class Calibration:
         facts = {name: round(value, 4) for name, value in reading._asdict().items()}
         around = {"peers": list(self.around.peers), "partners": list(self.around.partners)}
         return {
-            "gone": self.gone(reading),
+            "gone": gone,
+            "known": self.known,
             "mild": reading.moved <= self.settings.moved,
             **facts,
             **around,

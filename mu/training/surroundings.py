@@ -30,14 +30,21 @@ MOST_WORDS = 256
 """Words whose effect on predictions is measured: those nearest to the concept."""
 FELT = 0.2
 """The share of the concept's own effect on predictions that a word must have to count as known."""
-COMPARED = 64
-"""Known words whose company with the concept is measured."""
+COMPARED = 96
+"""Words with an effect, whose company with the concept is measured."""
+HUBS = 3
+"""Words that stand well beside the concept; what lasts beside them was learned."""
 SHORTEST = 3
 """Letters of the shortest word. Shorter ones are articles, prepositions and pieces of words."""
-LASTING = 0.05
-"""The share of a word's direction that must last beside the concept; a word that the model never learned loses it."""
+LASTING = 0.35
+"""The share of a word's direction that must last in company; a word that the model never learned loses it."""
 TOGETHER_AT = 1.0
 """What lasts of both directions in one prompt, summed: peers stay below it, partners come above."""
+
+PIECES, LETTERS = 1.5, 1.5
+"""Tokens per word of a concept that is read in pieces, and letters per token of one that is read letter by letter."""
+AGREED, AGREED_IN_PIECES = 0.5, 0.85
+"""How far phrasings of a learned concept agree: of a word of the tokenizer, and of one that is read in pieces."""
 
 ALONE = ("{}", "a {}", "{} style", "a picture of {}", "an image in {} style", "a {} image", "the {}", "{} art")
 TOGETHER = ("# {}", "{} #", "a # in {} style", "a {} in # style", "a {} #", "a # {}", "#, {}", "{} style #")
@@ -70,7 +77,7 @@ class Surroundings:
 def surroundings(model: DiffusionModel, concept: str, retain: Sequence[str] = ()) -> Surroundings:
     """The surroundings of ``concept`` on ``model``, which must be unedited; ``retain`` are words that the user named.
 
-    Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, and twelve for each of `COMPARED`.
+    Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, and 24 for each of `COMPARED`.
     """
     named = [word for word in retain if not says(word, concept)]
     words = felt(model, concept, nearest(model, concept, whole_words(model, concept)))[:COMPARED]
@@ -111,6 +118,31 @@ def whole_words(model: DiffusionModel, concept: str) -> list[str]:
 
 
 @torch.no_grad()
+def agreement(model: DiffusionModel, concept: str) -> float:
+    """How far the phrasings of `ALONE` and `PROBED_ALONE` agree on ``concept``.
+
+    The mean cosine between any two of e(p(c)) - e(""). What a model learned moves predictions in one direction; letters
+    that it never saw together move them differently in every sentence.
+    """
+    carriers = (*ALONE, *PROBED_ALONE)
+    found = _effects(model, ["", *(filled(carrier, concept) for carrier in carriers)], _states(model, 2))
+    d = F.normalize(found[1:] - found[:1], dim=1)
+    return float(((d @ d.T).sum() - len(d)) / (len(d) * (len(d) - 1)))
+
+
+def learned(model: DiffusionModel, concept: str) -> bool:
+    """Whether the model seems to have learned ``concept`` at all.
+
+    A word of the tokenizer needs an `agreement` of `AGREED`. A word that the tokenizer reads in pieces was rare in the
+    captions that it was made from: it needs more, and if it is read almost letter by letter, nothing suffices.
+    """
+    tokens, words = len(model.text[0].words(concept)), concept.split()
+    if tokens <= PIECES * len(words):
+        return agreement(model, concept) >= AGREED
+    return len("".join(words)) >= LETTERS * tokens and agreement(model, concept) >= AGREED_IN_PIECES
+
+
+@torch.no_grad()
 def nearest(model: DiffusionModel, concept: str, words: Iterable[str], most: int = MOST_WORDS) -> list[str]:
     """The ``most`` ``words`` nearest to ``concept`` in meaning, the nearest first.
 
@@ -145,24 +177,39 @@ def felt(model: DiffusionModel, concept: str, words: Sequence[str]) -> list[str]
 
 @torch.no_grad()
 def divided(model: DiffusionModel, concept: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The peers and the partners among ``words``, each in the order of how much of their own direction lasts.
+    """The peers and the partners among ``words``: rivals that give way most come first, and companions that show most.
 
     Let d(p) = e(p) - e("") for a prompt p. Of a word's direction d(w), beside the concept c, the share
     <d(w c) - d(c), d(w)> / |d(w)|^2 lasts, and of the concept's the share <d(w c) - d(w), d(c)> / |d(c)|^2. d(w c) is
-    the mean over both orders.
+    the mean over both orders. What the model never learned lasts neither beside the concept nor beside the `HUBS` words
+    of which most lasts together with the concept: it is neither peer nor partner.
     """
     if not words:
         return [], []
-    orders = [f"{concept} {word}" for word in words] + [f"{word} {concept}" for word in words]
-    found = _effects(model, ["", concept, *words, *orders], _states(model, 2))
-    d, n = found[1:] - found[:1], len(words)
-    c, w, both = d[:1], d[1 : n + 1], (d[n + 1 : 2 * n + 1] + d[2 * n + 1 :]) / 2
-    of_words = ((both - c) * w).sum(1) / w.square().sum(1)
-    of_concept = ((both - w) @ c[0]) / c.square().sum()
-    order = [k for k in of_words.argsort(descending=True, stable=True).tolist() if of_words[k] >= LASTING]
-    apart = [bool(of_words[k] + of_concept[k] < TOGETHER_AT) for k in order]
-    peers = [words[k] for k, rival in zip(order, apart, strict=True) if rival]
-    return peers, [words[k] for k, rival in zip(order, apart, strict=True) if not rival]
+    states = _states(model, 2)
+    found = _effects(model, ["", concept, *words], states)
+    c, w = found[1] - found[0], found[2:] - found[0]
+
+    def together(orders: Sequence[str]) -> Tensor:
+        """d of both words in one prompt, (words, values), the mean over ``orders``."""
+        texts = [order.format(word) for order in orders for word in words]
+        return _effects(model, texts, states).reshape(len(orders), len(words), -1).mean(0) - found[0]
+
+    def lasting(both: Tensor, d: Tensor) -> Tensor:
+        """What lasts of each word beside one of direction ``d``."""
+        return ((both - d) * w).sum(1) / w.square().sum(1)
+
+    both = together([f"{concept} {{}}", f"{{}} {concept}"])
+    of_words, of_concept = lasting(both, c), (both - w) @ c / c.square().sum()
+    company = torch.minimum(of_words, of_concept)
+    hubs = company.argsort(descending=True, stable=True)[:HUBS].tolist()
+    among = torch.stack([lasting(together([f"{words[k]} {{}}"]), w[k]) for k in hubs])
+    among[range(len(hubs)), hubs] = 0
+    lasts = (torch.maximum(of_words, among.mean(0)) >= LASTING).tolist()
+    shared = of_words + of_concept
+    rivals = [k for k in shared.argsort(stable=True).tolist() if lasts[k] and shared[k] < TOGETHER_AT]
+    others = [k for k in company.argsort(descending=True, stable=True).tolist() if lasts[k] and k not in rivals]
+    return [words[k] for k in rivals], [words[k] for k in others]
 
 
 def _states(model: DiffusionModel, images: int, steps: int = 10) -> list[tuple[Tensor, Tensor]]:

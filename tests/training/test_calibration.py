@@ -20,7 +20,7 @@ from mu.models.parameters import fingerprint, select
 from mu.training.calibration import HARDEST, PATIENCE, Calibration, Watch, relative_rate, settled
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.probe import Probe, Reading
-from mu.training.surroundings import Surroundings, surroundings
+from mu.training.surroundings import Surroundings, learned, surroundings
 
 ON = CalibrateConfig(on=True)
 
@@ -68,6 +68,31 @@ def test_probes_are_not_trained_on_and_nothing_kept_names_the_concept(around: Su
     assert any("neon" in text for text in around.prompts()), "control: the trained prompts do"
 
 
+def test_words_that_were_never_learned_are_neither_peers_nor_partners(model: DiffusionModel):
+    """All other objects of canvas stand around "fish", and few words that the renderer has no meaning for."""
+    found = surroundings(model, "fish")
+    words = {*found.peers, *found.partners}
+    assert len(words & {*OBJECTS, *STYLES}) >= 13
+    people = {word for name in IDENTITIES for word in name.lower().split()}
+    assert len(words - {*OBJECTS, *STYLES, *people, "person", "pop", "art"}) <= 3
+
+
+@pytest.mark.parametrize(("concept", "known"), [("neon", True), ("pop art", True), ("zebra", False), ("qwrtz", False)])
+def test_the_model_knows_what_it_learned(model: DiffusionModel, concept: str, known: bool):
+    assert learned(model, concept) is known
+
+
+def test_nothing_is_claimed_of_a_concept_that_the_model_does_not_know(
+    model: DiffusionModel, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO, logger="mu"):
+        found = algorithm("uce")(method("uce").for_concepts(["zebra"], None, "calibrated"), model=model).find_edit()
+    facts = found.info.found["zebra"]
+    assert facts["known"] is False and facts["gone"] is False
+    assert any("zebra" in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert not any("is gone" in record.getMessage() for record in caplog.records)
+
+
 def test_what_the_user_retains_is_kept(model: DiffusionModel):
     found = surroundings(model, "neon", ["sketch", "purple hippo"])
     assert {"sketch", "purple hippo"} <= {*found.peers, *found.partners}
@@ -101,7 +126,8 @@ def test_an_edit_that_erases_is_read_as_gone_and_a_random_one_is_not(
     }
     with shifted(model, noise):
         harmed = neon.probe.read()
-    assert harmed.moved > 4 * erased.moved, "control: a change of the same size that is not aimed harms more"
+    assert not neon.gone(harmed) and harmed.left > 0.9, "control: a change of the same size that is not aimed"
+    assert harmed.moved > 2 * erased.moved
 
 
 def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, edit: WeightEdit):

@@ -93,7 +93,10 @@ class UCE(UCEMethod, WeightErasure):
         return edit
 
     def _chosen(self, model: DiffusionModel, calibration: Calibration, K: Tensor) -> tuple[str, float]:
-        """The anchor, and the weight of the concept in the least squares: the smallest of `SCALES` that erases."""
+        """The anchor, and the weight of the concept in the least squares.
+
+        All anchors are tried at the smallest of `SCALES` at which one erases, that one also at the larger.
+        """
         best = []
         concepts, given = self.config.concepts, self.config.anchors
         anchors = [a for a in (*calibration.around.peers[:6], *ANCHORS) if not any(says(a, c) for c in concepts)]
@@ -106,7 +109,7 @@ class UCE(UCEMethod, WeightErasure):
                 with shifted(model, self.shifts(model, solve(C, A, K, scale, 1.0, _lamb(K)))):
                     best.append((calibration.cost(calibration.probe.read()), anchor, scale))
             if min(best)[0] < 1:
-                break
+                anchors = [min(best)[1]]
         _, anchor, scale = min(best)
         log.info("%r becomes %r", calibration.concept, anchor)
         return anchor, scale
@@ -158,7 +161,8 @@ class UCE(UCEMethod, WeightErasure):
 
 ANCHORS = ("", "art", "person")
 """Anchors that are tried beside a concept's peers."""
-SCALES = (1.0, 10.0)
+SCALES = (0.1, 1.0, 10.0)
+"""Weights of the concept beside what is retained, the mildest first."""
 
 
 def _rows(model: DiffusionModel, texts: Sequence[str]) -> Tensor:
@@ -172,8 +176,8 @@ def _normalised(rows: Tensor) -> Tensor:
 
 
 def _lamb(K: Tensor) -> float:
-    """A thousandth of the mean square that the retained rows have in one direction."""
-    return 1e-3 * float(K.square().sum()) / K.shape[1]
+    """A hundredth of the mean square that the retained rows have in one direction."""
+    return 1e-2 * float(K.square().sum()) / K.shape[1]
 
 
 def _pair_rows(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
