@@ -21,6 +21,7 @@ from mu.core.concept import Concept, distinct
 from mu.core.config import BaseConfig, read_settings, values_set
 from mu.core.errors import ConfigError, nearest, titled
 from mu.core.evidence import hardware, note_search
+from mu.core.files import write_json
 from mu.core.run import RunDirectory
 from mu.core.tracking import Tracking, tracker
 from mu.core.tunable import Tunable
@@ -261,6 +262,13 @@ class Algorithm(Method, ABC):
         """The folder that `run` writes to."""
         return Path(getattr(self.config, "output_dir", "outputs"))
 
+    def calibration(self, edit: Saveable) -> dict[str, dict[str, Any]]:
+        """What a calibrated search measured, for each concept; empty for other searches."""
+        info = getattr(edit, "info", None)
+        found, names = getattr(info, "found", {}), getattr(info, "concepts", ())
+        by_concept = {str(names[0]): found} if "gone" in found and names else found
+        return {c: facts for c, facts in by_concept.items() if isinstance(facts, dict) and "gone" in facts}
+
     def describe(self) -> dict[str, Any]:
         """Facts for the run's ``environment.json``, in addition to the library versions."""
         return {"method": self.name, "citation": citation(type(self))}
@@ -290,6 +298,8 @@ class Algorithm(Method, ABC):
                 with _timed(run, earlier or 0.0), recording as log:
                     edit = self.find_edit(run, log)
                 edit.save(run.edit)
+                if measured := self.calibration(edit):
+                    write_json(run.calibration, measured)
                 note_search(run, **hardware(self.model))
             except Exception:
                 run.withdraw()

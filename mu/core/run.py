@@ -5,6 +5,7 @@ The folder is the interface between the expensive search and the cheap evaluatio
     <folder>/
       config.yaml  environment.json           settings to rerun it; versions, method, concepts
       log.txt  metrics.jsonl  checkpoints/    of the search
+      calibration.json                        what a calibrated search measured, by concept
       edit.safetensors                        the result
       bank/                                   instead of it: several edits that are measured together
       slug_<concept>.json                     from a search for one layer: every tensor and the steps tried
@@ -102,6 +103,7 @@ class RunDirectory:
         self.environment = self.folder / "environment.json"
         self.log = self.folder / "log.txt"
         self.metrics = self.folder / "metrics.jsonl"
+        self.calibration = self.folder / "calibration.json"
         self.edit = self.folder / "edit.safetensors"
         self.bank = self.folder / "bank" / "bank.json"
         self.checkpoints = self.folder / "checkpoints"
@@ -220,7 +222,7 @@ class RunDirectory:
 
     def _made(self) -> Iterator[Path]:
         """All files made by an earlier run, its suites and its report. Other files in the folder belong to the user."""
-        yield from (self.config, self.environment, self.log, self.metrics, self.edit)
+        yield from (self.config, self.environment, self.log, self.metrics, self.calibration, self.edit)
         yield from (self.scores, self.evidence, self.prompts, self.panels, *self.reports(), self.manifest)
         yield from (self.similarity, self.similarity.with_suffix(".png"))
         for search in self.layer_searches():

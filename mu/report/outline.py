@@ -75,6 +75,9 @@ def outline(page: Page) -> Iterator[Block]:
     for suite in page.suites:
         yield Heading(2, f"Scores of suite {suite.suite}")
         yield from _scores(suite)
+    if page.searches:
+        yield Heading(2, "How the search decided")
+        yield Items([f"{search.concept}: {search.sentence}" for search in page.searches])
     if page.commands:
         yield Heading(2, "How to reproduce")
         yield Code("\n".join(page.commands))

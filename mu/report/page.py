@@ -20,6 +20,7 @@ from mu.report.figures import short
 from mu.report.images import Grid, Group, grids, judged, paired
 from mu.report.layer_figures import LayerFigure, LayerSearch, layer_figures
 from mu.report.measures import Measure, SuiteScores, measured
+from mu.report.search_figures import SearchRecord, SearchShown
 from mu.report.verdict import ERASED, Losses, Verdict, losses, unmeasured, verdict
 
 HASH = re.compile(r"[0-9a-f]{16,64}")
@@ -47,6 +48,7 @@ class Page:
     curves: list[Curve]
     constants: list[str]
     plots: list[LayerFigure]
+    searches: list[SearchShown]
     config: str
     evaluate: str
 
@@ -177,6 +179,7 @@ def read_page(run: RunDirectory) -> Page:
         curves=curves,
         constants=constants,
         plots=_plots(run),
+        searches=_searches(run),
         config=read_text(run.config, largest=LARGEST_SETTINGS) if run.config.exists() else "",
         evaluate=f"mu evaluate {shlex.quote(str(run.folder))}",
     )
@@ -226,3 +229,10 @@ def _plots(run: RunDirectory) -> list[LayerFigure]:
         for path in run.layer_searches()
         for figure in layer_figures(read_record(path, LayerSearch), path.stem.removeprefix("slug_"))
     ]
+
+
+def _searches(run: RunDirectory) -> list[SearchShown]:
+    if not run.calibration.exists():
+        return []
+    records = read_record(run.calibration, dict[str, SearchRecord])
+    return [SearchShown(concept, record) for concept, record in records.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
@@ -155,3 +155,15 @@ class AnchoredConfig(ErasureConfig):
             [(phrased(template, concept), phrased(template, anchor)) for template in self.templates]
             for concept, anchor in zip(self.concepts, self._each(), strict=True)
         ]
+
+
+class ClosedFormConfig(AnchoredConfig):
+    """Settings of methods that solve in closed form. Any of ``solved_by`` by hand replaces a calibrated search."""
+
+    solved_by: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="after")
+    def _by_hand(self) -> Self:
+        if self.calibrate.on and any(by_hand(self, name) for name in self.solved_by):
+            self.calibrate = self.calibrate.model_copy(update={"on": False})
+        return self

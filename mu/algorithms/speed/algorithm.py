@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,13 +17,18 @@ from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.data.prompt_lists import KINDS, entries, everyday
 from mu.edits.edit import described
-from mu.edits.joint import JointEdit, Solve, group_of, joint_info
+from mu.edits.joint import JointEdit, Solve, group_of, joint_info, right_factor
 from mu.models.diffusion import DiffusionModel
+from mu.training.closed_form import calibrations_of, chosen, facts, kept_texts, pair_rows, rows
 from mu.training.diffusion_method import WeightErasure
 
 CENTRES = 3
 """Centres of the empty prompt's rows that are held beside its start token."""
 _ROUNDING = 1e-10
+HELD = 0.1
+"""In a calibrated search, the share of the mean square of retained rows in one direction that makes it retained."""
+PRESSURES = (3e2, 1e3, 3e3, 1e4)
+"""1 / s in a calibrated search, as multiples of 1 over the rows' mean square norm; the mildest first."""
 
 log = logging.getLogger("mu")
 
@@ -56,15 +61,54 @@ class Speed(SpeedMethod, WeightErasure):
     config: SpeedConfig
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> JointEdit:
-        config, model = self.config, self.load_model()
-        kinds = {"K": ("text-keys",), "V": ("text-values",), "KV": ("text-keys", "text-values")}[config.matrices]
-        weights = {name: W for kind in kinds for name, W in model.parameters(kind).items()}  # type: ignore[arg-type]
+        model = self.load_model()
+        if self.config.calibrate.on:
+            return self.calibrated(model)
+        weights = self.weights(model, self.config.matrices)
         targets = self.targets(model)
         texts = self.retained(model)
         R, K = model.last_rows(texts), held(model)
-        return self.solved(
-            model, {name: W.detach().cpu().double() for name, W in weights.items()}, targets, R, K, texts
+        return self.solved(model, weights, targets, R, K, texts)
+
+    @staticmethod
+    def weights(model: DiffusionModel, matrices: str) -> dict[str, Tensor]:
+        """The matrices to change, by full name, in float64 on the CPU."""
+        kinds = {"K": ("text-keys",), "V": ("text-values",), "KV": ("text-keys", "text-values")}[matrices]
+        found = {name: W for kind in kinds for name, W in model.parameters(kind).items()}  # type: ignore[arg-type]
+        return {name: W.detach().cpu().double() for name, W in found.items()}
+
+    def calibrated(self, model: DiffusionModel) -> JointEdit:
+        """The edit by what the model shows (`mu.training.calibration`): no setting counts but ``calibrate``.
+
+        Keys and values change, for all positions of all phrasings. Directions are retained whose eigenvalue is at least
+        `HELD` of the mean, and the weight of the distance from the old matrix is a share of what is erased: it, and the
+        anchors, are chosen by the probe.
+        """
+        calibrations = calibrations_of(model, self.config)
+        texts, weights = kept_texts(calibrations), self.weights(model, "KV")
+        R, K = rows(model, texts), held(model)
+        span = free_of(R * len(R) ** 0.5, HELD * float(R.square().sum()) / R.shape[1], R.shape[1])
+
+        def solved(C: Tensor, A: Tensor, pressure: float) -> dict[str, Tensor]:
+            F = right_factor(C, self._without(span, C, K) * pressure / float(C.square().sum()), 1.0)
+            return {name: (W @ (A - C).T @ F).float().to(model.device) for name, W in weights.items()}
+
+        found = chosen(model, self.config, calibrations, PRESSURES, solved)
+        pairs = [
+            fewest(*pair_rows(model, each.pairs(anchor))) for each, (anchor, _) in zip(calibrations, found, strict=True)
+        ]
+        C, A = (torch.cat(side) for side in zip(*pairs, strict=True))
+        pressure = max(pressure for _, pressure in found) / max(float(c.square().sum()) for c, _ in pairs)
+        Z = self._without(span, C, K) * pressure
+        info = self.info(spares=tuple(texts), **described(model, list(weights)))
+        group = group_of("speed", info.fingerprint, {"calibrated": pressure}, texts)
+        solve = Solve(group, 1.0, False, tuple(len(c) for c, _ in pairs))
+        edit = JointEdit(
+            {name: W @ (A - C).T for name, W in weights.items()}, C, dict.fromkeys(weights, Z), joint_info(info, solve)
         )
+        with edit.applied(model):
+            edit.info = replace(edit.info, found={**edit.info.found, **facts(calibrations, found, "pressure")})
+        return edit
 
     def solved(
         self,
@@ -233,6 +277,13 @@ def free_of(R: Tensor, threshold: float, width: int) -> Tensor:
         return directions[:, sizes >= threshold].T
     sizes, turned = torch.linalg.eigh(R @ R.T / len(R))
     return torch.linalg.qr(R.T @ turned[:, sizes >= threshold]).Q.T
+
+
+def fewest(C: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """As few rows c and a as have the same sums c c^T and a c^T, to a millionth: a rotation of the rows."""
+    U, sizes, _ = torch.linalg.svd(torch.cat([C, A], dim=1), full_matrices=False)
+    turned = U[:, sizes > 1e-6 * sizes[0]].T
+    return turned @ C, turned @ A
 
 
 def off(rows: Tensor, directions: Tensor) -> Tensor:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from mu.core.algorithm import Method, Preset, Presets
-from mu.training.diffusion_config import AnchoredConfig
+from mu.training.diffusion_config import CALIBRATED, ClosedFormConfig
 
 
-class SpeedConfig(AnchoredConfig):
+class SpeedConfig(ClosedFormConfig):
     """All settings of SPEED. Defaults: the released settings for few concepts on SD 1.4."""
+
+    solved_by: ClassVar = (
+        "templates", "retain", "matrices", "filter", "augmentations", "threshold", "retain_scale", "lamb", "tokens",
+    )  # fmt: skip
 
     retain: list[str] = []
     """Texts whose last token is retained. A text that contains an erased concept is left out. Empty: the lists of
@@ -40,11 +45,13 @@ class SpeedConfig(AnchoredConfig):
     output_dir: str = "outputs/speed"
     """The run folder."""
 
-    def idle(self) -> dict[str, str]:
-        found = {"calibrate": "speed solves by its settings, no search decides"}
-        without = {"augmentations": "only filtered texts are augmented, and filter is off"} if not self.filter else {}
-        drawn = self.filter and self.augmentations
-        return found | without | ({} if drawn else {"seed": "nothing is drawn without filter and augmentations"})
+    def idle(self) -> Mapping[str, str]:
+        found = dict(super().idle())
+        if self.calibrate.on or not (self.filter and self.augmentations):
+            found["seed"] = "nothing is drawn without filter and augmentations"
+        if not self.filter:
+            found["augmentations"] = "only filtered texts are augmented, and filter is off"
+        return found
 
 
 class SpeedMethod(Method):
@@ -62,8 +69,10 @@ class SpeedMethod(Method):
     name = "speed"
     home = "mu.algorithms.speed.algorithm:Speed"
     config_class = SpeedConfig
+    default_preset = "calibrated"
     presets = Presets(
         SpeedConfig,
+        CALIBRATED,
         Preset("objects", "characters, objects and few concepts on SD 1.4: the published settings"),
         Preset(
             "celebrities",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,15 +13,12 @@ from mu.core.concept import says
 from mu.core.errors import ConfigError
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
-from mu.edits.edit import Edit, described, shifted
+from mu.edits.edit import Edit, described
 from mu.edits.joint import JointEdit, Solve, group_of, joint_info
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
-from mu.training.calibration import Calibration
-from mu.training.diffusion_config import by_hand
+from mu.training.closed_form import calibrations_of, chosen, facts, kept_texts, pair_rows, rows
 from mu.training.diffusion_method import WeightErasure
-
-log = logging.getLogger("mu")
 
 
 class UCE(UCEMethod, WeightErasure):
@@ -69,50 +65,23 @@ class UCE(UCEMethod, WeightErasure):
     def calibrated(self, model: DiffusionModel) -> WeightEdit:
         """The edit by what the model shows (`mu.training.calibration`): no setting counts but ``calibrate``.
 
-        Each concept takes the anchor that erases most at least harm, by the probe, among its peers and `ANCHORS`. The
-        sums of the least squares become means, so that the weights do not depend on the number of prompts, and lamb is
-        a share of the retained rows' mean square. All concepts are solved together.
+        Each concept takes the anchor that erases most at least harm, by the probe, among its peers and a few others.
+        The sums of the least squares become means, and lamb is a share of the retained rows' mean square. All concepts
+        are solved together.
         """
-        concepts = self.config.concepts
-        calibrations = [Calibration.of(model, concept, self.config.calibrate) for concept in concepts]
-        texts = dict.fromkeys(text for each in calibrations for text in each.around.kept)
-        kept = [text for text in texts if not any(says(text, concept) for concept in concepts)]
-        K = _normalised(_rows(model, kept))
-        chosen = [self._chosen(model, each, K) for each in calibrations]
-        rows = [_pair_rows(model, each.pairs(anchor)) for each, (anchor, _) in zip(calibrations, chosen, strict=True)]
-        C, A = (torch.cat(side) for side in zip(*rows, strict=True))
-        edit = self.edit(self.shifts(model, solve(C, A, K, max(scale for _, scale in chosen), 1.0, _lamb(K))))
+        calibrations = calibrations_of(model, self.config)
+        K = rows(model, kept_texts(calibrations))
+
+        def solved(C: Tensor, A: Tensor, scale: float) -> dict[str, Tensor]:
+            return self.shifts(model, solve(C, A, K, scale, 1.0, _lamb(K)))
+
+        found = chosen(model, self.config, calibrations, SCALES, solved)
+        pairs = [pair_rows(model, each.pairs(anchor)) for each, (anchor, _) in zip(calibrations, found, strict=True)]
+        C, A = (torch.cat(side) for side in zip(*pairs, strict=True))
+        edit = self.edit(solved(C, A, max(scale for _, scale in found)))
         with edit.applied(model):
-            found = [
-                each.found(each.probe.read(), anchor=anchor, erase_scale=scale)
-                for each, (anchor, scale) in zip(calibrations, chosen, strict=True)
-            ]
-        edit.info = replace(
-            edit.info, found={each.concept: facts for each, facts in zip(calibrations, found, strict=True)}
-        )
+            edit.info = replace(edit.info, found=facts(calibrations, found, "erase_scale"))
         return edit
-
-    def _chosen(self, model: DiffusionModel, calibration: Calibration, K: Tensor) -> tuple[str, float]:
-        """The anchor, and the weight of the concept in the least squares.
-
-        All anchors are tried at the smallest of `SCALES` at which one erases, that one also at the larger.
-        """
-        best = []
-        concepts, given = self.config.concepts, self.config.anchors
-        anchors = [a for a in (*calibration.around.peers[:6], *ANCHORS) if not any(says(a, c) for c in concepts)]
-        if by_hand(self.config, "anchors"):
-            k = [str(concept) for concept in concepts].index(calibration.concept)
-            anchors = given if len(given) == 1 else [given[k]]
-        for scale in SCALES:
-            for anchor in anchors:
-                C, A = _pair_rows(model, calibration.pairs(anchor))
-                with shifted(model, self.shifts(model, solve(C, A, K, scale, 1.0, _lamb(K)))):
-                    best.append((calibration.cost(calibration.probe.read()), anchor, scale))
-            if min(best)[0] < 1:
-                anchors = [min(best)[1]]
-        _, anchor, scale = min(best)
-        log.info("%r becomes %r", calibration.concept, anchor)
-        return anchor, scale
 
     @torch.no_grad()
     def shifts(self, model: DiffusionModel, X: Tensor) -> dict[str, Tensor]:
@@ -159,32 +128,13 @@ class UCE(UCEMethod, WeightErasure):
         return k[last : last + 1] if self.config.tokens == "last" else k
 
 
-ANCHORS = ("", "art", "person")
-"""Anchors that are tried beside a concept's peers."""
 SCALES = (0.1, 1.0, 10.0)
 """Weights of the concept beside what is retained, the mildest first."""
-
-
-def _rows(model: DiffusionModel, texts: Sequence[str]) -> Tensor:
-    """The rows of all positions of the prompt embeddings, (n, width)."""
-    return model.encode(texts).sequence.flatten(0, 1).cpu().double()
-
-
-def _normalised(rows: Tensor) -> Tensor:
-    """``rows`` scaled so that their sum of squares is a mean."""
-    return rows / max(len(rows), 1) ** 0.5
 
 
 def _lamb(K: Tensor) -> float:
     """A hundredth of the mean square that the retained rows have in one direction."""
     return 1e-2 * float(K.square().sum()) / K.shape[1]
-
-
-def _pair_rows(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-    """Rows c and a of every phrasing with the concept and with its anchor, where the two differ."""
-    c, a = (_rows(model, side) for side in zip(*pairs, strict=True))
-    differ = (c - a).abs().amax(1) > 1e-6 * c.abs().max()
-    return _normalised(c[differ]), _normalised(a[differ])
 
 
 def solve(C: Tensor, A: Tensor, K: Tensor, erase_scale: float, preserve_scale: float, lamb: float) -> Tensor:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.tunable import Choice, LogRange
-from mu.training.diffusion_config import CALIBRATED, AnchoredConfig, by_hand
-
-LEAST_SQUARES = ("templates", "preserve", "erase_scale", "preserve_scale", "lamb", "tokens", "restorable")
+from mu.training.diffusion_config import CALIBRATED, ClosedFormConfig
 
 
-class UCEConfig(AnchoredConfig):
+class UCEConfig(ClosedFormConfig):
     """All settings of UCE. Defaults: the published settings for objects on SD 1.4."""
+
+    solved_by: ClassVar = ("templates", "preserve", "erase_scale", "preserve_scale", "lamb", "tokens", "restorable")
 
     preserve: list[str] = [""]
     """Texts whose keys and values are retained. A text that contains an erased concept is skipped."""
@@ -34,13 +33,6 @@ class UCEConfig(AnchoredConfig):
     it the edit is one delta, of a smaller file if concepts have many tokens."""
     output_dir: str = "outputs/uce"
     """The run folder."""
-
-    @model_validator(mode="after")
-    def _by_hand(self) -> Self:
-        """Settings of the least squares itself, other than its anchors, replace a calibrated search."""
-        if self.calibrate.on and any(by_hand(self, name) for name in LEAST_SQUARES):
-            self.calibrate = self.calibrate.model_copy(update={"on": False})
-        return self
 
 
 class UCEMethod(Method):

@@ -1,0 +1,65 @@
+"""What closed forms share in a calibrated search, and SPEED's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import mu
+from mu.algorithms import algorithm, method
+from mu.algorithms.speed.algorithm import fewest
+from mu.edits.joint import JointEdit
+from mu.models.diffusion import DiffusionModel
+from mu.models.parameters import fingerprint, select
+from mu.training.closed_form import pair_rows, rows
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionModel:
+    return mu.load("canvas", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def edit(model: DiffusionModel) -> JointEdit:
+    found = algorithm("speed")(method("speed").for_concepts(["neon"], None, "calibrated"), model=model).find_edit()
+    assert isinstance(found, JointEdit)
+    return found
+
+
+def test_sums_do_not_depend_on_how_often_a_prompt_is_given(model: DiffusionModel):
+    once, twice = rows(model, ["a fish", "a star"]), rows(model, ["a fish", "a star"] * 2)
+    assert torch.allclose(once.T @ once, twice.T @ twice)
+    once, twice = (pair_rows(model, [("neon", "sketch")] * n) for n in (1, 2))
+    assert torch.allclose(once[0].T @ once[1], twice[0].T @ twice[1])
+
+
+def test_fewest_rows_have_the_same_sums():
+    draw = torch.Generator().manual_seed(0)
+    basis = torch.randn(5, 12, generator=draw, dtype=torch.float64)
+    C, A = (torch.randn(40, 5, generator=draw, dtype=torch.float64) @ basis for _ in range(2))
+    c, a = fewest(C, A)
+    assert len(c) <= 10 < len(C)
+    assert torch.allclose(c.T @ c, C.T @ C) and torch.allclose(a.T @ c, A.T @ C)
+
+
+def test_speed_asks_the_model_and_is_read_as_gone(model: DiffusionModel, edit: JointEdit):
+    facts = edit.info.found["neon"]
+    assert facts["gone"] and facts["mild"] and facts["anchor"] in (*facts["peers"], "", "art", "person")
+    assert [part.info.concepts for part in edit.parts()] == [("neon",)]
+
+
+def test_speed_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, edit: JointEdit):
+    before = fingerprint(model, select(model, "*"))
+    again = algorithm("speed")(method("speed").for_concepts(["neon"], None, "calibrated"), model=model).find_edit()
+    assert fingerprint(model, select(model, "*")) == before
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(again.deltas(), edit.deltas(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("speed", {"threshold": 0.2}), ("speed", {"retain": ["a cat"]}), ("uce", {"lamb": 0.3})]
+)
+def test_settings_of_the_solve_by_hand_replace_the_search(name: str, given: dict[str, Any]):
+    assert not method(name).for_concepts(["neon"], None, "calibrated", given).calibrate.on
+    assert method(name).for_concepts(["neon"], None, "calibrated", {}).calibrate.on, "control: without them it is on"
