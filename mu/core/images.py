@@ -1,4 +1,4 @@
-"""Images of any mode as 8-bit RGB. Every reader of image files uses it."""
+"""Images of any mode as 8-bit RGB, as a person sees them. Every reader of image files uses it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,56 @@ if TYPE_CHECKING:
 
 
 def rgb(image: Image) -> Image:
-    """``image`` in 8-bit RGB.
+    """``image`` in 8-bit RGB, as a viewer shows it: upright, and transparent parts on white.
 
     Pillow's own conversion cuts 16-bit levels at 255, so that they become white, and ignores the colour profile of
-    CMYK images. Here 16-bit levels and floating-point numbers are scaled, and an embedded CMYK profile is used.
+    CMYK images, EXIF's orientation, and transparency: a transparent place gets whatever colour lies under it. Here
+    16-bit levels and floating-point numbers are scaled, and an embedded CMYK profile is used.
     """
+    image.load()
+    image = _upright(image)
+    if image.has_transparency_data and not image.mode.startswith("I"):
+        return _on_white(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return _scaled(image)
     if image.mode == "CMYK" and image.info.get("icc_profile"):
         return _by_profile(image)
     return image.convert("RGB")
+
+
+def shown_size(image: Image) -> tuple[int, int]:
+    """Width and height of ``rgb(image)``, from the head of its file."""
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow itself turns these
+        return width, height
+    return (height, width) if _orientation(image) >= _ON_ITS_SIDE else (width, height)
+
+
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, 5
+"""EXIF's tag, and the first of its values whose width is the height of the picture."""
+
+
+def _orientation(image: Image) -> int:
+    """EXIF's orientation, 1 for upright. The tag is any bytes of the file, and the picture is there without it."""
+    from PIL import Image as pillow
+
+    try:
+        return int(pillow.Image.getexif(image).get(_ORIENTATION, 1))  # that of a PNG image decodes all of it
+    except Exception:
+        return 1
+
+
+def _upright(image: Image) -> Image:
+    from PIL import ImageOps
+
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _on_white(image: Image) -> Image:
+    from PIL import Image as pillow
+
+    white = pillow.new("RGBA", image.size, "white")
+    return pillow.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _scaled(image: Image) -> Image:

@@ -12,8 +12,9 @@ Z = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
 
 
-def wilson(hits: int, n: int) -> Interval:
+def wilson(hits: float, n: int) -> Interval:
     """The interval of a share of ``hits`` in ``n`` images, both in 0..1. It does not shrink to a point at 0 or 1.
+    Equal answers of a classifier are parts of a hit, so ``hits`` may be no whole number.
 
     (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = hits/n. Source: Wilson 1927, eq. 8. Raises
     `DataError` for no images, or hits outside 0..n.

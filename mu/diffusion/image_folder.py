@@ -22,7 +22,7 @@ from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.evidence import note_files
 from mu.core.files import atomic_path, check_writing, is_inside, sha256, write_json, writing
-from mu.core.images import rgb
+from mu.core.images import rgb, shown_size
 from mu.core.records import Prompt, checked, read_record
 from mu.core.run import RunDirectory
 from mu.diffusion.sampling import Sampling, check_request, checked_size, generate_batches
@@ -204,7 +204,7 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height in pixels, from the head of the file. Raises `DataError` for a file that cannot be read."""
     with _opened(path) as image:
-        return image.size
+        return shown_size(image)
 
 
 def as_images(pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -217,8 +217,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except OSError as error:
-        raise DataError(f"image {path} cannot be read ({error}): remove it and run again") from None
+    except Exception as error:  # Pillow's decoders raise many types on garbled bytes
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"image {path} cannot be read ({told}): remove it and run again") from None
 
 
 def before_after(

@@ -22,7 +22,7 @@ from mu.evaluation.answers import Images, batches
 from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge
 from mu.evaluation.metrics.clip_score import clip_score
-from mu.evaluation.metrics.intervals import bootstrap, evenly, mean_of_shares, paired
+from mu.evaluation.metrics.intervals import bootstrap, mean_of_shares, paired, paired_means
 from mu.evaluation.metrics.lpips import lpips
 from mu.models import load
 from mu.models.clip import ClipModel
@@ -51,16 +51,16 @@ def mean(
 
 
 def share_of_each(
-    name: str, groups: Mapping[str, Sequence[bool]], protocol: str, *,
-    before: Mapping[str, Sequence[bool]] | None = None, **more: Any,
+    name: str, groups: Mapping[str, Sequence[float]], protocol: str, *,
+    before: Mapping[str, Sequence[float]] | None = None, **more: Any,
 ) -> Score:  # fmt: skip
-    """The mean over items of the share of their images that are hits: each counts once, whatever its images.
+    """The mean over items of the share of their images that are hits (1 or 0, or the chance of one): each counts once.
 
     With the base's hits, ``before``, the interval of the change.
     """
     hits = [*groups.values()]
     values = {item: sum(group) / len(group) for item, group in groups.items()}
-    change = None if before is None else paired(evenly([before[item] for item in groups]), evenly(hits))
+    change = None if before is None else paired_means([before[item] for item in groups], hits)
     return scored(
         name, sum(values.values()) / len(values), sum(map(len, hits)), protocol, values,
         interval=mean_of_shares(hits), change=change, **more,

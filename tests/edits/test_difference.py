@@ -136,6 +136,16 @@ def delta_bin(model: Any, folder: Path) -> Path:
     return folder / "delta.bin"
 
 
+def adversarial_text(model: Any, folder: Path) -> Path:
+    """AdvUnlearn's: a module that holds the text encoder, and its parts once more under other names."""
+    plain = {name.removeprefix("text_model."): value for name, value in part_of(model, "text_encoder").items()}
+    whole = {f"text_encoder.text_model.{name}": value for name, value in plain.items()}
+    again = {name.replace("embeddings.", "embedding."): value for name, value in plain.items()}
+    file = folder / "TextEncoder-text_encoder_full-epoch_999.pt"
+    torch.save(whole | again | {"text_encoder.text_model.embeddings.position_ids": torch.arange(77)[None]}, file)
+    return file
+
+
 def text_folder(model: Any, folder: Path) -> Path:
     model.text[0].module.save_pretrained(folder / "text")
     return folder / "text"
@@ -157,6 +167,7 @@ FORMS: dict[str, tuple[Callable[[Any, Path], Path], tuple[str, ...]]] = {
     "diffusers folder": (whole_folder, ("unet", "vae", "text_encoder")),
     "UNet's folder": (unet_folder, ("unet",)),
     "delta.bin": (delta_bin, ("unet",)),
+    "AdvUnlearn's text encoder": (adversarial_text, ("text_encoder",)),
     "text encoder's folder": (text_folder, ("text_encoder",)),
     "text encoder's state dict": (text_file, ("text_encoder",)),
 }
@@ -317,6 +328,99 @@ def test_embeddings_of_new_tokens_are_named(
     assert difference(tiny, tmp_path / "delta.bin").parameters == [name] and "<new1>" in caplog.text
 
 
+# -- names and layouts of published checkpoints -------------------------------------------------------------------------
+
+
+def mace_folder(model: Any, named: Named, folder: Path) -> Path:
+    """A pipeline without a safety checker, its UNet in a pickle."""
+    with shifted(model, {name: value - own(model, name) for name, value in named.items()}):
+        model.pipeline.save_pretrained(folder / "CFR_with_multi_LoRAs", safe_serialization=False)
+    return folder / "CFR_with_multi_LoRAs"
+
+
+def as_compvis(model: Any, named: Named) -> Named:
+    """The ``named`` parameters of the UNet by CompVis' names."""
+    with shifted(model, {name: value - own(model, name) for name, value in named.items()}):
+        after = {key: value.clone() for key, value in to_compvis(model.pipeline).items()}
+    before = to_compvis(model.pipeline)
+    return {key: value for key, value in after.items() if not torch.equal(value, before[key])}
+
+
+def saved(content: Any, file: Path) -> Path:
+    (save_file if file.suffix == ".safetensors" else torch.save)(content, file)
+    return file
+
+
+def bare(named: Named) -> Named:
+    return {name.removeprefix("unet."): value for name, value in named.items()}
+
+
+PUBLISHED: dict[str, Callable[[Any, Named, Path], Path]] = {
+    "ESD of 2023, diffusers": lambda model, named, folder: saved(
+        part_of(model, "unet") | bare(named), folder / "diffusers-VanGogh-ESDx1-UNET.pt"
+    ),
+    "ESD of 2023, CompVis": lambda model, named, folder: saved(
+        to_compvis(model.pipeline) | as_compvis(model, named), folder / "compvis-word_VanGogh-method_xattn-sg_3-ng_1.pt"
+    ),
+    "ESD of 2025": lambda model, named, folder: saved(
+        bare(named), folder / "esd-Van_Gogh-from-Van_Gogh-esdx.safetensors"
+    ),
+    "UCE of 2023": lambda model, named, folder: saved(
+        part_of(model, "unet") | bare(named),
+        folder / "erased-van gogh-towards_art-preserve_true-sd_1_4-method_replace.pt",
+    ),
+    "UCE of 2025": lambda model, named, folder: saved(bare(named), folder / "erased-van gogh.safetensors"),
+    "MACE": mace_folder,
+    "SPEED": lambda model, named, folder: saved(bare(named), folder / "weight.pt"),
+    "Concept Ablation": lambda model, named, folder: saved({"unet": bare(named)}, folder / "delta.bin"),
+    "Concept Ablation, CompVis": lambda model, named, folder: saved(
+        {"state_dict": as_compvis(model, named) | {"embed": torch.ones(1, 8)}}, folder / "delta_epoch=000004.ckpt"
+    ),
+}
+"""Each writes the ``named`` edited parameters of the UNet as the program of the paper does."""
+
+
+@pytest.mark.parametrize("form", PUBLISHED)
+def test_what_erasers_publish_is_read_by_any_of_their_names(
+    form: str, tiny_v: DiffusionModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deltas = grown(tiny_v, keys_of(tiny_v))
+    path = PUBLISHED[form](tiny_v, {name: own(tiny_v, name) + delta for name, delta in deltas.items()}, tmp_path)
+    edit = difference(tiny_v, path, concepts=["Van Gogh"], error=0)
+    assert set(edit.parameters) == set(deltas) and edit.info.config == {
+        "file": path.stem if path.is_file() else path.name
+    }
+    found = put_on(tiny_v, edit)
+    assert all(torch.equal(found[name], own(tiny_v, name) + delta) for name, delta in deltas.items())
+    assert ("new tokens" in caplog.text) == ("CompVis" in form and "Ablation" in form)
+
+
+OTHER_FILES: dict[str, tuple[Any, str]] = {
+    "cache_final.pt": ({"0_for_mat1": torch.ones(4, 4), "0_for_mat2": torch.ones(4, 4)}, "'0_for_mat1'"),
+    "receler.pt": ({"down_blocks.0": {"adapter_down.weight": torch.ones(2, 4)}}, "'down_blocks.0.adapter_down.weight'"),
+    "sae.pt": ({"state_dict": {"encoder.weight": torch.ones(2, 4), "b_dec": torch.ones(4)}}, "'encoder.weight'"),
+    "with-optimizer.pt": ({"unet": {}, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, "exp_avg"),
+    "losses.pt": ([torch.ones(3)], "holds no named tensors"),
+}
+"""Caches, adapters and features of erasers, which are no weights of the model: content, and what the refusal names."""
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_what_is_no_weights_is_one_line_that_names_it(name: str, tiny: DiffusionModel, tmp_path: Path) -> None:
+    content, told = OTHER_FILES[name]
+    torch.save(content, tmp_path / name)
+    with pytest.raises(ModelError, match=told) as caught:
+        difference(tiny, tmp_path / name)
+    assert name in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_the_same_numbers_twice_are_no_trouble(tiny: DiffusionModel, tmp_path: Path) -> None:
+    name = keys_of(tiny)[0]
+    value = own(tiny, name) + 1
+    torch.save({name: value, name.removeprefix("unet."): value.clone()}, tmp_path / "both.pt")
+    assert difference(tiny, tmp_path / "both.pt").parameters == [name]
+
+
 def test_an_edit_passes_through(tiny: DiffusionModel, tmp_path: Path) -> None:
     layer = keys_of(tiny)[0].removesuffix(".weight")
     out, width = own(tiny, f"{layer}.weight").shape
@@ -365,7 +469,7 @@ def wrong_shape(named: Named) -> Named:
 
 
 def twice(named: Named) -> Named:
-    return named | {"unet.conv_in.weight": named["conv_in.weight"].clone()}
+    return named | {"unet.conv_in.weight": named["conv_in.weight"] + 1}
 
 
 def not_finite(named: Named) -> Named:
@@ -379,7 +483,7 @@ def whole_numbers(named: Named) -> Named:
 REFUSED: dict[str, tuple[Callable[[Named], Mapping[str, Tensor]], str]] = {
     "an unknown key": (strange, "unet.conv_in.scale"),
     "another shape": (wrong_shape, "architecture.*3 x 3"),
-    "a parameter twice": (twice, "conv_in.weight twice"),
+    "a parameter twice": (twice, "conv_in.weight twice.*other numbers"),
     "no finite number": (not_finite, "not finite in unet.conv_in.bias"),
     "whole numbers": (whole_numbers, "conv_in.bias is int8"),
 }

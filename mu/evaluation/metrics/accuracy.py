@@ -22,17 +22,18 @@ def accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> float:
     return float(_checked(logits, targets, k).mean())
 
 
-def class_accuracy(logits: Tensor, targets: Tensor, k: int = 1) -> dict[int, float]:
-    """`accuracy` of each class that occurs in ``targets``, by class number. Arguments and errors are the same.
+def class_hits(logits: Tensor, targets: Tensor, k: int = 1) -> dict[int, list[float]]:
+    """`hits` of each class that occurs in ``targets``, by class number. Arguments and errors are those of `accuracy`.
 
-    Its mean is the macro accuracy of SLUG's CelebA score (arXiv 2407.11867), where each person counts once.
+    The mean of the classes' means is the macro accuracy of SLUG's CelebA score (arXiv 2407.11867), where each person
+    counts once.
 
     >>> import torch
-    >>> class_accuracy(torch.tensor([[3.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
-    {0: 1.0, 1: 0.5}
+    >>> class_hits(torch.tensor([[3.0, 1.0], [0.0, 2.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
+    {0: [1.0], 1: [1.0, 0.0]}
     """
     found = _checked(logits, targets, k)
-    return {int(label): float(found[targets == label].mean()) for label in targets.unique()}
+    return {int(label): found[targets == label].tolist() for label in targets.unique()}
 
 
 def hits(logits: Tensor, targets: Tensor, k: int = 1) -> Tensor:

@@ -7,8 +7,10 @@ were not asked, and nothing of a judge that is wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mu.core.errors import DataError
 from mu.core.intervals import Interval, wilson
@@ -18,11 +20,12 @@ AT_ONCE = 4_000_000
 """Values drawn at once, so that tens of thousands of images need no gigabyte."""
 
 
-def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
+def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int = 0) -> Interval:
     """The interval of the mean of ``values``: the 2.5 and 97.5 % points of the means of `DRAWS` samples drawn again.
 
-    Deterministic for a seed. Source: Efron 1979. A single value has no interval: it is returned twice. Raises
-    `DataError` for no values, or values that are not finite.
+    With positive ``weights``, of the weighted mean; each sample's mean is weighted by its own weights, so that it lies
+    among the values. Deterministic for a seed. Source: Efron 1979. A single value has no interval: it is returned
+    twice. Raises `DataError` for no values, or values that are not finite.
 
     >>> bootstrap([1.0, 1.0, 1.0])
     (1.0, 1.0)
@@ -30,34 +33,42 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     known = np.asarray(values, dtype=np.float64)
     if not known.size or not np.isfinite(known).all():
         raise DataError("a mean needs one or more finite values: check how they were measured")
+    heavy = None if weights is None else np.asarray(weights, dtype=np.float64)
     random, part = np.random.default_rng(seed), max(1, AT_ONCE // len(known))
     draws = (min(part, DRAWS - k) for k in range(0, DRAWS, part))
-    means = [known[random.integers(len(known), size=(n, len(known)))].mean(axis=1) for n in draws]
+    means = [_means(known, heavy, random.integers(len(known), size=(n, len(known)))) for n in draws]
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 
 
-def mean_of_shares(groups: Sequence[Sequence[bool]]) -> Interval:
-    """The interval of the mean of the groups' shares, every group counting once: see `evenly`.
+def _means(values: NDArray[np.float64], weights: NDArray[np.float64] | None, drawn: NDArray[np.int64]) -> Any:
+    """The mean of each sample (draws, n) of places."""
+    if weights is None:
+        return values[drawn].mean(axis=1)
+    return (values * weights)[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
 
-    Wilson's of all images where the groups are equally large, since the mean is then their share; else the bootstrap.
+
+def mean_of_shares(groups: Sequence[Sequence[float]]) -> Interval:
+    """The interval of the mean of the groups' shares, every group counting once.
+
+    A value is a hit, 1 or 0, or the chance of one. Wilson's of all images where the groups are equally large, since the
+    mean is then their share; else the bootstrap.
 
     >>> mean_of_shares([[True, True], [False, False]]) == wilson(2, 4)
     True
     """
     if len({len(group) for group in groups}) == 1:
         return wilson(sum(map(sum, groups)), sum(map(len, groups)))
-    return bootstrap(evenly(groups))
+    return mean_of_means(groups)
 
 
-def evenly(groups: Sequence[Sequence[bool]]) -> list[float]:
-    """The values of all groups, weighted so that their mean is the mean of the groups' means.
+def mean_of_means(groups: Sequence[Sequence[float]]) -> Interval:
+    """The bootstrap's interval of the mean of the groups' means, every group counting once.
 
-    >>> evenly([[True], [True, False, False]])
-    [2.0, 0.6666666666666666, 0.0, 0.0]
+    >>> mean_of_means([[True], [True, True, True]])
+    (1.0, 1.0)
     """
-    n = sum(map(len, groups))
-    return [float(value) * n / (len(groups) * len(group)) for group in groups for value in group]
+    return bootstrap([value for group in groups for value in group], _even(groups))
 
 
 def paired(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Interval:
@@ -66,6 +77,26 @@ def paired(before: Sequence[float], after: Sequence[float], *, seed: int = 0) ->
     >>> paired([1.0, 0.0, 1.0], [0.0, -1.0, 0.0])
     (-1.0, -1.0)
     """
+    return bootstrap(_changes(before, after), seed=seed)
+
+
+def paired_means(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Interval:
+    """`paired` of groups of values, of which every group counts once.
+
+    >>> paired_means([[1.0], [1.0, 1.0]], [[0.0], [0.0, 0.0]])
+    (-1.0, -1.0)
+    """
+    return mean_of_means([_changes(b, a) for b, a in zip(before, after, strict=True)])
+
+
+def _changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
     if len(before) != len(after):
         raise DataError(f"paired values must be equally many, not {len(before)} and {len(after)}")
-    return bootstrap([b - a for a, b in zip(before, after, strict=True)], seed=seed)
+    return [float(a) - float(b) for b, a in zip(before, after, strict=True)]
+
+
+def _even(groups: Sequence[Sequence[float]]) -> list[float] | None:
+    """Weights by which every group counts once; None for groups of one size, whose values all weigh the same."""
+    if len({len(group) for group in groups}) == 1:
+        return None
+    return [1 / len(group) for group in groups for _ in group]

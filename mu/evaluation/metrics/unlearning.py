@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from mu.core.errors import DataError, nearest, quoted
 from mu.core.metrics import scored
 from mu.core.scores import Score
+from mu.evaluation.metrics.intervals import mean_of_shares, paired_means
 
 Kind = Literal["style", "object"]
 Accuracies = dict[str, list[bool]]
@@ -124,26 +125,38 @@ def hits_by(predictions: Iterable[Prediction], kind: Kind) -> Accuracies:
     return hits
 
 
-def scores_of(hits: Hits, protocol: str, cross_protocol: str = "") -> Unlearning:
-    """UA, IRA and CRA of ``hits``; ``cross_protocol`` is CRA's if it is another than ``protocol``.
+def scores_of(hits: Hits, protocol: str, cross_protocol: str = "", *, before: Hits | None = None) -> Unlearning:
+    """UA, IRA and CRA of ``hits`` with their intervals; ``cross_protocol`` is CRA's if it is another than ``protocol``.
+
+    With the base's hits of the same images in the same order, ``before``, also the intervals of the change.
 
     >>> hits = Hits({"neon": [False]}, {"photo": [True, False], "sketch": [True]}, {"star": [True]})
     >>> [score.value for score in scores_of(hits, "canvas/1")]
     [1.0, 0.75, 1.0]
     """
-    ((erased, images),) = hits.gone.items()
-    gone = 1 - sum(images) / len(images)
-    ua = scored("UA", gone, len(images), protocol, {erased: gone})
-    ira, cra = _mean("IRA", hits.within, protocol), _mean("CRA", hits.across, cross_protocol or protocol)
-    return Unlearning(ua, ira, cra)
+    then = before or Hits({}, {}, {})
+    return Unlearning(
+        _mean("UA", _missed(hits.gone), _missed(then.gone), protocol),
+        _mean("IRA", hits.within, then.within, protocol),
+        _mean("CRA", hits.across, then.across, cross_protocol or protocol),
+    )
+
+
+def _missed(accuracies: Accuracies) -> Accuracies:
+    return {concept: [not hit for hit in hits] for concept, hits in accuracies.items()}
 
 
 def _other(kind: Kind) -> Kind:
     return "object" if kind == "style" else "style"
 
 
-def _mean(name: str, accuracies: Accuracies, protocol: str) -> Score:
+def _mean(name: str, accuracies: Accuracies, before: Accuracies, protocol: str) -> Score:
     if not accuracies:
         raise DataError(f"{name} needs images of at least one retained concept")
+    groups = [*accuracies.values()]
     values = {concept: sum(hits) / len(hits) for concept, hits in accuracies.items()}
-    return scored(name, sum(values.values()) / len(values), sum(map(len, accuracies.values())), protocol, values)
+    change = paired_means([before[concept] for concept in accuracies], groups) if before else None
+    return scored(
+        name, sum(values.values()) / len(values), sum(map(len, groups)), protocol, values,
+        interval=mean_of_shares(groups), change=change,
+    )  # fmt: skip

@@ -1,7 +1,8 @@
 """Suite ``canvas``: a small UnlearnCanvas, on the styles and objects of the embedded world.
 
 Answer set: every style x object x seed, prompt ``A {object} image in {style} style.``, 20 steps, guidance 4. The judge,
-a classifier trained on rendered images only, names the style and object of each image. Protocol ``canvas/1``:
+a classifier trained on rendered images only, names the style and object of each image. Protocol ``canvas/1``, whose
+shares and means have 95 % intervals, and in the edited column those of the change, paired by prompt and seed:
 
 - UA, IRA, CRA as in `mu.evaluation.metrics.unlearning`. For an erased style, UA = 1 - style accuracy on its images,
   IRA = mean style accuracy over the other styles, CRA = mean object accuracy over all images. For an erased object,
@@ -24,7 +25,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,11 +54,11 @@ from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described, is_base
 from mu.edits.gates import gate_to_json
 from mu.evaluation.answers import bases_beside
+from mu.evaluation.comparing import clip_fits, mean, share
 from mu.evaluation.doubt import unmeasured
-from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.lpips import lpips
-from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
+from mu.evaluation.metrics.unlearning import Hits, Prediction, scores_of, unlearning_hits
 from mu.evaluation.suites import OTHER_SEEDS
 from mu.models import EMBEDDED, load_diffusion
 from mu.models.clip import ClipModel
@@ -104,26 +105,22 @@ def evaluate(
         after, after_neutral = answers(model, edited, [rows, neutral], "edited answers")
     targets = [getattr(scene, kind) == erased for scene, _ in asked]
     kept = [k for k, target in enumerate(targets) if not target]
-    floor = judge.look(at_other_seeds[kept])[1]
-    texts = clip.encode_text([asked[k][0].prompt for k in kept])
+    floor = judge.look(at_other_seeds[kept])[1].cpu().double()
 
-    def column(images: Tensor, unasked: Tensor) -> list[Score]:
+    def look(images: Tensor, unasked: Tensor) -> Looked:
         seen, features = judge.look(images)
         told = zip(asked, seen["style"], seen["object"], strict=True)
         predictions = [Prediction(str(scene.style), str(scene.object), style, name) for (scene, _), style, name in told]
-        closeness = clip_score(clip.encode_images(images[kept]), texts)
-        distance = frechet_distance(features[kept].cpu().double(), floor.cpu().double())
-        shown = [answer == erased for answer in judge.look(unasked)[0][kind]]
-        return [
-            *unlearning_scores(predictions, erased, kind, protocol=PROTOCOL),
-            scored("unasked", sum(shown) / len(shown), len(shown), PROTOCOL),
-            scored("CLIP score", closeness, len(kept), PROTOCOL),
-            scored("Fréchet distance", distance, len(kept), PROTOCOL),
+        return Looked(
+            unlearning_hits(predictions, erased, kind),
+            [float(answer == erased) for answer in judge.look(unasked)[0][kind]],
+            clip_fits(clip, clip.encode_images(images[kept]).cpu(), [rows[k] for k in kept]),
+            frechet_distance(features[kept].cpu().double(), floor),
             replacement([answer for answer, target in zip(seen[kind], targets, strict=True) if target], erased),
-        ]
+        )
 
-    change = float(lpips(before_neutral, after_neutral, judge.feature_maps).mean())
-    drift = scored("neutral distance", change, len(neutral), PROTOCOL)
+    own, other = look(before, before_neutral), look(after, after_neutral)
+    drift = mean("neutral distance", lpips(before_neutral, after_neutral, judge.feature_maps).tolist(), PROTOCOL)
     judged_by = {name: sha256(EMBEDDED[name]) for name in ("canvas-judge", "canvas-clip")}
     how: dict[str, Any] = {
         "steps": STEPS,
@@ -132,7 +129,30 @@ def evaluate(
         "judges": judged_by,
     }
     how |= unmeasured(edit.info.concepts, lambda concept: says(concept, erased))
-    return {"base": column(before, before_neutral), "edited": [*column(after, after_neutral), drift]}, how
+    return {"base": own.scores(), "edited": [*other.scores(own), drift]}, how
+
+
+class Looked(NamedTuple):
+    """What the judges say of one column's images."""
+
+    hits: Hits
+    unasked: list[float]
+    """1 for each image of a neutral prompt that shows the concept, else 0."""
+    fits: list[float]
+    """The CLIP score of each retained image."""
+    distance: float
+    """The Fréchet distance of the retained images."""
+    replacement: Score
+
+    def scores(self, base: Looked | None = None) -> list[Score]:
+        """All with intervals; with the ``base``, also those of the change at equal prompts and seeds."""
+        return [
+            *scores_of(self.hits, PROTOCOL, before=base.hits if base else None),
+            share("unasked", self.unasked, PROTOCOL, before=base.unasked if base else None),
+            mean("CLIP score", self.fits, PROTOCOL, before=base.fits if base else None),
+            scored("Fréchet distance", self.distance, len(self.fits), PROTOCOL),
+            self.replacement,
+        ]
 
 
 def replacement(seen: Sequence[str], erased: str) -> Score:

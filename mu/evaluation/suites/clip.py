@@ -2,6 +2,8 @@
 
 Protocol ``clip/1``:
 
+Shares and means have 95 % intervals, and the edited column those of the change, paired by image:
+
 - FA@1, FA@5: accuracy on the erased class's images among all classes of its task (lower is better).
 - ``identity@1 retained``: macro accuracy over the *other* classes of that task; every class counts once.
 - ``identity@1``: macro accuracy over all classes, as published; it includes the erased class. On CelebA the classes are
@@ -10,7 +12,8 @@ Protocol ``clip/1``:
   images each image counts once. @5 is given for tasks of more than five classes.
 - MIA: `mu.evaluation.metrics.membership` on the cosine of image and caption (towards 0.5 is better). Members are the
   forget pairs of the edit's search; the others are pairs that it never saw and that do not show the concept. With
-  ``mia:released`` in the data, pairs are drawn in the order of the released program, and the protocol says so.
+  ``mia:released`` in the data, pairs are drawn in the order of the released program, and the protocol says so. Its
+  spread over the draws is beside it: an interval would need models that learned again.
 - Cosine of forget pairs: the quantity in the forget loss.
 
 Tasks and forget pairs are those of the edit's settings; rendered images are new. CelebA and ImageNet give all images or
@@ -23,10 +26,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +45,9 @@ from mu.data.class_folders import read_classes
 from mu.data.clip_sets import ForgetSet, forget_pairs, forget_source, is_gradient_file
 from mu.data.pairs import Captioned, open_pairs
 from mu.edits.edit import Edit
-from mu.evaluation.metrics.accuracy import accuracy, class_accuracy
+from mu.evaluation.comparing import share, share_of_each
+from mu.evaluation.metrics.accuracy import class_hits
+from mu.evaluation.metrics.intervals import mean_of_means, paired_means
 from mu.evaluation.metrics.membership import SMALLEST, membership_inference
 from mu.evaluation.similarity import Similarity
 from mu.models.clip import ClipModel
@@ -62,6 +67,8 @@ POOLED = ("imagenet",)
 """Tasks in which each image counts once."""
 
 Tick = Callable[[int], None]
+Hits = Mapping[int, Sequence[float]]
+"""By class, 1 for each image that is recognised as it, else 0; level classes share the hit."""
 
 log = logging.getLogger("mu")
 
@@ -72,6 +79,20 @@ class Leak:
 
     forgotten: Sequence[Captioned]
     others: Sequence[Captioned]
+
+
+class Fits(NamedTuple):
+    """For one concept: the cosine of image and caption of each pair of its `Leak`."""
+
+    forgotten: list[float]
+    others: list[float]
+
+
+class Seen(NamedTuple):
+    """What one column is scored by: similarities (n, c) by task, and fits by concept."""
+
+    logits: Mapping[str, Tensor]
+    fits: Mapping[str, Fits]
 
 
 def evaluate(
@@ -100,7 +121,7 @@ def evaluate(
         len(leak.forgotten) + len(leak.others) for leak in leaks.values()
     )
 
-    def column(title: str) -> tuple[list[Score], Tensor]:
+    def look(title: str) -> tuple[Seen, Tensor]:
         with torch.no_grad(), progress_bar(title, total) as advance:
             done = 0
 
@@ -109,18 +130,25 @@ def evaluate(
                 done += n
                 advance(done, "")
 
-            seen = {task.name: classified(model, task, tick) for task in tasks}
-            scores = [
-                *accuracies(seen, tasks, targets, protocol),
-                *fits(model, leaks, protocol, tick, others_first="mia" in sources),
-            ]
-            return scores, model.encode_text(bare) @ model.encode_images(sights).T
+            logits = {task.name: classified(model, task, tick) for task in tasks}
+            fits = {
+                concept: Fits(*(cosines(model, pairs, tick) for pairs in (leak.forgotten, leak.others)))
+                for concept, leak in leaks.items()
+                if leak.forgotten
+            }
+            return Seen(logits, fits), model.encode_text(bare) @ model.encode_images(sights).T
 
-    before, base = column("base")
+    def scores(seen: Seen, base: Seen | None = None) -> list[Score]:
+        right = accuracies(seen.logits, tasks, targets, protocol, before=base.logits if base else None)
+        others_first, fits = "mia" in sources, base.fits if base else None
+        return [*right, *fit_scores(seen.fits, protocol, before=fits, others_first=others_first)]
+
+    before, base = look("base")
     with edit.applied(model):
-        after, edited = column("edited")
+        after, edited = look("edited")
     write_similarity(run, Similarity(bare, bare, sights, {"base": base, "edited": edited}))
-    return {"base": before, "edited": after}, {"tasks": names, "images": total}
+    table = {"base": scores(before), "edited": scores(after, before)}
+    return table, {"tasks": names, "images": total}
 
 
 def tasks_of(edit: Edit) -> list[str]:
@@ -194,53 +222,70 @@ def parts(images: Sequence[Shown]) -> list[Sequence[Shown]]:
 
 
 def accuracies(
-    seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: Sequence[Target], protocol: str
-) -> list[Score]:
-    """Accuracies at 1, then at 5: of the erased classes, of the rest of their tasks, of every task."""
+    seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], targets: Sequence[Target], protocol: str, *,
+    before: Mapping[str, Tensor] | None = None,
+) -> list[Score]:  # fmt: skip
+    """Accuracies at 1, then at 5: of the erased classes, of the rest of their tasks, of every task.
+
+    With the base's similarities of the same images, ``before``, also the intervals of the change.
+    """
     scores = []
     for k in (1, 5):
         told = [task for task in tasks if len(task.classes) > max(k, 1)]
-        labels = {task.name: torch.tensor(task.labels) for task in told}
-        right = {task.name: class_accuracy(seen[task.name], labels[task.name], k) for task in told}
+        right = _hits(seen, told, k)
+        base = _hits(before, told, k) if before else None
         gone = [target for target in targets if target.task in told]
         if gone:
-            each = {target.concept: right[target.task.name][target.label] for target in gone}
-            images = sum(target.task.labels.count(target.label) for target in gone)
-            scores.append(scored(f"FA@{k}", fmean(each.values()), images, protocol, each))
+            now, then = _of_targets(right, gone), _of_targets(base, gone) if base else None
+            scores.append(share_of_each(f"FA@{k}", now, protocol, before=then))
         forgotten = {task.name: {target.label for target in gone if target.task is task} for task in told}
         for task in sorted(told, key=lambda task: not forgotten[task.name]):  # the concept's own task first
-            counted = {label: value for label, value in right[task.name].items() if label not in task.beyond}
-            kept = {label: value for label, value in counted.items() if label not in forgotten[task.name]}
+            own, old = right[task.name], base[task.name] if base else None
+            counted = [label for label in own if label not in task.beyond]
+            kept = [label for label in counted if label not in forgotten[task.name]]
             if forgotten[task.name] and kept:
-                scores.append(_macro(f"{task.name}@{k} retained", kept, task, protocol))
+                scores.append(_macro(f"{task.name}@{k} retained", task, kept, own, old, protocol))
             if task.name in POOLED:
-                value = accuracy(seen[task.name], labels[task.name], k)
-                scores.append(scored(f"{task.name}@{k}", value, len(task.labels), protocol))
+                scores.append(share(f"{task.name}@{k}", _pooled(own), protocol, before=_pooled(old) if old else None))
             else:
-                scores.append(_macro(f"{task.name}@{k}", counted, task, protocol))
+                scores.append(_macro(f"{task.name}@{k}", task, counted, own, old, protocol))
     return scores
 
 
-def _macro(name: str, by_label: Mapping[int, float], task: ZeroShot, protocol: str) -> Score:
-    n = sum(label in by_label for label in task.labels)
-    by_class = {task.classes[label]: value for label, value in by_label.items()}
-    return scored(name, fmean(by_label.values()), n, protocol, by_class)
+def _hits(seen: Mapping[str, Tensor], tasks: Sequence[ZeroShot], k: int) -> dict[str, Hits]:
+    return {task.name: class_hits(seen[task.name], torch.tensor(task.labels), k) for task in tasks}
 
 
-def fits(
-    model: ClipModel, leaks: Mapping[str, Leak], protocol: str, tick: Tick, *, others_first: bool = False
+def _of_targets(hits: Mapping[str, Hits], targets: Sequence[Target]) -> dict[str, Sequence[float]]:
+    return {target.concept: hits[target.task.name][target.label] for target in targets}
+
+
+def _pooled(hits: Hits) -> list[float]:
+    return [hit for label in hits for hit in hits[label]]
+
+
+def _macro(name: str, task: ZeroShot, labels: Sequence[int], hits: Hits, before: Hits | None, protocol: str) -> Score:
+    """Two classes may have one name: each counts in the mean."""
+    now, then = ({str(label): each[label] for label in labels} for each in (hits, before or hits))
+    score = share_of_each(name, now, protocol, before=then if before else None)
+    return replace(score, per_item={task.classes[int(label)]: value for label, value in score.per_item.items()})
+
+
+def fit_scores(
+    fits: Mapping[str, Fits], protocol: str, *, before: Mapping[str, Fits] | None = None, others_first: bool = False
 ) -> list[Score]:
-    """MIA and the mean cosine of the forget pairs. Logs one warning for each that cannot be measured."""
-    forgotten = {concept: cosines(model, leak.forgotten, tick) for concept, leak in leaks.items() if leak.forgotten}
-    others = {concept: cosines(model, leaks[concept].others, tick) for concept in forgotten}
-    if not forgotten:
+    """MIA and the mean cosine of the forget pairs. Logs one warning for each that cannot be measured.
+
+    With the base's fits of the same pairs, ``before``, also the interval of the cosine's change.
+    """
+    if not fits:
         log.warning("the edit used a gradient file: pass forget:SOURCE for MIA and the cosine of forget pairs")
         return []
     scores, found = [], {}
     try:
-        for concept in forgotten:
-            if min(len(forgotten[concept]), len(others[concept])) >= SMALLEST:
-                found[concept] = membership_inference(forgotten[concept], others[concept], others_first=others_first)
+        for concept, fit in fits.items():
+            if min(map(len, fit)) >= SMALLEST:
+                found[concept] = membership_inference(fit.forgotten, fit.others, others_first=others_first)
             else:
                 log.warning("MIA of %s is left out, too few pairs were unused in the search: pass val:SOURCE", concept)
     except MissingDependency as error:
@@ -250,9 +295,14 @@ def fits(
         spread = {f"{concept}, std over seeds": each.std for concept, each in found.items()}
         pairs = sum(each.n for each in found.values())
         scores.append(scored("MIA", fmean(told.values()), pairs, protocol, told | spread))
-    each = {concept: fmean(values) for concept, values in forgotten.items()}
-    pairs = sum(map(len, forgotten.values()))
-    return [*scores, scored("cosine of forget pairs", fmean(each.values()), pairs, protocol, each)]
+    cosines = {concept: fit.forgotten for concept, fit in fits.items()}
+    each, groups = {concept: fmean(values) for concept, values in cosines.items()}, [*cosines.values()]
+    change = paired_means([before[concept].forgotten for concept in cosines], groups) if before else None
+    cosine = scored(
+        "cosine of forget pairs", fmean(each.values()), sum(map(len, groups)), protocol, each,
+        interval=mean_of_means(groups), change=change,
+    )  # fmt: skip
+    return [*scores, cosine]
 
 
 def cosines(model: ClipModel, pairs: Sequence[Captioned], tick: Tick) -> list[float]:

@@ -47,7 +47,6 @@ from mu.evaluation.doubt import confused, unmeasured, unseen
 from mu.evaluation.judges import Judge, open_judge
 from mu.evaluation.judges.unlearncanvas import OBJECTS, STYLES
 from mu.evaluation.metrics.frechet import frechet_distance
-from mu.evaluation.metrics.intervals import evenly, mean_of_shares, paired
 from mu.evaluation.metrics.unlearning import (
     Accuracies,
     Hits,
@@ -202,13 +201,8 @@ class UnlearnCanvasSuite:
     def _scores(self, hits: Hits, base: Hits | None, doubt: str) -> list[Score]:
         """The three scores with their intervals. With ``base``, also those of their change."""
         cross = self.protocol if self.variant.include_erased else f"{self.protocol}, CRA on retained only"
-        before = _groups(base, self.erased) if base else None
-        found = []
-        for k, score in enumerate(scores_of(hits, self.protocol, cross)):
-            now = _groups(hits, self.erased)[k]
-            change = paired(evenly(before[k]), evenly(now)) if before else None
-            found.append(replace(score, interval=mean_of_shares(now), change=change, doubt="" if k else doubt))
-        return found
+        ua, ira, cra = scores_of(hits, self.protocol, cross, before=base)
+        return [replace(ua, doubt=doubt), ira, cra]
 
     def _add_fid(self, table: Table, answers: Images, found: Sequence[Cell]) -> str:
         """Add FID to every column, or say why it is not measured."""
@@ -224,11 +218,6 @@ class UnlearnCanvasSuite:
             made = features_of(features, answers.paths(kept, column))
             scores.append(scored("FID", frechet_distance(made, real), len(made), protocol))
         return ""
-
-
-def _groups(hits: Hits, erased: str) -> tuple[list[list[bool]], list[list[bool]], list[list[bool]]]:
-    """What UA, IRA and CRA are means of, by concept."""
-    return [[not hit for hit in hits.gone[erased]]], [*hits.within.values()], [*hits.across.values()]
 
 
 def narrowed(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:

@@ -3,6 +3,8 @@
 An answer is right if it contains the right words, in any case (SLUG, arXiv 2407.11867). Decoding is greedy, up to 16
 new tokens.
 
+Shares have 95 % intervals, and the edited column those of the change, paired by image and question:
+
 - FA: accuracy on images whose right answer is the erased concept (lower is better).
 - retained: accuracy on the same questions about other images; the mean over right answers, each counting once.
 - other questions: the mean over the questions that are not about the concept. Also on images of the concept alone: the
@@ -19,19 +21,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from mu.core.documents import parse_csv
 from mu.core.errors import ConfigError, DataError, quoted
 from mu.core.files import is_inside, read_text
-from mu.core.metrics import scored
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.clip_sets import class_of
 from mu.data.questions import Described, question_about
 from mu.edits.edit import Edit
+from mu.evaluation.comparing import share_of_each
 from mu.evaluation.suites.clip import in_protocol, tasks_of
 from mu.models.vision_language import VisionLanguageModel
 from mu.models.zero_shot import ImageFile, Shown, ZeroShot, report_tasks, target_of
@@ -60,20 +61,24 @@ def evaluate(
 
     ``data``: tasks (see `mu.models.zero_shot.TASK_SOURCES`) or CSV files. Default: the edit's tasks.
     """
-    names = list(data) or tasks_of(edit)
+    names, concepts = list(data) or tasks_of(edit), edit.info.concepts
     files = [name for name in names if name.endswith(".csv")]
     tasks = [name for name in names if name not in files]
     items = [item for file in files for item in read_questions(file)]
     if tasks:
-        concepts = edit.info.concepts if not files else ()
-        items += task_items(report_tasks(tasks, PER_CLASS, seeds, concepts), concepts)
+        among = concepts if not files else ()
+        items += task_items(report_tasks(tasks, PER_CLASS, seeds, among), among)
     protocol = (
         f"{PROTOCOL}, {' and '.join(Path(name).name if name in files else in_protocol(name, edit) for name in names)}"
     )
-    before = column(model, items, edit.info.concepts, protocol, "base")
+    before = answers(model, items, "base")
     with edit.applied(model):
-        after = column(model, items, edit.info.concepts, protocol, "edited")
-    return {"base": before, "edited": after}, {"tasks": names, "questions": len(items)}
+        after = answers(model, items, "edited")
+    table = {
+        "base": answer_scores(items, before, concepts, protocol),
+        "edited": answer_scores(items, after, concepts, protocol, before=before),
+    }
+    return table, {"tasks": names, "questions": len(items)}
 
 
 def task_items(tasks: Sequence[ZeroShot], concepts: Sequence[str]) -> list[Item]:
@@ -120,9 +125,8 @@ def read_questions(path: Path | str) -> list[Item]:
     return items
 
 
-def column(
-    model: VisionLanguageModel, items: Sequence[Item], concepts: Sequence[str], protocol: str, title: str
-) -> list[Score]:
+def answers(model: VisionLanguageModel, items: Sequence[Item], title: str) -> list[str]:
+    """The model's answer to each item."""
     told: list[str] = []
     with progress_bar(title, len(items)) as advance:
         for start in range(0, len(items), BATCH):
@@ -131,13 +135,17 @@ def column(
                 [item.image.image() for item in part], [item.question for item in part], batch_size=BATCH
             )
             advance(len(told), "")
-    return answer_scores(items, told, concepts, protocol)
+    return told
 
 
-def answer_scores(items: Sequence[Item], told: Sequence[str], concepts: Sequence[str], protocol: str) -> list[Score]:
+def answer_scores(
+    items: Sequence[Item], told: Sequence[str], concepts: Sequence[str], protocol: str, *,
+    before: Sequence[str] | None = None,
+) -> list[Score]:  # fmt: skip
     """Score the answers ``told``; a group without items is left out.
 
-    Raises `ConfigError` for a concept that is not the right answer of any item.
+    With the base's answers to the same items, ``before``, also the intervals of the change. Raises `ConfigError` for a
+    concept that is not the right answer of any item.
     """
     named = [next((c for c in concepts if class_of(c, [item.answer]) is not None), None) for item in items]
     for concept in concepts:
@@ -149,17 +157,18 @@ def answer_scores(items: Sequence[Item], told: Sequence[str], concepts: Sequence
             )
     asked = {item.question for item, concept in zip(items, named, strict=True) if concept}
     forgotten = {item.shows for item, concept in zip(items, named, strict=True) if concept}
-    right = [float(item.answer.casefold() in each.casefold()) for item, each in zip(items, told, strict=True)]
+
+    def grouped(told: Sequence[str], group: Callable[[Item, str | None], str | None]) -> dict[str, list[bool]]:
+        found: dict[str, list[bool]] = {}
+        for item, concept, each in zip(items, named, told, strict=True):
+            if (key := group(item, concept)) is not None:
+                found.setdefault(key, []).append(item.answer.casefold() in each.casefold())
+        return found
 
     def score(name: str, group: Callable[[Item, str | None], str | None]) -> list[Score]:
         """The mean over the groups of items; items whose group is None do not count."""
-        found: dict[str, list[float]] = {}
-        for item, concept, value in zip(items, named, right, strict=True):
-            if (key := group(item, concept)) is not None:
-                found.setdefault(key, []).append(value)
-        each = {key: fmean(values) for key, values in found.items()}
-        n = sum(map(len, found.values()))
-        return [scored(name, fmean(each.values()), n, protocol, each)] if found else []
+        found, base = grouped(told, group), before and grouped(before, group)
+        return [share_of_each(name, found, protocol, before=base or None)] if found else []
 
     def other(item: Item, _: str | None) -> str | None:
         return item.question if item.question not in asked else None

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Size, Tensor
 
 from mu.core.errors import ConfigError, ModelError, nearest, quoted, titled
@@ -36,8 +37,8 @@ _NO_PARAMETERS = re.compile(
     r"|model_ema\..*|(ema\.)?(decay|num_updates|optimization_step)"
 )
 """Names of the noise schedule, of EMA copies and the like, which no pipeline reads from a file of weights."""
-_TOKENS = "modifier_token."
-"""Embeddings of new tokens, in files of Custom Diffusion and Concept Ablation."""
+_TOKENS, _EMBED = "modifier_token.", "embed"
+"""Embeddings of new tokens, in files of Custom Diffusion and Concept Ablation: by diffusers, and in CompVis' layout."""
 _KINDS = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae", "CLIPTextModel": "text_encoder"}
 _SETTINGS = ("attention_head_dim", "num_attention_heads", "hidden_act", "scaling_factor")
 """Settings of a component that change its outputs and the shape of no weight."""
@@ -76,7 +77,9 @@ class Weights:
 
     def read(self, name: str) -> Tensor:
         """The tensor of the parameter ``name``, in the model's shape and the file's number type."""
-        place = self._places[name]
+        return self._read(self._places[name], name)
+
+    def _read(self, place: _Place, name: str) -> Tensor:
         tensor = place.file.read(place.key)
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -95,7 +98,7 @@ class Weights:
             component = component or self._component_of(file, only)
             places = {key: [name] for key in file.shapes if (name := self._full(key, component))}
         for key in file.shapes:
-            if key.startswith(_TOKENS):
+            if _is_token(key):
                 self.tokens.append(key.removeprefix(_TOKENS))
             elif key in places:
                 self._put(file, key, places[key])
@@ -117,9 +120,14 @@ class Weights:
                 here, there = (" x ".join(map(str, shape)) for shape in (file.shapes[key], self._shape(name)))
                 what = f"{quoted(key)} is {here}, and {name} of {titled(self.model.name)} {there}"
                 raise ModelError(f"{file.path} is of another architecture ({what}): {_OTHER}")
-            if name in self._places:
-                raise ModelError(f"{file.path} holds {name} twice, the second time as {quoted(key)}: keep one of them")
-            self._places[name] = _Place(file, key, part, len(names))
+            place = _Place(file, key, part, len(names))
+            if name not in self._places:
+                self._places[name] = place
+            elif not torch.equal(self.read(name), self._read(place, name)):
+                raise ModelError(
+                    f"{file.path} holds {name} twice, the second time with other numbers, as {quoted(key)}: keep one "
+                    "of them"
+                )
 
     def _fits(self, file: WeightFile, key: str, name: str, parts: int = 1) -> bool:
         """Whether the tensor ``key`` can be the parameter ``name``, up to 1x1 kernels and a split."""
@@ -177,8 +185,12 @@ class Weights:
 
         name = unwrapped(key)
         usual = next(iter(with_usual_names({_as_whole(key): key})))
-        known = name == DESCRIPTION or name.startswith(_TOKENS) or _NO_PARAMETERS.fullmatch(name)
+        known = name == DESCRIPTION or _is_token(name) or _NO_PARAMETERS.fullmatch(name)
         return bool(known) or is_unread(usual, self._text_config)
+
+
+def _is_token(key: str) -> bool:
+    return key == _EMBED or key.startswith(_TOKENS)
 
 
 def _as_whole(key: str) -> str:

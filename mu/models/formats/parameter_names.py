@@ -15,6 +15,9 @@ def spellings(name: str) -> Iterator[str]:
     yield name.replace("text_model.", "", 1)
     yield f"text_model.{name}"
     yield f"model.{name}"
+    if name.startswith("embedding."):  # AdvUnlearn's text encoder keeps its layers under names of their own, too
+        yield name.replace("embedding.", "embeddings.", 1)
+        yield name.replace("embedding.", "text_model.embeddings.", 1)
     head, _, kind = name.rpartition(".")
     block, _, layer = head.rpartition(".")
     if layer in _OLD_ATTENTION:

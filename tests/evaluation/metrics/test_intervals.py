@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mu.core.errors import DataError
 from mu.evaluation.metrics import intervals
-from mu.evaluation.metrics.intervals import bootstrap, evenly, mean_of_shares, wilson
+from mu.evaluation.metrics.intervals import bootstrap, mean_of_means, mean_of_shares, paired_means, wilson
 
 
 def test_draws_in_parts_are_the_same_draws(monkeypatch):
@@ -35,7 +36,24 @@ def test_groups_of_equal_size_have_the_interval_of_their_share():
 
 def test_groups_of_other_sizes_count_once_each():
     groups = [[True] * 9 + [False], [False, False]]
-    weighted = evenly(groups)
-    assert sum(weighted) / len(weighted) == pytest.approx((0.9 + 0) / 2)
-    assert mean_of_shares(groups) == bootstrap(weighted)
+    low, high = mean_of_shares(groups)
+    assert low < (0.9 + 0) / 2 < high and (low, high) == mean_of_means(groups)
     assert mean_of_shares(groups) != wilson(9, 12), "the control: pooling differs"
+    many = [[1.0] * 900 + [0.0] * 100, [0.0] * 200]
+    assert sum(mean_of_means(many)) / 2 == pytest.approx((0.9 + 0) / 2, abs=0.03) != 900 / 1200
+
+
+@pytest.mark.parametrize("sizes", [(1, 9), (1, 1, 30), (2, 3, 50)])
+def test_intervals_of_shares_stay_shares_whatever_the_sizes(sizes):
+    """A group of one image weighs as much as one of many, and may be drawn often."""
+    ones, halves = [[1.0] * n for n in sizes], [[float(k % 2) for k in range(n)] for n in sizes]
+    assert mean_of_shares(ones) == (1.0, 1.0)
+    low, high = mean_of_shares(halves)
+    assert 0 <= low < high <= 1
+    zeros = [[0.0] * n for n in sizes]
+    assert paired_means(ones, zeros) == (-1.0, -1.0) and -1 <= paired_means(ones, halves)[0] < 0
+
+
+def test_groups_that_are_paired_must_be_equally_large():
+    with pytest.raises(DataError, match="equally many, not 2 and 1"):
+        paired_means([[1.0], [1.0, 0.0]], [[1.0], [1.0]])

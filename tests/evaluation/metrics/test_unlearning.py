@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mu.core.errors import DataError
+from mu.core.intervals import wilson
 from mu.core.scores import Score
 from mu.evaluation.metrics.unlearning import Prediction, unlearning_scores
 
@@ -89,9 +90,10 @@ def test_names_left_out_are_not_averaged_over_but_their_images_count_for_the_oth
 
 def test_scores_say_what_they_are():
     ua, ira, cra = unlearning_scores(PERFECT, "neon", "style", protocol="canvas/1")
-    assert ua == Score("UA", 0.0, 4, "higher", "canvas/1", {"neon": 0.0})
-    assert ira == Score("IRA", 1.0, 8, "higher", "canvas/1", {"photo": 1.0, "sketch": 1.0})
-    assert cra == Score("CRA", 1.0, 12, "higher", "canvas/1", {"star": 1.0, "fish": 1.0})
+    ends = [wilson(0, 4), wilson(8, 8), wilson(12, 12)]
+    assert ua == Score("UA", 0.0, 4, "higher", "canvas/1", {"neon": 0.0}, ends[0])
+    assert ira == Score("IRA", 1.0, 8, "higher", "canvas/1", {"photo": 1.0, "sketch": 1.0}, ends[1])
+    assert cra == Score("CRA", 1.0, 12, "higher", "canvas/1", {"star": 1.0, "fish": 1.0}, ends[2])
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,22 @@ from mu.algorithms import algorithm
 from mu.core.concept import says
 from mu.core.errors import ConfigError, DataError, ModelError
 from mu.core.evidence import read_evidence
+from mu.core.intervals import wilson
 from mu.core.run import RunDirectory
 from mu.data.canvas import OBJECTS, STYLES, Scene
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
+from mu.evaluation.metrics.unlearning import Hits
 from mu.evaluation.suites import evaluate
-from mu.evaluation.suites.canvas import answers_recipe, neutral_prompts, replacement, request, require_embedded, row_of
+from mu.evaluation.suites.canvas import (
+    Looked,
+    answers_recipe,
+    neutral_prompts,
+    replacement,
+    request,
+    require_embedded,
+    row_of,
+)
 from mu.models import EMBEDDED
 from mu.models.judge import Judge
 from mu.models.parameters import select
@@ -67,9 +77,28 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     shown = [pair for group in judged(RunDirectory(tmp_path / "broken"), ["neon style"]) for pair in group.pairs]
     assert shown and all(pair.before.uri and pair.after.uri for pair in shown), "the page shows the shared base's"
     assert RunDirectory(tmp_path / "broken").read_scores() == {"canvas": broken}
+    counted = {score.name: score for score in broken["edited"]}
+    assert all(counted[name].change[1] < 0 for name in ("IRA", "CRA")) and counted["neutral distance"].interval[0] > 0
+    ira = {score.name: score for score in still["edited"]}["IRA"]
+    assert ira.change == (0.0, 0.0) and ira.interval == wilson(round(ira.value * ira.n), ira.n), "control: no change"
     how = {name: read_evidence(RunDirectory(tmp_path / name)).scores["canvas"].how for name in ("still", "broken")}
     assert how["still"]["not measured: concepts"] == ["star", "nudity"]
     assert "not measured: concepts" not in how["broken"]
+
+
+def test_shares_and_means_have_intervals_and_those_of_the_change():
+    """Three of four images of the erased style no longer show it; in the base all do."""
+    kept = {"photo": [True, True]}, {"star": [True, True, True, True]}
+    base = Looked(Hits({"neon": [True] * 4}, *kept), [0.0] * 8, [1.0, 1.2, 0.8], 1.0, replacement(["neon"], "neon"))
+    edited = base._replace(hits=Hits({"neon": [True, False, False, False]}, *kept), fits=[0.5, 0.7, 0.3])
+    before, after = ({score.name: score for score in scores} for scores in (base.scores(), edited.scores(base)))
+    assert [pytest.approx(end, abs=1e-4) for end in after["UA"].interval] == [0.3006, 0.9544]
+    assert after["UA"].change[0] > 0 and after["UA"].change[0] <= 0.75 <= after["UA"].change[1]
+    assert after["IRA"].change == after["CRA"].change == after["unasked"].change == (0.0, 0.0), "control: none changed"
+    assert after["CLIP score"].change == (pytest.approx(-0.5), pytest.approx(-0.5))
+    assert before["unasked"].interval == wilson(0, 8) and before["CLIP score"].interval[0] < 1 < 1.2
+    assert {score.change for score in before.values()} == {None}
+    assert after["Fréchet distance"].interval is None, "one number of all images"
 
 
 def test_neutral_prompts_name_nothing_of_the_kind():

@@ -15,6 +15,7 @@ import mu
 from mu.algorithms.single_layer_unlearning_gradient.configs import SlugMethod
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.core.errors import ConfigError, ModelError
+from mu.core.intervals import wilson
 from mu.core.run import RunDirectory
 from mu.data.canvas import IDENTITIES, rendered_pairs
 from mu.edits.edit import EditInfo
@@ -79,6 +80,11 @@ def test_the_suite_tells_nothing_from_forgetting_from_breaking(model, direction,
     assert forgets["MIA"] > still["MIA"] + 0.1, "what was over-forgotten stands out"
     assert runs["forgets"].read_scores() == {"clip": tables["forgets"]}
     assert snapshot(model) == before
+    unmeant = {score.name for table in tables.values() for score in table["edited"] if not score.change}
+    assert unmeant == {"MIA"}, "its draws have a spread of their own"
+    assert all(score.interval for score in tables["still"]["base"] if score.name != "MIA")
+    still_fa, fa = (next(s for s in tables[name]["edited"] if s.name == "FA@1") for name in ("still", "forgets"))
+    assert still_fa.change == (0.0, 0.0) and fa.change[1] < 0 and fa.interval == wilson(round(fa.value * fa.n), fa.n)
 
     told = json.loads((runs["forgets"].folder / "similarity.json").read_text(encoding="utf-8"))
     assert told["names"][0] == CONCEPT and len(told["names"]) == 5 and [len(row) for row in told["base"]] == [5] * 5
@@ -107,8 +113,52 @@ def test_the_macro_means_are_those_of_their_classes(model):
         for s in suite.accuracies({"identity": seen, "imagenet": seen}, [task, pooled], [Target("b", task, 1)], "p")
     }
     assert other["imagenet@1"] == pytest.approx(4 / 6), "each picture counts once"
+    assert [pytest.approx(end, abs=1e-4) for end in found["FA@1"].interval] == [0.2065, 1.0]
+    low, high = found["identity@1 retained"].interval
+    assert 0 <= low < 0.375 < high <= 1 and (low, high) != wilson(3, 5), "four of one and one of another: no Wilson"
+    assert found["FA@1"].change is None, "the base has nothing to be compared with"
     few = ZeroShot("identity", task.classes[:3], ("{}",), [], (0, 1, 2))
     assert {s.name for s in suite.accuracies({"identity": torch.eye(3)}, [few], [], "p")} == {"identity@1"}
+
+
+def test_an_edited_column_has_the_interval_of_its_change_image_by_image(model):
+    """Made-up similarities: of six images of two people, the edit loses all of one and none of the other."""
+    task = ZeroShot("identity", ("A", "B"), ("{}",), [], (0, 0, 0, 0, 1, 1))
+    before, after = torch.eye(2)[torch.tensor([0, 0, 0, 0, 1, 1])], torch.eye(2)[torch.tensor([1, 1, 1, 1, 1, 1])]
+
+    def scores(seen, base):
+        found = suite.accuracies({"identity": seen}, [task], [Target("A", task, 0)], "p", before={"identity": base})
+        return {score.name: score for score in found}
+
+    lost = scores(after, before)
+    assert lost["FA@1"].change == (-1.0, -1.0) and lost["identity@1 retained"].change == (0.0, 0.0)
+    assert [pytest.approx(end, abs=1e-4) for end in lost["FA@1"].interval] == [0.0, 0.4899], "none of four"
+    assert lost["identity@1"].change[0] < -0.5 < lost["identity@1"].change[1]
+    assert {score.change for score in scores(before, before).values()} == {(0.0, 0.0)}, "control: nothing changed"
+    level = scores(torch.zeros(6, 2), before)["FA@1"]
+    assert (level.value, level.interval) == (0.5, wilson(2, 4)), "level classes share the hit"
+
+    pooled = ZeroShot("imagenet", ("A", "B"), ("{}",), [], (0, 0, 0, 0, 1, 1))
+    seen = torch.eye(2)[torch.tensor([0, 0, 1, 1, 1, 1])]
+    (each,) = suite.accuracies({"imagenet": seen}, [pooled], [], "p", before={"imagenet": before})
+    assert (each.name, each.value) == ("imagenet@1", pytest.approx(4 / 6)) and each.change[0] < -1 / 3 < each.change[1]
+    assert [pytest.approx(end, abs=1e-4) for end in each.interval] == [0.3000, 0.9032], "four of six"
+
+
+def test_classes_of_one_name_each_count():
+    task = ZeroShot("identity", ("crane", "crane", "tench"), ("{}",), [], (0, 1, 2))
+    seen = torch.eye(3)[torch.tensor([0, 0, 2])]
+    found = {s.name: s for s in suite.accuracies({"identity": seen}, [task], [Target("tench", task, 2)], "p")}
+    assert found["identity@1"].value == pytest.approx(2 / 3) and found["identity@1 retained"].value == 0.5
+
+
+def test_the_cosine_of_forget_pairs_has_the_interval_of_its_mean():
+    base = {"A": suite.Fits([0.8, 0.6], []), "B": suite.Fits([0.4], [])}
+    now = {"A": suite.Fits([0.5, 0.3], []), "B": suite.Fits([0.1], [])}
+    (before,), (after,) = suite.fit_scores(base, "p"), suite.fit_scores(now, "p", before=base)
+    assert (before.value, before.n, before.change) == (pytest.approx((0.7 + 0.4) / 2), 3, None)
+    assert before.interval[0] < 0.55 < before.interval[1] and dict(after.per_item) == {"A": 0.4, "B": 0.1}
+    assert after.change == (pytest.approx(-0.3), pytest.approx(-0.3)), "all of them changed by as much"
 
 
 def test_members_are_the_pairs_that_the_method_learned_from_and_the_others_are_not():

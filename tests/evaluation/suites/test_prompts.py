@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+from mu.cli import app
 from mu.core.errors import ConfigError, DataError
 from mu.evaluation.answers import Subject
 from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
@@ -206,3 +210,27 @@ def test_lists_as_they_are_found(name, n, column):
     found = read_list("p/1", file, [1], [f"class={column}"] if column else [])
     assert len(found.rows) == n == len({row.name for row in found.rows})
     assert not column or found.cases[0].row.class_name == "tench"
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_an_image_made_elsewhere_that_is_none_is_one_line_and_leaves_nothing(content, file, tmp_path):
+    """Each ends before a run is begun; ``None`` stands for half of an image."""
+    images = tmp_path / "images"
+    images.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    for k in range(7, 14):
+        Image.fromarray(noise).save(images / f"{k}_0.png")
+    whole = (images / "9_0.png").read_bytes()
+    words = ["evaluate", "--images", images, "--suite", "prompts", "--prompts", file, "--concept", "red"]
+    words += ["--out", tmp_path / "out", "--device", "cpu"]
+
+    def measured():
+        return CliRunner().invoke(app, [str(word) for word in words], prog_name="mu")
+
+    (images / "9_0.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    done = measured()
+    assert done.exit_code == 2 and "9_0.png cannot be read" in done.stderr.splitlines()[-1], done.output
+    assert done.stderr.count("error: ") == 1 and not (tmp_path / "out").exists()
+    (images / "9_0.png").write_bytes(whole)
+    done = measured()
+    assert done.exit_code == 0 and (tmp_path / "out").is_dir(), "control"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,15 @@ def test_scores_of_made_up_answers():
     assert (
         found["other questions, forgotten pictures"].value == 1 and found["other questions, forgotten pictures"].n == 1
     )
+    assert [pytest.approx(end, abs=1e-4) for end in found["FA"].interval] == [0.0945, 0.9055], "one of two"
+    assert found["FA"].change is None, "the base has nothing to be compared with"
+    better = [*told[:3], "Boris Vale", "Clara Moss", "neon", "photo", "a star"]
+    after = {score.name: score for score in answer_scores(items, better, ["Ada Stone"], "p", before=told)}
+    assert after["FA"].change == (0.0, 0.0) and after["FA"].interval == found["FA"].interval, (
+        "control: the same answers"
+    )
+    assert after["retained"].change[0] == 0.0 < after["retained"].change[1] and after["retained"].value == 1
+    assert after["other questions"].change[1] > 0 == after["other questions, forgotten pictures"].change[1]
     alone = answer_scores(items[:2], told[:2], ["Ada Stone"], "p")
     assert [score.name for score in alone] == ["FA"], "a group without items is left out"
     with pytest.raises(ConfigError, match="Elon Musk"):
@@ -82,7 +93,9 @@ def test_the_suite_tells_nothing_from_breaking(tmp_path, monkeypatch, snapshot):
     still = evaluate(
         RunDirectory(tmp_path), "vlm", model, WeightEdit({TENSOR: 0 * noise}, info), data=[str(written(tmp_path))]
     )
-    assert still["base"] == still["edited"] and [score.name for score in still["base"]] == ["FA", "retained"]
+    unchanged = [replace(score, change=None) for score in still["edited"]]
+    assert still["base"] == unchanged and [score.name for score in still["base"]] == ["FA", "retained"]
+    assert {score.change for score in still["edited"]} == {(0.0, 0.0)}, "the same answers"
     assert still["base"][0].protocol == "vlm/1, questions.csv" and still["base"][0].value == 1
 
 
