@@ -26,21 +26,27 @@ def several(config: Any) -> list[str]:
     """The devices of ``config`` if each needs a process of its own, else none.
 
     That is so if the method shares its draws (``train.draws``), this machine has all the devices, and this process is
-    neither one of several nor another program's, such as a test's.
+    neither one of several nor another program's, such as a test's. Raises `ConfigError` if they cannot share the draws.
     """
     parts = [part.strip() for part in str(getattr(config, "devices", "")).split(",") if part.strip()]
-    shares = hasattr(getattr(config, "train", None), "draws")
+    train = getattr(config, "train", None)
     told = sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] == sys.argv[1:]
-    return parts if len(parts) > 1 and shares and told and not parallel.started() and _there(parts) else []
+    if len(parts) < 2 or not hasattr(train, "draws") or not told or parallel.started() or not _there(parts):
+        return []
+    parallel.check_draws(getattr(train, "draws", None) or len(parts), len(parts))
+    return parts
 
 
 def _there(devices: Sequence[str]) -> bool:
     """Whether this machine has all ``devices``. A GPU that is missing is told of by who loads the model."""
-    import torch
-
     numbers = [int(name) for name in (each.removeprefix("cuda:") for each in devices) if name.isdecimal()]
-    others = {each for each in devices if each != "cpu" and not each.removeprefix("cuda:").isdecimal()}
-    return not others and max(numbers, default=-1) < torch.cuda.device_count()
+    if any(each != "cpu" and not each.removeprefix("cuda:").isdecimal() for each in devices):
+        return False
+    if numbers:
+        import torch
+
+        return max(numbers) < torch.cuda.device_count()
+    return True
 
 
 def launched(devices: Sequence[str]) -> int:

@@ -86,12 +86,13 @@ def own_device(wanted: str | None) -> str | None:
     return f"cuda:{int(name) + here}" if name.isdecimal() else name
 
 
-def check_draws(draws: int) -> None:
-    """Raise `ConfigError` unless ``draws`` an update can be shared equally."""
-    if draws % count():
+def check_draws(draws: int, processes: int | None = None) -> None:
+    """Raise `ConfigError` unless ``processes`` (default: those of this run) can share ``draws`` an update equally."""
+    n = processes or count()
+    if draws % n:
         raise ConfigError(
-            f"{count()} processes cannot share {draws} draws an update equally: set train.draws to a multiple of "
-            f"{count()}, or run a method without that setting in one process"
+            f"{n} processes cannot share {draws} draws an update equally: set train.draws to a multiple of {n}, or run "
+            "a method without that setting in one process"
         )
 
 
@@ -177,7 +178,7 @@ def is_told_elsewhere(error: Exception) -> bool:
     if PARENT not in os.environ:
         return False
     if follows() and not isinstance(error, LostError):
-        time.sleep(2)
+        time.sleep(10)
     return isinstance(error, LostError)
 
 

@@ -170,6 +170,7 @@ def main(algorithm: type[Algorithm], arguments: Sequence[str] | None = None) -> 
     """Read the YAML file, apply the flags, run, and exit with the code of `guarded`."""
     options = vars(parser(algorithm).parse_args(arguments))
     path, resume, overwrite, track = (options.pop(key) for key in ("config_path", "resume", "overwrite", "track"))
+    code = 0
 
     def work() -> None:
         nonlocal code
@@ -182,7 +183,6 @@ def main(algorithm: type[Algorithm], arguments: Sequence[str] | None = None) -> 
         if not parallel.leave():
             print(getattr(chosen, "final_file", found.run.edit))
 
-    code = 0
     sys.exit(guarded(work) or code)
 
 

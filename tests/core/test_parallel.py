@@ -29,6 +29,9 @@ from mu.core.loop import train
 from mu.core.program import guarded
 from mu.core.run import RunDirectory
 from mu.edits.files import open_edit
+from mu.training.calibration import Calibration, Watch
+from mu.training.calibration_config import CalibrateConfig
+from mu.training.probe import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 4
@@ -36,7 +39,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "esd": {"denoising_steps": 4, "train": {"lr": 1e-4}},
     "ca": {"images": {"steps": 2, "count": 8}, "train": {"lr": 1e-4}},
     "spm": {"train": {"max_denoising_steps": 4, "lr": 1e-3, "optimizer_type": "AdamW", "lr_warmup_steps": 0}},
-    "cie": {"data": {"images": 4, "steps": 2}, "train": {"stop": "correlation"}},
+    "cie": {"data": {"images": 4, "steps": 2}, "train": {}},
+    "sepce": {"data": {"images": 4, "steps": 2}, "train": {}},
+    "fmn": {"images": {"steps": 2, "count": 8}, "train": {"gradients": "zeroed"}},
 }
 """Small searches on the embedded model."""
 
@@ -77,6 +82,35 @@ class Regression:
         return torch.cat([weight.detach() for weight in (*self.weights, self.unused)])
 
 
+class Readings:
+    """Stands in a probe's place: what is left sinks with every reading, as the first process reads it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def read(self) -> Reading:
+        assert not parallel.follows(), "the probe is read once for all"
+        self.number += 1
+        return Reading(max(0.9 - 0.3 * self.number, 0.0), 0.0, 0.01, 0.01, 0.1)
+
+
+class Watched(Regression):
+    """A regression that a watch steers and ends."""
+
+    curve: Sequence[dict[str, float]] = ()
+
+    def run(self, draws: int, fail: int | None = None, **options: Any) -> Tensor:
+        around: Any = None
+        probe: Any = Readings()
+        calibration = Calibration(CalibrateConfig(every=1), around, probe)
+        optimizer = torch.optim.SGD([self.weights[0]], lr=0.1)
+        watch = Watch([calibration], optimizer, [self.weights[0]])
+        train(self.step, optimizer, 12, generator=self.numbers, draws=draws, state={"watch": watch}, stop=watch)
+        watch.keep_best()
+        self.curve = watch.curve
+        return self.weights[0].detach()
+
+
 def settings(name: str, folder: Path, draws: int | None) -> BaseConfig:
     kind, place = algorithm(name), {"output_dir": str(folder / name)}
     own = METHODS[name] | {"train": METHODS[name]["train"] | {"iterations": ITERATIONS, "draws": draws}}
@@ -101,6 +135,10 @@ def main(what: str, place: str) -> None:
             kept = {"checkpoint": folder / "kept.pt"} if what == "interrupted" and not rank else {}
             torch.save(work.run(4, **kept), folder / f"loop-{rank}.pt")
             (folder / f"loop-{rank}.json").write_text(json.dumps(work.rows))
+        case "watched":
+            work = Watched()
+            torch.save(work.run(2), folder / f"watched-{rank}.pt")
+            (folder / f"watched-{rank}.json").write_text(json.dumps(work.curve))
         case "failing":
             sys.exit(guarded(lambda: Regression().run(2, fail=5)))
     assert parallel.leave() == (rank > 0)
@@ -181,6 +219,17 @@ def test_a_checkpoint_of_one_process_is_resumed_by_two(tmp_path: Path) -> None:
     assert not (tmp_path / "kept.pt").exists()
 
 
+def test_a_watch_decides_for_all_processes(tmp_path: Path) -> None:
+    ends = processes("watched", tmp_path)
+    assert [each.returncode for each in ends] == [0, 0], ends
+    one = Watched()
+    expected = one.run(2)
+    assert 3 <= len(one.curve) < 12 and one.curve[-1]["lr"] >= 0.1
+    for k in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"watched-{k}.pt"), expected, rtol=0, atol=1e-6)
+        assert json.loads((tmp_path / f"watched-{k}.json").read_text()) == one.curve
+
+
 def test_a_failure_in_one_process_ends_the_other(tmp_path: Path) -> None:
     """Draw 5 is the second process's."""
     first, second = processes("failing", tmp_path)
@@ -231,6 +280,8 @@ def test_what_gets_a_process_for_each_device(monkeypatch: pytest.MonkeyPatch) ->
     assert launch.several(esd) == ["cpu", "cpu"]
     assert launch.several(uce) == [], "nothing of it can be shared"
     assert launch.several(esd.merged({"devices": "cpu"})) == []
+    with pytest.raises(ConfigError, match="2 processes cannot share 3 draws"):
+        launch.several(esd.merged({"train.draws": 3}))
     if not torch.cuda.is_available():
         assert launch.several(esd.merged({"devices": "0,1"})) == [], "the GPUs are not there"
     _as_one_of(2, 0, monkeypatch)
@@ -295,7 +346,7 @@ def test_the_command_ends_all_its_processes_and_keeps_what_is_done(end: str, tmp
         stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 240
         while not (run.metrics.exists() and run.metrics.read_text()):
             assert command.poll() is None, command.communicate()
             assert time.monotonic() < until
