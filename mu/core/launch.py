@@ -38,14 +38,14 @@ def several(config: Any) -> list[str]:
 
 
 def _there(devices: Sequence[str]) -> bool:
-    """Whether this machine has all ``devices``. A GPU that is missing is told of by who loads the model."""
+    """Whether this machine has all ``devices``, each GPU once. Who loads the model tells of a GPU that is missing."""
     numbers = [int(name) for name in (each.removeprefix("cuda:") for each in devices) if name.isdecimal()]
     if any(each != "cpu" and not each.removeprefix("cuda:").isdecimal() for each in devices):
         return False
     if numbers:
         import torch
 
-        return max(numbers) < torch.cuda.device_count()
+        return len({*numbers}) == len(numbers) and max(numbers) < torch.cuda.device_count()
     return True
 
 
