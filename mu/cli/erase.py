@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mu.cli.options import Device, Overwrite, Resume, pairs
+from mu.cli.options import Devices, Overwrite, Resume, pairs
 from mu.core.errors import ConfigError
 from mu.core.files import fitting, slug
 
@@ -71,7 +72,7 @@ def erase(
     track: Annotated[
         str | None, typer.Option(metavar="TRACKER", help="Also send the losses to wandb or tensorboard.")
     ] = None,
-    device: Device = None,
+    device: Devices = None,
     precision: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16. Default: the settings' value.")
     ] = None,
@@ -81,6 +82,7 @@ def erase(
     Example: mu erase spm --concept "neon style" --set train.iterations=100 --out outputs/neon
     """
     from mu import algorithms
+    from mu.core import launch, parallel, threads
     from mu.core.concept import distinct
     from mu.core.config import read_settings, refuse_twice
     from mu.core.program import parsed, show_log
@@ -127,10 +129,14 @@ def erase(
     check_apart(retained, retain or "", getattr(given, "concepts", ()))
     check_name(given.model)  # type: ignore[attr-defined]
     chosen.check_files(given)
+    if threads.ours and (devices := launch.several(given)):
+        sys.exit(launch.launched(devices))
     work = algorithms.algorithm(method)(given)
     if bank:
         _expect(work, bank)
     found = work.run(resume=resume, overwrite=overwrite, track=track)
+    if parallel.leave():
+        return
     edited = _model(work, found, device) if bank or images else None
     if bank:
         _add(work, found, edited, bank, reason)

@@ -28,6 +28,16 @@ Device = Annotated[
     str | None,
     typer.Option(callback=_device, help="cpu, cuda, mps, or GPU numbers like 0. Default: the best available."),
 ]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        "--devices",
+        callback=_device,
+        help="cpu, cuda, mps, or GPU numbers. Of several, like 0,1, each gets a process; all share the work of each "
+        "update. Default: the best available.",
+    ),
+]
 Precision = Annotated[str, typer.Option(help="The model's number format: float32, float16 or bfloat16.")]
 Compile = Annotated[
     bool,

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+from mu.core import parallel
 from mu.core.concept import Concept, distinct
 from mu.core.config import BaseConfig, read_settings, values_set
 from mu.core.errors import ConfigError, nearest, titled
@@ -279,23 +280,31 @@ class Algorithm(Method, ABC):
         ``track`` (``wandb``, ``tensorboard``) also sends the log's rows there. It is an argument and not a setting,
         because it affects no result.
         ``seconds`` in ``environment.json`` sums all attempts of an interrupted run, except attempts that were killed.
+
+        Of several processes (`mu.core.parallel`), only the first uses the folder; all return the same edit.
         """
         run = RunDirectory(self.run_folder())
+        self._share_draws()
+        if parallel.follows():
+            return Found(parallel.from_first(lambda: None) or self.find_edit(), run)
         settings = self.config.to_yaml(comments=False)
         usual = type(self.config).parse({}).to_yaml(comments=False)
         with run.alone():
             if resume and run.edit.exists():
                 run.require(settings, usual)
-                return Found(self.read_edit(run.edit), run)
+                return Found(parallel.from_first(lambda: self.read_edit(run.edit)), run)
             tracking = self._tracking(track)
             self.tracks = tracking.kind
             earlier = run.read_environment().get("seconds") if resume and run.environment.exists() else None
             facts = self.describe() | ({"seconds": earlier} if earlier else {})
+            if parallel.count() > 1:
+                facts["processes"] = parallel.count()
             run.begin(settings, facts, resume=resume, overwrite=overwrite, usual=usual)
             try:
                 quiet = not getattr(self.config, "verbose", True)
                 recording = run.recording(tracking, self.config.model_dump(mode="json"), quiet=quiet)
                 with _timed(run, earlier or 0.0), recording as log:
+                    parallel.from_first(lambda: None)  # the others wait for this: the edit is not there yet
                     edit = self.find_edit(run, log)
                 edit.save(run.edit)
                 if measured := self.calibration(edit):
@@ -306,6 +315,15 @@ class Algorithm(Method, ABC):
                 raise
             run.finish()
         return Found(edit, run)
+
+    def _share_draws(self) -> None:
+        """Write one draw for each of several processes into the settings, unless these state ``train.draws``.
+
+        The run's ``config.yaml`` then gives the same edit in one process.
+        """
+        train = getattr(self.config, "train", None)
+        if parallel.count() > 1 and getattr(train, "draws", 1) is None:
+            self.config = self.config.merged({"train": {"draws": parallel.count()}})
 
     def _tracking(self, track: str | None) -> Tracking:
         if track is None:

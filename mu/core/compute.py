@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from mu.core import parallel
 from mu.core.devices import check_device
 from mu.core.errors import ConfigError, quoted, titled
 
@@ -35,7 +36,8 @@ def precision(name: str) -> torch.dtype:
 def pick_device(wanted: str | None = None) -> torch.device:
     """The device for ``wanted``: ``cuda``, ``cuda:1``, ``mps``, ``cpu``, a CUDA index or a list of them (``0,1``).
 
-    Without ``wanted``, the best available device. For an unavailable GPU, logs one warning and returns the CPU.
+    Without ``wanted``, the best available device. For an unavailable GPU, logs one warning and returns the CPU. Of
+    several processes each gets its own: see `mu.core.parallel.own_device`.
     """
     with loading_on(wanted) as device:
         return device
@@ -51,6 +53,7 @@ def loading_on(wanted: str | None = None) -> Iterator[torch.device]:
 
 
 def _chosen(wanted: str | None) -> tuple[torch.device, list[str]]:
+    wanted = parallel.own_device(wanted)
     if wanted is None or wanted in ("", "auto"):
         if torch.cuda.is_available():
             return torch.device("cuda"), []

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mu.core import parallel
 from mu.core.errors import ConfigError, OutputError
 from mu.core.files import atomic_path
 from mu.core.progress import progress_bar
@@ -31,6 +32,7 @@ def train(
     iterations: int,
     *,
     generator: torch.Generator,
+    draws: int = 1,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
     state: Mapping[str, Stateful] | None = None,
     scaler: torch.amp.GradScaler | None = None,
@@ -45,15 +47,23 @@ def train(
 ) -> None:
     """Run ``step(i)`` for ``i`` in ``0 .. iterations-1``: backward on its ``"loss"``, one optimiser and schedule step.
 
-    ``step`` must draw all its randomness from ``generator``. With ``checkpoint``, the loop's whole state (``state``,
-    optimiser, schedule, generator) is written there every ``checkpoint_every`` steps and on Ctrl-C. If the file
-    exists, the loop resumes from it and ends with the same numbers as an uninterrupted run. A finished loop deletes it.
+    ``step`` must draw all its randomness from ``generator``. With more ``draws`` than 1, update i follows the mean
+    gradient of the steps ``i * draws + j``, each with random numbers of its own. Several processes
+    (`mu.core.parallel`) share them, and end with the same numbers as one process with as many draws.
+
+    With ``checkpoint``, the loop's whole state (``state``, optimiser, schedule, generator) is written there every
+    ``checkpoint_every`` steps and on Ctrl-C. If the file exists, the loop resumes from it and ends with the same
+    numbers as an uninterrupted run. A finished loop deletes it.
+
     Losses stay on the device and are read only every ``log_every`` steps. ``scaler`` is for float16, whose small
     gradients would underflow to 0; it skips steps whose gradients overflow. ``stop(i)`` is called after each update; if
     it returns True, the loop ends early. What it changes in ``state`` and the optimiser belongs to that step. Raises
-    `ConfigError` if a loss that is read is not finite, and `OutputError` if the checkpoint cannot be resumed.
+    `ConfigError` if a loss that is read is not finite or the processes cannot share the draws, `OutputError` if the
+    checkpoint cannot be resumed, and `LostError` if another process ended.
     """
+    parallel.check_draws(draws)
     scaler = scaler or torch.amp.GradScaler(enabled=False)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     kept = _Checkpoint(checkpoint, _parts(optimizer, schedule, scaler, state), generator)
     lines = _Lines(log)
     start = kept.resume()
@@ -61,8 +71,9 @@ def train(
         try:
             for i in range(start, iterations):
                 optimizer.zero_grad(set_to_none=True)
-                losses = step(i)
-                _backward(losses["loss"], optimizer, scaler, max_grad_norm)
+                losses = _drawn(step, i, draws, generator, scaler)
+                parallel.share_gradients(weights, draws)
+                _clip(weights, optimizer, scaler, max_grad_norm)
                 rate = optimizer.param_groups[0]["lr"]
                 done = i + 1
                 with _interrupted_afterwards():
@@ -70,18 +81,17 @@ def train(
                     _update(optimizer, scaler, schedule)
                     if after_step is not None:
                         after_step(i)
-                    stopped = stop is not None and stop(i)
+                    stopped = stop is not None and _agreed(stop(i))
                     kept.note(done)
                 lines.add(i, rate, losses)
                 if done % log_every == 0 or done == iterations or stopped:
-                    lines.flush()
-                    advance(done, f"loss {_finite(losses['loss'], title, done):.4g}")
+                    advance(done, f"loss {_finite(lines.flush(), title, done):.4g}")
                 if stopped:
                     break
                 if done % checkpoint_every == 0 and done < iterations:
                     kept.write()
-        except KeyboardInterrupt:
-            lines.flush()
+        except (KeyboardInterrupt, parallel.LostError):
+            lines.flush(alone=True)
             kept.write()
             raise
     kept.remove()
@@ -102,14 +112,43 @@ def _parts(
     return parts
 
 
-def _backward(
-    loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float
+def _drawn(
+    step: Callable[[int], Mapping[str, Tensor]],
+    i: int,
+    draws: int,
+    generator: torch.Generator,
+    scaler: torch.amp.GradScaler,
+) -> list[Mapping[str, Tensor]]:
+    """Backpropagate this process's share of the ``draws`` of update ``i``. Returns the losses of each.
+
+    Of several draws, each begins with a seed from ``generator``, which afterwards is the same in all processes.
+    """
+    found: list[Mapping[str, Tensor]] = []
+    if draws > 1:
+        seeds = torch.randint(2**32, (draws,), generator=generator).tolist()
+        after = generator.get_state()
+    for j in range(parallel.rank(), draws, parallel.count()):
+        if draws > 1:
+            generator.manual_seed(seeds[j])
+        losses = step(i * draws + j)
+        scaler.scale(losses["loss"]).backward()
+        found.append({name: value.detach() for name, value in losses.items()})
+    if draws > 1:
+        generator.set_state(after)
+    return found
+
+
+def _agreed(stop: bool) -> bool:
+    """The first process's ``stop``, in every process."""
+    return parallel.from_first(lambda: stop)
+
+
+def _clip(
+    weights: list[Tensor], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float
 ) -> None:
-    """Backpropagate ``loss``; clip the gradient norm to ``max_grad_norm`` unless that is 0."""
-    scaler.scale(loss).backward()
+    """Clip the gradient norm to ``max_grad_norm`` unless that is 0."""
     if max_grad_norm > 0:
         scaler.unscale_(optimizer)
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
 
 
@@ -124,12 +163,11 @@ def _update(
         schedule.step()
 
 
-def _finite(loss: Tensor, title: str, done: int) -> float:
-    """``loss`` as a number. Raises `ConfigError` if it is not finite."""
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise ConfigError(f"{title}: loss {value} after {done} steps: lower the learning rate or raise the precision")
-    return value
+def _finite(loss: float, title: str, done: int) -> float:
+    """``loss``. Raises `ConfigError` if it is not finite."""
+    if not math.isfinite(loss):
+        raise ConfigError(f"{title}: loss {loss} after {done} steps: lower the learning rate or raise the precision")
+    return loss
 
 
 @contextmanager
@@ -149,20 +187,33 @@ def _interrupted_afterwards() -> Iterator[None]:
 
 
 class _Lines:
-    """Rows for the log. Losses stay on the device until `flush` reads them."""
+    """Rows for the log, each the mean over an update's draws. Losses stay on the device until `flush` reads them."""
 
     def __init__(self, log: Log | None):
         self.log = log
-        self.pending: list[tuple[int, float, Mapping[str, Tensor]]] = []
+        self.pending: list[tuple[int, float, list[Mapping[str, Tensor]]]] = []
 
-    def add(self, i: int, rate: float, losses: Mapping[str, Tensor]) -> None:
-        self.pending.append((i, rate, {name: value.detach() for name, value in losses.items()}))
+    def add(self, i: int, rate: float, losses: list[Mapping[str, Tensor]]) -> None:
+        self.pending.append((i, rate, losses))
 
-    def flush(self) -> None:
-        if self.log is not None:
-            for i, rate, losses in self.pending:
-                self.log({"step": i, "lr": rate, **{name: float(value) for name, value in losses.items()}})
+    def flush(self, alone: bool = False) -> float:
+        """Log the pending rows, and return the last loss; ``alone``, without the draws of the other processes."""
+        own = [[{name: float(v) for name, v in one.items()} for one in losses] for _, _, losses in self.pending]
+        loss = math.nan
+        for (i, rate, _), *parts in zip(self.pending, *([own] if alone else parallel.joined(own)), strict=True):
+            losses = _mean([one for part in parts for one in part])
+            loss = losses["loss"]
+            if self.log is not None:
+                self.log({"step": i, "lr": rate, **losses})
         self.pending.clear()
+        return loss
+
+
+def _mean(several: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each loss over those draws that have it."""
+    names = dict.fromkeys(name for one in several for name in one)
+    values = {name: [one[name] for one in several if name in one] for name in names}
+    return {name: sum(each) / len(each) for name, each in values.items()}
 
 
 class _Checkpoint:
@@ -176,17 +227,30 @@ class _Checkpoint:
         """Load the file, if any, and return the number of finished steps.
 
         Raises `OutputError` for a file that is damaged or comes from another run."""
-        if self.path is None or not self.path.exists():
+        content = parallel.from_first(self._read)
+        if content is None:
             return 0
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(content["state"][name])
             self.generator.set_state(content["generator"])
             return int(content["done"])
-        except Exception as error:  # a damaged file can make any step of its reading fail with any error
-            kind = type(error).__name__
-            raise OutputError(f"{self.path} cannot be resumed ({kind}): delete it to restart the training") from None
+        except Exception as error:
+            raise self._unusable(error) from None
+
+    def _read(self) -> Any:
+        """The file's content; None without a file."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> OutputError:
+        """A damaged file can make any step of its reading fail with any ``error``."""
+        kind = type(error).__name__
+        return OutputError(f"{self.path} cannot be resumed ({kind}): delete it to restart the training")
 
     def note(self, done: int) -> None:
         """Take the snapshot for `write`. An interrupted step has drawn random numbers, so it restarts from here."""

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, get_args, get_origin
 from pydantic import BaseModel
 from rich.logging import RichHandler
 
+from mu.core import launch, parallel
 from mu.core.algorithm import Algorithm
 from mu.core.config import BaseConfig, as_written, fields_of, kind_of
 from mu.core.documents import parse_yaml, parse_yaml_written
@@ -21,9 +22,12 @@ log = logging.getLogger("mu")
 
 
 def show_log(verbose: bool = True) -> None:
-    """Show log lines of this package on standard error."""
+    """Show log lines of this package on standard error; of several processes, those of the first."""
     logger = logging.getLogger("mu")
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    if parallel.follows():
+        logger.setLevel(logging.ERROR)
+        return
     if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
         from rich.console import Console
 
@@ -41,6 +45,8 @@ def guarded(work: Callable[[], Any]) -> int:
         print("interrupted: finished work is kept; run again with --resume to continue", file=sys.stderr)
         return 130
     except Exception as error:
+        if parallel.is_told_elsewhere(error):
+            return parallel.LOST
         if (reason := told(error)) is None:
             raise
         for line in error.each if isinstance(error, ConfigErrors) else [reason]:
@@ -164,14 +170,20 @@ def main(algorithm: type[Algorithm], arguments: Sequence[str] | None = None) -> 
     """Read the YAML file, apply the flags, run, and exit with the code of `guarded`."""
     options = vars(parser(algorithm).parse_args(arguments))
     path, resume, overwrite, track = (options.pop(key) for key in ("config_path", "resume", "overwrite", "track"))
+    code = 0
 
     def work() -> None:
+        nonlocal code
         chosen = algorithm(path, **parsed(algorithm.config_class, options))
         show_log(getattr(chosen.config, "verbose", True))
+        if arguments is None and (devices := launch.several(chosen.config)):
+            code = launch.launched(devices)
+            return
         found = chosen.run(resume=resume, overwrite=overwrite, track=track)
-        print(getattr(chosen, "final_file", found.run.edit))
+        if not parallel.leave():
+            print(getattr(chosen, "final_file", found.run.edit))
 
-    sys.exit(guarded(work))
+    sys.exit(guarded(work) or code)
 
 
 def parsed(config: type[BaseConfig], options: dict[str, str]) -> dict[str, Any]:

@@ -9,10 +9,18 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mu.core import parallel
+
 
 @contextmanager
 def progress_bar(title: str, total: int, start: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Yield ``advance(done, note)``, which shows the time left; without a terminal, one line every 5 %."""
+    """Yield ``advance(done, note)``, which shows the time left; without a terminal, one line every 5 %.
+
+    Of several processes, only the first shows it.
+    """
+    if parallel.follows():
+        yield lambda done, note: None
+        return
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (

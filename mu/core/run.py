@@ -50,6 +50,7 @@ from mu.core.errors import DataError, MuError, OutputError
 from mu.core.files import check_folder, check_writing, lines, read_text, sha256, sweep, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.metrics import impossible, metric_of
+from mu.core.parallel import LostError
 from mu.core.records import MetricsRow, Origin, Panel, Prompt, checked, read_record
 from mu.core.scores import Score, Table
 from mu.core.tracking import Tracking, tracked
@@ -342,7 +343,8 @@ class RunDirectory:
         try:
             yield
         except BaseException as error:
-            end, refused = f"stopped by {type(error).__name__}: {error}", isinstance(error, MuError)
+            end = f"stopped by {type(error).__name__}: {error}"
+            refused = isinstance(error, MuError) and not isinstance(error, LostError)
             raise
         finally:
             note(f"{end} after {time.monotonic() - began:.1f} s")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mu.core import parallel
 from mu.core.concept import says
 from mu.core.config import filled, phrased
 from mu.core.errors import ConfigError, quoted
@@ -57,9 +58,13 @@ class Calibration:
         for word in settings.retain:
             if says(word, concept):
                 raise ConfigError(f"{quoted(word)} cannot be retained: it contains {quoted(concept)}, which is erased")
-        around = surroundings(model, concept, settings.retain)
+        around = parallel.from_first(lambda: surroundings(model, concept, settings.retain))
         log.info("%r: words in its place: %s; beside it: %s", concept, *map(_listed, (around.peers, around.partners)))
-        return cls(settings, around, Probe(model, around, seed), learned(model, concept))
+        known = parallel.from_first(lambda: learned(model, concept))
+        found = cls(settings, around, Probe(model, around, seed), known)
+        if parallel.count() > 1:
+            found.anchor = parallel.from_first(lambda: found.anchor)
+        return found
 
     @property
     def concept(self) -> str:
@@ -209,8 +214,8 @@ class Watch:
 
 
 def readings(calibrations: Sequence[Calibration]) -> list[Reading]:
-    """What each probe reads of the model as it is now."""
-    return [each.probe.read() for each in calibrations]
+    """What each probe reads of the model as it is now; of several processes, what the first reads."""
+    return parallel.from_first(lambda: [each.probe.read() for each in calibrations])
 
 
 def worst(several: Sequence[Reading]) -> Reading:

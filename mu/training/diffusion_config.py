@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
@@ -17,6 +17,10 @@ from mu.training.calibration_config import CalibrateConfig
 
 Counting = Literal["updates", "index"]
 """What ``iterations`` is: the number of updates, or the index of the last one, counted from 0."""
+
+
+Draws = Annotated[int | None, Field(ge=1, le=65_536)]
+"""How many independent draws of prompt, noise and timestep make one update; None: one for each process."""
 
 
 COMPARISON = Preset(
@@ -54,7 +58,7 @@ class DiffusionConfig(BaseConfig):
     calibrate: CalibrateConfig = CalibrateConfig()
     """Settings by measurement, on the model in front of the search."""
     devices: Devices = "auto"
-    """GPU numbers (the first does the work), or cpu, mps, auto."""
+    """GPU numbers (of several, each gets a process in `mu erase`), or cpu, mps, auto."""
 
     def idle(self) -> Mapping[str, str]:
         return calibrated_away(self)
@@ -106,6 +110,9 @@ class TrainConfig(ComputeConfig):
     """Weight decay of AdamW, as a share of lr. 0: Adam without it."""
     max_grad_norm: float = Field(0.0, ge=0)
     """Clip the gradient's norm to this value; 0 turns clipping off."""
+    draws: Draws = None
+    """Independent draws of prompt, noise and timestep whose mean gradient is one update. Several processes share them.
+    Default: one, or one for each process."""
     counting: Counting = "updates"
     """``updates``: ``iterations`` optimiser steps. ``index``: one more, as the released programs count that end at the
     step of index ``iterations``."""

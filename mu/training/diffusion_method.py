@@ -80,7 +80,7 @@ class WeightErasure(Erasure):
             loop.train(
                 lambda i: step(tuning, i, generator), optimizer,
                 updates(settings.iterations, settings.counting), generator=generator, state=state,
-                max_grad_norm=settings.max_grad_norm, stop=watch,
+                draws=settings.draws or 1, max_grad_norm=settings.max_grad_norm, stop=watch,
                 scaler=torch.amp.GradScaler(model.device.type, enabled=model.precision == torch.float16),
                 checkpoint=run.checkpoints / "training.pt" if run else None, checkpoint_every=settings.checkpoint_every,
                 title=self.name, log=log,

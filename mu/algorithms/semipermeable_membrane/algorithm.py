@@ -11,7 +11,7 @@ from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneCo
 from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler
 from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
 from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
-from mu.core import compute
+from mu.core import compute, parallel
 from mu.core.algorithm import Algorithm, Found, citation
 from mu.core.concept import Concept, distinct
 from mu.core.errors import ConfigError, titled
@@ -164,7 +164,8 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         check_writing(self.final_file)
         found = super().run(resume=resume, overwrite=overwrite, track=track)
         assert isinstance(found.edit, LowRankEdit), "find_edit returns one"
-        self._write(found.edit, self.final_file)
+        if not parallel.follows():
+            self._write(found.edit, self.final_file)
         return found
 
     def _write(self, edit: LowRankEdit, path: Path) -> None:

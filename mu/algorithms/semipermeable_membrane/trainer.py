@@ -81,6 +81,7 @@ class SemipermeableMembraneTrainer:
                 optimizer,
                 settings.iterations,
                 generator=generator,
+                draws=settings.draws or 1,
                 schedule=schedule,
                 state={"factors": Tensors(weights), "walker": self.walker, **({"watch": watch} if watch else {})},
                 stop=watch,

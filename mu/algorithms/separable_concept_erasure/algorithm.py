@@ -19,7 +19,7 @@ from mu.algorithms.separable_concept_erasure.model import DenseShift, SeparableS
 from mu.algorithms.separable_concept_erasure.null_space import Capacity, Room, room_for
 from mu.algorithms.separable_concept_erasure.reconciling import also_protecting, is_separable, sparing, summed
 from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
-from mu.core import compute
+from mu.core import compute, parallel
 from mu.core.algorithm import Saveable
 from mu.core.config import filled
 from mu.core.errors import ConfigError, MuError, quoted
@@ -267,12 +267,18 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
     def _kept(self, run: RunDirectory) -> list[Path]:
         return [run.checkpoints / f"concept_{k}.safetensors" for k in range(len(self.config.concepts))]
 
+    def _found(self, k: int, run: RunDirectory | None) -> LowRankEdit | None:
+        """The k-th of several edits, if an interrupted run has found it."""
+        if run is None or len(self.config.concepts) == 1 or not self._kept(run)[k].exists():
+            return None
+        return cast(LowRankEdit, open_edit(self._kept(run)[k]))
+
     def _find(
         self, data: SeparableConceptErasureDataHandler, k: int, room: Room, run: RunDirectory | None, log: Log | None
     ) -> LowRankEdit:
         concept, several = self.config.concepts[k], len(self.config.concepts) > 1
-        if run and several and self._kept(run)[k].exists():
-            return cast(LowRankEdit, open_edit(self._kept(run)[k]))
+        if kept := parallel.from_first(lambda: self._found(k, run)):
+            return kept
         shift = SeparableShift(data.model, room, self.info([concept]), data.sentences(concept))
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, [concept], anchor_moves=False)
         first = k * updates(

@@ -23,7 +23,7 @@ from mu.algorithms.separable_concept_erasure.configs import (
 )
 from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler, image_seed
 from mu.algorithms.separable_concept_erasure.model import Shift
-from mu.core import compute
+from mu.core import compute, parallel
 from mu.core.loop import Log, train
 from mu.edits.edit import Edit
 from mu.models.diffusion import Conditioning, DiffusionModel
@@ -164,6 +164,7 @@ class SeparableConceptErasureTrainer:
         self.curve: Sequence[Mapping[str, float]] = ()
         """The probe's readings during a calibrated search."""
         self._seen: list[States] = []
+        self._drawn: list[Tensor] = []
         self.done = 0
         self.sentences = config.protect.sentences if isinstance(config, SeparableConceptErasureConfig) else 0.0
 
@@ -195,8 +196,10 @@ class SeparableConceptErasureTrainer:
             optimizer,
             updates(settings.iterations, settings.counting),
             generator=compute.generator(self.config.seed),
+            draws=settings.draws or 1,
             state=state,
             scaler=scaler,
+            after_step=self.note,
             stop=stop or self.stop,
             checkpoint=checkpoint,
             checkpoint_every=settings.checkpoint_every,
@@ -217,12 +220,17 @@ class SeparableConceptErasureTrainer:
         assert isinstance(L_cor, Tensor), "there is at least one concept"
         with torch.set_grad_enabled(lambda_ > 0):  # without lambda it is only for the log
             R = self.shift.norm()
-        self.momentum.add(L_cor)
-        self.done = i + 1
+        self._drawn.append(L_cor.detach())
         losses = {"loss": L_cor + lambda_ * R, "correlation": L_cor, "norm": R}
         if (moved := self.shift.moved()) is not None:
             losses |= {"loss": losses["loss"] + self.sentences * moved, "sentences": moved}
         return losses
+
+    def note(self, i: int) -> None:
+        """Take the mean correlation of the draws of update ``i`` into the statistic."""
+        self.momentum.add(parallel.mean(torch.stack(self._drawn).mean()))
+        self._drawn.clear()
+        self.done = i + 1
 
     def r(self, states: States) -> Tensor:
         """r(c; theta0 + D), Eq. 27."""

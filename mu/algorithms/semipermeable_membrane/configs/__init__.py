@@ -22,7 +22,7 @@ from mu.core.files import fitting
 from mu.core.tunable import LogRange, Range
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 from mu.training.calibration_config import CalibrateConfig
-from mu.training.diffusion_config import CALIBRATED, calibrated_away
+from mu.training.diffusion_config import CALIBRATED, Draws, calibrated_away
 
 
 class PretrainedModelConfig(BaseConfig):
@@ -60,6 +60,9 @@ class TrainConfig(Renewed):
     """Optimiser steps."""
     batch_size: int | None = Field(None, ge=1, le=65_536)
     """Another name for prompt.batch_size (the original reads it and ignores it)."""
+    draws: Draws = None
+    """Independent draws of target, noise and timestep whose mean gradient is one update. Several processes share them.
+    Default: one, or one for each process."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate of the adapters."""
     optimizer_type: str = "AdamW8bit"
@@ -231,7 +234,7 @@ class SemipermeableMembraneConfig(Renewed):
     template_name: str = "Abstractionism"
     """The concept, and part of the file's name; an underscore means a space in prompts."""
     devices: Devices = "0"
-    """GPU numbers (the first does the work), or cpu, mps, auto."""
+    """GPU numbers (of several, each gets a process in `mu erase`), or cpu, mps, auto."""
     output_dir: str = "outputs/semipermeable_membrane/finetuned_models"
     """Folder of the final SPM file."""
     run_dir: str | None = None
@@ -252,6 +255,11 @@ class SemipermeableMembraneConfig(Renewed):
         train, notes = self.train, []
         if train.latent_pool and train.timesteps_per_trajectory > 1:
             notes.append("train.latent_pool and train.timesteps_per_trajectory both reuse latents: set one of them")
+        if (train.draws or 1) > 1 and (train.latent_pool or train.timesteps_per_trajectory > 1):
+            name = "latent_pool" if train.latent_pool else "timesteps_per_trajectory"
+            notes.append(
+                f"train.{name} reuses latents from draw to draw, but train.draws makes draws independent: set one"
+            )
         for entry in [] if self.prompts_file else self.given():
             notes += self._wrong(entry)
         if notes:

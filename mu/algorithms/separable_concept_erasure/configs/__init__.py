@@ -12,7 +12,7 @@ from typing_extensions import Self
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import MOST, BaseConfig, Templates
 from mu.core.tunable import LogRange, Range
-from mu.training.diffusion_config import CALIBRATED, Counting, DiffusionConfig
+from mu.training.diffusion_config import CALIBRATED, Counting, DiffusionConfig, Draws
 
 
 class PromptConfig(BaseConfig):
@@ -55,6 +55,9 @@ class TrainConfig(BaseConfig):
     at the step of index ``iterations``."""
     batch_size: int = Field(1, ge=1, le=65_536)
     """Noised images per step."""
+    draws: Draws = None
+    """Independent batches whose mean gradient is one update. Several processes share them. Default: one, or one for
+    each process."""
     lr: float = Field(1e-5, gt=0)
     """Learning rate of Adam."""
     adam_eps: float = Field(1e-8, gt=0)

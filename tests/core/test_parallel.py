@@ -1,0 +1,379 @@
+"""Several processes find what one finds, only the first writes, and none outlives another's failure.
+
+This file is also the program of the processes: ``python -m tests.core.test_parallel WHAT FOLDER``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mu.algorithms import algorithm
+from mu.core import launch, parallel
+from mu.core.compute import generator
+from mu.core.config import BaseConfig
+from mu.core.errors import ConfigError
+from mu.core.loop import train
+from mu.core.program import guarded
+from mu.core.run import RunDirectory
+from mu.edits.files import open_edit
+from mu.training.calibration import Calibration, Watch
+from mu.training.calibration_config import CalibrateConfig
+from mu.training.probe import Reading
+
+ROOT = Path(__file__).resolve().parents[2]
+ITERATIONS = 4
+METHODS: dict[str, dict[str, Any]] = {
+    "esd": {"denoising_steps": 4, "train": {"lr": 1e-4}},
+    "ca": {"images": {"steps": 2, "count": 8}, "train": {"lr": 1e-4}},
+    "spm": {"train": {"max_denoising_steps": 4, "lr": 1e-3, "optimizer_type": "AdamW", "lr_warmup_steps": 0}},
+    "cie": {"data": {"images": 4, "steps": 2}, "train": {}},
+    "sepce": {"data": {"images": 4, "steps": 2}, "train": {}},
+    "fmn": {"images": {"steps": 2, "count": 8}, "train": {"gradients": "zeroed"}},
+}
+"""Small searches on the embedded model."""
+
+
+class Regression:
+    """Noisy regression of four numbers, of which the last gets a gradient only in odd draws."""
+
+    def __init__(self) -> None:
+        self.weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(1))]
+        self.unused = torch.nn.Parameter(torch.ones(2))
+        self.numbers = generator(0)
+        self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> list[Tensor]:
+        return [weight.detach() for weight in self.weights]
+
+    @torch.no_grad()
+    def load_state_dict(self, state: list[Tensor]) -> None:
+        for weight, kept in zip(self.weights, state, strict=True):
+            weight.copy_(kept)
+
+    def step(self, i: int) -> dict[str, Tensor]:
+        loss = (self.weights[0] - torch.randn(3, generator=self.numbers)).pow(2).mean()
+        odd = (self.weights[1] - i).pow(2).sum()
+        return {"loss": loss + odd, "odd": odd} if i % 2 else {"loss": loss}
+
+    def run(self, draws: int, fail: int | None = None, **options: Any) -> Tensor:
+        def step(i: int) -> dict[str, Tensor]:
+            if i == fail:
+                raise ConfigError("this draw cannot be made")
+            return self.step(i)
+
+        train(
+            step, torch.optim.AdamW([*self.weights, self.unused], lr=0.1, weight_decay=0.1), 12,
+            generator=self.numbers, draws=draws, state={"weights": self}, log=lambda row: self.rows.append(dict(row)),
+            log_every=4, **options,
+        )  # fmt: skip
+        return torch.cat([weight.detach() for weight in (*self.weights, self.unused)])
+
+
+class Readings:
+    """Stands in a probe's place: what is left sinks with every reading, as the first process reads it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def read(self) -> Reading:
+        assert not parallel.follows(), "the probe is read once for all"
+        self.number += 1
+        return Reading(max(0.9 - 0.3 * self.number, 0.0), 0.0, 0.01, 0.01, 0.1)
+
+
+class Watched(Regression):
+    """A regression that a watch steers and ends."""
+
+    curve: Sequence[dict[str, float]] = ()
+
+    def run(self, draws: int, fail: int | None = None, **options: Any) -> Tensor:
+        around: Any = None
+        probe: Any = Readings()
+        calibration = Calibration(CalibrateConfig(every=1), around, probe)
+        optimizer = torch.optim.SGD([self.weights[0]], lr=0.1)
+        watch = Watch([calibration], optimizer, [self.weights[0]])
+        train(self.step, optimizer, 12, generator=self.numbers, draws=draws, state={"watch": watch}, stop=watch)
+        watch.keep_best()
+        self.curve = watch.curve
+        return self.weights[0].detach()
+
+
+def settings(name: str, folder: Path, draws: int | None) -> BaseConfig:
+    kind, place = algorithm(name), {"output_dir": str(folder / name)}
+    own = METHODS[name] | {"train": METHODS[name]["train"] | {"iterations": ITERATIONS, "draws": draws}}
+    where = place | ({"run_dir": str(folder / name)} if name == "spm" else {})
+    return kind.for_concepts(["star"], "canvas", {}, own, where, {"devices": "cpu"})
+
+
+def deltas(edit: Any) -> Tensor:
+    return torch.cat([edit.delta(name).reshape(-1) for name in sorted(edit.parameters)])
+
+
+def main(what: str, place: str) -> None:
+    """The program of each process."""
+    folder, rank = Path(place), parallel.rank()
+    match what:
+        case "methods":
+            for name in METHODS:
+                found = algorithm(name)(settings(name, folder, None)).run()
+                torch.save(deltas(found.edit), folder / f"{name}-{rank}.pt")
+        case "loop" | "interrupted":
+            work = Regression()
+            kept = {"checkpoint": folder / "kept.pt"} if what == "interrupted" and not rank else {}
+            torch.save(work.run(4, **kept), folder / f"loop-{rank}.pt")
+            (folder / f"loop-{rank}.json").write_text(json.dumps(work.rows))
+        case "watched":
+            work = Watched()
+            torch.save(work.run(2), folder / f"watched-{rank}.pt")
+            (folder / f"watched-{rank}.json").write_text(json.dumps(work.curve))
+        case "failing":
+            sys.exit(guarded(lambda: Regression().run(2, fail=5)))
+    assert parallel.leave() == (rank > 0)
+    assert parallel.count() == 1
+
+
+def processes(what: str, folder: Path, n: int = 2, **variables: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run the program in ``n`` processes, as a launcher does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(n)} | variables
+    shared |= {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "tests.core.test_parallel", what, str(folder)]
+    started = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=shared | {"RANK": str(k), "LOCAL_RANK": str(k)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for k in range(n)
+    ]  # fmt: skip
+    try:
+        ends = [(each, *each.communicate(timeout=240)) for each in started]
+        return [subprocess.CompletedProcess(command, each.returncode, *told) for each, *told in ends]
+    finally:
+        for each in started:
+            each.kill()
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    ends = processes("loop", tmp_path)
+    assert [each.returncode for each in ends] == [0, 0], ends
+    one, control = Regression(), Regression()
+    expected = one.run(4)
+    first, second = (torch.load(tmp_path / f"loop-{k}.pt") for k in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, expected, rtol=0, atol=1e-6)
+    assert (control.run(1) - expected).abs().max() > 1e-2, "control"
+    assert torch.equal(expected[-2:], torch.ones(2)), "without a gradient there is no decay"
+    for k in range(2):
+        rows = json.loads((tmp_path / f"loop-{k}.json").read_text())
+        assert [row["step"] for row in rows] == list(range(12))
+        for row, same in zip(rows, one.rows, strict=True):
+            assert row == pytest.approx(same, abs=1e-5)
+    assert "loss" in ends[0].stderr
+    assert ends[1].stderr == ends[1].stdout == ""
+
+
+def test_one_draw_is_the_plain_loop() -> None:
+    """Without ``draws``, the numbers are those of a loop that knows no draws."""
+    work, by_hand = Regression(), Regression()
+    optimizer = torch.optim.AdamW([*by_hand.weights, by_hand.unused], lr=0.1, weight_decay=0.1)
+    for i in range(12):
+        optimizer.zero_grad(set_to_none=True)
+        by_hand.step(i)["loss"].backward()
+        optimizer.step()
+    assert torch.equal(work.run(1), torch.cat([*by_hand.state_dict(), by_hand.unused.detach()]))
+    assert torch.equal(work.numbers.get_state(), by_hand.numbers.get_state())
+
+
+def test_a_checkpoint_of_one_process_is_resumed_by_two(tmp_path: Path) -> None:
+    class Stopped(Regression):
+        def step(self, i: int) -> dict[str, Tensor]:
+            if i == 4 * 7 + 2:
+                raise KeyboardInterrupt
+            return super().step(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        Stopped().run(4, checkpoint=tmp_path / "kept.pt")
+    assert torch.load(tmp_path / "kept.pt")["done"] == 7
+    ends = processes("interrupted", tmp_path)
+    assert [each.returncode for each in ends] == [0, 0], ends
+    assert json.loads((tmp_path / "loop-1.json").read_text())[0]["step"] == 7
+    torch.testing.assert_close(torch.load(tmp_path / "loop-1.pt"), Regression().run(4), rtol=0, atol=1e-6)
+    assert not (tmp_path / "kept.pt").exists()
+
+
+def test_a_watch_decides_for_all_processes(tmp_path: Path) -> None:
+    ends = processes("watched", tmp_path)
+    assert [each.returncode for each in ends] == [0, 0], ends
+    one = Watched()
+    expected = one.run(2)
+    assert 3 <= len(one.curve) < 12 and one.curve[-1]["lr"] >= 0.1
+    for k in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"watched-{k}.pt"), expected, rtol=0, atol=1e-6)
+        assert json.loads((tmp_path / f"watched-{k}.json").read_text()) == one.curve
+
+
+def test_a_failure_in_one_process_ends_the_other(tmp_path: Path) -> None:
+    """Draw 5 is the second process's."""
+    first, second = processes("failing", tmp_path)
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert second.stderr == "error: this draw cannot be made\n"
+    (line,) = [line for line in first.stderr.splitlines() if line.startswith("error")]
+    assert "process 1 of 2 lost the others" in line
+
+
+def test_draws_are_shared_equally(monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel.check_draws(3)
+    _as_one_of(3, 0, monkeypatch)
+    parallel.check_draws(6)
+    with pytest.raises(ConfigError, match=r"3 processes cannot share 4 draws.*train\.draws"):
+        Regression().run(4)
+
+
+# -- devices ----------------------------------------------------------------------------------------------------------
+
+
+def _as_one_of(n: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, str(rank))
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, str(n))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "own"),
+    [
+        ("0,1,2", "1"), ("cpu,cpu,cpu", "cpu"), ("cuda:3, cuda:5, 7", "cuda:5"), ("0", "cuda:1"), ("cuda:4", "cuda:5"),
+        ("cuda", "cuda:1"), ("cpu", "cpu"), ("mps", "mps"),
+    ],
+)  # fmt: skip
+def test_each_process_has_its_own_device(wanted: str, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parallel.own_device(wanted) == wanted, "one process chooses itself"
+    _as_one_of(3, 1, monkeypatch)
+    assert parallel.own_device(wanted) == own
+    with pytest.raises(ConfigError, match="2 devices for 3 processes"):
+        parallel.own_device("0,1")
+
+
+def test_what_gets_a_process_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mu", *sys.orig_argv[1:]])
+    esd, uce = (algorithm(name).config_class.parse({"devices": "cpu,cpu"}) for name in ("esd", "uce"))
+    assert launch.several(esd) == ["cpu", "cpu"]
+    assert launch.several(uce) == [], "nothing of it can be shared"
+    assert launch.several(esd.merged({"devices": "cpu"})) == []
+    with pytest.raises(ConfigError, match="2 processes cannot share 3 draws"):
+        launch.several(esd.merged({"train.draws": 3}))
+    if not torch.cuda.is_available():
+        assert launch.several(esd.merged({"devices": "0,1"})) == [], "the GPUs are not there"
+    _as_one_of(2, 0, monkeypatch)
+    assert launch.several(esd) == [], "it is one of several already"
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["mu", "erase"])
+    assert launch.several(esd) == [], "the process runs another command"
+
+
+# -- methods ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of all methods by two processes that ``accelerate launch`` started."""
+    folder = tmp_path_factory.mktemp("two")
+    how = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no -m".split()
+    program = [sys.executable, "-m", "accelerate.commands.launch", *how, "tests.core.test_parallel"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    end = subprocess.run(
+        [*program, "methods", str(folder)], cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True
+    )
+    assert end.returncode == 0, end.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_find_the_edit_of_one(name: str, by_two: Path, tmp_path: Path) -> None:
+    two = deltas(open_edit(by_two / name / "edit.safetensors"))
+    one, control = (deltas(algorithm(name)(settings(name, tmp_path, draws)).find_edit()) for draws in (2, 1))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
+    assert (one - control).abs().max() > 1e-5, "control"
+    first, second = (torch.load(by_two / f"{name}-{k}.pt") for k in range(2))
+    assert torch.equal(first, second)
+    rows = [json.loads(line)["step"] for line in (by_two / name / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(ITERATIONS))
+    assert "draws: 2" in (by_two / name / "config.yaml").read_text()
+    assert json.loads((by_two / name / "environment.json").read_text())["processes"] == 2
+
+
+def test_reused_latents_cannot_be_shared() -> None:
+    kind = algorithm("spm").config_class
+    for reused in ({"latent_pool": 4}, {"timesteps_per_trajectory": 2}):
+        with pytest.raises(ConfigError, match=rf"train\.{next(iter(reused))}.*train\.draws"):
+            kind.parse({"train": {"draws": 2, **reused}})
+        kind.parse({"train": {"draws": 1, **reused}})
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("end", ["a follower is killed", "the command is interrupted"])
+def test_the_command_ends_all_its_processes_and_keeps_what_is_done(end: str, tmp_path: Path) -> None:
+    run, words = (
+        RunDirectory(tmp_path / "run"),
+        "erase esd --concept star --preset canvas --no-images --devices cpu,cpu",
+    )
+    quick = ["--set", "denoising_steps=1", "--set", "train.iterations=1000000", "--out", str(run.folder)]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "mu", *words.split(), *quick], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 240
+        while not (run.metrics.exists() and run.metrics.read_text()):
+            assert command.poll() is None, command.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        first, second = children(command.pid)
+        if end == "a follower is killed":
+            os.kill(second, signal.SIGKILL)
+        else:
+            command.send_signal(signal.SIGINT)
+        told = command.communicate(timeout=60)[1]
+    finally:
+        command.kill()
+    assert not any(Path(f"/proc/{number}").exists() for number in (first, second))
+    last = [line for line in told.splitlines() if not line.startswith("esd: ")]
+    if end == "a follower is killed":
+        assert command.returncode == 2
+        assert last == [last[0]] and last[0].startswith("error: process 2 of 2, on cpu, was ended by signal 9")
+    else:
+        assert command.returncode == 130
+        assert last == ["interrupted: finished work is kept; run again with --resume to continue"]
+    done = torch.load(run.checkpoints / "training.pt", weights_only=True)["done"]
+    assert len(run.read_metrics()) == done >= 10
+
+
+def children(parent: int) -> Sequence[int]:
+    return [int(number) for number in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
