@@ -111,9 +111,9 @@ def picture(result: dict[str, Any]) -> bytes:
             bars = axis.bar([x + 0.27 * (k - 1) for x in range(len(of))], values, 0.25, color=colour, label=name)
             axis.bar_label(bars, fmt="%.0f", fontsize=7)
         axis.set_xticks(range(len(of)), [f"{name}\n{len(own)} concepts" for name, own in of.items()])
-        axis.set(ylim=(0, 112), ylabel="percent", title=charts.label(world))
+        axis.set(ylim=(0, 130), ylabel="percent", title=charts.label(world))
         axis.axhline(97, color="grey", linewidth=0.6, linestyle=":")
-        axis.legend(fontsize=7, ncols=3, loc="lower right")
+        axis.legend(fontsize=7, ncols=3, loc="upper right", frameon=False)
     return charts.png(figure, 130)
 
 
