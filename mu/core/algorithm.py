@@ -267,8 +267,11 @@ class Algorithm(Method, ABC):
         """What a calibrated search measured, for each concept; empty for other searches."""
         info = getattr(edit, "info", None)
         found, names = getattr(info, "found", {}), getattr(info, "concepts", ())
-        by_concept = {str(names[0]): found} if "gone" in found and names else found
-        return {c: facts for c, facts in by_concept.items() if isinstance(facts, dict) and "gone" in facts}
+        if isinstance(found.get("gone"), bool) and names:
+            return {str(names[0]): found}
+        shared = {name: found[name] for name in ("strength", "strengths", "curve", "anchors") if name in found}
+        own = {name: found.get(name) for name in names}
+        return {name: {**shared, **each} for name, each in own.items() if isinstance(each, dict) and "gone" in each}
 
     def describe(self) -> dict[str, Any]:
         """Facts for the run's ``environment.json``, in addition to the library versions."""

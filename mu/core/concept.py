@@ -85,8 +85,16 @@ def folded(text: str) -> str:
 
 
 def says(text: str, concept: str) -> bool:
-    """Whether ``text`` contains ``concept`` in whole words."""
-    return f" {folded(concept)} " in f" {folded(text)} "
+    """Whether ``text`` contains ``concept`` in whole words, whatever marks stand around them."""
+    return f" {_bare(concept)} " in f" {_bare(text)} "
+
+
+def _bare(text: str) -> str:
+    """``text`` folded, without marks at the edges of its words; words that are only marks stay."""
+    return " ".join(word.strip(_MARKS) or word for word in folded(text).split())
+
+
+_MARKS = ",.;:!?()[]\"'"
 
 
 def distinct(texts: Iterable[object]) -> list[Concept]:

@@ -32,11 +32,11 @@ def shown_size(image: Image) -> tuple[int, int]:
     width, height = image.size
     if image.format == "TIFF":  # Pillow itself turns these
         return width, height
-    return (height, width) if _orientation(image) >= _ON_ITS_SIDE else (width, height)
+    return (height, width) if _orientation(image) in _ON_ITS_SIDE else (width, height)
 
 
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, 5
-"""EXIF's tag, and the first of its values whose width is the height of the picture."""
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)
+"""EXIF's tag, and those of its values whose width is the height of the picture."""
 
 
 def _orientation(image: Image) -> int:

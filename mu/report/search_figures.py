@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from mu.core import charts
 from mu.report.figures import embedded, short
@@ -19,30 +19,29 @@ LINES = {"left": "#b5483a", "shown": "#d99a2b", "moved": "#3a6ea5"}
 """The readings that decide, and their colours."""
 
 
+Share = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class ReadingAt(BaseModel):
     """A reading of the probe: after a step, or at a strength of the finished edit."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    left: float
-    shown: float
-    moved: float
-    step: int = 0
-    strength: float = 1.0
+    left: Share
+    shown: Share
+    moved: Share
+    step: int = Field(0, ge=0, le=10**9)
+    strength: Share = 1.0
 
 
 class SearchRecord(BaseModel):
     """What `mu.training.calibration` notes of one concept; other keys of the file are not shown."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
-
     gone: bool
     known: bool = True
     mild: bool = True
-    left: float
-    shown: float
-    moved: float
-    strength: float | None = None
+    left: Share
+    shown: Share
+    moved: Share
+    strength: Share | None = None
     anchor: str | None = None
     anchors: list[str] = []
     peers: list[str] = []

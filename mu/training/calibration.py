@@ -8,9 +8,11 @@ loop. `settled` scales a finished edit to the mildest strength that still erases
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -53,18 +55,36 @@ class Calibration:
     """Whether the model seems to have learned the concept. Of one that it never learned, nothing is called gone."""
 
     @classmethod
-    def of(cls, model: DiffusionModel, concept: str, settings: CalibrateConfig, seed: int = 0) -> Calibration:
-        """Raises `ConfigError` for a word to retain that contains the concept."""
-        for word in settings.retain:
-            if says(word, concept):
-                raise ConfigError(f"{quoted(word)} cannot be retained: it contains {quoted(concept)}, which is erased")
-        around = parallel.from_first(lambda: surroundings(model, concept, settings.retain))
+    def of(
+        cls,
+        model: DiffusionModel,
+        concept: str,
+        settings: CalibrateConfig,
+        seed: int = 0,
+        beside: Sequence[str] = (),
+    ) -> Calibration:
+        """``beside`` are concepts that are erased together with this one.
+
+        Raises `ConfigError` for a word to retain that contains an erased concept.
+        """
+        for word, erased in product(settings.retain, (concept, *beside)):
+            if says(word, erased):
+                raise ConfigError(f"{quoted(word)} cannot be retained: it contains {quoted(erased)}, which is erased")
+        around = parallel.from_first(lambda: surroundings(model, concept, settings.retain, beside))
         log.info("%r: words in its place: %s; beside it: %s", concept, *map(_listed, (around.peers, around.partners)))
         known = parallel.from_first(lambda: learned(model, concept))
         found = cls(settings, around, Probe(model, around, seed), known)
         if parallel.count() > 1:
             found.anchor = parallel.from_first(lambda: found.anchor)
         return found
+
+    @classmethod
+    def of_each(cls, model: DiffusionModel, concepts: Sequence[str], settings: CalibrateConfig) -> list[Calibration]:
+        """One for each of ``concepts``, which are erased together."""
+        return [
+            cls.of(model, concept, settings, beside=[other for other in concepts if other is not concept])
+            for concept in concepts
+        ]
 
     @property
     def concept(self) -> str:
@@ -94,8 +114,11 @@ class Calibration:
     def cost(self, reading: Reading) -> float:
         """What the best of several states has least of: the concept, what should stay and moves, and strange images.
 
-        A state that has not lost the concept costs 1 more, so much harm costs more than a rest of the concept.
+        A state that has not lost the concept costs 1 more, so much harm costs more than a rest of the concept. Readings
+        that are not finite are the worst.
         """
+        if not all(map(math.isfinite, reading)):
+            return math.inf
         rest = LEFT * (max(reading.left, 0.0) + reading.shown) + (0 if self.gone(reading) else 1)
         return rest + MOVED * reading.moved + STRANGE * reading.strange
 
@@ -223,6 +246,12 @@ def worst(several: Sequence[Reading]) -> Reading:
     return Reading(*map(max, zip(*several, strict=True)))
 
 
+def check_finite(reading: Reading) -> None:
+    """Raise `ConfigError` for a probe whose images are not finite."""
+    if not all(map(math.isfinite, reading)):
+        raise ConfigError("the edited model's images are not finite: load it in a finer precision, such as float32")
+
+
 def relative_rate(weights: Sequence[Tensor], rate: float) -> float:
     """``rate`` times the root mean square of the elements of ``weights``."""
     count = sum(weight.numel() for weight in weights)
@@ -239,6 +268,7 @@ def settled(edit: E, model: DiffusionModel, calibrations: Sequence[Calibration],
         with edit.applied(model, strength):
             read[strength] = readings(calibrations)
     strength = min(read, key=lambda s: calibrations[0].cost(worst(read[s])))
+    check_finite(worst(read[strength]))
     found = edit.scaled(strength)
     facts = [each.found(reading) for each, reading in zip(calibrations, read[strength], strict=True)]
     by_concept = facts[0] if len(facts) == 1 else {each.concept: f for each, f in zip(calibrations, facts, strict=True)}

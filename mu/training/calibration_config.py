@@ -24,8 +24,8 @@ class CalibrateConfig(BaseConfig):
     """Squared change of images of what should stay, as a share of what tells the concept from words of its kind. An
     edit that moves more is not called mild, and the search says so."""
     rate: float = Field(2e-3, gt=0)
-    """Learning rate to begin with, as a share of the root mean square of the trained tensors. It is doubled while the
-    concept does not give way."""
+    """Learning rate to begin with, as a share of the root mean square of the trained tensors. It rises by half, up to
+    four times, while the concept does not give way."""
     weight: float = Field(10.0, ge=0)
     """Weight of the loss that keeps predictions for the words around the concept, beside the method's own loss."""
     every: int = Field(20, ge=1, le=MOST)

@@ -7,16 +7,19 @@ all phrasings are taken, and scaled so that their sums are means: no weight then
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from mu.core.concept import says
+from mu.core.errors import ConfigError, quoted
 from mu.edits.edit import shifted
 from mu.models.diffusion import DiffusionModel
-from mu.training.calibration import Calibration
+from mu.training.calibration import Calibration, check_finite
 from mu.training.diffusion_config import by_hand
+from mu.training.probe import Reading
 
 log = logging.getLogger("mu")
 
@@ -43,15 +46,19 @@ def pair_rows(model: DiffusionModel, pairs: Sequence[tuple[str, str]]) -> tuple[
     return c[differ] * share, a[differ] * share
 
 
-def calibrations_of(model: DiffusionModel, config: Any) -> list[Calibration]:
-    """One for each concept of ``config``."""
-    return [Calibration.of(model, concept, config.calibrate) for concept in config.concepts]
-
-
 def kept_texts(calibrations: Sequence[Calibration]) -> list[str]:
     """What any of ``calibrations`` keeps, once each, and none that says one of the concepts."""
     texts = dict.fromkeys(text for each in calibrations for text in each.around.kept)
     return [text for text in texts if not any(says(text, each.concept) for each in calibrations)]
+
+
+class Choice(NamedTuple):
+    """What the probe of one concept found best."""
+
+    anchor: str
+    pressure: float
+    tried: list[dict[str, Any]]
+    """Every anchor and pressure that was tried, with its reading."""
 
 
 def chosen(
@@ -60,11 +67,12 @@ def chosen(
     calibrations: Sequence[Calibration],
     pressures: Sequence[float],
     solved: Solved,
-) -> list[tuple[str, float]]:
+) -> list[Choice]:
     """For each concept alone, the anchor and the pressure at which its probe reads the lowest cost.
 
-    All anchors are tried at the mildest of ``pressures`` at which one erases, and that one at the higher ones too.
-    Anchors that the user gave are taken.
+    All anchors are tried at the mildest of ``pressures`` at which one erases with little harm (a cost below 1), and
+    that one at the higher ones too. Anchors that the user gave are taken. Raises `ConfigError` if no anchor differs
+    from its concept.
     """
     found = []
     for k, each in enumerate(calibrations):
@@ -72,23 +80,32 @@ def chosen(
         anchors = [a for a in names if not any(says(a, other.concept) for other in calibrations)]
         if by_hand(config, "anchors"):
             anchors = [config.anchors[k % len(config.anchors)]]
-        best: list[tuple[float, str, float]] = []
+        pairs = {anchor: pair_rows(model, each.pairs(anchor)) for anchor in anchors}
+        anchors = [anchor for anchor in anchors if len(pairs[anchor][0])]
+        if not anchors:
+            raise ConfigError(
+                f"the text encoder gives {quoted(each.concept)} and its anchor the same embedding, which erases "
+                "nothing: name another anchor"
+            )
+        best: list[tuple[float, str, float, Reading]] = []
         for pressure in pressures:
             for anchor in anchors:
-                C, A = pair_rows(model, each.pairs(anchor))
-                with shifted(model, solved(C, A, pressure)):
-                    best.append((each.cost(each.probe.read()), anchor, pressure))
+                with shifted(model, solved(*pairs[anchor], pressure)):
+                    reading = each.probe.read()
+                best.append((each.cost(reading), anchor, pressure, reading))
             if min(best)[0] < 1:
                 anchors = [min(best)[1]]
-        _, anchor, pressure = min(best)
+        _, anchor, pressure, reading = min(best)
+        check_finite(reading)
         log.info("%r becomes %r", each.concept, anchor)
-        found.append((anchor, pressure))
+        tried = [{"anchor": a, "pressure": p, **r._asdict()} for _, a, p, r in best if all(map(math.isfinite, r))]
+        found.append(Choice(anchor, pressure, tried))
     return found
 
 
-def facts(calibrations: Sequence[Calibration], chosen: Sequence[tuple[str, float]], name: str) -> dict[str, Any]:
+def facts(calibrations: Sequence[Calibration], choices: Sequence[Choice], name: str) -> dict[str, Any]:
     """What `EditInfo.found` says of each concept, with the edit on; ``name`` is that of the pressure's setting."""
     return {
-        each.concept: each.found(each.probe.read(), anchor=anchor, **{name: pressure})
-        for each, (anchor, pressure) in zip(calibrations, chosen, strict=True)
+        each.concept: each.found(each.probe.read(), anchor=choice.anchor, tried=choice.tried, **{name: choice.pressure})
+        for each, choice in zip(calibrations, choices, strict=True)
     }

@@ -58,7 +58,7 @@ class DiffusionConfig(BaseConfig):
     calibrate: CalibrateConfig = CalibrateConfig()
     """Settings by measurement, on the model in front of the search."""
     devices: Devices = "auto"
-    """GPU numbers (of several, each gets a process in `mu erase`), or cpu, mps, auto."""
+    """GPU numbers (of several, each gets a process in `mu erase` of a method that trains), or cpu, mps, auto."""
 
     def idle(self) -> Mapping[str, str]:
         return calibrated_away(self)

@@ -97,7 +97,7 @@ class WeightErasure(Erasure):
         """
         if self.config.calibrate.on:
             settings = self.config.calibrate
-            self.calibrations = [Calibration.of(model, c, settings) for c in self.config.concepts]
+            self.calibrations = Calibration.of_each(model, self.config.concepts, settings)
             given = self.config.anchors if by_hand(self.config, "anchors") else ()
             by_concept = [*given] if len(given) != 1 else [*given] * len(self.calibrations)
             self.anchors = by_concept or [each.anchor for each in self.calibrations]

@@ -135,6 +135,7 @@ def probed_prompts(model: DiffusionModel, around: Surroundings) -> list[str]:
         filled(template, word) for template, word in zip(around.probes, cycle(around.peers or ("",)), strict=False)
     ]
     alone = [filled(PROBED_ALONE[1], word) for word in around.partners]
-    common = [text for text in everyday()[48:] if model.fits(text) and not says(text, around.concept)]
+    erased = (around.concept, *around.beside)
+    common = [t for t in everyday()[48:] if model.fits(t) and not any(says(t, concept) for concept in erased)]
     n = len(around.probes)
     return [*peers, *["", "a picture", *alone[:8], *common][:n]]

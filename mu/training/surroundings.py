@@ -69,25 +69,33 @@ class Surroundings:
     """Phrasings that are never trained on."""
     kept: tuple[str, ...]
     """Prompts of what should stay: peers and partners, alone and together, and everyday prompts."""
+    beside: tuple[str, ...] = ()
+    """Concepts that are erased together with this one."""
 
     def prompts(self) -> list[str]:
         return [filled(template, self.concept) for template in self.templates]
 
 
-def surroundings(model: DiffusionModel, concept: str, retain: Sequence[str] = ()) -> Surroundings:
+def surroundings(
+    model: DiffusionModel, concept: str, retain: Sequence[str] = (), beside: Sequence[str] = ()
+) -> Surroundings:
     """The surroundings of ``concept`` on ``model``, which must be unedited; ``retain`` are words that the user named.
+
+    ``beside`` are concepts that are erased together with this one: nothing around it names them.
 
     Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, and 24 for each of `COMPARED`.
     """
     named = [word for word in retain if not says(word, concept)]
-    words = felt(model, concept, nearest(model, concept, whole_words(model, concept)))[:COMPARED]
+    known = [word for word in whole_words(model, concept) if not any(says(word, other) for other in beside)]
+    words = felt(model, concept, nearest(model, concept, known))[:COMPARED]
     peers, partners = divided(model, concept, list(dict.fromkeys([*named, *words])))
     peers = list(dict.fromkeys([*peers, *(word for word in named if word not in partners)]))
     templates = [*ALONE, *joined(TOGETHER, partners, JOINED)]
     probes = [*PROBED_ALONE, *joined(PROBED_TOGETHER, partners[::-1], PROBED)]
     fit = [[t for t in texts if model.fits(filled(t, concept))] or ["{}"] for texts in (templates, probes)]
-    kept = [text for text in kept_prompts(model, peers, partners) if not says(text, concept)]
-    return Surroundings(concept, tuple(peers), tuple(partners), tuple(fit[0]), tuple(fit[1]), tuple(kept))
+    erased = (concept, *beside)
+    kept = [text for text in kept_prompts(model, peers, partners) if not any(says(text, each) for each in erased)]
+    return Surroundings(concept, *map(tuple, (peers, partners, *fit, kept, beside)))
 
 
 def joined(carriers: Sequence[str], words: Sequence[str], count: int) -> list[str]:
@@ -114,7 +122,8 @@ def whole_words(model: DiffusionModel, concept: str) -> list[str]:
         if token.endswith("</w>") and token.isascii() and (word := token.removesuffix("</w>")).isalpha()
     }
     names = {name for kind in KINDS for name in entries(kind) if len(model.text[0].words(name)) <= len(name.split())}
-    return sorted(w for w in vocabulary | names if len(w) >= SHORTEST and not own & set(folded(w).split()))
+    first = {folded(word): word for word in (*sorted(names), *sorted(vocabulary))}  # one spelling, the tokenizer's own
+    return sorted(word for key, word in first.items() if len(word) >= SHORTEST and not own & set(key.split()))
 
 
 @torch.no_grad()
@@ -190,20 +199,20 @@ def divided(model: DiffusionModel, concept: str, words: Sequence[str]) -> tuple[
     found = _effects(model, ["", concept, *words], states)
     c, w = found[1] - found[0], found[2:] - found[0]
 
-    def together(orders: Sequence[str]) -> Tensor:
-        """d of both words in one prompt, (words, values), the mean over ``orders``."""
-        texts = [order.format(word) for order in orders for word in words]
+    def together(*orders: Sequence[str]) -> Tensor:
+        """d of both words in one prompt, (words, values), the mean over ``orders`` of all words."""
+        texts = [text for order in orders for text in order]
         return _effects(model, texts, states).reshape(len(orders), len(words), -1).mean(0) - found[0]
 
     def lasting(both: Tensor, d: Tensor) -> Tensor:
         """What lasts of each word beside one of direction ``d``."""
         return ((both - d) * w).sum(1) / w.square().sum(1)
 
-    both = together([f"{concept} {{}}", f"{{}} {concept}"])
+    both = together([f"{concept} {word}" for word in words], [f"{word} {concept}" for word in words])
     of_words, of_concept = lasting(both, c), (both - w) @ c / c.square().sum()
     company = torch.minimum(of_words, of_concept)
     hubs = company.argsort(descending=True, stable=True)[:HUBS].tolist()
-    among = torch.stack([lasting(together([f"{words[k]} {{}}"]), w[k]) for k in hubs])
+    among = torch.stack([lasting(together([f"{words[k]} {word}" for word in words]), w[k]) for k in hubs])
     among[range(len(hubs)), hubs] = 0
     lasts = (torch.maximum(of_words, among.mean(0)) >= LASTING).tolist()
     shared = of_words + of_concept

@@ -79,6 +79,8 @@ def test_names_are_compared_without_case_underscores_and_blanks():
     assert folded("Elonmusk") != folded("Elon Musk")
     assert Concept("Elon Musk").same(" elon_musk") and not Concept("Elon Musk").same("Elon")
     assert says("A House in  van_gogh style", "Van Gogh") and not says("vans", "van")
+    assert says("a fish, blue", "fish") and says("(fish)", "fish") and not says("fishy, blue", "fish")
+    assert says("?! in ink", "?!") and not says("in ink", "?!"), "marks alone are a word"
 
 
 def test_one_that_is_named_twice_is_one():

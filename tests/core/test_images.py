@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from mu.core.errors import DataError
-from mu.core.images import rgb
+from mu.core.images import rgb, shown_size
 from mu.data.pairs import decode
 from mu.diffusion.image_folder import image_size, read_images, read_pixels
 from mu.models import load
@@ -130,6 +130,15 @@ def test_pictures_are_upright(orientation: int, kind: str, tmp_path: Path) -> No
     assert (np.asarray(rgb(once)) == np.asarray(once)).all(), "it is turned once"
     if orientation > 1:
         assert stored.size != UPRIGHT.size or off(np.asarray(stored)) >= 10, "control"
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 200])
+def test_the_head_of_a_file_tells_the_size_of_its_picture(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert shown_size(image) == rgb(image).size == (8, 4)
 
 
 def test_a_damaged_orientation_is_none(tmp_path: Path) -> None:

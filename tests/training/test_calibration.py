@@ -11,6 +11,7 @@ from torch import nn
 
 import mu
 from mu.algorithms import algorithm, method
+from mu.core.concept import says
 from mu.core.errors import ConfigError
 from mu.data.canvas import IDENTITIES, OBJECTS, STYLES
 from mu.edits.edit import EditInfo, described, shifted
@@ -91,6 +92,28 @@ def test_nothing_is_claimed_of_a_concept_that_the_model_does_not_know(
     assert facts["known"] is False and facts["gone"] is False
     assert any("zebra" in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
     assert not any("is gone" in record.getMessage() for record in caplog.records)
+
+
+def test_concepts_that_are_erased_together_do_not_keep_each_other(model: DiffusionModel):
+    alone, together = surroundings(model, "neon"), surroundings(model, "neon", beside=["fish", "sketch"])
+    assert "fish" in alone.partners and "sketch" in alone.peers, "control"
+    assert not {"fish", "sketch"} & {*together.peers, *together.partners}
+    texts = [*together.kept, *together.templates, *together.probes]
+    assert not any(says(text, word) for text in texts for word in ("fish", "sketch"))
+
+
+def test_braces_in_a_concept_are_letters(model: DiffusionModel):
+    assert surroundings(model, "{x}").concept == "{x}"
+
+
+def test_readings_that_are_not_finite_are_the_worst_and_no_edit_is_made_of_them(
+    model: DiffusionModel, neon: Calibration, edit: WeightEdit
+):
+    broken = reading(float("nan"), 0.0)
+    assert neon.cost(broken) > neon.cost(reading(1.0, 1.0, 100.0))
+    shifts = {name: torch.full_like(shift, float("nan")) for name, shift in edit.shifts.items()}
+    with pytest.raises(ConfigError, match="finite"):
+        settled(WeightEdit(shifts, edit.info), model, [neon])
 
 
 def test_what_the_user_retains_is_kept(model: DiffusionModel):

@@ -10,6 +10,7 @@ import torch
 import mu
 from mu.algorithms import algorithm, method
 from mu.algorithms.speed.algorithm import fewest
+from mu.core.errors import ConfigError
 from mu.edits.joint import JointEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
@@ -55,6 +56,18 @@ def test_speed_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, edit
     again = algorithm("speed")(method("speed").for_concepts(["neon"], None, "calibrated"), model=model).find_edit()
     assert fingerprint(model, select(model, "*")) == before
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(again.deltas(), edit.deltas(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["uce", "speed"])
+def test_an_anchor_with_the_concepts_own_embedding_is_refused(name: str, model: DiffusionModel):
+    given = method(name).for_concepts(["caf\u00e9"], None, "calibrated", {"anchors": ["cafe\u0301"]})
+    with pytest.raises(ConfigError, match="embedding"):
+        algorithm(name)(given, model=model).find_edit()
+
+
+def test_every_anchor_that_was_tried_is_told(edit: JointEdit):
+    tried = edit.info.found["neon"]["tried"]
+    assert len({each["anchor"] for each in tried}) > 3 and {"pressure", "left", "moved"} <= set(tried[0])
 
 
 @pytest.mark.parametrize(

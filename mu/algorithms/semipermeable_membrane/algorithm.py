@@ -117,10 +117,8 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> LowRankEdit:
         config, settings = self.config, self.config.model_dump(mode="json")
         self.model = model = self.load_model()
-        calibrations = [
-            Calibration.of(model, str(entry.target), config.calibrate)
-            for entry in (config.entries() if config.calibrate.on else ())
-        ]
+        targets = [str(entry.target) for entry in config.entries()] if config.calibrate.on else []
+        calibrations = Calibration.of_each(model, targets, config.calibrate)
         data = SemipermeableMembraneDataHandler(config, model, calibrations)
         info = EditInfo(
             method=self.name,

@@ -19,7 +19,8 @@ from mu.data.prompt_lists import KINDS, entries, everyday
 from mu.edits.edit import described
 from mu.edits.joint import JointEdit, Solve, group_of, joint_info, right_factor
 from mu.models.diffusion import DiffusionModel
-from mu.training.closed_form import calibrations_of, chosen, facts, kept_texts, pair_rows, rows
+from mu.training.calibration import Calibration
+from mu.training.closed_form import chosen, facts, kept_texts, pair_rows, rows
 from mu.training.diffusion_method import WeightErasure
 
 CENTRES = 3
@@ -78,13 +79,13 @@ class Speed(SpeedMethod, WeightErasure):
         return {name: W.detach().cpu().double() for name, W in found.items()}
 
     def calibrated(self, model: DiffusionModel) -> JointEdit:
-        """The edit by what the model shows (`mu.training.calibration`): no setting counts but ``calibrate``.
+        """The edit by what the model shows (`mu.training.calibration`); only ``calibrate`` and ``anchors`` count.
 
         Keys and values change, for all positions of all phrasings. Directions are retained whose eigenvalue is at least
         `HELD` of the mean, and the weight of the distance from the old matrix is a share of what is erased: it, and the
         anchors, are chosen by the probe.
         """
-        calibrations = calibrations_of(model, self.config)
+        calibrations = Calibration.of_each(model, self.config.concepts, self.config.calibrate)
         texts, weights = kept_texts(calibrations), self.weights(model, "KV")
         R, K = rows(model, texts), held(model)
         span = free_of(R * len(R) ** 0.5, HELD * float(R.square().sum()) / R.shape[1], R.shape[1])
@@ -95,10 +96,11 @@ class Speed(SpeedMethod, WeightErasure):
 
         found = chosen(model, self.config, calibrations, PRESSURES, solved)
         pairs = [
-            fewest(*pair_rows(model, each.pairs(anchor))) for each, (anchor, _) in zip(calibrations, found, strict=True)
+            fewest(*pair_rows(model, each.pairs(choice.anchor)))
+            for each, choice in zip(calibrations, found, strict=True)
         ]
         C, A = (torch.cat(side) for side in zip(*pairs, strict=True))
-        pressure = max(pressure for _, pressure in found) / max(float(c.square().sum()) for c, _ in pairs)
+        pressure = max(each.pressure / float(c.square().sum()) for each, (c, _) in zip(found, pairs, strict=True))
         Z = self._without(span, C, K) * pressure
         info = self.info(spares=tuple(texts), **described(model, list(weights)))
         group = group_of("speed", info.fingerprint, {"calibrated": pressure}, texts)

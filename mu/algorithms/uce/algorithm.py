@@ -17,7 +17,8 @@ from mu.edits.edit import Edit, described
 from mu.edits.joint import JointEdit, Solve, group_of, joint_info
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
-from mu.training.closed_form import calibrations_of, chosen, facts, kept_texts, pair_rows, rows
+from mu.training.calibration import Calibration
+from mu.training.closed_form import chosen, facts, kept_texts, pair_rows, rows
 from mu.training.diffusion_method import WeightErasure
 
 
@@ -63,22 +64,22 @@ class UCE(UCEMethod, WeightErasure):
         return self.edit(self.shifts(model, X), spares=tuple(kept))
 
     def calibrated(self, model: DiffusionModel) -> WeightEdit:
-        """The edit by what the model shows (`mu.training.calibration`): no setting counts but ``calibrate``.
+        """The edit by what the model shows (`mu.training.calibration`); only ``calibrate`` and ``anchors`` count.
 
         Each concept takes the anchor that erases most at least harm, by the probe, among its peers and a few others.
         The sums of the least squares become means, and lamb is a share of the retained rows' mean square. All concepts
         are solved together.
         """
-        calibrations = calibrations_of(model, self.config)
+        calibrations = Calibration.of_each(model, self.config.concepts, self.config.calibrate)
         K = rows(model, kept_texts(calibrations))
 
         def solved(C: Tensor, A: Tensor, scale: float) -> dict[str, Tensor]:
             return self.shifts(model, solve(C, A, K, scale, 1.0, _lamb(K)))
 
         found = chosen(model, self.config, calibrations, SCALES, solved)
-        pairs = [pair_rows(model, each.pairs(anchor)) for each, (anchor, _) in zip(calibrations, found, strict=True)]
+        pairs = [pair_rows(model, each.pairs(choice.anchor)) for each, choice in zip(calibrations, found, strict=True)]
         C, A = (torch.cat(side) for side in zip(*pairs, strict=True))
-        edit = self.edit(solved(C, A, max(scale for _, scale in found)))
+        edit = self.edit(solved(C, A, max(choice.pressure for choice in found)))
         with edit.applied(model):
             edit.info = replace(edit.info, found=facts(calibrations, found, "erase_scale"))
         return edit

@@ -222,8 +222,8 @@ def evaluate(
             raise ConfigError(f"suite {suite} measures one edit, and {len(bank.on)} are on: choose suite concept")
         else:
             table, how = found(run, model, bank.on[0], seeds=seeds, **given)
+            keep_base(run, suite, given.get("base_answers"))
         run.write_scores(suite, table)
-        keep_base(run, suite, given.get("base_answers"))
         compiled = {"compiled": True} if getattr(model, "compiles", False) else {}
         note_scores(run, suite, **hardware(model), base=base, how={"seeds": list(seeds), **compiled, **how})
         note_files(run, *_own_folders(run, suite), run.similarity, run.asked(suite))
@@ -388,6 +388,7 @@ def _measured(
     prompts = [Prompt(case_number=row.name, prompt=row.prompt, seed=row.seed) for row in planned.rows]
     write_json(run.asked(suite), [prompt.model_dump(exclude_defaults=True) for prompt in prompts])
     table, how = planned.score(run, answers)
+    keep_base(run, suite, answers.base if base_answers else None)
     return table, {"gates": [gate_to_json(edit.gate) for edit in bank.on], **how}
 
 

@@ -14,6 +14,7 @@ import mu
 from mu.core.concept import says
 from mu.core.errors import ConfigError, DataError
 from mu.core.evidence import CHANGED, findings
+from mu.core.judged import kept_base
 from mu.core.run import RunDirectory
 from mu.diffusion.image_folder import save_image
 from mu.edits.bank import Bank
@@ -261,6 +262,9 @@ def test_the_whole_way_on_the_embedded_model(model, tmp_path, monkeypatch):
     assert [each.part for each in findings(run) if each.state == CHANGED] == ["answers/concept/edited/"]
     again = evaluate(run, "concept", model, broken, seeds=[3], **options)
     assert again["edited"][0] == table["edited"][0]  # the swapped image is made again
+    assert not kept_base(run, "concept").exists(), "the base's images lie in the run"
+    evaluate(run, "concept", model, broken, seeds=[3], **options, base_answers=tmp_path / "shared")
+    assert list(kept_base(run, "concept").glob("target*.png")), "the page shows copies of shared ones"
     folders = [run.answers / "concept" / column for column in ("edited", "base")]
     elsewhere = {"judge": "clip:canvas-clip", "everyday": 4, "seeds": [3], "base_images": folders[1]}
     found = evaluate_found(
