@@ -92,7 +92,8 @@ class Speed(SpeedMethod, WeightErasure):
 
         def solved(C: Tensor, A: Tensor, pressure: float) -> dict[str, Tensor]:
             F = right_factor(C, self._without(span, C, K) * pressure / float(C.square().sum()), 1.0)
-            return {name: (W @ (A - C).T @ F).float().to(model.device) for name, W in weights.items()}
+            X = (A - C).T @ F  # (d, d), the same for all matrices
+            return {name: (W @ X).float().to(model.device) for name, W in weights.items()}
 
         found = chosen(model, self.config, calibrations, PRESSURES, solved)
         pairs = [
