@@ -269,7 +269,7 @@ class Algorithm(Method, ABC):
         found, names = getattr(info, "found", {}), getattr(info, "concepts", ())
         if isinstance(found.get("gone"), bool) and names:
             return {str(names[0]): found}
-        shared = {name: found[name] for name in ("strength", "strengths", "curve", "anchors") if name in found}
+        shared = {name: found[name] for name in ("strength", "strengths", "curve") if name in found}
         own = {name: found.get(name) for name in names}
         return {name: {**shared, **each} for name, each in own.items() if isinstance(each, dict) and "gone" in each}
 

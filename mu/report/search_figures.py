@@ -32,6 +32,12 @@ class ReadingAt(BaseModel):
     strength: Share = 1.0
 
 
+class Trial(BaseModel):
+    """An anchor that was tried; its readings are in the file."""
+
+    anchor: str
+
+
 class SearchRecord(BaseModel):
     """What `mu.training.calibration` notes of one concept; other keys of the file are not shown."""
 
@@ -43,7 +49,7 @@ class SearchRecord(BaseModel):
     moved: Share
     strength: Share | None = None
     anchor: str | None = None
-    anchors: list[str] = []
+    tried: list[Trial] = Field([], max_length=1000)
     peers: list[str] = []
     partners: list[str] = []
     curve: list[ReadingAt] = Field([], max_length=100_000)
@@ -71,9 +77,9 @@ class SearchShown:
     @property
     def facts(self) -> list[tuple[str, str]]:
         found = self.record
-        anchors = [found.anchor] if found.anchor is not None else found.anchors
         told = [
-            ("anchor", ", ".join(anchor or "the empty prompt" for anchor in anchors)),
+            ("anchor", "" if found.anchor is None else _named(found.anchor)),
+            ("anchors tried", ", ".join(dict.fromkeys(_named(trial.anchor) for trial in found.tried))),
             ("strength", "" if found.strength is None else short(found.strength)),
             ("words in its place", ", ".join(found.peers)),
             ("words beside it", ", ".join(found.partners)),
@@ -94,6 +100,10 @@ class SearchShown:
             f"Search for {self.concept}: what is left, shown and moved, by step, and left against moved at "
             f"{len(self.record.strengths)} strengths"
         )
+
+
+def _named(anchor: str) -> str:
+    return anchor or "the empty prompt"
 
 
 def _percent(share: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, TypeVar
@@ -53,6 +53,10 @@ class Calibration:
     probe: Probe
     known: bool = True
     """Whether the model seems to have learned the concept. Of one that it never learned, nothing is called gone."""
+    anchor: str = ""
+    """What takes the concept's place; `mu.training.closed_form` chooses it."""
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    """Every anchor and pressure that was tried, with its reading."""
 
     @classmethod
     def of(
@@ -73,10 +77,7 @@ class Calibration:
         around = parallel.from_first(lambda: surroundings(model, concept, settings.retain, beside))
         log.info("%r: words in its place: %s; beside it: %s", concept, *map(_listed, (around.peers, around.partners)))
         known = parallel.from_first(lambda: learned(model, concept))
-        found = cls(settings, around, Probe(model, around, seed), known)
-        if parallel.count() > 1:
-            found.anchor = parallel.from_first(lambda: found.anchor)
-        return found
+        return cls(settings, around, Probe(model, around, seed), known)
 
     @classmethod
     def of_each(cls, model: DiffusionModel, concepts: Sequence[str], settings: CalibrateConfig) -> list[Calibration]:
@@ -98,15 +99,6 @@ class Calibration:
     def kept(self) -> Conditioning:
         """The prompts of what should stay, encoded."""
         return self.probe.model.encode(self.around.kept)
-
-    @cached_property
-    def anchor(self) -> str:
-        """The peer to put in the concept's place: the most typical of those that leave little of it; "" without peers.
-
-        The least similar one would erase more, but it is often of another kind.
-        """
-        likely = [word for word in self.probe.peers if self.probe.of_anchor(word) <= self.settings.left]
-        return min(likely or self.probe.peers, key=self.probe.apart_from_peers)
 
     def gone(self, reading: Reading) -> bool:
         return reading.left <= self.settings.left and reading.shown <= self.settings.shown
@@ -162,6 +154,8 @@ class Calibration:
             "mild": reading.moved <= self.settings.moved,
             **facts,
             **around,
+            "anchor": self.anchor,
+            "tried": self.tried,
             "probe_evaluations": self.probe.evaluations,
             **more,
         }

@@ -1,4 +1,4 @@
-"""What the closed forms share in a calibrated search: rows of prompt embeddings, and the choice of anchor and pressure.
+"""Closed forms in a calibrated search: rows of prompt embeddings, least squares, the choice of anchor and pressure.
 
 A closed form replaces rows c of the concepts by rows a of their anchors and keeps rows k. The rows of all positions of
 all phrasings are taken, and scaled so that their sums are means: no weight then depends on the number of prompts.
@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from mu.core import parallel
 from mu.core.concept import says
 from mu.core.errors import ConfigError, quoted
 from mu.edits.edit import shifted
 from mu.models.diffusion import DiffusionModel
 from mu.training.calibration import Calibration, check_finite
-from mu.training.diffusion_config import by_hand
 from mu.training.probe import Reading
 
 log = logging.getLogger("mu")
@@ -27,6 +28,8 @@ ANCHORS = ("", "art", "person")
 """Anchors that are tried beside a concept's peers."""
 TRIED = 6
 """Peers that are tried as anchors."""
+TRIAL = 1.0
+"""The weight of the concept's rows, beside the retained ones, in the edit that tries an anchor for another method."""
 
 Solved = Callable[[Tensor, Tensor, float], Mapping[str, Tensor]]
 """``solved(C, A, pressure)``: the delta of every edited parameter."""
@@ -51,34 +54,53 @@ def kept_texts(calibrations: Sequence[Calibration]) -> list[str]:
     return list(dict.fromkeys(text for each in calibrations for text in each.around.kept))
 
 
-class Choice(NamedTuple):
-    """What the probe of one concept found best."""
+def least_squares(C: Tensor, A: Tensor, K: Tensor, erase_scale: float, preserve_scale: float, lamb: float) -> Tensor:
+    """X (width, width) for rows C and A (n, width) and K (m, width), in float64: W + W X minimises UCE's Eq. 7.
 
-    anchor: str
-    pressure: float
-    tried: list[dict[str, Any]]
-    """Every anchor and pressure that was tried, with its reading."""
+    With R = erase_scale sum (a - c) c^T and M = erase_scale sum c c^T + preserve_scale sum k k^T + lamb I it is R M^-1,
+    the same for every matrix W (Gandikota et al., Unified Concept Editing).
+    """
+    R = erase_scale * (A - C).T @ C
+    M = erase_scale * C.T @ C + preserve_scale * K.T @ K + lamb * torch.eye(C.shape[1], dtype=C.dtype)
+    return torch.linalg.solve(M, R.T).T
 
 
-def chosen(
+@torch.no_grad()
+def keys_and_values(model: DiffusionModel, X: Tensor) -> dict[str, Tensor]:
+    """The delta W X of every key and value matrix, in float32 or finer."""
+    weights = model.parameters("text-keys") | model.parameters("text-values")
+    return {
+        name: (W.cpu().double() @ X).to(torch.promote_types(W.dtype, torch.float32)).to(model.device)
+        for name, W in weights.items()
+    }
+
+
+def by_least_squares(model: DiffusionModel, calibrations: Sequence[Calibration]) -> Solved:
+    """The least squares on means of rows; lamb is a hundredth of the retained rows' mean square in one direction."""
+    K = rows(model, kept_texts(calibrations))
+    lamb = 1e-2 * float(K.square().sum()) / K.shape[1]
+    return lambda C, A, scale: keys_and_values(model, least_squares(C, A, K, scale, 1.0, lamb))
+
+
+def choose(
     model: DiffusionModel,
-    config: Any,
     calibrations: Sequence[Calibration],
+    given: Sequence[str],
     pressures: Sequence[float],
     solved: Solved,
-) -> list[Choice]:
-    """For each concept alone, the anchor and the pressure at which its probe reads the lowest cost.
+) -> list[float]:
+    """Give each concept the anchor at which, erased alone, its probe reads the lowest cost; returns the pressures.
 
     All anchors are tried at the mildest of ``pressures`` at which one erases with little harm (a cost below 1), and
-    that one at the higher ones too. Anchors that the user gave are taken. Raises `ConfigError` if no anchor differs
-    from its concept.
+    that one at the higher ones too. Anchors ``given`` by the user, one for all or one for each, are taken. Raises
+    `ConfigError` if no anchor differs from its concept.
     """
     found = []
     for k, each in enumerate(calibrations):
         names = [*each.around.peers[:TRIED], *ANCHORS]
         anchors = [a for a in names if not any(says(a, other.concept) for other in calibrations)]
-        if by_hand(config, "anchors"):
-            anchors = [config.anchors[k % len(config.anchors)]]
+        if given:
+            anchors = [given[k % len(given)]]
         pairs = {anchor: pair_rows(model, each.pairs(anchor)) for anchor in anchors}
         anchors = [anchor for anchor in anchors if len(pairs[anchor][0])]
         if not anchors:
@@ -94,17 +116,36 @@ def chosen(
                 best.append((each.cost(reading), anchor, pressure, reading))
             if min(best)[0] < 1:
                 anchors = [min(best)[1]]
-        _, anchor, pressure, reading = min(best)
+        _, each.anchor, pressure, reading = min(best)
         check_finite(reading)
-        log.info("%r becomes %r", each.concept, anchor)
-        tried = [{"anchor": a, "pressure": p, **r._asdict()} for _, a, p, r in best if all(map(math.isfinite, r))]
-        found.append(Choice(anchor, pressure, tried))
+        log.info("%r becomes %r", each.concept, each.anchor)
+        each.tried = [{"anchor": a, "pressure": p, **r._asdict()} for _, a, p, r in best if all(map(math.isfinite, r))]
+        found.append(pressure)
     return found
 
 
-def facts(calibrations: Sequence[Calibration], choices: Sequence[Choice], name: str) -> dict[str, Any]:
+def anchored(model: DiffusionModel, calibrations: Sequence[Calibration], given: Sequence[str] = ()) -> None:
+    """Give each concept of a search that trains its anchor: the ``given`` one, or the best of a least-squares edit.
+
+    Costs as many readings of the probe as anchors are tried. A word's images say little of its use as an anchor: the
+    farthest from the concept is often of another kind, and a style whose place a wrench takes is hardly erased.
+    """
+    if given:
+        for k, each in enumerate(calibrations):
+            each.anchor = given[k % len(given)]
+        return
+
+    def tried() -> list[tuple[str, list[dict[str, Any]]]]:
+        choose(model, calibrations, (), (TRIAL,), by_least_squares(model, calibrations))
+        return [(each.anchor, each.tried) for each in calibrations]
+
+    for each, (anchor, trials) in zip(calibrations, parallel.from_first(tried), strict=True):
+        each.anchor, each.tried = anchor, trials
+
+
+def facts(calibrations: Sequence[Calibration], pressures: Sequence[float], name: str) -> dict[str, Any]:
     """What `EditInfo.found` says of each concept, with the edit on; ``name`` is that of the pressure's setting."""
     return {
-        each.concept: each.found(each.probe.read(), anchor=choice.anchor, tried=choice.tried, **{name: choice.pressure})
-        for each, choice in zip(calibrations, choices, strict=True)
+        each.concept: each.found(each.probe.read(), **{name: pressure})
+        for each, pressure in zip(calibrations, pressures, strict=True)
     }

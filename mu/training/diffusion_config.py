@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -69,6 +69,11 @@ def by_hand(config: BaseConfig, name: str) -> bool:
     return name in type(config).model_fields and getattr(config, name) != type(config).model_fields[name].get_default(
         call_default_factory=True
     )
+
+
+def given_anchors(config: Any) -> Sequence[str]:
+    """The anchors that the user set."""
+    return config.anchors if by_hand(config, "anchors") else ()
 
 
 def calibrated_away(config: Any) -> dict[str, str]:

@@ -16,7 +16,8 @@ from mu.edits.weights import WeightEdit
 from mu.models import load_diffusion
 from mu.models.diffusion import DiffusionModel
 from mu.training.calibration import Calibration, Watch, relative_rate, settled
-from mu.training.diffusion_config import by_hand, updates
+from mu.training.closed_form import anchored
+from mu.training.diffusion_config import given_anchors, updates
 from mu.training.tuning import RunningGradients, Tuning, tuned
 from mu.training.weight_method import Erasure
 
@@ -33,7 +34,6 @@ class WeightErasure(Erasure):
     """A method with a `DiffusionConfig` whose edit is a `WeightEdit` of a diffusion model."""
 
     calibrations: Sequence[Calibration] = ()
-    anchors: Sequence[str] = ()
     """The anchor of each calibrated concept."""
     curve: Sequence[Mapping[str, float]] = ()
     """The probe's readings during a calibrated search."""
@@ -96,17 +96,15 @@ class WeightErasure(Erasure):
         Anchors that the user gave are taken.
         """
         if self.config.calibrate.on:
-            settings = self.config.calibrate
-            self.calibrations = Calibration.of_each(model, self.config.concepts, settings)
-            given = self.config.anchors if by_hand(self.config, "anchors") else ()
-            by_concept = [*given] if len(given) != 1 else [*given] * len(self.calibrations)
-            self.anchors = by_concept or [each.anchor for each in self.calibrations]
+            self.calibrations = Calibration.of_each(model, self.config.concepts, self.config.calibrate)
+            if "anchors" not in self.config.idle():
+                anchored(model, self.calibrations, given_anchors(self.config))
 
     def pairs(self) -> list[list[tuple[str, str]]]:
         """For each concept, the prompts with it and with its anchor: the settings' own, or those of the model."""
         if not self.calibrations:
             return self.config.pairs()
-        return [each.pairs(anchor) for each, anchor in zip(self.calibrations, self.anchors, strict=True)]
+        return [each.pairs(each.anchor) for each in self.calibrations]
 
     def with_retained(
         self, losses: dict[str, Tensor], tuning: Tuning, x: Tensor, t: Tensor | int, generator: torch.Generator
@@ -132,7 +130,7 @@ class WeightErasure(Erasure):
         edit = self.edit(shifts)
         if not self.calibrations:
             return edit
-        return settled(edit, self.model, self.calibrations, curve=self.curve, anchors=self.anchors)
+        return settled(edit, self.model, self.calibrations, curve=self.curve)
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:

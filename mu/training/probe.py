@@ -86,19 +86,9 @@ class Probe:
             strange=float(to_peers.mean()) / self.apart,
         )
 
-    def apart_from_peers(self, word: str) -> float:
-        """How far images with the peer ``word`` are from the mean over peers, as a share of the concept's distance."""
-        there = self.of_peers[self.peers.index(word)]
-        return float((there - self.average).square().sum() / self.r.square().sum())
-
     def _to_peers(self, images: Tensor) -> Tensor:
         """(p,) squared distance of each phrasing's image to the nearest with a peer in the concept's place."""
         return (images - self.of_peers).square().sum(2).amin(0)
-
-    def of_anchor(self, word: str) -> float:
-        """What is left if the peer ``word`` stands in the concept's place."""
-        there = self.of_peers[self.peers.index(word)]
-        return float(((there - self.average) * self.r).sum() / self.r.square().sum())
 
     def _starts(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[Tensor, Conditioning]]:
         """Noise and encoded prompts, in batches."""

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mu.algorithms.uce.algorithm import UCE, solve
+from mu.algorithms.uce.algorithm import UCE
 from mu.core.errors import ConfigError
 from mu.edits.joint import JointEdit
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
+from mu.training.closed_form import least_squares
 
 CASES: list[dict[str, Any]] = [
     {"concepts": ["neon style"], "anchors": ["watercolor"]},
@@ -70,7 +71,7 @@ def test_each_term_holds_what_it_weighs() -> None:
     C, A, K, W = (torch.randn(n, 32, generator=draw, dtype=torch.float64) for n in (5, 5, 6, 20))
 
     def leaves(*weights: float) -> tuple[float, float, float]:
-        new = W + W @ solve(C, A, K, *weights)
+        new = W + W @ least_squares(C, A, K, *weights)
         return tuple(float(part.norm()) for part in (new @ C.T - W @ A.T, new @ K.T - W @ K.T, new - W))  # type: ignore[return-value]
 
     erased, kept, moved = leaves(1.0, 1.0, 1e-9)  # fewer equations than unknowns: both can hold

@@ -19,7 +19,7 @@ READINGS = [
 ]
 ENDED: dict[str, Any] = {
     "gone": True, "known": True, "mild": True, "left": 0.05, "shown": 0.0, "moved": 0.1, "strength": 1.25,
-    "anchors": ["sketch"], "peers": ["sketch"], "partners": ["fish"], "curve": READINGS,
+    "anchor": "sketch", "peers": ["sketch"], "partners": ["fish"], "curve": READINGS,
     "strengths": [{"strength": s, "left": 0.3 - s / 5, "shown": 0, "moved": s / 10} for s in (1.0, 1.25)],
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,11 @@ from mu.core.errors import ConfigError
 from mu.edits.joint import JointEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
-from mu.training.closed_form import pair_rows, rows
+from mu.training.calibration import Calibration
+from mu.training.calibration_config import CalibrateConfig
+from mu.training.closed_form import ANCHORS, anchored, pair_rows, rows
+from mu.training.probe import Probe
+from mu.training.surroundings import surroundings
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,19 @@ def test_an_anchor_with_the_concepts_own_embedding_is_refused(name: str, model: 
     given = method(name).for_concepts(["caf\u00e9"], None, "calibrated", {"anchors": ["cafe\u0301"]})
     with pytest.raises(ConfigError, match="embedding"):
         algorithm(name)(given, model=model).find_edit()
+
+
+def test_an_anchor_is_found_by_images_and_takes_the_place_of_its_own_kind(model: DiffusionModel):
+    """Objects stand first among the peers of a style, and still a style takes its place."""
+    around = replace(surroundings(model, "neon"), peers=("fish", "house", "sketch", "blueprint"))
+    neon = Calibration(CalibrateConfig(on=True), around, Probe(model, around))
+    before = neon.probe.evaluations
+    anchored(model, [neon], ["fish"])
+    assert (neon.anchor, neon.tried, neon.probe.evaluations) == ("fish", [], before), "what the user gives is taken"
+    anchored(model, [neon])
+    left = {each["anchor"]: each["left"] for each in neon.tried}
+    assert neon.anchor in ("sketch", "blueprint") and len(left) == 4 + len(ANCHORS)
+    assert left[neon.anchor] < 0.5 < neon.probe.read().left, "control: the trials are taken off again"
 
 
 def test_every_anchor_that_was_tried_is_told(edit: JointEdit):

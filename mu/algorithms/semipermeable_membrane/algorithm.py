@@ -27,6 +27,7 @@ from mu.edits.tensor_file import write_tensors
 from mu.models import is_single_file, load
 from mu.models.diffusion import DiffusionModel
 from mu.training.calibration import Calibration, settled
+from mu.training.closed_form import anchored
 from mu.training.diffusion_method import check_placed
 
 log = logging.getLogger("mu")
@@ -119,6 +120,8 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         self.model = model = self.load_model()
         targets = [str(entry.target) for entry in config.entries()] if config.calibrate.on else []
         calibrations = Calibration.of_each(model, targets, config.calibrate)
+        if calibrations:
+            anchored(model, calibrations)
         data = SemipermeableMembraneDataHandler(config, model, calibrations)
         info = EditInfo(
             method=self.name,

@@ -5,6 +5,9 @@
     L           = L_cor + lambda R,   R = 1/M sum_l ||D_l||_1
 
 L_cor starts at mean(r^2) and has no lower bound: early stopping is part of the method.
+
+eps is the backbone's output, as the paper has it. Of a v-prediction model the output is v: there r in eps would be
+alpha_t times r in v, so the noisiest levels, where an image's layout is decided, would hardly count.
 """
 
 from __future__ import annotations
@@ -95,9 +98,7 @@ class NoisedImages:
         x, t = (torch.stack(column) for column in zip(*map(self._noised, ks), strict=True))
         T = len(self.prompts)
         c, anchor = (Conditioning.cat([self.prompts[k % self.period % T][side] for k in ks]) for side in (0, 1))
-        e_a, e_c = self.model.predict_noise(torch.cat([x, x]), torch.cat([t, t]), Conditioning.cat([anchor, c])).chunk(
-            2
-        )
+        e_a, e_c = self.model.predict(torch.cat([x, x]), torch.cat([t, t]), Conditioning.cat([anchor, c])).chunk(2)
         return States(x, t, c, anchor, e_a, e_c - e_a)  # Eq. 27 at theta0
 
     def _noised(self, k: int) -> tuple[Tensor, Tensor]:
@@ -235,9 +236,9 @@ class SeparableConceptErasureTrainer:
     def r(self, states: States) -> Tensor:
         """r(c; theta0 + D), Eq. 27."""
         if not self.anchor_moves:
-            return self.model.predict_noise(states.x, states.t, states.c) - states.e_a
+            return self.model.predict(states.x, states.t, states.c) - states.e_a
         both = Conditioning.cat([states.anchor, states.c])
-        e_a, e_c = self.model.predict_noise(torch.cat([states.x] * 2), torch.cat([states.t] * 2), both).chunk(2)
+        e_a, e_c = self.model.predict(torch.cat([states.x] * 2), torch.cat([states.t] * 2), both).chunk(2)
         return e_c - e_a
 
     def stop(self, i: int) -> bool:

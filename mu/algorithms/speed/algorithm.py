@@ -20,7 +20,8 @@ from mu.edits.edit import described
 from mu.edits.joint import JointEdit, Solve, group_of, joint_info, right_factor
 from mu.models.diffusion import DiffusionModel
 from mu.training.calibration import Calibration
-from mu.training.closed_form import chosen, facts, kept_texts, pair_rows, rows
+from mu.training.closed_form import choose, facts, kept_texts, pair_rows, rows
+from mu.training.diffusion_config import given_anchors
 from mu.training.diffusion_method import WeightErasure
 
 CENTRES = 3
@@ -95,13 +96,10 @@ class Speed(SpeedMethod, WeightErasure):
             X = (A - C).T @ F  # (d, d), the same for all matrices
             return {name: (W @ X).float().to(model.device) for name, W in weights.items()}
 
-        found = chosen(model, self.config, calibrations, PRESSURES, solved)
-        pairs = [
-            fewest(*pair_rows(model, each.pairs(choice.anchor)))
-            for each, choice in zip(calibrations, found, strict=True)
-        ]
+        found = choose(model, calibrations, given_anchors(self.config), PRESSURES, solved)
+        pairs = [fewest(*pair_rows(model, each.pairs(each.anchor))) for each in calibrations]
         C, A = (torch.cat(side) for side in zip(*pairs, strict=True))
-        pressure = max(each.pressure / float(c.square().sum()) for each, (c, _) in zip(found, pairs, strict=True))
+        pressure = max(each / float(c.square().sum()) for each, (c, _) in zip(found, pairs, strict=True))
         Z = self._without(span, C, K) * pressure
         info = self.info(spares=tuple(texts), **described(model, list(weights)))
         group = group_of("speed", info.fingerprint, {"calibrated": pressure}, texts)

@@ -18,7 +18,8 @@ from mu.edits.joint import JointEdit, Solve, group_of, joint_info
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.training.calibration import Calibration
-from mu.training.closed_form import chosen, facts, kept_texts, pair_rows, rows
+from mu.training.closed_form import by_least_squares, choose, facts, keys_and_values, least_squares, pair_rows
+from mu.training.diffusion_config import given_anchors
 from mu.training.diffusion_method import WeightErasure
 
 
@@ -60,8 +61,8 @@ class UCE(UCEMethod, WeightErasure):
         if config.restorable:
             weights = model.parameters("text-keys") | model.parameters("text-values")
             return self._parts(model, weights, C, A, K, [sum(len(c) for c, _ in of_one) for of_one in rows], kept)
-        X = solve(C, A, K, config.erase_scale, config.preserve_scale, config.lamb)
-        return self.edit(self.shifts(model, X), spares=tuple(kept))
+        X = least_squares(C, A, K, config.erase_scale, config.preserve_scale, config.lamb)
+        return self.edit(keys_and_values(model, X), spares=tuple(kept))
 
     def calibrated(self, model: DiffusionModel) -> WeightEdit:
         """The edit by what the model shows (`mu.training.calibration`); only ``calibrate`` and ``anchors`` count.
@@ -71,27 +72,16 @@ class UCE(UCEMethod, WeightErasure):
         are solved together.
         """
         calibrations = Calibration.of_each(model, self.config.concepts, self.config.calibrate)
-        K = rows(model, kept_texts(calibrations))
-
-        def solved(C: Tensor, A: Tensor, scale: float) -> dict[str, Tensor]:
-            return self.shifts(model, solve(C, A, K, scale, 1.0, _lamb(K)))
-
-        found = chosen(model, self.config, calibrations, SCALES, solved)
-        pairs = [pair_rows(model, each.pairs(choice.anchor)) for each, choice in zip(calibrations, found, strict=True)]
-        C, A = (torch.cat(side) for side in zip(*pairs, strict=True))
-        edit = self.edit(solved(C, A, max(choice.pressure for choice in found)))
+        solved = by_least_squares(model, calibrations)
+        scales = choose(model, calibrations, given_anchors(self.config), SCALES, solved)
+        C, A = (
+            torch.cat(side)
+            for side in zip(*(pair_rows(model, each.pairs(each.anchor)) for each in calibrations), strict=True)
+        )
+        edit = self.edit(solved(C, A, max(scales)))
         with edit.applied(model):
-            edit.info = replace(edit.info, found=facts(calibrations, found, "erase_scale"))
+            edit.info = replace(edit.info, found=facts(calibrations, scales, "erase_scale"))
         return edit
-
-    @torch.no_grad()
-    def shifts(self, model: DiffusionModel, X: Tensor) -> dict[str, Tensor]:
-        """The delta W X of every key and value matrix, in float32 or finer."""
-        weights = model.parameters("text-keys") | model.parameters("text-values")
-        return {
-            name: (W.cpu().double() @ X).to(torch.promote_types(W.dtype, torch.float32)).to(model.device)
-            for name, W in weights.items()
-        }
 
     def _parts(
         self,
@@ -131,18 +121,6 @@ class UCE(UCEMethod, WeightErasure):
 
 SCALES = (0.1, 1.0, 10.0)
 """Weights of the concept beside what is retained, the mildest first."""
-
-
-def _lamb(K: Tensor) -> float:
-    """A hundredth of the mean square that the retained rows have in one direction."""
-    return 1e-2 * float(K.square().sum()) / K.shape[1]
-
-
-def solve(C: Tensor, A: Tensor, K: Tensor, erase_scale: float, preserve_scale: float, lamb: float) -> Tensor:
-    """R M^-1 (width, width) for rows C and A (n, width) and K (m, width), in float64: the delta of W is W R M^-1."""
-    R = erase_scale * (A - C).T @ C
-    M = erase_scale * C.T @ C + preserve_scale * K.T @ K + lamb * torch.eye(C.shape[1], dtype=C.dtype)
-    return torch.linalg.solve(M, R.T).T
 
 
 def _embedding(model: DiffusionModel, text: str) -> Tensor:
