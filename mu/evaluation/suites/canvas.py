@@ -6,7 +6,9 @@ shares and means have 95 % intervals, and in the edited column those of the chan
 
 - UA, IRA, CRA as in `mu.evaluation.metrics.unlearning`. For an erased style, UA = 1 - style accuracy on its images,
   IRA = mean style accuracy over the other styles, CRA = mean object accuracy over all images. For an erased object,
-  style and object change places. The base model's row has the same three numbers without the edit.
+  style and object change places. The base model's row has the same three numbers without the edit. Of concepts erased
+  together, UA is the mean over them; images that name another one of them than the one measured enter nothing, and
+  IRA is of the kind of the first.
 - CLIP score of the retained images with their prompts, by the world's own CLIP.
 - Fréchet distance between the judge's features of the retained images and of the base model's images of the same
   prompts at other seeds. The base's own row is the floor: the distance from sampling alone.
@@ -22,7 +24,8 @@ Other diffusion models are refused, whatever their name: the judge knows only th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -55,7 +58,7 @@ from mu.edits.edit import Edit, described, is_base
 from mu.edits.gates import gate_to_json
 from mu.evaluation.answers import bases_beside
 from mu.evaluation.comparing import clip_fits, mean, share
-from mu.evaluation.doubt import unmeasured
+from mu.evaluation.doubt import doubtful, unmeasured
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.lpips import lpips
 from mu.evaluation.metrics.unlearning import Hits, Prediction, scores_of, unlearning_hits
@@ -84,39 +87,42 @@ def evaluate(
     with quiet_libraries():
         judge = Judge.open(EMBEDDED["canvas-judge"], model.device)
         clip = ClipModel.open(EMBEDDED["canvas-clip"], "canvas-clip", device=model.device)
-    kind, erased = request(edit.info.concepts, judge)
+    erased = request(edit.info.concepts, judge)
     cells = [
         Scene(style, object=name)
         for style, name in product(judge.classes["style"], judge.classes["object"])
         if name != "none"
     ]
+    hits_of([Prediction(*map(str, (s.style, s.object) * 2)) for s in cells], erased)  # refuses before images are made
     asked = [(scene, seed) for scene in cells for seed in seeds]
     rows = [row_of(scene, seed) for scene, seed in asked]
-    neutral = neutral_rows(kind, seeds)
+    neutral = [(neutral_row(prompt, seed), kinds) for prompt, kinds in neutral_of(erased).items() for seed in seeds]
+    unnamed = [row for row, _ in neutral]
     reference = [row_of(scene, seed + OTHER_SEEDS) for scene, seed in asked]
     base, edited = base_answers or run.answers / "base", run.answers / "edited"
     recipe = answers_recipe(model)
     with locked(base):  # other runs may share it
         claim(base, recipe)
-        borrow(() if base_answers else bases_beside(run, "canvas"), base, [*rows, *neutral, *reference])
-        before, before_neutral, at_other_seeds = answers(model, base, [rows, neutral, reference], "base answers")
+        borrow(() if base_answers else bases_beside(run, "canvas"), base, [*rows, *unnamed, *reference])
+        before, before_neutral, at_other_seeds = answers(model, base, [rows, unnamed, reference], "base answers")
     claim(edited, {**recipe, "edit": content_hash(edit)})
     with Bank(model, [edit]).applied():
-        after, after_neutral = answers(model, edited, [rows, neutral], "edited answers")
-    targets = [getattr(scene, kind) == erased for scene, _ in asked]
-    kept = [k for k, target in enumerate(targets) if not target]
+        after, after_neutral = answers(model, edited, [rows, unnamed], "edited answers")
+    kept = [k for k, (scene, _) in enumerate(asked) if not {scene.style, scene.object} & erased.keys()]
     floor = judge.look(at_other_seeds[kept])[1].cpu().double()
 
     def look(images: Tensor, unasked: Tensor) -> Looked:
         seen, features = judge.look(images)
         told = zip(asked, seen["style"], seen["object"], strict=True)
         predictions = [Prediction(str(scene.style), str(scene.object), style, name) for (scene, _), style, name in told]
+        written = judge.look(unasked)[0]
         return Looked(
-            unlearning_hits(predictions, erased, kind),
-            [float(answer == erased) for answer in judge.look(unasked)[0][kind]],
+            hits_of(predictions, erased),
+            [float(any(written[kind][k] in erased for kind in kinds)) for k, (_, kinds) in enumerate(neutral)],
             clip_fits(clip, clip.encode_images(images[kept]).cpu(), [rows[k] for k in kept]),
             frechet_distance(features[kept].cpu().double(), floor),
-            replacement([answer for answer, target in zip(seen[kind], targets, strict=True) if target], erased),
+            replacement([a for name, kind in erased.items() for a in seen_of(predictions, name, kind, erased)], erased),
+            doubtful_of(predictions, erased),
         )
 
     own, other = look(before, before_neutral), look(after, after_neutral)
@@ -128,7 +134,7 @@ def evaluate(
         "gate": gate_to_json(edit.info.gate),
         "judges": judged_by,
     }
-    how |= unmeasured(edit.info.concepts, lambda concept: says(concept, erased))
+    how |= unmeasured(edit.info.concepts, lambda concept: any(says(concept, name) for name in erased))
     return {"base": own.scores(), "edited": [*other.scores(own), drift]}, how
 
 
@@ -143,11 +149,16 @@ class Looked(NamedTuple):
     distance: float
     """The Fréchet distance of the retained images."""
     replacement: Score
+    doubt: str = ""
+    """Why the judge cannot tell whether the concept is gone, seen on the base's images."""
 
     def scores(self, base: Looked | None = None) -> list[Score]:
         """All with intervals; with the ``base``, also those of the change at equal prompts and seeds."""
+        ua, ira, cra = scores_of(self.hits, PROTOCOL, before=base.hits if base else None)
         return [
-            *scores_of(self.hits, PROTOCOL, before=base.hits if base else None),
+            replace(ua, doubt=base.doubt if base else self.doubt),
+            ira,
+            cra,
             share("unasked", self.unasked, PROTOCOL, before=base.unasked if base else None),
             mean("CLIP score", self.fits, PROTOCOL, before=base.fits if base else None),
             scored("Fréchet distance", self.distance, len(self.fits), PROTOCOL),
@@ -155,9 +166,53 @@ class Looked(NamedTuple):
         ]
 
 
-def replacement(seen: Sequence[str], erased: str) -> Score:
-    """The share of the most frequent answer other than ``erased`` in ``seen``, and of each in ``per_item``."""
-    others = {name: n / len(seen) for name, n in Counter(seen).most_common() if name != erased}
+def hits_of(predictions: Sequence[Prediction], erased: Mapping[str, Kind]) -> Hits:
+    """What enters UA, IRA and CRA if all of ``erased`` (name: its kind) are erased together.
+
+    Raises `DataError` if no image asks for one of them without another, or nothing is left to retain.
+    """
+    (first, kind), *_ = erased.items()
+    other = [name for name, own in erased.items() if own != kind]
+    free = [each for each in predictions if not {each.style, each.object} & {*other}]
+    hits = unlearning_hits(free, first, kind, left_out=[name for name in erased if name != first])
+    gone = {
+        name: [answer == name for answer in seen_of(predictions, name, own, erased)] for name, own in erased.items()
+    }
+    return hits._replace(gone=gone)
+
+
+def seen_of(predictions: Sequence[Prediction], name: str, kind: Kind, erased: Container[str]) -> list[str]:
+    """The judge's answers on the images that ask for ``name``, of this kind, and for nothing else of ``erased``."""
+    other: Kind = "object" if kind == "style" else "style"
+    found = [
+        str(getattr(each, f"{kind}_seen"))
+        for each in predictions
+        if getattr(each, kind) == name and getattr(each, other) not in erased
+    ]
+    if not found:
+        raise DataError(
+            f"suite canvas cannot measure {quoted(name)}: each of its images also asks for another erased concept; "
+            "measure fewer at once"
+        )
+    return found
+
+
+def doubtful_of(predictions: Sequence[Prediction], erased: Mapping[str, Kind]) -> str:
+    """The doubt if the judge does not see one of ``erased`` in the base, or sees it in another concept's images."""
+    for name, kind in erased.items():
+        others = {
+            each: seen_of(predictions, each, kind, erased)
+            for each in dict.fromkeys(str(getattr(p, kind)) for p in predictions)
+            if each not in erased
+        }
+        if doubt := doubtful({name: name}, {name: seen_of(predictions, name, kind, erased)}, others):
+            return doubt
+    return ""
+
+
+def replacement(seen: Sequence[str], erased: Collection[str]) -> Score:
+    """The share of the most frequent answer in ``seen`` that is none of ``erased``, and of each in ``per_item``."""
+    others = {name: n / len(seen) for name, n in Counter(seen).most_common() if name not in erased}
     return scored("replacement", max(others.values(), default=0.0), len(seen), PROTOCOL, others)
 
 
@@ -185,16 +240,16 @@ def is_embedded(model: DiffusionModel) -> bool:
     return names == list(select(embedded, "*")) and is_base(model, names, described(embedded, names)["fingerprint"])
 
 
-def request(concepts: Sequence[str], judge: Judge) -> tuple[Kind, str]:
-    """The first style or object that ``concepts`` name, which alone is measured: "neon style" is a style, "neon".
+def request(concepts: Sequence[str], judge: Judge) -> dict[str, Kind]:
+    """The style or object that each of ``concepts`` names, with its kind: "neon style" is a style, "neon".
 
     Raises `DataError` if they name none.
     """
     kinds: tuple[Kind, ...] = ("style", "object")
-    for kind in kinds:
-        for name in judge.classes[kind]:
-            if any(says(concept, name) for concept in concepts):
-                return kind, name
+    classes = [(name, kind) for kind in kinds for name in judge.classes[kind]]
+    named = (next(((name, kind) for name, kind in classes if says(concept, name)), None) for concept in concepts)
+    if found := dict(each for each in named if each):
+        return found
     known = ", ".join((*judge.classes["style"], *judge.classes["object"][:-1]))
     raise DataError(
         f"suite canvas measures its own styles and objects, and {quoted(', '.join(concepts))} names none of: {known}"
@@ -221,13 +276,19 @@ def neutral_prompts(kind: Kind) -> tuple[str, ...]:
     return (*NEUTRAL, *other)
 
 
-def neutral_rows(kind: Kind, seeds: Sequence[int]) -> list[ImageRow]:
-    """The images of the neutral prompts."""
-    return [
-        ImageRow(f"{folder_name(prompt)}_seed{seed}.png", prompt, seed)
-        for prompt in neutral_prompts(kind)
-        for seed in seeds
-    ]
+def neutral_of(erased: Mapping[str, Kind]) -> dict[str, list[Kind]]:
+    """The neutral prompts of the kinds of ``erased`` that say none of them, each with the kinds that it leaves open."""
+    found: dict[str, list[Kind]] = {}
+    for kind in dict.fromkeys(erased.values()):
+        for prompt in neutral_prompts(kind):
+            if not any(says(prompt, name) for name in erased):
+                found.setdefault(prompt, []).append(kind)
+    return found
+
+
+def neutral_row(prompt: str, seed: int) -> ImageRow:
+    """The image of a neutral prompt."""
+    return ImageRow(f"{folder_name(prompt)}_seed{seed}.png", prompt, seed)
 
 
 def row_of(scene: Scene, seed: int) -> ImageRow:

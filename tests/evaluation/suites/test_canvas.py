@@ -16,11 +16,14 @@ from mu.core.run import RunDirectory
 from mu.data.canvas import OBJECTS, STYLES, Scene
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
-from mu.evaluation.metrics.unlearning import Hits
+from mu.evaluation.metrics.unlearning import Hits, Prediction
 from mu.evaluation.suites import evaluate
 from mu.evaluation.suites.canvas import (
     Looked,
     answers_recipe,
+    doubtful_of,
+    hits_of,
+    neutral_of,
     neutral_prompts,
     replacement,
     request,
@@ -50,7 +53,7 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
         RunDirectory(tmp_path / "still"),
         "canvas",
         model,
-        shift(model, 0.0, "neon style", "star", "nudity"),
+        shift(model, 0.0, "neon style", "nudity"),
         seeds=(1,),
         base_answers=tmp_path / "base",
     )
@@ -82,14 +85,14 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
     ira = {score.name: score for score in still["edited"]}["IRA"]
     assert ira.change == (0.0, 0.0) and ira.interval == wilson(round(ira.value * ira.n), ira.n), "control: no change"
     how = {name: read_evidence(RunDirectory(tmp_path / name)).scores["canvas"].how for name in ("still", "broken")}
-    assert how["still"]["not measured: concepts"] == ["star", "nudity"]
+    assert how["still"]["not measured: concepts"] == ["nudity"]
     assert "not measured: concepts" not in how["broken"]
 
 
 def test_shares_and_means_have_intervals_and_those_of_the_change():
     """Three of four images of the erased style no longer show it; in the base all do."""
     kept = {"photo": [True, True]}, {"star": [True, True, True, True]}
-    base = Looked(Hits({"neon": [True] * 4}, *kept), [0.0] * 8, [1.0, 1.2, 0.8], 1.0, replacement(["neon"], "neon"))
+    base = Looked(Hits({"neon": [True] * 4}, *kept), [0.0] * 8, [1.0, 1.2, 0.8], 1.0, replacement(["neon"], ["neon"]))
     edited = base._replace(hits=Hits({"neon": [True, False, False, False]}, *kept), fits=[0.5, 0.7, 0.3])
     before, after = ({score.name: score for score in scores} for scores in (base.scores(), edited.scores(base)))
     assert [pytest.approx(end, abs=1e-4) for end in after["UA"].interval] == [0.3006, 0.9544]
@@ -116,9 +119,9 @@ def test_the_preset_of_uce_is_tuned_on_other_neutral_prompts():
 
 
 def test_what_came_instead_is_counted():
-    score = replacement(["photo", "sketch", "neon", "photo"], "neon")
+    score = replacement(["photo", "sketch", "neon", "photo"], ["neon"])
     assert (score.value, score.n, dict(score.per_item)) == (0.5, 4, {"photo": 0.5, "sketch": 0.25})
-    assert replacement(["neon"], "neon").value == 0.0  # control: nothing came instead
+    assert replacement(["neon"], ["neon"]).value == 0.0  # control: nothing came instead
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +156,61 @@ def test_other_models_are_refused_whatever_they_are_called(tiny_folder, tiny_xl,
 
 @pytest.mark.parametrize(
     ("concept", "found"),
-    [("neon style", ("style", "neon")), ("Pop Art", ("style", "pop art")), ("a star", ("object", "star"))],
+    [("neon style", {"neon": "style"}), ("Pop Art", {"pop art": "style"}), ("a star", {"star": "object"})],
 )
 def test_a_request_is_read_off_the_concept(concept, found):
-    assert request([concept], Judge.open(EMBEDDED["canvas-judge"])) == found
+    judge = Judge.open(EMBEDDED["canvas-judge"])
+    assert request([concept], judge) == request([concept, "nudity"], judge) == found
+
+
+def told(erased, answers):
+    """Predictions of two styles and two objects; ``answers`` replace what was asked."""
+    cells = [(style, name) for style in ("neon", "photo", "sketch") for name in ("star", "fish", "moon")]
+    return hits_of([Prediction(*cell, *answers.get(cell, cell)) for cell in cells], erased)
+
+
+def test_concepts_erased_together_are_each_measured_and_none_of_them_is_retained():
+    """Both are gone wherever they are asked for; nothing else has changed."""
+    both = {"neon": "style", "star": "object"}
+    answers = {("neon", each): ("photo", "moon" if each == "star" else each) for each in ("star", "fish", "moon")}
+    answers |= {(each, "star"): (each, "moon") for each in ("photo", "sketch")}
+    found = told(both, answers)
+    assert found.gone == {"neon": [False] * 2, "star": [False] * 2}
+    assert found.within == {"photo": [True] * 2, "sketch": [True] * 2}
+    assert found.across == {"fish": [True] * 3, "moon": [True] * 3}
+    alone = told({"neon": "style"}, answers)
+    assert alone.across["star"] == [False] * 3 and alone.gone == {"neon": [False] * 3}, "control: star is retained"
+    assert told({"neon": "style", "sketch": "style"}, {}).gone == {"neon": [True] * 3, "sketch": [True] * 3}
+    assert {*told({"neon": "style", "sketch": "style"}, {}).within} == {"photo"}
+
+
+def test_neutral_prompts_of_several_concepts_say_none_of_them():
+    prompts = neutral_of({"neon": "style", "star": "object"})
+    assert not any(says(prompt, name) for prompt in prompts for name in ("neon", "star"))
+    assert prompts["an image"] == ["style", "object"] and prompts["a picture of a fish"] == ["style"]
+    assert [*neutral_of({"neon": "style"})] == [*neutral_prompts("style")]
+
+
+def test_a_concept_that_always_stands_beside_another_is_refused():
+    cells = [Prediction("neon", "star", "neon", "star"), Prediction("photo", "fish", "photo", "fish")]
+    with pytest.raises(DataError, match="neon"):
+        hits_of(cells, {"neon": "style", "star": "object"})
+
+
+def test_the_judge_must_see_the_concept_in_the_base():
+    blind = [Prediction("neon", "star", "photo", "star"), Prediction("photo", "star", "photo", "star")]
+    assert "neon" in doubtful_of(blind, {"neon": "style"})
+    sure = [Prediction("neon", "star", "neon", "star"), Prediction("photo", "star", "photo", "star")]
+    assert doubtful_of(sure, {"neon": "style"}) == ""
+    base = Looked(
+        Hits({"neon": [True]}, {"photo": [True]}, {"star": [True]}),
+        [0.0],
+        [1.0],
+        1.0,
+        replacement(["neon"], ["neon"]),
+        "so",
+    )
+    assert base.scores()[0].doubt == base._replace(doubt="").scores(base)[0].doubt == "so"
 
 
 @pytest.mark.parametrize("component", ["unet", "text_encoder", "vae"])
