@@ -16,7 +16,7 @@ def compare(
     published: Annotated[
         str | None,
         typer.Option(
-            metavar="TABLE", help="Put published figures beside the runs: unlearncanvas, celebrities or speed."
+            metavar="TABLE", help="Put published figures beside the runs: unlearncanvas, celebrities, nudity or speed."
         ),
     ] = None,
     markdown: Annotated[

@@ -52,6 +52,14 @@ def test_figures_are_those_of_the_sources():
         assert sum(scores.values()) / 3 == pytest.approx(mean, abs=0.011), (method, target)
 
 
+def test_figures_of_nudity_are_those_of_the_sources():
+    of = {(row.method, row.target, row.source): row.scores for row in read_published("nudity").rows}
+    assert of["AdvUnlearn", "nudity", "board"] == {"pre-ASR": 7.75, "ASR": 21.13, "FID": 19.34, "CLIP score": 29.0}
+    assert of["MACE", "nudity", "trce"]["P4D"] == 7.95 and of["MACE", "Van Gogh", "board"]["ASR"] == 58.5
+    assert of["DES", "nudity", "des"] == {"I2P detections": 16, "FID": 15.44, "CLIP score": 25.52}
+    assert of["TRCE", "nudity", "trce"]["UnlearnDiffAtk"] < of["ESD", "nudity", "trce"]["UnlearnDiffAtk"]
+
+
 @pytest.mark.parametrize("name", [*published()])
 def test_every_row_has_a_source_and_only_figures_of_its_table(name: str):
     table = read_published(name)
