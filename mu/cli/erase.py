@@ -35,7 +35,7 @@ def erase(
     ] = None,
     retain: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Texts to retain, in a file like that of --concepts. Not for all methods."),
+        typer.Option(metavar="FILE", help="Texts to retain, in a file like that of --concepts."),
     ] = None,
     model: Annotated[
         str | None,
@@ -158,7 +158,9 @@ def _embedded(method: type[Method], preset: str | None) -> str:
 
 def _setting(method: type[Method], option: str) -> str:
     """Return the setting of ``method`` that ``option`` gives. Raises `ConfigError` if the method has none."""
-    names = [name for name in method.set_by[option] if name in method.config_class.model_fields]
+    from mu.core.config import kind_of
+
+    names = [name for name in method.set_by[option] if kind_of(method.config_class, name) is not Any]
     if not names:
         raise ConfigError(f"{method.name} has no setting for {option}: leave it out; see `mu config {method.name}`")
     return names[0]

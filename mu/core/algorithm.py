@@ -102,7 +102,7 @@ class Method:
     set_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "--concept": ("concepts",),
         "--anchor": ("anchors",),
-        "--retain": ("retain", "preserve"),
+        "--retain": ("retain", "preserve", "calibrate.retain"),
         "--model": ("model",),
         "--out": ("output_dir", "run_dir"),
         "--device": ("devices",),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
 from pathlib import Path
 
 import pytest
 import torch
 
+from mu.algorithms import method as method_of
+from mu.cli.erase import _setting
 from mu.edits.bank_folder import BankFolder
 from mu.models.diffusion import DiffusionModel
 from tests.cli.conftest import Cli
@@ -60,6 +63,22 @@ def test_a_file_of_names_and_one_of_them_restored(
         assert not torch.allclose(whole[name], delta, rtol=0, atol=1e-2 * scale)  # control
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("speed", "retain"),
+        ("uce", "preserve"),
+        *((each, "calibrate.retain") for each in ("ca", "cie", "esd", "sepce", "spm")),
+    ],
+)
+def test_what_to_retain_reaches_the_solve_or_the_calibrated_search(name: str, setting: str) -> None:
+    chosen = method_of(name)
+    assert _setting(chosen, "--retain") == setting
+    found = chosen.for_concepts(["neon"], None, "calibrated", {setting: ["sketch", "a fish"]})
+    assert found.calibrate.on == (setting == "calibrate.retain")
+    assert reduce(getattr, setting.split("."), found) == ["sketch", "a fish"]
+
+
 def test_bad_files_are_one_line_and_nothing_is_left(files: tuple[Path, Path], cli: Cli, tmp_path: Path) -> None:
     names, kept = files
     out = tmp_path / "out"
@@ -71,7 +90,7 @@ def test_bad_files_are_one_line_and_nothing_is_left(files: tuple[Path, Path], cl
         (["speed", "--concepts", comma], "line 1"),
         (["speed", "--concepts", tmp_path / "nope.txt"], "nope.txt"),
         (["esd", "--concepts", names, "--anchor", "person"], "--anchor"),
-        (["spm", "--concepts", names, "--retain", kept], "--retain"),
+        (["slug", "--concepts", names, "--retain", kept], "--retain"),
         (["speed", "--concepts", names, "--set", "anchors=[a]", "--anchor", "b"], "--anchor"),
         (["uce", "--concepts", names, "--anchor", "a", "--anchor", "b"], "2 anchors for 3 concepts"),
     ]:
