@@ -21,8 +21,10 @@ from torch import Tensor
 from mu.core import parallel
 from mu.core.concept import says
 from mu.core.config import filled, phrased
-from mu.core.errors import ConfigError, quoted
+from mu.core.errors import ConfigError, quoted, titled
 from mu.edits.edit import Edit
+from mu.models import load
+from mu.models.clip import ClipModel
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.probe import Probe, Reading
@@ -66,8 +68,9 @@ class Calibration:
         settings: CalibrateConfig,
         seed: int = 0,
         beside: Sequence[str] = (),
+        clip: ClipModel | None = None,
     ) -> Calibration:
-        """``beside`` are concepts that are erased together with this one.
+        """``beside`` are concepts that are erased together with this one; the ``clip`` looks at the probe's images.
 
         Raises `ConfigError` for a word to retain that contains an erased concept.
         """
@@ -77,13 +80,16 @@ class Calibration:
         around = parallel.from_first(lambda: surroundings(model, concept, settings.retain, beside))
         log.info("%r: words in its place: %s; beside it: %s", concept, *map(_listed, (around.peers, around.partners)))
         known = parallel.from_first(lambda: learned(model, concept))
-        return cls(settings, around, Probe(model, around, seed), known)
+        return cls(settings, around, Probe(model, around, seed, clip), known)
 
     @classmethod
     def of_each(cls, model: DiffusionModel, concepts: Sequence[str], settings: CalibrateConfig) -> list[Calibration]:
-        """One for each of ``concepts``, which are erased together."""
+        """One for each of ``concepts``, which are erased together. Raises `ConfigError` if ``clip`` names no CLIP."""
+        clip = load(settings.clip, device=model.device) if settings.clip and concepts else None
+        if clip is not None and not isinstance(clip, ClipModel):
+            raise ConfigError(f"calibrate.clip needs a CLIP, and {titled(settings.clip)} is none")
         return [
-            cls.of(model, concept, settings, beside=[other for other in concepts if other is not concept])
+            cls.of(model, concept, settings, beside=[other for other in concepts if other is not concept], clip=clip)
             for concept in concepts
         ]
 

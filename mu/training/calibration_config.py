@@ -15,6 +15,9 @@ class CalibrateConfig(BaseConfig):
     and the search ends when its probe finds the concept gone."""
     retain: list[str] = []
     """Words to retain, in addition to those that the model itself shows to be near the concept."""
+    clip: str = ""
+    """A CLIP, by the names that ``--model`` takes, that looks at the probe's images too: an image shows the concept if
+    its text is nearest there, or its image in latents. Without one, only latents are compared."""
     left: float = Field(0.1, lt=1)
     """Share of the concept in the probe's images below which it counts as gone: 1 in the frozen model, 0 where a word
     of the same kind might stand. A lower value erases more and harms more."""

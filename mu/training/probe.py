@@ -1,11 +1,12 @@
 """How much of a concept an edit leaves, and how far it moves what should stay: read from images of few steps.
 
-No judge is asked: the frozen model's own images of the same prompts and seeds are the measure. Latents are compared,
-nothing is decoded. The phrasings are those of `mu.training.surroundings` that nothing trains on.
+The frozen model's own images of the same prompts and seeds are the measure. Latents are compared, and nothing is
+decoded unless a CLIP looks too. The phrasings are those of `mu.training.surroundings` that nothing trains on.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import cycle
 from typing import NamedTuple
@@ -17,8 +18,11 @@ from mu.core.concept import says
 from mu.core.config import filled, phrased
 from mu.data.prompt_lists import everyday
 from mu.diffusion.denoising import denoise, initial_noise
+from mu.models.clip import ClipModel
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.surroundings import PROBED_ALONE, Surroundings
+
+log = logging.getLogger("mu")
 
 STEPS, GUIDANCE = 6, 4.0
 """Denoising steps and guidance scale of the images."""
@@ -33,7 +37,8 @@ class Reading(NamedTuple):
     left: float
     """The share of the concept that is left in images: 1 in the frozen model, 0 if a peer might stand there."""
     shown: float
-    """The share of images that are nearer to the frozen model's image of the concept than to that of any peer."""
+    """The share of images that are nearer to the frozen model's image of the concept than to that of any peer, or in
+    which a CLIP sees the concept."""
     moved: float
     """The mean squared change of images of what should stay, as a share of what tells the concept from its peers."""
     spilled: float
@@ -41,6 +46,20 @@ class Reading(NamedTuple):
     strange: float
     """How far images of the concept's prompts are from the nearest image with a peer in its place, as a share of how
     far the frozen model's are. Where the concept is gone and this stays high, the rest of the prompt is gone too."""
+
+
+class Sight:
+    """A CLIP's view of images of ``prompts`` (n lists): whether the first text of each is nearer than its others."""
+
+    def __init__(self, clip: ClipModel, prompts: Sequence[Sequence[str]]):
+        self.clip = clip
+        self.texts = torch.stack([clip.encode_text(texts) for texts in prompts])
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(n,), whether each image (n, 3, H, W) in 0..1 shows the concept of its own texts."""
+        features = self.clip.encode_images(images.to(self.clip.device))
+        return ((self.texts @ features[:, :, None])[:, :, 0].argmax(1) == 0).cpu()
 
 
 class Probe:
@@ -54,7 +73,7 @@ class Probe:
     phrasings, so those that the model reads well weigh more. ``evaluations`` counts samples of the backbone.
     """
 
-    def __init__(self, model: DiffusionModel, around: Surroundings, seed: int = 0):
+    def __init__(self, model: DiffusionModel, around: Surroundings, seed: int = 0, clip: ClipModel | None = None):
         self.model, self.around, self.evaluations = model, around, 0
         n, seeds = len(around.probes), [seed * 1000 + k for k in range(len(around.probes))]
         self.peers = around.peers[:PEERS] or ("",)
@@ -67,6 +86,7 @@ class Probe:
         self.average = self.of_peers.mean(0)
         self.r = self.target - self.average
         self.apart = float(self._to_peers(self.target).mean())
+        self.sight = self._sight(clip) if clip else None
 
     def _at(self, word: str) -> list[str]:
         return [phrased(template, word) for template in self.around.probes]
@@ -80,11 +100,34 @@ class Probe:
         to_peers = self._to_peers(now)
         return Reading(
             left=float(((now - self.average) * self.r).sum() / size),
-            shown=float((to_concept < to_peers).float().mean()),
+            shown=float(((to_concept < to_peers) | self._seen(now)).float().mean()),
             moved=float(moved.mean()),
             spilled=float(moved.max()),
             strange=float(to_peers.mean()) / self.apart,
         )
+
+    def _sight(self, clip: ClipModel) -> Sight | None:
+        """None, with a warning, if the CLIP does not see the concept in half of the frozen model's images."""
+        words = [self.around.concept, *self.peers]
+        sight = Sight(clip, [[phrased(template, word) for word in words] for template in self.around.probes])
+        share = float(sight(self._decoded(self.target)).float().mean())
+        if share >= 0.5:
+            return sight
+        log.warning(
+            "%s sees %r in only %.0f %% of the unedited model's images of it, so the search does not ask it",
+            clip.name,
+            self.around.concept,
+            100 * share,
+        )
+        return None
+
+    def _seen(self, latents: Tensor) -> Tensor:
+        """(n,), whether the CLIP sees the concept in each image; without one, nowhere."""
+        return self.sight(self._decoded(latents)) if self.sight else torch.zeros(len(latents), dtype=torch.bool)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        parts = latents.reshape(len(latents), *self.starts[0][0].shape[1:]).to(self.model.device).split(BATCH)
+        return torch.cat([self.model.decode(part) for part in parts])
 
     def _to_peers(self, images: Tensor) -> Tensor:
         """(p,) squared distance of each phrasing's image to the nearest with a peer in the concept's place."""

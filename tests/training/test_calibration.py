@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +135,31 @@ def test_images_of_one_phrasing_have_one_seed(model: DiffusionModel):
     probe = Probe(model, alone)
     assert torch.allclose(probe.of_peers[0], probe.target, atol=1e-4)
     assert (probe.of_peers[1] - probe.target).abs().max() > 1, "control: another peer"
+
+
+def test_a_clip_that_sees_the_concept_looks_at_the_images_too(
+    model: DiffusionModel, around: Surroundings, caplog: pytest.LogCaptureFixture
+):
+    clip = mu.load("canvas-clip", device="cpu")
+    probe = Probe(model, around, clip=clip)
+    assert probe.sight is not None
+    for k, peer in enumerate(probe.peers[:2]):
+        assert probe._seen(probe.of_peers[k]).float().mean() <= 0.2, f"control: {peer} stands there"
+    as_if_gone = probe.average
+    probe._images = lambda starts: torch.cat([as_if_gone, probe.kept])  # type: ignore[method-assign]
+    assert probe.read().shown == 0
+    probe.sight = lambda images: torch.arange(len(images)) == 0  # type: ignore[assignment]
+    assert probe.read().shown == pytest.approx(1 / len(around.probes)), "one image shows it to the CLIP alone"
+    assert not caplog.records
+    other = Probe(model, replace(around, concept="sketch", peers=("neon",)))
+    other.around, other.peers = replace(around, concept="neon"), ("sketch",)
+    assert other._sight(clip) is None and "neon" in caplog.text, "it sees sketches there"
+    assert not Probe(model, around)._seen(as_if_gone).any()
+
+
+def test_only_a_clip_can_look(model: DiffusionModel):
+    with pytest.raises(ConfigError, match="canvas"):
+        Calibration.of_each(model, ["neon"], CalibrateConfig(on=True, clip="canvas"))
 
 
 def test_an_edit_that_erases_is_read_as_gone_and_a_random_one_is_not(
