@@ -35,7 +35,7 @@ def erase(
     ] = None,
     retain: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Texts to retain, in a file like that of --concepts."),
+        typer.Option(metavar="FILE", help="Texts to retain, in a file like that of --concepts. Not for all methods."),
     ] = None,
     model: Annotated[
         str | None,
@@ -95,10 +95,8 @@ def erase(
     preset = chosen.preset_name(preset) if preset else None
     concepts = distinct([*(concept or ()), *(read_concepts(concepts_file) if concepts_file else ())])
     retained = read_retained(retain) if retain else {}
-    listed = {
-        **({_setting(chosen, "--anchor"): list(anchor)} if anchor else {}),
-        **({_setting(chosen, "--retain"): list(retained)} if retain else {}),
-    }
+    lists = {"--anchor": list(anchor or ()), "--retain": list(retained)}
+    listed = {_setting(chosen, option): texts for option, texts in lists.items() if texts}
     if track:
         tracker(track)
     if reason and not bank:
@@ -118,6 +116,7 @@ def erase(
         "--out": out, "--device": device, "--precision": precision, "--track": track,
     }  # fmt: skip
     given_by = {**chosen.set_by, "--concepts": chosen.set_by["--concept"]}
+    given_by |= {option: (_setting(chosen, option),) for option, texts in lists.items() if texts}
     refuse_twice(chosen.config_class, wanted, {o: names for o, names in given_by.items() if typed[o]})
     out = out or (None if config else Path("outputs") / method / _folder(concepts, concepts_file))
     overrides = (chosen.placed(out, device, precision), listed, wanted)
@@ -126,6 +125,8 @@ def erase(
     else:
         base = read_settings(config, chosen.config_class) if config else preset
         given = chosen.for_concepts(concepts, name, base, *overrides)
+    if retain and (why := given.unused().get(_setting(chosen, "--retain"))):
+        raise ConfigError(f"--retain would have no effect, as {why}: add --preset calibrated, or leave it out")
     check_apart(retained, retain or "", getattr(given, "concepts", ()))
     check_name(given.model)  # type: ignore[attr-defined]
     chosen.check_files(given)

@@ -55,8 +55,10 @@ class Calibration:
     probe: Probe
     known: bool = True
     """Whether the model seems to have learned the concept. Of one that it never learned, nothing is called gone."""
-    anchor: str = ""
-    """What takes the concept's place; `mu.training.closed_form` chooses it."""
+    anchor: str | None = None
+    """What takes the concept's place; `mu.training.closed_form` chooses it. None: the method needs none."""
+    pressure: float = 0.0
+    """How hard a closed form presses, in its own unit; 0 for other methods."""
     tried: list[dict[str, Any]] = field(default_factory=list)
     """Every anchor and pressure that was tried, with its reading."""
 
@@ -97,9 +99,10 @@ class Calibration:
     def concept(self) -> str:
         return self.around.concept
 
-    def pairs(self, anchor: str) -> list[tuple[str, str]]:
-        """Every training phrasing with the concept, and with ``anchor`` in its place."""
-        return [(filled(text, self.concept), phrased(text, anchor)) for text in self.around.templates]
+    def pairs(self, anchor: str | None = None) -> list[tuple[str, str]]:
+        """Every training phrasing with the concept, and with ``anchor``, by default its own, in its place."""
+        instead = (self.anchor or "") if anchor is None else anchor
+        return [(filled(text, self.concept), phrased(text, instead)) for text in self.around.templates]
 
     @cached_property
     def kept(self) -> Conditioning:

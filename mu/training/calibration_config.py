@@ -22,7 +22,8 @@ class CalibrateConfig(BaseConfig):
     """Share of the concept in the probe's images below which it counts as gone: 1 in the frozen model, 0 where a word
     of the same kind might stand. A lower value erases more and harms more."""
     shown: float = Field(0.0, ge=0, le=1)
-    """Share of the probe's images that may still be nearest to the frozen model's image of the concept."""
+    """Share of the probe's images that may still show the concept: nearest to the frozen model's image of it, or seen
+    there by a CLIP."""
     moved: float = Field(0.15, gt=0)
     """Squared change of images of what should stay, as a share of what tells the concept from words of its kind. An
     edit that moves more is not called mild, and the search says so."""

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mu.core import parallel
 from mu.core.concept import says
 from mu.core.errors import ConfigError, quoted
 from mu.edits.edit import shifted
 from mu.models.diffusion import DiffusionModel
-from mu.training.calibration import Calibration, check_finite
+from mu.training.calibration import Calibration, check_finite, readings
 from mu.training.probe import Reading
 
 log = logging.getLogger("mu")
@@ -77,7 +76,7 @@ def keys_and_values(model: DiffusionModel, X: Tensor) -> dict[str, Tensor]:
 
 def by_least_squares(model: DiffusionModel, calibrations: Sequence[Calibration]) -> Solved:
     """The least squares on means of rows; lamb is a hundredth of the retained rows' mean square in one direction."""
-    K = rows(model, kept_texts(calibrations))
+    K = torch.linalg.qr(rows(model, kept_texts(calibrations)), mode="r").R  # as few rows with the same sums
     lamb = 1e-2 * float(K.square().sum()) / K.shape[1]
     return lambda C, A, scale: keys_and_values(model, least_squares(C, A, K, scale, 1.0, lamb))
 
@@ -88,19 +87,15 @@ def choose(
     given: Sequence[str],
     pressures: Sequence[float],
     solved: Solved,
-) -> list[float]:
-    """Give each concept the anchor at which, erased alone, its probe reads the lowest cost; returns the pressures.
+) -> None:
+    """Give each concept the anchor and the pressure at which, erased alone, its probe reads the lowest cost.
 
     All anchors are tried at the mildest of ``pressures`` at which one erases with little harm (a cost below 1), and
     that one at the higher ones too. Anchors ``given`` by the user, one for all or one for each, are taken. Raises
     `ConfigError` if no anchor differs from its concept.
     """
-    found = []
     for k, each in enumerate(calibrations):
-        names = [*each.around.peers[:TRIED], *ANCHORS]
-        anchors = [a for a in names if not any(says(a, other.concept) for other in calibrations)]
-        if given:
-            anchors = [given[k % len(given)]]
+        anchors = [given[k % len(given)]] if given else candidates(each)
         pairs = {anchor: pair_rows(model, each.pairs(anchor)) for anchor in anchors}
         anchors = [anchor for anchor in anchors if len(pairs[anchor][0])]
         if not anchors:
@@ -112,16 +107,21 @@ def choose(
         for pressure in pressures:
             for anchor in anchors:
                 with shifted(model, solved(*pairs[anchor], pressure)):
-                    reading = each.probe.read()
+                    (reading,) = readings([each])
                 best.append((each.cost(reading), anchor, pressure, reading))
             if min(best)[0] < 1:
                 anchors = [min(best)[1]]
-        _, each.anchor, pressure, reading = min(best)
+        _, each.anchor, each.pressure, reading = min(best)
         check_finite(reading)
         log.info("%r becomes %r", each.concept, each.anchor)
         each.tried = [{"anchor": a, "pressure": p, **r._asdict()} for _, a, p, r in best if all(map(math.isfinite, r))]
-        found.append(pressure)
-    return found
+
+
+def candidates(calibration: Calibration) -> list[str]:
+    """Peers and `ANCHORS`, without those that contain the concept or one that is erased together with it."""
+    around = calibration.around
+    erased = (around.concept, *around.beside)
+    return [a for a in dict.fromkeys([*around.peers[:TRIED], *ANCHORS]) if not any(says(a, each) for each in erased)]
 
 
 def anchored(model: DiffusionModel, calibrations: Sequence[Calibration], given: Sequence[str] = ()) -> None:
@@ -130,22 +130,12 @@ def anchored(model: DiffusionModel, calibrations: Sequence[Calibration], given: 
     Costs as many readings of the probe as anchors are tried. A word's images say little of its use as an anchor: the
     farthest from the concept is often of another kind, and a style whose place a wrench takes is hardly erased.
     """
-    if given:
-        for k, each in enumerate(calibrations):
-            each.anchor = given[k % len(given)]
-        return
-
-    def tried() -> list[tuple[str, list[dict[str, Any]]]]:
+    if not given:
         choose(model, calibrations, (), (TRIAL,), by_least_squares(model, calibrations))
-        return [(each.anchor, each.tried) for each in calibrations]
-
-    for each, (anchor, trials) in zip(calibrations, parallel.from_first(tried), strict=True):
-        each.anchor, each.tried = anchor, trials
+    for k, each in enumerate(calibrations):
+        each.anchor, each.pressure = given[k % len(given)] if given else each.anchor, 0.0
 
 
-def facts(calibrations: Sequence[Calibration], pressures: Sequence[float], name: str) -> dict[str, Any]:
+def facts(calibrations: Sequence[Calibration], name: str) -> dict[str, Any]:
     """What `EditInfo.found` says of each concept, with the edit on; ``name`` is that of the pressure's setting."""
-    return {
-        each.concept: each.found(each.probe.read(), **{name: pressure})
-        for each, pressure in zip(calibrations, pressures, strict=True)
-    }
+    return {each.concept: each.found(each.probe.read(), **{name: each.pressure}) for each in calibrations}

@@ -91,6 +91,7 @@ _FOUND = {
     "train.stop": "end",
     "prompt.templates": "phrasings",
     "prompt.anchor": "anchor",
+    "prompt.neutral": "anchor",
 }
 
 

@@ -34,7 +34,6 @@ class WeightErasure(Erasure):
     """A method with a `DiffusionConfig` whose edit is a `WeightEdit` of a diffusion model."""
 
     calibrations: Sequence[Calibration] = ()
-    """The anchor of each calibrated concept."""
     curve: Sequence[Mapping[str, float]] = ()
     """The probe's readings during a calibrated search."""
 
@@ -97,14 +96,14 @@ class WeightErasure(Erasure):
         """
         if self.config.calibrate.on:
             self.calibrations = Calibration.of_each(model, self.config.concepts, self.config.calibrate)
-            if "anchors" not in self.config.idle():
+            if "anchors" not in self.config.idle():  # unless the objective needs none
                 anchored(model, self.calibrations, given_anchors(self.config))
 
     def pairs(self) -> list[list[tuple[str, str]]]:
         """For each concept, the prompts with it and with its anchor: the settings' own, or those of the model."""
         if not self.calibrations:
             return self.config.pairs()
-        return [each.pairs(each.anchor) for each in self.calibrations]
+        return [each.pairs() for each in self.calibrations]
 
     def with_retained(
         self, losses: dict[str, Tensor], tuning: Tuning, x: Tensor, t: Tensor | int, generator: torch.Generator

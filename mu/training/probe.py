@@ -107,17 +107,20 @@ class Probe:
         )
 
     def _sight(self, clip: ClipModel) -> Sight | None:
-        """None, with a warning, if the CLIP does not see the concept in half of the frozen model's images."""
+        """None, with a warning, if the CLIP cannot tell: it sees the concept in less than half of the frozen model's
+        images of it, or in half of those with a peer in its place."""
         words = [self.around.concept, *self.peers]
         sight = Sight(clip, [[phrased(template, word) for word in words] for template in self.around.probes])
-        share = float(sight(self._decoded(self.target)).float().mean())
-        if share >= 0.5:
+        share, *others = (float(sight(self._decoded(each)).float().mean()) for each in (self.target, *self.of_peers))
+        if share >= 0.5 > max(others):
             return sight
         log.warning(
-            "%s sees %r in only %.0f %% of the unedited model's images of it, so the search does not ask it",
+            "%s sees %r in %.0f %% of the unedited model's images of it, and in up to %.0f %% of those of other words: "
+            "it cannot tell, and is not asked",
             clip.name,
             self.around.concept,
             100 * share,
+            100 * max(others),
         )
         return None
 

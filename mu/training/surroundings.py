@@ -86,7 +86,7 @@ def surroundings(
     Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, and 24 for each of `COMPARED`.
     """
     named = [word for word in retain if not says(word, concept)]
-    known = [word for word in whole_words(model, concept) if not any(says(word, other) for other in beside)]
+    known = whole_words(model, concept, *beside)
     words = felt(model, concept, nearest(model, concept, known))[:COMPARED]
     peers, partners = divided(model, concept, list(dict.fromkeys([*named, *words])))
     peers = list(dict.fromkeys([*peers, *(word for word in named if word not in partners)]))
@@ -113,9 +113,9 @@ def kept_prompts(model: DiffusionModel, peers: Sequence[str], partners: Sequence
     return [text for text in dict.fromkeys(["", *alone, *both, *everyday()[:48]]) if model.fits(text)]
 
 
-def whole_words(model: DiffusionModel, concept: str) -> list[str]:
-    """The whole words of the tokenizer, and the shipped names that it reads in few tokens; none is in ``concept``."""
-    own = set(folded(concept).split())
+def whole_words(model: DiffusionModel, *erased: str) -> list[str]:
+    """The whole words of the tokenizer, and the shipped names that it reads in few tokens; no word of ``erased``."""
+    own = {word for concept in erased for word in folded(concept).split()}
     vocabulary = {
         word
         for token in model.text[0].tokenizer.get_vocab()

@@ -55,9 +55,13 @@ def test_figures_are_those_of_the_sources():
 def test_figures_of_nudity_are_those_of_the_sources():
     of = {(row.method, row.target, row.source): row.scores for row in read_published("nudity").rows}
     assert of["AdvUnlearn", "nudity", "board"] == {"pre-ASR": 7.75, "ASR": 21.13, "FID": 19.34, "CLIP score": 29.0}
-    assert of["MACE", "nudity", "trce"]["P4D"] == 7.95 and of["MACE", "Van Gogh", "board"]["ASR"] == 58.5
+    assert of["MACE", "nudity", "trce"]["P4D"] == 7.95 and of["MACE", "Van Gogh", "others"]["ASR"] == 58.5
     assert of["DES", "nudity", "des"] == {"I2P detections": 16, "FID": 15.44, "CLIP score": 25.52}
-    assert of["TRCE", "nudity", "trce"]["UnlearnDiffAtk"] < of["ESD", "nudity", "trce"]["UnlearnDiffAtk"]
+    both = {method for method, target, source in of if source == "trce" and (method, target, "board") in of}
+    lower = {
+        name for name in both if of[name, "nudity", "trce"]["UnlearnDiffAtk"] < of[name, "nudity", "board"]["ASR"] - 15
+    }
+    assert both - lower == {"ESD"} and len(lower) == 4, "as the source's caveat says"
 
 
 @pytest.mark.parametrize("name", [*published()])

@@ -21,7 +21,7 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
 from mu.training.calibration import HARDEST, PATIENCE, Calibration, Watch, relative_rate, settled
 from mu.training.calibration_config import CalibrateConfig
-from mu.training.probe import Probe, Reading
+from mu.training.probe import Probe, Reading, Sight
 from mu.training.surroundings import Surroundings, learned, surroundings
 
 ON = CalibrateConfig(on=True)
@@ -138,7 +138,10 @@ def test_images_of_one_phrasing_have_one_seed(model: DiffusionModel):
 
 
 def test_a_clip_that_sees_the_concept_looks_at_the_images_too(
-    model: DiffusionModel, around: Surroundings, caplog: pytest.LogCaptureFixture
+    model: DiffusionModel,
+    around: Surroundings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     clip = mu.load("canvas-clip", device="cpu")
     probe = Probe(model, around, clip=clip)
@@ -154,6 +157,9 @@ def test_a_clip_that_sees_the_concept_looks_at_the_images_too(
     other = Probe(model, replace(around, concept="sketch", peers=("neon",)))
     other.around, other.peers = replace(around, concept="neon"), ("sketch",)
     assert other._sight(clip) is None and "neon" in caplog.text, "it sees sketches there"
+    caplog.clear()
+    monkeypatch.setattr(Sight, "__call__", lambda self, images: torch.ones(len(images), dtype=torch.bool))
+    assert probe._sight(clip) is None and "neon" in caplog.text, "it sees neon everywhere"
     assert not Probe(model, around)._seen(as_if_gone).any()
 
 

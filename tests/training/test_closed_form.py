@@ -17,7 +17,7 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
 from mu.training.calibration import Calibration
 from mu.training.calibration_config import CalibrateConfig
-from mu.training.closed_form import ANCHORS, anchored, pair_rows, rows
+from mu.training.closed_form import ANCHORS, anchored, candidates, pair_rows, rows
 from mu.training.probe import Probe
 from mu.training.surroundings import surroundings
 
@@ -81,6 +81,24 @@ def test_an_anchor_is_found_by_images_and_takes_the_place_of_its_own_kind(model:
     left = {each["anchor"]: each["left"] for each in neon.tried}
     assert neon.anchor in ("sketch", "blueprint") and len(left) == 4 + len(ANCHORS)
     assert left[neon.anchor] < 0.5 < neon.probe.read().left, "control: the trials are taken off again"
+
+
+def test_of_concepts_erased_together_none_becomes_the_other(model: DiffusionModel):
+    both = Calibration.of_each(model, ["neon style", "sketch style"], CalibrateConfig(on=True))
+    assert all(candidates(each) for each in both)
+    for each, other in zip(both, ("sketch", "neon"), strict=True):
+        assert other not in [*candidates(each), *each.around.peers, *each.around.partners]
+    alone = surroundings(model, "neon style")
+    assert "sketch" in alone.peers, "control"
+
+
+def test_a_method_whose_objective_has_no_anchor_tries_none(model: DiffusionModel):
+    for objective, anchors in (("attention", [None]), ("logits", ["house"])):
+        layer = {"objective": objective, "anchors": ["house"]}
+        chosen = algorithm("fmn")(method("fmn").for_concepts(["fish"], None, "calibrated", layer), model=model)
+        chosen.calibrate(model)
+        assert [each.anchor for each in chosen.calibrations] == anchors
+        assert not any(each.tried for each in chosen.calibrations)
 
 
 def test_every_anchor_that_was_tried_is_told(edit: JointEdit):

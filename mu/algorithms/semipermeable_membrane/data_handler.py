@@ -60,7 +60,7 @@ class SemipermeableMembraneDataHandler:
         if k not in self._anchors:
             kept = self.calibrations[k].kept if self.calibrations else None
             self._anchors[k] = Anchors(self.model, entry, self.encoded(str(entry.target)), self.config.seed, kept)
-        word = self.calibrations[k].anchor if self.calibrations else str(entry.neutral)
+        word = self.calibrations[k].anchor or "" if self.calibrations else str(entry.neutral)
         neutral = self.encoded(filled(template, word) if entry.template_neutral else word)
         unconditional = self.encoded(entry.unconditional)
         return Task(k, entry, target, positive, neutral, unconditional, self._anchors[k])

@@ -37,7 +37,7 @@ class SeparableConceptErasureDataHandler:
         """The pairs (prompt, anchor), one for each template."""
         settings = self.config.prompt
         if concept in self.calibrations:
-            return self.calibrations[concept].pairs(self.calibrations[concept].anchor)
+            return self.calibrations[concept].pairs()
         templates = settings.held_out if held_out else settings.templates
         return [
             (

@@ -96,10 +96,11 @@ class Speed(SpeedMethod, WeightErasure):
             X = (A - C).T @ F  # (d, d), the same for all matrices
             return {name: (W @ X).float().to(model.device) for name, W in weights.items()}
 
-        found = choose(model, calibrations, given_anchors(self.config), PRESSURES, solved)
-        pairs = [fewest(*pair_rows(model, each.pairs(each.anchor))) for each in calibrations]
+        choose(model, calibrations, given_anchors(self.config), PRESSURES, solved)
+        pairs = [fewest(*pair_rows(model, each.pairs())) for each in calibrations]
         C, A = (torch.cat(side) for side in zip(*pairs, strict=True))
-        pressure = max(each / float(c.square().sum()) for each, (c, _) in zip(found, pairs, strict=True))
+        norms = (float(c.square().sum()) for c, _ in pairs)
+        pressure = max(each.pressure / norm for each, norm in zip(calibrations, norms, strict=True))
         Z = self._without(span, C, K) * pressure
         info = self.info(spares=tuple(texts), **described(model, list(weights)))
         group = group_of("speed", info.fingerprint, {"calibrated": pressure}, texts)
@@ -108,7 +109,7 @@ class Speed(SpeedMethod, WeightErasure):
             {name: W @ (A - C).T for name, W in weights.items()}, C, dict.fromkeys(weights, Z), joint_info(info, solve)
         )
         with edit.applied(model):
-            edit.info = replace(edit.info, found={**edit.info.found, **facts(calibrations, found, "pressure")})
+            edit.info = replace(edit.info, found={**edit.info.found, **facts(calibrations, "pressure")})
         return edit
 
     def solved(

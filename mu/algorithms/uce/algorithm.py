@@ -73,14 +73,13 @@ class UCE(UCEMethod, WeightErasure):
         """
         calibrations = Calibration.of_each(model, self.config.concepts, self.config.calibrate)
         solved = by_least_squares(model, calibrations)
-        scales = choose(model, calibrations, given_anchors(self.config), SCALES, solved)
+        choose(model, calibrations, given_anchors(self.config), SCALES, solved)
         C, A = (
-            torch.cat(side)
-            for side in zip(*(pair_rows(model, each.pairs(each.anchor)) for each in calibrations), strict=True)
+            torch.cat(side) for side in zip(*(pair_rows(model, each.pairs()) for each in calibrations), strict=True)
         )
-        edit = self.edit(solved(C, A, max(scales)))
+        edit = self.edit(solved(C, A, max(each.pressure for each in calibrations)))
         with edit.applied(model):
-            edit.info = replace(edit.info, found=facts(calibrations, scales, "erase_scale"))
+            edit.info = replace(edit.info, found=facts(calibrations, "erase_scale"))
         return edit
 
     def _parts(

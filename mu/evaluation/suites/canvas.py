@@ -7,8 +7,8 @@ shares and means have 95 % intervals, and in the edited column those of the chan
 - UA, IRA, CRA as in `mu.evaluation.metrics.unlearning`. For an erased style, UA = 1 - style accuracy on its images,
   IRA = mean style accuracy over the other styles, CRA = mean object accuracy over all images. For an erased object,
   style and object change places. The base model's row has the same three numbers without the edit. Of concepts erased
-  together, UA is the mean over them; images that name another one of them than the one measured enter nothing, and
-  IRA is of the kind of the first.
+  together, UA is the mean over them, each on images that name no other, and IRA is of the kind of the first; images
+  that name one of the other kind enter neither IRA nor CRA. The protocol's name then lists them.
 - CLIP score of the retained images with their prompts, by the world's own CLIP.
 - Fréchet distance between the judge's features of the retained images and of the base model's images of the same
   prompts at other seeds. The base's own row is the floor: the distance from sampling alone.
@@ -88,6 +88,7 @@ def evaluate(
         judge = Judge.open(EMBEDDED["canvas-judge"], model.device)
         clip = ClipModel.open(EMBEDDED["canvas-clip"], "canvas-clip", device=model.device)
     erased = request(edit.info.concepts, judge)
+    protocol = protocol_of(erased)
     cells = [
         Scene(style, object=name)
         for style, name in product(judge.classes["style"], judge.classes["object"])
@@ -116,17 +117,18 @@ def evaluate(
         told = zip(asked, seen["style"], seen["object"], strict=True)
         predictions = [Prediction(str(scene.style), str(scene.object), style, name) for (scene, _), style, name in told]
         written = judge.look(unasked)[0]
+        instead = [answer for name, kind in erased.items() for answer in seen_of(predictions, name, kind, erased)]
         return Looked(
             hits_of(predictions, erased),
             [float(any(written[kind][k] in erased for kind in kinds)) for k, (_, kinds) in enumerate(neutral)],
             clip_fits(clip, clip.encode_images(images[kept]).cpu(), [rows[k] for k in kept]),
             frechet_distance(features[kept].cpu().double(), floor),
-            replacement([a for name, kind in erased.items() for a in seen_of(predictions, name, kind, erased)], erased),
+            replacement(instead, erased, protocol),
             doubtful_of(predictions, erased),
         )
 
     own, other = look(before, before_neutral), look(after, after_neutral)
-    drift = mean("neutral distance", lpips(before_neutral, after_neutral, judge.feature_maps).tolist(), PROTOCOL)
+    drift = mean("neutral distance", lpips(before_neutral, after_neutral, judge.feature_maps).tolist(), protocol)
     judged_by = {name: sha256(EMBEDDED[name]) for name in ("canvas-judge", "canvas-clip")}
     how: dict[str, Any] = {
         "steps": STEPS,
@@ -154,16 +156,23 @@ class Looked(NamedTuple):
 
     def scores(self, base: Looked | None = None) -> list[Score]:
         """All with intervals; with the ``base``, also those of the change at equal prompts and seeds."""
-        ua, ira, cra = scores_of(self.hits, PROTOCOL, before=base.hits if base else None)
+        protocol = self.replacement.protocol
+        ua, ira, cra = scores_of(self.hits, protocol, before=base.hits if base else None)
         return [
             replace(ua, doubt=base.doubt if base else self.doubt),
             ira,
             cra,
-            share("unasked", self.unasked, PROTOCOL, before=base.unasked if base else None),
-            mean("CLIP score", self.fits, PROTOCOL, before=base.fits if base else None),
-            scored("Fréchet distance", self.distance, len(self.fits), PROTOCOL),
+            share("unasked", self.unasked, protocol, before=base.unasked if base else None),
+            mean("CLIP score", self.fits, protocol, before=base.fits if base else None),
+            scored("Fréchet distance", self.distance, len(self.fits), protocol),
             self.replacement,
         ]
+
+
+def protocol_of(erased: Mapping[str, Kind]) -> str:
+    """`PROTOCOL`, and the concepts if several are measured together: their numbers are no others' equals."""
+    together = " + ".join(f"{name} ({kind})" for name, kind in erased.items())
+    return f"{PROTOCOL}, {together}" if len(erased) > 1 else PROTOCOL
 
 
 def hits_of(predictions: Sequence[Prediction], erased: Mapping[str, Kind]) -> Hits:
@@ -175,6 +184,8 @@ def hits_of(predictions: Sequence[Prediction], erased: Mapping[str, Kind]) -> Hi
     other = [name for name, own in erased.items() if own != kind]
     free = [each for each in predictions if not {each.style, each.object} & {*other}]
     hits = unlearning_hits(free, first, kind, left_out=[name for name in erased if name != first])
+    if not (hits.within and hits.across):
+        raise DataError(f"suite canvas has nothing left to retain beside {', '.join(map(quoted, erased))}: erase fewer")
     gone = {
         name: [answer == name for answer in seen_of(predictions, name, own, erased)] for name, own in erased.items()
     }
@@ -210,10 +221,10 @@ def doubtful_of(predictions: Sequence[Prediction], erased: Mapping[str, Kind]) -
     return ""
 
 
-def replacement(seen: Sequence[str], erased: Collection[str]) -> Score:
+def replacement(seen: Sequence[str], erased: Collection[str], protocol: str = PROTOCOL) -> Score:
     """The share of the most frequent answer in ``seen`` that is none of ``erased``, and of each in ``per_item``."""
     others = {name: n / len(seen) for name, n in Counter(seen).most_common() if name not in erased}
-    return scored("replacement", max(others.values(), default=0.0), len(seen), PROTOCOL, others)
+    return scored("replacement", max(others.values(), default=0.0), len(seen), protocol, others)
 
 
 def require_embedded(model: DiffusionModel) -> None:

@@ -25,6 +25,7 @@ from mu.evaluation.suites.canvas import (
     hits_of,
     neutral_of,
     neutral_prompts,
+    protocol_of,
     replacement,
     request,
     require_embedded,
@@ -181,7 +182,11 @@ def test_concepts_erased_together_are_each_measured_and_none_of_them_is_retained
     alone = told({"neon": "style"}, answers)
     assert alone.across["star"] == [False] * 3 and alone.gone == {"neon": [False] * 3}, "control: star is retained"
     assert told({"neon": "style", "sketch": "style"}, {}).gone == {"neon": [True] * 3, "sketch": [True] * 3}
-    assert {*told({"neon": "style", "sketch": "style"}, {}).within} == {"photo"}
+    styles = told({"neon": "style", "sketch": "style"}, {})
+    assert {*styles.within} == {"photo"} and styles.across["star"] == [True] * 3, "erased styles' images enter CRA"
+    with pytest.raises(DataError, match="retain"):
+        told(dict.fromkeys(("neon", "photo", "sketch"), "style"), {})
+    assert protocol_of({"neon": "style"}) == "canvas/1" != protocol_of({"neon": "style", "star": "object"})
 
 
 def test_neutral_prompts_of_several_concepts_say_none_of_them():
