@@ -30,14 +30,22 @@ def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *
     >>> bootstrap([1.0, 1.0, 1.0])
     (1.0, 1.0)
     """
+    return _middle(_again(values, weights, seed))
+
+
+def _again(values: Sequence[float], weights: Sequence[float] | None, seed: int) -> NDArray[np.float64]:
+    """The means of `DRAWS` samples; equally many values are drawn at the same places."""
     known = np.asarray(values, dtype=np.float64)
     if not known.size or not np.isfinite(known).all():
         raise DataError("a mean needs one or more finite values: check how they were measured")
     heavy = None if weights is None else np.asarray(weights, dtype=np.float64)
     random, part = np.random.default_rng(seed), max(1, AT_ONCE // len(known))
     draws = (min(part, DRAWS - k) for k in range(0, DRAWS, part))
-    means = [_means(known, heavy, random.integers(len(known), size=(n, len(known)))) for n in draws]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return np.concatenate([_means(known, heavy, random.integers(len(known), size=(n, len(known)))) for n in draws])
+
+
+def _middle(draws: NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -69,6 +77,29 @@ def mean_of_means(groups: Sequence[Sequence[float]]) -> Interval:
     (1.0, 1.0)
     """
     return bootstrap([value for group in groups for value in group], _even(groups))
+
+
+Groups = Sequence[Sequence[float]]
+
+
+def of_harmonic_mean(
+    first: Groups, second: Groups, before: tuple[Groups, Groups] | None = None
+) -> tuple[Interval, Interval | None]:
+    """The intervals of the harmonic mean of two means of groups' means, and of its change from ``before``, paired.
+
+    Both sets of images are drawn again, each by itself.
+
+    >>> of_harmonic_mean([[1.0, 1.0]], [[0.5]], ([[0.0, 0.0]], [[0.5]]))
+    ((0.6666666666666666, 0.6666666666666666), (0.6666666666666666, 0.6666666666666666))
+    """
+    now = _harmonic(first, second)
+    return _middle(now), _middle(now - _harmonic(*before)) if before else None
+
+
+def _harmonic(first: Groups, second: Groups) -> NDArray[np.float64]:
+    both = ((first, 0), (second, 1))
+    a, b = (_again([value for group in groups for value in group], _even(groups), seed) for groups, seed in both)
+    return np.divide(2 * a * b, a + b, out=np.zeros_like(a), where=a + b > 0)
 
 
 def paired(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Interval:

@@ -33,9 +33,10 @@ from mu.core.scores import Score, Table
 from mu.data.prompt_lists import entries
 from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import ELSEWHERE, Images, Subject, looked
-from mu.evaluation.comparing import share_of_each
+from mu.evaluation.comparing import share, share_of_each
 from mu.evaluation.doubt import doubtful, unmeasured, unseen
 from mu.evaluation.judges import open_judge
+from mu.evaluation.metrics.intervals import of_harmonic_mean
 from mu.models.diffusion import DiffusionModel
 
 SENTENCES = (
@@ -171,14 +172,22 @@ class CelebritySuite(NamedSuite):
         kept = self.share("ACC_s", self.retained, seen, base)
         gone = 1 - erased.value
         mean = 2 * gone * kept.value / (gone + kept.value) if gone + kept.value else 0.0
-        told = [answer for answers in seen.values() for answer in answers]
-        nobody = sum(answer not in self.known.values() for answer in told) / len(told)
+        interval, change = of_harmonic_mean(*self._gone_and_kept(seen), self._gone_and_kept(base) if base else None)
+
+        def nobody(column: Answered) -> list[float]:
+            return [float(answer not in self.known.values()) for name in seen for answer in column[name]]
+
         return [
             erased,
             kept,
-            scored("H_o", mean, erased.n + kept.n, self.protocol, doubt=doubt),
-            scored("nobody seen", nobody, len(told), self.protocol),
+            scored("H_o", mean, erased.n + kept.n, self.protocol, interval=interval, change=change, doubt=doubt),
+            share("nobody seen", nobody(seen), self.protocol, before=nobody(base) if base else None),
         ]
+
+    def _gone_and_kept(self, seen: Answered) -> tuple[list[list[float]], list[list[float]]]:
+        """1 for each image that no longer shows an erased name, and for each that shows a retained one, by name."""
+        gone = [[1.0 - hit for hit in hits] for hits in self._hits(seen, self.erased).values()]
+        return gone, [[float(hit) for hit in hits] for hits in self._hits(seen, self.retained).values()]
 
 
 class ImagenetteSuite(NamedSuite):

@@ -86,6 +86,9 @@ def test_accuracies_of_erased_and_retained_people(told, tmp_path):
     assert edited["ACC_e"].value == pytest.approx((0.2 + 0) / 2) and edited["ACC_e"].interval == wilson(2, 20)
     assert edited["ACC_s"].value == pytest.approx(0.8) and edited["ACC_s"].n == 10
     assert edited["H_o"].value == pytest.approx(2 * 0.9 * 0.8 / 1.7)
+    assert edited["H_o"].interval[0] < edited["H_o"].value < edited["H_o"].interval[1]
+    assert edited["H_o"].change[0] > 0.5 and found["base"]["H_o"].interval == (0, 0), "control: the base erased nothing"
+    assert edited["nobody seen"].interval == wilson(12, 30) and edited["nobody seen"].change[0] > 0
     assert edited["nobody seen"].value == pytest.approx((10 + 2) / 30) and found["base"]["nobody seen"].value == 0
     assert (found["base"]["ACC_e"].value, found["base"]["H_o"].value) == (1, 0) and not edited["ACC_e"].doubt
     assert "judge told" in plan.protocol and "2 erased and 1 retained names" in plan.protocol
