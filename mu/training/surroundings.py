@@ -25,21 +25,22 @@ from mu.core.config import filled
 from mu.data.prompt_lists import KINDS, entries, everyday
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.training.kinship import kinship, together
 
 MOST_WORDS = 256
 """Words whose effect on predictions is measured: those nearest to the concept."""
-FELT = 0.2
+FELT = 0.1
 """The share of the concept's own effect on predictions that a word must have to count as known."""
 COMPARED = 96
 """Words with an effect, whose company with the concept is measured."""
-HUBS = 3
-"""Words that stand well beside the concept; what lasts beside them was learned."""
+HUBS = 4
+"""Words that stand well beside the concept; what lasts beside them was learned. As many that stand there badly."""
 SHORTEST = 3
 """Letters of the shortest word. Shorter ones are articles, prepositions and pieces of words."""
 LASTING = 0.35
 """The share of a word's direction that must last in company; a word that the model never learned loses it."""
-TOGETHER_AT = 1.0
-"""What lasts of both directions in one prompt, summed: peers stay below it, partners come above."""
+KIN = 0.1
+"""The `kinship` above which a word is a peer."""
 
 PIECES, LETTERS = 1.5, 1.5
 """Tokens per word of a concept that is read in pieces, and letters per token of one that is read letter by letter."""
@@ -83,7 +84,7 @@ def surroundings(
 
     ``beside`` are concepts that are erased together with this one: nothing around it names them.
 
-    Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, and 24 for each of `COMPARED`.
+    Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, and 44 for each of `COMPARED`.
     """
     named = [word for word in retain if not says(word, concept)]
     known = whole_words(model, concept, *beside)
@@ -186,12 +187,13 @@ def felt(model: DiffusionModel, concept: str, words: Sequence[str]) -> list[str]
 
 @torch.no_grad()
 def divided(model: DiffusionModel, concept: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The peers and the partners among ``words``: rivals that give way most come first, and companions that show most.
+    """The peers and the partners among ``words``: the nearest of kin come first, and companions that show most.
 
     Let d(p) = e(p) - e("") for a prompt p. Of a word's direction d(w), beside the concept c, the share
     <d(w c) - d(c), d(w)> / |d(w)|^2 lasts, and of the concept's the share <d(w c) - d(w), d(c)> / |d(c)|^2. d(w c) is
-    the mean over both orders. What the model never learned lasts neither beside the concept nor beside the `HUBS` words
-    of which most lasts together with the concept: it is neither peer nor partner.
+    the mean over both orders. What the model never learned lasts neither beside the concept nor beside its best
+    companions: it is neither peer nor partner. Of the rest, `kinship` tells peers from partners, by the shares that
+    last beside `HUBS` companions and as many rivals.
     """
     if not words:
         return [], []
@@ -199,26 +201,30 @@ def divided(model: DiffusionModel, concept: str, words: Sequence[str]) -> tuple[
     found = _effects(model, ["", concept, *words], states)
     c, w = found[1] - found[0], found[2:] - found[0]
 
-    def together(*orders: Sequence[str]) -> Tensor:
+    def beside(*orders: Sequence[str]) -> Tensor:
         """d of both words in one prompt, (words, values), the mean over ``orders`` of all words."""
         texts = [text for order in orders for text in order]
         return _effects(model, texts, states).reshape(len(orders), len(words), -1).mean(0) - found[0]
 
-    def lasting(both: Tensor, d: Tensor) -> Tensor:
-        """What lasts of each word beside one of direction ``d``."""
-        return ((both - d) * w).sum(1) / w.square().sum(1)
+    def shares(both: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """What lasts of each word, and of the one of direction ``d`` that stands beside it."""
+        return ((both - d) * w).sum(1) / w.square().sum(1), (both - w) @ d / d.square().sum()
 
-    both = together([f"{concept} {word}" for word in words], [f"{word} {concept}" for word in words])
-    of_words, of_concept = lasting(both, c), (both - w) @ c / c.square().sum()
-    company = torch.minimum(of_words, of_concept)
+    of_words, of_concept = shares(beside([f"{concept} {a}" for a in words], [f"{a} {concept}" for a in words]), c)
+    company, t = torch.minimum(of_words, of_concept), together(of_words, of_concept)
     hubs = company.argsort(descending=True, stable=True)[:HUBS].tolist()
-    among = torch.stack([lasting(together([f"{words[k]} {word}" for word in words]), w[k]) for k in hubs])
-    among[range(len(hubs)), hubs] = 0
-    lasts = (torch.maximum(of_words, among.mean(0)) >= LASTING).tolist()
-    shared = of_words + of_concept
-    rivals = [k for k in shared.argsort(stable=True).tolist() if lasts[k] and shared[k] < TOGETHER_AT]
-    others = [k for k in company.argsort(descending=True, stable=True).tolist() if lasts[k] and k not in rivals]
-    return [words[k] for k in rivals], [words[k] for k in others]
+    hubs += [k for k in t.argsort(stable=True).tolist() if k not in hubs][:HUBS]
+    among = [shares(beside([f"{words[k]} {word}" for word in words]), w[k]) for k in hubs]
+    others = torch.stack([of_each for of_each, _ in among[:HUBS]])
+    mutual = torch.stack([together(*both) for both in among])
+    for row, k in enumerate(hubs):
+        mutual[row, k] = torch.nan
+        others[row : row + 1, k] = 0
+    lasts = torch.maximum(of_words, others.mean(0)) >= LASTING
+    kin = kinship(t, mutual, hubs, lasts if lasts.any() else ~lasts)
+    peers = [k for k in kin.argsort(descending=True, stable=True).tolist() if lasts[k] and kin[k] > KIN]
+    partners = [k for k in company.argsort(descending=True, stable=True).tolist() if lasts[k] and kin[k] <= KIN]
+    return [words[k] for k in peers], [words[k] for k in partners]
 
 
 def _states(model: DiffusionModel, images: int, steps: int = 10) -> list[tuple[Tensor, Tensor]]:

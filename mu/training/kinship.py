@@ -1,0 +1,42 @@
+"""Of which kind a word is: of the concept's own, whose place it might take, or of one that stands beside it.
+
+Let t(a, b) be what lasts of both words' directions in one prompt, summed: 2 if both show, 1 if one gives way. It
+depends on the kinds, but also on each word: a style changes all of an image and an object a part, so little of any
+object lasts beside any style. What each word loses beside every other is therefore taken off first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+BOUNDS = (-0.2, 1.2)
+"""Shares beyond these are those of words that hardly change predictions, and are cut off there."""
+
+
+def together(first: Tensor, second: Tensor) -> Tensor:
+    """t of the shares that last of two words."""
+    return first.clamp(*BOUNDS) + second.clamp(*BOUNDS)
+
+
+def kinship(t: Tensor, among: Tensor, references: Sequence[int], counted: Tensor) -> Tensor:
+    """How far each of n words is of the concept's kind: (n,), above 0 if it is.
+
+    ``t`` (n,) is t(concept, word), ``among`` (r, n) is t(reference, word) for ``references`` among the words, some of
+    which stand well beside the concept and some badly; nan for a reference with itself. Means are over the words that
+    are ``counted`` (n,).
+
+    It is the mean of three: 1 - t; how far t is below what concept and word have with others; and the correlation, over
+    the references, of what the word has with each and what the concept has. No paper has this measure: a check is to
+    count the kinds it finds where they are known, as the tests do on the embedded model.
+    """
+    typical = among[:, counted].nanmean(dim=1, keepdim=True)
+    ease = (among - typical).nanmean(dim=0)
+    below = t[counted].mean() + ease - t
+    own = t[list(references)][:, None] - typical
+    own = own - own.nanmean()
+    profile = among - typical - ease
+    size = (profile.square().nanmean(dim=0) * own.square().nanmean()).sqrt()
+    alike = (profile * own).nanmean(dim=0) / size.clamp_min(1e-9)
+    return (1 - t + below.nan_to_num() + alike.nan_to_num()) / 2
