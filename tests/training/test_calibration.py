@@ -59,8 +59,13 @@ def test_the_model_itself_shows_peers_and_partners(around: Surroundings):
 
 def test_an_object_has_other_partners_than_a_style(model: DiffusionModel):
     found = surroundings(model, "fish")
-    assert len(set(found.peers) & set(OBJECTS)) >= 3
+    assert {*found.peers[:6]} <= {*OBJECTS} and not {*found.partners} & {*OBJECTS}
     assert len(set(found.partners) & set(STYLES)) >= 4
+
+
+def test_a_style_is_no_peer_of_an_object_nor_an_object_of_a_style(model: DiffusionModel, around: Surroundings):
+    assert {*around.peers[:6]} <= {*STYLES} and not {*around.peers} & {*OBJECTS}
+    assert len({*around.partners} & {*OBJECTS}) >= 6 and not {*around.partners} & {*STYLES}
 
 
 def test_probes_are_not_trained_on_and_nothing_kept_names_the_concept(around: Surroundings):

@@ -8,32 +8,38 @@ from torch import Tensor
 
 from mu.training.kinship import kinship, together
 
-EASE = torch.tensor([0.0, 0.1, -0.1, 0.6, 0.5, 0.7])
-"""How well each word stands beside any: three of one kind, which stand badly, and three of the other."""
+KINDS = torch.arange(16) // 8
+EASE = 0.6 * KINDS + 0.2 * torch.rand(16, generator=torch.Generator().manual_seed(0))
+"""How well each of 16 words stands beside any: 8 of one kind, which stand badly, and 8 of another."""
 
 
 def made(rivals: float) -> Tensor:
     """t of each two of the words: ``rivals`` less within a kind, and nan for a word with itself."""
-    kind = torch.tensor([0, 0, 0, 1, 1, 1])
-    t = 0.9 + EASE[:, None] / 2 + EASE / 2 - rivals * (kind[:, None] == kind)
-    return t.masked_fill(torch.eye(6, dtype=torch.bool), torch.nan)
+    t = 0.9 + EASE[:, None] / 2 + EASE / 2 - rivals * (KINDS[:, None] == KINDS)
+    return t.masked_fill(torch.eye(16, dtype=torch.bool), torch.nan)
 
 
-@pytest.mark.parametrize("concept", range(6))
-def test_words_of_the_concepts_kind_are_told_whatever_each_stands(concept: int):
-    """Words 3 to 5 stand beside each other as well as words 0 to 2 beside anything: t alone does not tell."""
-    t, words = made(0.5), [k for k in range(6) if k != concept]
-    found = kinship(t[concept, words], t[words][:, words], range(5), torch.ones(5, dtype=torch.bool))
-    same = torch.tensor([(k < 3) == (concept < 3) for k in words])
-    assert found[same].min() > found[~same].max() and found[same].min() > 0.1 > found[~same].max()
-    alone = t[:3, :3].nan_to_num(0).max(), t[3:, 3:].nan_to_num(9).min()
-    assert alone[0] < 1 < alone[1] - 0.05 or concept < 3, "control: no bound on t divides both kinds"
+def kin(t: Tensor, concept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Kinship, t, and whether the kind is the concept's, of all other words; four references of each kind."""
+    words = [k for k in range(16) if k != concept]
+    references = [*range(4), *range(11, 15)]
+    found = kinship(t[concept, words], t[words][:, words][references], references, torch.ones(15, dtype=torch.bool))
+    return found, t[concept, words], KINDS[words] == KINDS[concept]
 
 
-def test_where_words_do_not_rival_kinship_is_that_of_the_share_alone():
-    t = made(0.0)
-    found = kinship(t[0, 1:], t[1:, 1:], range(5), torch.ones(5, dtype=torch.bool))
-    assert torch.allclose(found.argsort(), (1 - t[0, 1:]).argsort())
+@pytest.mark.parametrize("concept", [0, 7, 8, 15])
+def test_words_of_the_concepts_kind_are_told_however_well_each_stands(concept: int):
+    found, t, same = kin(made(0.5), concept)
+    assert found[same].min() > 0.1 > found[~same].max()
+    if concept >= 8:
+        assert t[same].max() > 1, "control: a bound on t alone would not call them rivals"
+
+
+def test_where_no_words_rival_none_is_of_kin():
+    found, _, same = kin(made(0.0), 8)
+    assert found[same].max() < 0.5 and (found[same].mean() - found[~same].mean()).abs() < 0.35
+    told, _, same = kin(made(0.5), 8)
+    assert told[same].mean() - told[~same].mean() > 1, "control"
 
 
 def test_one_word_alone_goes_by_what_lasts():
