@@ -87,15 +87,16 @@ def choose(
     given: Sequence[str],
     pressures: Sequence[float],
     solved: Solved,
+    beyond: Sequence[str] = ANCHORS,
 ) -> None:
     """Give each concept the anchor and the pressure at which, erased alone, its probe reads the lowest cost.
 
     All anchors are tried at the mildest of ``pressures`` at which one erases with little harm (a cost below 1), and
-    that one at the higher ones too. Anchors ``given`` by the user, one for all or one for each, are taken. Raises
-    `ConfigError` if no anchor differs from its concept.
+    that one at the higher ones too. They are peers, and those ``beyond``. Anchors ``given`` by the user, one for all or
+    one for each, are taken. Raises `ConfigError` if no anchor differs from its concept.
     """
     for k, each in enumerate(calibrations):
-        anchors = [given[k % len(given)]] if given else candidates(each)
+        anchors = [given[k % len(given)]] if given else candidates(each, beyond)
         pairs = {anchor: pair_rows(model, each.pairs(anchor)) for anchor in anchors}
         anchors = [anchor for anchor in anchors if len(pairs[anchor][0])]
         if not anchors:
@@ -117,21 +118,27 @@ def choose(
         each.tried = [{"anchor": a, "pressure": p, **r._asdict()} for _, a, p, r in best if all(map(math.isfinite, r))]
 
 
-def candidates(calibration: Calibration) -> list[str]:
-    """Peers and `ANCHORS`, without those that contain the concept or one that is erased together with it."""
+def candidates(calibration: Calibration, beyond: Sequence[str] = ANCHORS) -> list[str]:
+    """Peers and those ``beyond``, without those that contain the concept or one that is erased together with it.
+
+    `ANCHORS`, if there are none.
+    """
     around = calibration.around
     erased = (around.concept, *around.beside)
-    return [a for a in dict.fromkeys([*around.peers[:TRIED], *ANCHORS]) if not any(says(a, each) for each in erased)]
+    names = dict.fromkeys([*around.peers[:TRIED], *beyond])
+    return [a for a in names if not any(says(a, each) for each in erased)] or [*ANCHORS]
 
 
 def anchored(model: DiffusionModel, calibrations: Sequence[Calibration], given: Sequence[str] = ()) -> None:
     """Give each concept of a search that trains its anchor: the ``given`` one, or the best of a least-squares edit.
 
-    Costs as many readings of the probe as anchors are tried. A word's images say little of its use as an anchor: the
-    farthest from the concept is often of another kind, and a style whose place a wrench takes is hardly erased.
+    Peers are tried, and only without any "", "art" and "person": training towards a prompt without the word moves too
+    little. Costs as many readings of the probe as anchors are tried. A word's images say little of its use as an
+    anchor: the farthest from the concept is often of another kind, and a style whose place a wrench takes is hardly
+    erased.
     """
     if not given:
-        choose(model, calibrations, (), (TRIAL,), by_least_squares(model, calibrations))
+        choose(model, calibrations, (), (TRIAL,), by_least_squares(model, calibrations), beyond=())
     for k, each in enumerate(calibrations):
         each.anchor, each.pressure = given[k % len(given)] if given else each.anchor, 0.0
 

@@ -79,7 +79,8 @@ def test_an_anchor_is_found_by_images_and_takes_the_place_of_its_own_kind(model:
     assert (neon.anchor, neon.tried, neon.probe.evaluations) == ("fish", [], before), "what the user gives is taken"
     anchored(model, [neon])
     left = {each["anchor"]: each["left"] for each in neon.tried}
-    assert neon.anchor in ("sketch", "blueprint") and len(left) == 4 + len(ANCHORS)
+    assert neon.anchor in ("sketch", "blueprint") and [*left] == [*around.peers]
+    assert candidates(replace(neon, around=replace(around, peers=("neon sign",))), ()) == [*ANCHORS], "without peers"
     assert left[neon.anchor] < 0.5 < neon.probe.read().left, "control: the trials are taken off again"
 
 
