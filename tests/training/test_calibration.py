@@ -22,14 +22,10 @@ from mu.models.parameters import fingerprint, select
 from mu.training.calibration import HARDEST, PATIENCE, Calibration, Watch, relative_rate, settled
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.probe import Probe, Reading, Sight
-from mu.training.surroundings import Surroundings, learned, surroundings
+from mu.training.surroundings import Surroundings, learned
+from tests.training.conftest import surroundings
 
 ON = CalibrateConfig(on=True)
-
-
-@pytest.fixture(scope="module")
-def model() -> DiffusionModel:
-    return mu.load("canvas", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +97,11 @@ def test_nothing_is_claimed_of_a_concept_that_the_model_does_not_know(
 
 
 def test_concepts_that_are_erased_together_do_not_keep_each_other(model: DiffusionModel):
-    alone, together = surroundings(model, "neon"), surroundings(model, "neon", beside=["fish", "sketch"])
+    alone, together = surroundings(model, "neon"), surroundings(model, "neon", beside=["fish", "sketch style"])
     assert "fish" in alone.partners and "sketch" in alone.peers, "control"
     assert not {"fish", "sketch"} & {*together.peers, *together.partners}
     texts = [*together.kept, *together.templates, *together.probes]
-    assert not any(says(text, word) for text in texts for word in ("fish", "sketch"))
+    assert not any(says(text, word) for text in texts for word in ("fish", "sketch style"))
 
 
 def test_braces_in_a_concept_are_letters(model: DiffusionModel):
@@ -190,7 +186,7 @@ def test_an_edit_that_erases_is_read_as_gone_and_a_random_one_is_not(
     assert harmed.moved > 2 * erased.moved
 
 
-def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, edit: WeightEdit):
+def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, edit: WeightEdit, measured_anew: None):
     before = fingerprint(model, select(model, "*"))
     again = algorithm("uce")(method("uce").for_concepts(["neon"], None, "calibrated"), model=model).find_edit()
     assert fingerprint(model, select(model, "*")) == before

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-import mu
 from mu.algorithms import algorithm, method
 from mu.algorithms.speed.algorithm import fewest
 from mu.core.errors import ConfigError
@@ -19,12 +18,7 @@ from mu.training.calibration import Calibration
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.closed_form import ANCHORS, anchored, candidates, pair_rows, rows
 from mu.training.probe import Probe
-from mu.training.surroundings import surroundings
-
-
-@pytest.fixture(scope="module")
-def model() -> DiffusionModel:
-    return mu.load("canvas", device="cpu")
+from tests.training.conftest import surroundings
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +78,17 @@ def test_an_anchor_is_found_by_images_and_takes_the_place_of_its_own_kind(model:
     assert left[neon.anchor] < 0.5 < neon.probe.read().left, "control: the trials are taken off again"
 
 
-def test_of_concepts_erased_together_none_becomes_the_other(model: DiffusionModel):
-    both = Calibration.of_each(model, ["neon style", "sketch style"], CalibrateConfig(on=True))
-    assert all(candidates(each) for each in both)
-    for each, other in zip(both, ("sketch", "neon"), strict=True):
-        assert other not in [*candidates(each), *each.around.peers, *each.around.partners]
-    alone = surroundings(model, "neon style")
-    assert "sketch" in alone.peers, "control"
+def test_an_anchor_contains_no_concept_that_is_erased_together_with_its_own(model: DiffusionModel):
+    around = replace(surroundings(model, "neon"), peers=("a sketch", "blueprint"))
+    assert [*candidates(Calibration(CalibrateConfig(), around, None), ())] == ["a sketch", "blueprint"], "control"  # type: ignore[arg-type]
+    both = replace(around, beside=("sketch",))
+    assert [*candidates(Calibration(CalibrateConfig(), both, None), ())] == ["blueprint"]  # type: ignore[arg-type]
 
 
 def test_a_method_whose_objective_has_no_anchor_tries_none(model: DiffusionModel):
     for objective, anchors in (("attention", [None]), ("logits", ["house"])):
         layer = {"objective": objective, "anchors": ["house"]}
-        chosen = algorithm("fmn")(method("fmn").for_concepts(["fish"], None, "calibrated", layer), model=model)
+        chosen = algorithm("fmn")(method("fmn").for_concepts(["neon"], None, "calibrated", layer), model=model)
         chosen.calibrate(model)
         assert [each.anchor for each in chosen.calibrations] == anchors
         assert not any(each.tried for each in chosen.calibrations)
