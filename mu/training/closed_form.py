@@ -137,7 +137,7 @@ def anchored(model: DiffusionModel, calibrations: Sequence[Calibration], given: 
     anchor: the farthest from the concept is often of another kind, and a style whose place a wrench takes is hardly
     erased.
     """
-    if not given:
+    if calibrations and not given:
         choose(model, calibrations, (), (TRIAL,), by_least_squares(model, calibrations), beyond=())
     for k, each in enumerate(calibrations):
         each.anchor, each.pressure = given[k % len(given)] if given else each.anchor, 0.0

@@ -217,9 +217,8 @@ def divided(model: DiffusionModel, concept: str, words: Sequence[str]) -> tuple[
     among = [shares(beside([f"{words[k]} {word}" for word in words]), w[k]) for k in hubs]
     others = torch.stack([of_each for of_each, _ in among[:HUBS]])
     mutual = torch.stack([together(*both) for both in among])
-    for row, k in enumerate(hubs):
-        mutual[row, k] = torch.nan
-        others[row : row + 1, k] = 0
+    mutual[range(len(hubs)), hubs] = torch.nan
+    others[range(len(others)), hubs[: len(others)]] = 0
     lasts = torch.maximum(of_words, others.mean(0)) >= LASTING
     kin = kinship(t, mutual, hubs, lasts if lasts.any() else ~lasts)
     peers = [k for k in kin.argsort(descending=True, stable=True).tolist() if lasts[k] and kin[k] > KIN]

@@ -120,8 +120,7 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         self.model = model = self.load_model()
         targets = [str(entry.target) for entry in config.entries()] if config.calibrate.on else []
         calibrations = Calibration.of_each(model, targets, config.calibrate)
-        if calibrations:
-            anchored(model, calibrations)
+        anchored(model, calibrations)
         data = SemipermeableMembraneDataHandler(config, model, calibrations)
         info = EditInfo(
             method=self.name,
