@@ -7,8 +7,6 @@ object lasts beside any style. What each word loses beside every other is theref
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 BOUNDS = (-0.2, 1.2)
@@ -20,23 +18,22 @@ def together(first: Tensor, second: Tensor) -> Tensor:
     return first.clamp(*BOUNDS) + second.clamp(*BOUNDS)
 
 
-def kinship(t: Tensor, among: Tensor, references: Sequence[int], counted: Tensor) -> Tensor:
+def kinship(t: Tensor, among: Tensor, own: Tensor) -> Tensor:
     """How far each of n words is of the concept's kind: (n,), above 0 if it is.
 
-    ``t`` (n,) is t(concept, word), ``among`` (r, n) is t(reference, word) for ``references`` among the words, some of
-    which stand well beside the concept and some badly; nan for a reference with itself. Means are over the words that
-    are ``counted`` (n,).
+    ``t`` (n,) is t(concept, word), ``among`` (r, n) is t(reference, word), and ``own`` (r,) is t(concept, reference).
+    Some references stand well beside the concept and some badly; one that is a word itself has nan with itself.
 
     It is the mean of three: 1 - t; how far t is below what concept and word have with others; and the correlation, over
     the references, of what the word has with each and what the concept has. No paper has this measure: a check is to
     count the kinds it finds where they are known, as the tests do on the embedded model.
     """
-    typical = among[:, counted].nanmean(dim=1, keepdim=True)
+    typical = among.nanmean(dim=1, keepdim=True)
     ease = (among - typical).nanmean(dim=0)
-    below = t[counted].mean() + ease - t
-    own = t[list(references)][:, None] - typical
-    own = own - own.nanmean()
+    below = t.mean() + ease - t
+    beyond = own[:, None] - typical
+    beyond = beyond - beyond.nanmean()
     profile = among - typical - ease
-    size = (profile.square().nanmean(dim=0) * own.square().nanmean()).sqrt()
-    alike = (profile * own).nanmean(dim=0) / size.clamp_min(1e-9)
+    size = (profile.square().nanmean(dim=0) * beyond.square().nanmean()).sqrt()
+    alike = (profile * beyond).nanmean(dim=0) / size.clamp_min(1e-9)
     return (1 - t + below.nan_to_num() + alike.nan_to_num()) / 2

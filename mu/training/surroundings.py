@@ -84,7 +84,8 @@ def surroundings(
 
     ``beside`` are concepts that are erased together with this one: nothing around it names them.
 
-    Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, and 44 for each of `COMPARED`.
+    Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, 28 for each of `COMPARED`, and 16 more
+    for each that the model has learned.
     """
     named = [word for word in retain if not says(word, concept)]
     known = whole_words(model, concept, *beside)
@@ -153,21 +154,21 @@ def learned(model: DiffusionModel, concept: str) -> bool:
 
 
 @torch.no_grad()
-def nearest(model: DiffusionModel, concept: str, words: Iterable[str], most: int = MOST_WORDS) -> list[str]:
-    """The ``most`` ``words`` nearest to ``concept`` in meaning, the nearest first.
+def nearest(model: DiffusionModel, concept: str, words: Iterable[str]) -> list[str]:
+    """The `MOST_WORDS` ``words`` nearest to ``concept`` in meaning, the nearest first.
 
-    Thousands of words are first sorted by the cosine of token embeddings, 4 ``most`` of them by that of prompt
-    embeddings at the end token; both without their mean.
+    Thousands of words are first sorted by the cosine of token embeddings. Four times `MOST_WORDS` of them are then
+    sorted by that of prompt embeddings at the end token; both without their mean.
     """
     words, text = list(words), model.text[0]
     table = cast(Tensor, text.embedding.weight).detach().float()
     rows = torch.stack([table[text.words(word)].mean(0) for word in [concept, *words]]) - table.mean(0)
-    near = F.cosine_similarity(rows[1:], rows[:1]).argsort(descending=True, stable=True)[: 4 * most].tolist()
+    near = F.cosine_similarity(rows[1:], rows[:1]).argsort(descending=True, stable=True)[: 4 * MOST_WORDS].tolist()
     words = [words[k] for k in near]
     ends = torch.cat([_ends(model, part) for part in _encoded(model, [concept, *words], 64)])
     ends = ends - ends.mean(0)
     order = F.cosine_similarity(ends[1:], ends[:1]).argsort(descending=True, stable=True).tolist()
-    return [words[k] for k in order[:most]]
+    return [words[k] for k in order[:MOST_WORDS]]
 
 
 @torch.no_grad()
@@ -193,37 +194,37 @@ def divided(model: DiffusionModel, concept: str, words: Sequence[str]) -> tuple[
     <d(w c) - d(c), d(w)> / |d(w)|^2 lasts, and of the concept's the share <d(w c) - d(w), d(c)> / |d(c)|^2. d(w c) is
     the mean over both orders. What the model never learned lasts neither beside the concept nor beside its best
     companions: it is neither peer nor partner. Of the rest, `kinship` tells peers from partners, by the shares that
-    last beside `HUBS` companions and as many rivals.
+    last beside `HUBS` companions and as many rivals; beside rivals only the rest is measured.
     """
     if not words:
         return [], []
     states = _states(model, 2)
     found = _effects(model, ["", concept, *words], states)
-    c, w = found[1] - found[0], found[2:] - found[0]
+    nothing, c, w = found[0], found[1] - found[0], found[2:] - found[0]
 
-    def beside(*orders: Sequence[str]) -> Tensor:
-        """d of both words in one prompt, (words, values), the mean over ``orders`` of all words."""
-        texts = [text for order in orders for text in order]
-        return _effects(model, texts, states).reshape(len(orders), len(words), -1).mean(0) - found[0]
+    def shares(d: Tensor, *orders: Sequence[str], of: Sequence[int] = range(len(words))) -> tuple[Tensor, Tensor]:
+        """What lasts of the words ``of``, and of the one of direction ``d`` beside each, in all ``orders``."""
+        texts, mine = [text for order in orders for text in order], w[list(of)]
+        both = _effects(model, texts, states).reshape(len(orders), len(of), -1).mean(0) - nothing
+        return ((both - d) * mine).sum(1) / mine.square().sum(1), (both - mine) @ d / d.square().sum()
 
-    def shares(both: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """What lasts of each word, and of the one of direction ``d`` that stands beside it."""
-        return ((both - d) * w).sum(1) / w.square().sum(1), (both - w) @ d / d.square().sum()
-
-    of_words, of_concept = shares(beside([f"{concept} {a}" for a in words], [f"{a} {concept}" for a in words]), c)
+    of_words, of_concept = shares(c, [f"{concept} {a}" for a in words], [f"{a} {concept}" for a in words])
     company, t = torch.minimum(of_words, of_concept), together(of_words, of_concept)
     hubs = company.argsort(descending=True, stable=True)[:HUBS].tolist()
-    hubs += [k for k in t.argsort(stable=True).tolist() if k not in hubs][:HUBS]
-    among = [shares(beside([f"{words[k]} {word}" for word in words]), w[k]) for k in hubs]
-    others = torch.stack([of_each for of_each, _ in among[:HUBS]])
-    mutual = torch.stack([together(*both) for both in among])
-    mutual[range(len(hubs)), hubs] = torch.nan
-    others[range(len(others)), hubs[: len(others)]] = 0
-    lasts = torch.maximum(of_words, others.mean(0)) >= LASTING
-    kin = kinship(t, mutual, hubs, lasts if lasts.any() else ~lasts)
-    peers = [k for k in kin.argsort(descending=True, stable=True).tolist() if lasts[k] and kin[k] > KIN]
-    partners = [k for k in company.argsort(descending=True, stable=True).tolist() if lasts[k] and kin[k] <= KIN]
-    return [words[k] for k in peers], [words[k] for k in partners]
+    rivals = [k for k in t.argsort(stable=True).tolist() if k not in hubs][:HUBS]
+    beside_hubs = [shares(w[k], [f"{words[k]} {word}" for word in words]) for k in hubs]
+    others = torch.stack([of_each for of_each, _ in beside_hubs])
+    others[range(len(hubs)), hubs] = 0
+    known = (torch.maximum(of_words, others.mean(0)) >= LASTING).nonzero().flatten().tolist()
+    if not known:
+        return [], []
+    beside_rivals = [shares(w[k], [f"{words[k]} {words[n]}" for n in known], of=known) for k in rivals]
+    among = [*(together(*both)[known] for both in beside_hubs), *(together(*both) for both in beside_rivals)]
+    itself = torch.tensor([[n == k for n in known] for k in (*hubs, *rivals)])
+    kin = kinship(t[known], torch.stack(among).masked_fill(itself, torch.nan), t[[*hubs, *rivals]])
+    peers = [k for k in kin.argsort(descending=True, stable=True).tolist() if kin[k] > KIN]
+    partners = [k for k in company[known].argsort(descending=True, stable=True).tolist() if kin[k] <= KIN]
+    return [words[known[k]] for k in peers], [words[known[k]] for k in partners]
 
 
 def _states(model: DiffusionModel, images: int, steps: int = 10) -> list[tuple[Tensor, Tensor]]:

@@ -23,8 +23,8 @@ def kin(t: Tensor, concept: int) -> tuple[Tensor, Tensor, Tensor]:
     """Kinship, t, and whether the kind is the concept's, of all other words; four references of each kind."""
     words = [k for k in range(16) if k != concept]
     references = [*range(4), *range(11, 15)]
-    found = kinship(t[concept, words], t[words][:, words][references], references, torch.ones(15, dtype=torch.bool))
-    return found, t[concept, words], KINDS[words] == KINDS[concept]
+    of_concept, among = t[concept, words], t[words][:, words][references]
+    return kinship(of_concept, among, of_concept[references]), of_concept, KINDS[words] == KINDS[concept]
 
 
 @pytest.mark.parametrize("concept", [0, 7, 8, 15])
@@ -44,7 +44,7 @@ def test_where_no_words_rival_none_is_of_kin():
 
 def test_one_word_alone_goes_by_what_lasts():
     one = torch.tensor([[torch.nan]])
-    found = [float(kinship(torch.tensor([t]), one, [0], torch.tensor([True]))) for t in (0.3, 1.7)]
+    found = [float(kinship(torch.tensor([t]), one, torch.tensor([t]))) for t in (0.3, 1.7)]
     assert found == [pytest.approx(0.35), pytest.approx(-0.35)]
 
 
