@@ -76,6 +76,14 @@ def searched(folder: Path) -> RunDirectory:
     return run
 
 
+@pytest.fixture
+def small_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrated searches look at few words in few phrasings, and try few anchors."""
+    for name, count in {"MOST_WORDS": 24, "JOINED": 4, "PROBED": 1}.items():
+        monkeypatch.setattr(f"mu.training.surroundings.{name}", count)
+    monkeypatch.setattr("mu.training.closed_form.TRIED", 2)
+
+
 @pytest.fixture(scope="session")
 def snapshot() -> Snapshot:
     """``snapshot(model)`` is equal before and after only where every parameter and buffer is, bit for bit."""

@@ -47,7 +47,7 @@ def typed(words: list[str]) -> str:
     return ended.output
 
 
-def test_two_methods_by_the_protocol_of_unlearncanvas(place: Path, timm_vit: Any) -> None:
+def test_two_methods_by_the_protocol_of_unlearncanvas(place: Path, timm_vit: Any, small_search: None) -> None:
     """With random classifiers of the published layout, two themes and two objects."""
     (place / "style50").symlink_to(EMBEDDED["canvas"])
     torch.save({"model_state_dict": timm_vit(51)}, place / "style50.pth")
@@ -75,7 +75,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_concept_out_of_a_model_that_you_ship(place: Path) -> None:
+def test_a_concept_out_of_a_model_that_you_ship(place: Path, small_search: None) -> None:
     (place / "my-sd").symlink_to(EMBEDDED["canvas"])
     erase, measure, merge, again, report, verify = commands("ship.md")
     typed(erase)
