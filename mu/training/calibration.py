@@ -1,15 +1,14 @@
 """A search that decides by what it measures on the model in front of it: on what to train, how hard, and when to stop.
 
-`Calibration` prepares a concept: its surroundings and a probe. `Watch` stands in a training loop: it reads the probe
-every few steps, raises the learning rate while the concept does not give way, keeps the best weights, and ends the
-loop. `settled` scales a finished edit to the mildest strength that still erases.
+`Calibration` prepares a concept: its surroundings and a probe. `mu.training.watch` reads the probe in a training loop.
+`settled` scales a finished edit to the mildest strength that still erases.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -22,24 +21,21 @@ from mu.core import parallel
 from mu.core.concept import says
 from mu.core.config import filled, phrased
 from mu.core.errors import ConfigError, quoted, titled
+from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.edit import Edit
 from mu.models import load
 from mu.models.clip import ClipModel
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.calibration_config import CalibrateConfig
-from mu.training.probe import Probe, Reading
+from mu.training.probe import GUIDANCE, Probe, Reading
 from mu.training.surroundings import Surroundings, learned, surroundings
 
 log = logging.getLogger("mu")
 
-PACE = 0.04
-"""What must go between two readings, as a share of the concept; less raises the learning rate by half."""
 LEFT, MOVED, STRANGE = 2.0, 4.0, 0.5
 """What a rest of the concept, changes of what should stay, and images that show nothing of the prompt cost."""
-PATIENCE = 2
-"""Readings without a better state after the concept was found gone."""
-HARDEST = 4
-"""The largest multiple of the first learning rate."""
+IMAGES, STEPS = 24, 10
+"""Images of what should stay, and their denoising steps."""
 STRENGTHS = (0.8, 1.0, 1.25, 1.5, 2.0)
 """Strengths at which a finished edit is read, the mildest first."""
 
@@ -109,6 +105,24 @@ class Calibration:
         """The prompts of what should stay, encoded."""
         return self.probe.model.encode(self.around.kept)
 
+    @cached_property
+    def on_the_way(self) -> tuple[Tensor, Tensor, Conditioning]:
+        """Latents (n, c, h, w) on the way to `IMAGES` of what should stay, their timesteps (n,) and their prompts.
+
+        As the backbone takes them. Costs 2 `STEPS` samples of it for each image. Make it while the model is unedited.
+        """
+        model, size = self.probe.model, self.probe.model.default_size
+        rows = torch.linspace(0, len(self.kept) - 1, min(IMAGES, len(self.kept))).round().long()
+        c, scheduler = self.kept[rows.to(model.device)], model.new_scheduler(STEPS)
+        generators = [torch.Generator().manual_seed(k) for k in range(len(c))]
+        nothing, latents = model.encode([""]).repeat(len(c)), []
+        x = initial_noise(model, size, size, generators)
+        for k, t in enumerate(scheduler.timesteps):
+            latents.append(scheduler.scale_model_input(x if k else x * scheduler.init_noise_sigma, t))
+            x = denoise(model, x, c, nothing, scheduler, start=k, steps=k + 1, guidance=GUIDANCE, generators=generators)
+        times = scheduler.timesteps.to(model.device).repeat_interleave(len(c))
+        return torch.cat(latents), times, Conditioning.cat([c] * len(latents))
+
     def gone(self, reading: Reading) -> bool:
         return reading.left <= self.settings.left and reading.shown <= self.settings.shown
 
@@ -174,71 +188,6 @@ def _listed(words: Sequence[str]) -> str:
     return ", ".join(words[:8]) or "none"
 
 
-class Watch:
-    """Reads the probe between training steps; its call after step ``i`` says whether to stop.
-
-    Of several concepts in one edit, the worst reading counts.
-    """
-
-    def __init__(
-        self, calibrations: Sequence[Calibration], optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]
-    ):
-        self.calibrations, self.optimizer, self.weights = list(calibrations), optimizer, list(weights)
-        self.settings = calibrations[0].settings
-        self.first = optimizer.param_groups[0]["lr"]
-        self.curve: list[dict[str, float]] = []
-        self.best: list[Tensor] = []
-        self.lowest: float | None = None
-        self.waited, self.gone = 0, False
-
-    def __call__(self, i: int) -> bool:
-        if (i + 1) % self.settings.every:
-            return False
-        reading = worst(readings(self.calibrations))
-        cost = self.calibrations[0].cost(reading)
-        self.waited += 1
-        if self.lowest is None or cost < self.lowest:
-            self.lowest, self.best, self.waited = cost, [weight.detach().clone() for weight in self.weights], 0
-        self._adapt(reading)
-        self.curve.append({"step": i + 1, "lr": self._rate, **reading._asdict()})
-        self.gone = self.gone or self.calibrations[0].gone(reading)
-        return self.gone and self.waited >= PATIENCE
-
-    @property
-    def _rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def _adapt(self, reading: Reading) -> None:
-        """Raise the learning rate by half if less than `PACE` went since the last reading."""
-        before = self.curve[-1]["left"] if self.curve else 1.0
-        factor = 1.5 if before - reading.left < PACE and reading.left > self.settings.left else 1.0
-        rate = min(self._rate * factor, HARDEST * self.first)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    @torch.no_grad()
-    def keep_best(self) -> None:
-        """Put the best weights that were read back into the tensors in training."""
-        for weight, best in zip(self.weights, self.best, strict=True) if self.best else ():
-            weight.copy_(best)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "curve": list(self.curve),
-            "best": list(self.best),
-            "lowest": self.lowest,
-            "first": self.first,
-            "waited": self.waited,
-            "gone": self.gone,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.curve, self.first = list(state["curve"]), state["first"]
-        self.waited, self.gone = state["waited"], state["gone"]
-        self.best = [tensor.to(weight) for tensor, weight in zip(state["best"], self.weights, strict=False)]
-        self.lowest = state["lowest"]
-
-
 def readings(calibrations: Sequence[Calibration]) -> list[Reading]:
     """What each probe reads of the model as it is now; of several processes, what the first reads."""
     return parallel.from_first(lambda: [each.probe.read() for each in calibrations])
@@ -253,12 +202,6 @@ def check_finite(reading: Reading) -> None:
     """Raise `ConfigError` for a probe whose images are not finite."""
     if not all(map(math.isfinite, reading)):
         raise ConfigError("the edited model's images are not finite: load it in a finer precision, such as float32")
-
-
-def relative_rate(weights: Sequence[Tensor], rate: float) -> float:
-    """``rate`` times the root mean square of the elements of ``weights``."""
-    count = sum(weight.numel() for weight in weights)
-    return rate * float(sum(weight.detach().double().square().sum() for weight in weights) / count) ** 0.5
 
 
 def settled(edit: E, model: DiffusionModel, calibrations: Sequence[Calibration], **more: Any) -> E:

@@ -30,7 +30,7 @@ class CalibrateConfig(BaseConfig):
     rate: float = Field(2e-3, gt=0)
     """Learning rate to begin with, as a share of the root mean square of the trained tensors. It rises by half, up to
     four times, while the concept does not give way."""
-    weight: float = Field(10.0, ge=0)
+    weight: float = Field(3.0, ge=0)
     """Weight of the loss that keeps predictions for the words around the concept, beside the method's own loss."""
     every: int = Field(20, ge=1, le=MOST)
     """Optimiser steps between two readings of the probe."""

@@ -14,11 +14,13 @@ from mu.core.errors import ConfigError, titled
 from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
 from mu.models import load_diffusion
-from mu.models.diffusion import DiffusionModel
-from mu.training.calibration import Calibration, Watch, relative_rate, settled
-from mu.training.closed_form import anchored
+from mu.models.diffusion import Conditioning, DiffusionModel
+from mu.training.calibration import Calibration, settled
+from mu.training.closed_form import anchored, kept_texts, rows
 from mu.training.diffusion_config import given_anchors, updates
+from mu.training.kept_directions import Shortened, shortening
 from mu.training.tuning import RunningGradients, Tuning, tuned
+from mu.training.watch import Watch, relative_rate
 from mu.training.weight_method import Erasure
 
 Step = Callable[[Tuning, int, torch.Generator], Mapping[str, Tensor]]
@@ -27,15 +29,16 @@ Step = Callable[[Tuning, int, torch.Generator], Mapping[str, Tensor]]
 log = logging.getLogger("mu")
 
 RETAINED = 3
-"""Prompts of what should stay, at each step of a calibrated search."""
+"""Prompts of what should stay, at each step of a calibrated search: as many at latents of the step, and on the way to
+their own images."""
 
 
 class WeightErasure(Erasure):
     """A method with a `DiffusionConfig` whose edit is a `WeightEdit` of a diffusion model."""
 
     calibrations: Sequence[Calibration] = ()
-    curve: Sequence[Mapping[str, float]] = ()
-    """The probe's readings during a calibrated search."""
+    watch: Watch | None = None
+    """In a calibrated search: what its probes decide."""
 
     def load_model(self) -> DiffusionModel:
         """Return the given model, or load the one that the settings name.
@@ -70,8 +73,12 @@ class WeightErasure(Erasure):
         with tuned(parameters) as tuning:
             rate = relative_rate(tuning.tensors, self.config.calibrate.rate) if self.calibrations else settings.lr
             optimizer = adam(parameters.values(), rate, settings.weight_decay)
+            if self.calibrations:
+                read = model.parameters("text-keys") | model.parameters("text-values")
+                P = shortening(rows(model, kept_texts(self.calibrations)))
+                Shortened(optimizer, [p for name, p in parameters.items() if name in read], P.float().to(model.device))
             state: dict[str, loop.Stateful] = {"weights": tuning}
-            watch = Watch(self.calibrations, optimizer, tuning.tensors) if self.calibrations else None
+            watch = self.watch = Watch(self.calibrations, optimizer, tuning.tensors) if self.calibrations else None
             if watch:
                 state["watch"] = watch
             if settings.gradients == "summed":
@@ -86,7 +93,6 @@ class WeightErasure(Erasure):
             )  # fmt: skip
             if watch:
                 watch.keep_best()
-                self.curve = watch.curve
             return tuning.shifts()
 
     def calibrate(self, model: DiffusionModel) -> None:
@@ -110,26 +116,35 @@ class WeightErasure(Erasure):
     ) -> dict[str, Tensor]:
         """``losses``, in a calibrated search with that of what should stay: ``calibrate.weight`` times ``retained``.
 
-        ``retained`` is the mean squared change of the backbone's output at ``x`` (b, c, h, w) for drawn prompts. The
+        ``retained`` is the mean squared change of the backbone's output for drawn prompts: at ``x`` (b, c, h, w) of the
+        step, which shows the concept, and at latents on the way to images of what should stay. The
         published methods have no such term or another one; SPM's latent anchoring is its model (Lyu et al., Eq. 8).
-        Costs `RETAINED` samples without gradient and as many with.
+        Costs 2 `RETAINED` samples without gradient and as many with.
         """
         if not self.calibrations:
             return losses
-        of_one = self.calibrations[int(torch.randint(len(self.calibrations), (1,), generator=generator))].kept
-        texts = of_one[torch.randint(len(of_one), (RETAINED,), generator=generator).to(of_one.sequence.device)]
-        x = x[torch.arange(RETAINED) % len(x)]
+        calibration = self.calibrations[int(torch.randint(len(self.calibrations), (1,), generator=generator))]
         with tuning.frozen():
-            frozen = self.model.predict(x, self.model.level(t), texts)
-        retained = F.mse_loss(self.model.predict(x, self.model.level(t), texts), frozen)
-        return {**losses, "loss": losses["loss"] + self.config.calibrate.weight * retained, "retained": retained}
+            latents, times, prompts = calibration.on_the_way
+        kept, own = (
+            torch.randint(len(of), (RETAINED,), generator=generator).to(latents.device)
+            for of in (calibration.kept, latents)
+        )
+        here = torch.as_tensor(t).to(times).reshape(1).expand(RETAINED)
+        x, t = torch.cat([x[torch.arange(RETAINED) % len(x)], latents[own]]), torch.cat([here, times[own]])
+        c = Conditioning.cat([calibration.kept[kept], prompts[own]])
+        with tuning.frozen():
+            frozen = self.model.predict(x, self.model.level(t), c)
+        retained = F.mse_loss(self.model.predict(x, self.model.level(t), c), frozen)
+        loss = losses["loss"] + self.config.calibrate.weight * retained
+        return {**losses, "loss": loss, "retained": retained}
 
     def finished(self, shifts: Mapping[str, Tensor]) -> WeightEdit:
         """The edit of ``shifts``; a calibrated one at the strength that its probes find best."""
         edit = self.edit(shifts)
         if not self.calibrations:
             return edit
-        return settled(edit, self.model, self.calibrations, curve=self.curve)
+        return settled(edit, self.model, self.calibrations, curve=self.watch.curve if self.watch else ())
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -29,9 +29,10 @@ from mu.core.loop import train
 from mu.core.program import guarded
 from mu.core.run import RunDirectory
 from mu.edits.files import open_edit
-from mu.training.calibration import Calibration, Watch
+from mu.training.calibration import Calibration
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.probe import Reading
+from mu.training.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 4

@@ -1,9 +1,17 @@
-"""The embedded model, and what stands around its words: measured once for all tests of this folder."""
+"""The embedded model, and what stands around its words: measured once for all tests of this folder.
+
+Several processes that run the tests share what each measured, in a folder of the session.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +26,14 @@ def _canvas() -> DiffusionModel:
     return mu.load("canvas", device="cpu")
 
 
-@cache
-def _once(concept: str, retain: tuple[str, ...], beside: tuple[str, ...]) -> Surroundings:
-    return measured(_canvas(), concept, retain, beside)
+shared: list[Path] = []
+"""The folder of the session, once it is known."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_the_session(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
+    own = tmp_path_factory.getbasetemp()
+    shared[:] = [own.parent if hasattr(request.config, "workerinput") else own]
 
 
 def surroundings(
@@ -28,7 +41,15 @@ def surroundings(
 ) -> Surroundings:
     """Those of the embedded model that `model` gives, which no test edits while it asks."""
     assert model is _canvas()
-    return _once(concept, tuple(retain), tuple(beside))
+    asked = json.dumps([concept, *retain, "beside", *beside])
+    file = shared[0] / f"around-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+    if not file.exists():
+        found = json.dumps(asdict(measured(model, concept, retain, beside)))
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(found, encoding="utf-8")
+        part.replace(file)
+    values = json.loads(file.read_text(encoding="utf-8"))
+    return Surroundings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +59,6 @@ def model() -> DiffusionModel:
 
 @pytest.fixture(autouse=True)
 def words_are_looked_up_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For all but tests that ask for ``measured_anew``."""
-    if "measured_anew" not in request.fixturenames:
+    """For all but tests of a ``small_search``, which measure themselves."""
+    if "small_search" not in request.fixturenames:
         monkeypatch.setattr("mu.training.calibration.surroundings", surroundings)
-
-
-@pytest.fixture
-def measured_anew() -> None:
-    """The test measures what stands around a word itself."""

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 import mu
 from mu.algorithms import algorithm, method
 from mu.core.concept import says
 from mu.core.errors import ConfigError
 from mu.data.canvas import IDENTITIES, OBJECTS, STYLES
+from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.edit import EditInfo, described, shifted
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
-from mu.training.calibration import HARDEST, PATIENCE, Calibration, Watch, relative_rate, settled
+from mu.training.calibration import IMAGES, STEPS, Calibration, settled
 from mu.training.calibration_config import CalibrateConfig
-from mu.training.probe import Probe, Reading, Sight
+from mu.training.probe import GUIDANCE, Probe, Reading, Sight
 from mu.training.surroundings import Surroundings, learned
+from mu.training.surroundings import surroundings as measured
 from tests.training.conftest import surroundings
 
 ON = CalibrateConfig(on=True)
@@ -86,7 +86,7 @@ def test_the_model_knows_what_it_learned(model: DiffusionModel, concept: str, kn
 
 
 def test_nothing_is_claimed_of_a_concept_that_the_model_does_not_know(
-    model: DiffusionModel, caplog: pytest.LogCaptureFixture
+    model: DiffusionModel, caplog: pytest.LogCaptureFixture, small_search: None
 ):
     with caplog.at_level(logging.INFO, logger="mu"):
         found = algorithm("uce")(method("uce").for_concepts(["zebra"], None, "calibrated"), model=model).find_edit()
@@ -104,22 +104,22 @@ def test_concepts_that_are_erased_together_do_not_keep_each_other(model: Diffusi
     assert not any(says(text, word) for text in texts for word in ("fish", "sketch style"))
 
 
-def test_braces_in_a_concept_are_letters(model: DiffusionModel):
-    assert surroundings(model, "{x}").concept == "{x}"
+def test_braces_in_a_concept_are_letters(model: DiffusionModel, small_search: None):
+    assert measured(model, "{x}").concept == "{x}"
 
 
 def test_readings_that_are_not_finite_are_the_worst_and_no_edit_is_made_of_them(
     model: DiffusionModel, neon: Calibration, edit: WeightEdit
 ):
-    broken = reading(float("nan"), 0.0)
-    assert neon.cost(broken) > neon.cost(reading(1.0, 1.0, 100.0))
+    bad, broken = Reading(1.0, 1.0, 100.0, 100.0, 0.0), Reading(float("nan"), 0.0, 0.0, 0.0, 0.0)
+    assert neon.cost(broken) > neon.cost(bad)
     shifts = {name: torch.full_like(shift, float("nan")) for name, shift in edit.shifts.items()}
     with pytest.raises(ConfigError, match="finite"):
         settled(WeightEdit(shifts, edit.info), model, [neon])
 
 
-def test_what_the_user_retains_is_kept(model: DiffusionModel):
-    found = surroundings(model, "neon", ["sketch", "purple hippo"])
+def test_what_the_user_retains_is_kept(model: DiffusionModel, small_search: None):
+    found = measured(model, "neon", ["sketch", "purple hippo"])
     assert {"sketch", "purple hippo"} <= {*found.peers, *found.partners}
 
 
@@ -164,6 +164,18 @@ def test_a_clip_that_sees_the_concept_looks_at_the_images_too(
     assert not Probe(model, around)._seen(as_if_gone).any()
 
 
+def test_latents_on_the_way_are_those_of_images_of_what_should_stay(model: DiffusionModel, neon: Calibration):
+    latents, times, prompts = neon.on_the_way
+    n = len(latents) // STEPS
+    assert len(latents) == len(times) == len(prompts) == STEPS * IMAGES and len(set(times.tolist())) == STEPS
+    noise = initial_noise(model, 64, 64, [torch.Generator().manual_seed(k) for k in range(n)])
+    for k in (1, STEPS - 1):
+        given = prompts[torch.arange(n)], model.encode([""]).repeat(n), model.new_scheduler(STEPS)
+        x = denoise(model, noise, *given, steps=k, guidance=GUIDANCE)
+        assert torch.allclose(x, latents[k * n : (k + 1) * n], atol=1e-4)
+        assert not torch.allclose(x, latents[(k - 1) * n : k * n], atol=1e-2), "control: another level"
+
+
 def test_only_a_clip_can_look(model: DiffusionModel):
     with pytest.raises(ConfigError, match="canvas"):
         Calibration.of_each(model, ["neon"], CalibrateConfig(on=True, clip="canvas"))
@@ -186,11 +198,16 @@ def test_an_edit_that_erases_is_read_as_gone_and_a_random_one_is_not(
     assert harmed.moved > 2 * erased.moved
 
 
-def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, edit: WeightEdit, measured_anew: None):
+def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, small_search: None):
     before = fingerprint(model, select(model, "*"))
-    again = algorithm("uce")(method("uce").for_concepts(["neon"], None, "calibrated"), model=model).find_edit()
+    config = method("uce").for_concepts(["neon"], None, "calibrated")
+    first, again = (algorithm("uce")(config, model=model).find_edit() for _ in range(2))
     assert fingerprint(model, select(model, "*")) == before
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(again.deltas(), edit.deltas(), strict=True))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(first.deltas(), again.deltas(), strict=True))
+    assert any(delta.any() for _, delta in first.deltas()), "control"
+
+
+def test_the_facts_of_a_search_are_told(edit: WeightEdit):
     facts = edit.info.found["neon"]
     assert facts["gone"] and facts["anchor"] in (*facts["peers"], "", "art", "person")
 
@@ -215,64 +232,3 @@ def test_an_edit_that_erases_nothing_is_said_to(
     with caplog.at_level(logging.WARNING, logger="mu"):
         assert settled(edit, model, [neon]).info.found["gone"] is True
     assert not any("not gone" in record.getMessage() for record in caplog.records), "control"
-
-
-class Scripted:
-    """A calibration whose probe gives the next of ``readings``."""
-
-    def __init__(self, readings: list[Reading]):
-        self.settings, self.probe, self._readings = ON, self, iter(readings)
-        self.gone, self.cost = Calibration.gone.__get__(self), Calibration.cost.__get__(self)
-
-    def read(self) -> Reading:
-        return next(self._readings)
-
-
-def reading(left: float, shown: float, moved: float = 0.0) -> Reading:
-    return Reading(left, shown, moved, moved, 0.0)
-
-
-def watched(readings: list[Reading]) -> Iterator[tuple[int, Watch, nn.Parameter]]:
-    weight = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.Adam([weight], lr=1e-3)
-    watch = Watch([Scripted(readings)], optimizer, [weight])  # type: ignore[list-item]
-    for k in range(len(readings)):
-        weight.data.fill_(k)
-        for i in range(k * ON.every, (k + 1) * ON.every - 1):
-            assert not watch(i)
-        stopped = watch((k + 1) * ON.every - 1)
-        yield k, watch, weight
-        if stopped:
-            return
-
-
-def test_training_ends_when_nothing_better_follows_and_keeps_the_best():
-    readings = [reading(0.8, 1), reading(0.0, 0, 0.02), *[reading(-0.5, 0, 0.3)] * 5]
-    *_, (last, watch, weight) = watched(readings)
-    assert last == 1 + PATIENCE
-    watch.keep_best()
-    assert weight.item() == 1
-
-
-def test_the_rate_rises_only_while_the_concept_does_not_give_way():
-    stuck = [watch._rate for _, watch, _ in watched([reading(1, 1)] * 30)]
-    assert stuck[-1] == pytest.approx(HARDEST * 1e-3) and stuck == sorted(stuck)
-    falling = [watch._rate for _, watch, _ in watched([reading(1 - 0.1 * k, 1) for k in range(1, 8)])]
-    assert set(falling) == {1e-3}, "control"
-
-
-def test_a_watch_goes_on_where_it_was():
-    readings = [reading(0.9, 1), reading(0.0, 0, 0.02), reading(0.0, 0, 0.5), reading(0.0, 0, 0.5)]
-    *_, (_, watch, _) = watched(readings)
-    kept = watch.state_dict()
-    other = Watch(watch.calibrations, watch.optimizer, [nn.Parameter(torch.zeros(1))])
-    other.load_state_dict(kept)
-    assert other.state_dict() == kept
-    other.keep_best()
-    assert other.weights[0].item() == 1
-
-
-def test_a_relative_rate_follows_the_size_of_the_weights():
-    weights = [torch.full((3, 4), 2.0), torch.full((5,), -2.0)]
-    assert relative_rate(weights, 0.1) == pytest.approx(0.2)
-    assert relative_rate([10 * w for w in weights], 0.1) == pytest.approx(2.0)

@@ -101,7 +101,8 @@ class ConceptAblationMethod(Method):
         ConceptAblationConfig,
         CALIBRATED._replace(
             values={
-                "calibrate": {"on": True},
+                "calibrate": {"on": True, "rate": 2e-2},
+                "parameters": "keys-and-values",
                 "train": {"iterations": 400, "gradients": "zeroed", "batch_size": 2},
                 "images": {"count": 16, "steps": 20},
                 "anchor_weight": 1.0,

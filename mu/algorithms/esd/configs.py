@@ -81,7 +81,8 @@ class ESDMethod(Method):
         ESDConfig,
         CALIBRATED._replace(
             values={
-                "calibrate": {"on": True},
+                "calibrate": {"on": True, "rate": 2e-2},
+                "variant": "esd-x-strict",
                 "train": {"iterations": 400},
                 "denoising_steps": 10,
                 "negative_guidance": 0.5,

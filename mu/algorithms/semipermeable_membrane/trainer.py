@@ -23,8 +23,9 @@ from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.membrane import Membrane
 from mu.models.diffusion import Conditioning
 from mu.models.diffusion.schedulers import learning_rate_schedule, training_scheduler
-from mu.training.calibration import Calibration, Watch, relative_rate
+from mu.training.calibration import Calibration
 from mu.training.tuning import Tensors
+from mu.training.watch import Watch, relative_rate
 
 log = logging.getLogger("mu")
 

@@ -30,9 +30,10 @@ from mu.core import compute, parallel
 from mu.core.loop import Log, train
 from mu.edits.edit import Edit
 from mu.models.diffusion import Conditioning, DiffusionModel
-from mu.training.calibration import Calibration, Watch, relative_rate
+from mu.training.calibration import Calibration
 from mu.training.diffusion_config import updates
 from mu.training.tuning import RunningGradients, Tensors
+from mu.training.watch import Watch, relative_rate
 
 FIRST_STOP = 11
 """Index of the first step after which training may stop: at least 12 updates (section 1.4)."""

@@ -1,0 +1,115 @@
+"""What a training loop does by its probes' readings: how hard it presses, which weights it keeps, when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mu.training.calibration import Calibration, readings, worst
+from mu.training.probe import Reading
+
+PACE = 0.08
+"""What must go between two readings, as a share of the concept. If less goes, the learning rate rises."""
+HARDEST = 4
+"""The largest multiple of the first learning rate."""
+PATIENCE = 2
+"""Readings without a better state after the concept was found gone."""
+MEMORY = 0.95
+"""What each step keeps of the average of the weights."""
+
+
+class Watch:
+    """Reads the probe between training steps; its call after step ``i`` says whether to stop.
+
+    What is read and kept are not the weights of one step but their running average over about twenty: the steps of
+    methods that draw one prompt each scatter. Of several concepts in one edit, the worst reading counts.
+    """
+
+    def __init__(
+        self, calibrations: Sequence[Calibration], optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]
+    ):
+        self.calibrations, self.optimizer, self.weights = list(calibrations), optimizer, list(weights)
+        self.settings = calibrations[0].settings
+        self.first = optimizer.param_groups[0]["lr"]
+        self.curve: list[dict[str, float]] = []
+        self.best: list[Tensor] = []
+        self.lowest: float | None = None
+        self.waited, self.gone = 0, False
+        self.average = [weight.detach().clone() for weight in self.weights]
+
+    def __call__(self, i: int) -> bool:
+        for average, weight in zip(self.average, self.weights, strict=True):
+            average.lerp_(weight.detach(), 1 - MEMORY)
+        if (i + 1) % self.settings.every:
+            return False
+        with self._averaged():
+            reading = worst(readings(self.calibrations))
+        cost = self.calibrations[0].cost(reading)
+        self.waited += 1
+        if self.lowest is None or cost < self.lowest:
+            self.lowest, self.best, self.waited = cost, [average.clone() for average in self.average], 0
+        self._adapt(reading)
+        self.curve.append({"step": i + 1, "lr": self._rate, **reading._asdict()})
+        self.gone = self.gone or self.calibrations[0].gone(reading)
+        return self.gone and self.waited >= PATIENCE
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside the block, the tensors in training hold their average."""
+        now = [weight.detach().clone() for weight in self.weights]
+        _put(self.average, self.weights)
+        try:
+            yield
+        finally:
+            _put(now, self.weights)
+
+    @property
+    def _rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _adapt(self, reading: Reading) -> None:
+        """Raise the learning rate by half if less than `PACE` went since the last reading."""
+        before = self.curve[-1]["left"] if self.curve else 1.0
+        slow = before - reading.left < PACE and reading.left > self.settings.left
+        rate = min(self._rate * (1.5 if slow else 1.0), HARDEST * self.first)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def keep_best(self) -> None:
+        """Put the best weights that were read back into the tensors in training."""
+        if self.best:
+            _put(self.best, self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "curve": list(self.curve),
+            "best": list(self.best),
+            "lowest": self.lowest,
+            "first": self.first,
+            "waited": self.waited,
+            "gone": self.gone,
+            "average": list(self.average),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.curve, self.first = list(state["curve"]), state["first"]
+        self.waited, self.gone = state["waited"], state["gone"]
+        _put(state["average"], self.average)
+        self.best = [tensor.to(weight) for tensor, weight in zip(state["best"], self.weights, strict=False)]
+        self.lowest = state["lowest"]
+
+
+@torch.no_grad()
+def _put(values: Sequence[Tensor], places: Sequence[Tensor]) -> None:
+    for value, place in zip(values, places, strict=True):
+        place.copy_(value)
+
+
+def relative_rate(weights: Sequence[Tensor], rate: float) -> float:
+    """``rate`` times the root mean square of the elements of ``weights``."""
+    count = sum(weight.numel() for weight in weights)
+    return rate * float(sum(weight.detach().double().square().sum() for weight in weights) / count) ** 0.5
