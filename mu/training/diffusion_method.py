@@ -68,7 +68,11 @@ class WeightErasure(Erasure):
     def train(
         self, parameters: Mapping[str, nn.Parameter], step: Step, run: RunDirectory | None, log: loop.Log | None
     ) -> dict[str, Tensor]:
-        """Run Adam on ``parameters`` and return their deltas; the model itself is left unchanged."""
+        """Run Adam on ``parameters`` and return their deltas; the model itself is left unchanged.
+
+        A calibrated search starts at its own rate, shortens steps along what kept prompts use
+        (`mu.training.kept_directions`), and ends by its probes (`mu.training.watch`).
+        """
         settings, model, generator = self.config.train, self.model, compute.generator(self.config.seed)
         with tuned(parameters) as tuning:
             rate = relative_rate(tuning.tensors, self.config.calibrate.rate) if self.calibrations else settings.lr
@@ -117,9 +121,9 @@ class WeightErasure(Erasure):
         """``losses``, in a calibrated search with that of what should stay: ``calibrate.weight`` times ``retained``.
 
         ``retained`` is the mean squared change of the backbone's output for drawn prompts: at ``x`` (b, c, h, w) of the
-        step, which shows the concept, and at latents on the way to images of what should stay. The
-        published methods have no such term or another one; SPM's latent anchoring is its model (Lyu et al., Eq. 8).
-        Costs 2 `RETAINED` samples without gradient and as many with.
+        step, which shows the concept, and at latents on the way to images of what should stay. The published methods
+        have no such term or another one; SPM's latent anchoring is its model (Lyu et al., Eq. 8). Costs 2 `RETAINED`
+        samples without gradient and as many with.
         """
         if not self.calibrations:
             return losses

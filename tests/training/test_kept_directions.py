@@ -39,7 +39,8 @@ def moved(P: Tensor | None, steps: int = 60) -> tuple[float, float]:
         optimizer.zero_grad()
         (c @ W.T - aim).square().mean().backward()
         optimizer.step()
-    return float((c @ W.T - aim).norm() / (c @ before.T - aim).norm()), float((k @ (W - before).T).norm())
+    after = W.detach()
+    return float((c @ after.T - aim).norm() / (c @ before.T - aim).norm()), float((k @ (after - before).T).norm())
 
 
 def test_the_aim_is_reached_and_what_is_kept_moves_far_less():
