@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 import mu
+from mu.algorithms import algorithm, method
+from mu.edits.edit import Edit
+from mu.edits.files import open_edit
 from mu.models.diffusion import DiffusionModel
 from mu.training.surroundings import Surroundings
 from mu.training.surroundings import surroundings as measured
@@ -50,6 +53,15 @@ def surroundings(
         part.replace(file)
     values = json.loads(file.read_text(encoding="utf-8"))
     return Surroundings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def calibrated(name: str) -> Edit:
+    """The edit of method ``name`` that erases "neon" from the embedded model, with its own search."""
+    file = shared[0] / f"{name}.safetensors"
+    if not file.exists():
+        given = method(name).for_concepts(["neon"], None, "calibrated")
+        algorithm(name)(given, model=_canvas()).find_edit().save(file)
+    return open_edit(file)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from mu.training.calibration_config import CalibrateConfig
 from mu.training.probe import GUIDANCE, Probe, Reading, Sight
 from mu.training.surroundings import Surroundings, learned
 from mu.training.surroundings import surroundings as measured
-from tests.training.conftest import surroundings
+from tests.training.conftest import calibrated, surroundings
 
 ON = CalibrateConfig(on=True)
 
@@ -40,7 +40,7 @@ def neon(model: DiffusionModel, around: Surroundings) -> Calibration:
 
 @pytest.fixture(scope="module")
 def edit(model: DiffusionModel) -> WeightEdit:
-    found = algorithm("uce")(method("uce").for_concepts(["neon"], None, "calibrated"), model=model).find_edit()
+    found = calibrated("uce")
     assert isinstance(found, WeightEdit)
     return found
 

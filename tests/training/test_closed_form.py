@@ -18,12 +18,12 @@ from mu.training.calibration import Calibration
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.closed_form import ANCHORS, anchored, candidates, pair_rows, rows
 from mu.training.probe import Probe
-from tests.training.conftest import surroundings
+from tests.training.conftest import calibrated, surroundings
 
 
 @pytest.fixture(scope="module")
 def edit(model: DiffusionModel) -> JointEdit:
-    found = algorithm("speed")(method("speed").for_concepts(["neon"], None, "calibrated"), model=model).find_edit()
+    found = calibrated("speed")
     assert isinstance(found, JointEdit)
     return found
 
