@@ -14,28 +14,22 @@ from functools import cached_property
 from itertools import product
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from mu.core import parallel
 from mu.core.concept import says
 from mu.core.config import filled, phrased
 from mu.core.errors import ConfigError, quoted, titled
-from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.edit import Edit
 from mu.models import load
 from mu.models.clip import ClipModel
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.calibration_config import CalibrateConfig
-from mu.training.probe import GUIDANCE, Probe, Reading
+from mu.training.probe import Probe, Reading
 from mu.training.surroundings import Surroundings, learned, surroundings
 
 log = logging.getLogger("mu")
 
 LEFT, MOVED, STRANGE = 2.0, 4.0, 0.5
 """What a rest of the concept, changes of what should stay, and images that show nothing of the prompt cost."""
-IMAGES, STEPS = 24, 10
-"""Images of what should stay, and their denoising steps."""
 STRENGTHS = (0.8, 1.0, 1.25, 1.5, 2.0)
 """Strengths at which a finished edit is read, the mildest first."""
 
@@ -104,24 +98,6 @@ class Calibration:
     def kept(self) -> Conditioning:
         """The prompts of what should stay, encoded."""
         return self.probe.model.encode(self.around.kept)
-
-    @cached_property
-    def on_the_way(self) -> tuple[Tensor, Tensor, Conditioning]:
-        """Latents (n, c, h, w) on the way to `IMAGES` of what should stay, their timesteps (n,) and their prompts.
-
-        As the backbone takes them. Costs 2 `STEPS` samples of it for each image. Make it while the model is unedited.
-        """
-        model, size = self.probe.model, self.probe.model.default_size
-        rows = torch.linspace(0, len(self.kept) - 1, min(IMAGES, len(self.kept))).round().long()
-        c, scheduler = self.kept[rows.to(model.device)], model.new_scheduler(STEPS)
-        generators = [torch.Generator().manual_seed(k) for k in range(len(c))]
-        nothing, latents = model.encode([""]).repeat(len(c)), []
-        x = initial_noise(model, size, size, generators)
-        for k, t in enumerate(scheduler.timesteps):
-            latents.append(scheduler.scale_model_input(x if k else x * scheduler.init_noise_sigma, t))
-            x = denoise(model, x, c, nothing, scheduler, start=k, steps=k + 1, guidance=GUIDANCE, generators=generators)
-        times = scheduler.timesteps.to(model.device).repeat_interleave(len(c))
-        return torch.cat(latents), times, Conditioning.cat([c] * len(latents))
 
     def gone(self, reading: Reading) -> bool:
         return reading.left <= self.settings.left and reading.shown <= self.settings.shown

@@ -29,7 +29,8 @@ class CalibrateConfig(BaseConfig):
     edit that moves more is not called mild, and the search says so."""
     rate: float = Field(2e-3, gt=0)
     """Learning rate to begin with, as a share of the root mean square of the trained tensors. It rises by half, up to
-    four times, while the concept does not give way."""
+    four times, while the concept does not give way. It is ten times as high where only keys and values are trained,
+    whose steps are short where kept prompts are long."""
     weight: float = Field(3.0, ge=0)
     """Weight of the loss that keeps predictions for the words around the concept, beside the method's own loss."""
     every: int = Field(20, ge=1, le=MOST)

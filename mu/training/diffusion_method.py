@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mu.core import compute, loop
+from mu.core import compute, loop, parallel
 from mu.core.errors import ConfigError, titled
 from mu.core.run import RunDirectory
 from mu.edits.weights import WeightEdit
@@ -18,7 +18,8 @@ from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.calibration import Calibration, settled
 from mu.training.closed_form import anchored, kept_texts, rows
 from mu.training.diffusion_config import given_anchors, updates
-from mu.training.kept_directions import Shortened, shortening
+from mu.training.kept_directions import LONGER, Shortened, shortening
+from mu.training.kept_images import KeptImages
 from mu.training.tuning import RunningGradients, Tuning, tuned
 from mu.training.watch import Watch, relative_rate
 from mu.training.weight_method import Erasure
@@ -37,6 +38,8 @@ class WeightErasure(Erasure):
     """A method with a `DiffusionConfig` whose edit is a `WeightEdit` of a diffusion model."""
 
     calibrations: Sequence[Calibration] = ()
+    kept_images: Sequence[KeptImages] = ()
+    """In a calibrated search that keeps predictions: the images of each concept's surroundings."""
     watch: Watch | None = None
     """In a calibrated search: what its probes decide."""
 
@@ -70,17 +73,19 @@ class WeightErasure(Erasure):
     ) -> dict[str, Tensor]:
         """Run Adam on ``parameters`` and return their deltas; the model itself is left unchanged.
 
-        A calibrated search starts at its own rate, shortens steps along what kept prompts use
-        (`mu.training.kept_directions`), and ends by its probes (`mu.training.watch`).
+        A calibrated search starts at its own rate and ends by its probes (`mu.training.watch`). If it trains keys and
+        values alone, it shortens steps along what kept prompts use (`mu.training.kept_directions`).
         """
         settings, model, generator = self.config.train, self.model, compute.generator(self.config.seed)
+        short = bool(self.calibrations) and self.shortens(parameters)
         with tuned(parameters) as tuning:
-            rate = relative_rate(tuning.tensors, self.config.calibrate.rate) if self.calibrations else settings.lr
-            optimizer = adam(parameters.values(), rate, settings.weight_decay)
+            rate = settings.lr
             if self.calibrations:
-                read = model.parameters("text-keys") | model.parameters("text-values")
-                P = shortening(rows(model, kept_texts(self.calibrations)))
-                Shortened(optimizer, [p for name, p in parameters.items() if name in read], P.float().to(model.device))
+                rate = relative_rate(tuning.tensors, self.config.calibrate.rate) * (LONGER if short else 1)
+            optimizer = adam(parameters.values(), rate, settings.weight_decay)
+            if short:
+                P = parallel.from_first(lambda: shortening(rows(model, kept_texts(self.calibrations))))
+                Shortened(optimizer, tuning.tensors, P.to(tuning.tensors[0]))
             state: dict[str, loop.Stateful] = {"weights": tuning}
             watch = self.watch = Watch(self.calibrations, optimizer, tuning.tensors) if self.calibrations else None
             if watch:
@@ -99,15 +104,20 @@ class WeightErasure(Erasure):
                 watch.keep_best()
             return tuning.shifts()
 
-    def calibrate(self, model: DiffusionModel) -> None:
+    def shortens(self, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Whether all of ``parameters`` read prompt embeddings."""
+        return parameters.keys() <= (self.model.parameters("text-keys") | self.model.parameters("text-values")).keys()
+
+    def calibrate(self, model: DiffusionModel, *, retained: bool = False) -> None:
         """With ``calibrate.on``, measure each concept's surroundings; `train` and `finished` then go by the probes.
 
-        Anchors that the user gave are taken.
+        Anchors that the user gave are taken. With ``retained``, also make the images that `with_retained` needs.
         """
         if self.config.calibrate.on:
             self.calibrations = Calibration.of_each(model, self.config.concepts, self.config.calibrate)
             if "anchors" not in self.config.idle():  # unless the objective needs none
                 anchored(model, self.calibrations, given_anchors(self.config))
+            self.kept_images = [KeptImages(model, each.kept) for each in self.calibrations if retained]
 
     def pairs(self) -> list[list[tuple[str, str]]]:
         """For each concept, the prompts with it and with its anchor: the settings' own, or those of the model."""
@@ -127,16 +137,13 @@ class WeightErasure(Erasure):
         """
         if not self.calibrations:
             return losses
-        calibration = self.calibrations[int(torch.randint(len(self.calibrations), (1,), generator=generator))]
-        with tuning.frozen():
-            latents, times, prompts = calibration.on_the_way
-        kept, own = (
-            torch.randint(len(of), (RETAINED,), generator=generator).to(latents.device)
-            for of in (calibration.kept, latents)
-        )
+        concept = int(torch.randint(len(self.calibrations), (1,), generator=generator))
+        kept = self.calibrations[concept].kept
+        texts = kept[torch.randint(len(kept), (RETAINED,), generator=generator).to(x.device)]
+        latents, times, prompts = self.kept_images[concept].drawn(RETAINED, generator)
         here = torch.as_tensor(t).to(times).reshape(1).expand(RETAINED)
-        x, t = torch.cat([x[torch.arange(RETAINED) % len(x)], latents[own]]), torch.cat([here, times[own]])
-        c = Conditioning.cat([calibration.kept[kept], prompts[own]])
+        x, t = torch.cat([x[torch.arange(RETAINED) % len(x)], latents]), torch.cat([here, times])
+        c = Conditioning.cat([texts, prompts])
         with tuning.frozen():
             frozen = self.model.predict(x, self.model.level(t), c)
         retained = F.mse_loss(self.model.predict(x, self.model.level(t), c), frozen)

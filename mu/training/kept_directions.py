@@ -8,8 +8,9 @@ and a step along them changes the images of all. With S = mean k k^T over the ro
 a weight W = W_0 + V P is trained by its V: the optimiser sees the gradient times P, and its step times P is added to W.
 Directions that kept prompts do not use stay as they are, and those that they use become short. The objective is the
 same; the optimiser comes to other minima of it. Closed forms such as UCE aim by P^2. No paper of a trained method has
-this, so it belongs to calibrated searches alone. To check: take `Shortened` out of a search, and its log tells how much
-farther what should stay moves until as little of the concept is left.
+this, so it belongs to calibrated searches alone; a weight decay acts before P, as the clipping of gradients does. To
+check: with P = I and LONGER = 1, the log of a search tells how much farther what should stay moves until as little of
+the concept is left.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 
 LAMB = 1e-2
 """The mean square in a direction below which it counts as hardly used, as a share of the mean over all directions."""
+LONGER = 10.0
+"""Learning rate in these coordinates over that in the usual ones: the steps are short where prompts are long."""
 
 
 def shortening(rows: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from mu.training.calibration import Calibration, readings, worst
 from mu.training.probe import Reading
+from mu.training.tuning import Tensors
 
 PACE = 0.08
-"""What must go between two readings, as a share of the concept. If less goes, the learning rate rises."""
+"""What must go between two readings, as a share of the concept. If less goes, the learning rate rises. The average of
+the weights begins at those of the frozen model, so early readings lag, and the rate mostly rises at once."""
 HARDEST = 4
 """The largest multiple of the first learning rate."""
 PATIENCE = 2
@@ -26,7 +28,8 @@ class Watch:
     """Reads the probe between training steps; its call after step ``i`` says whether to stop.
 
     What is read and kept are not the weights of one step but their running average over about twenty: the steps of
-    methods that draw one prompt each scatter. Of several concepts in one edit, the worst reading counts.
+    methods that draw one prompt each scatter. Factors of a low-rank edit are averaged each on their own. Of several
+    concepts in one edit, the worst reading counts.
     """
 
     def __init__(
@@ -61,11 +64,11 @@ class Watch:
     def _averaged(self) -> Iterator[None]:
         """Inside the block, the tensors in training hold their average."""
         now = [weight.detach().clone() for weight in self.weights]
-        _put(self.average, self.weights)
+        Tensors(self.weights).load_state_dict(self.average)
         try:
             yield
         finally:
-            _put(now, self.weights)
+            Tensors(self.weights).load_state_dict(now)
 
     @property
     def _rate(self) -> float:
@@ -82,7 +85,7 @@ class Watch:
     def keep_best(self) -> None:
         """Put the best weights that were read back into the tensors in training."""
         if self.best:
-            _put(self.best, self.weights)
+            Tensors(self.weights).load_state_dict(self.best)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -98,15 +101,9 @@ class Watch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.curve, self.first = list(state["curve"]), state["first"]
         self.waited, self.gone = state["waited"], state["gone"]
-        _put(state["average"], self.average)
+        Tensors(self.average).load_state_dict(state["average"])
         self.best = [tensor.to(weight) for tensor, weight in zip(state["best"], self.weights, strict=False)]
         self.lowest = state["lowest"]
-
-
-@torch.no_grad()
-def _put(values: Sequence[Tensor], places: Sequence[Tensor]) -> None:
-    for value, place in zip(values, places, strict=True):
-        place.copy_(value)
 
 
 def relative_rate(weights: Sequence[Tensor], rate: float) -> float:

@@ -13,14 +13,13 @@ from mu.algorithms import algorithm, method
 from mu.core.concept import says
 from mu.core.errors import ConfigError
 from mu.data.canvas import IDENTITIES, OBJECTS, STYLES
-from mu.diffusion.denoising import denoise, initial_noise
 from mu.edits.edit import EditInfo, described, shifted
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
-from mu.training.calibration import IMAGES, STEPS, Calibration, settled
+from mu.training.calibration import Calibration, settled
 from mu.training.calibration_config import CalibrateConfig
-from mu.training.probe import GUIDANCE, Probe, Reading, Sight
+from mu.training.probe import Probe, Reading, Sight
 from mu.training.surroundings import Surroundings, learned
 from mu.training.surroundings import surroundings as measured
 from tests.training.conftest import calibrated, surroundings
@@ -162,18 +161,6 @@ def test_a_clip_that_sees_the_concept_looks_at_the_images_too(
     monkeypatch.setattr(Sight, "__call__", lambda self, images: torch.ones(len(images), dtype=torch.bool))
     assert probe._sight(clip) is None and "neon" in caplog.text, "it sees neon everywhere"
     assert not Probe(model, around)._seen(as_if_gone).any()
-
-
-def test_latents_on_the_way_are_those_of_images_of_what_should_stay(model: DiffusionModel, neon: Calibration):
-    latents, times, prompts = neon.on_the_way
-    n = len(latents) // STEPS
-    assert len(latents) == len(times) == len(prompts) == STEPS * IMAGES and len(set(times.tolist())) == STEPS
-    noise = initial_noise(model, 64, 64, [torch.Generator().manual_seed(k) for k in range(n)])
-    for k in (1, STEPS - 1):
-        given = prompts[torch.arange(n)], model.encode([""]).repeat(n), model.new_scheduler(STEPS)
-        x = denoise(model, noise, *given, steps=k, guidance=GUIDANCE)
-        assert torch.allclose(x, latents[k * n : (k + 1) * n], atol=1e-4)
-        assert not torch.allclose(x, latents[(k - 1) * n : k * n], atol=1e-2), "control: another level"
 
 
 def test_only_a_clip_can_look(model: DiffusionModel):

@@ -32,8 +32,8 @@ class ConceptAblation(ConceptAblationMethod, WeightErasure):
         L = |eps_theta(x_t, c) - eps_theta*(x_t, a)|^2 + anchor_weight |eps_theta(x_t, a) - eps_theta*(x_t, a)|^2,
 
     means over the elements of x_t. This is the model-based objective of the paper with its regulariser, both towards
-    the frozen model. A step costs one sample without gradient and two with gradient; all cross-attention tensors are
-    trained.
+    the frozen model. A step costs one sample without gradient and two with gradient; the tensors of
+    ``parameters`` are trained.
 
     Constants and form are those of the program with which separable concept erasure was compared. That program uses
     "painting" for objects too (``templates``) and reads images from disk (``images``). It never zeroes its gradients
@@ -48,7 +48,7 @@ class ConceptAblation(ConceptAblationMethod, WeightErasure):
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
-        self.calibrate(model)
+        self.calibrate(model, retained=True)
         self.prepare(model)
         return self.finished(self.train(self.parameters(model), self.step, run, log))
 

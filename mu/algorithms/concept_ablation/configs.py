@@ -101,7 +101,7 @@ class ConceptAblationMethod(Method):
         ConceptAblationConfig,
         CALIBRATED._replace(
             values={
-                "calibrate": {"on": True, "rate": 2e-2},
+                "calibrate": {"on": True},
                 "parameters": "keys-and-values",
                 "train": {"iterations": 400, "gradients": "zeroed", "batch_size": 2},
                 "images": {"count": 16, "steps": 20},

@@ -56,7 +56,7 @@ class ESD(ESDMethod, WeightErasure):
 
     def find_edit(self, run: RunDirectory | None = None, log: Log | None = None) -> WeightEdit:
         model = self.load_model()
-        self.calibrate(model)
+        self.calibrate(model, retained=True)
         self.prepare(model)
         return self.finished(self.train(self.parameters(model), self.step, run, log))
 

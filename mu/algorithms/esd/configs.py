@@ -81,7 +81,7 @@ class ESDMethod(Method):
         ESDConfig,
         CALIBRATED._replace(
             values={
-                "calibrate": {"on": True, "rate": 2e-2},
+                "calibrate": {"on": True},
                 "variant": "esd-x-strict",
                 "train": {"iterations": 400},
                 "denoising_steps": 10,
