@@ -60,7 +60,9 @@ def calibrated(name: str) -> Edit:
     file = shared[0] / f"{name}.safetensors"
     if not file.exists():
         given = method(name).for_concepts(["neon"], None, "calibrated")
-        algorithm(name)(given, model=_canvas()).find_edit().save(file)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mu.training.calibration.surroundings", surroundings)
+            algorithm(name)(given, model=_canvas()).find_edit().save(file)
     return open_edit(file)
 
 
