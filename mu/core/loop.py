@@ -82,8 +82,8 @@ def train(
                     if after_step is not None:
                         after_step(i)
                     stopped = stop is not None and _agreed(stop(i))
+                    lines.add(i, rate, losses)
                     kept.note(done)
-                lines.add(i, rate, losses)
                 if done % log_every == 0 or done == iterations or stopped:
                     advance(done, f"loss {_finite(lines.flush(), title, done):.4g}")
                 if stopped:

@@ -267,7 +267,10 @@ def test_ctrl_c_inside_an_update_ends_the_training_after_it_and_nothing_is_lost(
                 signal.raise_signal(signal.SIGINT)
             return super().step(closure)
 
+    rows: list[float] = []
+
     def run(of: Problem, optimizer: torch.optim.Optimizer, checkpoint: Path | None) -> None:
+        rows.clear()
         train(
             of.step,
             optimizer,
@@ -276,13 +279,16 @@ def test_ctrl_c_inside_an_update_ends_the_training_after_it_and_nothing_is_lost(
             state={"problem": of},
             checkpoint=checkpoint,
             checkpoint_every=500,
+            log=lambda row: rows.append(row["step"]),
         )
 
     with pytest.raises(KeyboardInterrupt):
         run(problem, Interrupted([problem.weight], 0.1), tmp_path / "c.pt")
     assert torch.load(tmp_path / "c.pt", weights_only=True)["done"] == 4
+    assert rows == [0, 1, 2, 3], "the update that the signal met is kept and logged"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run(problem, torch.optim.SGD([problem.weight], 0.1), tmp_path / "c.pt")
+    assert rows == [4, 5, 6, 7, 8, 9]
     straight = Problem()
     run(straight, torch.optim.SGD([straight.weight], 0.1), None)
     assert torch.equal(problem.weight, straight.weight)
