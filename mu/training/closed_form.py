@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mu.core import parallel
 from mu.core.concept import says
 from mu.core.errors import ConfigError, quoted
 from mu.edits.edit import shifted
 from mu.models.diffusion import DiffusionModel
-from mu.training.calibration import Calibration, check_finite, readings
+from mu.training.calibration import Calibration, check_finite
 from mu.training.probe import Reading
 
 log = logging.getLogger("mu")
@@ -92,8 +93,9 @@ def choose(
     """Give each concept the anchor and the pressure at which, erased alone, its probe reads the lowest cost.
 
     All anchors are tried at the mildest of ``pressures`` at which one erases with little harm (a cost below 1), and
-    that one at the higher ones too. They are peers, and those ``beyond``. Anchors ``given`` by the user, one for all or
-    one for each, are taken. Raises `ConfigError` if no anchor differs from its concept.
+    that one at the higher ones too. They are peers, and those ``beyond``. Harm only adds to the cost, so images of what
+    should stay are made only while the concept's own do not cost more than the best trial. Anchors ``given`` by the
+    user, one for all or one for each, are taken. Raises `ConfigError` if no anchor differs from its concept.
     """
     for k, each in enumerate(calibrations):
         anchors = [given[k % len(given)]] if given else candidates(each, beyond)
@@ -106,16 +108,30 @@ def choose(
             )
         best: list[tuple[float, str, float, Reading]] = []
         for pressure in pressures:
+            seen: dict[str, Reading] = {}
             for anchor in anchors:
                 with shifted(model, solved(*pairs[anchor], pressure)):
-                    (reading,) = readings([each])
+                    seen[anchor] = parallel.from_first(each.probe.glance)
+            for anchor in sorted(anchors, key=lambda a: each.cost(seen[a])):
+                if best and each.cost(seen[anchor]) >= min(best)[0]:
+                    break
+                with shifted(model, solved(*pairs[anchor], pressure)):
+                    reading = parallel.from_first(lambda: each.probe.read(seen[anchor]))  # noqa: B023
                 best.append((each.cost(reading), anchor, pressure, reading))
+            whole = {anchor: reading for _, anchor, p, reading in best if p == pressure}
+            each.tried += [told(anchor, pressure, seen[anchor], whole.get(anchor)) for anchor in anchors]
             if min(best)[0] < 1:
                 anchors = [min(best)[1]]
         _, each.anchor, each.pressure, reading = min(best)
         check_finite(reading)
         log.info("%r becomes %r", each.concept, each.anchor)
-        each.tried = [{"anchor": a, "pressure": p, **r._asdict()} for _, a, p, r in best if all(map(math.isfinite, r))]
+
+
+def told(anchor: str, pressure: float, glance: Reading, whole: Reading | None) -> dict[str, Any]:
+    """What ``tried`` says of one trial: without what should stay, if the concept's images alone had ruled it out."""
+    found = (whole or glance)._asdict()
+    facts = found if whole else {name: found[name] for name in ("left", "shown", "strange")}
+    return {"anchor": anchor, "pressure": pressure, **{k: v for k, v in facts.items() if math.isfinite(v)}}
 
 
 def candidates(calibration: Calibration, beyond: Sequence[str] = ANCHORS) -> list[str]:

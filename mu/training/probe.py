@@ -78,9 +78,9 @@ class Probe:
         n, seeds = len(around.probes), [seed * 1000 + k for k in range(len(around.probes))]
         self.peers = around.peers[:PEERS] or ("",)
         kept = probed_prompts(model, around)
-        self.starts = self._starts([*self._at(around.concept), *kept], [*seeds, *cycled(seeds, len(kept))])
-        frozen = self._images(self.starts)
-        self.target, self.kept = frozen[:n], frozen[n:]
+        self.starts = self._starts(self._at(around.concept), seeds)
+        self.starts_kept = self._starts(kept, cycled(seeds, len(kept)))
+        self.target, self.kept = self._images(self.starts), self._images(self.starts_kept)
         with_peers = [text for word in self.peers for text in self._at(word)]
         self.of_peers = self._images(self._starts(with_peers, seeds * len(self.peers))).reshape(len(self.peers), n, -1)
         self.average = self.of_peers.mean(0)
@@ -91,20 +91,23 @@ class Probe:
     def _at(self, word: str) -> list[str]:
         return [phrased(template, word) for template in self.around.probes]
 
-    def read(self) -> Reading:
-        """The reading of the model as it is now, with the edit that is on."""
-        n, size = len(self.target), self.r.square().sum()
-        images = self._images(self.starts)
-        now, moved = images[:n], (images[n:] - self.kept).square().sum(1) / (size / n)
-        to_concept = (now - self.target).square().sum(1)
-        to_peers = self._to_peers(now)
+    def glance(self) -> Reading:
+        """Images of the concept's prompts alone. Nothing seems moved: a bound on the full reading, from below."""
+        now = self._images(self.starts)
+        to_concept, to_peers = (now - self.target).square().sum(1), self._to_peers(now)
         return Reading(
-            left=float(((now - self.average) * self.r).sum() / size),
+            left=float(((now - self.average) * self.r).sum() / self.r.square().sum()),
             shown=float(((to_concept < to_peers) | self._seen(now)).float().mean()),
-            moved=float(moved.mean()),
-            spilled=float(moved.max()),
+            moved=0.0,
+            spilled=0.0,
             strange=float(to_peers.mean()) / self.apart,
         )
+
+    def read(self, glance: Reading | None = None) -> Reading:
+        """The reading of the model as it is now, with the edit that is on; its ``glance`` is not made again."""
+        scale = self.r.square().sum() / len(self.r)
+        moved = (self._images(self.starts_kept) - self.kept).square().sum(1) / scale
+        return (glance or self.glance())._replace(moved=float(moved.mean()), spilled=float(moved.max()))
 
     def _sight(self, clip: ClipModel) -> Sight | None:
         """None, with a warning, if the CLIP cannot tell: it sees the concept in less than half of the frozen model's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,12 @@ from mu.core.errors import ConfigError
 from mu.edits.joint import JointEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
+from mu.training import closed_form
 from mu.training.calibration import Calibration
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.closed_form import ANCHORS, anchored, candidates, pair_rows, rows
-from mu.training.probe import Probe
+from mu.training.probe import Probe, Reading
+from mu.training.surroundings import Surroundings
 from tests.training.conftest import calibrated, surroundings
 
 
@@ -80,6 +83,42 @@ def test_an_anchor_is_found_by_images_and_takes_the_place_of_its_own_kind(model:
     assert left[neon.anchor] < 0.5 < neon.probe.read().left, "control: the trials are taken off again"
 
 
+def test_what_should_stay_is_sampled_only_for_anchors_that_may_still_win(monkeypatch: pytest.MonkeyPatch):
+    """The choice is that of reading every anchor whole, of any readings."""
+
+    class Readings:
+        """In place of a probe and a model: what is left and moved follows from the anchor that is on."""
+
+        def __init__(self, seed: int):
+            draw = torch.Generator().manual_seed(seed)
+            self.left, self.moved = torch.rand(2, 7, generator=draw, dtype=torch.float64).tolist()
+            self.on, self.whole = -1, []
+
+        def glance(self) -> Reading:
+            return Reading(self.left[self.on], 0.0, 0.0, 0.0, 0.0)
+
+        def read(self, glance: Reading) -> Reading:
+            assert glance == self.glance()
+            self.whole.append(self.on)
+            return glance._replace(moved=self.moved[self.on] / 2)
+
+    around = Surroundings("neon", tuple("abcdef"), (), ("{}",), ("one {}",), ())
+    spared = 0
+    for seed in range(20):
+        probe = Readings(seed)
+        neon = Calibration(CalibrateConfig(on=True), around, probe)  # type: ignore[arg-type]
+        monkeypatch.setattr(closed_form, "pair_rows", lambda _, pairs: (torch.ones(1), torch.tensor([pairs[0][1]])))
+        monkeypatch.setattr(Calibration, "pairs", lambda self, anchor: [("", "abcdefg".index(anchor))])
+        monkeypatch.setattr(closed_form, "shifted", lambda model, on: setattr(probe, "on", on) or nullcontext())  # noqa: B023
+        closed_form.choose(None, [neon], (), (1.0,), lambda C, A, pressure: int(A), beyond=("g",))  # type: ignore
+        costs = {a: neon.cost(Reading(probe.left[k], 0, probe.moved[k] / 2, 0, 0)) for k, a in enumerate("abcdefg")}
+        assert neon.anchor == min(costs, key=costs.__getitem__)
+        assert [each["anchor"] for each in neon.tried] == [*"abcdefg"]
+        assert sum("moved" in each for each in neon.tried) == len(probe.whole) >= 1
+        spared += 7 - len(probe.whole)
+    assert spared > 20, "of 140"
+
+
 def test_an_anchor_contains_no_concept_that_is_erased_together_with_its_own(model: DiffusionModel):
     around = replace(surroundings(model, "neon"), peers=("a sketch", "blueprint"))
     assert [*candidates(Calibration(CalibrateConfig(), around, None), ())] == ["a sketch", "blueprint"], "control"  # type: ignore[arg-type]
@@ -98,7 +137,7 @@ def test_a_method_whose_objective_has_no_anchor_tries_none(model: DiffusionModel
 
 def test_every_anchor_that_was_tried_is_told(edit: JointEdit):
     tried = edit.info.found["neon"]["tried"]
-    assert len({each["anchor"] for each in tried}) > 3 and {"pressure", "left", "moved"} <= set(tried[0])
+    assert len({each["anchor"] for each in tried}) > 3 and {"pressure", "left", "shown"} <= set(tried[0])
 
 
 @pytest.mark.parametrize(
