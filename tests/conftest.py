@@ -81,7 +81,7 @@ def small_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrated searches look at few words in few phrasings, and try few anchors."""
     for name, count in {"MOST_WORDS": 24, "JOINED": 4, "PROBED": 1}.items():
         monkeypatch.setattr(f"mu.training.surroundings.{name}", count)
-    monkeypatch.setattr("mu.training.closed_form.TRIED", 2)
+    monkeypatch.setattr("mu.training.probe.PEERS", 2)
 
 
 @pytest.fixture(scope="session")

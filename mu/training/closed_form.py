@@ -26,8 +26,6 @@ log = logging.getLogger("mu")
 
 ANCHORS = ("", "art", "person")
 """Anchors that are tried beside a concept's peers."""
-TRIED = 6
-"""Peers that are tried as anchors."""
 TRIAL = 1.0
 """The weight of the concept's rows, beside the retained ones, in the edit that tries an anchor for another method."""
 
@@ -135,13 +133,13 @@ def told(anchor: str, pressure: float, glance: Reading, whole: Reading | None) -
 
 
 def candidates(calibration: Calibration, beyond: Sequence[str] = ANCHORS) -> list[str]:
-    """Peers and those ``beyond``, without those that contain the concept or one that is erased together with it.
+    """The probe's peers and those ``beyond``; `ANCHORS`, if there are none.
 
-    `ANCHORS`, if there are none.
+    None of them says the concept, or one that is erased together with it.
     """
     around = calibration.around
     erased = (around.concept, *around.beside)
-    names = dict.fromkeys([*around.peers[:TRIED], *beyond])
+    names = dict.fromkeys([*filter(None, calibration.probe.peers), *beyond])
     return [a for a in names if not any(says(a, each) for each in erased)] or [*ANCHORS]
 
 

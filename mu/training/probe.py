@@ -28,6 +28,12 @@ STEPS, GUIDANCE = 6, 4.0
 """Denoising steps and guidance scale of the images."""
 PEERS = 6
 """Words that stand in the concept's place for comparison."""
+TRIED = 18
+"""Peers whose images are looked at until `PEERS` are found."""
+OWN = 0.5
+"""How far a peer's images must be from those of the same phrasings without a word, as a share of the concept's own
+squared distance, or of the first peers' mean if that is larger. Beside an hourglass and a pyramid of a sibling of
+canvas, words that name an object reach 0.7 and more, and "anything", "picture" and pieces of words at most 0.4."""
 BATCH = 16
 
 
@@ -75,14 +81,13 @@ class Probe:
 
     def __init__(self, model: DiffusionModel, around: Surroundings, seed: int = 0, clip: ClipModel | None = None):
         self.model, self.around, self.evaluations = model, around, 0
-        n, seeds = len(around.probes), [seed * 1000 + k for k in range(len(around.probes))]
-        self.peers = around.peers[:PEERS] or ("",)
+        seeds = [seed * 1000 + k for k in range(len(around.probes))]
         kept = probed_prompts(model, around)
         self.starts = self._starts(self._at(around.concept), seeds)
         self.starts_kept = self._starts(kept, cycled(seeds, len(kept)))
         self.target, self.kept = self._images(self.starts), self._images(self.starts_kept)
-        with_peers = [text for word in self.peers for text in self._at(word)]
-        self.of_peers = self._images(self._starts(with_peers, seeds * len(self.peers))).reshape(len(self.peers), n, -1)
+        standing = self._standing(seeds)
+        self.peers, self.of_peers = tuple(standing), torch.stack([*standing.values()])
         self.average = self.of_peers.mean(0)
         self.r = self.target - self.average
         self.apart = float(self._to_peers(self.target).mean())
@@ -102,6 +107,31 @@ class Probe:
             spilled=0.0,
             strange=float(to_peers.mean()) / self.apart,
         )
+
+    def _standing(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Up to `PEERS` peers with their images (n, values): the first that draw something of their own.
+
+        A word that the model hardly learned may still move predictions, but its images are those of the phrasing
+        without a word, where the model draws what it likes, the concept too. Nothing stands in a concept's place there.
+        Without any such peer, those images themselves are the only entry, under "".
+        """
+
+        def of(words: Sequence[str]) -> Tensor:
+            texts = [text for word in words for text in self._at(word)]
+            return self._images(self._starts(texts, [*seeds] * len(words))).reshape(len(words), len(seeds), -1)
+
+        def own(images: Tensor) -> Tensor:
+            return (images - bare).square().sum(-1).mean(-1)
+
+        (bare,) = of([""])
+        waiting, least = list(self.around.peers[:TRIED]), torch.tensor(0.0)
+        found: dict[str, Tensor] = {}
+        while waiting and len(found) < PEERS:
+            part, waiting = waiting[: PEERS - len(found)], waiting[PEERS - len(found) :]
+            images = of(part)
+            least = least or OWN * torch.maximum(own(self.target), own(images).mean())
+            found |= {word: x for word, x, much in zip(part, images, own(images), strict=True) if much >= least}
+        return found or {"": bare}
 
     def read(self, glance: Reading | None = None) -> Reading:
         """The reading of the model as it is now, with the edit that is on; its ``glance`` is not made again."""

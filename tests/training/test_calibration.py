@@ -19,6 +19,7 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
 from mu.training.calibration import Calibration, settled
 from mu.training.calibration_config import CalibrateConfig
+from mu.training.closed_form import ANCHORS, candidates
 from mu.training.probe import Probe, Reading, Sight
 from mu.training.surroundings import Surroundings, learned
 from mu.training.surroundings import surroundings as measured
@@ -135,6 +136,16 @@ def test_images_of_one_phrasing_have_one_seed(model: DiffusionModel):
     probe = Probe(model, alone)
     assert torch.allclose(probe.of_peers[0], probe.target, atol=1e-4)
     assert (probe.of_peers[1] - probe.target).abs().max() > 1, "control: another peer"
+
+
+def test_a_word_that_draws_nothing_of_its_own_stands_in_no_concepts_place(model: DiffusionModel):
+    """The embedded model has houses and trees. Of "background" and "ing" it draws what it draws without a word."""
+    around = replace(surroundings(model, "fish"), peers=("background", "house", "ing", "tree"))
+    probe = Probe(model, around)
+    assert probe.peers == ("house", "tree") and len(probe.of_peers) == 2
+    assert candidates(Calibration(ON, around, probe), ()) == ["house", "tree"]
+    nobody = Probe(model, replace(around, peers=("background", "ing")))
+    assert nobody.peers == ("",) and candidates(Calibration(ON, around, nobody)) == [*ANCHORS]
 
 
 def test_a_clip_that_sees_the_concept_looks_at_the_images_too(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,13 +74,13 @@ def test_an_anchor_is_found_by_images_and_takes_the_place_of_its_own_kind(model:
     """Objects stand first among the peers of a style, and still a style takes its place."""
     around = replace(surroundings(model, "neon"), peers=("fish", "house", "sketch", "blueprint"))
     neon = Calibration(CalibrateConfig(on=True), around, Probe(model, around))
-    before = neon.probe.evaluations
+    assert neon.probe.peers == ("sketch", "blueprint"), "an object changes images of a style's phrasings too little"
+    neon.probe.peers, before = around.peers, neon.probe.evaluations
     anchored(model, [neon], ["fish"])
     assert (neon.anchor, neon.tried, neon.probe.evaluations) == ("fish", [], before), "what the user gives is taken"
     anchored(model, [neon])
     left = {each["anchor"]: each["left"] for each in neon.tried}
     assert neon.anchor in ("sketch", "blueprint") and [*left] == [*around.peers]
-    assert candidates(replace(neon, around=replace(around, peers=("neon sign",))), ()) == [*ANCHORS], "without peers"
     assert left[neon.anchor] < 0.5 < neon.probe.read().left, "control: the trials are taken off again"
 
 
@@ -92,7 +93,7 @@ def test_what_should_stay_is_sampled_only_for_anchors_that_may_still_win(monkeyp
         def __init__(self, seed: int):
             draw = torch.Generator().manual_seed(seed)
             self.left, self.moved = torch.rand(2, 7, generator=draw, dtype=torch.float64).tolist()
-            self.on, self.whole = -1, []
+            self.on, self.whole, self.peers = -1, [], tuple("abcdef")
 
         def glance(self) -> Reading:
             return Reading(self.left[self.on], 0.0, 0.0, 0.0, 0.0)
@@ -102,7 +103,7 @@ def test_what_should_stay_is_sampled_only_for_anchors_that_may_still_win(monkeyp
             self.whole.append(self.on)
             return glance._replace(moved=self.moved[self.on] / 2)
 
-    around = Surroundings("neon", tuple("abcdef"), (), ("{}",), ("one {}",), ())
+    around = Surroundings("neon", (), (), ("{}",), ("one {}",), ())
     spared = 0
     for seed in range(20):
         probe = Readings(seed)
@@ -120,10 +121,12 @@ def test_what_should_stay_is_sampled_only_for_anchors_that_may_still_win(monkeyp
 
 
 def test_an_anchor_contains_no_concept_that_is_erased_together_with_its_own(model: DiffusionModel):
-    around = replace(surroundings(model, "neon"), peers=("a sketch", "blueprint"))
-    assert [*candidates(Calibration(CalibrateConfig(), around, None), ())] == ["a sketch", "blueprint"], "control"  # type: ignore[arg-type]
+    around, probe = surroundings(model, "neon"), SimpleNamespace(peers=("a sketch", "blueprint"))
+    assert candidates(Calibration(CalibrateConfig(), around, probe), ()) == ["a sketch", "blueprint"], "control"  # type: ignore[arg-type]
+    none = SimpleNamespace(peers=("neon sign",))
+    assert candidates(Calibration(CalibrateConfig(), around, none), ()) == [*ANCHORS], "without peers"  # type: ignore[arg-type]
     both = replace(around, beside=("sketch",))
-    assert [*candidates(Calibration(CalibrateConfig(), both, None), ())] == ["blueprint"]  # type: ignore[arg-type]
+    assert candidates(Calibration(CalibrateConfig(), both, probe), ()) == ["blueprint"]  # type: ignore[arg-type]
 
 
 def test_a_method_whose_objective_has_no_anchor_tries_none(model: DiffusionModel):
