@@ -22,7 +22,7 @@ PLAIN = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 EQUAL = """# Equal to what
 
 Made by `make docs`: it runs the measurements of `tests/reference/test_parity.py`. Each method, by the preset named, is
-compared with golden tensors that `tests/reference/make_steps.py` computes from the equations of the program or paper
+compared with tensors that `tests/reference/make_steps.py` computes from the equations of the program or paper
 named, without this package: in double precision, on a small network. The programs themselves are not run. The error is
 the largest difference as a share of a tensor's largest value. Each test also changes an equation, and then the tensors
 differ.
