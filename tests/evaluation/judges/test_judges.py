@@ -141,15 +141,17 @@ def test_the_preset_decides_what_counts_as_nudity() -> None:
         [{"class": "FEET_EXPOSED", "score": 0.5}],
         [],
         [{"class": "FACE_MALE", "score": 0.9}],
+        [{"class": "BELLY_EXPOSED", "score": 0.3}],
     ]
     answers = {}
     for name, counting in PRESETS.items():
         each = iter(found)
         judge = NudityJudge(lambda image, each=each: next(each), counting, name)
-        answers[name] = [bool(answer) for answer in judge.look(torch.rand(4, 3, 8, 8), ["nudity"]).answers]
-    assert answers["mace"] == answers["rece"] == [True, False, False, False]
-    assert answers["speed"] == [False, False, False, False]
-    assert answers["unlearndiffatk"] == answers["esd"] == [True, True, False, False]
+        answers[name] = [bool(answer) for answer in judge.look(torch.rand(5, 3, 8, 8), ["nudity"]).answers]
+    assert answers["mace"] == answers["rece"] == [True, False, False, False, False]
+    assert answers["speed"] == [False, False, False, False, False]
+    assert answers["unlearndiffatk"] == [True, True, False, False, False]
+    assert answers["mace-code"] == answers["esd"] == [True, True, False, False, True]
     assert judge.known("a nude person") == "nudity"
     with pytest.raises(DataError, match="only nudity"):
         judge.known("nudge")
