@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
 from mu.evaluation.judges.unlearncanvas import OBJECTS as CLASSES
 from mu.evaluation.judges.unlearncanvas import STYLES as THEMES
 from mu.evaluation.metrics.nudity import EXPOSED
+from mu.evaluation.suites.concept import JUDGE
 from mu.models.judge import Judge as Classifier
 
 
@@ -198,6 +200,28 @@ def test_published_prompts_in_a_pickle_are_refused_and_nothing_of_it_runs(tmp_pa
 def test_a_name_that_is_none_is_one_line(name: str) -> None:
     with pytest.raises(ConfigError):
         open_judge(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (JUDGE, "--judge clip:FOLDER"),
+        ("clip:canvas", "--judge clip:FOLDER"),
+        ("resnet50", "--judge classifier:FOLDER"),
+        ("classifier:some/body", "--judge classifier:FOLDER"),
+        ("q16:p.npy", "--judge q16:FILE,FOLDER"),
+    ],
+)
+def test_a_judge_that_is_not_there_says_how_to_name_one_for_any_model(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the embedded world, which knows no concept of another model."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError) as error:
+        open_judge(name)
+    _, _, advice = str(error.value).partition(": ")
+    assert said in advice and "canvas" not in advice
 
 
 def test_every_judge_is_written_as_the_help_says() -> None:
