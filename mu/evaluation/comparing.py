@@ -23,6 +23,7 @@ from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.intervals import bootstrap, mean_of_shares, paired, paired_means
+from mu.evaluation.metrics.jackknife import Squared
 from mu.evaluation.metrics.lpips import lpips
 from mu.models import load_clip
 from mu.models.clip import ClipModel
@@ -48,6 +49,12 @@ def mean(
     """The mean of a number of each image. With the base's, ``before``, the interval of the change."""
     n, change = len(values), None if before is None else paired(before, values)
     return scored(name, sum(values) / n, n, protocol, per_item, interval=bootstrap(values), change=change, **more)
+
+
+def distance_of(name: str, found: Squared, n: int, protocol: str, *, before: Squared | None = None) -> Score:
+    """A distance of ``n`` images from others. With the base's, ``before``, the interval of the change."""
+    change = None if before is None else found.change(before)
+    return scored(name, found.value, n, protocol, interval=found.interval, change=change)
 
 
 def share_of_each(

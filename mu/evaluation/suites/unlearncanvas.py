@@ -36,17 +36,17 @@ from torch import Tensor
 
 from mu.core.concept import folded, says
 from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError, nearest, quoted
-from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.diffusion.image_folder import ImageRow, read_images
 from mu.evaluation.answers import ELSEWHERE, Images, Subject, batches
 from mu.evaluation.backbones import inception_features
-from mu.evaluation.comparing import listed, put_most_changed
+from mu.evaluation.comparing import distance_of, listed, put_most_changed
 from mu.evaluation.doubt import confused, unmeasured, unseen
 from mu.evaluation.judges import Judge, open_judge
 from mu.evaluation.judges.unlearncanvas import OBJECTS, STYLES
-from mu.evaluation.metrics.frechet import frechet_distance
+from mu.evaluation.metrics.frechet import frechet_jackknife
+from mu.evaluation.metrics.jackknife import Squared
 from mu.evaluation.metrics.unlearning import (
     Accuracies,
     Hits,
@@ -214,9 +214,11 @@ class UnlearnCanvasSuite:
             return f"FID: {trouble}"
         kept = [cell.row for cell in self._kept(found)]
         real, protocol = features_of(features, self.reference), f"{self.protocol}, Inception of torch-fidelity"
+        before: Squared | None = None
         for column, scores in table.items():
-            made = features_of(features, answers.paths(kept, column))
-            scores.append(scored("FID", frechet_distance(made, real), len(made), protocol))
+            far = frechet_jackknife(features_of(features, answers.paths(kept, column)), real, fixed=True)
+            scores.append(distance_of("FID", far, len(kept), protocol, before=before))
+            before = far
         return ""
 
 
