@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mu.core.errors import ConfigError, DataError, ModelError
 from mu.data.canvas import OBJECTS, STYLES, Scene, render
+from mu.data.unlearncanvas import OBJECTS as CLASSES
+from mu.data.unlearncanvas import STYLES as THEMES
 from mu.evaluation.judges import JUDGES, open_judge, spelling
 from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
-from mu.evaluation.judges.unlearncanvas import OBJECTS as CLASSES
-from mu.evaluation.judges.unlearncanvas import STYLES as THEMES
 from mu.evaluation.metrics.nudity import EXPOSED
 from mu.evaluation.suites.concept import JUDGE
 from mu.models.judge import Judge as Classifier
