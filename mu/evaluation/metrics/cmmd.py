@@ -51,7 +51,7 @@ def cmmd_jackknife(a: Tensor, b: Tensor, *, fixed: bool = False) -> Squared:
     sizes = first.sum(dim=0), second.sum(dim=0)
 
     def without(group: int | None) -> float:
-        return sums.squared(*(_weights(len(size), group) for size in sizes), *sizes)
+        return sums.squared(_weights(len(sizes[0]), group), _weights(len(sizes[1]), group), *sizes)
 
     return Squared(without(None), [without(k) for k in range(GROUPS)] if len(own) else [])
 

@@ -87,13 +87,14 @@ class CocoSuite:
         if clip := self.clip.clip:
             protocol = f"{compared}, {self.clip.name}"
             real = features_in(self.reference, lambda images: clip.encode_images(images.to(clip.device)))
-            then: tuple[dict[str, Squared], list[float]] | None = None
+            far_before: dict[str, Squared] = {}
+            fits_before: list[float] | None = None
             for column, scores in table.items():
                 made, fits = clip_columns(clip, answers.paths(rows, column), rows)
-                far, before, base_fits = _far(made, real), *(then or ({}, None))
-                scores += [distance_of(n, each, len(rows), protocol, before=before.get(n)) for n, each in far.items()]
-                scores.append(mean("CLIP score", fits, f"{told}, {self.clip.name}", before=base_fits))
-                then = far, fits
+                for name, far in (found_far := _far(made, real)).items():
+                    scores.append(distance_of(name, far, len(rows), protocol, before=far_before.get(name)))
+                scores.append(mean("CLIP score", fits, f"{told}, {self.clip.name}", before=fits_before))
+                far_before, fits_before = found_far, fits
         how: dict[str, Any] = {
             **self.list.how,
             "reference": {"images": len(self.reference), "digest": whole}, "features": self.clip.name,

@@ -193,8 +193,8 @@ class CelebritySuite(NamedSuite):
             told = [f"of {prompts.name} ({found.digest[:8]})"]
         else:
             retained = distinct(retain or entries("people"))
-            others = [name for name in retained if not any(says(name, c) for c in erased)]
-            asked = {name: self.rows_of(name, seeds) for name in (*erased, *others)}
+            near = [name for name in retained if not any(says(name, c) for c in erased)]
+            asked = {name: self.rows_of(name, seeds) for name in (*erased, *near)}
             asked = {name: _as_mace_names(rows, name in erased) for name, rows in asked.items()}
             told = [f"{len(seeds)} seeds"] * (len(seeds) != 5)
         others = [name for name in asked if name not in erased]
