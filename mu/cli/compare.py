@@ -26,7 +26,7 @@ def compare(
 ) -> None:
     """Print the scores of several runs side by side. Different protocols never share a column.
 
-    Several runs of one method in suite unlearncanvas also have their mean over requests, as the benchmark's table.
+    Several runs of one method in suite unlearncanvas also have their mean over requests, like the benchmark's table.
     Published figures have a table of their own: each row names its source and its variant of the protocol.
 
     Example: mu compare outputs/neon outputs/star --markdown
