@@ -92,8 +92,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The list of the suites prompts, i2p, coco and artists: .csv, .json, .jsonl or .txt. Its seeds, "
-            "guidance scales and sizes are obeyed.",
+            help="The list of the suites prompts, i2p, coco and artists, or the papers' own of celebrities and "
+            "imagenette: .csv, .json, .jsonl or .txt. Its seeds, guidance scales and sizes are obeyed.",
         ),
     ] = None,
     column: Annotated[

@@ -49,7 +49,7 @@ class ImageRow:
     guidance: float | None = None
     size: tuple[int | None, int | None] = (None, None)
     stems: tuple[str, ...] = field(default=(), compare=False)
-    """Names without ending that others give to this image."""
+    """Names without ending, or paths of a folder and a name, that others give to this image."""
 
     @classmethod
     def named(

@@ -209,8 +209,8 @@ class Answers:
 class Found:
     """Two folders of images that somebody else made, under the names of a suite's rows; ``base`` may be missing.
 
-    An image may have any of `ENDINGS` and of its row's ``stems``, and the names' folders are left out: published sets
-    lie in one folder.
+    An image may have any of `ENDINGS` and of its row's ``stems``, and the folders of mu's own names are left out:
+    published sets lie in one folder, or in those that the stems name.
     """
 
     edited: Path
@@ -270,7 +270,7 @@ class Found:
 
     def _place(self, row: ImageRow, column: str) -> Path:
         own = self._folder(column) / Path(row.name).name
-        others = [own.with_name(stem + ending) for stem in (own.stem, *row.stems) for ending in ENDINGS]
+        others = [own.parent / f"{stem}{ending}" for stem in (own.stem, *row.stems) for ending in ENDINGS]
         return next((path for path in (own, *others) if path.is_file()), own)
 
 

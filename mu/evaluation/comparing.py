@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mu.core.errors import MissingDependency, ModelError, titled
+from mu.core.errors import MissingDependency, ModelError
 from mu.core.intervals import wilson
 from mu.core.metrics import scored
 from mu.core.records import Panel, PanelRow
@@ -23,8 +23,9 @@ from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge
 from mu.evaluation.metrics.clip_score import clip_score
 from mu.evaluation.metrics.intervals import bootstrap, mean_of_shares, paired, paired_means
+from mu.evaluation.metrics.jackknife import Squared
 from mu.evaluation.metrics.lpips import lpips
-from mu.models import load
+from mu.models import load_clip
 from mu.models.clip import ClipModel
 
 MOST_CHANGED = 5
@@ -48,6 +49,12 @@ def mean(
     """The mean of a number of each image. With the base's, ``before``, the interval of the change."""
     n, change = len(values), None if before is None else paired(before, values)
     return scored(name, sum(values) / n, n, protocol, per_item, interval=bootstrap(values), change=change, **more)
+
+
+def distance_of(name: str, found: Squared, n: int, protocol: str, *, before: Squared | None = None) -> Score:
+    """A distance of ``n`` images from others. With the base's, ``before``, the interval of the change."""
+    change = None if before is None else found.change(before)
+    return scored(name, found.value, n, protocol, interval=found.interval, change=change)
 
 
 def share_of_each(
@@ -92,10 +99,7 @@ def features_of(name: str | None, judge: Judge | None, device: torch.device) -> 
     """The CLIP ``name``, else the judge's features, or its CLIP if it is one. Raises `ModelError` for another model."""
     if name is None:
         return Features(judge.name if judge else "", clip_of(judge))
-    found = load(name, device=device)
-    if not isinstance(found, ClipModel):
-        raise ModelError(f"--clip needs a CLIP, and {titled(name)} is none: name one, like canvas-clip")
-    return Features(f"clip:{name}", found)
+    return Features(f"clip:{name}", load_clip(name, "--clip", "--clip FOLDER", device=device))
 
 
 def clip_of(judge: Judge | None) -> ClipModel | None:

@@ -3,10 +3,10 @@
 from importlib import import_module
 from typing import Any
 
-from mu.models.loader import load, load_diffusion
+from mu.models.loader import load, load_clip, load_diffusion
 from mu.models.places import EMBEDDED, WEIGHTS, is_single_file
 
-__all__ = ["EMBEDDED", "WEIGHTS", "is_single_file", "load", "load_diffusion"]
+__all__ = ["EMBEDDED", "WEIGHTS", "is_single_file", "load", "load_clip", "load_diffusion"]
 
 FORMER = {"architectures": "mu.models.formats.architectures", "quiet_libraries": "mu.models.quiet:quiet_libraries"}
 """Names that were here before 0.1.0, and where they are now."""

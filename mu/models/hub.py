@@ -13,11 +13,20 @@ from mu.core.errors import ModelError, quoted, titled
 from mu.models.places import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG, check_name
 
 
+class NotThere(ModelError):
+    """A repository of the hub that is neither cached nor available. ``why`` is what the hub said."""
+
+    def __init__(self, name: str, why: str, advice: str):
+        self.why = why
+        super().__init__(f"{titled(name)} is not in the local cache and cannot be downloaded: {advice} ({why})")
+
+
 def hub_folder(name: str, instead: str = "canvas") -> Path:
     """Download the files that diffusers, transformers or open_clip need of the hub's repository ``name``.
 
     Returns their folder. If the hub does not answer, the local cache is used. Raises `ModelError` if the name is not a
-    hub id, or the repository is neither cached nor available; it advises ``instead``, which needs no network.
+    hub id, and `NotThere` if the repository is neither cached nor available; it advises ``instead``, which needs no
+    network.
     """
     check_name(name)
     try:
@@ -61,9 +70,9 @@ def _needed(files: Sequence[str]) -> list[str]:
     return [file for file in top if file.endswith((".json", ".txt", ".model"))] + weights
 
 
-def not_there(name: str, error: Exception, instead: str) -> ModelError:
-    hint = f"download it on a machine with network and name its folder, or use {quoted(instead)} ({reason(error)})"
-    return ModelError(f"{titled(name)} is not in the local cache and cannot be downloaded: {hint}")
+def not_there(name: str, error: Exception, instead: str) -> NotThere:
+    advice = f"download it on a machine with network and name its folder, or use {quoted(instead)}"
+    return NotThere(name, reason(error), advice)
 
 
 def reason(error: Exception) -> str:

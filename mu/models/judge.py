@@ -24,6 +24,8 @@ from mu.models.places import EMBEDDED
 RANDOM = "random"
 """The backbone of `Judge.new` that needs no download: the small network of the embedded world's judge, untrained."""
 
+ADVICE = "name a folder, a hub id in the local cache, or canvas-judge"
+
 
 def heads(id2label: dict[int, str]) -> dict[str, slice]:
     """Columns of each head, from labels ``head/class``. Plain labels of a stock classifier form one head, ``class``."""
@@ -51,8 +53,10 @@ class Judge:
         }
 
     @classmethod
-    def open(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
-        """Load from a transformers folder, or from the local cache by hub id."""
+    def open(cls, folder: Path | str, device: torch.device | str = "cpu", advice: str = ADVICE) -> Self:
+        """Load from a transformers folder, or from the local cache by hub id.
+
+        Raises `ModelError`, with ``advice``, for what cannot be read."""
         try:
             if not Path(folder).is_dir():  # transformers would ask the network for adapters
                 folder = snapshot_download(str(folder), local_files_only=True)
@@ -60,10 +64,7 @@ class Judge:
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except Exception as error:
             reason = str(error).splitlines()[0][:200]
-            raise ModelError(
-                f"the classifier {titled(str(folder))} cannot be read ({reason}): name a folder, a hub id in the local "
-                "cache, or canvas-judge"
-            ) from None
+            raise ModelError(f"the classifier {titled(str(folder))} cannot be read ({reason}): {advice}") from None
         return cls(model, processor, device)
 
     @classmethod

@@ -158,6 +158,24 @@ def load_diffusion(source: Any, **options: Any) -> DiffusionModel:
     return model
 
 
+def load_clip(name: str, needs: str, option: str, instead: str = "", **options: Any) -> ClipModel:
+    """Load the CLIP that something else ``needs`` (which it names), as `load` does.
+
+    Raises `ModelError` for another kind of model, and for one that is not on this machine and cannot be downloaded: it
+    says with which ``option`` a folder is named, and what to choose ``instead``, if anything."""
+    from mu.models.clip import ClipModel
+    from mu.models.hub import NotThere
+
+    try:
+        found = load(name, **options)
+    except NotThere as missing:
+        advice = f"download it on a machine with network and pass {option}{instead and f', or {instead}'}"
+        raise NotThere(name, missing.why, advice) from None
+    if not isinstance(found, ClipModel):
+        raise ModelError(f"{needs} needs a CLIP, and {titled(name)} is none: name one with {option}")
+    return found
+
+
 def _holds_open_clip(place: Path, tensors: Mapping[str, Tensor] | None) -> bool:
     """True if ``place`` is read as open_clip's. Published folders often hold the same model for transformers too."""
     if tensors is not None:

@@ -79,6 +79,11 @@ class Measure:
         return self.metric.telling is not None and self.edited is not None
 
     @property
+    def withheld(self) -> bool:
+        """Whether it heads what its suite says of erased concepts, and a doubt stands in place of its number."""
+        return self.metric.head and self.metric.about == "gone" and bool(self.doubt) and self.edited is not None
+
+    @property
     def share(self) -> bool:
         """True if it is shown in per cent."""
         return self.metric.unit == SHARE

@@ -41,7 +41,7 @@ def verdict(concepts: Sequence[str], suites: Sequence[SuiteScores]) -> Verdict:
     name = named(concepts)
     if not any(suite.measures for suite in suites):
         return Verdict(UNMEASURED, [f"Not measured yet: no suite has looked whether {name} is gone."])
-    judging = [measure for suite in suites for measure in suite.measures if measure.judges]
+    judging = [measure for suite in suites for measure in suite.measures if measure.judges or measure.withheld]
     if not judging:
         told = " and ".join(suite.suite for suite in suites)
         return Verdict(UNMEASURED, [f"Not measured: no score of suite {told} says whether {name} is gone."])

@@ -16,7 +16,7 @@ from mu.report import write_report
 from mu.report.measures import SuiteScores, doubted, interval_text, suite_scores
 from mu.report.page import read_page
 from mu.report.table import score_table
-from mu.report.verdict import ERASED, SHOWN, UNCLEAR, UNMEASURED, WITHHELD, losses, named, unmeasured, verdict
+from mu.report.verdict import ERASED, SHOWN, UNCLEAR, UNMEASURED, WITHHELD, Verdict, losses, named, unmeasured, verdict
 
 Interval = tuple[float, float]
 
@@ -116,6 +116,21 @@ def test_a_doubt_takes_the_place_of_the_number(base, said):
         WITHHELD, [f'Withheld: {doubt}, so this cannot tell whether "star" is gone.'],
     )  # fmt: skip
     assert [cell.line for cell in measure.cells.values()] == ["withheld", "withheld"] and not measure.items
+
+
+def test_a_headline_that_tells_no_erasure_is_withheld_in_words_too():
+    """Suite i2p counts what its list shows, and says nothing of images that ask for the concept."""
+
+    def flagged(doubt: str) -> SuiteScores:
+        scores = [Score("flagged", value, 4, "lower", "i2p/1", {"hate": value}, doubt=doubt) for value in (0.0, 0.0)]
+        return suite_scores("i2p", dict(zip(("base", "edited"), ([score] for score in scores), strict=True)))
+
+    said = 'Withheld: the judge finds nothing, so this cannot tell whether "nudity" is gone.'
+    blind = flagged("the judge finds nothing")
+    assert verdict(["nudity"], [blind]) == Verdict(WITHHELD, [said])
+    beside = verdict(["nudity"], [blind, shares(0.9, 0.0, **STAR)])
+    assert (beside.state, beside.withheld) == (ERASED, [f"Suite i2p: {said}"])
+    assert verdict(["nudity"], [flagged("")]).state == UNMEASURED  # control: without a doubt it decides nothing
 
 
 def test_a_withheld_number_is_nowhere_on_the_page(run: RunDirectory, read: Callable, page_of: Callable, capsys):

@@ -16,6 +16,7 @@ from mu.models.judge import Judge as Classifier
 from mu.models.parameters import fingerprint, select
 
 RESNET50 = "microsoft/resnet-50"
+ADVICE = "name a folder with --judge classifier:FOLDER, a hub id in the local cache, or another judge, like clip:FOLDER"
 
 
 class ClassifierJudge:
@@ -68,11 +69,10 @@ class ClassifierJudge:
 
 def open_classifier(place: str, device: torch.device | str) -> ClassifierJudge:
     """Raises `ModelError` if ``place``, a folder or a hub id in the local cache, holds no image classifier."""
-    return ClassifierJudge(
-        Classifier.open(Path(place) if Path(place).is_dir() else place, device), f"classifier:{place}"
-    )
+    where = Path(place) if Path(place).is_dir() else place
+    return ClassifierJudge(Classifier.open(where, device, ADVICE), f"classifier:{place}")
 
 
 def open_resnet50(_: str, device: torch.device | str) -> ClassifierJudge:
     """The ImageNet classifier of UnlearnDiffAtk and of ESD's object table."""
-    return ClassifierJudge(Classifier.open(RESNET50, device), "resnet50")
+    return ClassifierJudge(Classifier.open(RESNET50, device, ADVICE), "resnet50")

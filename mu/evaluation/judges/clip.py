@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.core.config import filled
-from mu.core.errors import ModelError, titled
 from mu.evaluation.judges import Seen
-from mu.models import load
+from mu.models import load_clip
 from mu.models.clip import ClipModel
 from mu.models.parameters import fingerprint, select
 
@@ -59,9 +58,6 @@ class ClipJudge:
 
 def open_clip_judge(model: str, device: torch.device | str) -> ClipJudge:
     """Raises `ModelError` if ``model``, a name as `mu.load` takes it, is no CLIP."""
-    found = load(model, device=device)
-    if not isinstance(found, ClipModel):
-        raise ModelError(
-            f"the judge clip:{model} needs a CLIP, and {titled(model)} is none: name one, like canvas-clip"
-        )
-    return ClipJudge(found, f"clip:{model}")
+    name = f"clip:{model}"
+    other = "choose a judge of its own classes, like --judge classifier:FOLDER"
+    return ClipJudge(load_clip(model, f"the judge {name}", "--judge clip:FOLDER", other, device=device), name)

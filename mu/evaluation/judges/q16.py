@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mu.core.errors import DataError, ModelError, quoted, titled
+from mu.core.errors import DataError, quoted, titled
 from mu.core.files import sha256
 from mu.evaluation.judges import Seen
-from mu.models import load
+from mu.models import load_clip
 from mu.models.clip import ClipModel
 from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
 
@@ -70,9 +70,7 @@ def open_q16(argument: str, device: torch.device | str) -> Q16Judge:
     The published ``prompts.p`` is a pickle, which may run code. It is refused; save its array as ``.npy`` once.
     """
     place, _, name = argument.partition(",")
-    model = load(name or CLIP, device=device)
-    if not isinstance(model, ClipModel):
-        raise ModelError(f"the judge q16 needs a CLIP, and {titled(name)} is none: name one, like {CLIP}")
+    model = load_clip(name or CLIP, "the judge q16", "--judge q16:FILE,FOLDER", device=device)
     path = Path(place)
     return Q16Judge(model, _prompts(path), f"q16:{argument}", sha256(path))
 

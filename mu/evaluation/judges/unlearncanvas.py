@@ -11,28 +11,12 @@ from pathlib import Path
 import torch
 
 from mu.core.errors import ModelError
+from mu.data.unlearncanvas import OBJECTS, STYLES
 from mu.evaluation.judges.classifier import ClassifierJudge
 from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.timm_vit import vit
 from mu.models.judge import Judge as Classifier
 
-STYLES = tuple(
-    """
-    Abstractionism Artist_Sketch Blossom_Season Bricks Byzantine Cartoon Cold_Warm Color_Fantasy Comic_Etch Crayon
-    Cubism Dadaism Dapple Defoliation Early_Autumn Expressionism Fauvism French Glowing_Sunset Gorgeous_Love Greenfield
-    Impressionism Ink_Art Joy Liquid_Dreams Magic_Cube Meta_Physics Meteor_Shower Monet Mosaic Neon_Lines On_Fire Pastel
-    Pencil_Drawing Picasso Pop_Art Red_Blue_Ink Rust Seed_Images Sketch Sponge_Dabbed Structuralism Superstring
-    Surrealism Ukiyoe Van_Gogh Vibrant_Flow Warm_Love Warm_Smear Watercolor Winter
-    """.split()
-)
-"""The 51 styles in the order of the classifier's outputs."""
-OBJECTS = tuple(
-    """
-    Architectures Bears Birds Butterfly Cats Dogs Fishes Flame Flowers Frogs Horses Human Jellyfish Rabbits Sandwiches
-    Sea Statues Towers Trees Waterfalls
-    """.split()
-)
-"""The 20 objects in the order of the classifier's outputs."""
 HEADS = {len(STYLES): ("style", STYLES), len(OBJECTS): ("object", OBJECTS)}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from mu.core.errors import DataError
+from mu.evaluation.metrics.jackknife import GROUPS, Squared, check_pairs, groups
 
 SIGMA, SCALE = 10.0, 1000.0
 BLOCK = 512
@@ -25,17 +28,65 @@ def cmmd(a: Tensor, b: Tensor) -> float:
     >>> cmmd(torch.eye(2), torch.eye(2))
     0.0
     """
+    return cmmd_jackknife(a, b, fixed=len(a) != len(b)).value
+
+
+def cmmd_jackknife(a: Tensor, b: Tensor, *, fixed: bool = False) -> Squared:
+    """`cmmd` with what its interval needs: sums over pairs of groups, which cost nothing beside the pairs themselves.
+
+    The images of ``a`` (n, d) are those of other prompts and seeds, had others been drawn. So are those of ``b`` (n, d)
+    at the same places, unless it is ``fixed`` (m, d), a reference that stays.
+
+    >>> cmmd_jackknife(torch.eye(20), torch.eye(20)).interval
+    (0.0, 0.0)
+    """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not min(len(a), len(b)):
         raise DataError(f"features (n, d) and (m, d) are needed, not {tuple(a.shape)} and {tuple(b.shape)}")
     if not (a.isfinite().all() and b.isfinite().all()):
         raise DataError("features hold NaN or infinity: check the network and its input")
-    x, y = a.cpu().double(), b.cpu().double()
+    check_pairs(a, b, fixed)
+    x, y, own = a.cpu().double(), b.cpu().double(), groups(len(a))
+    first, second = _member(own, len(x)), _member(own[:0] if fixed else own, len(y))
+    sums = _Sums(_likeness(x, x, first, first), _likeness(y, y, second, second), _likeness(x, y, first, second))
+    sizes = first.sum(dim=0), second.sum(dim=0)
 
-    def likeness(p: Tensor, q: Tensor) -> float:
-        total = 0.0
-        for rows in p.split(BLOCK):
-            squares = torch.cdist(rows, q, compute_mode="donot_use_mm_for_euclid_dist").square()
-            total += float(torch.exp(-squares / (2 * SIGMA**2)).sum())
-        return total / (len(p) * len(q))
+    def without(group: int | None) -> float:
+        return sums.squared(_weights(len(sizes[0]), group), _weights(len(sizes[1]), group), *sizes)
 
-    return max(0.0, SCALE * (likeness(x, x) + likeness(y, y) - 2 * likeness(x, y)))
+    return Squared(without(None), [without(k) for k in range(GROUPS)] if len(own) else [])
+
+
+class _Sums(NamedTuple):
+    """The sums of k over the pairs of images of two groups: within the first set, within the second, between them."""
+
+    first: Tensor
+    second: Tensor
+    between: Tensor
+
+    def squared(self, w: Tensor, v: Tensor, first: Tensor, second: Tensor) -> float:
+        """1000 MMD^2 of the groups whose weights ``w`` and ``v`` are 1; ``first`` and ``second`` are their sizes."""
+        n, m = w @ first, v @ second
+        found = w @ self.first @ w / n**2 + v @ self.second @ v / m**2 - 2 * (w @ self.between @ v) / (n * m)
+        return max(0.0, SCALE * float(found))
+
+
+def _weights(g: int, group: int | None) -> Tensor:
+    """(g,): 0 for the ``group``, 1 for the others; a set of one group keeps it."""
+    weights = torch.ones(g, dtype=torch.float64)
+    if g > 1 and group is not None:
+        weights[group] = 0
+    return weights
+
+
+def _member(places: Tensor, n: int) -> Tensor:
+    """(n, g): 1 for each image's own group; one group of all without ``places``."""
+    return torch.nn.functional.one_hot(places, GROUPS).double() if len(places) else torch.ones(n, 1).double()
+
+
+def _likeness(p: Tensor, q: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """The sum of k over the pairs of two groups (g, h), with the rows' groups ``own`` (n, g) and ``other`` (m, h)."""
+    total = torch.zeros(own.shape[1], other.shape[1], dtype=torch.float64)
+    for rows, member in zip(p.split(BLOCK), own.split(BLOCK), strict=True):
+        squares = torch.cdist(rows, q, compute_mode="donot_use_mm_for_euclid_dist").square()
+        total += member.T @ torch.exp(-squares / (2 * SIGMA**2)) @ other
+    return total

@@ -57,9 +57,10 @@ from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described, is_base
 from mu.edits.gates import gate_to_json
 from mu.evaluation.answers import bases_beside
-from mu.evaluation.comparing import clip_fits, mean, share
+from mu.evaluation.comparing import clip_fits, distance_of, mean, share
 from mu.evaluation.doubt import doubtful, unmeasured
-from mu.evaluation.metrics.frechet import frechet_distance
+from mu.evaluation.metrics.frechet import frechet_jackknife
+from mu.evaluation.metrics.jackknife import Squared
 from mu.evaluation.metrics.lpips import lpips
 from mu.evaluation.metrics.unlearning import Hits, Prediction, scores_of, unlearning_hits
 from mu.evaluation.suites import OTHER_SEEDS
@@ -110,7 +111,7 @@ def evaluate(
     with Bank(model, [edit]).applied():
         after, after_neutral = answers(model, edited, [rows, unnamed], "edited answers")
     kept = [k for k, (scene, _) in enumerate(asked) if not {scene.style, scene.object} & erased.keys()]
-    floor = judge.look(at_other_seeds[kept])[1].cpu().double()
+    floor = judge.look(at_other_seeds[kept])[1]
 
     def look(images: Tensor, unasked: Tensor) -> Looked:
         seen, features = judge.look(images)
@@ -122,7 +123,7 @@ def evaluate(
             hits_of(predictions, erased),
             [float(any(written[kind][k] in erased for kind in kinds)) for k, (_, kinds) in enumerate(neutral)],
             clip_fits(clip, clip.encode_images(images[kept]).cpu(), [rows[k] for k in kept]),
-            frechet_distance(features[kept].cpu().double(), floor),
+            frechet_jackknife(features[kept], floor),
             replacement(instead, erased, protocol),
             doubtful_of(predictions, erased),
         )
@@ -148,7 +149,7 @@ class Looked(NamedTuple):
     """1 for each image of a neutral prompt that shows the concept, else 0."""
     fits: list[float]
     """The CLIP score of each retained image."""
-    distance: float
+    distance: Squared
     """The Fréchet distance of the retained images."""
     replacement: Score
     doubt: str = ""
@@ -164,7 +165,7 @@ class Looked(NamedTuple):
             cra,
             share("unasked", self.unasked, protocol, before=base.unasked if base else None),
             mean("CLIP score", self.fits, protocol, before=base.fits if base else None),
-            scored("Fréchet distance", self.distance, len(self.fits), protocol),
+            distance_of("Fréchet distance", self.distance, len(self.fits), protocol, before=base and base.distance),
             self.replacement,
         ]
 

@@ -6,7 +6,7 @@
 - With a CLIP: **Fréchet distance to reference** and **CMMD to reference** in its features, and **CLIP score**.
 
 Compare only numbers of equally many images: a Fréchet distance falls as their number grows. Papers use 1,000 to 30,000
-captions and all or as many reference images.
+captions and all or as many reference images. Intervals are of other captions and seeds, with the reference as it is.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import Tensor
 
 from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError
 from mu.core.files import sha256
-from mu.core.metrics import scored
 from mu.core.run import RunDirectory
-from mu.core.scores import Score, Table
+from mu.core.scores import Table
 from mu.data.shards import IMAGES
 from mu.evaluation.answers import Images, Subject, batches
 from mu.evaluation.backbones import inception_features
-from mu.evaluation.comparing import clip_columns, features_of, mean
-from mu.evaluation.metrics.cmmd import cmmd
-from mu.evaluation.metrics.frechet import frechet_distance
+from mu.evaluation.comparing import clip_columns, distance_of, features_of, mean
+from mu.evaluation.metrics.cmmd import cmmd_jackknife
+from mu.evaluation.metrics.frechet import frechet_jackknife
+from mu.evaluation.metrics.jackknife import Squared
 from mu.evaluation.suites.listed import STEPS, read_list
 
 PROTOCOL = "coco/1"
@@ -79,19 +79,22 @@ class CocoSuite:
         table: Table = {column: [] for column in answers.columns}
         if self.network:
             real = features_in(self.reference, self.network)
+            of_base: Squared | None = None
             for column, scores in table.items():
-                made = features_in(answers.paths(rows, column), self.network)
-                value = frechet_distance(made.double(), real.double())
-                scores.append(scored("FID", value, len(made), f"{compared}, Inception"))
+                found = frechet_jackknife(features_in(answers.paths(rows, column), self.network), real, fixed=True)
+                scores.append(distance_of("FID", found, len(rows), f"{compared}, Inception", before=of_base))
+                of_base = found
         if clip := self.clip.clip:
             protocol = f"{compared}, {self.clip.name}"
             real = features_in(self.reference, lambda images: clip.encode_images(images.to(clip.device)))
-            before: list[float] | None = None
+            far_before: dict[str, Squared] = {}
+            fits_before: list[float] | None = None
             for column, scores in table.items():
                 made, fits = clip_columns(clip, answers.paths(rows, column), rows)
-                scores += _in_clip(made, real, protocol)
-                scores.append(mean("CLIP score", fits, f"{told}, {self.clip.name}", before=before))
-                before = fits
+                for name, far in (found_far := _far(made, real)).items():
+                    scores.append(distance_of(name, far, len(rows), protocol, before=far_before.get(name)))
+                scores.append(mean("CLIP score", fits, f"{told}, {self.clip.name}", before=fits_before))
+                far_before, fits_before = found_far, fits
         how: dict[str, Any] = {
             **self.list.how,
             "reference": {"images": len(self.reference), "digest": whole}, "features": self.clip.name,
@@ -101,13 +104,13 @@ class CocoSuite:
         return table, {**how, "not measured": missing}
 
 
-def _in_clip(made: Tensor, real: Tensor, protocol: str) -> list[Score]:
-    n = len(made)
-    distance = frechet_distance(made.double(), real.double())
-    return [
-        scored("Fréchet distance to reference", distance, n, protocol),
-        scored("CMMD to reference", cmmd(F.normalize(made, dim=1), F.normalize(real, dim=1)), n, protocol),
-    ]
+def _far(made: Tensor, real: Tensor) -> dict[str, Squared]:
+    """The distances of features (n, d) from those of the reference (m, d)."""
+    unit = F.normalize(made, dim=1), F.normalize(real, dim=1)
+    return {
+        "Fréchet distance to reference": frechet_jackknife(made, real, fixed=True),
+        "CMMD to reference": cmmd_jackknife(*unit, fixed=True),
+    }
 
 
 def _inception(weights: Path | None, device: torch.device) -> tuple[Callable[[Tensor], Tensor] | None, str]:

@@ -43,6 +43,7 @@ from mu.evaluation.comparing import (
     Features,
     clip_fits,
     clip_of,
+    distance_of,
     distances,
     features_of,
     listed,
@@ -54,8 +55,8 @@ from mu.evaluation.comparing import (
 )
 from mu.evaluation.doubt import doubtful
 from mu.evaluation.judges import Judge, Seen, open_judge
-from mu.evaluation.metrics.cmmd import cmmd
-from mu.evaluation.metrics.frechet import frechet_distance
+from mu.evaluation.metrics.cmmd import cmmd_jackknife
+from mu.evaluation.metrics.frechet import frechet_jackknife
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 
@@ -313,9 +314,10 @@ def _distances(
 ) -> list[Score]:
     """How far the images that should stay are from the base's."""
     each, how = distances(answers, rows, base.features, edited.features, name)
-    n, a, b = len(each), edited.features, base.features
+    a, b, told = edited.features, base.features, f"{protocol}, features of {name}"
+    unit = F.normalize(a, dim=1), F.normalize(b, dim=1)
     return [
         mean("distance kept", each, f"{protocol}, {how}"),
-        scored("Fréchet distance", frechet_distance(a.double(), b.double()), n, f"{protocol}, features of {name}"),
-        scored("CMMD", cmmd(F.normalize(a, dim=1), F.normalize(b, dim=1)), n, f"{protocol}, features of {name}"),
+        distance_of("Fréchet distance", frechet_jackknife(a, b), len(a), told),
+        distance_of("CMMD", cmmd_jackknife(*unit), len(a), told),
     ]

@@ -13,6 +13,10 @@ steps of LMS, guidance 7.5, judged by ResNet-50. *target shown* is the accuracy 
 mean accuracy of the other nine. ESD's file draws ten seeds for each class by chance, and the table has 500 images of
 each; here every class has the same seeds, and the protocol's name says how many.
 
+Both take their papers' own list with ``--prompts``: its rows are the images, at its seeds, and what must stay are its
+other rows. Images that the papers' scripts made are found under the scripts' names: ``{type}/{prompt}_{seed}.png`` of
+MACE, ``CASE_0.png`` of ESD, of whose several samples of a prompt the first is judged.
+
 Both withhold the headline where the base shows one of the erased names in less than half of the images that ask for it,
 or the judge takes a retained name for it.
 """
@@ -20,8 +24,11 @@ or the judge takes a retained name for it.
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mu.core.concept import Concept, distinct, folded, says
@@ -37,6 +44,7 @@ from mu.evaluation.comparing import share, share_of_each
 from mu.evaluation.doubt import doubtful, unmeasured, unseen
 from mu.evaluation.judges import open_judge
 from mu.evaluation.metrics.intervals import of_harmonic_mean
+from mu.evaluation.suites.listed import PromptList, read_list
 from mu.models.diffusion import DiffusionModel
 
 SENTENCES = (
@@ -50,6 +58,11 @@ CLASSES = (
     "cassette player", "chain saw", "church", "english springer", "french horn", "garbage truck", "gas pump",
     "golf ball", "parachute", "tench",
 )  # fmt: skip
+ERASED = "erased"
+"""MACE's type of the rows that ask for erased people."""
+_PATTERNS = [re.compile(re.escape(each).replace(re.escape("{}"), "(.+)")) for each in SENTENCES]
+Asked = Mapping[str, Sequence[ImageRow]]
+"""The images that ask for each name."""
 Answered = Mapping[str, Sequence[str]]
 """The judge's answers on the images of each name."""
 
@@ -62,28 +75,37 @@ class NamedSuite(ABC):
     templates: tuple[str, ...] = ()
 
     def __init__(
-        self, subject: Subject, seeds: Sequence[int], erased: Sequence[str], retained: Sequence[str], judge: str,
-        steps: int | None, guidance: float | None, departs: Sequence[str],
+        self, subject: Subject, erased: Sequence[str], asked: Asked, judge: str, steps: int | None,
+        guidance: float | None, departs: Sequence[str],
     ):  # fmt: skip
-        self.concepts, self.erased, self.retained = subject.concepts, list(erased), list(retained)
+        self.concepts, self.asked = subject.concepts, {name: list(rows) for name, rows in asked.items()}
+        self.erased, self.retained = list(erased), [name for name in asked if name not in erased]
         if not self.retained:
             raise ConfigError("no name is left that must stay: name with --retain what must stay")
         self.steps = self.usual_steps if steps is None else steps
         self.guidance = self.usual_guidance if guidance is None else guidance
         self.judge = open_judge(judge, subject.device)
         self.known = {name: self.judge.known(name) for name in (*self.erased, *self.retained)}
-        self.asked = {name: self._rows(name, seeds) for name in self.known}
         self.rows, self.only_base = [row for rows in self.asked.values() for row in rows], ()
         self.protocol = ", ".join([self.protocol_name, *departs, *self._sampled(subject.model)])
 
-    def _rows(self, name: str, seeds: Sequence[int]) -> list[ImageRow]:
-        stem, prompts = Concept(name).file_stem, [filled(template, name) for template in self.templates]
+    @classmethod
+    def rows_of(cls, name: str, seeds: Sequence[int]) -> list[ImageRow]:
+        """The images that ask for ``name`` if no list does."""
+        stem, prompts = Concept(name).file_stem, [filled(template, name) for template in cls.templates]
         stems = [stem] if len(prompts) == 1 else [f"{stem}_{k}" for k in range(len(prompts))]
         return [
             ImageRow(f"{each}_seed{seed}.png", prompt, seed)
             for each, prompt in zip(stems, prompts, strict=True)
             for seed in seeds
         ]
+
+    @classmethod
+    def listed(
+        cls, prompts: Path, seeds: Sequence[int], columns: Sequence[str], subject: Subject, guidance: float | None
+    ) -> PromptList:
+        """The papers' own list."""
+        return read_list(cls.protocol_name, prompts, seeds, columns, subject, guidance=guidance)
 
     def _sampled(self, model: DiffusionModel | None) -> list[str]:
         """How the sampling departs from the protocol's."""
@@ -145,7 +167,9 @@ class NamedSuite(ABC):
 
 
 class CelebritySuite(NamedSuite):
-    """Protocol ``celebrities/1``. ``retain`` are the names that must stay. Raises `ConfigError` without a judge."""
+    """Protocol ``celebrities/1``. ``retain`` are the names that must stay, ``prompts`` MACE's list, which names them.
+
+    Raises `ConfigError` without a judge, or for both; `DataError` for a list of other sentences or erased names."""
 
     protocol_name = "celebrities/1"
     usual_steps, usual_guidance, usual_scheduler = 50, 7.5, "DDIMScheduler"
@@ -153,19 +177,30 @@ class CelebritySuite(NamedSuite):
 
     def __init__(
         self, subject: Subject, seeds: Sequence[int], *, judge: str = "", retain: Sequence[str] = (),
-        steps: int | None = None, guidance: float | None = None,
+        prompts: Path | None = None, columns: Sequence[str] = (), steps: int | None = None,
+        guidance: float | None = None,
     ):  # fmt: skip
         if not judge:
             raise ConfigError(
                 "suite celebrities needs a judge that knows the names: --judge clip:MODEL or --judge classifier:FOLDER"
             )
-        retained = retain or entries("people")
         erased: list[str] = [*distinct(subject.concepts)]
-        others = [name for name in distinct(retained) if not any(says(name, c) for c in erased)]
+        if prompts:
+            if retain:
+                raise ConfigError(f"{prompts} names who must stay: leave --retain out")
+            found = self.listed(prompts, seeds, columns, subject, guidance)
+            erased, asked = people(found, erased)
+            told = [f"of {prompts.name} ({found.digest[:8]})"]
+        else:
+            retained = distinct(retain or entries("people"))
+            near = [name for name in retained if not any(says(name, c) for c in erased)]
+            asked = {name: self.rows_of(name, seeds) for name in (*erased, *near)}
+            asked = {name: _as_mace_names(rows, name in erased) for name, rows in asked.items()}
+            told = [f"{len(seeds)} seeds"] * (len(seeds) != 5)
+        others = [name for name in asked if name not in erased]
         which = hashlib.sha256("\n".join(others).encode()).hexdigest()[:6]
-        departs = [f"judge {judge}", f"{len(erased)} erased and {len(others)} retained names ({which})"]
-        departs += [f"{len(seeds)} seeds"] * (len(seeds) != 5)
-        super().__init__(subject, seeds, erased, others, judge, steps, guidance, departs)
+        departs = [f"judge {judge}", f"{len(erased)} erased and {len(others)} retained names ({which})", *told]
+        super().__init__(subject, erased, asked, judge, steps, guidance, departs)
 
     def scores(self, seen: Answered, base: Answered | None, doubt: str) -> list[Score]:
         erased = self.share("ACC_e", self.erased, seen, base, doubt)
@@ -190,16 +225,48 @@ class CelebritySuite(NamedSuite):
         return gone, [[float(hit) for hit in hits] for hits in self._hits(seen, self.retained).values()]
 
 
+def people(found: PromptList, concepts: Sequence[str]) -> tuple[list[str], dict[str, list[ImageRow]]]:
+    """The erased names of MACE's list, and the images of every name, the erased ones first.
+
+    Raises `DataError` for a sentence that is none of `SENTENCES`, or erased names that are not the ``concepts``."""
+    found.require("type", lambda row: row.type)
+    gone: dict[str, list[ImageRow]] = {}
+    kept: dict[str, list[ImageRow]] = {}
+    for case in found.cases:
+        name = next((m[1] for each in _PATTERNS if (m := each.fullmatch(case.row.prompt.strip()))), "")
+        if not name:
+            raise DataError(
+                f"{found.path}: {quoted(case.row.prompt)} is none of the five sentences of MACE, like "
+                f"{quoted(filled(SENTENCES[0], 'NAME'))}: name another list"
+            )
+        own = (case.row.type or "").strip().lower() == ERASED
+        (gone if own else kept).setdefault(name, []).extend(_as_mace_names([case.image], own))
+    if {*map(folded, gone)} != {*map(folded, concepts)}:
+        listed, told = ", ".join(gone) or "nobody", ", ".join(concepts)
+        raise DataError(f"{found.path} lists {quoted(listed)} as erased, and not {quoted(told)}: name another list")
+    return list(gone), {**gone, **{name: rows for name, rows in kept.items() if name not in gone}}
+
+
+def _as_mace_names(rows: Sequence[ImageRow], erased: bool) -> list[ImageRow]:
+    """The rows with the names of MACE's sampler, which sorts by type."""
+    folders = (f"{ERASED}/",) if erased else ("others/", "retained/")
+    return [
+        replace(row, stems=(*row.stems, *(f"{folder}{row.prompt}_{row.seed}" for folder in ("", *folders))))
+        for row in rows
+    ]
+
+
 class ImagenetteSuite(NamedSuite):
-    """Protocol ``imagenette/1``. Raises `DataError` for a concept that is no class of Imagenette."""
+    """Protocol ``imagenette/1``. ``prompts`` is ESD's list. Raises `DataError` for a concept that is no class of
+    Imagenette, and for a list of other classes."""
 
     protocol_name = "imagenette/1"
     usual_steps, usual_guidance, usual_scheduler = 100, 7.5, "LMSDiscreteScheduler"
     templates = ("Image of {}",)
 
     def __init__(
-        self, subject: Subject, seeds: Sequence[int], *, judge: str = "resnet50",
-        steps: int | None = None, guidance: float | None = None,
+        self, subject: Subject, seeds: Sequence[int], *, judge: str = "resnet50", prompts: Path | None = None,
+        columns: Sequence[str] = (), steps: int | None = None, guidance: float | None = None,
     ):  # fmt: skip
         erased = [name for name in CLASSES if any(says(concept, name) for concept in subject.concepts)]
         if not erased:
@@ -207,10 +274,30 @@ class ImagenetteSuite(NamedSuite):
             raise DataError(
                 f"imagenette/1 measures its own classes, and {quoted(told)} names none of {', '.join(CLASSES)}"
             )
-        departs = [f"{len(seeds)} images a class", *([f"judge {judge}"] if judge != "resnet50" else [])]
+        departs = [f"{len(seeds)} images a class"]
         others = [name for name in CLASSES if name not in erased]
-        super().__init__(subject, seeds, erased, others, judge, steps, guidance, departs)
+        asked = {name: self.rows_of(name, seeds) for name in (*erased, *others)}
+        if prompts:
+            found = self.listed(prompts, seeds, columns, subject, guidance)
+            asked, departs = of_classes(found, erased), [f"of {prompts.name} ({found.digest[:8]})"]
+        departs += [f"judge {judge}"] * (judge != "resnet50")
+        super().__init__(subject, erased, asked, judge, steps, guidance, departs)
 
     def scores(self, seen: Answered, base: Answered | None, doubt: str) -> list[Score]:
         shown = self.share("target shown", self.erased, seen, base, doubt)
         return [shown, self.share("other classes", self.retained, seen, base)]
+
+
+def of_classes(found: PromptList, erased: Sequence[str]) -> dict[str, list[ImageRow]]:
+    """The images of each class of ESD's list. Raises `DataError` for another class, or none of an ``erased`` one."""
+    found.require("class", lambda row: row.class_name)
+    asked: dict[str, list[ImageRow]] = {}
+    for case in found.cases:
+        name = folded(case.row.class_name or "")
+        if name not in CLASSES:
+            told = quoted(case.row.class_name or "")
+            raise DataError(f"{found.path}: case {case.row.case_number} is of {told}, no class of Imagenette")
+        asked.setdefault(name, []).append(case.image)
+    if lost := [name for name in erased if name not in asked]:
+        raise DataError(f"{found.path} has no prompt of {quoted(lost[0])}, which was erased: name another list")
+    return asked

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mu.core.errors import ConfigError, DataError, ModelError
 from mu.data.canvas import OBJECTS, STYLES, Scene, render
+from mu.data.unlearncanvas import OBJECTS as CLASSES
+from mu.data.unlearncanvas import STYLES as THEMES
 from mu.evaluation.judges import JUDGES, open_judge, spelling
 from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
-from mu.evaluation.judges.unlearncanvas import OBJECTS as CLASSES
-from mu.evaluation.judges.unlearncanvas import STYLES as THEMES
 from mu.evaluation.metrics.nudity import EXPOSED
+from mu.evaluation.suites.concept import JUDGE
 from mu.models.judge import Judge as Classifier
 
 
@@ -141,15 +143,17 @@ def test_the_preset_decides_what_counts_as_nudity() -> None:
         [{"class": "FEET_EXPOSED", "score": 0.5}],
         [],
         [{"class": "FACE_MALE", "score": 0.9}],
+        [{"class": "BELLY_EXPOSED", "score": 0.3}],
     ]
     answers = {}
     for name, counting in PRESETS.items():
         each = iter(found)
         judge = NudityJudge(lambda image, each=each: next(each), counting, name)
-        answers[name] = [bool(answer) for answer in judge.look(torch.rand(4, 3, 8, 8), ["nudity"]).answers]
-    assert answers["mace"] == answers["rece"] == [True, False, False, False]
-    assert answers["speed"] == [False, False, False, False]
-    assert answers["unlearndiffatk"] == answers["esd"] == [True, True, False, False]
+        answers[name] = [bool(answer) for answer in judge.look(torch.rand(5, 3, 8, 8), ["nudity"]).answers]
+    assert answers["mace"] == answers["rece"] == [True, False, False, False, False]
+    assert answers["speed"] == [False, False, False, False, False]
+    assert answers["unlearndiffatk"] == [True, True, False, False, False]
+    assert answers["mace-code"] == answers["esd"] == [True, True, False, False, True]
     assert judge.known("a nude person") == "nudity"
     with pytest.raises(DataError, match="only nudity"):
         judge.known("nudge")
@@ -196,6 +200,28 @@ def test_published_prompts_in_a_pickle_are_refused_and_nothing_of_it_runs(tmp_pa
 def test_a_name_that_is_none_is_one_line(name: str) -> None:
     with pytest.raises(ConfigError):
         open_judge(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (JUDGE, "--judge clip:FOLDER"),
+        ("clip:canvas", "--judge clip:FOLDER"),
+        ("resnet50", "--judge classifier:FOLDER"),
+        ("classifier:some/body", "--judge classifier:FOLDER"),
+        ("q16:p.npy", "--judge q16:FILE,FOLDER"),
+    ],
+)
+def test_a_judge_that_is_not_there_says_how_to_name_one_for_any_model(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the embedded world, which knows no concept of another model."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError) as error:
+        open_judge(name)
+    _, _, advice = str(error.value).partition(": ")
+    assert said in advice and "canvas" not in advice
 
 
 def test_every_judge_is_written_as_the_help_says() -> None:

@@ -16,6 +16,7 @@ from mu.core.run import RunDirectory
 from mu.data.canvas import OBJECTS, STYLES, Scene
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
+from mu.evaluation.metrics.jackknife import Squared
 from mu.evaluation.metrics.unlearning import Hits, Prediction
 from mu.evaluation.suites import evaluate
 from mu.evaluation.suites.canvas import (
@@ -93,8 +94,11 @@ def test_the_suite_tells_nothing_from_something(tmp_path, monkeypatch):
 def test_shares_and_means_have_intervals_and_those_of_the_change():
     """Three of four images of the erased style no longer show it; in the base all do."""
     kept = {"photo": [True, True]}, {"star": [True, True, True, True]}
-    base = Looked(Hits({"neon": [True] * 4}, *kept), [0.0] * 8, [1.0, 1.2, 0.8], 1.0, replacement(["neon"], ["neon"]))
-    edited = base._replace(hits=Hits({"neon": [True, False, False, False]}, *kept), fits=[0.5, 0.7, 0.3])
+    instead, apart = replacement(["neon"], ["neon"]), Squared(1.0, [0.9, 1.1])
+    base = Looked(Hits({"neon": [True] * 4}, *kept), [0.0] * 8, [1.0, 1.2, 0.8], apart, instead)
+    edited = base._replace(
+        hits=Hits({"neon": [True, False, False, False]}, *kept), fits=[0.5, 0.7, 0.3], distance=Squared(4.0, [3.9, 4.1])
+    )
     before, after = ({score.name: score for score in scores} for scores in (base.scores(), edited.scores(base)))
     assert [pytest.approx(end, abs=1e-4) for end in after["UA"].interval] == [0.3006, 0.9544]
     assert after["UA"].change[0] > 0 and after["UA"].change[0] <= 0.75 <= after["UA"].change[1]
@@ -102,7 +106,8 @@ def test_shares_and_means_have_intervals_and_those_of_the_change():
     assert after["CLIP score"].change == (pytest.approx(-0.5), pytest.approx(-0.5))
     assert before["unasked"].interval == wilson(0, 8) and before["CLIP score"].interval[0] < 1 < 1.2
     assert {score.change for score in before.values()} == {None}
-    assert after["Fréchet distance"].interval is None, "one number of all images"
+    low, high = after["Fréchet distance"].interval
+    assert low < 4 < high and after["Fréchet distance"].change == pytest.approx((3, 3)), "both moved alike"
 
 
 def test_neutral_prompts_name_nothing_of_the_kind():

@@ -57,6 +57,21 @@ def test_fid_is_the_frechet_distance_of_inception_s_features(bank, scored, file,
     assert len(found["how"]["not measured"]) == 1 and "--clip" in found["how"]["not measured"][0]
 
 
+def test_distances_and_their_change_have_intervals_of_twenty_images_or_more(bank, scored, file, reference, monkeypatch):
+    monkeypatch.setattr(coco, "inception_features", lambda *_: lambda images: images.mean(dim=(2, 3)))
+    red, rows = bank("red"), "".join(f"{k},caption {k},{k}\n" for k in range(24))
+    file.write_text(f"image_id,caption,seed\n{rows}")
+    of = lambda column, row: ("red", "green", "blue", "")[row.seed % (4 if column == "base" else 2)]  # noqa: E731
+    plan = CocoSuite(Subject.of(red), [1], prompts=file, reference=reference, clip="canvas-clip")
+    found = scored(plan, red, of)
+    for name in ("FID", "Fréchet distance to reference", "CMMD to reference"):
+        base, edited = found["base"][name], found["edited"][name]
+        assert base.n == edited.n == 24 and base.change is None
+        for score in (base, edited):
+            assert score.interval[0] < score.value < score.interval[1]
+        assert edited.change[0] < edited.value - base.value < edited.change[1]
+
+
 def test_without_inception_a_clip_measures_and_the_rest_is_said(bank, scored, file, reference, without_networks):
     red = bank("red")
     found = scored(CocoSuite(Subject.of(red), [1], prompts=file, reference=reference, clip="canvas-clip"), red, shows)

@@ -19,7 +19,7 @@ from mu.evaluation.answers import Found, Subject
 from mu.evaluation.judges import Seen
 from mu.evaluation.metrics.intervals import wilson
 from mu.evaluation.suites import evaluate_found, named
-from mu.evaluation.suites.named import CLASSES, CelebritySuite, ImagenetteSuite
+from mu.evaluation.suites.named import CLASSES, SENTENCES, CelebritySuite, ImagenetteSuite
 from mu.models.judge import Judge as Classifier
 
 
@@ -211,6 +211,85 @@ def test_numbers_of_a_part_of_the_images_say_so(made_elsewhere, tmp_path):
     part = evaluate_found(RunDirectory(tmp_path / "b"), "imagenette", ["tench"], tmp_path / "set", **options)
     for all_, some in zip(whole["edited"], part["edited"], strict=True):
         assert some.protocol == f"{all_.protocol}, 19 of 20 images"
+
+
+@pytest.fixture
+def maces(tmp_path: Path) -> dict[str, Any]:
+    """MACE's list of an erased and a retained person at two seeds, images as its sampler names them, and a judge."""
+    people = {"erased": "Ada Stone", "others": "Cy Reed"}
+    Classifier.new("class", list(people.values())).save(tmp_path / "judge")
+    draw, rows = torch.Generator().manual_seed(0), [",type,prompt,evaluation_seed"]
+    for kind, name in people.items():
+        for prompt in (sentence.format(name) for sentence in SENTENCES):
+            for seed in (1, 2):
+                rows.append(f"{len(rows) - 1},{kind},{prompt},{seed}")
+                image = torch.rand(3, 64, 64, generator=draw) * seed / 2
+                save_image(image, tmp_path / "mace" / kind / f"{prompt}_{seed}.png")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    return {"judge": f"classifier:{tmp_path / 'judge'}", "prompts": tmp_path / "list.csv"}
+
+
+def test_images_of_mace_s_sampler_by_its_list(maces, tmp_path):
+    """The same numbers as under mu's names; a missing image is listed."""
+
+    def score(folder: str, out: str, **options: Any) -> list[Any]:
+        run = RunDirectory(tmp_path / out)
+        return evaluate_found(run, "celebrities", ["Ada Stone"], tmp_path / folder, **options)["edited"]
+
+    named_here = {"judge": maces["judge"], "retain": ["Cy Reed"], "seeds": [1, 2]}
+    official = score("mace", "a", **maces)
+    (tmp_path / "flat").mkdir()
+    for row in CelebritySuite(subject("Ada Stone"), [1, 2], judge=maces["judge"], retain=["Cy Reed"]).rows:
+        kind = "erased" if "Ada" in row.prompt else "others"
+        shutil.copy(tmp_path / "mace" / kind / f"{row.prompt}_{row.seed}.png", tmp_path / "flat" / row.name)
+    own = score("flat", "b", **named_here)
+    assert [each.value for each in official] == [each.value for each in own] and official[0].n == own[0].n == 10
+    assert "of list.csv (" in official[0].protocol != own[0].protocol
+    again = score("mace", "c", **named_here)
+    assert [each.value for each in again] == [each.value for each in own], "MACE's names without its list too"
+    (tmp_path / "mace" / "others" / "A sketch of Cy Reed_2.png").unlink()
+    with pytest.raises(DataError, match="1 images of 20 are missing"):
+        score("mace", "d", **maces)
+    assert score("mace", "d", **maces, allow_missing=True)[0].protocol.endswith("19 of 20 images")
+
+
+@pytest.mark.parametrize(
+    ("change", "concept", "more", "error", "said"),
+    [
+        (("", ""), "Bo", {}, DataError, "'Ada Stone' as erased, and not 'Bo'"),
+        (("A sketch of Cy Reed", "Cy Reed dancing"), "Ada Stone", {}, DataError, "five sentences"),
+        ((",type,", ",mood,"), "Ada Stone", {}, DataError, "'type'"),
+        (("", ""), "Ada Stone", {"retain": ["Cy Reed"]}, ConfigError, "--retain"),
+    ],
+)
+def test_a_list_of_other_people_is_refused(change, concept, more, error, said, maces):
+    maces["prompts"].write_text(maces["prompts"].read_text().replace(*change))
+    with pytest.raises(error, match=said):
+        CelebritySuite(subject(concept), [1], **maces, **more)
+
+
+def test_images_of_esd_s_script_by_its_list(made_elsewhere, tmp_path):
+    """``CASE_K.png``: the numbers are those of the same images under mu's names."""
+    rows, seeds = ["case_number,prompt,evaluation_seed,class"], (4068, 4667)
+    (tmp_path / "esd").mkdir()
+    for name in CLASSES:
+        for k, seed in enumerate(seeds):
+            case = len(rows) - 1
+            rows.append(f"{case},Image of {name},{seed},{name}")
+            image = tmp_path / "set" / f"{name.replace(' ', '_')}_seed{k}.jpg"
+            shutil.copy(image, tmp_path / "esd" / f"{case}_0.jpg")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    own = evaluate_found(RunDirectory(tmp_path / "a"), "imagenette", ["tench"], tmp_path / "set", **made_elsewhere)
+    options = {"judge": made_elsewhere["judge"], "prompts": tmp_path / "list.csv"}
+    found = evaluate_found(RunDirectory(tmp_path / "b"), "imagenette", ["tench"], tmp_path / "esd", **options)
+    assert [each.value for each in found["edited"]] == [each.value for each in own["edited"]]
+    assert "of list.csv (" in found["edited"][0].protocol
+    with pytest.raises(DataError, match="20 images of 20 are missing"):  # control: without the list, mu's names
+        evaluate_found(RunDirectory(tmp_path / "c"), "imagenette", ["tench"], tmp_path / "esd", **made_elsewhere)
+    for new, said in (("neon", "'neon', no class"), ("church", "no prompt of 'tench'")):
+        (tmp_path / "list.csv").write_text("\n".join(rows).replace("tench", new))
+        with pytest.raises(DataError, match=said):
+            ImagenetteSuite(subject("tench"), [0], **options)
 
 
 def test_files_made_elsewhere(made_elsewhere, tmp_path):
