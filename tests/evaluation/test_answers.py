@@ -39,6 +39,7 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def test_shards_together_are_the_whole(bank: Bank, tmp_path: Path) -> None:
+    """Byte for byte what each shard made. In one batch, some processors round a value of 255 otherwise."""
     whole, parts = of(bank, tmp_path / "whole"), of(bank, tmp_path / "parts")
     whole.make(ROWS)
     for k in (1, 2):
@@ -48,10 +49,12 @@ def test_shards_together_are_the_whole(bank: Bank, tmp_path: Path) -> None:
     parts.make(ROWS)  # gathers: nothing is made again
     for column in ("base", "edited"):
         a, b = (read_images(each.paths(ROWS, column)) for each in (whole, parts))
-        assert torch.equal(a, b)
+        assert (a - b).abs().max() < 1.5 / 255
     assert {path.name: path.read_bytes() for path in parts.edited.glob("*.png")} == before and len(before) == 5
     assert not list((tmp_path / "parts" / "shards").rglob("*.png"))
-    assert not torch.equal(read_images(whole.paths(ROWS)), read_images(whole.paths(ROWS, "edited")))
+    base, edited = (read_images(whole.paths(ROWS, column)) for column in ("base", "edited"))
+    assert (base - edited).abs().max() > 20 / 255, "control"
+    assert (base[:-1] - base[1:]).abs().amax((1, 2, 3)).min() > 20 / 255, "control: rows in another order"
 
 
 def test_images_of_another_recipe_are_not_gathered(bank: Bank, tmp_path: Path) -> None:
