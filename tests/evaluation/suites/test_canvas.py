@@ -216,7 +216,7 @@ def test_the_judge_must_see_the_concept_in_the_base():
         Hits({"neon": [True]}, {"photo": [True]}, {"star": [True]}),
         [0.0],
         [1.0],
-        1.0,
+        Squared(1.0),
         replacement(["neon"], ["neon"]),
         "so",
     )
