@@ -69,8 +69,8 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="What to measure, by a stated protocol: canvas, concept, prompts, i2p, coco, artists, unlearncanvas, "
-            "celebrities, imagenette, clip, vlm. Default: the suite for the model."
+            help="What to measure, by a stated protocol: canvas, worlds, concept, prompts, i2p, coco, artists, "
+            "unlearncanvas, celebrities, imagenette, clip, vlm. Default: the suite for the model."
         ),
     ] = None,
     judge: Annotated[

@@ -1,0 +1,75 @@
+"""Benchmarks that are grid plans: the plan stands for their cells, and the scripts draw what the grid found."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mu.core.metrics import scored
+from mu.core.run import RunDirectory
+from mu.edits.edit import EditInfo
+from mu.edits.weights import WeightEdit
+from mu.grid.folder import GridFolder, Record
+from mu.grid.plan import plan_of
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "docs" / "results"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``script("generalise")``: the benchmark as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_the_plan_stands_for_the_cells_that_were_measured() -> None:
+    """Whether or not the world was trained here: canvas stands in for its model."""
+    values = yaml.safe_load((ROOT / "benchmarks" / "plans" / "generalise.yaml").read_text(encoding="utf-8"))
+    (model,) = values["models"]
+    assert model == "outputs/world-5/diffusion"
+    cells = plan_of(values | {"models": ["canvas"]}).cells
+    (rows,) = json.loads((RESULTS / "generalise.json").read_text())["worlds"].values()
+    assert [(cell.method, *cell.concepts) for cell in cells] == [(row["method"], row["concept"]) for row in rows]
+    assert {(one.suite, one.seeds) for cell in cells for one in cell.measured} == {("worlds", (701,))}
+
+
+def test_the_script_draws_what_the_grid_found(tmp_path: Path, script: Any) -> None:
+    plan = plan_of({"methods": ["uce"], "concepts": ["star", "moon"], "suites": [{"suite": "worlds", "seeds": [701]}]})
+    folder = GridFolder(tmp_path)
+    folder.write("", plan.cells)
+    done, _ = plan.cells
+    run = RunDirectory(folder.run(done.name).folder)
+    run.folder.mkdir(parents=True)
+    edit = WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("uce", ("star",), found={"gone": True}))
+    edit.save(run.edit)
+    columns = {"base": (0.0, 0.9, 0.8, 0.1), "edited": (1.0, 0.8, 0.7, 0.2)}
+    names = ("UA", "IRA", "CRA", "unasked")
+    table = {
+        column: [scored(name, value, 8, "worlds/1") for name, value in zip(names, values, strict=True)]
+        for column, values in columns.items()
+    }
+    run.write_scores("worlds", table)
+    folder.note(done.name, Record(state="done", measured={"worlds": done.measured[0].key}))
+    generalise = script("generalise")
+    found = generalise.by_world(folder)
+    assert list(found) == ["canvas (epsilon)"]
+    (row,) = found["canvas (epsilon)"]  # the other has no result
+    assert row["edited"] == dict(zip(names, columns["edited"], strict=True)) and row["found"]["gone"] is True
+    assert "| uce | star | 100.0 (0.0) | 80.0 (90.0) |" in generalise.table({"worlds": found})
+
+
+def test_the_committed_table_is_that_of_the_committed_result(script: Any) -> None:
+    result = json.loads((RESULTS / "generalise.json").read_text(encoding="utf-8"))
+    assert script("generalise").table(result) == (RESULTS / "generalise.md").read_text(encoding="utf-8")
