@@ -73,3 +73,19 @@ def test_the_script_draws_what_the_grid_found(tmp_path: Path, script: Any) -> No
 def test_the_committed_table_is_that_of_the_committed_result(script: Any) -> None:
     result = json.loads((RESULTS / "generalise.json").read_text(encoding="utf-8"))
     assert script("generalise").table(result) == (RESULTS / "generalise.md").read_text(encoding="utf-8")
+
+
+def test_the_leaderboard_is_that_of_the_committed_results(script: Any) -> None:
+    module = script("leaderboard")
+    assert module.page() == (RESULTS / "leaderboard.md").read_text(encoding="utf-8"), "run the command that it names"
+    boards = {title: rows for title, _, rows in module.boards()}
+    assert len(boards["canvas"]) == 7 * 8 and len(boards["sibling-5 (v_prediction)"]) == 6 * 8
+    (first, *_) = [row for row in boards["sibling-5 (v_prediction)"] if row.method == "uce"]
+    assert (first.erased, first.kept, first.search_seconds) == (1.0, (1.0 + 0.828125) / 2, 21.1)
+
+
+def test_what_the_base_does_not_show_is_not_on_the_leaderboard(script: Any) -> None:
+    row = {"method": "uce", "concept": "star", "edited": {"UA": 1.0, "IRA": 0.9, "CRA": 0.7}}
+    shown, unseen = ({**row, "base": {"UA": ua, "IRA": 1.0, "CRA": 1.0}} for ua in (0.1, 0.9))
+    outcome = script("leaderboard").outcome
+    assert outcome(shown, "canvas").erased == 1.0 and outcome(unseen, "canvas").erased is None
