@@ -16,8 +16,12 @@ from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
+from mu.grid.cell import Counter
 from mu.grid.folder import GridFolder, Record
 from mu.grid.plan import plan_of
+from mu.models.diffusion import DiffusionModel
+from mu.training import probe, surroundings
+from mu.training.surroundings import Surroundings
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "docs" / "results"
@@ -89,3 +93,34 @@ def test_what_the_base_does_not_show_is_not_on_the_leaderboard(script: Any) -> N
     shown, unseen = ({**row, "base": {"UA": ua, "IRA": 1.0, "CRA": 1.0}} for ua in (0.1, 0.9))
     outcome = script("leaderboard").outcome
     assert outcome(shown, "canvas").erased == 1.0 and outcome(unseen, "canvas").erased is None
+
+
+def test_evaluations_of_a_search_are_those_that_it_makes(
+    script: Any, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of few words, on random weights: how many are compared and known is taken from the model."""
+    monkeypatch.setattr(surroundings, "MOST_WORDS", 5)
+    counter, counted = Counter(), script("counted")
+    counter.watch(tiny)
+    words = surroundings.felt(tiny, "neon", surroundings.nearest(tiny, "neon", surroundings.whole_words(tiny, "neon")))
+    peers, partners = surroundings.divided(tiny, "neon", words[:3])
+    surroundings.agreement(tiny, "neon")
+    known = len(peers) + len(partners)
+    # beside fewer words than HUBS, each is a hub and none is a rival
+    missing = 4 * len(words[:3]) * (surroundings.HUBS - len(words[:3])) + 4 * known * surroundings.HUBS
+    assert counter.count == counted.around(5, len(words[:3]), known) - missing and len(words) >= 3
+    around = Surroundings("neon", ("sketch",), ("star",), ("{}",), ("one {}", "a drawing of {}"), ("",))
+    made = probe.Probe(tiny, around)
+    assert made.evaluations == counted.probing(2, 1)[0]
+    made.read()
+    assert made.evaluations == sum(counted.probing(2, 1))
+    counter.close()
+
+
+def test_what_a_search_that_trains_costs_follows_from_the_committed_seconds(script: Any) -> None:
+    counted = script("counted")
+    rows = {row["method"]: row for row in counted.searches(1.0)}
+    assert rows["uce"]["counted"] and not rows["spm"]["counted"]
+    share = counted.seconds()["spm"] / counted.seconds()["uce"]
+    assert rows["spm"]["usual"] == round(share * rows["uce"]["usual"]) and 2 < share < 10
+    assert rows["uce"]["usual"] < rows["uce"]["most"] and rows["uce"]["PFLOP"] == rows["uce"]["usual"] / 1000
