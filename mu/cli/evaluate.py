@@ -158,8 +158,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="K/N|auto",
-            help="Make only every N-th image, from the K-th on: machines share the work. Then score without it. auto: a "
-            "process for each GPU of this machine, or for each device of --device 0,1, makes its share; then score.",
+            help="Make only every N-th image, from the K-th on: machines share the work. Then score without it. auto: "
+            "a process for each GPU of this machine, or for each device of --device 0,1, makes its share; then score.",
         ),
     ] = None,
     device: Device = None,
