@@ -24,7 +24,11 @@ check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## measure every method on the embedded model (long)
+bench: $(INSTALLED) ## measure every method on the embedded model and on a sibling (long)
+	$(BIN)/mu canvas train --world 5 --steps unet=6500 --out outputs/world-5
+	@set -e; for plan in $(wildcard benchmarks/plans/*.yaml); do \
+	  echo "$(BIN)/mu grid run $$plan"; $(BIN)/mu grid run "$$plan"; \
+	done
 	@set -e; for script in benchmarks/[!_]*.py; do \
 	  test -f "$$script" || { echo "benchmarks/ holds no script" >&2; exit 2; }; \
 	  echo "$(BIN)/python $$script"; $(BIN)/python "$$script"; \

@@ -6,14 +6,22 @@ Counted: floating-point operations of one evaluation of the UNet and of one deco
 the images and evaluations of a cell by protocol, and the bytes of each kind of edit in float32. Simulated: the cells of
 ``CONCEPTS`` x ``METHODS`` on machines that take the next cell when they are free, after the base's images, which cells
 share (all of them, or those of one concept); ``LOST`` of the cells lose their worker half-way and are done again. Not
-counted: searches, judges and transfers. ``SPEED`` is an assumption; all times scale with it.
+counted: judges and transfers. ``SPEED`` is an assumption; all times scale with it.
+
+A calibrated search is counted for the closed forms, from the constants of `mu.training`: what stands around the concept
+(`surroundings`, every word known), the probe, and its readings, if an anchor erases at the mildest pressure, and at
+most. What a method that trains costs in these units is estimated: the count of UCE times the ratio of both methods'
+seconds in docs/results/generalise.json, on a model of 64 x 64 pixels.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
+import json
+import statistics
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +30,20 @@ import torch
 from _shared import keep_result, markdown
 from torch.utils.flop_counter import FlopCounterMode
 
+from mu.algorithms.speed.algorithm import PRESSURES
+from mu.algorithms.uce.algorithm import SCALES
 from mu.data.prompt_lists import NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES
 from mu.evaluation.suites import concept, unlearncanvas
 from mu.models.formats.architectures import blueprint, stable_diffusion_1
+from mu.training import closed_form, probe, surroundings
 
 CONCEPTS, METHODS = 1000, 10
 MACHINES = (1, 8, 64, 512)
 SPEED = 100.0
 """TFLOP per second that a machine does on average."""
 LOST = 0.01
+TIMED = Path(__file__).resolve().parent.parent / "docs" / "results" / "generalise.json"
+"""Seconds of each method's searches."""
 
 
 def operations() -> dict[str, float]:
@@ -79,6 +92,51 @@ def protocols() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def around(words: int, compared: int, known: int) -> int:
+    """Evaluations that ask the model for a concept's surroundings, and whether it knows the concept.
+
+    ``words`` are felt, ``compared`` put beside the concept and its hubs, and those ``known`` beside rivals too; each
+    prompt at two noise levels, and at two noises but for the first."""
+    felt = 2 * (2 + words) + 2
+    divided = 4 * (2 + compared) + 4 * compared * (2 + surroundings.HUBS) + 4 * known * surroundings.HUBS + 4
+    agreed = 4 * (1 + len(surroundings.ALONE) + len(surroundings.PROBED_ALONE)) + 4
+    return felt + divided + agreed
+
+
+def probing(phrasings: int, peers: int) -> tuple[int, int]:
+    """Evaluations of a probe's beginning and of one reading: images of the concept, and twice as many of what should
+    stay; in the beginning also those of the peers."""
+    image = 2 * probe.STEPS
+    return image * phrasings * (3 + peers), image * phrasings * 3
+
+
+def searches(tflop: float) -> list[dict[str, Any]]:
+    """The evaluations of a calibrated search for one concept, and their PFLOP, at ``tflop`` for each."""
+    asked = around(surroundings.MOST_WORDS, surroundings.COMPARED, surroundings.COMPARED)
+    begun, reading = probing(len(surroundings.PROBED_ALONE) + surroundings.PROBED, probe.PEERS)
+    anchors = closed_form.TRIED + len(closed_form.ANCHORS)
+    rows = []
+    for method, pressures in (("uce", len(SCALES)), ("speed", len(PRESSURES))):
+        usual, most = anchors + pressures - 1, anchors * pressures
+        found = {"usual": asked + begun + reading * (usual + 1), "most": asked + begun + reading * (most + 1)}
+        rows.append({"method": method, "counted": True, **found})
+    times = seconds()
+    for method in times.keys() - {"uce", "speed"}:
+        share = times[method] / times["uce"]
+        rows.append({"method": method, "counted": False, "usual": round(share * rows[0]["usual"]), "most": None})
+    rows.sort(key=lambda row: (not row["counted"], row["usual"]))
+    return [{**row, "PFLOP": row["usual"] * tflop / 1000} for row in rows]
+
+
+def seconds() -> dict[str, float]:
+    """The mean seconds of each method's searches on the world of the committed result."""
+    (rows,) = json.loads(TIMED.read_text(encoding="utf-8"))["worlds"].values()
+    return {
+        method: statistics.mean(row["seconds"] for row in rows if row["method"] == method)
+        for method in {row["method"] for row in rows}
+    }
+
+
 def schedule(hours: float, base: float, machines: int) -> float:
     """Hours until all cells, of ``hours`` each, are done on ``machines``, after the ``base``'s images on all of them."""
     draw = np.random.default_rng(0)
@@ -89,15 +147,17 @@ def schedule(hours: float, base: float, machines: int) -> float:
     return max(free)
 
 
-def simulated(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        hours = row["PFLOP"] * 1000 / SPEED / 3600
-        base = hours * row["images of the base"] / row["images"]
+def simulated(rows: list[dict[str, Any]], search: float) -> Iterator[dict[str, Any]]:
+    """Each protocol on every number of machines, without searches and with one of ``search`` PFLOP in each cell."""
+    for row, more in product(rows, (0.0, search)):
+        images = row["PFLOP"] * 1000 / SPEED / 3600
+        hours = images + more * 1000 / SPEED / 3600
+        base = images * row["images of the base"] / row["images"]
         alone = schedule(hours, base, 1)
         for machines in MACHINES:
             taken = schedule(hours, base, machines)
             yield {
-                "protocol": row["protocol"], "machines": machines, "hours": taken,
+                "protocol": row["protocol"], "searches": bool(more), "machines": machines, "hours": taken,
                 "used": alone / taken / machines,
                 "images": row["images"] * CONCEPTS * METHODS + row["images of the base"],
             }  # fmt: skip
@@ -110,16 +170,45 @@ def table(result: dict[str, Any]) -> str:
         for r in result["protocols"]
     ]  # fmt: skip
     of_grids = [
-        [r["protocol"], str(r["machines"]), f"{r['hours']:,.1f}", f"{r['used']:.3f}", f"{r['images'] / 1e6:.1f}"]
+        [
+            r["protocol"],
+            "yes" if r["searches"] else "no",
+            str(r["machines"]),
+            f"{r['hours']:,.1f}",
+            f"{r['used']:.3f}",
+            f"{r['images'] / 1e6:.1f}",
+        ]
         for r in result["simulated"]
     ]
     cells = ["protocol", "images a cell", "images of the base, all cells", "evaluations an image"]
-    grids = ["protocol", "machines", "hours", "share of the machines' time that is used", "images, millions"]
+    grids = [
+        "protocol",
+        "with searches",
+        "machines",
+        "hours",
+        "share of the machines' time that is used",
+        "images, millions",
+    ]
+    cell = result["protocols"][0]
+    of_searches = [
+        [r["method"], "counted" if r["counted"] else "estimated", f"{r['usual']:,}", f"{r['most']:,}" if r["most"] else "",
+         f"{r['PFLOP']:.1f}", f"{r['PFLOP'] / cell['PFLOP']:.1f}"]
+        for r in result["searches"]
+    ]  # fmt: skip
+    search = [
+        "calibrated search",
+        "",
+        "evaluations",
+        "at most",
+        "PFLOP",
+        f"cells of {cell['protocol']} that cost as much",
+    ]
     return "\n".join(
         [
             "# What a large grid costs on SD 1.x\n\nMade by `benchmarks/counted.py`, whose head says what is counted.\n",
             markdown([*cells, "TFLOP an evaluation", "PFLOP a cell"], of_cells),
-            f"{CONCEPTS:,} concepts x {METHODS} methods, at {SPEED:.0f} TFLOP a second and machine:\n",
+            markdown(search, of_searches),
+            f"{CONCEPTS:,} concepts x {METHODS} methods, at {SPEED:.0f} TFLOP a second and machine;\nwith searches, the mean of those above:\n",
             markdown(grids, of_grids),
             markdown(["an edit of", "MB"], [[name, f"{size:,.1f}"] for name, size in result["edits, MB"].items()]),
         ]
@@ -131,7 +220,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here, and its table beside it")
     options = parser.parse_args()
     rows = protocols()
-    result = {"protocols": rows, "simulated": list(simulated(rows)), "edits, MB": edits()}
+    found = searches(rows[0]["TFLOP of an evaluation"])
+    mean = statistics.mean(row["PFLOP"] for row in found)
+    result = {
+        "protocols": rows,
+        "searches": found,
+        "simulated": list(simulated(rows, mean)),
+        "edits, MB": edits(),
+    }
     keep_result(options.json, result, table)
 
 

@@ -1,57 +1,62 @@
-"""Every method with its preset ``calibrated``, the same for all, on canvas and on sibling worlds nobody tuned on.
+"""Tables and picture of a grid of methods with their preset ``calibrated`` on worlds, canvas and its siblings.
 
-    mu canvas train --world 1 --out outputs/world-1
-    python benchmarks/generalise.py --worlds outputs/world-1 --concepts 2 --out outputs/generalise \
-        --json docs/results/generalise.json
+    mu canvas train --world 5 --steps unet=6500 --out outputs/world-5
+    mu grid run benchmarks/plans/generalise.yaml --out outputs/generalise
+    python benchmarks/generalise.py outputs/generalise --json docs/results/generalise.json
 
 For each world apart: UA, IRA and CRA by the world's own judge, and how often the concept is seen on prompts that do not
-name it, of the edited and of the base model, at seeds and in phrasings that no probe uses. ``--concepts N`` takes N
-styles and N objects, those that the base draws best; ``--names`` takes the named ones. What lies in ``--out`` is not
-made again.
+name it, of the edited and of the base model, at seeds and in phrasings that no probe uses. Another world is another
+plan: list its model, and its styles and objects. Cells without a result are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-from _shared import keep_recipe, keep_result, made_once, markdown
-from _worlds import Place, one_thread
+from _shared import keep_result, markdown
 
-from mu.algorithms import algorithm, method
 from mu.core import charts
-from mu.core.files import atomic_path, slug
+from mu.core.files import atomic_path
+from mu.edits.files import open_edit
+from mu.grid.folder import GridFolder
+from mu.grid.outcome import Outcome, outcomes
+from mu.models.canvas.folder import world_of
 
-METHODS = ("uce", "speed", "spm", "sepce", "esd", "ca", "cie", "fmn")
 SCORES = ("UA", "IRA", "CRA", "unasked")
+FOUND = ("gone", "mild", "left", "shown", "moved", "strange", "strength", "anchor")
 
 
-def concepts_of(place: Place, count: int, seeds: list[int]) -> list[str]:
-    """``count`` styles and ``count`` objects: those that the base draws best, in the order of the world if equal."""
-    found = []
-    for kind, names in (("style", place.world.styles), ("object", place.world.objects)):
-        base = place.base(kind, seeds)
-        found += sorted(names, key=lambda name: base.scores(name, kind)["UA"])[:count]
-    return found
-
-
-def measured(place: Place, name: str, concept: str, seeds: list[int]) -> dict[str, Any]:
-    begun = time.monotonic()
-    given = method(name).for_concepts([concept], None, "calibrated", {})
-    edit: Any = algorithm(name)(given, model=place.model).find_edit()
-    seconds = round(time.monotonic() - begun, 1)
-    found = edit.info.found.get(concept, edit.info.found)
-    facts = {key: found.get(key) for key in ("gone", "mild", "left", "shown", "moved", "strange", "strength", "anchor")}
+def row_of(folder: GridFolder, cell: Outcome) -> dict[str, Any]:
+    """One cell with its scores, and what its calibrated search says of it."""
+    (concept,) = cell.cell.concepts
+    found = open_edit(folder.run(cell.cell.name).edit).info.found
+    own = found.get(concept, found)
+    shown = {m.name: m for m in cell.measures if m.suite == "worlds"}
+    values = {
+        column: {name: shown[name].cells[column].score.value for name in SCORES}  # type: ignore[union-attr]
+        for column in ("base", "edited")
+    }
     return {
         "concept": concept,
-        "method": name,
-        "seconds": seconds,
-        **place.measured(edit, concept, seeds),
-        "found": facts,
+        "method": cell.method,
+        "seconds": round(cell.search_seconds or 0.0, 1),
+        **values,
+        "found": {key: own.get(key) for key in FOUND},
     }
+
+
+def by_world(folder: GridFolder) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each world, by its name and what its model predicts."""
+    worlds: dict[str, list[dict[str, Any]]] = {}
+    for cell in outcomes(folder):
+        if cell.state == "done":
+            place = world_of(cell.cell.model)
+            rows = worlds.setdefault(f"{place.world.name} ({place.sizes.prediction})", [])
+            rows.append(row_of(folder, cell))
+    return worlds
 
 
 def told(row: dict[str, Any]) -> bool:
@@ -119,27 +124,14 @@ def picture(result: dict[str, Any]) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", nargs="+", default=["canvas"], help="canvas, or folders of siblings")
-    parser.add_argument("--methods", nargs="+", default=METHODS[:6], choices=METHODS)
-    parser.add_argument("--concepts", type=int, default=8, help="styles, and as many objects, of each world")
-    parser.add_argument("--names", nargs="+", help="these concepts, in place of --concepts")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[701], help="seeds of the reported images")
-    parser.add_argument("--out", type=Path, default=Path("outputs/generalise"))
+    parser.add_argument("grid", type=Path, nargs="?", default=Path("outputs/generalise"), help="of `mu grid run`")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    one_thread()
-    options.out.mkdir(parents=True, exist_ok=True)
-    keep_recipe(parser, options.out, {"seeds": options.seeds})
-    result: dict[str, Any] = {"seeds": options.seeds, "worlds": {}}
-    for world in options.worlds:
-        place = Place.open(world)
-        rows = []
-        for name in options.methods:
-            for concept in options.names or concepts_of(place, options.concepts, options.seeds):
-                path = options.out / f"{place.world.name}_{name}_{slug(concept)}.json"
-                rows.append(made_once(path, lambda: measured(place, name, concept, options.seeds)))  # noqa: B023
-                print(rows[-1], flush=True)
-        result["worlds"][f"{place.world.name} ({place.model.prediction_type})"] = rows
+    folder = GridFolder(options.grid)
+    if not folder.plan.exists():
+        parser.error(f"{options.grid} is no grid's folder: run the plan first, `mu grid run benchmarks/plans/...`")
+    seeds = [seed for one in folder.cells()[0].measured for seed in one.seeds or ()]
+    result = {"seeds": seeds, "worlds": by_world(folder)}
     keep_result(options.json, result, table)
     if options.json:
         with atomic_path(options.json.with_suffix(".png")) as path:

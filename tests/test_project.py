@@ -324,11 +324,16 @@ def test_make_does_not_take_a_failed_installation_for_one(clone: Clone) -> None:
     assert clone.make("demo") == (0, [INSTALL[1], "mu demo --overwrite"])
 
 
-def test_make_bench_runs_each_script(clone: Clone) -> None:
+def test_make_bench_runs_each_plan_and_script(clone: Clone) -> None:
     assert clone.make("bench")[0] != 0
     for name in ("b.py", "a.py", "_shared.py"):
         (clone.folder / "benchmarks" / name).touch()
-    assert clone.make("bench") == (0, ["python benchmarks/a.py", "python benchmarks/b.py"])
+    world = "mu canvas train --world 5 --steps unet=6500 --out outputs/world-5"
+    scripts = ["python benchmarks/a.py", "python benchmarks/b.py"]
+    assert clone.make("bench") == (0, [world, *scripts])
+    (clone.folder / "benchmarks" / "plans").mkdir()
+    (clone.folder / "benchmarks" / "plans" / "some.yaml").touch()
+    assert clone.make("bench") == (0, [world, "mu grid run benchmarks/plans/some.yaml", *scripts]), "plans come first"
 
 
 def test_make_alone_lists_the_targets(clone: Clone) -> None:

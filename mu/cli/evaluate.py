@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from mu.models.load_options import FoundOn
 
 
+AUTO = "auto"
+"""The word of ``--shard`` for all devices of this machine."""
+
+
 def evaluate(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder.")] = None,
     edit: Annotated[
@@ -69,8 +73,8 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="What to measure, by a stated protocol: canvas, concept, prompts, i2p, coco, artists, unlearncanvas, "
-            "celebrities, imagenette, clip, vlm. Default: the suite for the model."
+            help="What to measure, by a stated protocol: canvas, worlds, concept, prompts, i2p, coco, artists, "
+            "unlearncanvas, celebrities, imagenette, clip, vlm. Default: the suite for the model."
         ),
     ] = None,
     judge: Annotated[
@@ -153,8 +157,9 @@ def evaluate(
     shard: Annotated[
         str | None,
         typer.Option(
-            metavar="K/N",
-            help="Make only every N-th image, from the K-th on: machines share the work. Then score without it.",
+            metavar="K/N|auto",
+            help="Make only every N-th image, from the K-th on: machines share the work. Then score without it. auto: "
+            "a process for each GPU of this machine, or for each device of --device 0,1, makes its share; then score.",
         ),
     ] = None,
     device: Device = None,
@@ -179,7 +184,7 @@ def evaluate(
         for_images={"--base-images": base_images, "--allow-missing": allow_missing},
         for_models={
             "--model": model, "--precision": precision != "float32", "--compile": compile, "--clip-skip": clip_skip,
-            "--prediction-type": prediction_type,
+            "--prediction-type": prediction_type, "--shard auto": shard == AUTO,
         },
     )  # fmt: skip
     if overwrite and (run or images is not None):
@@ -188,8 +193,10 @@ def evaluate(
     from mu.core.concept import distinct
     from mu.core.program import show_log
     from mu.core.run import RunDirectory
+    from mu.core.workers import devices_of
     from mu.evaluation.answers import Shard
     from mu.evaluation.audit import begin, subject
+    from mu.evaluation.parts import Loading, other_parts
     from mu.evaluation.suites import evaluate as measured
     from mu.evaluation.suites import evaluate_found, suite_for
     from mu.models import load
@@ -197,7 +204,9 @@ def evaluate(
 
     show_log()
     numbers = None if seeds is None else whole_numbers(seeds, "--seeds")
-    part, pixels = Shard.parse(shard) if shard else None, height_width(size) if size else None
+    devices = devices_of(device) if shard == AUTO else []
+    part = Shard.parse(shard) if shard and shard != AUTO else None
+    pixels = height_width(size) if size else None
     options: dict[str, Any] = {
         "base_answers": base_answers, "data": data, "judge": judge, "retain": retain, "synonyms": synonym, "clip": clip,
         "everyday": everyday, "steps": steps, "guidance": guidance, "shard": part, "prompts": prompts,
@@ -215,14 +224,19 @@ def evaluate(
     chosen = RunDirectory(run) if run else None
     name, found = _base(chosen, places, model)
     how = loading(name, found, clip_skip=clip_skip, prediction_type=prediction_type)
-    base = load(name, device=device, precision=precision, **how)
+    how = {"precision": precision, **how}
+    base = load(name, device=devices[0] if devices else device, **how)
     compiling(base, compile)
     with _withdrawn(out if chosen is None else None):
         if chosen is None:
             assert out is not None
             chosen = begin(out, base, edits=places, edited=edited, concepts=concept or [], overwrite=overwrite)
-        bank = subject(chosen, base)
-        table = measured(chosen, suite or suite_for(base), base, bank, seeds=numbers, **options)
+        bank, suite = subject(chosen, base), suite or suite_for(base)
+        if len(devices) > 1:
+            loaded = Loading(name, how, compile)
+            with other_parts(chosen.folder, suite, loaded, devices, numbers, options) as own:
+                measured(chosen, suite, base, bank, seeds=numbers, **{**options, **own})
+        table = measured(chosen, suite, base, bank, seeds=numbers, **options)
     if table or not part:
         _tell(chosen, table, [name for each in bank.on for name in each.info.concepts], json)
 

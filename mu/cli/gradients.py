@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from mu.cli.options import Device, Json, Overwrite, pairs
+from mu.cli.options import Devices, Json, Overwrite, pairs
 from mu.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,16 +35,19 @@ def gradients(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of slug, like data.n_retain=2000."),
     ] = None,
     overwrite: Overwrite = False,
-    device: Device = None,
+    device: Devices = None,
     precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: float32.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compute a CLIP's forget or retain gradient, and write it as a file that slug reads instead of images.
 
+    Several devices compute a part of the pairs each, which is a run of the tar files.
+
     Example: mu gradients --model canvas-clip --forget canvas --concept "Ada Stone" --out outputs/ada.safetensors
     """
     from mu import algorithms
     from mu.cli.output import print_json
+    from mu.core import launch, parallel, threads
     from mu.core.concept import Concept
     from mu.core.config import refuse_twice
     from mu.core.program import parsed, show_log
@@ -69,9 +73,13 @@ def gradients(
     from mu.training.gradient_files import refuse
 
     refuse(out, overwrite=overwrite)
+    if threads.ours and (devices := launch.apart(device or "")):
+        sys.exit(launch.launched(devices, "run the command again"))
     work = algorithms.algorithm("slug")(given)
     kind: Kind = "forget" if forget else "retain"
     made = cast("SingleLayerUnlearningGradientAlgorithm", work).save_gradients(kind, out, name, overwrite=overwrite)
+    if parallel.leave():
+        return
     if as_json:
         print_json({"path": str(out), **made.to_json()})
     else:

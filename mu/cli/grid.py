@@ -114,22 +114,26 @@ def table(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write it to this file.")] = None,
     means: Annotated[
-        bool, typer.Option("--means", help="For the terminal: a row for each method, means over concepts and seeds.")
+        bool,
+        typer.Option(
+            "--means", help="A row for each method, means over concepts and seeds; with --format md the best first."
+        ),
     ] = False,
 ) -> None:
     """Print the table of all cells, with intervals; CSV and JSON have every score.
 
     Example: mu grid table outputs/grid --format csv --out grid.csv
+    Example: mu grid table outputs/grid --means --format md --out leaderboard.md
     """
     from mu.cli.output import print_table
     from mu.core.errors import ConfigError
     from mu.core.files import write_text
     from mu.grid.folder import GridFolder
     from mu.grid.outcome import outcomes
-    from mu.grid.table import mean_rows, rows, written
+    from mu.grid.table import leaderboard, mean_rows, rows, written
 
-    if means and form:
-        raise ConfigError("--means is for the terminal, and --format has every cell: leave one of the two out")
+    if means and form not in (None, "md"):
+        raise ConfigError("--means is for the terminal and for --format md: other formats have every cell")
     if out and form is None:
         raise ConfigError("--out needs --format: csv, json, latex or md")
     found = outcomes(GridFolder(grid))
@@ -137,7 +141,7 @@ def table(
         first, *others = (mean_rows if means else rows)(found)
         print_table(first, others)
         return
-    text = written(found, form)
+    text = leaderboard(found) if means else written(found, form)
     if out is None:
         print(text, end="")
         return

@@ -34,8 +34,8 @@ Devices = Annotated[
         "--device",
         "--devices",
         callback=_device,
-        help="cpu, cuda, mps, or GPU numbers. Of several, like 0,1, each gets a process; all share the work of each "
-        "update. Default: the best available.",
+        help="cpu, cuda, mps, or GPU numbers. Of several, like 0,1, each gets a process, and all share the "
+        "work. Default: the best available.",
     ),
 ]
 Precision = Annotated[str, typer.Option(help="The model's number format: float32, float16 or bfloat16.")]

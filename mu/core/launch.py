@@ -25,16 +25,25 @@ GRACE = 15.0
 def several(config: Any) -> list[str]:
     """The devices of ``config`` if each needs a process of its own, else none.
 
-    That is so if the method shares its draws (``train.draws``), this machine has all the devices, and this process is
-    neither one of several nor another program's, such as a test's. Raises `ConfigError` if they cannot share the draws.
+    That is so if the method shares its draws (``train.draws``) and `apart` says so. Raises `ConfigError` if they cannot
+    share the draws.
     """
-    parts = [part.strip() for part in str(getattr(config, "devices", "")).split(",") if part.strip()]
     train = getattr(config, "train", None)
-    told = sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] == sys.argv[1:]
-    if len(parts) < 2 or not hasattr(train, "draws") or not told or parallel.started() or not _there(parts):
-        return []
-    parallel.check_draws(getattr(train, "draws", None) or len(parts), len(parts))
+    parts = apart(str(getattr(config, "devices", ""))) if hasattr(train, "draws") else []
+    if parts:
+        parallel.check_draws(getattr(train, "draws", None) or len(parts), len(parts))
     return parts
+
+
+def apart(devices: str) -> list[str]:
+    """The ``devices`` of a list like ``0,1``, if each gets a process that runs this command again; else none.
+
+    This machine must have all of them, and this process be neither one of several nor another program's, such as a
+    test's.
+    """
+    parts = [part.strip() for part in devices.split(",") if part.strip()]
+    told = sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] == sys.argv[1:]
+    return parts if len(parts) > 1 and told and not parallel.started() and _there(parts) else []
 
 
 def _there(devices: Sequence[str]) -> bool:
@@ -49,26 +58,28 @@ def _there(devices: Sequence[str]) -> bool:
     return True
 
 
-def launched(devices: Sequence[str]) -> int:
-    """Run this command in a process for each of ``devices``. Returns the exit code."""
+def launched(devices: Sequence[str], again: str = "run again with --resume to continue") -> int:
+    """Run this command in a process for each of ``devices``. Returns the exit code.
+
+    If a process is lost, one line says so, and what to do ``again``."""
     n = len(devices)
     usual = {} if any(name in os.environ for name in threads.SET_BY_USER) else _threads(n)
     shared = {**usual, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     shared[parallel.PARENT] = os.getpid()
-    again = [sys.executable, *sys.orig_argv[1:]]
+    same = [sys.executable, *sys.orig_argv[1:]]
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for k in range(n):
             own = {"RANK": k, "LOCAL_RANK": k}
             environment = os.environ | {name: str(value) for name, value in {**shared, **own}.items()}
-            processes.append(subprocess.Popen(again, env=environment, start_new_session=True))
-        return _outcome(processes, devices)
+            processes.append(subprocess.Popen(same, env=environment, start_new_session=True))
+        return _outcome(processes, devices, again)
     finally:
         for process in processes:
             _end(process)
 
 
-def _outcome(processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[str]) -> int:
+def _outcome(processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[str], again: str) -> int:
     """Wait for the first process, or until another one fails. Returns the command's exit code.
 
     Ctrl-C goes to the first process, which ends in its own time.
@@ -81,7 +92,7 @@ def _outcome(processes: Sequence[subprocess.Popen[bytes]], devices: Sequence[str
         _wait(first)
     if first.returncode is not None and first.returncode >= 0 and not _lost(first):
         return first.returncode
-    print(f"error: {_reason(processes, devices)}; run again with --resume to continue", file=sys.stderr)
+    print(f"error: {_reason(processes, devices)}; {again}", file=sys.stderr)
     return 2
 
 

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -119,6 +119,13 @@ def joined(own: T) -> list[T]:
 def mean(value: Tensor) -> Tensor:
     """The mean of ``value`` over the processes."""
     return _summed(value.detach().clone()) / count() if count() > 1 else value
+
+
+def total(values: Iterable[Tensor]) -> None:
+    """Make each of ``values`` its sum over the processes, in place: as many and of the same shapes in all of them."""
+    if count() > 1:
+        for value in values:
+            value.copy_(_summed(value))
 
 
 def share_gradients(weights: Sequence[Tensor], draws: int) -> None:

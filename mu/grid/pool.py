@@ -6,13 +6,13 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from mu.core import threads
+from mu.core.workers import end_with_parent
 from mu.grid.folder import GridFolder, Record
 from mu.grid.machine import Fit, fit, room
 from mu.grid.plan import Cell
@@ -124,7 +124,7 @@ def _serve(connection: Connection, home: Path, fit: Fit, number: int) -> None:
     """Run the cells that come through ``connection``, until None comes or the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the terminal: it ends this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     quiet(home)
     if fit.gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = _gpu(number)
@@ -139,14 +139,6 @@ def _serve(connection: Connection, home: Path, fit: Fit, number: int) -> None:
         if content is None:
             return
         connection.send(run_cell(Cell.read(content[0]), content[1]).model_dump())
-
-
-def _end_with_parent() -> None:
-    """A killed grid takes its workers along: what they were writing is partial, and goes on in the next run."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def quiet(home: Path) -> None:

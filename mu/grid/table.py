@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from mu.core.errors import ConfigError, nearest, quoted
-from mu.grid.outcome import Outcome, front, leading, means, plain
+from mu.grid.outcome import Mean, Outcome, front, harmonic, leading, means, plain
 from mu.report.figures import short
 from mu.report.measures import Measure, interval_text, value_text
 from mu.report.table import arrow, markdown_lines
@@ -54,7 +54,10 @@ def rows(found: Sequence[Outcome], head: bool = True) -> list[list[str]]:
 
 def mean_rows(found: Sequence[Outcome]) -> list[list[str]]:
     """The headings, and a row for each method, combination of settings and model: means over concepts and seeds."""
-    all_means = means(found)
+    return _mean_lines(means(found))
+
+
+def _mean_lines(all_means: Sequence[Mean]) -> list[list[str]]:
     lines = [["method", "model", "cells", "erased", "kept", "seconds", ""]]
     for each in all_means:
         rivals = [other for other in all_means if other.model == each.model]
@@ -62,6 +65,16 @@ def mean_rows(found: Sequence[Outcome]) -> list[list[str]]:
         shares = [share(each.erased, each.erased_interval), share(each.kept)]
         lines.append([each.label, each.model, each.cells, *shares, cost, FRONT if each in front(rivals) else ""])
     return lines
+
+
+def leaderboard(found: Sequence[Outcome]) -> str:
+    """The rows of `mean_rows` as Markdown, model by model, the highest harmonic mean of erased and kept first."""
+    models = list(dict.fromkeys(each.cell.model for each in found))
+
+    def place(mean: Mean) -> tuple[int, float]:
+        return models.index(mean.model), -(harmonic(mean.erased, mean.kept) or 0.0)
+
+    return "\n".join(markdown_lines(_mean_lines(sorted(means(found), key=place)))) + "\n"
 
 
 def share(value: float | None, interval: tuple[float, float] | None = None) -> str:

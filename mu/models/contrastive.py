@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mu.core import parallel
 from mu.core.errors import DataError
 from mu.data.pairs import Captioned
 from mu.models.clip import ClipModel
@@ -62,12 +63,14 @@ def differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 def batch_gradients(
     clip: ClipModel, pairs: Sequence[Captioned], parameters: dict[str, nn.Parameter], objective: Objective, *,
     block: int = 16, chunk: int = 128, partial: bool = False, progress: Callable[[int, int], None] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[dict[str, Tensor], int]]:  # fmt: skip
     """Yield the gradients of the *sum* of losses over each chunk of pairs, and its number of losses.
 
     Gradients are in float32 for any precision of the model: in half precision the sum of many stops growing. The
     contrastive loss depends on the block's size. Pairs that do not fill a whole block are left out, with one warning,
-    or with ``partial`` they are a last, smaller block and one loss more. Raises `DataError` if no pair is left.
+    or with ``partial`` they are a last, smaller block and one loss more. Of ``part`` (k, n) only the k-th of n runs of
+    consecutive chunks are computed, k from 0; others' images are not read. Raises `DataError` if no pair is left.
     """
     whole = len(pairs) // block * block
     usable = len(pairs) if objective == "cosine" or partial else whole
@@ -76,8 +79,10 @@ def batch_gradients(
     if left := len(pairs) - usable:
         log.warning("%d of %d pairs fill no batch of %d and are left out of the loss", left, len(pairs), block)
     names, tensors = list(parameters), list(parameters.values())
+    chunks = _chunks(usable, max(1, chunk // block) * block, usable if objective == "cosine" else whole)
+    first, last = (len(chunks) * end // part[1] for end in (part[0], part[0] + 1))
     with differentiable(tensors):
-        for start, stop in _chunks(usable, max(1, chunk // block) * block, usable if objective == "cosine" else whole):
+        for start, stop in chunks[first:last]:
             each = losses(clip, pairs[start:stop], objective, min(block, stop - start))
             found = torch.autograd.grad(each.sum(), tensors, allow_unused=True)
             gradients = {
@@ -101,14 +106,17 @@ def mean_gradients(
 ) -> dict[str, Tensor]:
     """Gradient of the mean loss over all pairs: every pair (or block) has the same weight, for any size of chunk.
 
-    Memory holds the sum and the gradients of one chunk.
+    Several processes (`mu.core.parallel`) compute a run of chunks each, of the same pairs, and share the sums. Memory
+    holds the sum and the gradients of one chunk.
     """
     total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
-    count = 0
-    for found, n in batch_gradients(clip, pairs, parameters, objective, **options):
+    count, own = 0, (parallel.rank(), parallel.count())
+    for found, n in batch_gradients(clip, pairs, parameters, objective, part=own, **options):
         for name in list(found):
             total[name] += found.pop(name)
         count += n
+    parallel.total(total.values())
+    count = sum(parallel.joined(count))
     return {name: g.div_(count) for name, g in total.items()}
 
 

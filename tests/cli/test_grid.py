@@ -82,6 +82,9 @@ def test_the_table_in_every_format(grid: Path, tmp_path: Path, cli: Cli) -> None
     assert (
         "2 of 4" not in cli("grid", "table", grid).stdout and "1 of 2" in cli("grid", "table", grid, "--means").stdout
     )
+    assert cli("grid", "table", grid, "--means", "--format", "md").stdout.count("| 1 of 2 |") == 2
+    refused = cli("grid", "table", grid, "--means", "--format", "csv")
+    assert refused.exit_code == 2 and "--means is for the terminal and for --format md" in refused.stderr
 
 
 def test_the_page_has_all_cells_plots_and_a_section_for_each_concept(grid: Path, cli: Cli) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,9 +29,12 @@ from mu.core.errors import ConfigError
 from mu.core.loop import train
 from mu.core.program import guarded
 from mu.core.run import RunDirectory
+from mu.data.canvas.layouts import write_shards
+from mu.data.pairs import Pair
 from mu.edits.files import open_edit
 from mu.training.calibration import Calibration
 from mu.training.calibration_config import CalibrateConfig
+from mu.training.gradient_files import open_gradients
 from mu.training.probe import Reading
 from mu.training.watch import Watch
 
@@ -125,6 +129,29 @@ def deltas(edit: Any) -> Tensor:
     return torch.cat([edit.delta(name).reshape(-1) for name in sorted(edit.parameters)])
 
 
+def save_gradients(source: Path, out: Path) -> None:
+    """SLUG's two gradient files of the pairs in the tar files of ``source``; of the retain pairs three fill no block."""
+    data = {"forget": str(source / "*.tar"), "retain": str(source / "*.tar"), "caption": "concept"}
+    values = {"data": data, "gradients": {"batch_size": 4, "chunk": 4}, "devices": "cpu"}
+    slug: Any = algorithm("slug")
+    for kind, concept in (("forget", "nobody"), ("retain", "")):
+        given = slug.for_concepts([concept] if concept else [], "canvas-clip", None, values)
+        slug(given).save_gradients(kind, out / f"{kind}.safetensors", concept)
+
+
+def read_files() -> set[str]:
+    """The names of the tar files whose images this process reads from now on."""
+    read: set[str] = set()
+    image = Pair.image
+
+    def noting(pair: Pair) -> Any:
+        read.add(pair.place.file.name)
+        return image(pair)
+
+    Pair.image = noting  # type: ignore[method-assign]
+    return read
+
+
 def main(what: str, place: str) -> None:
     """The program of each process."""
     folder, rank = Path(place), parallel.rank()
@@ -142,6 +169,10 @@ def main(what: str, place: str) -> None:
             work = Watched()
             torch.save(work.run(2), folder / f"watched-{rank}.pt")
             (folder / f"watched-{rank}.json").write_text(json.dumps(work.curve))
+        case "gradients":
+            read = read_files()
+            save_gradients(folder, folder)
+            (folder / f"read-{rank}.json").write_text(json.dumps(sorted(read)))
         case "failing":
             sys.exit(guarded(lambda: Regression().run(2, fail=5)))
     assert parallel.leave() == (rank > 0)
@@ -240,6 +271,28 @@ def test_a_failure_in_one_process_ends_the_other(tmp_path: Path) -> None:
     assert second.stderr == "error: this draw cannot be made\n"
     (line,) = [line for line in first.stderr.splitlines() if line.startswith("error")]
     assert "process 1 of 2 lost the others" in line
+
+
+def test_gradients_over_tar_files_are_those_of_one_process(tmp_path: Path) -> None:
+    """19 pairs in three files: the first process reads the images of the first ones, the second those of the others."""
+    for number, count in enumerate((8, 6, 5)):
+        write_shards(tmp_path / "made", count, number)
+        next((tmp_path / "made").glob("*.tar")).rename(tmp_path / f"{number}.tar")
+        shutil.rmtree(tmp_path / "made")
+    ends = processes("gradients", tmp_path)
+    assert [each.returncode for each in ends] == [0, 0], ends
+    (tmp_path / "one").mkdir()
+    save_gradients(tmp_path, tmp_path / "one")
+    for kind in ("forget", "retain"):
+        (info, two), (same, one) = (
+            open_gradients(place / f"{kind}.safetensors") for place in (tmp_path, tmp_path / "one")
+        )
+        assert info == same and info.pairs == (19 if kind == "forget" else 16)
+        assert two.keys() == one.keys() and len(one) > 10
+        for name, g in one.items():
+            torch.testing.assert_close(two[name], g, rtol=0, atol=1e-6 * float(g.abs().max()))
+    read = [json.loads((tmp_path / f"read-{k}.json").read_text()) for k in range(2)]
+    assert read == [["0.tar"], ["1.tar", "2.tar"]], "each its own shards"
 
 
 def test_draws_are_shared_equally(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +421,7 @@ def test_the_command_ends_all_its_processes_and_keeps_what_is_done(end: str, tmp
     if end == "a follower is killed":
         assert command.returncode == 2
         assert last == [last[0]] and last[0].startswith("error: process 2 of 2, on cpu, was ended by signal 9")
+        assert last[0].endswith("; run again with --resume to continue")
     else:
         assert command.returncode == 130
         assert last == ["interrupted: finished work is kept; run again with --resume to continue"]

@@ -40,6 +40,7 @@ from mu.algorithms.single_layer_unlearning_gradient.trainer import (
     search,
     summed,
 )
+from mu.core import parallel
 from mu.core.concept import Concept, folded
 from mu.core.errors import ConfigError, DataError, EditError, ModelError, quoted, titled
 from mu.core.files import write_json
@@ -131,17 +132,19 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
     ) -> GradientInfo:
         """Write the gradient of all candidates on the forget pairs of ``concept``, or on the retain pairs, to ``path``.
 
-        The file can be named in ``data.forget`` or ``data.retain``.
+        The file can be named in ``data.forget`` or ``data.retain``. Of several processes the first opens the pairs and
+        writes, and each computes a part.
         """
         if self.config.gradients.compat:
             raise ConfigError(_NO_COMPAT)
         self.load_model()
         parameters, facts = self._candidates(), self._facts(kind, concept)
-        pairs = SingleLayerUnlearningGradientDataHandler(self.config).pairs(kind, concept)
+        pairs = parallel.from_first(lambda: SingleLayerUnlearningGradientDataHandler(self.config).pairs(kind, concept))
         found, _ = self._computed(facts, pairs, parameters)
         block = facts["batch_size"] or 1
         info = GradientInfo(**facts, pairs=len(pairs) // block * block, **described_model(self.clip, parameters))
-        write_gradients(path, found, info, overwrite=overwrite)
+        if not parallel.follows():
+            write_gradients(path, found, info, overwrite=overwrite)
         return info
 
     def _facts(self, kind: Kind, concept: str) -> dict[str, Any]:

@@ -92,6 +92,9 @@ SUITES = {
         made_for="mu.evaluation.suites.canvas:seems_embedded",
         further_seeds=OTHER_SEEDS,
     ),
+    "worlds": Suite(
+        "mu.evaluation.suites.worlds:WorldsSuite", DiffusionModel, "a diffusion model", _MADE, makes_images=True
+    ),
     "concept": Suite(
         "mu.evaluation.suites.concept:ConceptSuite",
         DiffusionModel,

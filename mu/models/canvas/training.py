@@ -39,6 +39,7 @@ from mu.data.canvas.world import CANVAS, World
 from mu.data.questions import QUESTIONS
 from mu.models.canvas import architecture
 from mu.models.canvas.architecture import Sizes
+from mu.models.canvas.folder import RECIPE
 from mu.models.judge import heads
 from mu.models.places import EMBEDDED
 from mu.models.vision_language import PROMPT
@@ -48,8 +49,6 @@ STEPS = {"judge": 1500, "clip": 2000, "autoencoder": 2800, "unet": 9000, "vlm": 
 SIBLING_STEPS = {"judge": 600, "clip": 1200, "autoencoder": 300, "unet": 5000, "vlm": 2500}
 BATCHES, SIBLING_BATCHES = {"clip": 128, "unet": 64}, {"clip": 64, "unet": 32}
 """Images of one step."""
-RECIPE = "world.json"
-"""What a sibling is and how it was made, in its folder."""
 
 
 @dataclass

@@ -1,0 +1,126 @@
+"""Benchmarks that are grid plans: the plan stands for their cells, and the scripts draw what the grid found."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mu.core.metrics import scored
+from mu.core.run import RunDirectory
+from mu.edits.edit import EditInfo
+from mu.edits.weights import WeightEdit
+from mu.grid.cell import Counter
+from mu.grid.folder import GridFolder, Record
+from mu.grid.plan import plan_of
+from mu.models.diffusion import DiffusionModel
+from mu.training import probe, surroundings
+from mu.training.surroundings import Surroundings
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "docs" / "results"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``script("generalise")``: the benchmark as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_the_plan_stands_for_the_cells_that_were_measured() -> None:
+    """Whether or not the world was trained here: canvas stands in for its model."""
+    values = yaml.safe_load((ROOT / "benchmarks" / "plans" / "generalise.yaml").read_text(encoding="utf-8"))
+    (model,) = values["models"]
+    assert model == "outputs/world-5/diffusion"
+    cells = plan_of(values | {"models": ["canvas"]}).cells
+    (rows,) = json.loads((RESULTS / "generalise.json").read_text())["worlds"].values()
+    assert [(cell.method, *cell.concepts) for cell in cells] == [(row["method"], row["concept"]) for row in rows]
+    assert {(one.suite, one.seeds) for cell in cells for one in cell.measured} == {("worlds", (701,))}
+
+
+def test_the_script_draws_what_the_grid_found(tmp_path: Path, script: Any) -> None:
+    plan = plan_of({"methods": ["uce"], "concepts": ["star", "moon"], "suites": [{"suite": "worlds", "seeds": [701]}]})
+    folder = GridFolder(tmp_path)
+    folder.write("", plan.cells)
+    done, _ = plan.cells
+    run = RunDirectory(folder.run(done.name).folder)
+    run.folder.mkdir(parents=True)
+    edit = WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("uce", ("star",), found={"gone": True}))
+    edit.save(run.edit)
+    columns = {"base": (0.0, 0.9, 0.8, 0.1), "edited": (1.0, 0.8, 0.7, 0.2)}
+    names = ("UA", "IRA", "CRA", "unasked")
+    table = {
+        column: [scored(name, value, 8, "worlds/1") for name, value in zip(names, values, strict=True)]
+        for column, values in columns.items()
+    }
+    run.write_scores("worlds", table)
+    folder.note(done.name, Record(state="done", measured={"worlds": done.measured[0].key}))
+    generalise = script("generalise")
+    found = generalise.by_world(folder)
+    assert list(found) == ["canvas (epsilon)"]
+    (row,) = found["canvas (epsilon)"]  # the other has no result
+    assert row["edited"] == dict(zip(names, columns["edited"], strict=True)) and row["found"]["gone"] is True
+    assert "| uce | star | 100.0 (0.0) | 80.0 (90.0) |" in generalise.table({"worlds": found})
+
+
+def test_the_committed_table_is_that_of_the_committed_result(script: Any) -> None:
+    result = json.loads((RESULTS / "generalise.json").read_text(encoding="utf-8"))
+    assert script("generalise").table(result) == (RESULTS / "generalise.md").read_text(encoding="utf-8")
+
+
+def test_the_leaderboard_is_that_of_the_committed_results(script: Any) -> None:
+    module = script("leaderboard")
+    assert module.page() == (RESULTS / "leaderboard.md").read_text(encoding="utf-8"), "run the command that it names"
+    boards = {title: rows for title, _, rows in module.boards()}
+    assert len(boards["canvas"]) == 7 * 8 and len(boards["sibling-5 (v_prediction)"]) == 6 * 8
+    (first, *_) = [row for row in boards["sibling-5 (v_prediction)"] if row.method == "uce"]
+    assert (first.erased, first.kept, first.search_seconds) == (1.0, (1.0 + 0.828125) / 2, 21.1)
+
+
+def test_what_the_base_does_not_show_is_not_on_the_leaderboard(script: Any) -> None:
+    row = {"method": "uce", "concept": "star", "edited": {"UA": 1.0, "IRA": 0.9, "CRA": 0.7}}
+    shown, unseen = ({**row, "base": {"UA": ua, "IRA": 1.0, "CRA": 1.0}} for ua in (0.1, 0.9))
+    outcome = script("leaderboard").outcome
+    assert outcome(shown, "canvas").erased == 1.0 and outcome(unseen, "canvas").erased is None
+
+
+def test_evaluations_of_a_search_are_those_that_it_makes(
+    script: Any, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of few words, on random weights: how many are compared and known is taken from the model."""
+    monkeypatch.setattr(surroundings, "MOST_WORDS", 5)
+    counter, counted = Counter(), script("counted")
+    counter.watch(tiny)
+    words = surroundings.felt(tiny, "neon", surroundings.nearest(tiny, "neon", surroundings.whole_words(tiny, "neon")))
+    peers, partners = surroundings.divided(tiny, "neon", words[:3])
+    surroundings.agreement(tiny, "neon")
+    known = len(peers) + len(partners)
+    # beside fewer words than HUBS, each is a hub and none is a rival
+    missing = 4 * len(words[:3]) * (surroundings.HUBS - len(words[:3])) + 4 * known * surroundings.HUBS
+    assert counter.count == counted.around(5, len(words[:3]), known) - missing and len(words) >= 3
+    around = Surroundings("neon", ("sketch",), ("star",), ("{}",), ("one {}", "a drawing of {}"), ("",))
+    made = probe.Probe(tiny, around)
+    assert made.evaluations == counted.probing(2, 1)[0]
+    made.read()
+    assert made.evaluations == sum(counted.probing(2, 1))
+    counter.close()
+
+
+def test_what_a_search_that_trains_costs_follows_from_the_committed_seconds(script: Any) -> None:
+    counted = script("counted")
+    rows = {row["method"]: row for row in counted.searches(1.0)}
+    assert rows["uce"]["counted"] and not rows["spm"]["counted"]
+    share = counted.seconds()["spm"] / counted.seconds()["uce"]
+    assert rows["spm"]["usual"] == round(share * rows["uce"]["usual"]) and 2 < share < 10
+    assert rows["uce"]["usual"] < rows["uce"]["most"] and rows["uce"]["PFLOP"] == rows["uce"]["usual"] / 1000
