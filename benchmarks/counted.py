@@ -103,23 +103,30 @@ def around(words: int, compared: int, known: int) -> int:
     return felt + divided + agreed
 
 
-def probing(phrasings: int, peers: int) -> tuple[int, int]:
-    """Evaluations of a probe's beginning and of one reading: images of the concept, and twice as many of what should
-    stay; in the beginning also those of the peers."""
+def probing(phrasings: int, peers: int) -> tuple[int, int, int]:
+    """Evaluations of a probe's beginning, of one look at the concept's images, and of one at what should stay.
+
+    There are twice as many images of what should stay. In the beginning there are also those without a word, and those
+    of the ``peers`` that are looked at."""
     image = 2 * probe.STEPS
-    return image * phrasings * (3 + peers), image * phrasings * 3
+    return image * phrasings * (4 + peers), image * phrasings, 2 * image * phrasings
 
 
 def searches(tflop: float) -> list[dict[str, Any]]:
-    """The evaluations of a calibrated search for one concept, and their PFLOP, at ``tflop`` for each."""
+    """The evaluations of a calibrated search for one concept, and their PFLOP, at ``tflop`` for each.
+
+    Usual: the first peers stand in the concept's place, and the anchor whose images cost least at the mildest pressure
+    is the best with what should stay, too. Most: all peers are looked at, and every anchor at every pressure."""
     asked = around(surroundings.MOST_WORDS, surroundings.COMPARED, surroundings.COMPARED)
-    begun, reading = probing(len(surroundings.PROBED_ALONE) + surroundings.PROBED, probe.PEERS)
-    anchors = closed_form.TRIED + len(closed_form.ANCHORS)
+    phrasings = len(surroundings.PROBED_ALONE) + surroundings.PROBED
+    begun, glance, kept = probing(phrasings, probe.PEERS)
+    begun_most = probing(phrasings, probe.TRIED)[0]
+    anchors, reading = probe.PEERS + len(closed_form.ANCHORS), glance + kept
     rows = []
     for method, pressures in (("uce", len(SCALES)), ("speed", len(PRESSURES))):
-        usual, most = anchors + pressures - 1, anchors * pressures
-        found = {"usual": asked + begun + reading * (usual + 1), "most": asked + begun + reading * (most + 1)}
-        rows.append({"method": method, "counted": True, **found})
+        usual = asked + begun + anchors * glance + kept + reading * pressures
+        most = asked + begun_most + reading * (anchors * pressures + 1)
+        rows.append({"method": method, "counted": True, "usual": usual, "most": most})
     times = seconds()
     for method in times.keys() - {"uce", "speed"}:
         share = times[method] / times["uce"]
