@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from mu.core.scores import Table
     from mu.models.load_options import FoundOn
 
+
+log = logging.getLogger("mu")
 
 AUTO = "auto"
 """The word of ``--shard`` for all devices of this machine."""
@@ -239,6 +242,8 @@ def evaluate(
         table = measured(chosen, suite, base, bank, seeds=numbers, **options)
     if table or not part:
         _tell(chosen, table, [name for each in bank.on for name in each.info.concepts], json)
+    else:
+        log.info("after all %d shards, the same command without --shard scores them", part.n)
 
 
 @contextmanager

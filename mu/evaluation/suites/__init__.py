@@ -404,7 +404,7 @@ def _make_shard(
     answers = _answers(run, suite, bank, planned, base_answers).of_shard(shard)
     with locked(answers.edited.parent):
         answers.make(shard.of(planned.rows), shard.of(planned.only_base))
-    log.info("shard %d/%d is made: after all shards, run again without --shard", shard.k, shard.n)
+    log.info("shard %d/%d is made", shard.k, shard.n)
 
 
 def _answers(run: RunDirectory, suite: str, bank: Bank, planned: ImageSuite, base_answers: Path | None) -> Answers:
