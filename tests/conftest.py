@@ -78,10 +78,11 @@ def searched(folder: Path) -> RunDirectory:
 
 @pytest.fixture
 def small_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calibrated searches look at few words in few phrasings, and try few anchors."""
+    """Calibrated searches look at few words in few phrasings, at rough images, and try few anchors."""
     for name, count in {"MOST_WORDS": 24, "JOINED": 4, "PROBED": 1}.items():
         monkeypatch.setattr(f"mu.training.surroundings.{name}", count)
-    monkeypatch.setattr("mu.training.probe.PEERS", 2)
+    for name, count in {"PEERS": 2, "TRIED": 4, "STEPS": 3}.items():
+        monkeypatch.setattr(f"mu.training.probe.{name}", count)
 
 
 @pytest.fixture(scope="session")
