@@ -81,7 +81,7 @@ def parity() -> str:
         )
     lines.append(DEPART)
     for each in DEPARTURES:
-        switch = ", ".join(f"`{one}`" for one in each.switch) or "none"
+        switch = ", ".join(f"`{one}`" for one in each.switch) or "none" + (f": {each.why}" if each.why else "")
         lines.append(f"| {each.method} | {each.there} | {each.here} | {switch} |")
     return "\n".join([*lines, ""])
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from mu.core import parallel
 from mu.core.concept import Concept, distinct
-from mu.core.config import BaseConfig, read_settings, values_set
+from mu.core.config import BaseConfig, read_settings, values_set, without_effect
 from mu.core.errors import ConfigError, nearest, titled
 from mu.core.evidence import hardware, note_search
 from mu.core.files import write_json
@@ -207,16 +207,24 @@ class Algorithm(Method, ABC):
         """The tracker that `run` sends the log's rows to."""
         self.told: Sequence[str] = ()
         """Further notes for `notes`: of a program, on its flags."""
-        self._telling = False
+        self._telling = self._told_of_model = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "find_edit" in vars(cls):
             cls.find_edit = _after_notes(cls.find_edit)  # type: ignore[method-assign]
+        if "load_model" in vars(cls):
+            cls.load_model = _then_notes(cls.load_model)  # type: ignore[method-assign]
 
     def notes(self) -> list[str]:
         """What `find_edit` logs first: the settings that were given and have no effect, one line for each reason."""
         return [*self.told, *self.config.notes()]
+
+    def idle_on(self, model: Any) -> dict[str, str]:
+        """The settings that were given and have no effect on ``model``: the reason of each, by dotted name.
+
+        `find_edit` logs them as `notes` when it has loaded the model."""
+        return {}
 
     @abstractmethod
     def load_model(self) -> Any:
@@ -341,7 +349,7 @@ def _after_notes(find_edit: Callable[..., Any]) -> Callable[..., Any]:
     def told(self: Algorithm, *given: Any, **named: Any) -> Any:
         if self._telling:
             return find_edit(self, *given, **named)
-        self._telling = True
+        self._telling, self._told_of_model = True, False
         try:
             for note in self.notes():
                 log.warning(note)
@@ -350,6 +358,21 @@ def _after_notes(find_edit: Callable[..., Any]) -> Callable[..., Any]:
             self._telling = False
 
     return told
+
+
+def _then_notes(load_model: Callable[..., Any]) -> Callable[..., Any]:
+    """``load_model``, but in a search it then logs what has no effect on that model (`Algorithm.idle_on`), once."""
+
+    @functools.wraps(load_model)
+    def loaded(self: Algorithm) -> Any:
+        model = load_model(self)
+        if self._telling and not self._told_of_model:
+            self._told_of_model = True
+            for note in without_effect(self.idle_on(model)):
+                log.warning(note)
+        return model
+
+    return loaded
 
 
 @contextmanager

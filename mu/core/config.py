@@ -94,7 +94,11 @@ class BaseConfig(BaseModel):
                 found |= {f"{name}.{below}": told for below, told in value.unused().items()}
             elif why and name in self.model_fields_set:
                 found |= {f"{name}.{key}" if key else name: why for key in (value if isinstance(value, dict) else [""])}
-        return found | {name: why for name, why in self.idle().items() if _departs(self, name)}
+        return found | self.departing(self.idle())
+
+    def departing(self, idle: Mapping[str, str]) -> dict[str, str]:
+        """What of ``idle``, settings by dotted name from here, was given and not as its default."""
+        return {name: why for name, why in idle.items() if _departs(self, name)}
 
     def idle_below(self) -> dict[str, str]:
         """`idle` of these settings and of all sections below, by dotted name from here."""
@@ -106,13 +110,17 @@ class BaseConfig(BaseModel):
 
     def notes(self) -> list[str]:
         """`unused` for people: one line for each reason."""
-        names: dict[str, list[str]] = {}
-        for name, why in self.unused().items():
-            names.setdefault(why, []).append(name)
-        return [
-            f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: {why}"
-            for why, found in names.items()
-        ]
+        return without_effect(self.unused())
+
+
+def without_effect(unused: Mapping[str, str]) -> list[str]:
+    """One line for each reason of settings without effect, given as the reason of each name."""
+    names: dict[str, list[str]] = {}
+    for name, why in unused.items():
+        names.setdefault(why, []).append(name)
+    return [
+        f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: {why}" for why, found in names.items()
+    ]
 
 
 def unused(default: Any, why: str, **bounds: Any) -> Any:

@@ -197,6 +197,10 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
     ("slug", {"layers": {"names": ["*fc1*"], "max_front": 2}}, "layers.max_front"),
     ("slug", {"gradients": {"compat": ["batch_mean"], "chunk": 2}}, "gradients.chunk"),
     ("slug", {"data": {"per_class": 2}}, "data.per_class"),
+    ("slug", {"data": {"forget": "f.safetensors", "n_forget": 9}}, "data.n_forget"),
+    ("slug", {"data": {"retain": "r.pt", "n_retain": 9}}, "data.n_retain"),
+    ("slug", {"gradients": {"grad_sign": "-"}}, "gradients.grad_sign"),
+    ("slug", {"gradients": {"chunk": 2}, "data": {"forget": "f.pt", "retain": "r.pt"}}, "gradients.chunk"),
     ("ca", {"concepts": ["dog"], "images": {"sources": {"dog": "dogs"}, "steps": 5}}, "images.steps"),
     ("ca", {"target": "noise", "anchor_weight": 0.0, "anchors": ["art"]}, "anchors"),
     ("fmn", {"objective": "attention", "anchors": ["art"]}, "anchors"),
@@ -219,6 +223,7 @@ def test_what_other_settings_leave_without_effect_is_told(name: str, values: dic
         ("sepce", {"protect": {"leave": 32, "others": ["dog"]}, "basis": {"concept_tol": 0.1}}),
         ("slug", {"search": {"rho_max": 2.0, "on": "model", "images": {"steps": 5}}, "layers": {"max_front": 2}}),
         ("slug", {"gradients": {"compat": ["batch_mean"], "precondition": 0.3, "chunk": 2}, "data.tasks": ["canvas"]}),
+        ("slug", {"data": {"forget": "f.safetensors", "n_retain": 9}, "gradients": {"grad_sign": "-", "chunk": 2}}),
         ("ca", {"concepts": ["dog", "cat"], "images": {"sources": {"dog": "dogs"}, "steps": 5}}),
         ("ca", {"target": "noise", "anchor_weight": 0.0, "anchors": ["art"], "noised": "anchors"}),
         ("fmn", {"anchors": ["art"]}),
@@ -228,6 +233,81 @@ def test_what_other_settings_leave_without_effect_is_told(name: str, values: dic
 def test_control_what_has_an_effect_is_not_told(name: str, values: dict[str, Any]) -> None:
     assert algorithm(name).config_class.parse({}, values).notes() == []
 
+
+# -- what is known once the model or the bank is ---------------------------------------------------------------------
+
+
+class Loaded(Exception):
+    """Ends a search behind its notes."""
+
+
+def told_of(name: str, values: dict[str, Any], model: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> list[str]:
+    """The settings that a search for "neon" on ``model`` tells of; it ends when it has loaded the model."""
+    chosen = algorithm(name)
+    work = chosen(chosen.config_class.parse(values, {} if name == "spm" else {"concepts": ["neon"]}), model=model)
+
+    def loaded(*_: Any) -> None:
+        raise Loaded
+
+    for home, first in (("semipermeable_membrane", "SemipermeableMembraneDataHandler"),
+                        ("separable_concept_erasure", "SeparableConceptErasureDataHandler"),
+                        ("single_layer_unlearning_gradient", "SingleLayerUnlearningGradientDataHandler")):  # fmt: skip
+        monkeypatch.setattr(f"mu.algorithms.{home}.algorithm.{first}", loaded)
+    caplog.clear()
+    with pytest.raises(Loaded):
+        work.find_edit()
+    lines = [record.getMessage() for record in caplog.records if "no effect" in record.message]
+    return [each for line in lines for each in line.split(" ha")[0].split(", ")]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    return mu.load("canvas-clip", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "model", "told"),
+    [
+        ("slug", {"clip": "open_clip:ViT-B-32/openai"}, "clip", ["clip"]),
+        ("slug", {"search": {"on": "model"}}, "clip", ["search.on"]),
+        ("slug", {"search": {"on": "model", "images": {"steps": 5}}}, "clip", ["search.on", "search.images.steps"]),
+        ("slug", {"model": "canvas-clip", "clip": "canvas-clip"}, "clip", []),
+        ("spm", {"prompt": {"dynamic_crops": True}}, "tiny", ["prompt.dynamic_crops"]),
+        ("spm", {"prompts": [{"target": "neon", "dynamic_crops": True}]}, "tiny", ["prompt.dynamic_crops"]),
+        ("spm", {"prompt": {"dynamic_crops": True}}, "tiny_xl", []),
+        ("spm", {"prompt": {"dynamic_resolution": True}}, "tiny", ["prompt.dynamic_resolution"]),
+        ("spm", {"prompt": {"dynamic_resolution": True, "resolution": 128}}, "tiny", []),
+        ("sepce", {"protect": {"sentences": 1.0}}, "tiny", ["protect.sentences"]),
+        ("sepce", {"protect": {"mend": 5}}, "tiny", ["protect.mend"]),
+        ("sepce", {"protect": {"gate": "never"}}, "tiny", ["protect.gate"]),
+        ("sepce", {"protect": {"templates": ["a {}"]}}, "tiny", ["protect.templates"]),
+        ("sepce", {"protect": {"erased": "nearly", "leave": 32}}, "tiny", ["protect.erased", "protect.leave"]),
+        ("sepce", {"protect": {"others": ["dog"], "templates": ["a {}"], "leave": 32}}, "tiny", []),
+    ],
+)
+def test_what_the_model_or_no_bank_leaves_without_effect_is_told(
+    name: str, values: dict[str, Any], model: str, told: list[str], request: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    assert told_of(name, values, request.getfixturevalue(model), monkeypatch, caplog) == told
+
+
+@pytest.mark.parametrize(("concepts", "known"), [(["neon", "star"], []), (["neon"], ["moon"])])
+def test_control_what_other_concepts_or_a_bank_need_is_not_told(concepts: list[str], known: list[str]) -> None:
+    chosen: Any = algorithm("sepce")
+    values = {"concepts": concepts, "protect": {"sentences": 1.0, "erased": "nearly", "templates": ["a {}"]}}
+    work = chosen(values)
+    work.restorable = known
+    assert work.notes() == []
+    work.restorable, work.config = [], work.config.merged({"concepts": ["neon"]})
+    assert len(work.notes()) == 2
+
+
+@pytest.mark.parametrize("preset", algorithm("sepce").presets)
+def test_no_preset_of_sepce_is_told_that_one_concept_is_alone(preset: str) -> None:
+    assert algorithm("sepce")(algorithm("sepce").for_concepts(["neon"], None, preset)).notes() == []
+
+
+# -- what changes the edit --------------------------------------------------------------------------------------------
 
 SHORT = {"train.iterations": 1, "train.lr": 0.01}
 GUIDED = SHORT | {"denoising_steps": 2}

@@ -10,8 +10,9 @@ papers.
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from diffusers import PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import CLIPConfig, CLIPModel
 
 FOLDER = Path(__file__).parent / "steps"
 SIZE, TOKENS, WIDTH = 8, 6, 16
@@ -630,6 +632,117 @@ def slug() -> dict[str, Tensor]:
     return {"importance": importance, "alignment": alignment, "front": torch.tensor(front), "step": step}
 
 
+CLIP: dict[str, Any] = {
+    "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 3, "num_attention_heads": 1, "projection_dim": 3,
+}  # fmt: skip
+RHO = 0.1
+
+
+def clip() -> CLIPModel:
+    """A CLIP of three blocks in each tower, with weights from `numbers`."""
+    text = {**CLIP, "vocab_size": 5, "max_position_embeddings": 4, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {**CLIP, "image_size": 4, "patch_size": 2}
+    found = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=3)).double()
+    for name, parameter in found.requires_grad_(False).named_parameters():
+        if parameter.dim():
+            parameter.copy_(numbers(f"clip {name}", *parameter.shape))
+    return found
+
+
+def batch(kind: str, i: int, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of the i-th batch's mean loss."""
+    return {name: numbers(f"{kind} batch gradient {i} {name}", *each.shape) for name, each in theta.items()}
+
+
+def slug_edit(hugging_face: bool, tower: str) -> dict[str, Tensor]:
+    """From the gradients of batches to the delta: three forget batches, the last a short one, and two whole retain
+    batches and a short one.
+
+    The open_clip program takes means of batches, without a short retain batch; q, k and v are one tensor; each tensor
+    on a tower's front is tried. The Hugging Face programs keep the short one and add every gradient to all before it,
+    the retain set's to the forget set's; they leave out norms and all embeddings, and move the front's tensor in the
+    deepest block with its siblings. ``tower``: the one that is searched, or ``both``.
+    """
+    left_out = ["bias", "position", "class_embedding", "token_embedding"]
+    left_out += ["norm", "patch_embedding"] if hugging_face else []
+    theta = {
+        name: parameter for name, parameter in clip().named_parameters()
+        if parameter.dim() and not any(part in name for part in left_out) and (tower == "both" or name.startswith(tower))
+    }  # fmt: skip
+    forget, retain = ([batch(kind, i, theta) for i in range(3)] for kind in ("forget", "retain"))
+    retain = retain if hugging_face else retain[:2]
+    groups: dict[str, list[str]] = {}
+    for name in theta:
+        joint = name if hugging_face else re.sub(r"[qkv]_proj", "in_proj", name)
+        groups.setdefault(joint, []).append(name)
+
+    def flat(found: Mapping[str, Tensor], group: str) -> Tensor:
+        return torch.cat([found[name].flatten() for name in groups[group]])
+
+    def mean(batches: Sequence[Mapping[str, Tensor]], before: Sequence[Mapping[str, Tensor]] = ()) -> dict[str, Tensor]:
+        weights = [len(batches) - i if hugging_face else 1 for i in range(len(batches))]
+        carried = [(len(batches), each) for each in before] if hugging_face else []
+        return {
+            name: torch.stack([w * each[name] for w, each in [*carried, *zip(weights, batches, strict=True)]]).sum(0)
+            / len(batches)
+            for name in theta
+        }
+
+    g_f, g_r = mean(forget), mean(retain, forget)
+    importance = {name: flat(g_f, name).norm() / flat(theta, name).norm() for name in groups}
+    alignment = {
+        name: (flat(g_f, name) @ flat(g_r, name) / (flat(g_f, name).norm() * flat(g_r, name).norm())).abs()
+        for name in groups
+    }
+    fronts = {
+        which: [
+            i for i in own if not any(alignment[j] < alignment[i] and importance[j] > importance[i] for j in own)
+        ]
+        for which in ("vis", "text")
+        if (own := [name for name in groups if name.startswith(which)])
+    }  # fmt: skip
+    delta = {name: torch.zeros_like(each) for name, each in theta.items()}
+    for front in fronts.values():
+        for name in [_deepest(front, alignment)] if hugging_face else front:
+            step = RHO * flat(theta, name).norm() / flat(g_f, name).norm()
+            for moved in _siblings(name, theta) if hugging_face else groups[name]:
+                delta[moved] = step * g_f[moved]
+    return {
+        "importance": torch.stack([importance[name] for name in sorted(groups)]),
+        "alignment": torch.stack([alignment[name] for name in sorted(groups)]),
+        "front": torch.tensor([any(name in front for front in fronts.values()) for name in sorted(groups)]),
+        "norms": torch.stack([delta[name].norm() for name in sorted(theta)]),
+        "delta": torch.stack([delta[name].flatten()[0] for name in sorted(theta)]),
+    }
+
+
+def _deepest(front: Sequence[str], alignment: Mapping[str, Tensor]) -> str:
+    """Of the tensors in the deepest block the one with the largest alignment."""
+    depth = {name: int(found[1]) for name in front if (found := re.search(r"layers\.(\d+)", name))}
+    return max(depth, key=lambda name: (depth[name], alignment[name]))
+
+
+def _siblings(name: str, theta: Mapping[str, Tensor]) -> list[str]:
+    """q, k and v of an attention, fc1 and fc2 of a block; any other tensor alone."""
+    kind = next((kind for kind in (r"[qkv]_proj", r"fc[12]") if re.search(kind, name)), None)
+    if kind is None:
+        return [name]
+    same = re.sub(kind, "", name)
+    return [other for other in theta if re.sub(kind, "", other) == same]
+
+
+def slug_open_clip() -> dict[str, Tensor]:
+    return slug_edit(hugging_face=False, tower="both")
+
+
+def slug_stable_diffusion() -> dict[str, Tensor]:
+    return slug_edit(hugging_face=True, tower="text")
+
+
+def slug_llava() -> dict[str, Tensor]:
+    return slug_edit(hugging_face=True, tower="vis")
+
+
 def clip_training(masked: bool) -> dict[str, Tensor]:
     """Three steps of AdamW (0.9, 0.98, eps 1e-6, lr 1e-3, decay 0.1 of matrices only) up the forget gradient, at
     half-cosine rates of eight; ``masked``: only where |g| is among the larger half of all."""
@@ -682,8 +795,8 @@ STEPS: dict[str, Callable[[], dict[str, Tensor]]] = {
     each.__name__: each
     for each in (
         uce_2023, uce_2025, esd_paper, esd_2023, esd_2025, ca_comparison, ca_model_based, ca_noise_based,
-        fmn_comparison, fmn_authors, null_space, sepce, cie, spm_released, spm_paper, spm_gate, clip_losses, slug, ga,
-        salun, ssd,
+        fmn_comparison, fmn_authors, null_space, sepce, cie, spm_released, spm_paper, spm_gate, clip_losses, slug,
+        slug_open_clip, slug_stable_diffusion, slug_llava, ga, salun, ssd,
     )
 }  # fmt: skip
 

@@ -11,7 +11,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -22,6 +24,7 @@ from mu.core import loop
 from mu.core.compute import generator
 from mu.edits.gatekeeper import Gatekeeper
 from mu.edits.gates import FacilitatedTransport
+from mu.models.clip import ClipModel
 from mu.models.diffusion import Conditioning, DiffusionModel, face
 from mu.models.formats import architectures
 from mu.training.clip_method import half_cosine, new_optimizer
@@ -319,6 +322,45 @@ def slug(rho: float = 0.1) -> float:
     return error(found, golden("slug"))
 
 
+def slug_edit(preset: str, name: str, **changes: Any) -> float:
+    """From the gradients of batches: importance, alignment and front of all tensors, and what is tried at one step."""
+    from mu.algorithms.single_layer_unlearning_gradient import trainer
+    from mu.algorithms.single_layer_unlearning_gradient.model import fronts
+
+    def theirs(parameter: str) -> str:
+        return parameter.replace("text_encoder.", "text_model.")
+
+    def batches(clip, pairs, parameters, objective, *, block, partial, **_):
+        """As `mu.models.contrastive.batch_gradients`, with the golden gradient of each batch."""
+        for i, start in enumerate(range(0, len(pairs), block)):
+            n = min(block, len(pairs) - start)
+            if n == block or partial or objective == "cosine":
+                losses = n if objective == "cosine" else 1
+                golden_ones = steps.batch(pairs[0], i, {theirs(each): p for each, p in parameters.items()})
+                yield {each: losses * golden_ones[theirs(each)] for each in parameters}, losses
+
+    chosen = algorithm("slug")
+    found = chosen(chosen.presets[preset].merged(CONCEPT).merged(changes))
+    found.model = found.clip = ClipModel(steps.clip(), None, None, "reference")  # type: ignore[arg-type]
+    data = SimpleNamespace(gradient_file=lambda *_: None, pairs=lambda kind, _: [kind] * 40)
+    with patch.object(trainer, "batch_gradients", batches):
+        candidates = found._candidates()
+        ((scores, tried),) = found._scored(data, [SimpleNamespace(concept="neon")], candidates)
+    delta = {theirs(each): torch.zeros_like(p) for each, p in candidates.items()}
+    for each, directions in tried.items():
+        delta |= {theirs(moved): scores[each].step(steps.RHO) * g for moved, g in directions.items()}
+    front = {score.name for of_tower in fronts(scores).values() for score in of_tower}
+    ordered = sorted(scores, key=theirs)
+    here = {
+        "importance": torch.tensor([scores[each].importance for each in ordered]),
+        "alignment": torch.tensor([scores[each].alignment for each in ordered]),
+        "front": torch.tensor([each in front for each in ordered]),
+        "norms": torch.stack([delta[each].norm() for each in sorted(delta)]),
+        "delta": torch.stack([delta[each].flatten()[0] for each in sorted(delta)]),
+    }
+    return error(here, golden(name))
+
+
 def clip_training(name: str, masked: bool, decay: float = 0.1) -> float:
     """The weights after three steps up the forget gradient."""
     from mu.algorithms.clip_salun.algorithm import salient
@@ -378,6 +420,8 @@ class Row:
 UPDATES = "losses and deltas of two updates"
 ESD_2023, ESD_2025 = "rohitgandikota/erasing 2704f9a (2023)", "rohitgandikota/erasing ce8d4d9 (2025)"
 CA_AUTHORS, FMN_AUTHORS = "nupurkmr9/concept-ablation 045c6f7 (diffusers)", "SHI-Labs/Forget-Me-Not 2767849"
+SLUG_AUTHORS = "the released program of SLUG, 59629a2"
+FROM_BATCHES = "from gradients of batches: importance, alignment, front, deltas tried"
 COMPARED = "the released program of SepCE, 960385a (2024)"
 ROWS = (
     Row("uce", "released", "rohitgandikota/unified-concept-editing 18287f6 (2023)", "delta of each matrix", uce,
@@ -411,33 +455,45 @@ ROWS = (
     Row("spm", "objects", "the paper, Eq. 4 and 8", "both losses, gradients of the factors", spm,
         {"train.timestep_map": "aligned"}, {"preset": None, "name": "spm_paper"}),
     Row("spm", "objects", "the paper, section 3.3", "gate gamma", spm_gate, {"metric": "clipcos"}),
-    Row("slug", "any", "the released program of SLUG, 59629a2", "losses and their gradients", clip_losses,
+    Row("slug", "any", SLUG_AUTHORS, "losses and their gradients", clip_losses,
         {"temperature": 4.01}),
-    Row("slug", "any", "the released program of SLUG, 59629a2", "importance, alignment, front, step", slug,
+    Row("slug", "any", SLUG_AUTHORS, "importance, alignment, front, step", slug,
         {"rho": 0.101}),
-    Row("clip-ga", "clip", "the released program of SLUG, 59629a2", "weights after three updates", clip_training,
+    Row("slug", "clip-released", SLUG_AUTHORS, FROM_BATCHES, slug_edit, {"gradients.compat": ["cumulative"]},
+        {"preset": "clip-released", "name": "slug_open_clip"}),
+    Row("slug", "stable-diffusion-released", SLUG_AUTHORS, FROM_BATCHES, slug_edit,
+        {"gradients.compat": ["cumulative"]}, {"preset": "stable-diffusion-released", "name": "slug_stable_diffusion"}),
+    Row("slug", "llava-released", SLUG_AUTHORS, FROM_BATCHES, slug_edit,
+        {"layers.compat": ["no_norms", "deepest"]}, {"preset": "llava-released", "name": "slug_llava"}),
+    Row("clip-ga", "clip", SLUG_AUTHORS, "weights after three updates", clip_training,
         {"decay": 0.2}, {"name": "ga", "masked": False}),
-    Row("clip-salun", "clip", "the released program of SLUG, 59629a2", "mask, weights after three updates",
+    Row("clip-salun", "clip", SLUG_AUTHORS, "mask, weights after three updates",
         clip_training, {"masked": False}, {"name": "salun", "masked": True}),
-    Row("clip-ssd", "clip", "the released program of SLUG, 59629a2", "factor of each weight", ssd,
+    Row("clip-ssd", "clip", SLUG_AUTHORS, "factor of each weight", ssd,
         {"selection": 2.0}),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Departure:
-    """Where the defaults differ from a program; ``switch``: the settings that bring its way back, none if none do."""
+    """Where the defaults differ from a program; ``switch``: the settings that bring its way back, none if none do.
+
+    ``why``: the reason for what no switch brings back. A ``method`` that is none has switches that are no settings.
+    """
 
     method: str
     there: str
     here: str
     switch: tuple[str, ...] = ()
+    why: str = ""
 
 
 DEPARTURES = (
     Departure("uce", "2023: lamb 0.5 on its command line", "0.1, the default of its function", ("lamb=0.5",)),
     Departure("uce", "2025: the last token of each text, weights 1 and 1, lamb 0.5, nothing preserved",
               "all positions from the last token on", ("tokens=last", "preserve_scale=1.0", "lamb=0.5", "preserve=[]")),
+    Departure("uce", "another commit of 2023, bd5fb515: preserve_scale is the larger of 0.1 and 1 / the number of "
+              "preserved texts, so 1 for the empty prompt alone", "0.1, as 18287f6", ("preserve_scale=1.0",)),
     Departure("uce", "2023, styles: 1,734 artists of a list are preserved if none are named", "the empty prompt",
               ("preserve=['Monet']",)),
     Departure("uce", "a preserved text that contains an erased concept is kept", "it is left out"),
@@ -508,11 +564,48 @@ DEPARTURES = (
     Departure("spm", "no seed", "seed sets all draws"),
     Departure("slug", "each batch has the same weight, also a shorter last one", "each pair",
               ("gradients.compat=['batch_mean']",)),
-    Departure("slug", "the program for Stable Diffusion never zeroes its gradients", "it does",
-              ("gradients.compat=['cumulative']",)),
+    Departure("slug", "contrastive loss: a shorter last forget batch counts, in the Hugging Face programs a shorter "
+              "last retain batch too", "its pairs are left out, with a warning that counts them",
+              ("gradients.compat=['batch_mean']", "gradients.compat=['partial_retain']")),
+    Departure("slug", "Hugging Face programs: gradients are never zeroed, and the retain set's are added to the forget "
+              "set's", "zeroed", ("gradients.compat=['cumulative']",)),
+    Departure("slug", "Hugging Face programs: every caption of both sets is the concept's name", "the pairs' own",
+              ("data.caption=concept", "gradients.compat=['constant_retain_caption']")),
+    Departure("slug", "the program of its comparison: the retain loss contrasts 32 pairs", "16, as its own program",
+              ("gradients.batch_size=32",)),
+    Departure("slug", "retain pairs are cropped at random, as in training", "prepared as in evaluation",
+              why="the random crops change the gradient from run to run"),
+    Departure("slug", "open_clip: q, k and v of an attention are one tensor", "three",
+              ("layers.compat=['in_proj']",)),
+    Departure("slug", "Hugging Face programs: layer norms and the patch embedding are no candidates", "they are",
+              ("layers.compat=['no_norms']",)),
+    Departure("slug", "Hugging Face programs: visual_projection counts as language", "as vision",
+              why="it is no part of the text encoder that is edited there"),
+    Departure("slug", "layers that the edited model does not read can be chosen: the last text layer for SD 2.1, the "
+              "last vision layer for LLaVA-1.5", "they are no candidates", why="a change there does nothing"),
+    Departure("slug", "open_clip: the reader chooses a tensor of the front", "the one that retains most",
+              ("layers.names=['*.3.mlp.fc1.weight']",)),
+    Departure("slug", "Hugging Face programs: the front's tensor in the deepest block is taken, and moves with its "
+              "siblings (q, k, v or fc1, fc2)", "all of the front are searched; one moves alone",
+              ("layers.compat=['deepest']", "layers.compat=['siblings']")),
+    Departure("slug", "ten evaluations find the step, doubling, then halving; of several crossings one of them",
+              "a grid, then a finer one; the first crossing", ("search.method=reference",)),
+    Departure("slug", "all images and all classes are classified at each step",
+              "the concept's at each step, the others at the steps that forget", why="the outcome is the same"),
+    Departure("mia", "the other pairs are drawn before the members", "after them: values differ by the noise of draws",
+              ("mu evaluate --data mia:released",)),
+    Departure("models", "open_clip runs ViT-B-32 laion400m_e32 with another activation than in training",
+              "the activation of training", ("mu.load(..., compat_gelu='gelu')",)),
+    Departure("clip-ft", "retain pairs are cropped at random, also in clip-gaft, clip-salun and clip-ssd",
+              "prepared as in evaluation", why="the random crops change the result from run to run"),
+    Departure("clip-ga", "the first of ten epochs that forgets is reported, also for clip-ft, clip-gaft and clip-salun",
+              "the edit is that of the last epoch", ("train.epochs=1",)),
+    Departure("clip-salun", "the mask is that of the mean of the batches' mean gradients", "of the mean over all pairs",
+              ("compat=true",)),
     Departure("clip-ssd", "each constant multiplies what the one before left", "each starts from the base weights",
               ("compat=true",)),
     Departure("images", "generate-images.py: all images of a case are one draw of noise",
               "the first has the case's seed and the program's noise, the others seeds of their own"),
 )  # fmt: skip
-"""``images`` is no method, but the program that makes the images of a list of prompts."""
+"""``images`` is no method, but the program that makes the images of a list of prompts; ``mia`` the membership inference
+of the evaluation, ``models`` how a model is loaded."""

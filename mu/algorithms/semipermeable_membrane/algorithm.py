@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig, SemipermeableMembraneMethod
-from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler
+from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler, resolutions
 from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
 from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
 from mu.core import compute, parallel
@@ -151,6 +151,15 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         if named and self.tracks != "wandb":
             names, have = ", ".join(named), "has" if len(named) == 1 else "have"
             found.append(f"{names} {have} no effect: W&B is off; pass --track wandb, or set logging.use_wandb")
+        return found
+
+    def idle_on(self, model: DiffusionModel) -> dict[str, str]:
+        size, entries, found = model.default_size, self.config.entries(), dict[str, str]()
+        if model.time_ids(size, size) is None and any(entry.dynamic_crops for entry in entries):
+            found["prompt.dynamic_crops"] = f"{titled(model.name)} takes no crop, as only SDXL does"
+        for full in {entry.resolution or size for entry in entries if entry.dynamic_resolution}:
+            if resolutions(full) == [full]:
+                found["prompt.dynamic_resolution"] = f"a resolution of {full} leaves nothing to draw, it needs 128"
         return found
 
     def tracking(self) -> Tracking:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 from mu.algorithms.separable_concept_erasure.configs import (
     ConceptIrrelevantErasureConfig,
     ConceptIrrelevantErasureMethod,
+    ProtectConfig,
     SeparableConceptErasureConfig,
     SeparableConceptErasureMethod,
 )
@@ -21,7 +22,7 @@ from mu.algorithms.separable_concept_erasure.reconciling import also_protecting,
 from mu.algorithms.separable_concept_erasure.trainer import Effect, SeparableConceptErasureTrainer
 from mu.core import compute, parallel
 from mu.core.algorithm import Saveable
-from mu.core.config import filled
+from mu.core.config import filled, without_effect
 from mu.core.errors import ConfigError, MuError, quoted
 from mu.core.evidence import describe
 from mu.core.loop import Log
@@ -84,6 +85,32 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
 
     joins: bool = False
     """Whether the new edits join a bank."""
+
+    def notes(self) -> list[str]:
+        protect, usual = self.config.protect, self._usual()
+        given = {name for name in ProtectConfig.model_fields if getattr(protect, name) != getattr(usual, name)}
+        return [*super().notes(), *without_effect({f"protect.{n}": why for n, why in self.idle_alone() if n in given})]
+
+    def _usual(self) -> ProtectConfig:
+        """What the user need not have set: ``protect`` of the preset for such a search or such a model."""
+        on, model = self.config.calibrate.on, self.config.model
+        presets = cast(Iterable[SeparableConceptErasureConfig], self.presets.values())
+        fitting = (each for each in presets if each.calibrate.on == on and (on or each.model == model))
+        return next((each.protect for each in fitting), ProtectConfig())
+
+    def idle_alone(self) -> Iterator[tuple[str, str]]:
+        """Settings of ``protect`` that need other erased concepts, where there are none, each with the reason."""
+        protect = self.config.protect
+        if not self.restorable:
+            yield "mend", "the search joins no bank with other concepts (mu erase --bank)"
+        if not self.joins and protect.gate == "never":
+            yield "gate", "the search joins no bank (mu erase --bank), and other deltas have no gate by default"
+        if not self.restorable and len(self.config.concepts) == 1:
+            why = "one concept is erased, and no bank has others"
+            yield from ((name, why) for name in ("sentences", "erased"))
+            if not protect.others:
+                yield "templates", f"{why}, and protect.others is empty"
+                yield from ((name, why) for name in ("leave", "null_tol") if protect.erased == "nearly")
 
     def _gate(self) -> Gate:
         gated = {"never": False, "bank": self.joins, "always": True}[self.config.protect.gate]

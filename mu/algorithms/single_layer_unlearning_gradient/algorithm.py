@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from mu.algorithms.single_layer_unlearning_gradient.configs import SlugConfig, SlugMethod
+from mu.algorithms.single_layer_unlearning_gradient.configs import ImagesConfig, SlugConfig, SlugMethod
 from mu.algorithms.single_layer_unlearning_gradient.data_handler import SingleLayerUnlearningGradientDataHandler
 from mu.algorithms.single_layer_unlearning_gradient.model import (
     Group,
@@ -107,6 +107,17 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         clip.check_concepts(self.concepts())
         self.clip = clip
         return self.model
+
+    def idle_on(self, model: ClipModel | DiffusionModel | VisionLanguageModel) -> dict[str, str]:
+        config, idle = self.config, dict[str, str]()
+        if isinstance(model, ClipModel):
+            if config.clip != config.model:
+                idle["clip"] = f"{titled(model.name)} is a CLIP and gives the gradients itself"
+            idle["search.on"] = f"{titled(model.name)} is a CLIP and is evaluated by its own classification"
+        if config.search.on == "model" and not isinstance(model, DiffusionModel):
+            why = f"{titled(model.name)} makes no images"
+            idle |= dict.fromkeys([f"search.images.{name}" for name in ImagesConfig.model_fields], why)
+        return config.departing(idle)
 
     def _candidates(self) -> dict[str, Any]:
         """All tensors that are scored or moved, in model order."""

@@ -13,7 +13,7 @@ from mu.core.algorithm import Method, Preset, Presets
 from mu.core.concept import Concept, ConceptList
 from mu.core.config import MOST, BaseConfig, Devices, Templates
 from mu.core.tunable import Choice, Range, WholeLogRange
-from mu.data.clip_sets import BothSets, check_sources
+from mu.data.clip_sets import BothSets, check_sources, is_gradient_file
 from mu.models.load_options import LoadingConfig
 
 
@@ -25,7 +25,13 @@ class DataConfig(BothSets):
     """Images per class, for tasks that render their own."""
 
     def idle(self) -> Mapping[str, str]:
-        return {} if "canvas" in self.tasks else {"per_class": "no task renders its own images"}
+        found = {} if "canvas" in self.tasks else {"per_class": "no task renders its own images"}
+        files = {f"n_{kind}": f"data.{kind} is a gradient file" for kind in ("forget", "retain") if self.is_file(kind)}
+        return found | files
+
+    def is_file(self, kind: str) -> bool:
+        """Whether the gradient of these pairs comes from a file."""
+        return is_gradient_file(getattr(self, kind))
 
 
 class GradientConfig(BaseConfig):
@@ -183,6 +189,11 @@ class SlugConfig(BaseConfig):
     """The run folder."""
     seed: int = 0
     """Seed of rendered images and all other random numbers."""
+
+    def idle(self) -> Mapping[str, str]:
+        forget, retain = self.data.is_file("forget"), self.data.is_file("retain")
+        found = {"gradients.chunk": "both gradients come from files"} if forget and retain else {}
+        return found if forget or retain else {"gradients.grad_sign": "no gradient comes from a file"}
 
 
 LLAVA = {"model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336"}
