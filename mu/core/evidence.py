@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from mu.core.errors import DataError
 from mu.core.files import sha256, write_json
-from mu.core.records import checked, read_record
+from mu.core.records import PathInRun, checked, read_record
 from mu.core.run import RunDirectory, command, versions
 from mu.core.scores import Table
 
@@ -56,11 +56,11 @@ class Evidence(BaseModel):
     """The search that found the edit; ``content`` is the digest of ``config.yaml``."""
     scores: dict[str, Made] = {}
     """The measurement of each suite; ``content`` is the digest of its scores."""
-    files: dict[str, str] = {}
+    files: dict[PathInRun, str] = {}
     """SHA-256 of the files that say what the images show."""
-    images: dict[str, dict[str, str]] = {}
+    images: dict[PathInRun, dict[str, str]] = {}
     """SHA-256 of each image, by folder."""
-    edits: dict[str, str] = {}
+    edits: dict[PathInRun, str] = {}
     """SHA-256 of the edit's file when a folder of images was made."""
 
 

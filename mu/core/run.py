@@ -42,10 +42,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from mu.core.config import read_yaml
-from mu.core.documents import parse_json
+from mu.core.documents import parse_json, parse_yaml
 from mu.core.errors import DataError, MuError, OutputError
 from mu.core.files import check_folder, check_writing, lines, read_text, sha256, sweep, write_json, write_text, writing
 from mu.core.lock import locked
@@ -287,8 +285,8 @@ class RunDirectory:
         """
         if not self.config.exists():
             return
-        before = read_yaml(self.config)
-        if yaml.safe_load(config) not in (before, _completed(before, yaml.safe_load(usual))):
+        before, now, default = read_yaml(self.config), parse_yaml(config, "settings"), parse_yaml(usual, "settings")
+        if now not in (before, _completed(before, default)):
             raise OutputError(
                 f"{self.folder} was begun with different settings: rerun with its config.yaml, or pass --overwrite"
             )

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mu.core.documents import parse_json
 from mu.core.errors import EditError, quoted, titled
+from mu.core.files import read_text
 from mu.edits.edit import Edit, EditInfo
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
@@ -63,10 +65,7 @@ def _concepts(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
 
 
 def _json(text: str, kind: type, what: str) -> Any:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise EditError(f"{what} is not valid JSON ({error}): make or copy the file again") from None
+    content = parse_json(text, what, error=EditError)
     if not isinstance(content, kind):
         raise EditError(f"{what} is not the expected kind of JSON: make or copy the file again")
     return content
@@ -360,7 +359,7 @@ class _Scales:
         settings: dict[str, dict[str, Any]] = {}
         beside = path.parent / _PEFT_CONFIG
         if path.stem == "adapter_model" and beside.is_file():
-            settings[""] = _json(beside.read_text(encoding="utf-8", errors="replace"), dict, str(beside))
+            settings[""] = _json(read_text(beside, error=EditError), dict, str(beside))
         if _DIFFUSERS_CONFIG in metadata:
             told = _json(metadata[_DIFFUSERS_CONFIG], dict, f"{_DIFFUSERS_CONFIG} of {titled(name)}")
             for key, value in told.items():
@@ -415,7 +414,7 @@ def _check_settings(settings: Mapping[str, Any], component: str, name: str) -> N
         try:
             for pattern in dict(settings.get(key) or {}):
                 re.compile(pattern)
-        except (TypeError, ValueError, re.error):
+        except (TypeError, ValueError, OverflowError, RecursionError, re.error):
             what = "not a mapping from layer patterns to numbers"
             raise EditError(f"{key} of {titled(name)} is {what}: make or copy the file again") from None
 
