@@ -9,15 +9,14 @@ from torch import Tensor
 
 from mu.core.documents import parse_json
 from mu.core.errors import ConfigError, DataError, EditError, ModelError, as_edit
-from mu.core.files import check_regular
 from mu.core.records import wrong
 from mu.edits.edit import FORMAT, Edit, EditInfo
 from mu.edits.joint import JointEdit
-from mu.edits.lora_files import ADAPTER_FILES, holds_lora, read_lora
+from mu.edits.lora_files import holds_lora, read_lora
 from mu.edits.low_rank import LowRankEdit
+from mu.edits.places import edit_file
 from mu.edits.weights import WeightEdit
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
-from mu.models.places import PIPELINE, TRANSFORMERS_CONFIG
 
 _KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {
     cls.kind: cls for cls in (LowRankEdit, JointEdit, WeightEdit)
@@ -62,19 +61,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_state_dict(path), read_metadata(path)
     except ModelError as error:
         raise EditError(str(error)) from None
-
-
-def edit_file(path: Path) -> Path:
-    """The file of the edit that is named by ``path``, a file or a folder. Raises `EditError` if there is none."""
-    if path.is_dir():
-        names = ("edit.safetensors", f"{path.name}_last.safetensors", *ADAPTER_FILES)
-        for candidate in (path / name for name in names):
-            if candidate.exists():
-                return edit_file(candidate)
-        if any((path / name).exists() for name in (PIPELINE, TRANSFORMERS_CONFIG, "unet", "text_encoder")):
-            raise EditError(f"{path} is a model and not an edit: if its weights are edited, {as_edit(path)}")
-        raise EditError(f"{path} holds neither {', '.join(names[:-1])} nor {names[-1]}: name the edit's file")
-    if not path.exists():
-        raise EditError(f"edit file {path} does not exist: check the path")
-    check_regular(path, "edit file", error=EditError)
-    return path

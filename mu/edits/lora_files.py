@@ -27,14 +27,10 @@ from mu.core.files import read_text
 from mu.edits.edit import Edit, EditInfo
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
+from mu.edits.places import ADAPTER_FILES
 
 IMPORTED = "imported"
 """`EditInfo.method` of an edit that another tool made."""
-
-ADAPTER_FILES = tuple(
-    name + ending for ending in (".safetensors", ".bin") for name in ("adapter_model", "pytorch_lora_weights")
-)
-"""File names that PEFT and diffusers give to every LoRA, each in its own folder."""
 
 log = logging.getLogger("mu")
 
