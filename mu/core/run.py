@@ -321,9 +321,9 @@ class RunDirectory:
         """Append to ``log.txt`` what ``mu`` logs inside the block, between the command and the time that it took.
 
         With ``quiet`` infos are logged nowhere. A Python script without logging of its own still sees warnings. Refused
-        work (`MuError`) leaves no log where there was none.
+        work (`MuError`) leaves no log where there was none, unless it wrote evidence, which is bound to the log.
         """
-        new, refused = not self.log.exists(), False
+        new, refused, bound = not self.log.exists(), False, self._evidence_now()
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("mu")
@@ -350,8 +350,11 @@ class RunDirectory:
             for added in filter(None, (handler, console)):
                 logger.removeHandler(added)
             handler.close()
-            if refused and new:
+            if refused and new and self._evidence_now() == bound:
                 self.log.unlink(missing_ok=True)
+
+    def _evidence_now(self) -> bytes:
+        return self.evidence.read_bytes() if self.evidence.is_file() else b""
 
     def read_metrics(self) -> list[dict[str, float]]:
         if not self.metrics.exists():
