@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def open_edit(path: Path | str) -> Edit:
     if not any(key.startswith("mu.") for key in metadata):
         if not holds_lora(tensors) and any(name.endswith((".weight", ".bias")) for name in tensors):
             raise EditError(f"{path} holds weights ({next(iter(tensors))}, ...) and no edit: {as_edit(path)}")
-        return read_lora(tensors, metadata, path)
+        return _within(read_lora(tensors, metadata, path), path)
     try:
         facts = {
             key.removeprefix("mu."): parse_json(value, key) for key, value in metadata.items() if key.startswith("mu.")
@@ -52,7 +53,18 @@ def open_edit(path: Path | str) -> Edit:
         raise EditError(f"the metadata of {path} is wrong in mu.{place}: {what}: make or copy it again") from None
     except (KeyError, TypeError, ValueError, ConfigError, DataError) as error:
         raise EditError(f"the metadata of {path} is not that of an edit ({error}): make or copy it again") from None
-    return kind.from_tensors(tensors, info)
+    return _within(kind.from_tensors(tensors, info), path)
+
+
+def _within(edit: Edit, path: Path) -> Edit:
+    """``edit``, if no product of its factors can overflow; else `EditError`."""
+    for name, factors in edit.factors.items() if isinstance(edit, LowRankEdit) else ():
+        if factors.bound > torch.finfo(torch.float32).max:
+            raise EditError(
+                f"{path} has factors of {name} whose product can overflow, so its training diverged: use an earlier "
+                "save of it"
+            )
+    return edit
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -83,6 +83,8 @@ _OTHER_KINDS = {
     "diff": "full-rank delta", "diff_b": "full-rank delta",
     "w_norm": "LyCORIS norm", "b_norm": "LyCORIS norm", "scalar": "LyCORIS scalar", "bundle_emb": "LoRA and embedding",
     "emb_params": "embedding", "lora_embedding_": "LoRA of an embedding", "bias": "LoRA with biases",
+    "a1": "GLoRA", "a2": "GLoRA", "b1": "GLoRA", "b2": "GLoRA",
+    **dict.fromkeys(("lora_down", "lora_up", "lora_A", "lora_B", "lora_linear_layer"), "LoRA of unknown spelling"),
 }  # fmt: skip
 
 
