@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def test_the_emptiest_run_says_how_to_go_on(tmp_path: Path, read: Callable[[str]
 
 def test_the_title_of_an_edit_without_scores_says_so(run: RunDirectory, page_of: Callable[..., str]):
     def title() -> str:
-        return page_of(run).partition("<title>")[2].partition("</title>")[0]
+        return html.unescape(page_of(run).partition("<title>")[2].partition("</title>")[0])
 
     concepts = ", ".join(run.origin().concept_names())
     assert concepts in title() and "not measured" not in title(), "control"
