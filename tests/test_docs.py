@@ -32,6 +32,20 @@ def test_the_readme_s_commands_are_of_the_program_s_form(command):
     assert context.params
 
 
+def from_pypi(text: str) -> list[str]:
+    """Where ``text`` tells to install mu by its name, or names it with extras: it is not on PyPI yet."""
+    return re.findall(r"pip3? install [^\n`]*mu-unlearning|mu-unlearning\[[\w,]+\]", text)
+
+
+def test_no_page_installs_mu_from_pypi():
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "mu").rglob("*.py")]
+    assert len(files) > 100
+    assert not [(file.name, told) for file in files for told in from_pypi(file.read_text(encoding="utf-8"))]
+    wrong = ('pip install "mu-unlearning[grid]"', "pip install -U mu-unlearning", "needs `mu-unlearning[grid,track]`")
+    assert all(map(from_pypi, wrong)), "control"
+    assert not from_pypi("pip install -e '.[grid]'; pip install dist/mu_unlearning-0.1.0-py3-none-any.whl")
+
+
 def test_the_form_check_can_fail():
     from mu.cli import app
 

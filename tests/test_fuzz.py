@@ -31,12 +31,15 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from mu.algorithms import algorithm
+from mu.algorithms.semipermeable_membrane.configs import read_prompts_file
 from mu.cli import app
 from mu.core.config import read_settings
 from mu.core.errors import MuError
+from mu.core.evidence import Evidence, Made, findings
 from mu.core.manifest import Manifest, manifest_finding
 from mu.core.records import read_record
 from mu.core.run import RunDirectory
+from mu.data.names import read_concepts, read_retained
 from mu.data.pairs import open_pairs
 from mu.data.prompts import read_prompts
 from mu.data.shards import read_shard
@@ -49,8 +52,10 @@ from mu.edits.gates import FacilitatedTransport
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.weights import WeightEdit
+from mu.grid.plan import read_plan
 from mu.models import load, load_diffusion
 from mu.models.diffusion import DiffusionModel
+from mu.models.formats.statements import statements
 from mu.report import write_report
 from mu.report.layer_figures import LayerSearch
 from mu.report.table import score_table
@@ -106,12 +111,52 @@ SEARCH = {
     ],
 }
 MANIFEST = Manifest(concepts=["neon"], verdict=["It is gone."], files={"config.yaml": "0" * 64}).model_dump()
+PLAN = {
+    "methods": [{"method": "uce", "set": {"lamb": 0.5}, "sweep": {"preserve_scale": [0.1, 0.3]}}],
+    "models": ["canvas"],
+    "concepts": ["star", ["neon", "fish"]],
+    "seeds": [1, 2],
+    "suites": [{"suite": "concept", "seeds": [3], "everyday": 2}],
+}
+EVIDENCE = Evidence(
+    found=Made(edit="0" * 64, how={"method": "uce"}), scores={"canvas": Made()}, files={"metrics.jsonl": "0" * 64},
+    images={"after": {"0_0.png": "0" * 64}}, edits={"after": "0" * 64},
+).model_dump(exclude_none=True)  # fmt: skip
+SPM_PROMPTS = [{"target": "neon", "guidance_scale": 3.0, "resolution": 512}, {"target": "star", "action": "erase"}]
+CONFIG = {"model": {"params": {"linear_start": 0.00085, "scale_factor": 0.18, "parameterization": "v"}}}
 RECIPE = {"model": {"base": "x"}, "steps": 2, "pictures": {"0.png": {"prompt": "a", "seed": 1, "guidance": 2.0}}}
 
 
 def search(folder: Path) -> Path:
     text("config.yaml", "seed: 1\n")(folder)
     return text("slug_Ada.json", json.dumps(SEARCH))(folder)
+
+
+def foreign_lora(folder: Path) -> Path:
+    """A LoRA of diffusers with its settings in the header, and a name that mu gives."""
+    told = {"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"to_v": 1}, "unet.target_modules": ["to_k"]}
+    about = {"lora_adapter_metadata": json.dumps(told), "mu_concepts": '["neon"]', "rank": "2"}
+    save_file(_factors("unet."), folder / "lora.safetensors", about)
+    return folder / "lora.safetensors"
+
+
+def adapter(folder: Path) -> Path:
+    """A folder of PEFT, whose settings are a file of their own."""
+    save_file(_factors("base_model.model."), folder / "adapter_model.safetensors")
+    told = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "rank_pattern": {},
+        "target_modules": ["to_k"],
+        "bias": "none",
+    }
+    return text("adapter_config.json", json.dumps(told))(folder)
+
+
+def _factors(prefix: str) -> dict[str, torch.Tensor]:
+    layer = prefix + KEY.removesuffix(".weight")
+    return {f"{layer}.lora_A.weight": torch.ones(2, 4), f"{layer}.lora_B.weight": torch.ones(3, 2)}
 
 
 def low_rank(folder: Path) -> Path:
@@ -190,6 +235,10 @@ def report(file: Path) -> object:
     return write_report(run_of(file), file.parent / "page.html")
 
 
+def described(file: Path) -> object:
+    return statements({}, {}, file.with_suffix(".safetensors"))
+
+
 def model_part(name: str) -> Callable[[Path], Path]:
     """A file of the folder ``model``, which the test makes beside the inputs."""
 
@@ -222,7 +271,10 @@ READERS = {
     "recipe": Reader(text("recipe.json", json.dumps(RECIPE)), lambda file: noted(file.parent)),
     "bank": Reader(part_of(V1 / "bank", "bank.json"), lambda file: BankFolder(file.parent).read(), 2),
     "bank's log": Reader(part_of(V1 / "bank", "log.jsonl"), lambda file: BankFolder(file.parent).history()),
+    "evidence": Reader(text("evidence.json", json.dumps(EVIDENCE)), lambda file: findings(run_of(file))),
     "low-rank edit": Reader(low_rank, open_edit, 2),
+    "foreign LoRA": Reader(foreign_lora, open_edit),
+    "PEFT's settings": Reader(adapter, lambda file: open_edit(file.parent)),
     "dense edit": Reader(dense, open_edit),
     "published weights": Reader(published, lambda file: difference(base(), file), 0.5),
     "published pickle": Reader(published_pickle, lambda file: difference(base(), file), 0.5),
@@ -233,6 +285,11 @@ READERS = {
     "prompts json": Reader(text("prompts.json", json.dumps(PROMPTS)), read_prompts, 2),
     "settings": Reader(text("settings.yaml", SETTINGS), lambda file: algorithm("spm")(file), 2),
     "any yaml": Reader(text("settings.yaml", "a: &x [1, 2]\nb: {c: *x, d: 'e'}\n"), read_settings),
+    "grid plan": Reader(text("grid.yaml", yaml.safe_dump(PLAN)), read_plan, 0.5),
+    "SPM's prompts": Reader(text("spm.yaml", yaml.safe_dump(SPM_PROMPTS)), lambda file: read_prompts_file(str(file))),
+    "concepts": Reader(text("concepts.txt", "neon style\nAda Stone\n"), read_concepts),
+    "retained": Reader(text("retain.csv", 'concept,note\n"a dog, asleep",x\nMonet,\n'), read_retained),
+    "file's description": Reader(text("it.yaml", yaml.safe_dump(CONFIG)), described),
     "shard": Reader(shard, read_shard),
     "compressed shard": Reader(packed, lambda file: list(open_pairs(str(file)))),
     "pairs of a shard": Reader(shard, lambda file: list(open_pairs(str(file)))),
@@ -494,6 +551,9 @@ VERBS = {
     "bank": "bank list --bank {}",
     "bank's log": "bank log --bank {}",
     "low-rank edit": "info {}",
+    "PEFT's settings": "info {}",
+    "grid plan": "grid run {}/grid.yaml --dry-run",
+    "concepts": "erase uce --concepts {}/concepts.txt --model {}/none --out {}/out",
     "prompts csv": "generate --prompts {}/prompts.csv --model {}/none --out {}/out",
     "settings": "erase spm --config {}/settings.yaml --set output_dir={}/out --set pretrained_model.name_or_path={}/none",
 }
@@ -515,5 +575,6 @@ def test_the_command_line_ends_in_one_line(name: str, quiet: None, tmp_path: Pat
         assert ended.exit_code in (0, 2), (k, file.read_bytes()[:300], ended.exception, ended.output)
         if ended.exit_code == 2:
             assert last[0].startswith("error: ") and last[0].isprintable() and len(last[0]) < 500, ended.stderr
-            assert ended.stderr.count("error: ") == 1 and listing(tmp_path) == before
+            count = ended.stderr.count("error: ")  # a plan's faults are told all at once, each on its line
+            assert (count == 1 or name == "grid plan") and listing(tmp_path) == before
         (file.parent / "page.html").unlink(missing_ok=True)

@@ -181,6 +181,33 @@ def telling_names(tree: Tree) -> Iterator[str]:
                 yield f"{path}: a file is named by what it holds"
 
 
+PARSING = {f"{library}.{name}" for library in ("json", "yaml") for name in ("load", "loads", "safe_load", "load_all")}
+OWN_TEXT = {
+    "mu/core/documents.py": {"json.loads(text, object_pairs_hook=once, parse_int=whole if long else None)"},
+    "mu/edits/tensor_file.py": {"json.loads(file.read(size))"},
+    "mu/edits/merged_folder.py": {"json.loads(file.read(size))"},
+    "mu/models/formats/single_file.py": {
+        "json.loads(_config_text(module))", "json.loads(pipeline.scheduler.to_json_string())",
+    },
+    "mu/grid/plan.py": {"json.loads(json.dumps(values, default=str))"},
+    "mu/grid/tuning.py": {"json.loads(json.dumps(cell.settings))"},
+}  # fmt: skip
+"""Where Python's parsers may stand: in the one reader, for a header that safetensors wrote or has read, and for text
+that the same line makes of values."""
+
+
+def one_reader(tree: Tree) -> Iterator[str]:
+    """Users' files are read by `mu.core.documents`, which bounds what Python's parsers accept."""
+    for path, source in tree.items():
+        for node in ast.walk(ast.parse(source)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in PARSING and ast.unparse(node) not in OWN_TEXT.get(path, ()):
+                yield f"{path}:{getattr(node, 'lineno', 0)}: {called} belongs in mu.core.documents"
+        for found in imports(tree, path):
+            if found.target in ("json", "yaml") and f"from {found.target} import" in source:
+                yield f"{path}:{found.line}: import {found.target} as a whole, so that its parsers can be found"
+
+
 def chain_of_imports(tree: Tree, module: str, named: Callable[[Import], str]) -> str:
     """The chain that importing ``module`` runs to an import that ``named`` has a name for; empty where none does."""
     by_module = {module_of(path): path for path in tree}
@@ -264,6 +291,11 @@ LAWS: dict[Callable[[Tree], Iterator[str]], list[Tree]] = {
             "mu/edits/d.py": "import mu.edits.a",
             "mu/edits/__init__.py": "",
         },
+    ],
+    one_reader: [
+        {"mu/edits/lora_files.py": "import json\ndef f(text):\n    return json.loads(text)"},
+        {"mu/grid/plan.py": "import yaml\ndef f(file):\n    return yaml.safe_load(file)"},
+        {"mu/core/run.py": "from json import load"},
     ],
     algorithms_apart: [
         {"mu/algorithms/esd.py": "import mu.algorithms.slug.trainer"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mu.cli.options import Device, Json, Overwrite
+from mu.cli.options import Device, Json, Overwrite, check_places
 from mu.core.errors import titled
 
 if TYPE_CHECKING:
@@ -63,10 +63,15 @@ def add(
     """
     from mu.core.program import show_log
     from mu.edits.bank_folder import BankFolder
+    from mu.edits.places import edit_file
+
+    show_log()
+    for each in edits:
+        edit_file(Path(each))
+    check_places(model)
     from mu.edits.files import open_edit
     from mu.models.load_options import base_of
 
-    show_log()
     folder = BankFolder(bank)
     opened = [open_edit(each) for each in edits]
     folder.refuse(edit.concept() for edit in opened)

@@ -20,6 +20,7 @@ from mu.cli.options import (
     Overwrite,
     Precision,
     PredictionType,
+    check_places,
     compiling,
     height_width,
     named,
@@ -192,11 +193,22 @@ def evaluate(
     )  # fmt: skip
     if overwrite and (run or images is not None):
         raise ConfigError("--overwrite is for --edit and --edited: a suite's scores are always replaced")
-    from mu.core.compute import pick_device
     from mu.core.concept import distinct
+    from mu.core.files import check_regular
     from mu.core.program import show_log
     from mu.core.run import RunDirectory
     from mu.core.workers import devices_of
+
+    show_log()
+    numbers = None if seeds is None else whole_numbers(seeds, "--seeds")
+    pixels = height_width(size) if size else None
+    devices = devices_of(device) if shard == AUTO else []
+    if run:
+        RunDirectory(run).require_edit()
+    if prompts:
+        check_regular(prompts, "the prompt file")
+    check_places(model, places)
+    from mu.core.compute import pick_device
     from mu.evaluation.answers import Shard
     from mu.evaluation.audit import begin, subject
     from mu.evaluation.parts import Loading, other_parts
@@ -205,11 +217,7 @@ def evaluate(
     from mu.models import load
     from mu.models.load_options import loading
 
-    show_log()
-    numbers = None if seeds is None else whole_numbers(seeds, "--seeds")
-    devices = devices_of(device) if shard == AUTO else []
     part = Shard.parse(shard) if shard and shard != AUTO else None
-    pixels = height_width(size) if size else None
     options: dict[str, Any] = {
         "base_answers": base_answers, "data": data, "judge": judge, "retain": retain, "synonyms": synonym, "clip": clip,
         "everyday": everyday, "steps": steps, "guidance": guidance, "shard": part, "prompts": prompts,
@@ -272,7 +280,6 @@ def _base(run: RunDirectory | None, edits: list[Path], model: str | None) -> tup
     from mu.models.load_options import base_of
 
     if run:
-        run.require_edit()
         name = (run.read_environment().get("model") or "canvas") if model is None else model
         return name, [] if run.bank.exists() else [open_edit(run.edit).info]
     found: list[FoundOn] = [BankFolder(place).read() if is_bank(place) else open_edit(place).info for place in edits]

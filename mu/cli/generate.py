@@ -19,6 +19,7 @@ from mu.cli.options import (
     PredictionType,
     Resume,
     check_last_seed,
+    check_places,
     compiling,
     height_width,
 )
@@ -101,12 +102,7 @@ def generate(
 
     Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/images
     """
-    from mu.core.lock import locked
     from mu.core.program import show_log
-    from mu.core.progress import progress_bar
-    from mu.core.records import Prompt
-    from mu.core.run import RunDirectory
-    from mu.diffusion.image_folder import recipe_of, write_images
 
     show_log()
     if bool(prompt) == bool(prompts):
@@ -123,9 +119,16 @@ def generate(
         raise ConfigError("pass --edit or --bank, not both: `mu bank add` adds an edit to the bank")
     if column and not prompts:
         raise ConfigError("--column belongs to --prompts FILE")
-    _check_list(out, prompts, overwrite)
     pixels = height_width(size) if size else None
     cases = _cases(prompt, prompts, column, seed)
+    check_places(model, edit or (), bank)
+    from mu.core.lock import locked
+    from mu.core.progress import progress_bar
+    from mu.core.records import Prompt
+    from mu.core.run import RunDirectory
+    from mu.diffusion.image_folder import recipe_of, write_images
+
+    _check_list(out, prompts, overwrite)
     rows = _rows(cases, n, guidance, pixels)
     loaded: dict[str, Any] = {"device": device, "precision": precision}
     painter, put_on = _opened(edit or [], bank, model, loaded, clip_skip=clip_skip, prediction_type=prediction_type)

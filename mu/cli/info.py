@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mu.cli.options import Json
+from mu.cli.options import Json, check_places
 
 
 def info(
@@ -18,6 +18,8 @@ def info(
     Example: mu info outputs/neon/edit.safetensors --json
     """
     from mu.cli.output import print_json, print_table
+
+    check_places(edits=[edit])
     from mu.edits.files import open_edit
     from mu.edits.gates import gate_to_json
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mu.cli.options import BaseOfEdits, Device, Overwrite, PredictionType
+from mu.cli.options import BaseOfEdits, Device, Overwrite, PredictionType, check_places
 
 
 def merge(
@@ -33,12 +33,7 @@ def merge(
     """
     from mu.core.errors import ConfigError
     from mu.core.program import show_log
-    from mu.edits.bank import Bank
-    from mu.edits.export import check_place, export
-    from mu.edits.files import edit_file, open_edit
-    from mu.edits.protection import tell_leaks
-    from mu.models import load
-    from mu.models.load_options import base_of, loading
+    from mu.edits.places import edit_file
 
     show_log()
     recorded = form in ("diffusers", "compvis")
@@ -48,6 +43,14 @@ def merge(
             "predicts"
         )
     inputs = [edit_file(Path(each)) for each in edits]
+    check_places(model)
+    from mu.edits.bank import Bank
+    from mu.edits.export import check_place, export
+    from mu.edits.files import open_edit
+    from mu.edits.protection import tell_leaks
+    from mu.models import load
+    from mu.models.load_options import base_of, loading
+
     check_place(out, form, overwrite=overwrite, inputs=inputs)
     opened = [open_edit(each) for each in edits]
     found = [edit.info for edit in opened]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,24 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 HIGHEST_SEED = 2**64 - 1
 """The highest seed of a generator of random numbers."""
+
+
+def check_places(model: str | None = None, edits: Iterable[Path | str] = (), bank: Path | None = None) -> None:
+    """Raise the error of a base model, an edit or a bank that does not exist. A bank's folder is an edit's place too.
+
+    Call it before anything imports a model library, which takes seconds.
+    """
+    from mu.edits.bank_folder import BankFolder
+    from mu.edits.places import edit_file
+    from mu.models.places import check_name
+
+    if bank is not None:
+        BankFolder(bank).read()
+    for each in map(Path, edits):
+        if not BankFolder(each).json.exists():
+            edit_file(each)
+    if model is not None:
+        check_name(model)
 
 
 def compiling(model: Any, wanted: bool) -> None:

@@ -18,7 +18,7 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check that a run's edit, settings, scores and images are those that were made. Needs no model.
+    """Check that a run's edit, settings, scores, images and log are those that were made. Needs no model.
 
     Exit code 1 if any part was changed. The digests are not signed: keep a copy of manifest.json elsewhere to detect
     forgery.

@@ -14,13 +14,13 @@ import platform
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
 from mu.core.errors import DataError
 from mu.core.files import sha256, write_json
-from mu.core.records import checked, read_record
+from mu.core.records import PathInRun, checked, read_record
 from mu.core.run import RunDirectory, command, versions
 from mu.core.scores import Table
 
@@ -48,6 +48,14 @@ class Made(BaseModel):
     """SHA-256 of ``environment.json``; empty for scores."""
 
 
+class LogNoted(BaseModel):
+    """The beginning of ``log.txt`` that was there when evidence was written last; later lines are added to it."""
+
+    size: Annotated[int, Field(gt=0)]
+    """Bytes."""
+    sha256: str
+
+
 class Evidence(BaseModel):
     """The content of ``evidence.json``."""
 
@@ -56,12 +64,13 @@ class Evidence(BaseModel):
     """The search that found the edit; ``content`` is the digest of ``config.yaml``."""
     scores: dict[str, Made] = {}
     """The measurement of each suite; ``content`` is the digest of its scores."""
-    files: dict[str, str] = {}
+    files: dict[PathInRun, str] = {}
     """SHA-256 of the files that say what the images show."""
-    images: dict[str, dict[str, str]] = {}
+    images: dict[PathInRun, dict[str, str]] = {}
     """SHA-256 of each image, by folder."""
-    edits: dict[str, str] = {}
+    edits: dict[PathInRun, str] = {}
     """SHA-256 of the edit's file when a folder of images was made."""
+    log: LogNoted | None = None
 
 
 class Finding(NamedTuple):
@@ -180,6 +189,9 @@ def findings(run: RunDirectory) -> list[Finding]:
         found.append(_finding(run.config.name, known, config, "as in the search", "edited after the search"))
     if origin:
         found.append(_environment_finding(run, origin))
+    if evidence.log:
+        now = _beginning(run.log, evidence.log.size)
+        found.append(_finding(run.log.name, evidence.log.sha256, now, "begins as it was written", "edited afterwards"))
     tables = run.read_scores()
     found += [_scores_finding(suite, evidence.scores.get(suite), table, edit) for suite, table in tables.items()]
     found += [Finding(f"scores of {name}", CHANGED, "removed") for name in evidence.scores if name not in tables]
@@ -271,8 +283,23 @@ def _images(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): sha256(file) if file.is_file() else "not a file" for file in found}
 
 
+def _beginning(file: Path, size: int) -> str:
+    """SHA-256 of the first ``size`` bytes of ``file``, or of all that it has; "" without a file."""
+    if not file.is_file():
+        return ""
+    with file.open("rb") as opened:
+        return hashlib.sha256(opened.read(min(size, file.stat().st_size))).hexdigest()
+
+
 def _write(run: RunDirectory, evidence: Evidence) -> None:
-    """Also deletes the manifest: it was of the run as it was, and the next report writes it again."""
+    """Note the log as it is, unless it was edited since it was noted last, and write ``evidence``.
+
+    Also deletes the manifest: it was of the run as it was, and the next report writes it again.
+    """
+    known = evidence.log
+    intact = known is None or _beginning(run.log, known.size) == known.sha256
+    if intact and run.log.is_file() and (size := run.log.stat().st_size):
+        evidence.log = LogNoted(size=size, sha256=_beginning(run.log, size))
     run.manifest.unlink(missing_ok=True)
     write_json(run.evidence, evidence.model_dump(exclude_none=True))
 

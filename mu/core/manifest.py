@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
-from mu.core.errors import DataError, OutputError, titled
+from mu.core.errors import DataError, OutputError
 from mu.core.evidence import CHANGED, INTACT, Evidence, Finding, read_evidence
 from mu.core.files import is_inside, sha256, write_json
-from mu.core.records import checked, read_record
+from mu.core.records import PathInRun, checked, read_record
 from mu.core.run import RunDirectory, versions
 
 KIND: Literal["mu manifest"] = "mu manifest"
@@ -43,17 +43,8 @@ class Manifest(BaseModel):
     """The commands that found the edit and measured it, in their order."""
     versions: dict[str, str] = Field(default_factory=versions)
     """Of the libraries that wrote the report; ``evidence.json`` has those of the search and the measurements."""
-    files: dict[str, str] = {}
+    files: dict[PathInRun, str] = {}
     """SHA-256 by path in the run's folder."""
-
-    @field_validator("files")
-    @classmethod
-    def _inside(cls, files: dict[str, str]) -> dict[str, str]:
-        for name in files:
-            parts = PureWindowsPath(name)
-            if parts.anchor or ".." in parts.parts or "\0" in name:
-                raise ValueError(f"the path {titled(name)} leaves the run folder")
-        return files
 
 
 def check_manifest(run: RunDirectory) -> None:

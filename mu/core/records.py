@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from typing_extensions import Self
 
 from mu.core.documents import parse_json
-from mu.core.errors import DataError, quoted
+from mu.core.errors import DataError, MuError, quoted, titled
 from mu.core.files import read_text
 
 T = TypeVar("T")
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _inside(name: str) -> str:
+    parts = PureWindowsPath(name)
+    if parts.anchor or ".." in parts.parts or "\0" in name:
+        raise ValueError(f"the path {titled(name)} leaves the run folder")
+    return name
+
+
+PathInRun = Annotated[str, AfterValidator(_inside)]
+"""The path of a file or folder in a run's folder."""
 
 
 class Origin(BaseModel):
@@ -81,9 +92,9 @@ class Panel(BaseModel):
         return self
 
 
-def read_json(path: Path) -> Any:
-    """The JSON content of ``path``. Raises `DataError` as `read_text` and `parse_json` do."""
-    return parse_json(read_text(path), str(path))
+def read_json(path: Path, *, error: type[MuError] = DataError) -> Any:
+    """The JSON content of ``path``. Raises ``error`` as `read_text` and `parse_json` do."""
+    return parse_json(read_text(path, error=error), str(path), error=error)
 
 
 def checked(path: Path | str, content: Any, kind: Any, key: str = "") -> Any:

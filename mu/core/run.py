@@ -42,10 +42,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from mu.core.config import read_yaml
-from mu.core.documents import parse_json
+from mu.core.documents import parse_json, parse_yaml
 from mu.core.errors import DataError, MuError, OutputError
 from mu.core.files import check_folder, check_writing, lines, read_text, sha256, sweep, write_json, write_text, writing
 from mu.core.lock import locked
@@ -287,8 +285,8 @@ class RunDirectory:
         """
         if not self.config.exists():
             return
-        before = read_yaml(self.config)
-        if yaml.safe_load(config) not in (before, _completed(before, yaml.safe_load(usual))):
+        before, now, default = read_yaml(self.config), parse_yaml(config, "settings"), parse_yaml(usual, "settings")
+        if now not in (before, _completed(before, default)):
             raise OutputError(
                 f"{self.folder} was begun with different settings: rerun with its config.yaml, or pass --overwrite"
             )
@@ -323,9 +321,9 @@ class RunDirectory:
         """Append to ``log.txt`` what ``mu`` logs inside the block, between the command and the time that it took.
 
         With ``quiet`` infos are logged nowhere. A Python script without logging of its own still sees warnings. Refused
-        work (`MuError`) leaves no log where there was none.
+        work (`MuError`) leaves no log where there was none, unless it wrote evidence, which is bound to the log.
         """
-        new, refused = not self.log.exists(), False
+        new, refused, bound = not self.log.exists(), False, self._evidence_now()
         handler = logging.FileHandler(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("mu")
@@ -352,8 +350,11 @@ class RunDirectory:
             for added in filter(None, (handler, console)):
                 logger.removeHandler(added)
             handler.close()
-            if refused and new:
+            if refused and new and self._evidence_now() == bound:
                 self.log.unlink(missing_ok=True)
+
+    def _evidence_now(self) -> bytes:
+        return self.evidence.read_bytes() if self.evidence.is_file() else b""
 
     def read_metrics(self) -> list[dict[str, float]]:
         if not self.metrics.exists():

@@ -36,6 +36,7 @@ NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
 
 _TELLING = {
     "seed": "seed", "seeds": "seed", "guidance": "guidance", "cfg": "guidance", "width": "width", "height": "height",
+    "w": "width", "h": "height",
 }  # fmt: skip
 """Words of a column's name that tell its field, as in ``initial_seed``."""
 
@@ -45,6 +46,10 @@ _NOT_READ = {
 }  # fmt: skip
 """Columns that would change an image and are not read, with the option that sets the same for all prompts."""
 
+
+_SIZES = {"resolution", "resolutions", "size", "sizes", "dimension", "dimensions", "dims", "hw", "wh"}
+_OF_IMAGES = {"sd", "image", "images", "img", "output", "target", "generation", "original"}
+"""Words of the name of a column that holds width and height in one, such as ``image_size`` with 512x768."""
 
 Cells = Sequence[str | None]
 """The cells of a row. None: a JSON object without that key."""
@@ -148,6 +153,10 @@ def _notes(names: Sequence[str], fields: Mapping[str, Sequence[int]], other: Map
     for name in other.values():
         if option := _NOT_READ.get(plain(name)):
             yield f"the column {quoted(name)} is not read: pass {option}"
+            continue
+        words = set(plain(name).split("_"))
+        if words & _SIZES and words <= _SIZES | _OF_IMAGES and {"width", "height"} & {*missing}:
+            yield f"the column {quoted(name)} is not read: make columns 'width' and 'height' of it, or pass --size HxW"
             continue
         close = difflib.get_close_matches(plain(name), known, n=1, cutoff=0.85)
         told = next((_TELLING[word] for word in plain(name).split("_") if word in _TELLING), None)

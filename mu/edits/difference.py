@@ -19,10 +19,11 @@ from mu.core.files import sha256
 from mu.core.progress import progress_bar
 from mu.edits.edit import Edit, EditInfo, described
 from mu.edits.factoring import factored
-from mu.edits.files import edit_file, open_edit
+from mu.edits.files import open_edit
 from mu.edits.lora_files import IMPORTED, holds_lora
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
+from mu.edits.places import edit_file
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.formats.checkpoint import open_weights, read_metadata

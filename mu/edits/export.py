@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +38,7 @@ from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.compvis import part_of
 from mu.models.formats.statements import beside_file, is_written, write_yaml
 from mu.models.parameters import find_parameter
-from mu.models.places import OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG
+from mu.models.places import OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG, config_in
 from mu.models.quiet import quiet_libraries
 from mu.models.vision_language import VisionLanguageModel
 
@@ -273,11 +272,7 @@ def check_place(path: Path | str, form: str, *, overwrite: bool = False, inputs:
 
 def _holds(folder: Path, name: str) -> bool:
     """Whether ``folder`` holds a model that the JSON file ``name`` describes, as libraries write it."""
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and bool({"_class_name", "model_type", "architectures"} & content.keys())
+    return bool({"_class_name", "model_type", "architectures"} & (config_in(folder / name) or {}).keys())
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from mu.core.documents import parse_json
 from mu.core.errors import ConfigError, DataError, EditError, ModelError, as_edit
-from mu.core.files import check_regular
 from mu.core.records import wrong
 from mu.edits.edit import FORMAT, Edit, EditInfo
 from mu.edits.joint import JointEdit
-from mu.edits.lora_files import ADAPTER_FILES, holds_lora, read_lora
+from mu.edits.lora_files import holds_lora, read_lora
 from mu.edits.low_rank import LowRankEdit
+from mu.edits.places import edit_file
 from mu.edits.weights import WeightEdit
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
-from mu.models.places import PIPELINE, TRANSFORMERS_CONFIG
 
 _KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {
     cls.kind: cls for cls in (LowRankEdit, JointEdit, WeightEdit)
@@ -37,7 +37,7 @@ def open_edit(path: Path | str) -> Edit:
     if not any(key.startswith("mu.") for key in metadata):
         if not holds_lora(tensors) and any(name.endswith((".weight", ".bias")) for name in tensors):
             raise EditError(f"{path} holds weights ({next(iter(tensors))}, ...) and no edit: {as_edit(path)}")
-        return read_lora(tensors, metadata, path)
+        return _within(read_lora(tensors, metadata, path), path)
     try:
         facts = {
             key.removeprefix("mu."): parse_json(value, key) for key, value in metadata.items() if key.startswith("mu.")
@@ -53,7 +53,18 @@ def open_edit(path: Path | str) -> Edit:
         raise EditError(f"the metadata of {path} is wrong in mu.{place}: {what}: make or copy it again") from None
     except (KeyError, TypeError, ValueError, ConfigError, DataError) as error:
         raise EditError(f"the metadata of {path} is not that of an edit ({error}): make or copy it again") from None
-    return kind.from_tensors(tensors, info)
+    return _within(kind.from_tensors(tensors, info), path)
+
+
+def _within(edit: Edit, path: Path) -> Edit:
+    """``edit``, if no product of its factors can overflow; else `EditError`."""
+    for name, factors in edit.factors.items() if isinstance(edit, LowRankEdit) else ():
+        if factors.bound > torch.finfo(torch.float32).max:
+            raise EditError(
+                f"{path} has factors of {name} whose product can overflow, so its training diverged: use an earlier "
+                "save of it"
+            )
+    return edit
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -62,19 +73,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_state_dict(path), read_metadata(path)
     except ModelError as error:
         raise EditError(str(error)) from None
-
-
-def edit_file(path: Path) -> Path:
-    """The file of the edit that is named by ``path``, a file or a folder. Raises `EditError` if there is none."""
-    if path.is_dir():
-        names = ("edit.safetensors", f"{path.name}_last.safetensors", *ADAPTER_FILES)
-        for candidate in (path / name for name in names):
-            if candidate.exists():
-                return edit_file(candidate)
-        if any((path / name).exists() for name in (PIPELINE, TRANSFORMERS_CONFIG, "unet", "text_encoder")):
-            raise EditError(f"{path} is a model and not an edit: if its weights are edited, {as_edit(path)}")
-        raise EditError(f"{path} holds neither {', '.join(names[:-1])} nor {names[-1]}: name the edit's file")
-    if not path.exists():
-        raise EditError(f"edit file {path} does not exist: check the path")
-    check_regular(path, "edit file", error=EditError)
-    return path

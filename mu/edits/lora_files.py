@@ -21,18 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mu.core.documents import parse_json
 from mu.core.errors import EditError, quoted, titled
+from mu.core.files import read_text
 from mu.edits.edit import Edit, EditInfo
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
+from mu.edits.places import ADAPTER_FILES
 
 IMPORTED = "imported"
 """`EditInfo.method` of an edit that another tool made."""
-
-ADAPTER_FILES = tuple(
-    name + ending for ending in (".safetensors", ".bin") for name in ("adapter_model", "pytorch_lora_weights")
-)
-"""File names that PEFT and diffusers give to every LoRA, each in its own folder."""
 
 log = logging.getLogger("mu")
 
@@ -63,10 +61,7 @@ def _concepts(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
 
 
 def _json(text: str, kind: type, what: str) -> Any:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise EditError(f"{what} is not valid JSON ({error}): make or copy the file again") from None
+    content = parse_json(text, what, error=EditError)
     if not isinstance(content, kind):
         raise EditError(f"{what} is not the expected kind of JSON: make or copy the file again")
     return content
@@ -88,6 +83,8 @@ _OTHER_KINDS = {
     "diff": "full-rank delta", "diff_b": "full-rank delta",
     "w_norm": "LyCORIS norm", "b_norm": "LyCORIS norm", "scalar": "LyCORIS scalar", "bundle_emb": "LoRA and embedding",
     "emb_params": "embedding", "lora_embedding_": "LoRA of an embedding", "bias": "LoRA with biases",
+    "a1": "GLoRA", "a2": "GLoRA", "b1": "GLoRA", "b2": "GLoRA",
+    **dict.fromkeys(("lora_down", "lora_up", "lora_A", "lora_B", "lora_linear_layer"), "LoRA of unknown spelling"),
 }  # fmt: skip
 
 
@@ -360,7 +357,7 @@ class _Scales:
         settings: dict[str, dict[str, Any]] = {}
         beside = path.parent / _PEFT_CONFIG
         if path.stem == "adapter_model" and beside.is_file():
-            settings[""] = _json(beside.read_text(encoding="utf-8", errors="replace"), dict, str(beside))
+            settings[""] = _json(read_text(beside, error=EditError), dict, str(beside))
         if _DIFFUSERS_CONFIG in metadata:
             told = _json(metadata[_DIFFUSERS_CONFIG], dict, f"{_DIFFUSERS_CONFIG} of {titled(name)}")
             for key, value in told.items():
@@ -415,7 +412,7 @@ def _check_settings(settings: Mapping[str, Any], component: str, name: str) -> N
         try:
             for pattern in dict(settings.get(key) or {}):
                 re.compile(pattern)
-        except (TypeError, ValueError, re.error):
+        except (TypeError, ValueError, OverflowError, RecursionError, re.error):
             what = "not a mapping from layer patterns to numbers"
             raise EditError(f"{key} of {titled(name)} is {what}: make or copy the file again") from None
 

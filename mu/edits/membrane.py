@@ -46,6 +46,12 @@ class Factors:
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    @property
+    def bound(self) -> float:
+        """No number of the delta is larger than this; it may be beyond float32."""
+        down, up = (float(factor.detach().abs().max()) if factor.numel() else 0.0 for factor in (self.down, self.up))
+        return abs(self.alpha) * down * up
+
     def dense(self, shape: Sequence[int] | None = None) -> Tensor:
         """The dense delta in float32, reshaped to ``shape`` (a 1x1 convolution can replace a linear layer)."""
         down, up = self.down.detach().float(), self.up.detach().float().flatten(1)

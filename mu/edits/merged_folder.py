@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mu.core.errors import EditError, ModelError
+from mu.core.records import read_json
 from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
 from mu.models.formats.folder import loaded_weights, parts_of
 from mu.models.formats.parameter_names import spellings
@@ -110,7 +111,7 @@ def write_pipeline(merged: Merged, pipeline: Any, modules: Mapping[str, nn.Modul
 
     Raises `ModelError` if ``source`` lacks a component that its index lists, or it lies in another folder.
     """
-    index = json.loads((source / PIPELINE).read_text(encoding="utf-8"))
+    index = read_json(source / PIPELINE, error=ModelError)
     for part in [name for name, (_, kind) in parts_of(index, source / PIPELINE).items() if kind is not None]:
         if not (source / part).is_dir():
             raise ModelError(
@@ -137,8 +138,8 @@ def clean(folder: Path) -> None:
     """Take paths of this machine out of the JSON files of ``folder``."""
     for file in folder.rglob("*.json"):
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
+            content = read_json(file, error=ModelError)
+        except ModelError:
             continue
         if (kept := _without_places(content)) != content:
             file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -282,7 +283,7 @@ def _write_anew(merged: Merged, module: Any, dtype: torch.dtype | None, target: 
 def _write_scheduler(scheduler: Any, source: Path, target: Path) -> None:
     """Write the scheduler if it is not the source's: its class or a setting was changed after loading."""
     original = type(scheduler).from_pretrained(source, subfolder="scheduler", local_files_only=True)
-    index = json.loads((source / PIPELINE).read_text(encoding="utf-8"))
+    index = read_json(source / PIPELINE, error=ModelError)
     own = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     changed = {key: value for key, value in own.items() if original.config.get(key) != value}
     file = target / "scheduler" / "scheduler_config.json"
@@ -291,5 +292,5 @@ def _write_scheduler(scheduler: Any, source: Path, target: Path) -> None:
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         (target / PIPELINE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     elif changed:
-        content = json.loads(file.read_text(encoding="utf-8")) | changed
+        content = read_json(file, error=ModelError) | changed
         file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

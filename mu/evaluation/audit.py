@@ -19,7 +19,8 @@ from mu.edits.bank import Bank
 from mu.edits.bank_folder import BankFolder
 from mu.edits.difference import difference
 from mu.edits.edit import Edit
-from mu.edits.files import edit_file, open_edit
+from mu.edits.files import open_edit
+from mu.edits.places import edit_file
 from mu.models.diffusion import DiffusionModel
 from mu.models.formats.other_weights import place_of
 from mu.models.parameters import EditableModel

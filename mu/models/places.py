@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
 from mu.core.errors import ModelError, nearest, titled
+from mu.core.records import read_json
 
 WEIGHTS = Path(__file__).parent / "canvas" / "weights"
 EMBEDDED = {
@@ -33,8 +33,8 @@ def is_single_file(name: str | Path) -> bool:
 def config_in(file: Path) -> dict[str, Any] | None:
     """The mapping in a JSON ``file``; None if it cannot be read or holds something else."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(file, error=ModelError)
+    except ModelError:
         return None
     return content if isinstance(content, dict) else None
 

@@ -71,7 +71,10 @@ class Page:
     def title(self) -> str:
         if not self.concepts:
             return self.name
-        return f"{', '.join(self.concepts)} erased" if self.erased else f"edit for {', '.join(self.concepts)}"
+        names = ", ".join(self.concepts)
+        if self.erased:
+            return f"{names} erased"
+        return f"edit for {names}" if self.suites else f"edit for {names}, not measured yet"
 
     @property
     def losses(self) -> Losses:

@@ -53,6 +53,16 @@ MISTYPED = {
     "gradients --out g.safetensors --retain canvas --set data.n_retian=3": "'n_retain'",
     "gradients --out g.safetensors --retain canvas --model ./nope": "nope",
     "evaluate run --device cdua": "'cdua'",
+    "evaluate nosuchrun": "nosuchrun does not exist",
+    "evaluate --edit nosuch.safetensors --out a": "nosuch.safetensors does not exist",
+    "evaluate --model nosuch.safetensors --edited b.pt --concept x --out a": "nosuch.safetensors does not exist",
+    "info nosuch.safetensors": "nosuch.safetensors does not exist",
+    "generate --prompts nosuch.csv --out p": "nosuch.csv does not exist",
+    "generate --prompt x --edit nosuch --out p": "nosuch does not exist",
+    "generate --prompt x --bank nosuch --out p": "nosuch holds no bank.json",
+    "generate --prompt x --model cnavas --out p": "'canvas'",
+    "merge nosuch.safetensors --format kohya --out z": "nosuch.safetensors does not exist",
+    "bank add nosuch --bank b": "nosuch does not exist",
 }
 
 
@@ -79,5 +89,6 @@ def test_a_mistyped_command_is_told_before_any_model_library(command: str, tmp_p
 
 
 def test_control_a_command_that_needs_tensors_is_seen(tmp_path: Path) -> None:
-    code, _, loaded = ran("info nosuch", tmp_path)
+    (tmp_path / "edit.safetensors").write_bytes(b"no tensors")
+    code, _, loaded = ran("info edit.safetensors", tmp_path)
     assert code == 2 and "torch" in loaded

@@ -34,6 +34,7 @@ def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "neon")
     run.begin("concepts: [neon]\n", {"method": "spm", "model": "canvas", "concepts": ["neon"]})
     run.edit.write_bytes(b"weights")
+    run.log.write_text("begun\nwarning: the loss diverged\n")
     run.metrics.write_text('{"step": 0, "loss": 1.0}\n')
     note_search(run, base="abc")
     for folder in (run.before, run.answers / "edited"):
@@ -54,7 +55,7 @@ def test_an_untouched_run_is_intact(run):
     found = findings(run)
     assert {finding.state for finding in found} == {INTACT}
     assert [finding.part for finding in found] == [
-        *("edit.safetensors", "config.yaml", "environment.json", "scores of canvas"),
+        *("edit.safetensors", "config.yaml", "environment.json", "log.txt", "scores of canvas"),
         *("metrics.jsonl", "prompts.json"),
         *("before/", "answers/edited/"),
     ]
@@ -119,6 +120,14 @@ def forge_curves(run):
     run.metrics.write_text('{"step": 0, "loss": 0.0}\n')
 
 
+def edit_log(run):
+    run.log.write_text(run.log.read_text().replace("diverged", "converged"))
+
+
+def shorten_log(run):
+    run.log.write_text("begun\n")
+
+
 def make_pipe(run):
     """Reading it would never end."""
     (run.before / "0_0.png").unlink()
@@ -150,6 +159,9 @@ def remove(name):
         (remove("edit.safetensors"), {"edit.safetensors", "scores of canvas"}),
         (remove("config.yaml"), {"config.yaml"}),
         (forge_curves, {"metrics.jsonl"}),
+        (edit_log, {"log.txt"}),
+        (shorten_log, {"log.txt"}),
+        (remove("log.txt"), {"log.txt"}),
         (make_pipe, {"before/"}),
         (remove("prompts.json"), {"prompts.json"}),
         (remove("before/0_0.png"), {"before/"}),
@@ -175,6 +187,31 @@ def test_a_run_whose_environment_was_not_noted_as_a_whole_is_known_by_its_names(
     assert not changed(run)
     rename_concept(run)
     assert changed(run) == {"environment.json"}  # control
+
+
+def test_lines_added_to_the_log_are_no_change_and_are_bound_next_time(run):
+    for line in ("measured\n", "measured again\n"):
+        with run.log.open("a") as log:
+            log.write(line)
+        assert not changed(run)
+        note_scores(run, "canvas")
+    edit_log(run)
+    note_scores(run, "canvas")
+    assert changed(run) == {"log.txt"}, "the next command does not bless it"
+    run.log.write_text("begun\nwarning: the loss diverged\nmeasured\nforged\n")
+    assert changed(run) == {"log.txt"}
+
+
+def test_refused_work_that_wrote_evidence_keeps_its_log(run):
+    for write, kept in ((True, True), (False, False)):
+        run.log.unlink()
+        note_search(run)
+        with pytest.raises(DataError), run.logged():
+            if write:
+                note_scores(run, "canvas")
+            raise DataError("refused")
+        assert run.log.exists() == kept and not changed(run)
+        run.log.touch()
 
 
 def test_the_layout_of_the_scores_file_is_no_change(run):

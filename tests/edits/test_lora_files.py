@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +371,8 @@ NORM = "lora_unet_mid_block_resnets_0_norm1"
         (f"unet.{K}.dora_scale", "DoRA"),
         (f"unet.{K}.diff_b", "full-rank"),
         (f"unet.{K}.lora_magnitude_vector.default.weight", "DoRA"),
+        (f"unet.{ATTENTION}.to_v.a1.weight", "GLoRA"),
+        (f"unet.{ATTENTION}.to_v.lora_down.default.weight", "LoRA of unknown spelling"),
         ("some.other.tensor", "part of a LoRA"),
         (f"unet.{K}.weight", "part of a LoRA"),
         ("unet.mid_block.nothing.lora_A.weight", "names no layer"),
@@ -386,6 +388,21 @@ def test_every_tensor_is_used_or_named(key: str, message: str, tmp_path: Path) -
     with pytest.raises(EditError, match=message) as caught:
         open_edit(tmp_path / "lora.safetensors")
     assert ("\n" not in str(caught.value) and K.split(".")[0] in str(caught.value)) or key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("lora_unet_mid_block_x.a1.weight", "lora_unet_mid_block_x.b1.weight"), "is a GLoRA file"),
+        ((f"unet.{K}.lora_down.default.weight", f"unet.{K}.lora_up.default.weight"), "is a LoRA of unknown spelling"),
+        ((f"unet.{K}.lora_A", f"unet.{K}.lora_B"), "is a LoRA of unknown spelling"),
+        ((f"unet.{K}.weight",), "mu import"),
+    ],
+)
+def test_a_file_of_another_kind_is_not_told_as_weights(keys: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    save_file({key: torch.ones(2, 4) for key in keys}, tmp_path / "lora.safetensors")
+    with pytest.raises(EditError, match=message):
+        open_edit(tmp_path / "lora.safetensors")
 
 
 def metadata_of(**settings: Any) -> dict[str, str]:
@@ -407,7 +424,11 @@ def metadata_of(**settings: Any) -> dict[str, str]:
         (metadata_of(lora_alpha="x"), "lora_alpha"),
         (metadata_of(lora_alpha=0), "lora_alpha 0"),
         (metadata_of(alpha_pattern={"(": 1}), "alpha_pattern"),
+        (metadata_of(alpha_pattern={"a{99999999999999}": 1}), "alpha_pattern"),
+        (metadata_of(alpha_pattern={"(" * 9999 + ")" * 9999: 1}), "alpha_pattern"),
         ({"lora_adapter_metadata": "{"}, "JSON"),
+        ({"lora_adapter_metadata": "[" * 100_000}, "lora_adapter_metadata of 'lora' is nested too deep"),
+        ({"lora_adapter_metadata": '{"unet.r": ' + "7" * 5000 + "}"}, "a number of 5000 digits"),
         ({"lora_adapter_metadata": '{"transformer.r": 2}'}, "transformer.r"),
         ({"mu_concepts": "{}"}, "mu_concepts"),
         ({"alpha": "x"}, "alpha"),
@@ -453,6 +474,10 @@ def test_factors_that_are_no_numbers(tmp_path: Path) -> None:
         save_file({**plain_lora(), f"unet.{K}.lora_B.weight": bad}, tmp_path / "lora.safetensors")
         with pytest.raises(EditError, match=message):
             open_edit(tmp_path / "lora.safetensors")
+    for size, fits in ((3e38, False), (1e18, True)):
+        save_file({name: factor * size for name, factor in plain_lora().items()}, tmp_path / "lora.safetensors")
+        with nullcontext() if fits else pytest.raises(EditError, match="overflow"):
+            assert open_edit(tmp_path / "lora.safetensors").delta(f"unet.{K}.weight").isfinite().all()
     edit = LowRankEdit({f"unet.{K}.weight": Factors(torch.ones(2, 4), torch.ones(4, 2), 2.0)}, EditInfo("test", ("a",)))
     edit.save(tmp_path / "own.safetensors")
     assert open_edit(tmp_path / "own.safetensors").parameters  # control

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -51,6 +52,16 @@ def test_the_emptiest_run_says_how_to_go_on(tmp_path: Path, read: Callable[[str]
         write_report([])
     with pytest.raises(OutputError, match=r"config\.yaml/report\.html"):
         write_report(run, run.config / "report.html")
+
+
+def test_the_title_of_an_edit_without_scores_says_so(run: RunDirectory, page_of: Callable[..., str]):
+    def title() -> str:
+        return html.unescape(page_of(run).partition("<title>")[2].partition("</title>")[0])
+
+    concepts = ", ".join(run.origin().concept_names())
+    assert concepts in title() and "not measured" not in title(), "control"
+    run.scores.unlink()
+    assert title() == f"edit for {concepts}, not measured yet"
 
 
 def test_each_gate_is_named_by_its_concept(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mu.core.errors import ModelError, quoted
+from mu.core.records import read_json
 from mu.models.formats.checkpoint import SUFFIXES
 from mu.models.places import PIPELINE
 
@@ -98,11 +98,9 @@ LARGEST, DEEPEST = 10**8, 1000
 
 def _check_sizes(file: Path) -> None:
     """Raise `ModelError` if the config ``file`` asks for a model beyond any machine. A missing file is left."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    if not file.exists():
         return
-    left: list[tuple[str, Any]] = [("", content)]
+    left: list[tuple[str, Any]] = [("", read_json(file, error=ModelError))]
     while left:
         key, value = left.pop()
         if isinstance(value, dict):
@@ -115,10 +113,10 @@ def _check_sizes(file: Path) -> None:
 
 def _check_shards(index: Path) -> None:
     """Raise `ModelError` if the ``index`` of weights names a file in another folder. What is no index is left."""
+    content = read_json(index, error=ModelError)
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
         files = set(content["weight_map"].values())
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return
     for name in files:
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):

@@ -7,7 +7,6 @@ Those come from the config, the tag or the published file's name.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mu.core.errors import MissingDependency, ModelError, nearest, quoted, titled
+from mu.core.records import read_json
 from mu.models.clip import READ_AT_LARGEST, ClipModel, clip_processor
 from mu.models.formats.architectures import blueprint
 from mu.models.formats.checkpoint import read_state_dict
@@ -168,10 +168,7 @@ def from_file(
 
 def _read_config(folder: Path) -> Config:
     file = folder / OPEN_CLIP_CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read ({error}): copy the folder again") from None
+    config = read_json(file, error=ModelError)
     _check_config(config, str(file))
     return config
 

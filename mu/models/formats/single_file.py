@@ -21,7 +21,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from mu.core.errors import ConfigError, ModelError, as_edit, nearest, quoted
+from mu.core.documents import parse_json
+from mu.core.errors import ConfigError, DataError, ModelError, as_edit, nearest, quoted
+from mu.core.records import read_json
 from mu.models.formats import architectures, compvis
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
 from mu.models.formats.packing import pack, unpack
@@ -252,10 +254,10 @@ def _own_description(tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
     if (content := tensors.pop(DESCRIPTION, None)) is None:
         return {}
     try:
-        found = json.loads(content.numpy().tobytes())
+        found = parse_json(content.numpy().tobytes().decode(), str(path))
         if all(isinstance(each, dict) for part in ("configs", "tokenizers") for each in found[part].values()):
             return dict(found)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (DataError, ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ModelError(f"{path} describes itself wrongly ({DESCRIPTION}): use another copy")
 
@@ -328,10 +330,10 @@ def _folder_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The configs that a diffusers folder has."""
     files = {part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")}
     files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
-    try:
-        found = {part: json.loads(file.read_text(encoding="utf-8")) for part, file in files.items() if file.exists()}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"a config in {folder} cannot be read ({error}): copy the folder again") from None
+    found = {part: read_json(file, error=ModelError) for part, file in files.items() if file.exists()}
+    for part, content in found.items():
+        if not isinstance(content, dict):
+            raise ModelError(f"{files[part]} is not a config: copy the folder again")
     if not found:
         raise ModelError(f"{folder} holds no configs: name a folder in the diffusers layout (unet/config.json, ...)")
     return found

@@ -859,9 +859,10 @@ def test_configs_that_cannot_be_used_are_refused(folders: Callable[[str], Path],
     with pytest.raises(ModelError, match="/empty "):
         load_single_file(path, configs=tmp_path / "empty")
     (tmp_path / "bad" / "unet").mkdir(parents=True)
-    (tmp_path / "bad" / "unet" / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="/bad "):
-        load_single_file(path, configs=tmp_path / "bad")
+    for text, told in (("{", "not JSON"), ("[" * 100_000, "nested too deep"), ("[1]", "not a config")):
+        (tmp_path / "bad" / "unet" / "config.json").write_text(text)
+        with pytest.raises(ModelError, match=rf"/bad/unet/config\.json is {told}"):
+            load_single_file(path, configs=tmp_path / "bad")
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ModelError, match=r"unet .*NoSuchModel"):
         load_single_file(path, configs=small_configs("sd1") | {"unet": {"_class_name": "NoSuchModel"}})
