@@ -181,6 +181,10 @@ def test_no_preset_sets_what_has_no_effect(name: str, preset: str) -> None:
 IDLE: list[tuple[str, dict[str, Any], str]] = [
     ("spm", {"train": {"batch_size": 1}, "prompt": {"batch_size": 2}}, "train.batch_size"),
     ("spm", {"prompt": {"templates": ["a {}"]}}, "prompt.templates"),
+    ("spm", {"calibrate": {"on": True}, "prompt": {"neutral": "moon"}}, "prompt.neutral"),
+    ("spm", {"calibrate": {"on": True}, "prompts": [{"target": "neon", "neutral": "moon"}]}, "prompt.neutral"),
+    ("spm", {"calibrate": {"on": True}, "train": {"lr_scheduler": "linear"}}, "train.lr_scheduler"),
+    ("spm", {"calibrate": {"on": True}, "train": {"lr_warmup_steps": 7}}, "train.lr_warmup_steps"),
     ("spm", {"prompt": {"action": "erase", "la_strength": 3.0}}, "prompt.la_strength"),
     ("spm", {"prompt": {"la_strength": 3.0}, "prompts": [{"target": "dog"}]}, "prompt"),
     ("spm", {"prompts": [{"target": "dog", "anchor_alpha": 2.0}]}, "prompt.anchor_alpha"),
