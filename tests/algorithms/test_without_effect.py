@@ -279,8 +279,6 @@ def clip() -> Any:
         ("spm", {"prompt": {"dynamic_crops": True}}, "tiny", ["prompt.dynamic_crops"]),
         ("spm", {"prompts": [{"target": "neon", "dynamic_crops": True}]}, "tiny", ["prompt.dynamic_crops"]),
         ("spm", {"prompt": {"dynamic_crops": True}}, "tiny_xl", []),
-        ("spm", {"prompt": {"dynamic_resolution": True}}, "tiny", ["prompt.dynamic_resolution"]),
-        ("spm", {"prompt": {"dynamic_resolution": True, "resolution": 128}}, "tiny", []),
         ("sepce", {"protect": {"sentences": 1.0}}, "tiny", ["protect.sentences"]),
         ("sepce", {"protect": {"mend": 5}}, "tiny", ["protect.mend"]),
         ("sepce", {"protect": {"gate": "never"}}, "tiny", ["protect.gate"]),
