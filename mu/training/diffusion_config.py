@@ -85,9 +85,11 @@ def calibrated_away(config: Any) -> dict[str, str]:
     return {name: why for name, why in own.items() if _has(config, name)}
 
 
+_SCHEDULE = ("scheduler", "warmup_steps", "scheduler_num_cycles", "scheduler_power", "scheduler_args")
 _FOUND = {
     "templates": "phrasings",
     "train.lr": "learning rate",
+    **dict.fromkeys([f"train.lr_{name}" for name in _SCHEDULE], "learning rate"),
     "train.stop": "end",
     "prompt.templates": "phrasings",
     "prompt.anchor": "anchor",

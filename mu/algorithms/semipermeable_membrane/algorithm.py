@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig, SemipermeableMembraneMethod
-from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler, resolutions
+from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler
 from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
 from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
 from mu.core import compute, parallel
@@ -154,13 +154,10 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         return found
 
     def idle_on(self, model: DiffusionModel) -> dict[str, str]:
-        size, entries, found = model.default_size, self.config.entries(), dict[str, str]()
-        if model.time_ids(size, size) is None and any(entry.dynamic_crops for entry in entries):
-            found["prompt.dynamic_crops"] = f"{titled(model.name)} takes no crop, as only SDXL does"
-        for full in {entry.resolution or size for entry in entries if entry.dynamic_resolution}:
-            if resolutions(full) == [full]:
-                found["prompt.dynamic_resolution"] = f"a resolution of {full} leaves nothing to draw, it needs 128"
-        return found
+        given = any(entry.dynamic_crops for entry in self.config.entries())
+        if not given or model.time_ids(model.default_size, model.default_size) is not None:
+            return {}
+        return {"prompt.dynamic_crops": f"{titled(model.name)} takes no crop, as only SDXL does"}
 
     def tracking(self) -> Tracking:
         return cast(Tracking, self.config.old.tracking())

@@ -355,7 +355,9 @@ class SemipermeableMembraneConfig(Renewed):
     def unused(self) -> dict[str, str]:
         """Like `BaseConfig.unused`, with the entries in use as ``prompt``, from wherever they are."""
         found = {name: why for name, why in super().unused().items() if not name.startswith("prompt.")}
-        return found | {f"prompt.{name}": why for entry in self.given() for name, why in entry.unused().items()}
+        here = {name.removeprefix("prompt."): why for name, why in self.idle().items() if name.startswith("prompt.")}
+        below = [each for entry in self.given() for each in (entry.unused() | entry.departing(here)).items()]
+        return found | {f"prompt.{name}": why for name, why in below}
 
 
 def read_prompts_file(path: str) -> list[PromptConfig]:
