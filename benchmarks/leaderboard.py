@@ -50,7 +50,9 @@ def boards(results: Path = RESULTS) -> Iterator[tuple[str, str, list[Outcome]]]:
     yield "canvas", source, [outcome(row, "canvas") for row in timeless]
     worlds = json.loads((results / "generalise.json").read_text(encoding="utf-8"))["worlds"]
     for name, rows in worlds.items():
-        source = "Preset `calibrated`, no setting by hand: [generalise.md](generalise.md). What was looked at on it is in"
+        source = (
+            "Preset `calibrated`, no setting by hand: [generalise.md](generalise.md). What was looked at on it is in"
+        )
         source += "\n[calibration.md](../calibration.md#measured)."
         yield name, source, [outcome(row, name) for row in rows]
 
