@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -106,18 +107,13 @@ def choose(
             )
         best: list[tuple[float, str, float, Reading]] = []
         for pressure in pressures:
-            seen: dict[str, Reading] = {}
-            for anchor in anchors:
-                with shifted(model, solved(*pairs[anchor], pressure)):
-                    seen[anchor] = parallel.from_first(each.probe.glance)
-            for anchor in sorted(anchors, key=lambda a: each.cost(seen[a])):
-                if best and each.cost(seen[anchor]) >= min(best)[0]:
-                    break
-                with shifted(model, solved(*pairs[anchor], pressure)):
-                    reading = parallel.from_first(lambda: each.probe.read(seen[anchor]))  # noqa: B023
-                best.append((each.cost(reading), anchor, pressure, reading))
-            whole = {anchor: reading for _, anchor, p, reading in best if p == pressure}
-            each.tried += [told(anchor, pressure, seen[anchor], whole.get(anchor)) for anchor in anchors]
+
+            def on(anchor: str) -> AbstractContextManager[None]:
+                return shifted(model, solved(*pairs[anchor], pressure))  # noqa: B023
+
+            seen, whole = trials(each, on, anchors, min(best)[0] if best else None)
+            best += [(each.cost(reading), anchor, pressure, reading) for anchor, reading in whole.items()]
+            each.tried += [trial_facts(anchor, pressure, seen[anchor], whole.get(anchor)) for anchor in anchors]
             if min(best)[0] < 1:
                 anchors = [min(best)[1]]
         _, each.anchor, each.pressure, reading = min(best)
@@ -125,7 +121,32 @@ def choose(
         log.info("%r becomes %r", each.concept, each.anchor)
 
 
-def told(anchor: str, pressure: float, glance: Reading, whole: Reading | None) -> dict[str, Any]:
+def trials(
+    calibration: Calibration,
+    on: Callable[[str], AbstractContextManager[None]],
+    anchors: Sequence[str],
+    lowest: float | None,
+) -> tuple[dict[str, Reading], dict[str, Reading]]:
+    """The glance at every anchor's edit, and the whole reading of those that may cost less than all others.
+
+    ``on`` puts an anchor's edit on; ``lowest`` is what the best trial so far costs, if there is one.
+    """
+    probe, cost = calibration.probe, calibration.cost
+    seen: dict[str, Reading] = {}
+    whole: dict[str, Reading] = {}
+    for anchor in anchors:
+        with on(anchor):
+            seen[anchor] = parallel.from_first(probe.glance)
+    for anchor, glance in sorted(seen.items(), key=lambda each: cost(each[1])):
+        if lowest is not None and cost(glance) >= lowest:
+            break
+        with on(anchor):
+            reading = whole[anchor] = parallel.from_first(lambda: probe.read(glance))  # noqa: B023
+        lowest = cost(reading) if lowest is None else min(lowest, cost(reading))
+    return seen, whole
+
+
+def trial_facts(anchor: str, pressure: float, glance: Reading, whole: Reading | None) -> dict[str, Any]:
     """What ``tried`` says of one trial: without what should stay, if the concept's images alone had ruled it out."""
     found = (whole or glance)._asdict()
     facts = found if whole else {name: found[name] for name in ("left", "shown", "strange")}

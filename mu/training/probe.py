@@ -108,6 +108,12 @@ class Probe:
             strange=float(to_peers.mean()) / self.apart,
         )
 
+    def read(self, glance: Reading | None = None) -> Reading:
+        """The reading of the model as it is now, with the edit that is on; its ``glance`` is not made again."""
+        scale = self.r.square().sum() / len(self.r)
+        moved = (self._images(self.starts_kept) - self.kept).square().sum(1) / scale
+        return (glance or self.glance())._replace(moved=float(moved.mean()), spilled=float(moved.max()))
+
     def _standing(self, seeds: Sequence[int]) -> dict[str, Tensor]:
         """Up to `PEERS` peers with their images (n, values): the first that draw something of their own.
 
@@ -123,21 +129,16 @@ class Probe:
         def own(images: Tensor) -> Tensor:
             return (images - bare).square().sum(-1).mean(-1)
 
-        (bare,) = of([""])
-        waiting, least = list(self.around.peers[:TRIED]), torch.tensor(0.0)
-        found: dict[str, Tensor] = {}
+        (bare,), least = of([""]), None
+        waiting, found = list(self.around.peers[:TRIED]), dict[str, Tensor]()
         while waiting and len(found) < PEERS:
             part, waiting = waiting[: PEERS - len(found)], waiting[PEERS - len(found) :]
             images = of(part)
-            least = least or OWN * torch.maximum(own(self.target), own(images).mean())
-            found |= {word: x for word, x, much in zip(part, images, own(images), strict=True) if much >= least}
+            shares = own(images)
+            if least is None:
+                least = OWN * torch.maximum(own(self.target), shares.mean())
+            found |= {word: x for word, x, share in zip(part, images, shares, strict=True) if share >= least}
         return found or {"": bare}
-
-    def read(self, glance: Reading | None = None) -> Reading:
-        """The reading of the model as it is now, with the edit that is on; its ``glance`` is not made again."""
-        scale = self.r.square().sum() / len(self.r)
-        moved = (self._images(self.starts_kept) - self.kept).square().sum(1) / scale
-        return (glance or self.glance())._replace(moved=float(moved.mean()), spilled=float(moved.max()))
 
     def _sight(self, clip: ClipModel) -> Sight | None:
         """None, with a warning, if the CLIP cannot tell: it sees the concept in less than half of the frozen model's
