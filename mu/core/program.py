@@ -52,6 +52,8 @@ def guarded(work: Callable[[], Any]) -> int:
         for line in error.each if isinstance(error, ConfigErrors) else [reason]:
             print(f"error: {one_line(line)}", file=sys.stderr)
         return 2
+    finally:
+        parallel.abandon()
     return 0
 
 
