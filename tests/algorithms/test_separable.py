@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -564,6 +565,32 @@ def test_the_first_step_and_its_gradient(tiny: DiffusionModel) -> None:
     B = room_for(tiny, "star", ["star"], ["heart"], {}, BasisConfig()).basis
     assert G.norm() > 0
     assert (G - G @ B.T @ B).norm() < 1e-4 * G.norm()
+
+
+def test_the_distance_begins_as_the_correlation_does_and_ends_at_the_anchor(tiny: DiffusionModel) -> None:
+    def step(objective: str, scale: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        train = {"objective": objective, "regulariser": 0.0, "batch_size": 2}
+        bench = Bench(tiny, settings(train=train), scale)
+        with bench.installed():
+            losses = bench.trainer.step(0)
+            found = torch.autograd.grad(losses["loss"], bench.shift.weights)
+            with bench.shift.frozen():
+                states = bench.trainer.images[0].batch(0, 2)
+            with torch.no_grad():
+                r = bench.trainer.r(states)
+        return losses, torch.cat([g.flatten() for g in found]), r
+
+    correlation, published, r_0 = step("correlation", 0.0)
+    distance, own, _ = step("distance", 0.0)
+    torch.testing.assert_close(own, published, rtol=1e-4, atol=1e-9)
+    assert float(distance["loss"]) == pytest.approx(float(r_0.square().mean()) / 2, rel=1e-4)
+    torch.testing.assert_close(distance["correlation"], correlation["correlation"])
+    correlation, published, r = step("correlation", 3.0)
+    distance, own, _ = step("distance", 3.0)
+    assert float(distance["loss"]) == pytest.approx(float(r.square().mean()) / 2, rel=1e-4)
+    torch.testing.assert_close(distance["correlation"], correlation["correlation"])
+    assert float(correlation["loss"]) == float(correlation["correlation"]), "control"
+    assert F.cosine_similarity(own, published, dim=0) < 0.99, "control: they part as soon as something has moved"
 
 
 def test_evaluations_a_step(tiny: DiffusionModel) -> None:

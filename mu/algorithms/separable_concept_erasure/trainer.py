@@ -4,7 +4,9 @@
     L_cor       = mean( r(c; theta0 + D) * r(c; theta0) )                                  Eq. 28
     L           = L_cor + lambda R,   R = 1/M sum_l ||D_l||_1
 
-L_cor starts at mean(r^2) and has no lower bound: early stopping is part of the method.
+L_cor starts at mean(r^2) and has no lower bound: early stopping is part of the method. SepCE's calibrated search, whose
+probe decides when to stop, trains mean(r^2) / 2 in its place (``train.objective: distance``). Both have the same
+gradient at D = 0. To check: with ``correlation`` in its place, `EditInfo.found` has a larger ``strange``.
 
 eps is the backbone's output, as the paper has it. Of a v-prediction model the output is v: there r in eps would be
 alpha_t times r in v, so the noisiest levels, where an image's layout is decided, would hardly count.
@@ -168,7 +170,9 @@ class SeparableConceptErasureTrainer:
         self._seen: list[States] = []
         self._drawn: list[Tensor] = []
         self.done = 0
-        self.sentences = config.protect.sentences if isinstance(config, SeparableConceptErasureConfig) else 0.0
+        self.sentences, self.towards_anchor = 0.0, False
+        if isinstance(config, SeparableConceptErasureConfig):
+            self.sentences, self.towards_anchor = config.protect.sentences, config.train.objective == "distance"
 
     def train(
         self,
@@ -217,13 +221,13 @@ class SeparableConceptErasureTrainer:
         size, lambda_ = self.config.train.batch_size, self.config.train.regulariser
         with self.shift.frozen():
             states = [images.batch(i, size) for images in self.images]
-        L = [direction(self.r(each), each.r) for each in states]
-        L_cor = L[0] if len(L) == 1 else sum(eta * each for eta, each in zip(scales(L), L, strict=True))
-        assert isinstance(L_cor, Tensor), "there is at least one concept"
+        r = [self.r(each) for each in states]
+        L_cor = balanced([direction(own, each.r) for own, each in zip(r, states, strict=True)])
+        L = balanced([direction(own, own) / 2 for own in r]) if self.towards_anchor else L_cor
         with torch.set_grad_enabled(lambda_ > 0):  # without lambda it is only for the log
             R = self.shift.norm()
         self._drawn.append(L_cor.detach())
-        losses = {"loss": L_cor + lambda_ * R, "correlation": L_cor, "norm": R}
+        losses = {"loss": L + lambda_ * R, "correlation": L_cor, "norm": R}
         if (moved := self.shift.moved()) is not None:
             losses |= {"loss": losses["loss"] + self.sentences * moved, "sentences": moved}
         return losses
@@ -283,6 +287,13 @@ class Effect:
     def of(self, edit: Edit) -> float:
         with edit.applied(self.trainer.model):
             return self.now()
+
+
+def balanced(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of eta_i L_i; of one loss, itself."""
+    if len(losses) == 1:
+        return losses[0]
+    return torch.stack([eta * each for eta, each in zip(scales(losses), losses, strict=True)]).sum()
 
 
 def scales(losses: Sequence[Tensor]) -> list[Tensor]:

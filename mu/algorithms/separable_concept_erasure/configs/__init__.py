@@ -169,6 +169,10 @@ class SeparableTrainConfig(TrainConfig):
     """Learning rate of Adam."""
     adam_eps: float = Field(1e-12, gt=0)
     """Adam's eps. Gradients can be far below 1e-8; with a larger eps Adam is then linear in them and hardly moves."""
+    objective: Literal["correlation", "distance"] = "correlation"
+    """``correlation``: mean(r r_0), Eq. 28, as published. It has no lower bound: beyond 0 the concept's images become
+    ever stranger. ``distance``: mean(r^2) / 2, not in the paper. It has the same gradient at first, and ends where the
+    predictions are the anchor's."""
 
 
 class SeparableConceptErasureConfig(ConceptIrrelevantErasureConfig):
@@ -267,7 +271,7 @@ class SeparableConceptErasureMethod(Method):
             values={
                 **_CALIBRATED,
                 "calibrate": {"on": True, "rate": 0.05},
-                "train": {"iterations": 400, "batch_size": 2},
+                "train": {"iterations": 400, "batch_size": 2, "objective": "distance"},
                 "protect": {"erased": "nearly", "null_tol": 0.03, "gate": "always"},
             }
         ),
