@@ -12,6 +12,7 @@ plan: list its model, and its styles and objects. Cells without a result are lef
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,26 @@ def row_of(folder: GridFolder, cell: Outcome) -> dict[str, Any]:
     }
 
 
-def by_world(folder: GridFolder) -> dict[str, list[dict[str, Any]]]:
+def by_world(*folders: GridFolder) -> dict[str, list[dict[str, Any]]]:
     """The rows of each world, by its name and what its model predicts."""
     worlds: dict[str, list[dict[str, Any]]] = {}
-    for cell in outcomes(folder):
-        if cell.state == "done":
-            place = world_of(cell.cell.model)
-            rows = worlds.setdefault(f"{place.world.name} ({place.sizes.prediction})", [])
-            rows.append(row_of(folder, cell))
+    for folder in folders:
+        for cell in outcomes(folder):
+            if cell.state == "done":
+                place = world_of(cell.cell.model)
+                rows = worlds.setdefault(f"{place.world.name} ({place.sizes.prediction})", [])
+                rows.append(row_of(folder, cell))
     return worlds
+
+
+def added(worlds: dict[str, list[dict[str, Any]]], more: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """``worlds`` with the rows of ``more``, by method; of two rows of one method and concept, that of ``more``."""
+    found = {}
+    for world in dict.fromkeys([*worlds, *more]):
+        rows = {(row["method"], row["concept"]): row for side in (worlds, more) for row in side.get(world, [])}
+        methods = list(dict.fromkeys(method for method, _ in rows))
+        found[world] = sorted(rows.values(), key=lambda row: methods.index(row["method"]))
+    return found
 
 
 def told(row: dict[str, Any]) -> bool:
@@ -124,14 +136,22 @@ def picture(result: dict[str, Any]) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", type=Path, nargs="?", default=Path("outputs/generalise"), help="of `mu grid run`")
+    parser.add_argument("grids", type=Path, nargs="*", help="of `mu grid run`; default: outputs/generalise")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--add", action="store_true", help="keep the rows of the JSON that the grids do not have")
     options = parser.parse_args()
-    folder = GridFolder(options.grid)
-    if not folder.plan.exists():
-        parser.error(f"{options.grid} is no grid's folder: run the plan first, `mu grid run benchmarks/plans/...`")
-    seeds = [seed for one in folder.cells()[0].measured for seed in one.seeds or ()]
-    result = {"seeds": seeds, "worlds": by_world(folder)}
+    folders = [GridFolder(place) for place in options.grids or [Path("outputs/generalise")]]
+    for folder in folders:
+        if not folder.plan.exists():
+            parser.error(f"{folder.folder} is no grid's folder: run a plan first, `mu grid run benchmarks/plans/...`")
+    seeds = [[seed for one in folder.cells()[0].measured for seed in one.seeds or ()] for folder in folders]
+    result = {"seeds": seeds[0], "worlds": by_world(*folders)}
+    if options.add and options.json and options.json.exists():
+        before = json.loads(options.json.read_text(encoding="utf-8"))
+        seeds.append(before["seeds"])
+        result["worlds"] = added(before["worlds"], result["worlds"])
+    if any(each != seeds[0] for each in seeds):
+        parser.error("the grids, or the JSON, have other seeds: their rows belong in tables of their own")
     keep_result(options.json, result, table)
     if options.json:
         with atomic_path(options.json.with_suffix(".png")) as path:

@@ -74,6 +74,18 @@ def test_the_script_draws_what_the_grid_found(tmp_path: Path, script: Any) -> No
     assert "| uce | star | 100.0 (0.0) | 80.0 (90.0) |" in generalise.table({"worlds": found})
 
 
+def test_rows_of_another_grid_are_added(script: Any) -> None:
+    def rows(*names: str, score: float) -> list[dict[str, Any]]:
+        return [{"method": m, "concept": c, "score": score} for m, c in (name.split() for name in names)]
+
+    before, more = rows("uce star", "esd star", score=0.0), rows("uce moon", "esd star", score=1.0)
+    found = script("generalise").added({"w": before}, {"w": more, "v": more})
+    assert [(row["method"], row["concept"], row["score"]) for row in found["w"]] == [
+        ("uce", "star", 0.0), ("uce", "moon", 1.0), ("esd", "star", 1.0)
+    ]  # fmt: skip
+    assert found["v"] == more
+
+
 def test_the_committed_table_is_that_of_the_committed_result(script: Any) -> None:
     result = json.loads((RESULTS / "generalise.json").read_text(encoding="utf-8"))
     assert script("generalise").table(result) == (RESULTS / "generalise.md").read_text(encoding="utf-8")
