@@ -2,7 +2,7 @@
 
     python benchmarks/canvas_restored.py --json docs/results/canvas_restored.json
 
-SepCE erases neon, star and sketch one after another into a bank, with its preset for canvas. Each is then restored
+SepCE erases neon, star and sketch one after another into a bank, with ``--preset``. Each is then restored
 alone, while the others stay erased. The cells are mean and largest of the images' mean differences, in 1/255:
 
 - on phrasings outside every list and preset (`PHRASINGS`), and on those of `mu bank restore`;
@@ -49,8 +49,8 @@ def run(places: Sequence[str | Path], words: Sequence[str]) -> None:
 
 
 class Bench:
-    def __init__(self, out: Path):
-        self.out, self.model, self.judge = out, mu.load("canvas"), judge()
+    def __init__(self, out: Path, preset: str):
+        self.out, self.preset, self.model, self.judge = out, preset, mu.load("canvas"), judge()
 
     @torch.no_grad()
     def images(self, prompts: Sequence[str], seed: int = SEED) -> torch.Tensor:
@@ -74,7 +74,7 @@ class Bench:
         folder = BankFolder(self.out / "bank")
         for concept in CONCEPTS:
             if not folder.json.exists() or concept not in {entry.concept for entry in folder.read().edits}:
-                words = ["erase", "sepce", "--concept", concept, "--preset", "canvas", "--no-images", "--overwrite"]
+                words = ["erase", "sepce", "--concept", concept, "--preset", self.preset, "--no-images", "--overwrite"]
                 run(["--bank", folder.folder, "--out", self.out / concept], words)
         bank, found = folder.open(self.model), {}
         for concept in CONCEPTS:
@@ -94,7 +94,7 @@ class Bench:
         """``star`` searched beside a bank's neon, without gates."""
         folder = self.out / f"star-{weight:g}"
         chosen = algorithm("sepce")
-        settings = chosen.for_concepts(["star"], "canvas").merged(
+        settings = chosen.for_concepts(["star"], self.preset).merged(
             {"output_dir": str(folder), "protect": {"prompts": ["neon"], "sentences": weight, "gate": "never"}}
         )
         work = chosen(settings, model=self.model)
@@ -132,10 +132,11 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/canvas_restored"), help="what is there is not made again"
     )
+    parser.add_argument("--preset", default="canvas")
     parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 0.5, 3.0])
     parser.add_argument("--json", type=Path, help="the result; a table of the same name is written beside it")
     options = parser.parse_args()
-    bench = Bench(options.out)
+    bench = Bench(options.out, options.preset)
     result: dict[str, Any] = {"bank": made_once(options.out / "bank.json", bench.bank), "weights": {}}
     for weight in options.weights:
         make = lambda weight=weight: bench.alone(weight)  # noqa: E731

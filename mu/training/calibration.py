@@ -146,7 +146,7 @@ class Calibration:
                 100 * self.settings.moved,
             )
         facts = {name: round(value, 4) for name, value in reading._asdict().items()}
-        around = {"peers": list(self.around.peers), "partners": list(self.around.partners)}
+        around = {name: list(getattr(self.around, name)) for name in ("peers", "partners", "templates")}
         return {
             "gone": gone,
             "known": self.known,

@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from mu.edits.files import open_edit
 from mu.edits.low_rank import LowRankEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import find_parameter
+from mu.training.watch import relative_rate
 
 FAST: dict[str, Any] = {"train": {"iterations": 3, "lr": 1e-2, "stop": "steps"}, "data": {"images": 4, "steps": 2}}
 THREE = ["star", "heart", "moon"]
@@ -949,6 +951,38 @@ def test_an_older_shift_is_trained_again_where_sparing_a_new_concept_cost_it_too
     assert effect.of(projected) == pytest.approx(gone[0], rel=1e-3) and left == pytest.approx(
         gone[0] / gone[1], rel=1e-2
     )
+
+
+def test_an_older_shift_of_a_calibrated_search_is_trained_again_as_it_was_found(
+    tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own phrasings, towards its own anchor, at a rate relative to the weights."""
+    (old,) = find(tiny, settings(concepts=["star"], train={"iterations": 20, "lr": 1e-3}))
+    config: Any = old.info.config
+    found = {"templates": ["a {} here", "my {}"], "anchor": "fish"}
+    calibrated = {**config, "calibrate": {**config["calibrate"], "on": True, "rate": 0.02}}
+    calibrated |= {"prompt": {**config["prompt"], "template_anchor": True}}
+    method = SeparableConceptErasureAlgorithm(settings(concepts=["moon"], protect={"prompts": ["star"]}), model=tiny)
+    rates, texts, adam, encoded = [], set[str](), torch.optim.Adam, SeparableConceptErasureDataHandler.encoded
+
+    def noting(weights: Any, lr: float, **options: Any) -> torch.optim.Adam:
+        rates.append(lr)
+        return adam(weights, lr=lr, **options)
+
+    def read(self: SeparableConceptErasureDataHandler, text: str) -> Any:
+        texts.add(text)
+        return encoded(self, text)
+
+    monkeypatch.setattr("mu.algorithms.separable_concept_erasure.algorithm.ENOUGH", 2.0)  # so both are trained again
+    monkeypatch.setattr(torch.optim, "Adam", noting)
+    monkeypatch.setattr(SeparableConceptErasureDataHandler, "encoded", read)
+    for info in (replace(old.info, config=calibrated, found=found), old.info):
+        texts.clear()
+        method.mended(LowRankEdit(old.factors, info), ["moon"], 2)
+        own = {"a star here", "my star", "a fish here", "my fish"}
+        assert texts == own if info is not old.info else texts.isdisjoint(own), "control: by the settings"
+    weights = [layer.weight for layer in text_layers(tiny).values()]
+    assert rates == [pytest.approx(relative_rate(weights, 0.02)), 1e-3]
 
 
 def test_an_older_shift_of_which_nothing_would_be_left_stays(

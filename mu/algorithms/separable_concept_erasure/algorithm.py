@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -203,7 +203,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             if len(edit.info.concepts) > 1:
                 raise ConfigError("it erases several concepts at once")
             (concept,), config = edit.info.concepts, self.config_class.parse(dict(edit.info.config))
-            config = config.merged(
+            config = as_calibrated(config, edit.info.found).merged(
                 {
                     "protect.prompts": [*config.protect.prompts, *edit.info.protects, *prompts],
                     "protect.sentences": self.config.protect.sentences,
@@ -326,6 +326,13 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         if run and several:
             edit.save(self._kept(run)[k])
         return edit
+
+
+def as_calibrated(config: SeparableConceptErasureConfig, found: Mapping[str, Any]) -> SeparableConceptErasureConfig:
+    """``config`` with the phrasings and the anchor that a calibrated search ``found``, as settings."""
+    if not config.calibrate.on or "templates" not in found:
+        return config
+    return config.merged({"prompt": {"templates": found["templates"], "anchor": found["anchor"] or ""}})
 
 
 def findings(

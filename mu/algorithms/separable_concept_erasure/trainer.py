@@ -188,7 +188,8 @@ class SeparableConceptErasureTrainer:
         ``stop`` replaces the stopping rule of the settings, and so do ``calibrations``, one for each concept.
         """
         settings, weights = self.config.train, self.shift.weights
-        rate = relative_rate(self.shift.scale(), self.config.calibrate.rate) if calibrations else settings.lr
+        calibrate = self.config.calibrate
+        rate = relative_rate(self.shift.scale(), calibrate.rate) if calibrate.on else settings.lr
         optimizer = torch.optim.Adam(weights, lr=rate, eps=settings.adam_eps)
         state: dict[str, Any] = {"weights": Tensors(weights), "momentum": self.momentum}
         watch = Watch(calibrations, optimizer, weights) if calibrations else None

@@ -272,7 +272,7 @@ class SeparableConceptErasureMethod(Method):
                 **_CALIBRATED,
                 "calibrate": {"on": True, "rate": 0.05},
                 "train": {"iterations": 400, "batch_size": 2, "objective": "distance"},
-                "protect": {"erased": "nearly", "null_tol": 0.03, "gate": "always"},
+                "protect": {"erased": "nearly", "null_tol": 0.03, "gate": "always", "sentences": 0.5},
             }
         ),
         Preset(
