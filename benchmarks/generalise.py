@@ -86,7 +86,7 @@ def table(result: dict[str, Any]) -> str:
                 row["concept"],
                 *(f"{100 * row['edited'][s]:.1f} ({100 * row['base'][s]:.1f})" for s in SCORES),
                 "yes" if row["found"]["gone"] else "no",
-                str(row["seconds"]),
+                "" if row["seconds"] is None else str(row["seconds"]),
             ]
             for row in rows
         ]
@@ -110,7 +110,10 @@ def _mean(rows: list[dict[str, Any]], side: str, score: str) -> float:
 def _mean_row(name: str, rows: list[dict[str, Any]]) -> list[str]:
     both = [f"{_mean(rows, 'edited', s):.1f} ({_mean(rows, 'base', s):.1f})" for s in SCORES]
     gone = sum(row["found"]["gone"] for row in rows)
-    seconds = f"{statistics.mean(row['seconds'] for row in rows):.0f}"
+    timed = [row["seconds"] for row in rows if row["seconds"] is not None]
+    seconds = (
+        f"{statistics.mean(timed):.0f}" + (f" (of {len(timed)})" if len(timed) < len(rows) else "") if timed else ""
+    )
     return [f"**{name}**", f"mean of {len(rows)}", *both, f"{gone} of {len(rows)}", seconds]
 
 
@@ -138,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grids", type=Path, nargs="*", help="of `mu grid run`; default: outputs/generalise")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--untimed", action="store_true", help="the grids ran beside other work: leave out seconds")
     parser.add_argument("--add", action="store_true", help="keep the rows of the JSON that the grids do not have")
     options = parser.parse_args()
     folders = [GridFolder(place) for place in options.grids or [Path("outputs/generalise")]]
@@ -146,6 +150,8 @@ def main() -> None:
             parser.error(f"{folder.folder} is no grid's folder: run a plan first, `mu grid run benchmarks/plans/...`")
     seeds = [[seed for one in folder.cells()[0].measured for seed in one.seeds or ()] for folder in folders]
     result = {"seeds": seeds[0], "worlds": by_world(*folders)}
+    if options.untimed:
+        result["worlds"] = {w: [{**row, "seconds": None} for row in rows] for w, rows in result["worlds"].items()}
     if options.add and options.json and options.json.exists():
         before = json.loads(options.json.read_text(encoding="utf-8"))
         seeds.append(before["seeds"])

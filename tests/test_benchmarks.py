@@ -86,6 +86,13 @@ def test_rows_of_another_grid_are_added(script: Any) -> None:
     assert found["v"] == more
 
 
+def test_only_what_was_timed_has_seconds(script: Any) -> None:
+    score = {"UA": 0.0, "IRA": 1.0, "CRA": 1.0, "unasked": 0.0}
+    row = {"method": "uce", "concept": "star", "base": score, "edited": score, "found": {"gone": True}, "seconds": 8.0}
+    told = script("generalise").table({"worlds": {"w": [row, {**row, "concept": "moon", "seconds": None}]}})
+    assert "| 8.0 |" in told and "None" not in told and "| 8 (of 1) |" in told
+
+
 def test_the_committed_table_is_that_of_the_committed_result(script: Any) -> None:
     result = json.loads((RESULTS / "generalise.json").read_text(encoding="utf-8"))
     assert script("generalise").table(result) == (RESULTS / "generalise.md").read_text(encoding="utf-8")
