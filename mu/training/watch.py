@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,14 +29,19 @@ class Watch:
 
     What is read and kept are not the weights of one step but their running average over about twenty: the steps of
     methods that draw one prompt each scatter. Factors of a low-rank edit are averaged each on their own. Of several
-    concepts in one edit, the worst reading counts.
+    concepts in one edit, the worst reading counts. ``as_used`` is what else is on during a reading: an edit in training
+    has no gate, and a gate keeps most of what should stay.
     """
 
     def __init__(
-        self, calibrations: Sequence[Calibration], optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]
+        self,
+        calibrations: Sequence[Calibration],
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[Tensor],
+        as_used: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         self.calibrations, self.optimizer, self.weights = list(calibrations), optimizer, list(weights)
-        self.settings = calibrations[0].settings
+        self.settings, self.as_used = calibrations[0].settings, as_used
         self.first = optimizer.param_groups[0]["lr"]
         self.curve: list[dict[str, float]] = []
         self.best: list[Tensor] = []
@@ -49,7 +54,7 @@ class Watch:
             average.lerp_(weight.detach(), 1 - MEMORY)
         if (i + 1) % self.settings.every:
             return False
-        with self._averaged():
+        with self._averaged(), self.as_used():
             reading = worst(readings(self.calibrations))
         cost = self.calibrations[0].cost(reading)
         self.waited += 1

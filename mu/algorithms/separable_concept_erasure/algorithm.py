@@ -306,7 +306,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         concept, several = self.config.concepts[k], len(self.config.concepts) > 1
         if kept := parallel.from_first(lambda: self._found(k, run)):
             return kept
-        shift = SeparableShift(data.model, room, self.info([concept]), data.sentences(concept))
+        shift = SeparableShift(data.model, room, self.info([concept], gate=self._gate()), data.sentences(concept))
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, [concept], anchor_moves=False)
         first = k * updates(
             self.config.train.iterations, self.config.train.counting
@@ -319,7 +319,7 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
                 calibrations=self.calibrations[k : k + 1],
             )
         edit = shift.finished()
-        edit.info = replace(edit.info, found=findings(concept, trainer, shift), gate=self._gate())
+        edit.info = replace(edit.info, found=findings(concept, trainer, shift))
         if self.calibrations:
             edit = settled(edit, data.model, self.calibrations[k : k + 1], curve=trainer.curve)
         tell_leak(concept, shift)

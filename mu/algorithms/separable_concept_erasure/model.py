@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Protocol
 
@@ -30,6 +30,10 @@ class Shift(Protocol):
     def installed(self) -> AbstractContextManager[None]: ...
 
     def frozen(self) -> AbstractContextManager[None]: ...
+
+    def as_used(self) -> AbstractContextManager[None]:
+        """Inside the block, and inside ``installed()``, the delta acts as the finished edit will: with its gate."""
+        ...
 
     def scale(self) -> Sequence[Tensor]:
         """The tensors that are changed, whose size is the unit of a relative learning rate."""
@@ -109,6 +113,11 @@ class SeparableShift:
         with torch.no_grad(), self.membrane.off():
             yield
 
+    @contextmanager
+    def as_used(self) -> Iterator[None]:
+        with self.membrane.off(), self.edit.applied(self.model):
+            yield
+
     @torch.no_grad()
     def start_from(self, edit: LowRankEdit) -> None:
         """Start from the delta of ``edit``, projected onto the span of the basis."""
@@ -174,6 +183,9 @@ class DenseShift:
     def frozen(self) -> AbstractContextManager[None]:
         assert self.tuning is not None, "installed() comes first"
         return self.tuning.frozen()
+
+    def as_used(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def scale(self) -> Sequence[Tensor]:
         return self.originals

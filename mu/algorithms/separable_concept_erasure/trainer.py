@@ -192,7 +192,7 @@ class SeparableConceptErasureTrainer:
         rate = relative_rate(self.shift.scale(), calibrate.rate) if calibrate.on else settings.lr
         optimizer = torch.optim.Adam(weights, lr=rate, eps=settings.adam_eps)
         state: dict[str, Any] = {"weights": Tensors(weights), "momentum": self.momentum}
-        watch = Watch(calibrations, optimizer, weights) if calibrations else None
+        watch = Watch(calibrations, optimizer, weights, self.shift.as_used) if calibrations else None
         if watch:
             state["watch"] = stop = watch
         if settings.gradients == "summed":
