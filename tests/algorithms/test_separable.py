@@ -40,6 +40,7 @@ from mu.core.errors import ConfigError, DataError, EditError
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo, shifted
 from mu.edits.files import open_edit
+from mu.edits.gates import FacilitatedTransport
 from mu.edits.low_rank import LowRankEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import find_parameter
@@ -593,6 +594,24 @@ def test_the_distance_begins_as_the_correlation_does_and_ends_at_the_anchor(tiny
     torch.testing.assert_close(distance["correlation"], correlation["correlation"])
     assert float(correlation["loss"]) == float(correlation["correlation"]), "control"
     assert F.cosine_similarity(own, published, dim=0) < 0.99, "control: they part as soon as something has moved"
+
+
+def test_a_probe_reads_a_shift_in_training_with_its_gate(tiny: DiffusionModel) -> None:
+    config = settings()
+    method = SeparableConceptErasureAlgorithm(config, model=tiny)
+    room = method.room(SeparableConceptErasureDataHandler(config, tiny), "star")
+    shift = SeparableShift(tiny, room, EditInfo("test", ("star",), gate=FacilitatedTransport()))
+    draw = torch.Generator().manual_seed(5)
+    for weight in shift.weights:
+        weight.data = torch.randn(weight.shape, generator=draw)
+    with shift.finished().applied(tiny):
+        used = predict(tiny, "a house")
+    with shift.installed():
+        whole = predict(tiny, "a house")
+        with shift.as_used():
+            torch.testing.assert_close(predict(tiny, "a house"), used)
+        assert torch.equal(predict(tiny, "a house"), whole), "it is in training again"
+    assert (whole - used).abs().max() > 1e-3, "control: the gate keeps something back"
 
 
 def test_evaluations_a_step(tiny: DiffusionModel) -> None:

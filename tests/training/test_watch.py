@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -52,6 +53,25 @@ def test_training_ends_when_nothing_better_follows_and_keeps_the_best():
     assert last == 1 + PATIENCE
     watch.keep_best()
     assert weight.item() == pytest.approx(1 - MEMORY**ON.every, abs=1e-6), "the average of steps at 0 and then at 1"
+
+
+def test_a_reading_is_of_the_edit_as_it_is_used():
+    weight, on, seen = nn.Parameter(torch.zeros(1)), [], []
+
+    @contextmanager
+    def as_used() -> Iterator[None]:
+        on.append(True)
+        yield
+        on.pop()
+
+    probe = Scripted([reading(0.8, 1.0)] * 2)
+    read = probe.read
+    probe.read = lambda: (seen.append(list(on)), read())[1]  # type: ignore[method-assign]
+    for way in ((as_used,), ()):
+        watch = Watch([probe], torch.optim.Adam([weight]), [weight], *way)  # type: ignore[list-item]
+        for i in range(ON.every):
+            watch(i)
+    assert seen == [[True], []] and not on
 
 
 def test_an_average_scatters_less_than_the_steps():
