@@ -254,8 +254,8 @@ class SlugMethod(Method):
         ),
         Preset(
             "clip-preconditioned",
-            "any concept of a ViT-B/32: the paper's settings, preconditioned, which keeps more on two small CLIPs",
-            {"gradients": {"precondition": 0.3}},
+            "any concept of a ViT-B/32: preconditioned, a tenth beyond the step that forgets; docs/slug.md compares it",
+            {"gradients": {"precondition": 0.3}, "search": {"margin": 1.1}},
         ),
         Preset(
             "clip-released",
