@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/canvas_slug"))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path, help="a chart of all rows, as PNG")
+    parser.add_argument("--image", type=Path, help="a chart of all rows, as PNG")
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--kinds", nargs="*", default=[*KINDS])
     parser.add_argument("--concepts", nargs="*", help="only these")

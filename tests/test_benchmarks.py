@@ -98,6 +98,38 @@ def test_the_committed_table_is_that_of_the_committed_result(script: Any) -> Non
     assert script("generalise").table(result) == (RESULTS / "generalise.md").read_text(encoding="utf-8")
 
 
+def test_what_the_page_says_of_preconditioning_is_what_was_measured(script: Any) -> None:
+    """Why it is no default: along the plain gradient each concept is forgotten as well, or better, but once."""
+    module = script("canvas_slug_options")
+    result = json.loads((RESULTS / "canvas_slug_options.json").read_text(encoding="utf-8"))
+    assert module.table_of(result) == (RESULTS / "canvas_slug_options.md").read_text(encoding="utf-8")
+    found = [rows for world in result["worlds"].values() for rows in world.values()]
+    assert len(found) == 17 and all(rows.keys() == module.OPTIONS.keys() for rows in found)
+
+    def more(option: str, key: str, than: str = module.PAPER) -> int:
+        return sum(rows[option][key] > rows[than][key] + 1e-6 for rows in found)
+
+    one, margin = "preconditioned, 0.3", "preconditioned, 0.3, margin 1.1"
+    assert (more(one, "FA@5"), more(module.PAPER, "FA@5", one)) == (4, 1), "higher, lower"
+    assert (more(one, "kept"), more(module.PAPER, "kept", one)) == (16, 0)
+    assert (more(margin, "FA@5"), more(margin, "kept"), more(module.PAPER, "kept", margin)) == (0, 15, 1)
+    page = (ROOT / "docs" / "slug.md").read_text(encoding="utf-8")
+    for world, name in (("canvas", "canvas"), ("sibling-5", "world 5")):
+        for option in (module.PAPER, one, "preconditioned, 1.0", margin):
+            _, _, first, fifth, higher, kept, least, less, *_ = module.mean_row(
+                option, [*result["worlds"][world].values()]
+            )
+            row = next(line for line in page.splitlines() if line.startswith(f"| {name}, {said(option)} | "))
+            told = [cell.strip().split(" (")[0].split(" of ")[0] for cell in row.split("|")[2:-1]]
+            beside = [higher, less] if option != module.PAPER else ["", ""]
+            assert told == [first, fifth, beside[0], kept, least, beside[1]], row
+
+
+def said(option: str) -> str:
+    """An option as the page's table names it."""
+    return option.removeprefix("preconditioned, ").replace("g_f", "`g_f`")
+
+
 def test_the_leaderboard_is_that_of_the_committed_results(script: Any) -> None:
     module = script("leaderboard")
     assert module.page() == (RESULTS / "leaderboard.md").read_text(encoding="utf-8"), "run the command that it names"

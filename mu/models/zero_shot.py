@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch.nn.functional as F
 from PIL import Image
@@ -20,6 +20,9 @@ from mu.data.imagenet import read_imagenet
 from mu.data.pairs import decode
 from mu.data.shards import Extent
 
+if TYPE_CHECKING:
+    from mu.data.canvas import World
+
 IMAGENET_TEMPLATES = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -31,7 +34,6 @@ IMAGENET_TEMPLATES = (
 )
 CLASS_TEMPLATES = ("{}", "a picture of {}")
 """For the user's own classes, which may be of any kind: objects, people, styles."""
-CANVAS_TEMPLATES = {"style": ("an image in {} style",), "object": ("a {} image",), "identity": ("a portrait of {}",)}
 
 
 class Shown(Protocol):
@@ -72,18 +74,19 @@ class ZeroShot:
         return class_of(concept, self.classes)
 
 
-def canvas_tasks(per_class: int, seed: int) -> list[ZeroShot]:
-    """Styles, objects and people of the embedded world, with ``per_class`` newly rendered images of each class."""
-    from mu.data import canvas as world
+def canvas_tasks(per_class: int, seed: int, world: World | None = None) -> list[ZeroShot]:
+    """Styles, objects and people of ``world``, with ``per_class`` newly rendered images of each class.
 
-    tasks = []
-    for kind, templates in CANVAS_TEMPLATES.items():
-        classes = {"style": world.STYLES, "object": world.OBJECTS, "identity": world.IDENTITIES}[kind]
+    Default: the embedded world."""
+    from mu.data.canvas import CANVAS, rendered_pairs
+
+    world, tasks = world or CANVAS, []
+    for kind, classes in world.classes().items():
         pairs, labels = [], []
         for label, name in enumerate(classes):
-            pairs += world.rendered_pairs(per_class, seed * 1000 + label, name)
+            pairs += rendered_pairs(per_class, seed * 1000 + label, name, world)
             labels += [label] * per_class
-        tasks.append(ZeroShot(kind, classes, templates, pairs, tuple(labels)))
+        tasks.append(ZeroShot(kind, classes, (world.template(kind),), pairs, tuple(labels)))
     return tasks
 
 

@@ -108,6 +108,18 @@ def test_slug_leaves_out_there_what_it_leaves_out_everywhere(preset: str) -> Non
     assert set(LayersConfig().exclude) < set(config.layers.exclude)  # type: ignore[attr-defined]
 
 
+def test_slug_moves_along_the_paper_s_gradient_unless_its_preset_is_named() -> None:
+    """On a CLIP that no preset names, as on the paper's: docs/slug.md has the figures."""
+
+    def found(model: str | None, preset: str | None = None) -> tuple[float | None, float]:
+        config: Any = method("slug").for_concepts(["x"], model, preset)
+        return config.gradients.precondition, config.search.margin
+
+    for model in ("open_clip:ViT-B-32/laion400m_e32", "openai/clip-vit-base-patch32", "a/folder"):
+        assert found(model) == found(model, "clip") == found(model, "clip-released") == (None, 1.0)
+        assert found(model, "clip-preconditioned") == (0.3, 1.1), "control"
+
+
 # -- names
 # ---------------------------------------------------------------------------------------------------------------
 

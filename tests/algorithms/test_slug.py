@@ -788,11 +788,32 @@ def test_the_preconditioned_direction_disturbs_the_retained_least() -> None:
     assert cost(D["w"]) < 0.5 * cost(g), "control: it is another direction"
 
 
-def test_preconditioning_needs_pairs_and_a_linear_layer(clip: ClipModel, tmp_path: Path) -> None:
+def test_a_retain_gradient_without_its_images_gives_the_plain_step_and_says_so(
+    clip: ClipModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "retain.safetensors"
     method(["star"]).save_gradients("retain", file)
-    with pytest.raises(ConfigError, match=r"(?=.*gradients\.precondition).*data\.retain"):
-        method(["star"], gradients={"precondition": 0.1}, data={"retain": str(file)}).find_edit()
+    told = "gradients.precondition has no effect: data.retain is a gradient file"
+
+    def found(source: str, precondition: float | None) -> tuple[dict[str, Tensor], Any, int]:
+        work = method(["star"], gradients={"precondition": precondition}, data={"retain": source})
+        work.model = clip
+        run = RunDirectory(tmp_path / f"{Path(source).stem}-{precondition}")
+        run.folder.mkdir()
+        caplog.clear()
+        shifts = work.find_edit(run).shifts
+        record = json.loads((run.folder / "slug_star.json").read_text())
+        return dict(shifts), record["precondition"], sum(told in line for line in caplog.messages)
+
+    (turned, damping, lines), (plain, none, silent) = found(str(file), 0.3), found(str(file), None)
+    assert (damping, none, lines, silent) == (None, None, 1, 0)
+    assert turned.keys() == plain.keys() and all(torch.equal(turned[name], plain[name]) for name in plain)
+    (other, damping, lines) = found("canvas", 0.3)
+    assert (damping, lines) == (0.3, 0), "control: with images"
+    assert other.keys() != plain.keys() or not all(torch.equal(other[name], plain[name]) for name in plain)
+
+
+def test_preconditioning_needs_a_linear_layer(clip: ClipModel) -> None:
     with pytest.raises(ConfigError, match=r"gradients\.precondition"):
         second_moments(clip, rendered_pairs(2, 5), ["text_encoder.final_layer_norm.weight"])
 

@@ -33,7 +33,7 @@ from mu.data.prompt_lists import (
 )
 from mu.evaluation.suites.canvas import neutral_prompts
 from mu.models import EMBEDDED
-from mu.models.zero_shot import CANVAS_TEMPLATES, IMAGENET_TEMPLATES
+from mu.models.zero_shot import IMAGENET_TEMPLATES
 
 PACKAGE = Path(prompt_lists.__file__).resolve().parent.parent
 COUNTS = {"styles": 60, "objects": 80, "animals": 50, "people": 60, "places": 50}
@@ -211,7 +211,7 @@ def world_texts() -> set[str]:
     return {
         *(text for scene in world.every_scene() for text, _ in world.captions(scene)),
         *(*world.PHRASES, *world.SENTENCES, *world.SENTENCES_OF["identity"], *IMAGENET_TEMPLATES),
-        *(text for texts in CANVAS_TEMPLATES.values() for text in texts),
+        *map(world.CANVAS.template, world.CANVAS.classes()),
         *neutral_prompts("style"),
         *neutral_prompts("object"),
     }

@@ -216,11 +216,9 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
         self, data: SingleLayerUnlearningGradientDataHandler, concept: str, g_f: dict[str, Direction]
     ) -> dict[str, Direction]:
         """The direction of each searched tensor: the forget gradient, or the preconditioned one."""
-        settings = self.config.gradients
-        if settings.precondition is None:
+        damping = self.config.damping
+        if damping is None:
             return g_f
-        if data.gradient_file("retain", concept):
-            raise ConfigError("gradients.precondition needs retain pairs, data.retain is a gradient file: name images")
         named = folded(concept).removesuffix(" style")
         others = [pair for pair in data.pairs("retain", concept) if named not in folded(pair.caption)]
         if not others:
@@ -228,8 +226,8 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
                 f"every retain caption names {quoted(concept)}: gradients.precondition needs others, add some"
             )
         names = list(dict.fromkeys(name for direction in g_f.values() for name in direction))
-        moments = second_moments(self.clip, others, names, settings.chunk)
-        return {name: preconditioned(direction, moments, settings.precondition) for name, direction in g_f.items()}
+        moments = second_moments(self.clip, others, names, self.config.gradients.chunk)
+        return {name: preconditioned(direction, moments, damping) for name, direction in g_f.items()}
 
     def _probe(self, target: Target, tasks: list[ZeroShot], first: Probe | None = None) -> Probe:
         """The probe for ``target``. ``first`` is another concept's probe of the same tasks; its base features are
@@ -305,7 +303,7 @@ class SingleLayerUnlearningGradientAlgorithm(SlugMethod, Erasure):
             {
                 "concept": target.concept,
                 "sign": "+grad L_f",
-                "precondition": self.config.gradients.precondition,
+                "precondition": self.config.damping,
                 "chosen": chosen.score.name,
                 "rho": chosen.chosen,
                 "lambda": chosen.score.step(chosen.chosen or 0.0),

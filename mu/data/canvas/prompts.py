@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -11,7 +11,7 @@ from mu.core.errors import DataError, quoted
 from mu.data.canvas.objects import OBJECTS
 from mu.data.canvas.scenes import Scene
 from mu.data.canvas.styles import STYLES
-from mu.data.canvas.world import CANVAS
+from mu.data.canvas.world import CANVAS, World
 from mu.data.questions import QUESTIONS
 
 PROMPTS = tuple(Scene(style, object=name).prompt for name in OBJECTS for style in STYLES)
@@ -38,6 +38,7 @@ class RenderedPair:
     scene: Scene
     caption: str
     seed: tuple[int, ...]
+    world: World = field(default=CANVAS, hash=False)
 
     @property
     def shows(self) -> dict[str, str]:
@@ -45,26 +46,26 @@ class RenderedPair:
         return {attribute: told for attribute in QUESTIONS if (told := getattr(self.scene, attribute))}
 
     def image(self) -> Image.Image:
-        return Image.fromarray(CANVAS.render(self.scene, self.seed))
+        return Image.fromarray(self.world.render(self.scene, self.seed))
 
 
-def rendered_pairs(n: int, seed: int, concept: str | None = None) -> list[RenderedPair]:
-    """``n`` random scenes, each with one of its captions; with ``concept``, only captions that name it.
+def rendered_pairs(n: int, seed: int, concept: str | None = None, world: World = CANVAS) -> list[RenderedPair]:
+    """``n`` random scenes of ``world``, each with one of its captions; with ``concept``, only captions that name it.
 
-    Raises `DataError` if the canvas world lacks ``concept``."""
+    Raises `DataError` if the world lacks ``concept``."""
     scenes = [
         scene
-        for scene in CANVAS.every_scene()
+        for scene in world.every_scene()
         if concept is None or concept in (scene.style, scene.object, scene.identity)
     ]
     if not scenes:
-        raise DataError(f"{quoted(concept)} is not a style, object or person of the canvas world")
+        raise DataError(f"{quoted(concept)} is not a style, object or person of the {world.name} world")
     rng = np.random.default_rng((seed, n))
     pairs = []
     for k in range(n):
         scene = scenes[int(rng.integers(len(scenes)))]
-        texts = [text for text, _ in CANVAS.captions(scene) if concept is None or concept in text]
-        pairs.append(RenderedPair(scene, texts[int(rng.integers(len(texts)))], (seed, k)))
+        texts = [text for text, _ in world.captions(scene) if concept is None or concept in text]
+        pairs.append(RenderedPair(scene, texts[int(rng.integers(len(texts)))], (seed, k), world))
     return pairs
 
 

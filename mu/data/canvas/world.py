@@ -93,6 +93,15 @@ class World:
     def identities(self) -> tuple[str, ...]:
         return tuple(self.people)
 
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """The names of each kind of concept."""
+        return {"style": self.styles, "object": self.objects, "identity": self.identities}
+
+    def template(self, kind: str) -> str:
+        """The first caption that names only a concept of this ``kind``, with ``{}`` in its place."""
+        texts = {"style": self.wording.styles, "object": self.wording.objects, "identity": self.wording.people}[kind]
+        return next(text.format(who="{}", style="{}") for text, told in texts if told == kind[0])
+
     def every_scene(self) -> list[Scene]:
         """All style x object and style x identity pairs, and the watermark if there is one."""
         objects = [Scene(style, object=name) for style in self.styles for name in self.objects]

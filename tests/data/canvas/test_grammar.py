@@ -7,7 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from mu.data.canvas import CANVAS, Scene
+from mu.core.errors import DataError
+from mu.data.canvas import CANVAS, Scene, rendered_pairs
 from mu.data.canvas.grammar import sibling
 from mu.models.canvas.architecture import Sizes, new_tokenizer
 
@@ -56,6 +57,22 @@ def test_its_words_are_tokens_and_its_captions_fit(seed: int):
     texts = [text for scene in world.every_scene() for text, _ in world.captions(scene)]
     assert max(len(tokenizer(text).input_ids) for text in texts) <= sizes.tokens
     assert all(world.prompt(scene) in dict(world.captions(scene)) for scene in world.every_scene() if scene.object)
+
+
+def test_pairs_and_templates_of_a_world_are_its_own():
+    """Canvas's templates as its CLIP is asked; a sibling's in its own words, with one place for the concept."""
+    assert [*map(CANVAS.template, CANVAS.classes())] == ["an image in {} style", "a {} image", "a portrait of {}"]
+    world = sibling(5)
+    for kind, names in world.classes().items():
+        (pair,) = rendered_pairs(1, 3, names[0], world)
+        assert names[0] in pair.caption and getattr(pair.scene, kind) == names[0]
+        asked = world.template(kind)
+        assert asked.count("{}") == 1
+        assert (asked.format(names[0]), kind[0]) in world.captions(pair.scene)
+        assert np.array_equal(np.asarray(pair.image()), world.render(pair.scene, pair.seed))
+    with pytest.raises(DataError, match="sibling-5"):
+        rendered_pairs(1, 3, "star", world)
+    assert rendered_pairs(1, 3, "star") and hash(rendered_pairs(1, 3)[0]) == hash(rendered_pairs(1, 3)[0]), "control"
 
 
 def test_both_predictions_occur():

@@ -49,8 +49,8 @@ class GradientConfig(BaseConfig):
     gradients never zeroed, over both sets. ``constant_retain_caption``: one caption for all retain pairs."""
     precondition: float | None = Field(None, gt=0)
     """Rotate the forget gradient of linear layers away from their inputs for retain pairs that do not name the concept
-    (see `preconditioner`), so that more is retained. The value is the damping: 1 is gentle, 0.1 strong. Needs retain
-    pairs, not a gradient file."""
+    (see `preconditioner`), so that more is retained. The value is the damping: 1 is gentle, 0.1 strong. Without
+    effect, with a note, where data.retain is a gradient file: that holds no inputs."""
     grad_sign: str | None = Field(None, pattern=r"^[+-]$")
     """Sign of a gradient file that does not state it: ``+`` for the gradient of the loss, ``-`` for its negative.
     Files of `mu gradients` state it; the released programs' ``.pt`` files do not. Both data.forget and data.retain
@@ -193,7 +193,17 @@ class SlugConfig(BaseConfig):
     def idle(self) -> Mapping[str, str]:
         forget, retain = self.data.is_file("forget"), self.data.is_file("retain")
         found = {"gradients.chunk": "both gradients come from files"} if forget and retain else {}
+        if retain:
+            found["gradients.precondition"] = (
+                "data.retain is a gradient file, which holds no inputs of the layers, so each step is along the forget "
+                "gradient itself: name retain images to precondition"
+            )
         return found if forget or retain else {"gradients.grad_sign": "no gradient comes from a file"}
+
+    @property
+    def damping(self) -> float | None:
+        """``gradients.precondition``, or None where ``data.retain`` is a gradient file, which holds no layer inputs."""
+        return None if self.data.is_file("retain") else self.gradients.precondition
 
 
 LLAVA = {"model": "llava-hf/llava-1.5-7b-hf", "clip": "openai/clip-vit-large-patch14-336"}
@@ -244,8 +254,8 @@ class SlugMethod(Method):
         ),
         Preset(
             "clip-preconditioned",
-            "any concept of a ViT-B/32: the paper's settings, preconditioned, which keeps more on two small CLIPs",
-            {"gradients": {"precondition": 0.3}},
+            "any concept of a ViT-B/32: preconditioned, a tenth beyond the step that forgets; docs/slug.md compares it",
+            {"gradients": {"precondition": 0.3}, "search": {"margin": 1.1}},
         ),
         Preset(
             "clip-released",
