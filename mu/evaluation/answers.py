@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -49,15 +50,19 @@ ENDINGS = (".jpg", ".png", ".jpeg")
 """Endings of images made elsewhere. A suite's own ending comes first."""
 ELSEWHERE = "sampled elsewhere"
 """What a protocol's name says where steps, guidance and scheduler are unknown."""
+_SAMPLE = re.compile(r"-?\d+_(\d{1,9})")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a suite measures: the erased concepts, and the base model; None where the images were made elsewhere."""
+    """What a suite measures: the erased concepts, and the base model; None where the images were made elsewhere.
+
+    ``samples`` is how many images of one prompt and seed were made elsewhere."""
 
     concepts: tuple[str, ...]
     model: DiffusionModel | None
     device: torch.device
+    samples: int = 1
 
     @classmethod
     def of(cls, bank: Bank) -> Subject:
@@ -227,6 +232,25 @@ class Found:
     def here(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
         return [row for row in rows if all(self._place(row, column).is_file() for column in self.columns)]
 
+    def samples(self) -> int:
+        """How many images each case of a list has: those of ``CASE_K``, as ESD's sampler and `mu generate` name them.
+
+        Raises `DataError` if K does not count from 0."""
+        names = [path.stem for column in self.columns for path in self._images(column)]
+        found = {int(match[1]) for name in names if (match := _SAMPLE.fullmatch(name))}
+        if lost := sorted({*range(len(found))} - found):
+            raise DataError(
+                f"{self.edited} holds images CASE_{max(found)} and none of CASE_{lost[0]}: the samples of a case are "
+                "numbered from 0"
+            )
+        return max(1, len(found))
+
+    def others(self, rows: Sequence[ImageRow]) -> list[Path]:
+        """The images in the columns' folders that are of none of the ``rows``."""
+        return [
+            path for column in self.columns for path in sorted({*self._images(column)} - {*self.paths(rows, column)})
+        ]  # fmt: skip
+
     def missing(self, rows: Sequence[ImageRow]) -> list[Path]:
         """The images of ``rows`` that are not there, under the suite's own names."""
         return [
@@ -262,6 +286,9 @@ class Found:
             if len({*sizes}) > 1:
                 told = " and ".join(f"{path} is {w}x{h}" for path, (w, h) in zip(paths, sizes, strict=True))
                 raise DataError(f"{told}: give both columns images of one size, else no distance can be measured")
+
+    def _images(self, column: str) -> list[Path]:
+        return [path for path in self._folder(column).iterdir() if path.suffix.lower() in ENDINGS]
 
     def _folder(self, column: str) -> Path:
         folder = self.base if column == "base" else self.edited
