@@ -29,6 +29,7 @@ from mu.diffusion.image_folder import (
     adopt,
     as_images,
     borrow,
+    check_rows,
     claim,
     claimed_for,
     content_hash,
@@ -163,7 +164,12 @@ class Answers:
         return replace(self, base=folder / key, others=())
 
     def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = ()) -> None:
-        """Make the missing images of ``rows`` in both folders, and those of ``only_base`` in the base's."""
+        """Make the missing images of ``rows`` in both folders, and those of ``only_base`` in the base's.
+
+        What cannot be made is refused before images of another recipe make room."""
+        check_rows(self.model, [*rows, *only_base], steps=self.steps, guidance=self.guidance)
+        for folder in (self.base, self.edited):
+            claimed_for(folder)  # refuses a damaged recipe
         recipe = self.recipe
         with locked(self.base):  # other runs may share it
             claim(self.base, recipe)
@@ -252,9 +258,9 @@ class Found:
         ]  # fmt: skip
 
     def missing(self, rows: Sequence[ImageRow]) -> list[Path]:
-        """The images of ``rows`` that are not there, under the suite's own names."""
+        """The images of ``rows`` that are not there, under the names that others give them, else the suite's own."""
         return [
-            self._folder(column) / Path(row.name).name
+            self._folder(column) / (f"{row.stems[0]}{ENDINGS[1]}" if row.stems else Path(row.name).name)
             for column in self.columns
             for row in rows
             if not self._place(row, column).is_file()

@@ -250,7 +250,7 @@ def evaluate_found(
     if "images" not in chosen.options:
         able = ", ".join(name for name, each in SUITES.items() if "images" in each.options)
         raise ConfigError(f"suite {suite} cannot score images made elsewhere: choose {able}")
-    for name in sorted(given.keys() & _MADE):
+    for name in sorted(given.keys() & (_MADE | {"size"})):
         raise ConfigError(f"{name} is for images made here, and these were made elsewhere: leave it out")
     found = Found(images, base_images, torch.device(device))
     found.check()

@@ -87,8 +87,11 @@ def test_missing_images_are_told_or_left_out(
 ) -> None:
     monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
     made = drawn(tmp_path / "made", "ESD", c3="blue", c5="green", c6="green")
-    with pytest.raises(DataError, match="1 images of 4 are missing"):
+    with pytest.raises(DataError, match=r"1 images of 4 are missing in .*made: 4_0\.png; make them"):
         found(tmp_path, "prompts", "red", made, prompts=file)
+    for name, value in {"size": (8, 8), "guidance": 3.0, "steps": 9}.items():
+        with pytest.raises(ConfigError, match=f"{name} is for images made here"):
+            found(tmp_path, "prompts", "red", made, prompts=file, allow_missing=True, **{name: value})
     some = found(tmp_path, "prompts", "red", made, prompts=file, allow_missing=True)["edited"]
     assert (some["target shown"].n, some["expected shown"].n) == (1, 2)
     assert some["target shown"].protocol.endswith("3 of 4 images")
