@@ -1,74 +1,76 @@
-"""How far a zero-shot judge can be trusted: suite concept by a CLIP and by the embedded world's judge, on the same images.
+"""How far a zero-shot judge can be trusted: a CLIP and the embedded world's judge on the same images of suite concept.
 
-    python benchmarks/evidence.py --runs outputs/canvas_separable --json docs/results/evidence.json
+    mu grid run benchmarks/plans/evidence.yaml --out outputs/evidence
+    python benchmarks/evidence.py outputs/evidence --json docs/results/evidence.json
 
-``--runs`` is the folder of `benchmarks/canvas_separable.py --parts single`: METHOD/CONCEPT/edit.safetensors. Each edit
-is measured twice on the images of protocol ``concept/1``, by ``clip:canvas-clip`` and by ``canvas``, whose classes were
-trained on rendered images. Reported over all edits, and for each method:
+The images of each cell are measured twice by protocol ``concept/1``, by ``clip:canvas-clip`` and by ``canvas``, whose
+classes were trained on rendered images. Reported over all edits, and for each method:
 
 - verdicts: the share of edits on which both judges say the same of "the concept is shown in less than half of the
   images", among those on which neither withholds its number.
 - ranks: Spearman's correlation of the two judges' shares, of the concept and of the neighbours.
 - images: the share of target images on which both say the same, and which of the two sees the concept more often.
 
-What each suite costs beside sampling (judging, features, reading and writing) is a share of the whole time.
+Cells without a result are left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from _shared import GUIDANCE, STEPS, keep_recipe, keep_result, made_once, markdown, mean, percent
+from _shared import keep_result, markdown, mean, percent
 
-import mu
-from mu.core.errors import MuError
+from mu.core.evidence import read_evidence
 from mu.core.run import RunDirectory
-from mu.edits.bank import Bank
-from mu.edits.files import open_edit
-from mu.evaluation.answers import Answers, Subject
+from mu.diffusion.image_folder import claimed_for
+from mu.evaluation.answers import Found, Subject
 from mu.evaluation.suites.concept import Column, ConceptSuite
+from mu.grid.folder import GridFolder
+from mu.grid.plan import Cell
 
 JUDGES = ("canvas", "clip:canvas-clip")
 
 
-def measured(bank: Bank, seeds: Sequence[int], everyday: int, place: Path, base: Path) -> dict[str, Any]:
+def images_of(folder: GridFolder, cell: Cell) -> Found:
+    """The cell's images, and those of the base that were made by the same recipe."""
+    edited = folder.run(cell.name).answers / "concept" / "edited"
+    recipe = claimed_for(edited).items()
+    base = next(place for place in folder.base.glob("*/concept/*") if claimed_for(place).items() <= recipe)
+    return Found(edited, base, torch.device("cpu"))
+
+
+def measured(folder: GridFolder, cell: Cell) -> dict[str, Any]:
     """The scores of both judges on one edit's images, and what each sees in the target images."""
-    found: dict[str, Any] = {}
-    near: list[str] = []
+    (asked,) = cell.measured
+    how = read_evidence(folder.run(cell.name)).scores["concept"].how
+    near = [*how["neighbours"], *how["left out, as the base does not show them"]]
+    options = {key: asked.options[key] for key in ("clip", "everyday", "steps", "guidance")}
+    images, found = images_of(folder, cell), {}
     for name in JUDGES:
-        began = time.perf_counter()
-        suite = ConceptSuite(
-            Subject.of(bank),
-            seeds,
-            judge=name,
-            clip="canvas-clip",
-            retain=near,
-            everyday=everyday,
-            steps=STEPS,
-            guidance=GUIDANCE,
-        )
-        near = suite.near
-        answers = Answers(bank, base, place / "edited", STEPS, GUIDANCE)
-        sampling = time.perf_counter()
-        answers.make(suite.rows)
-        made = time.perf_counter()
-        table, _ = suite.score(RunDirectory(place), answers)
-        column = Column(
-            suite.judge, answers, suite.asked, [*suite.known.values(), *near], suite.known, "edited", suite.features
-        )
+        subject = Subject(cell.concepts, None, images.device)
+        suite = ConceptSuite(subject, asked.seeds or (), judge=name, retain=near, **options)
+        with TemporaryDirectory() as scratch:
+            table, _ = suite.score(RunDirectory(scratch), images)
+        among = [*suite.known.values(), *suite.near]
+        column = Column(suite.judge, images, suite.asked, among, suite.known, "edited", suite.features)
         found[name] = {
             "doubt": table["edited"][0].doubt,
             "shown": [bool(hit) for concept in suite.known for hit in column.hits(concept)],
             "scores": {score.name: [score.value, score.interval] for score in table["edited"]},
             "base": {score.name: score.value for score in table["base"]},
-            "seconds": {"sampling": made - sampling, "rest": time.perf_counter() - made + sampling - began},
         }
     return found
+
+
+def rows_of(folder: GridFolder) -> list[dict[str, Any]]:
+    """What both judges say of each cell that has a result."""
+    done = [cell for cell in folder.cells() if folder.is_done(cell)]
+    return [{"method": cell.method, "concept": cell.concepts[0], **measured(folder, cell)} for cell in done]
 
 
 def ranks(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -136,35 +138,16 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--runs", type=Path, default=Path("outputs/canvas_separable"), help="METHOD/CONCEPT/edit.safetensors"
-    )
-    parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="what is there is not made again")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[188])
-    parser.add_argument("--everyday", type=int, default=24, help="everyday prompts")
+    parser.add_argument("grid", type=Path, nargs="?", default=Path("outputs/evidence"), help="of `mu grid run`")
     parser.add_argument("--json", type=Path, help="the result; a table of the same name is written beside it")
     options = parser.parse_args()
-    edits = sorted(options.runs.glob("*/*/edit.safetensors"))
-    if not edits:
-        parser.error(f"{options.runs} holds no METHOD/CONCEPT/edit.safetensors: run benchmarks/canvas_separable.py")
-    keep_recipe(parser, options.out, {"seeds": options.seeds, "everyday": options.everyday})
-    model = mu.load("canvas")
-    rows = []
-    for path in edits:
-        method, concept = path.parts[-3:-1]
-        place = options.out / method / concept
-        make: Callable[[], dict[str, Any]] = lambda path=path, place=place: measured(  # noqa: E731
-            Bank(model, [open_edit(path)]), options.seeds, options.everyday, place, options.out / "base"
-        )
-        try:
-            rows.append({"method": method, "concept": concept, **made_once(place / "judged.json", make)})
-        except MuError as error:
-            print(f"{method} {concept}: {error}")
+    folder = GridFolder(options.grid)
+    rows = rows_of(folder) if folder.plan.exists() else []
+    if not rows:
+        parser.error(f"{options.grid} holds no result: run `mu grid run benchmarks/plans/evidence.yaml` first")
     methods = dict.fromkeys(row["method"] for row in rows)
     found = {"all": agreement(rows)} | {m: agreement([row for row in rows if row["method"] == m]) for m in methods}
-    spent = [row["canvas"]["seconds"] for row in rows]
-    share = sum(each["rest"] for each in spent) / sum(sum(each.values()) for each in spent)
-    keep_result(options.json, {"agreement": found, "beside sampling": share, "rows": rows}, table)
+    keep_result(options.json, {"agreement": found, "rows": rows}, table)
 
 
 if __name__ == "__main__":

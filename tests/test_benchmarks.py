@@ -11,14 +11,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from mu.algorithms import ALGORITHMS
+from mu.core.evidence import note_scores
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
+from mu.data.canvas import Scene, render
+from mu.diffusion.image_folder import claim
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
+from mu.evaluation.suites.concept import asked as asks
 from mu.grid.cell import Counter
 from mu.grid.folder import GridFolder, Record
-from mu.grid.plan import plan_of
+from mu.grid.plan import plan_of, read_plan
 from mu.models.diffusion import DiffusionModel
 from mu.training import probe, surroundings
 from mu.training.surroundings import Surroundings
@@ -179,3 +185,51 @@ def test_what_a_search_that_trains_costs_follows_from_the_committed_seconds(scri
     share = counted.seconds()["spm"] / counted.seconds()["uce"]
     assert rows["spm"]["usual"] == round(share * rows["uce"]["usual"]) and 2 < share < 10
     assert rows["uce"]["usual"] < rows["uce"]["most"] and rows["uce"]["PFLOP"] == rows["uce"]["usual"] / 1000
+
+
+def test_the_plan_of_the_judges_agreement_holds_every_method_for_diffusion_models() -> None:
+    cells = read_plan(ROOT / "benchmarks" / "plans" / "evidence.yaml").cells
+    known = {name for name in ALGORITHMS if not name.startswith("clip-")}
+    assert {cell.method for cell in cells} == known and len(cells) == 4 * len(known)
+    before = json.loads((RESULTS / "evidence.json").read_text(encoding="utf-8"))["rows"]
+    assert {(row["method"], row["concept"]) for row in before} <= {(cell.method, *cell.concepts) for cell in cells}
+
+
+def test_both_judges_look_at_the_images_of_a_cell(tmp_path: Path, script: Any) -> None:
+    """Rendered images: of the base what is asked for, of the edited model moons in the place of stars."""
+    asked = {"suite": "concept", "judge": "canvas", "clip": "canvas-clip", "seeds": [7], "everyday": 2, "steps": 2}
+    asked |= {"guidance": 4.0}
+    plan = plan_of({"methods": ["uce"], "concepts": ["star", "moon"], "suites": [asked]})
+    folder = GridFolder(tmp_path)
+    folder.write("", plan.cells)
+    cell, _ = plan.cells  # the other has no result
+    run, base = folder.run(cell.name), tmp_path / "base" / "canvas-1" / "concept" / "a"
+    edited = run.answers / "concept" / "edited"
+    for place, recipe in ((base, {"model": "m"}), (edited, {"model": "m", "edit": "e"})):
+        place.mkdir(parents=True)
+        claim(place, recipe)
+    claim(base.with_name("b"), {"model": "another"})
+    about = asks(["star"], ["heart", "ring"], [7], (), 2)
+    for place, star in ((base, "star"), (edited, "moon")):
+        named = [(star, row) for _, row in about.target] + [*about.neighbours, *(("house", r) for r in about.everyday)]
+        for k, (shown, row) in enumerate(named):
+            Image.fromarray(render(Scene("photo", object=shown), k)).save(place / row.name)
+    WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("uce", ("star",))).save(run.edit)
+    run.write_scores("concept", {"edited": [scored("target shown", 0.0, 10, "concept/1")]})
+    note_scores(run, "concept", how={"neighbours": ["heart"], "left out, as the base does not show them": ["ring"]})
+    folder.note(cell.name, Record(state="done", measured={"concept": cell.measured[0].key}))
+    evidence = script("evidence")
+    (row,) = evidence.rows_of(folder)
+    assert (row["method"], row["concept"]) == ("uce", "star") and not run.panels.exists()
+    for judge in evidence.JUDGES:
+        scores = row[judge]["scores"]
+        assert row[judge]["base"]["target shown"] == 1.0 and scores["target shown"][0] == 0.0
+        assert row[judge]["shown"] == [False] * len(about.target) and scores["neighbours kept"][0] == 1.0
+    assert "| uce | 1 | 0 / 0 | 100.0 |" in evidence.table({"agreement": {"uce": evidence.agreement([row])}})
+
+
+def test_the_committed_agreement_is_that_of_the_committed_rows(script: Any) -> None:
+    evidence, result = script("evidence"), json.loads((RESULTS / "evidence.json").read_text(encoding="utf-8"))
+    assert evidence.table(result) == (RESULTS / "evidence.md").read_text(encoding="utf-8")
+    found, noted = evidence.agreement(result["rows"]), result["agreement"]["all"]
+    assert found.pop("withheld") == noted.pop("withheld") and found == pytest.approx(noted)

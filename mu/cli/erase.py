@@ -185,7 +185,7 @@ def _model(work: Algorithm, found: Found, device: str | None) -> Any:
 
     if work.model is not None:
         return work.model
-    name = found.run.read_environment().get("model") or "canvas"
+    name = found.run.origin().model or "canvas"
     return load(name, device=device, **loading(name, [_edit(found).info], clip_skip=None, prediction_type=None))
 
 

@@ -280,7 +280,7 @@ def _base(run: RunDirectory | None, edits: list[Path], model: str | None) -> tup
     from mu.models.load_options import base_of
 
     if run:
-        name = (run.read_environment().get("model") or "canvas") if model is None else model
+        name = (run.origin().model or "canvas") if model is None else model
         return name, [] if run.bank.exists() else [open_edit(run.edit).info]
     found: list[FoundOn] = [BankFolder(place).read() if is_bank(place) else open_edit(place).info for place in edits]
     return base_of(model, found), found

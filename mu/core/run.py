@@ -44,7 +44,7 @@ from typing import Any, Literal
 
 from mu.core.config import read_yaml
 from mu.core.documents import parse_json, parse_yaml
-from mu.core.errors import DataError, MuError, OutputError
+from mu.core.errors import DataError, MuError, OutputError, quoted
 from mu.core.files import check_folder, check_writing, lines, read_text, sha256, sweep, write_json, write_text, writing
 from mu.core.lock import locked
 from mu.core.metrics import impossible, metric_of
@@ -423,10 +423,23 @@ class RunDirectory:
         suites: dict[str, Table] = checked(
             self.scores, content.get("suites"), dict[str, dict[str, list[Score]]], "suites"
         )
-        for score in (score for table in suites.values() for scores in table.values() for score in scores):
-            if trouble := impossible(score):
+        for suite, table in suites.items():
+            if trouble := _not_a_table(suite, table):
                 raise DataError(f"{self.scores}: {trouble}: repair it or measure again")
         return suites
+
+
+def _not_a_table(suite: str, table: Table) -> str:
+    """What no suite writes in its table; "" if all could be."""
+    if not re.fullmatch(r"[\w-]+", suite):
+        return f"{quoted(suite)} is no suite"
+    for column, scores in table.items():
+        told = [(score.name, score.protocol) for score in scores]
+        if again := next((name for name, protocol in told if told.count((name, protocol)) > 1), None):
+            return f"suite {suite}, {column}: {quoted(again)} stands there twice"
+        if trouble := next(filter(None, map(impossible, scores)), None):
+            return trouble
+    return ""
 
 
 def _by_suite(table: Table) -> dict[str, Table]:

@@ -118,10 +118,8 @@ def write_images(
         check_writing(folder / wrong)
     kept = {row.name for row in there}
     missing = [row for row in rows if row.name not in kept]
+    check_rows(model, rows, steps=steps, guidance=guidance, negative=negative, size=size)
     groups = _alike(model, missing, guidance, size)
-    for scale in {guidance, *(scale for scale, _ in groups)}:
-        texts, seeds = [negative, *(row.prompt for row in rows)], [row.seed for row in rows]
-        check_request(model, texts, seeds, steps=steps, guidance=scale)
     done = len(there)
     for (scale, (height, width)), group in groups.items():
         left = iter(group)
@@ -136,6 +134,16 @@ def write_images(
             if progress:
                 progress(done, len(rows))
     return len(missing)
+
+
+def check_rows(
+    model: DiffusionModel, rows: Sequence[ImageRow], *, steps: int, guidance: float, negative: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
+    """Raise `ConfigError` or `DataError` if `write_images` would refuse ``rows``, before anything is written."""
+    texts, seeds = [negative, *(row.prompt for row in rows)], [row.seed for row in rows]
+    for scale in {guidance, *(scale for scale, _ in _alike(model, rows, guidance, size))}:
+        check_request(model, texts, seeds, steps=steps, guidance=scale)
 
 
 def _alike(

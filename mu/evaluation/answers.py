@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +29,7 @@ from mu.diffusion.image_folder import (
     adopt,
     as_images,
     borrow,
+    check_rows,
     claim,
     claimed_for,
     content_hash,
@@ -49,15 +51,19 @@ ENDINGS = (".jpg", ".png", ".jpeg")
 """Endings of images made elsewhere. A suite's own ending comes first."""
 ELSEWHERE = "sampled elsewhere"
 """What a protocol's name says where steps, guidance and scheduler are unknown."""
+_SAMPLE = re.compile(r"-?\d+_(\d{1,9})")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a suite measures: the erased concepts, and the base model; None where the images were made elsewhere."""
+    """What a suite measures: the erased concepts, and the base model; None where the images were made elsewhere.
+
+    ``samples`` is how many images of one prompt and seed were made elsewhere."""
 
     concepts: tuple[str, ...]
     model: DiffusionModel | None
     device: torch.device
+    samples: int = 1
 
     @classmethod
     def of(cls, bank: Bank) -> Subject:
@@ -158,7 +164,12 @@ class Answers:
         return replace(self, base=folder / key, others=())
 
     def make(self, rows: Sequence[ImageRow], only_base: Sequence[ImageRow] = ()) -> None:
-        """Make the missing images of ``rows`` in both folders, and those of ``only_base`` in the base's."""
+        """Make the missing images of ``rows`` in both folders, and those of ``only_base`` in the base's.
+
+        What cannot be made is refused before images of another recipe make room."""
+        check_rows(self.model, [*rows, *only_base], steps=self.steps, guidance=self.guidance)
+        for folder in (self.base, self.edited):
+            claimed_for(folder)  # refuses a damaged recipe
         recipe = self.recipe
         with locked(self.base):  # other runs may share it
             claim(self.base, recipe)
@@ -227,10 +238,29 @@ class Found:
     def here(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
         return [row for row in rows if all(self._place(row, column).is_file() for column in self.columns)]
 
-    def missing(self, rows: Sequence[ImageRow]) -> list[Path]:
-        """The images of ``rows`` that are not there, under the suite's own names."""
+    def samples(self) -> int:
+        """How many images each case of a list has: those of ``CASE_K``, as ESD's sampler and `mu generate` name them.
+
+        Raises `DataError` if K does not count from 0."""
+        names = [path.stem for column in self.columns for path in self._images(column)]
+        found = {int(match[1]) for name in names if (match := _SAMPLE.fullmatch(name))}
+        if lost := sorted({*range(len(found))} - found):
+            raise DataError(
+                f"{self.edited} holds images CASE_{max(found)} and none of CASE_{lost[0]}: the samples of a case are "
+                "numbered from 0"
+            )
+        return max(1, len(found))
+
+    def others(self, rows: Sequence[ImageRow]) -> list[Path]:
+        """The images in the columns' folders that are of none of the ``rows``."""
         return [
-            self._folder(column) / Path(row.name).name
+            path for column in self.columns for path in sorted({*self._images(column)} - {*self.paths(rows, column)})
+        ]  # fmt: skip
+
+    def missing(self, rows: Sequence[ImageRow]) -> list[Path]:
+        """The images of ``rows`` that are not there, under the names that others give them, else the suite's own."""
+        return [
+            self._folder(column) / (f"{row.stems[0]}{ENDINGS[1]}" if row.stems else Path(row.name).name)
             for column in self.columns
             for row in rows
             if not self._place(row, column).is_file()
@@ -262,6 +292,9 @@ class Found:
             if len({*sizes}) > 1:
                 told = " and ".join(f"{path} is {w}x{h}" for path, (w, h) in zip(paths, sizes, strict=True))
                 raise DataError(f"{told}: give both columns images of one size, else no distance can be measured")
+
+    def _images(self, column: str) -> list[Path]:
+        return [path for path in self._folder(column).iterdir() if path.suffix.lower() in ENDINGS]
 
     def _folder(self, column: str) -> Path:
         folder = self.base if column == "base" else self.edited

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mu.core.errors import ConfigError, DataError, OutputError, nearest, quoted
-from mu.core.files import atomic_path, write_text, writing
+from mu.core.files import atomic_path, check_writing, write_text, writing
 from mu.core.manifest import check_manifest, is_gone, write_manifest
 from mu.core.run import RunDirectory
 from mu.report.comparison import Comparison, compare
@@ -37,7 +37,7 @@ def write_report(
     """
     runs = [run] if isinstance(run, RunDirectory) else list(run)
     if kind not in FORMATS:
-        raise ConfigError(f"unknown format {quoted(kind)}.{nearest(kind, FORMATS)} Formats: {', '.join(FORMATS)}")
+        raise ConfigError(f"unknown format {quoted(kind)}.{nearest(kind, FORMATS)}")
     if not runs:
         raise DataError("no run to report on: name at least one run folder")
     if len(runs) > 1 and kind != "html":
@@ -88,8 +88,10 @@ def _write_html(pages: list[Page], comparison: Comparison | None, path: Path) ->
 
 
 def _check_place(path: Path, kind: str) -> None:
-    """Raise `OutputError` if ``path`` is something else than a report in this format, which would be lost."""
+    """Raise `OutputError` if ``path`` is something else than a report in this format, which would be lost, or cannot
+    be written."""
     if not path.exists() and not path.is_symlink():
+        check_writing(path)
         return
     endings = (".html", ".htm") if kind == "html" else (f".{kind}",)
     known = path.is_file() and path.suffix.lower() in endings

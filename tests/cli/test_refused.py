@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mu.core.run import RunDirectory
 from mu.models import EMBEDDED
 
 OTHER_KIND = "canvas-clip"
@@ -40,6 +42,9 @@ REFUSED = {
     "erase where its log is a folder": "erase spm --concept x --preset canvas --model {tiny} --out {tmp}/logged",
     "evaluate what is empty": "evaluate {tmp}/empty",
     "evaluate what is a pipe": "evaluate {tmp}/piped",
+    "evaluate on a model that is a number": "evaluate {tmp}/numbered",
+    "report under a file": "report {run} --out {tmp}/file/page.html",
+    "report as a format in capitals": "report {run} --format JSON",
     "evaluate on another kind": f"evaluate {{run}} --model {OTHER_KIND}",
 }
 
@@ -57,6 +62,8 @@ def test_what_is_refused_leaves_everything_as_it_was(
     (tmp_path / "logged" / "metrics.jsonl").mkdir(parents=True)
     os.mkfifo(tmp_path / "piped" / "edit.safetensors")
     run = shutil.copytree(finished, tmp_path / "run")
+    numbered = RunDirectory(shutil.copytree(finished, tmp_path / "numbered"))
+    numbered.environment.write_text(json.dumps({**numbered.read_environment(), "model": 7}))
     before = tree(tmp_path)
     ended = cli(*(word.format(tmp=tmp_path, tiny=tiny_folder, run=run) for word in typed.split()))
     assert ended.exit_code == 2, ended.output

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -400,3 +401,19 @@ def test_a_share_that_nobody_can_have_measured_is_refused(name, change, said, tm
     with pytest.raises(DataError, match=said) as told:
         run.read_scores()
     assert str(run.scores) in str(told.value)
+
+
+def test_a_table_that_no_suite_writes_is_refused(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    score = {"name": "UA", "value": 0.5, "n": 8, "direction": "higher", "protocol": "x/1"}
+
+    def written(suite: str, *scores: dict[str, Any]) -> dict[str, Table]:
+        run.scores.write_text(json.dumps({"format": 2, "suites": {suite: {"edited": list(scores)}}}))
+        return run.read_scores()
+
+    assert len(written("x", score, {**score, "protocol": "x/1, 3 steps"})["x"]["edited"]) == 2  # control
+    with pytest.raises(DataError, match="suite x, edited: 'UA' stands there twice"):
+        written("x", score, score)
+    for name in ("../x", "", "a/b"):
+        with pytest.raises(DataError, match="is no suite"):
+            written(name, score)

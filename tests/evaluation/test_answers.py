@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,32 @@ def test_images_of_another_recipe_are_not_gathered(bank: Bank, tmp_path: Path) -
     made = times(tmp_path / "base")
     answers.make(ROWS)
     assert times(tmp_path / "base") == made  # and nothing is made twice
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"guidance": float("nan")}, {"guidance": float("inf")}, {"steps": 100_000}, {"steps": 0}, "size", "recipe"],
+)
+def test_what_cannot_be_made_is_refused_before_earlier_images_make_room(wrong: Any, bank: Bank, tmp_path: Path) -> None:
+    def tree() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    answers, rows = of(bank, tmp_path), ROWS[:1]
+    answers.make(rows)
+    assert len(tree()) == 4
+    if wrong == "size":
+        rows = [replace(rows[0], size=(63, 64))]
+    elif wrong == "recipe":
+        (answers.edited / "recipe.json").write_text("[]")
+    before = tree()
+    other = replace(answers, **{"steps": 1, **(wrong if isinstance(wrong, dict) else {})})
+    with pytest.raises((ConfigError, DataError)):
+        other.make(rows)
+    assert tree() == before
+    if wrong == "recipe":
+        return
+    replace(answers, steps=1).make(ROWS[:1])  # control: another recipe that can be made replaces them
+    assert tree().keys() == before.keys() and tree() != before
 
 
 def test_every_image_belongs_to_one_shard() -> None:

@@ -250,12 +250,13 @@ def evaluate_found(
     if "images" not in chosen.options:
         able = ", ".join(name for name, each in SUITES.items() if "images" in each.options)
         raise ConfigError(f"suite {suite} cannot score images made elsewhere: choose {able}")
-    for name in sorted(given.keys() & _MADE):
+    for name in sorted(given.keys() & (_MADE | {"size"})):
         raise ConfigError(f"{name} is for images made here, and these were made elsewhere: leave it out")
     found = Found(images, base_images, torch.device(device))
     found.check()
     _check_results(run, concepts, images, base_images)
-    planned: ImageSuite = _imported(chosen.place)(Subject(tuple(concepts), None, found.device), seeds, **given)
+    listed = Subject(tuple(concepts), None, found.device, found.samples() if "prompts" in given else 1)
+    planned: ImageSuite = _imported(chosen.place)(listed, seeds, **given)
     rows = found.here(planned.rows)
     missing = found.missing(planned.rows)
     if missing and not (allow_missing and rows):
@@ -269,6 +270,8 @@ def evaluate_found(
             len(rows),
             len(planned.rows),
         )
+    if others := found.others(planned.rows):
+        log.warning("%d other images enter no number, such as %s", len(others), others[0])
     with run.alone(), run.logged():
         panels = changed_panels(run)
         table, how = planned.score(run, found)
@@ -279,6 +282,7 @@ def evaluate_found(
         run.describe({_PLACES: {**_places_before(run), **_places(images, base_images)}})
         run.write_scores(suite, table)
         about = {"images made elsewhere": found.described(rows), "missing images": len(missing)}
+        about |= {"other images in the folders": len(others)} if others else {}
         note_scores(run, suite, device=str(found.device), how={"seeds": list(seeds), **about, **how})
         note_panels(run, panels)
     return table

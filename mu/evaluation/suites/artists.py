@@ -3,7 +3,7 @@
 - The file lists prompts with their artist, as ESD's and SepCE's do; one image for each prompt, of the base and of the
   edited model, at its seed.
 - **LPIPS_e**: the mean distance (AlexNet, at the images' own size) over the prompts of the erased artist; higher means
-  more erased. **LPIPS_u**: over all prompts of the others; lower means less lost. Every prompt counts once, and each
+  more erased. **LPIPS_u**: over all prompts of the others; lower means less lost. Every image counts once, and each
   artist's mean is given.
 - **style loss_e** and **style loss_u**: the same means of the loss of Gatys et al. in VGG-19, 10^6 style + content.
 - With a CLIP: CLIP scores of both groups; and, where LPIPS is not installed, distances in its features, which are

@@ -37,6 +37,8 @@ class Case:
 
     row: PromptRow
     image: ImageRow
+    sample: int = 0
+    """Which of several images at the row's own seed it is: only images made elsewhere have several."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class PromptList:
     """The images were made elsewhere: their steps and scale are unknown."""
     left_out: tuple[str, ...] = ()
     """What of the file enters no number, and why."""
+    samples: int = 1
+    """Images of each prompt at its own seed."""
+    named: str = ""
+    """What a protocol's name says of the list."""
 
     @property
     def how(self) -> dict[str, Any]:
@@ -62,6 +68,7 @@ class PromptList:
         sampling = {"steps": self.steps, "guidance": self.guidance, "images with a guidance scale of their own": own}
         return {
             "prompts": self.path.name, "digest of what they ask": self.digest, "images": len(self.cases),
+            **({"samples of each prompt": self.samples} if self.samples > 1 else {}),
             **({} if self.elsewhere else sampling),
             "heights and widths": [list(size) for size in sizes] or "the model's",
             **({"left out of the list": list(self.left_out)} if self.left_out else {}),
@@ -94,7 +101,8 @@ def read_list(
     ``columns`` are ``FIELD=NAME`` or the NAME of the prompts' column. ``guidance`` and ``size`` (height, width) replace
     the file's own. A ``subject`` without a model has images that were made elsewhere. Rows that ask for an image a
     second time count once, and ``blank`` prompts ask for nothing: both are left out, with a warning. Raises
-    `ConfigError` without a file, `DataError` if all is left out."""
+    `ConfigError` without a file, or if prompts without a seed have more or fewer samples elsewhere than ``seeds``;
+    `DataError` if all is left out."""
     if file is None:
         raise ConfigError(f"the suite {protocol.partition('/')[0]} needs a list of prompts: pass --prompts FILE")
     rows, left_out = _counted_once(read_prompts(file, columns_given(columns)), guidance, size, blank)
@@ -102,21 +110,27 @@ def read_list(
         log.warning("%s: left out: %s", file, told)
     if not rows:
         raise DataError(f"{file} holds only blank prompts: name another list")
+    elsewhere, samples = subject is not None and subject.model is None, subject.samples if subject else 1
     if bare := sum(row.evaluation_seed is None for row in rows):
+        if elsewhere and samples != len(seeds):
+            raise ConfigError(
+                f"{bare} prompts of {file} have no seed, and {samples} images each: name as many with --seeds, not "
+                f"{len(seeds)}"
+            )
         log.info("%s: %d of %d prompts have no seed: each has an image at %s", file, bare, len(rows), [*seeds])
-    if len(rows) + bare * (len(seeds) - 1) > MOST:
+    if (len(rows) - bare) * samples + bare * len(seeds) > MOST:
         raise ConfigError(f"{file} asks for more than {MOST:,} images: divide it")
-    elsewhere = subject is not None and subject.model is None
-    cases = [Case(row, image) for row in rows for image in _images(row, seeds, guidance, size)]
+    cases = [case for row in rows for case in _cases(row, seeds, guidance, size, samples)]
     departures = {f"{steps} steps": steps != STEPS}
     departures |= {f"guidance {guidance:g} for all": True} if guidance is not None else {}
     departures |= {f"size {size[0]}x{size[1]} for all": True} if size else {}
     departures |= {ELSEWHERE: elsewhere}
     digest = _digest(rows, seeds if bare else ())
-    name = f"{protocol} of {file.name} ({digest[:8]})"
-    named = ", ".join([name, *(text for text, differs in departures.items() if differs)])
+    samples = max(case.sample for case in cases) + 1
+    named = f"of {file.name} ({digest[:8]})" + (f", {samples} samples a prompt" if samples > 1 else "")
+    whole = ", ".join([f"{protocol} {named}", *(text for text, differs in departures.items() if differs)])
     usual = GUIDANCE if guidance is None else guidance
-    return PromptList(file, tuple(cases), named, digest, steps, usual, elsewhere, tuple(left_out))
+    return PromptList(file, tuple(cases), whole, digest, steps, usual, elsewhere, tuple(left_out), samples, named)
 
 
 def _counted_once(
@@ -147,18 +161,21 @@ def _counted_once(
     return list(kept.values()), told
 
 
-def _images(
-    row: PromptRow, seeds: Sequence[int], guidance: float | None, size: tuple[int, int] | None
-) -> list[ImageRow]:
+def _cases(
+    row: PromptRow, seeds: Sequence[int], guidance: float | None, size: tuple[int, int] | None, samples: int
+) -> list[Case]:
+    """The images of one row: one at each seed, or ``samples`` at the row's own."""
     scale = row.evaluation_guidance if guidance is None else None
-    own = (row.height, row.width) if size is None else size
-    wanted = seeds if row.evaluation_seed is None else [row.evaluation_seed]
-    return [
-        ImageRow.named(
-            f"case_{row.case_number}", row.prompt, seed, scale, own, _stems(row.case_number, k, len(wanted) == 1)
-        )
-        for k, seed in enumerate(wanted)
-    ]
+    sides = (row.height, row.width) if size is None else size
+    wanted = [(seed, 0) for seed in seeds]
+    if row.evaluation_seed is not None:
+        wanted = [(row.evaluation_seed, sample) for sample in range(samples)]
+    cases = []
+    for k, (seed, sample) in enumerate(wanted):
+        stem = f"case_{row.case_number}_{sample}" if sample else f"case_{row.case_number}"
+        stems = _stems(row.case_number, k, len(wanted) == 1)
+        cases.append(Case(row, ImageRow.named(stem, row.prompt, seed, scale, sides, stems), sample))
+    return cases
 
 
 def _stems(case: int, k: int, only: bool) -> tuple[str, ...]:

@@ -190,7 +190,7 @@ class CelebritySuite(NamedSuite):
                 raise ConfigError(f"{prompts} names who must stay: leave --retain out")
             found = self.listed(prompts, seeds, columns, subject, guidance)
             erased, asked = people(found, erased)
-            told = [f"of {prompts.name} ({found.digest[:8]})"]
+            told = [found.named]
         else:
             retained = distinct(retain or entries("people"))
             near = [name for name in retained if not any(says(name, c) for c in erased)]
@@ -240,7 +240,8 @@ def people(found: PromptList, concepts: Sequence[str]) -> tuple[list[str], dict[
                 f"{quoted(filled(SENTENCES[0], 'NAME'))}: name another list"
             )
         own = (case.row.type or "").strip().lower() == ERASED
-        (gone if own else kept).setdefault(name, []).extend(_as_mace_names([case.image], own))
+        rows = [case.image] if case.sample else _as_mace_names([case.image], own)
+        (gone if own else kept).setdefault(name, []).extend(rows)
     if {*map(folded, gone)} != {*map(folded, concepts)}:
         listed, told = ", ".join(gone) or "nobody", ", ".join(concepts)
         raise DataError(f"{found.path} lists {quoted(listed)} as erased, and not {quoted(told)}: name another list")
@@ -279,7 +280,7 @@ class ImagenetteSuite(NamedSuite):
         asked = {name: self.rows_of(name, seeds) for name in (*erased, *others)}
         if prompts:
             found = self.listed(prompts, seeds, columns, subject, guidance)
-            asked, departs = of_classes(found, erased), [f"of {prompts.name} ({found.digest[:8]})"]
+            asked, departs = of_classes(found, erased), [found.named]
         departs += [f"judge {judge}"] * (judge != "resnet50")
         super().__init__(subject, erased, asked, judge, steps, guidance, departs)
 

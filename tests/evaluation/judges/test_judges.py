@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,19 +145,37 @@ def test_the_preset_decides_what_counts_as_nudity() -> None:
         [],
         [{"class": "FACE_MALE", "score": 0.9}],
         [{"class": "BELLY_EXPOSED", "score": 0.3}],
+        [{"class": "MALE_BREAST_EXPOSED", "score": 0.48}],
+        [{"class": "BUTTOCKS_EXPOSED", "score": 0.5}],  # a threshold is to be exceeded
+        [{"class": "ARMPITS_EXPOSED", "score": 0.7}],
     ]
     answers = {}
     for name, counting in PRESETS.items():
         each = iter(found)
         judge = NudityJudge(lambda image, each=each: next(each), counting, name)
-        answers[name] = [bool(answer) for answer in judge.look(torch.rand(5, 3, 8, 8), ["nudity"]).answers]
-    assert answers["mace"] == answers["rece"] == [True, False, False, False, False]
-    assert answers["speed"] == [False, False, False, False, False]
-    assert answers["unlearndiffatk"] == [True, True, False, False, False]
-    assert answers["mace-code"] == answers["esd"] == [True, True, False, False, True]
+        seen = judge.look(torch.rand(len(found), 3, 8, 8), ["nudity"])
+        answers[name] = [k for k, answer in enumerate(seen.answers) if answer]
+        assert seen.features.shape == (len(found), len(counting.parts))
+    assert answers["mace"] == answers["rece"] == [0, 7]
+    assert answers["speed"] == [7]
+    assert answers["unlearndiffatk"] == [0, 1, 5, 6, 7]
+    assert answers["mace-code"] == answers["esd"] == [0, 1, 4, 5, 6, 7]
+    assert answers["eval-unlearn"] == [0]
+    assert answers["steerers-code"] == [0, 5, 6]
     assert judge.known("a nude person") == "nudity"
     with pytest.raises(DataError, match="only nudity"):
         judge.known("nudge")
+
+
+def test_the_page_lists_every_preset_with_its_classes_and_threshold() -> None:
+    page = (Path(__file__).parents[3] / "docs/evaluate.md").read_text()
+    counts = {"all nine": 9, "eight, no anus": 8, "six, no feet, belly, armpits": 6, "the same six": 6}
+    for name, counting in PRESETS.items():
+        (row,) = re.findall(rf"^\| `{name}`.*$", page, re.MULTILINE)
+        _, parts, threshold, _ = row.strip("| ").split(" | ")
+        assert counts[parts] == len(counting.parts), name
+        assert threshold == (str(counting.threshold) if counting.threshold else "all that is reported"), name
+    assert "| `safegen`" not in page and "SafeGen has no preset" in page
 
 
 def test_the_package_s_own_weights_run_on_images() -> None:

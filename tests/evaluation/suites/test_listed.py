@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mu.core.errors import DataError
+from mu.core.errors import ConfigError, DataError
+from mu.core.intervals import wilson
 from mu.core.run import RunDirectory
 from mu.diffusion.image_folder import save_image
 from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
@@ -86,11 +87,91 @@ def test_missing_images_are_told_or_left_out(
 ) -> None:
     monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
     made = drawn(tmp_path / "made", "ESD", c3="blue", c5="green", c6="green")
-    with pytest.raises(DataError, match="1 images of 4 are missing"):
+    with pytest.raises(DataError, match=r"1 images of 4 are missing in .*made: 4_0\.png; make them"):
         found(tmp_path, "prompts", "red", made, prompts=file)
+    for name, value in {"size": (8, 8), "guidance": 3.0, "steps": 9}.items():
+        with pytest.raises(ConfigError, match=f"{name} is for images made here"):
+            found(tmp_path, "prompts", "red", made, prompts=file, allow_missing=True, **{name: value})
     some = found(tmp_path, "prompts", "red", made, prompts=file, allow_missing=True)["edited"]
     assert (some["target shown"].n, some["expected shown"].n) == (1, 2)
     assert some["target shown"].protocol.endswith("3 of 4 images")
+
+
+def sampled(folder: Path, **colours: str) -> Path:
+    """``folder`` with the samples of each case, ``c3="red blue"``, as ESD's sampler names them."""
+    for case, names in colours.items():
+        for k, name in enumerate(names.split()):
+            image = torch.tensor(COLOURS[name]).view(3, 1, 1).expand(3, 8, 8)
+            save_image(image, folder / f"{case.removeprefix('c')}_{k}.png")
+    return folder
+
+
+def test_every_sample_of_a_prompt_enters(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_networks: None, caplog: Any
+) -> None:
+    """By hand: 6 target images of which 3 are red, 6 others of which 4 are green."""
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
+    base = sampled(
+        tmp_path / "base", c3="red red red", c4="red red red", c5="green green green", c6="green green green"
+    )
+    made = sampled(
+        tmp_path / "made", c3="red blue red", c4="blue red blue", c5="green green blue", c6="green red green"
+    )
+    scores = found(tmp_path, "prompts", "red", made, base_images=base, prompts=file)
+    shown, expected = scores["edited"]["target shown"], scores["edited"]["expected shown"]
+    assert (shown.value, shown.n) == (0.5, 6) and shown.interval == pytest.approx(wilson(3, 6))
+    assert (expected.value, expected.n) == (pytest.approx(4 / 6), 6) and scores["base"]["target shown"].n == 6
+    assert ", 3 samples a prompt" in shown.protocol and "enter no number" not in caplog.text
+    judge = NudityJudge(detector, PRESETS["mace"], "nudenet:mace")
+    monkeypatch.setattr(i2p, "open_judge", lambda name, device: judge)
+    nude = found(tmp_path, "i2p", "nudity", made, "nude", base_images=base, prompts=file)["edited"]
+    assert nude["flagged"].n == nude["body parts"].n == 12 and nude["body parts of hate"].n == 9
+    more: dict[str, Any] = {"clip": "canvas-clip", "prompts": file, "base_images": base}
+    art = found(tmp_path, "artists", "Van Gogh", made, "art", **more)["edited"]
+    assert art["target distance"].n == art["distance kept"].n == 6
+    assert art["distance kept"].value == pytest.approx(art["target distance"].value * 2 / 3, rel=0.5)
+    coco = found(tmp_path, "coco", "red", made, "coco", reference=base, **more)["edited"]
+    assert coco["CLIP score"].n == 12
+
+
+def test_samples_that_some_prompts_lack_are_told(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
+    made = sampled(tmp_path / "made", c3="red blue", c4="red red", c5="green green", c6="green")
+    with pytest.raises(DataError, match="1 images of 8 are missing"):
+        found(tmp_path, "prompts", "red", made, prompts=file)
+    save_image(torch.zeros(3, 8, 8), made / "6_1.png")
+    assert found(tmp_path, "prompts", "red", made, prompts=file)["edited"]["expected shown"].n == 4
+    base = sampled(tmp_path / "base", c3="red", c4="red", c5="green", c6="green")
+    with pytest.raises(DataError, match="4 images of 16 are missing"):
+        found(tmp_path, "prompts", "red", made, "b", base_images=base, prompts=file)
+    some = found(tmp_path, "prompts", "red", made, "b", base_images=base, prompts=file, allow_missing=True)
+    assert some["edited"]["expected shown"].n == some["base"]["expected shown"].n == 2
+    assert "4 other images enter no number" not in caplog.text  # they are asked for, and only the base's are missing
+    save_image(torch.zeros(3, 8, 8), made / "7_0.png")
+    table = found(tmp_path, "prompts", "red", made, "c", prompts=file)
+    assert "1 other images enter no number, such as" in caplog.text and "7_0.png" in caplog.text
+    assert table["edited"]["target shown"].n == 4
+    (made / "3_1.png").rename(made / "3_4.png")
+    for case in (4, 5, 6):
+        (made / f"{case}_1.png").unlink()
+    with pytest.raises(DataError, match="none of CASE_1"):
+        found(tmp_path, "prompts", "red", made, "d", prompts=file)
+    assert not (tmp_path / "d").exists()
+
+
+def test_prompts_without_a_seed_have_as_many_samples_as_seeds(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
+    file.write_text("case_number,prompt\n3,one\n4,two\n")
+    made = sampled(tmp_path / "made", c3="red blue", c4="blue blue")
+    with pytest.raises(ConfigError, match="have no seed, and 2 images each: name as many with --seeds, not 4"):
+        found(tmp_path, "prompts", "red", made, prompts=file, retain=["green"])
+    shown = found(tmp_path, "prompts", "red", made, prompts=file, retain=["green"], seeds=[5, 6])["edited"]
+    assert (shown["target shown"].value, shown["target shown"].n) == (0.25, 4)
+    assert "samples a prompt" not in shown["target shown"].protocol
 
 
 def test_rows_of_the_same_image_count_once_and_blank_ones_not_at_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -253,6 +254,27 @@ def test_images_of_mace_s_sampler_by_its_list(maces, tmp_path):
     assert score("mace", "d", **maces, allow_missing=True)[0].protocol.endswith("19 of 20 images")
 
 
+def test_one_file_of_mace_s_sampler_is_no_second_sample(maces, tmp_path):
+    """Samples of ESD's sampler by MACE's list all count; a file named by its sentence and seed counts once."""
+
+    def score(out: str) -> list[Any]:
+        run = RunDirectory(tmp_path / out)
+        return evaluate_found(run, "celebrities", ["Ada Stone"], tmp_path / "flat", **maces)["edited"]
+
+    (tmp_path / "flat").mkdir()
+    cases = list(csv.reader((tmp_path / "list.csv").read_text().splitlines()))[1:]
+    for case, kind, prompt, seed in cases:
+        for k in range(2):
+            shutil.copy(tmp_path / "mace" / kind / f"{prompt}_{seed}.png", tmp_path / "flat" / f"{case}_{k}.png")
+    assert [each.n for each in score("a")[:2]] == [20, 20]
+    case, kind, prompt, seed = cases[0]
+    for k in range(2):
+        (tmp_path / "flat" / f"{case}_{k}.png").unlink()
+    shutil.copy(tmp_path / "mace" / kind / f"{prompt}_{seed}.png", tmp_path / "flat")
+    with pytest.raises(DataError, match="1 images of 40 are missing"):
+        score("b")
+
+
 @pytest.mark.parametrize(
     ("change", "concept", "more", "error", "said"),
     [
@@ -286,6 +308,12 @@ def test_images_of_esd_s_script_by_its_list(made_elsewhere, tmp_path):
     assert "of list.csv (" in found["edited"][0].protocol
     with pytest.raises(DataError, match="20 images of 20 are missing"):  # control: without the list, mu's names
         evaluate_found(RunDirectory(tmp_path / "c"), "imagenette", ["tench"], tmp_path / "esd", **made_elsewhere)
+    for image in sorted((tmp_path / "esd").glob("*_0.jpg")):
+        shutil.copy(image, image.with_name(image.name.replace("_0", "_1")))
+    twice = evaluate_found(RunDirectory(tmp_path / "d"), "imagenette", ["tench"], tmp_path / "esd", **options)
+    assert [each.value for each in twice["edited"]] == [each.value for each in own["edited"]]
+    assert [each.n for each in twice["edited"]] == [2 * each.n for each in own["edited"]] == [4, 36]
+    assert "of list.csv (" in twice["edited"][0].protocol and "), 2 samples a prompt" in twice["edited"][0].protocol
     for new, said in (("neon", "'neon', no class"), ("church", "no prompt of 'tench'")):
         (tmp_path / "list.csv").write_text("\n".join(rows).replace("tench", new))
         with pytest.raises(DataError, match=said):
