@@ -126,7 +126,8 @@ def _inception(weights: Path | None, device: torch.device) -> tuple[Callable[[Te
 def images_in(folder: Path) -> list[Path]:
     """The image files of ``folder`` and those below it, by name. Raises `DataError` for fewer than two."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: name the folder of real images")
+        state = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"{folder} {state}: name the folder of real images")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
     if len(found) < 2:
         raise DataError(f"{folder} holds {len(found)} images: name a folder with two or more, better thousands")

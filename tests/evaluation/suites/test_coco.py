@@ -97,6 +97,7 @@ def test_refused_by_name(bank, file, reference, without_networks, tmp_path, monk
     refused(ConfigError, "--prompts", prompts=None)
     refused(DataError, "holds 0 images", reference=empty)
     refused(DataError, "does not exist", reference=empty / "below")
+    refused(DataError, "is not a folder", reference=Path(__file__))
     refused(ConfigError, "nothing can be measured.*--clip", clip=None)
     refused(ModelError, "none", clip="canvas")
     one = tmp_path / "one.csv"
