@@ -207,7 +207,7 @@ def evaluate(
         RunDirectory(run).require_edit()
     if prompts:
         check_regular(prompts, "the prompt file")
-    check_places(model, places)
+    check_places(model, places, edited=edited)
     from mu.core.compute import pick_device
     from mu.evaluation.answers import Shard
     from mu.evaluation.audit import begin, subject
@@ -215,8 +215,11 @@ def evaluate(
     from mu.evaluation.suites import evaluate as measured
     from mu.evaluation.suites import evaluate_found, suite_for
     from mu.models import load
+    from mu.models.formats.other_weights import check_weights
     from mu.models.load_options import loading
 
+    if edited is not None:
+        check_weights(edited)
     part = Shard.parse(shard) if shard and shard != AUTO else None
     options: dict[str, Any] = {
         "base_answers": base_answers, "data": data, "judge": judge, "retain": retain, "synonyms": synonym, "clip": clip,

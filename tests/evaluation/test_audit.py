@@ -161,6 +161,57 @@ def test_two_checkpoints_are_audited_from_the_command_line(files, tmp_path, monk
     assert {"target shown", "distance kept", "CMMD", "CLIP score"} <= scores
 
 
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command loads a model."""
+
+    class Loaded(Exception):
+        pass
+
+    def load(*_: object, **__: object) -> None:
+        raise Loaded
+
+    for name in ("load", "load_diffusion"):
+        monkeypatch.setattr(f"mu.models.{name}", load)
+
+
+@pytest.mark.parametrize("verb", ["evaluate --edited OTHER", "import OTHER"])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.pt", {}, "does not exist"),
+        ("empty.safetensors", {"": b""}, "is empty"),
+        ("page.ckpt", {"": b"<!DOCTYPE html><title>404</title>"}, "HTML page"),
+        ("pointer.safetensors", {"": b"version https://git-lfs.github.com/spec/v1\n"}, "git lfs pull"),
+        ("short.safetensors", {"": b"\x00\x01\0\0\0\0\0\0{"}, "corrupt"),
+        ("image.png", {"": b"\x89PNG"}, "PNG image"),
+        ("images", {"0_0.png": b"\x89PNG"}, "holds no weights"),
+        ("pipeline", {"unet/diffusion_pytorch_model.bin": b""}, "is empty"),
+    ],
+)
+def test_wrong_edited_weights_are_told_before_a_model_is_loaded(verb, name, content, said, unloaded, tmp_path):
+    other, out = tmp_path / name, tmp_path / ("e.safetensors" if "import" in verb else "audit")
+    for path, each in content.items():
+        (other / path).parent.mkdir(parents=True, exist_ok=True)
+        (other / path).write_bytes(each)
+    words = verb.replace("OTHER", str(other)).split()
+    told = CliRunner().invoke(app, [*words, "--model", "canvas", "--concept", "star", "--out", str(out)])
+    assert told.exit_code == 2 and told.stderr.count("error: ") == 1 and said in told.stderr, told.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", ["evaluate --edited OTHER", "import OTHER"])
+def test_control_a_model_is_loaded_for_good_weights(verb, files, unloaded, tmp_path):
+    """Also where a file that nothing reads lies beside them: here an optimizer's state in a folder of a LoRA."""
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_model.safetensors").write_bytes(files["star"].read_bytes())
+    (tmp_path / "lora" / "optimizer.bin").write_bytes(b"\x80")
+    for other in (files["checkpoint"], tmp_path / "lora", "canvas"):
+        words = [*verb.replace("OTHER", str(other)).split(), "--model", "canvas", "--concept", "star"]
+        out = tmp_path / ("e.safetensors" if "import" in verb else "audit")
+        assert type(CliRunner().invoke(app, [*words, "--out", str(out)]).exception).__name__ == "Loaded"
+
+
 def test_a_folder_of_other_files_is_not_filled(model, files, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("keep")
