@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from typer.testing import CliRunner
 
 import mu
 from mu.cli import app
+from mu.cli.evaluate import _withdrawn
 from mu.core.errors import ConfigError, MuError, OutputError
 from mu.core.evidence import CHANGED, findings
+from mu.core.lock import locked
 from mu.core.run import RunDirectory
 from mu.edits.bank_folder import BankFolder
 from mu.edits.edit import EditInfo, described
@@ -116,6 +119,37 @@ def test_a_killed_beginning_is_begun_again(model, files, tmp_path, monkeypatch):
         begin(tmp_path / "run", model, edits=[files["neon"], files["star"]])
     run = begin(tmp_path / "run", model, edits=[files["neon"], files["star"]])
     assert [edit.concept() for edit in subject(run, model).on] == ["neon", "star"]
+
+
+def test_what_another_process_begins_is_left_to_it(model, files, tmp_path, monkeypatch):
+    """It has written the first of two edits: who comes then is refused, and deletes nothing."""
+    edits, run = [files["neon"], files["star"]], tmp_path / "run"
+    real = BankFolder.add
+
+    def meanwhile(self, *args, **options):
+        real(self, *args, **options)
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        monkeypatch.setattr(BankFolder, "add", real)
+        with pytest.raises(OutputError, match="another process is working in"), _withdrawn(run):
+            begin(run, model, edits=edits)
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    monkeypatch.setattr(BankFolder, "add", meanwhile)
+    begin(run, model, edits=edits)
+    assert [edit.concept() for edit in subject(RunDirectory(run), model).on] == ["neon", "star"]
+
+
+def test_who_is_refused_deletes_no_folder_in_which_another_works(tmp_path):
+    for busy in (True, False):
+        folder = tmp_path / f"{busy}" / "run"
+        with ExitStack() as other, pytest.raises(OutputError), _withdrawn(folder):
+            other.enter_context(locked(folder))
+            (folder / "edit.safetensors").write_bytes(b"its own")
+            if not busy:
+                other.close()
+            raise OutputError("refused")
+        assert (folder / "edit.safetensors").exists() == busy
+        assert folder.parent.exists() == busy, "control"
 
 
 def test_a_name_beside_a_file_that_says_its_own_is_refused(model, files, tmp_path):
