@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mu.core.lock import locked
+from mu.core.lock import LOCK, locked
 from mu.core.run import RunDirectory
 from mu.edits.bank_folder import BankFolder
 from mu.edits.edit import EditInfo, described
@@ -45,7 +44,10 @@ from mu.cli import main
 for name in ("spm", "sepce"):
     algorithm(name)
 for line in sys.stdin:
-    log, *words = json.loads(line)
+    if isinstance(asked := json.loads(line), int):
+        print(os.waitstatus_to_exitcode(os.waitpid(asked, 0)[1]), flush=True)
+        continue
+    log, *words = asked
     if not (pid := os.fork()):
         told = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(told, 1), os.dup2(told, 2)
@@ -62,28 +64,43 @@ for line in sys.stdin:
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
     print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
 class Commands:
     """``run("erase", ...)`` runs ``mu erase ...`` to its end; with ``after`` and ``how`` it is killed after a time."""
 
-    def __init__(self, log: Path):
-        self.log = log
+    def __init__(self, home: Path):
+        self.home, self.started = home, 0
         self.server = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def run(self, *words: object, after: float | None = None, how: signal.Signals = signal.SIGKILL) -> int:
-        assert self.server.stdin is not None and self.server.stdout is not None
-        print(json.dumps([str(self.log), *map(str, words)]), file=self.server.stdin, flush=True)
-        pid = int(self.server.stdout.readline())
+        pid = self.start(*words)
         if after is not None:
             time.sleep(after)
-            with suppress(ProcessLookupError):  # it had ended
-                os.kill(pid, how)
+            os.kill(pid, how)  # to one that has ended, which the server has not waited for yet, it does nothing
+        return self.end(pid)
+
+    def start(self, *words: object) -> int:
+        """Begin a command. Returns its process, which is there until `end`."""
+        self.started += 1
+        return self._told([str(self.log), *map(str, words)])
+
+    def end(self, pid: int) -> int:
+        """Wait for a process of `start`. Returns its exit code."""
+        return self._told(pid)
+
+    def _told(self, asked: object) -> int:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        print(json.dumps(asked), file=self.server.stdin, flush=True)
         return int(self.server.stdout.readline())
+
+    @property
+    def log(self) -> Path:
+        """What the last command printed."""
+        return self.home / str(self.started)
 
     @property
     def said(self) -> str:
@@ -92,7 +109,7 @@ class Commands:
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    made = Commands(tmp_path_factory.mktemp("log") / "log")
+    made = Commands(tmp_path_factory.mktemp("logs"))
     assert made.run("--version") == 0  # from now on the libraries are loaded
     yield made
     made.server.kill()
@@ -169,7 +186,7 @@ def test_a_search_goes_on_to_the_same_edit(commands: Commands, tiny_folder: Path
     whole = timed(lambda: commands.run(*words, "--out", tmp_path / "whole"))
     wanted = tensors(tmp_path / "whole" / "edit.safetensors")
     died = 0
-    for k in range(2):
+    for k in range(16):
         out = tmp_path / str(k)
         again = [*words, "--out", out, "--resume"]
         died += killed_and_repeated(commands, again, again, f"spm {k}", whole, out, 2)
@@ -301,8 +318,8 @@ def test_scores_are_measured_again_the_same(commands: Commands, tmp_path: Path) 
 
 GRID = """
 methods:
-- {method: esd, set: {train.iterations: 8, train.checkpoint_every: 2, denoising_steps: 2}}
-- uce
+- {method: esd, preset: canvas, set: {train.iterations: 8, train.checkpoint_every: 2, denoising_steps: 2}}
+- {method: uce, preset: canvas}
 concepts: [star]
 models: ["%s"]
 device: cpu
@@ -333,21 +350,60 @@ def test_a_killed_grid_goes_on_to_the_same_edits(commands: Commands, tiny_folder
     assert died, "control: some of them died"
 
 
-def test_two_at_once_are_one_and_a_clear_line(
+def refused(commands: Commands, words: list[object], folder: Path, home: Path) -> None:
+    """The command says in one line that another process works in ``folder``, and changes nothing in ``home``."""
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    assert commands.run(*words) == 2, commands.said
+    errors = [line for line in commands.said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"another process is working in {folder}" in errors[0], commands.said
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+
+
+def until_locked(folder: Path) -> None:
+    """Wait until a process works in ``folder``."""
+    end = time.monotonic() + 60
+    while not (folder / LOCK).exists():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    time.sleep(0.01)  # the file is there just before its lock is held
+
+
+def test_two_at_once_are_one_and_a_clear_line(commands: Commands, tiny_folder: Path, tmp_path: Path) -> None:
+    """The first is stopped at its work, the second is refused, and the first then ends as if it had been alone."""
+    if not EMBEDDED["canvas-judge"].exists():
+        pytest.skip("the embedded judge is not in this checkout")
+    run, grid = tmp_path / "run", tmp_path / "grid"
+    (tmp_path / "grid.yaml").write_text(GRID % tiny_folder)
+    how = ["--suite", "concept", "--judge", "canvas", "--seeds", 1, "--everyday", 0, "--steps", 1, "--retain", "heart"]
+    model = ["--model", tiny_folder, "--device", "cpu"]
+    for folder, words in {
+        run: [*SPM, "--model", tiny_folder, *set_(SHORT), "--out", run, "--resume"],
+        tmp_path / "images": ["generate", "--prompt", "a star", "--steps", 2, *model, "--out", tmp_path / "images"],
+        tmp_path / "audit": ["evaluate", "--edit", run, *model, "--out", tmp_path / "audit", *how],
+        grid: ["grid", "run", tmp_path / "grid.yaml", "--jobs", 0, "--out", grid],
+    }.items():
+        first = commands.start(*words)
+        until_locked(folder)
+        os.kill(first, signal.SIGSTOP)
+        refused(commands, words, folder, tmp_path)
+        os.kill(first, signal.SIGCONT)
+        assert commands.end(first) == 0
+        no_half_file(folder)
+        nothing_hidden(folder)
+
+
+def test_two_at_once_in_one_bank_are_one_and_a_clear_line(
     commands: Commands, tiny_folder: Path, tiny: DiffusionModel, tmp_path: Path
 ) -> None:
-    out, bank = tmp_path / "run", tmp_path / "bank"
-    search = [*SPM, "--model", tiny_folder, *set_(SHORT), "--out", out]
-    assert commands.run(*search) == 0
-    assert commands.run("bank", "add", out, "--bank", bank, "--model", tiny_folder, "--device", "cpu") == 0
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for folder, words in {
-        out: [*search, "--overwrite"],
-        bank: ["bank", "restore", "neon", "--bank", bank],
-    }.items():
-        with locked(folder):
-            assert commands.run(*words) == 2
-        errors = [line for line in commands.said.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and f"another process is working in {folder}" in errors[0]
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert commands.run("bank", "restore", "neon", "--bank", bank) == 0, "control"
+    neon, star = (shift(tiny, concept, tmp_path) for concept in ("neon", "star"))
+    bank, model = tmp_path / "bank", ["--model", tiny_folder, "--device", "cpu"]
+    assert commands.run("bank", "add", neon, "--bank", bank, *model) == 0
+    search = [*SEPCE, *model, *set_(SEPARABLE), "--concept", "moon", "--out", tmp_path / "run", "--resume"]
+    for words in (
+        ["bank", "add", star, "--bank", bank, *model],
+        ["bank", "restore", "neon", "--bank", bank],
+        [*search, "--bank", bank],  # its run stays, and is not searched again
+    ):
+        with locked(bank):
+            refused(commands, words, bank, bank)
+        assert commands.run(*words) == 0, "control"

@@ -207,7 +207,7 @@ def evaluate(
         RunDirectory(run).require_edit()
     if prompts:
         check_regular(prompts, "the prompt file")
-    check_places(model, places)
+    check_places(model, places, edited=edited)
     from mu.core.compute import pick_device
     from mu.evaluation.answers import Shard
     from mu.evaluation.audit import begin, subject
@@ -215,8 +215,11 @@ def evaluate(
     from mu.evaluation.suites import evaluate as measured
     from mu.evaluation.suites import evaluate_found, suite_for
     from mu.models import load
+    from mu.models.formats.other_weights import check_weights
     from mu.models.load_options import loading
 
+    if edited is not None:
+        check_weights(edited)
     part = Shard.parse(shard) if shard and shard != AUTO else None
     options: dict[str, Any] = {
         "base_answers": base_answers, "data": data, "judge": judge, "retain": retain, "synonyms": synonym, "clip": clip,
@@ -256,8 +259,11 @@ def evaluate(
 
 @contextmanager
 def _withdrawn(folder: Path | None) -> Iterator[None]:
-    """Delete ``folder`` if it is new, no image was made in it, and the block refuses what was asked."""
-    from mu.core.errors import MuError
+    """Delete ``folder`` if it is new, no image was made in it, and the block refuses what was asked.
+
+    It stays where another process works, which began it at the same time."""
+    from mu.core.errors import MuError, OutputError
+    from mu.core.lock import locked
 
     new = folder is not None and not os.path.lexists(folder)
     above = [each for each in folder.absolute().parents if not each.exists()] if folder else []
@@ -265,7 +271,8 @@ def _withdrawn(folder: Path | None) -> Iterator[None]:
         yield
     except MuError:
         if new and folder and not any(path.suffix in (".png", ".jpg") for path in folder.rglob("*")):
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OutputError), locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
             for each in above:
                 with suppress(OSError):
                     each.rmdir()

@@ -149,9 +149,9 @@ def generate(
             recipe=recipe,
             progress=lambda done, _: advance(done, ""),
         )
-    RunDirectory(out).write_prompts(
-        [Prompt(case_number=case.case_number, prompt=case.prompt, seed=case.evaluation_seed) for case in cases]
-    )
+        RunDirectory(out).write_prompts(
+            [Prompt(case_number=case.case_number, prompt=case.prompt, seed=case.evaluation_seed) for case in cases]
+        )
     print(out)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mu.cli.options import ClipSkip, Overwrite, PredictionType
+from mu.cli.options import ClipSkip, Overwrite, PredictionType, check_places
 
 
 def import_(
@@ -59,7 +59,6 @@ def import_(
     from mu.core.concept import distinct
     from mu.core.errors import ConfigError, OutputError
     from mu.core.program import show_log
-    from mu.models.places import check_name
 
     show_log()
     distinct(concept or ())
@@ -67,14 +66,15 @@ def import_(
         raise ConfigError("--rank and --error exclude each other: pass one of them")
     if out.suffix != ".safetensors":
         raise OutputError(f"{out} is not a .safetensors path: edits are saved as .safetensors")
-    check_name(other)
-    check_name(model)
+    check_places(model, edited=other)
     from mu.edits.difference import difference
     from mu.edits.export import check_place
     from mu.models import load_diffusion
+    from mu.models.formats.other_weights import check_weights
     from mu.models.load_options import loading
 
     check_place(out, "peft", overwrite=overwrite, inputs=[other, model])
+    check_weights(other)
     options = loading(model, [], clip_skip=clip_skip, prediction_type=prediction_type)
     edit = difference(
         load_diffusion(model, device="cpu", **options),

@@ -68,8 +68,12 @@ HIGHEST_SEED = 2**64 - 1
 """The highest seed of a generator of random numbers."""
 
 
-def check_places(model: str | None = None, edits: Iterable[Path | str] = (), bank: Path | None = None) -> None:
-    """Raise the error of a base model, an edit or a bank that does not exist. A bank's folder is an edit's place too.
+def check_places(
+    model: str | None = None, edits: Iterable[Path | str] = (), bank: Path | None = None, edited: str | None = None
+) -> None:
+    """Raise the error of a base model, an edit, a bank or ``edited`` weights that do not exist.
+
+    A bank's folder is an edit's place too.
 
     Call it before anything imports a model library, which takes seconds.
     """
@@ -82,8 +86,9 @@ def check_places(model: str | None = None, edits: Iterable[Path | str] = (), ban
     for each in map(Path, edits):
         if not BankFolder(each).json.exists():
             edit_file(each)
-    if model is not None:
-        check_name(model)
+    for name in (model, edited):
+        if name is not None:
+            check_name(name)
 
 
 def compiling(model: Any, wanted: bool) -> None:

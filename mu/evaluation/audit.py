@@ -14,6 +14,7 @@ from mu.core.concept import distinct
 from mu.core.errors import ConfigError, DataError, OutputError, quoted, titled
 from mu.core.evidence import note_search, read_evidence
 from mu.core.files import is_left, sha256
+from mu.core.lock import LOCK
 from mu.core.run import RunDirectory
 from mu.edits.bank import Bank
 from mu.edits.bank_folder import BankFolder
@@ -66,14 +67,26 @@ def begin(
     something else, and what reading the files raises.
     """
     run = RunDirectory(out)
-    if run.folder.is_dir() and (there := [*run.folder.iterdir()]) and all(map(is_left, there)):
-        with run.alone():  # deletes what a killed process left
-            pass
-    if not run.config.exists() and run.folder.is_dir() and any(run.folder.iterdir()):
+    if not run.config.exists() and run.folder.is_dir() and not all(map(_passing, run.folder.iterdir())):
         raise OutputError(f"{run.folder} holds something else than a run: choose a new folder")
     banks = [place for place in edits if is_bank(place)]
     if banks and len(edits) > 1:
         raise ConfigError(f"{banks[0]} is a bank: measure it alone, or name its edits' files")
+    with run.alone():
+        _fill(run, model, edits, banks, edited, concepts, overwrite)
+    return run
+
+
+def _passing(path: Path) -> bool:
+    """Whether ``path`` is the lock, or a partial file, of a process that works or was killed."""
+    return path.name == LOCK or is_left(path)
+
+
+def _fill(
+    run: RunDirectory, model: EditableModel, edits: Sequence[Path], banks: Sequence[Path], edited: str | None,
+    concepts: Sequence[str], overwrite: bool,
+) -> None:  # fmt: skip
+    """`begin`, in a folder where no other process works."""
     whole = {} if edited is None else {edited: _digest_of(place_of(edited))}
     digests = {str(place): sha256(BankFolder(place).json if place in banks else edit_file(place)) for place in edits}
     settings = {"model": model.name, "edits": digests, "edited": whole, "concepts": list(map(str, distinct(concepts)))}
@@ -81,7 +94,7 @@ def begin(
     if run.config.exists() and not overwrite:
         run.begin(config, run.read_environment(), resume=True)  # refuses other settings
         if read_evidence(run).found:
-            return run
+            return
         for left in run.made_in(run.bank.parent):  # a killed process wrote a part of the edits
             left.unlink()
     found = _opened(model, edits, edited, concepts)
@@ -94,14 +107,12 @@ def begin(
     method = ", ".join(dict.fromkeys(edit.info.method for edit in found.on))
     description: dict[str, Any] = {"method": method, "model": model.name, "concepts": named}
     run.begin(config, description, resume=run.config.exists() and not overwrite, overwrite=overwrite)
-    with run.alone():
-        if len(found.edits) == 1 and not banks:
-            found.on[0].save(run.edit)
-        else:
-            _keep(run, found)
-        note_search(run)
-        run.finish()
-    return run
+    if len(found.edits) == 1 and not banks:
+        found.on[0].save(run.edit)
+    else:
+        _keep(run, found)
+    note_search(run)
+    run.finish()
 
 
 def _digest_of(place: Path) -> str:

@@ -94,7 +94,12 @@ _FOUND = {
     "prompt.templates": "phrasings",
     "prompt.anchor": "anchor",
     "prompt.neutral": "anchor",
+    "prompt.anchors": "words to keep",
 }
+
+
+UNWEIGHTED = {"calibrate.weight": "the method's loss has no term for the words around the concept"}
+"""What no calibrated search of some methods reads."""
 
 
 def _has(config: Any, name: str) -> bool:
@@ -182,3 +187,7 @@ class ClosedFormConfig(AnchoredConfig):
         if self.calibrate.on and any(by_hand(self, name) for name in self.solved_by):
             self.calibrate = self.calibrate.model_copy(update={"on": False})
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        steps = {f"calibrate.{name}": "a closed form is solved without steps" for name in ("rate", "weight", "every")}
+        return {**steps, **super().idle()}

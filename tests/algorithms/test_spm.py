@@ -506,6 +506,37 @@ def test_reused_latents_save_denoising(way: dict[str, int], share: float, tiny: 
     assert cost(way) < share * cost({})
 
 
+def found(model: DiffusionModel, **overrides: Any) -> dict[str, Tensor]:
+    """The tensors of the edit of a short search."""
+    short = {"iterations": 2, "max_denoising_steps": 2, **overrides.pop("train", {})}
+    return SemipermeableMembraneAlgorithm(settings(train=short, **overrides), model=model).find_edit().tensors()
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_two_batch_sizes_each_have_their_meaning(tiny: DiffusionModel) -> None:
+    """train.batch_size is of draws, each with a timestep of its own; prompt.batch_size of samples in one draw."""
+    draws, samples = found(tiny, train={"batch_size": 2}), found(tiny, prompt={"batch_size": 2})
+    assert equal(draws, found(tiny, train={"draws": 2})) and not equal(draws, samples)
+    both = found(tiny, train={"batch_size": 2}, prompt={"batch_size": 2})
+    assert not equal(both, draws) and not equal(both, samples)
+    assert equal(samples, found(tiny, train={"batch_size": 1}, prompt={"batch_size": 2})), "control"
+    assert settings(train={"batch_size": 3, "draws": 2}).train.drawn == 6
+
+
+@pytest.mark.parametrize("other", [{"anchors": "vocabulary"}, {"anchor_layout": "reference"}])
+def test_anchors_without_weight_are_not_drawn(other: dict[str, Any], tiny: DiffusionModel) -> None:
+    """They would take two thirds of the samples of a step, and move the random numbers behind them."""
+
+    def of(strength: float, **values: Any) -> dict[str, Tensor]:
+        return found(tiny, prompt={"la_strength": strength, **values})
+
+    assert equal(of(0.0), of(0.0, **other))
+    assert not equal(of(1.0), of(1.0, **other)), "control"
+
+
 @pytest.mark.parametrize("way", [{"latent_pool": 2}, {"timesteps_per_trajectory": 3}])
 def test_reused_latents_stay_with_their_target(
     way: dict[str, int], tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch

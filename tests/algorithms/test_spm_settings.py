@@ -288,7 +288,8 @@ def test_an_unknown_key_names_the_nearest(wrong: dict[str, Any], meant: str) -> 
     [
         {"prompt": {"positive": " "}},
         {"prompt": {"sampling_batch_size": 3, "batch_size": 2}},
-        {"train": {"batch_size": 2}, "prompt": {"batch_size": 4}},
+        {"train": {"batch_size": 2, "latent_pool": 4}},
+        {"train": {"batch_size": 2, "timesteps_per_trajectory": 2}},
         {"prompt": {"use_template": True, "templates": ["no place"]}},
         {"prompt": {"templates": []}},
         {"dataset_type": "coco"},
@@ -651,7 +652,7 @@ def test_old_keys_are_noted_in_python_too(tiny: DiffusionModel, caplog: pytest.L
     ):
         caplog.clear()
         with caplog.at_level("INFO", "mu"):
-            chosen(base, model=tiny, **SHORT).find_edit()
+            chosen(base, model=tiny, **SHORT, **{"prompt.dynamic_resolution": False}).find_edit()
         assert sum("has no effect" in record.message for record in caplog.records) == noted
 
 

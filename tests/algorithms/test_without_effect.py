@@ -179,13 +179,32 @@ def test_no_preset_sets_what_has_no_effect(name: str, preset: str) -> None:
 
 
 IDLE: list[tuple[str, dict[str, Any], str]] = [
-    ("spm", {"train": {"batch_size": 1}, "prompt": {"batch_size": 2}}, "train.batch_size"),
     ("spm", {"prompt": {"templates": ["a {}"]}}, "prompt.templates"),
     ("spm", {"calibrate": {"on": True}, "prompt": {"neutral": "moon"}}, "prompt.neutral"),
     ("spm", {"calibrate": {"on": True}, "prompts": [{"target": "neon", "neutral": "moon"}]}, "prompt.neutral"),
     ("spm", {"calibrate": {"on": True}, "train": {"lr_scheduler": "linear"}}, "train.lr_scheduler"),
     ("spm", {"calibrate": {"on": True}, "train": {"lr_warmup_steps": 7}}, "train.lr_warmup_steps"),
     ("spm", {"prompt": {"action": "erase", "la_strength": 3.0}}, "prompt.la_strength"),
+    ("spm", {"prompt": {"action": "erase", "anchors": "vocabulary"}}, "prompt.anchors"),
+    ("spm", {"prompt": {"la_strength": 0, "anchors": "vocabulary"}}, "prompt.anchors"),
+    ("spm", {"prompt": {"la_strength": 0, "sampling_batch_size": 8}}, "prompt.sampling_batch_size"),
+    (
+        "spm",
+        {"prompts": [{"target": "dog"}, {"target": "cat", "la_strength": 0, "anchor_alpha": 2.0}]},
+        "prompt.anchor_alpha",
+    ),
+    ("spm", {"prompt": {"anchor_layout": "reference", "sampling_batch_size": 1}}, "prompt.anchor_layout"),
+    ("spm", {"calibrate": {"on": True}, "prompt": {"anchors": "vocabulary"}}, "prompt.anchors"),
+    *(
+        (name, {"calibrate": {"on": True, "weight": 1.0}}, "calibrate.weight")
+        for name in ("spm", "sepce", "cie", "fmn")
+    ),
+    *(
+        (name, {"calibrate": {"on": True, key: 7}}, f"calibrate.{key}")
+        for name in ("uce", "speed")
+        for key in ("rate", "weight", "every")
+    ),
+    ("uce", {"calibrate": {"rate": 7}}, "calibrate.rate"),
     ("spm", {"prompt": {"la_strength": 3.0}, "prompts": [{"target": "dog"}]}, "prompt"),
     ("spm", {"prompts": [{"target": "dog", "anchor_alpha": 2.0}]}, "prompt.anchor_alpha"),
     ("spm", {"train": {"lr_scheduler": "constant", "lr_warmup_steps": 7}}, "train.lr_warmup_steps"),
@@ -222,6 +241,11 @@ def test_what_other_settings_leave_without_effect_is_told(name: str, values: dic
     ("name", "values"),
     [
         ("spm", {"train": {"batch_size": 2}, "prompt": {"batch_size": 2}}),
+        ("spm", {"train": {"batch_size": 1}, "prompt": {"batch_size": 2}}),
+        ("spm", {"prompt": {"anchors": "vocabulary", "anchor_alpha": 2.0, "la_strength": 1e-9}}),
+        ("spm", {"prompt": {"anchor_layout": "paper+empty", "sampling_batch_size": 1}}),
+        ("spm", {"prompt": {"anchor_layout": "reference", "sampling_batch_size": 2}}),
+        ("spm", {"calibrate": {"on": True}, "prompt": {"anchor_alpha": 2.0}}),
         ("spm", {"prompt": {"templates": ["a {}"], "use_template": True, "la_strength": 3.0}}),
         ("spm", {"prompts": [{"target": "dog", "anchor_alpha": 2.0, "anchors": "vocabulary"}]}),
         ("cie", {"data": {"guidance": 3.0}, "train": {"threshold": 0.5}}),
@@ -232,6 +256,8 @@ def test_what_other_settings_leave_without_effect_is_told(name: str, values: dic
         ("slug", {"data": {"forget": "f.safetensors"}, "gradients": {"precondition": 0.3}}),
         ("ca", {"concepts": ["dog", "cat"], "images": {"sources": {"dog": "dogs"}, "steps": 5}}),
         ("ca", {"target": "noise", "anchor_weight": 0.0, "anchors": ["art"], "noised": "anchors"}),
+        *((name, {"calibrate": {"on": True, "weight": 1.0}}) for name in ("esd", "ca")),
+        ("uce", {"calibrate": {"on": True, "left": 0.2}}),
         ("fmn", {"anchors": ["art"]}),
         ("fmn", {"objective": "attention", "words": "concept-and-end"}),
     ],
@@ -281,6 +307,14 @@ def clip() -> Any:
         ("spm", {"prompt": {"dynamic_crops": True}}, "tiny", ["prompt.dynamic_crops"]),
         ("spm", {"prompts": [{"target": "neon", "dynamic_crops": True}]}, "tiny", ["prompt.dynamic_crops"]),
         ("spm", {"prompt": {"dynamic_crops": True}}, "tiny_xl", []),
+        ("spm", {"prompt": {"dynamic_resolution": True}}, "tiny", ["prompt.dynamic_resolution"]),
+        (
+            "spm",
+            {"prompts": [{"target": "neon", "dynamic_resolution": True, "resolution": 96}]},
+            "tiny_xl",
+            ["prompt.dynamic_resolution"],
+        ),
+        ("spm", {"prompt": {"dynamic_resolution": True, "resolution": 128}}, "tiny", []),
         ("sepce", {"protect": {"sentences": 1.0}}, "tiny", ["protect.sentences"]),
         ("sepce", {"protect": {"mend": 5}}, "tiny", ["protect.mend"]),
         ("sepce", {"protect": {"gate": "never"}}, "tiny", ["protect.gate"]),

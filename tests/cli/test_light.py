@@ -57,6 +57,8 @@ MISTYPED = {
     "evaluate nosuchrun": "nosuchrun does not exist",
     "evaluate --edit nosuch.safetensors --out a": "nosuch.safetensors does not exist",
     "evaluate --model nosuch.safetensors --edited b.pt --concept x --out a": "nosuch.safetensors does not exist",
+    "evaluate --model canvas --edited nosuch.pt --concept x --out a": "nosuch.pt does not exist",
+    "import nosuch.pt --model canvas --out e.safetensors": "nosuch.pt does not exist",
     "info nosuch.safetensors": "nosuch.safetensors does not exist",
     "generate --prompts nosuch.csv --out p": "nosuch.csv does not exist",
     "generate --prompt x --edit nosuch --out p": "nosuch does not exist",

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from mu.core.lock import LOCK
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
 from mu.edits.files import open_edit
@@ -159,6 +160,22 @@ def test_generate_takes_seeds_and_guidance_as_the_file_says(
     assert [row.guidance for row in rows] == [3, 3, None, None] and how["guidance"] == 7.5
     assert "1 of 2 prompts have no seed" in cli(*common, *outs[2]).stderr
     assert {row.guidance for row in fixed} == {None} and other["guidance"] == 2
+
+
+def test_the_list_of_the_images_is_written_before_another_process_may_begin(
+    tiny_folder: Path, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = RunDirectory.write_prompts, list[bool]()
+
+    def write(run: RunDirectory, prompts: Any) -> None:
+        seen.append((run.folder / LOCK).exists())
+        real(run, prompts)
+
+    monkeypatch.setattr(RunDirectory, "write_prompts", write)
+    out = tmp_path / "images"
+    done = cli("generate", "--prompt", "a star", "--model", tiny_folder, "--steps", 1, "--size", "32x32", "--out", out)
+    assert done.exit_code == 0 and seen == [True], done.output
+    assert sorted(path.name for path in out.iterdir()) == ["0_0.png", "prompts.json", "recipe.json"], "control"
 
 
 @pytest.mark.parametrize(("gate", "differs"), [("none", True), ("facilitated_transport", True), ("off", False)])

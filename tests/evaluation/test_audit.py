@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from typer.testing import CliRunner
 
 import mu
 from mu.cli import app
+from mu.cli.evaluate import _withdrawn
 from mu.core.errors import ConfigError, MuError, OutputError
 from mu.core.evidence import CHANGED, findings
+from mu.core.lock import locked
 from mu.core.run import RunDirectory
 from mu.edits.bank_folder import BankFolder
 from mu.edits.edit import EditInfo, described
@@ -118,6 +121,37 @@ def test_a_killed_beginning_is_begun_again(model, files, tmp_path, monkeypatch):
     assert [edit.concept() for edit in subject(run, model).on] == ["neon", "star"]
 
 
+def test_what_another_process_begins_is_left_to_it(model, files, tmp_path, monkeypatch):
+    """It has written the first of two edits: who comes then is refused, and deletes nothing."""
+    edits, run = [files["neon"], files["star"]], tmp_path / "run"
+    real = BankFolder.add
+
+    def meanwhile(self, *args, **options):
+        real(self, *args, **options)
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        monkeypatch.setattr(BankFolder, "add", real)
+        with pytest.raises(OutputError, match="another process is working in"), _withdrawn(run):
+            begin(run, model, edits=edits)
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+    monkeypatch.setattr(BankFolder, "add", meanwhile)
+    begin(run, model, edits=edits)
+    assert [edit.concept() for edit in subject(RunDirectory(run), model).on] == ["neon", "star"]
+
+
+def test_who_is_refused_deletes_no_folder_in_which_another_works(tmp_path):
+    for busy in (True, False):
+        folder = tmp_path / f"{busy}" / "run"
+        with ExitStack() as other, pytest.raises(OutputError), _withdrawn(folder):
+            other.enter_context(locked(folder))
+            (folder / "edit.safetensors").write_bytes(b"its own")
+            if not busy:
+                other.close()
+            raise OutputError("refused")
+        assert (folder / "edit.safetensors").exists() == busy
+        assert folder.parent.exists() == busy, "control"
+
+
 def test_a_name_beside_a_file_that_says_its_own_is_refused(model, files, tmp_path):
     with pytest.raises(ConfigError, match="--concept"):
         begin(tmp_path / "run", model, edits=[files["neon"]], concepts=["star"])
@@ -159,6 +193,57 @@ def test_two_checkpoints_are_audited_from_the_command_line(files, tmp_path, monk
     assert told.exit_code == 0 and (tmp_path / "audit" / "report.html").exists()
     scores = {score.name for score in RunDirectory(tmp_path / "audit").read_scores()["concept"]["edited"]}
     assert {"target shown", "distance kept", "CMMD", "CLIP score"} <= scores
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command loads a model."""
+
+    class Loaded(Exception):
+        pass
+
+    def load(*_: object, **__: object) -> None:
+        raise Loaded
+
+    for name in ("load", "load_diffusion"):
+        monkeypatch.setattr(f"mu.models.{name}", load)
+
+
+@pytest.mark.parametrize("verb", ["evaluate --edited OTHER", "import OTHER"])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.pt", {}, "does not exist"),
+        ("empty.safetensors", {"": b""}, "is empty"),
+        ("page.ckpt", {"": b"<!DOCTYPE html><title>404</title>"}, "HTML page"),
+        ("pointer.safetensors", {"": b"version https://git-lfs.github.com/spec/v1\n"}, "git lfs pull"),
+        ("short.safetensors", {"": b"\x00\x01\0\0\0\0\0\0{"}, "corrupt"),
+        ("image.png", {"": b"\x89PNG"}, "PNG image"),
+        ("images", {"0_0.png": b"\x89PNG"}, "holds no weights"),
+        ("pipeline", {"unet/diffusion_pytorch_model.bin": b""}, "is empty"),
+    ],
+)
+def test_wrong_edited_weights_are_told_before_a_model_is_loaded(verb, name, content, said, unloaded, tmp_path):
+    other, out = tmp_path / name, tmp_path / ("e.safetensors" if "import" in verb else "audit")
+    for path, each in content.items():
+        (other / path).parent.mkdir(parents=True, exist_ok=True)
+        (other / path).write_bytes(each)
+    words = verb.replace("OTHER", str(other)).split()
+    told = CliRunner().invoke(app, [*words, "--model", "canvas", "--concept", "star", "--out", str(out)])
+    assert told.exit_code == 2 and told.stderr.count("error: ") == 1 and said in told.stderr, told.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", ["evaluate --edited OTHER", "import OTHER"])
+def test_control_a_model_is_loaded_for_good_weights(verb, files, unloaded, tmp_path):
+    """Also where a file that nothing reads lies beside them: here an optimizer's state in a folder of a LoRA."""
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_model.safetensors").write_bytes(files["star"].read_bytes())
+    (tmp_path / "lora" / "optimizer.bin").write_bytes(b"\x80")
+    for other in (files["checkpoint"], tmp_path / "lora", "canvas"):
+        words = [*verb.replace("OTHER", str(other)).split(), "--model", "canvas", "--concept", "star"]
+        out = tmp_path / ("e.safetensors" if "import" in verb else "audit")
+        assert type(CliRunner().invoke(app, [*words, "--out", str(out)]).exception).__name__ == "Loaded"
 
 
 def test_a_folder_of_other_files_is_not_filled(model, files, tmp_path):

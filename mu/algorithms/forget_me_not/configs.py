@@ -12,7 +12,7 @@ from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import Templates
 from mu.core.tunable import LogRange, WholeLogRange
 from mu.diffusion.images_config import ImagesConfig
-from mu.training.diffusion_config import CALIBRATED, COMPARISON, AnchoredConfig, TrainConfig
+from mu.training.diffusion_config import CALIBRATED, COMPARISON, UNWEIGHTED, AnchoredConfig, TrainConfig
 
 
 class ForgetMeNotTrainConfig(TrainConfig):
@@ -49,7 +49,7 @@ class ForgetMeNotConfig(AnchoredConfig):
     """The run folder."""
 
     def idle(self) -> Mapping[str, str]:
-        found = self.images.idle_for(self.concepts) | dict(super().idle())
+        found = self.images.idle_for(self.concepts) | UNWEIGHTED | dict(super().idle())
         if self.objective == "logits":
             return found | {"words": "objective logits compares all positions"}
         return found | {"anchors": f"objective {self.objective} needs no anchor"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mu.algorithms.semipermeable_membrane.configs import SemipermeableMembraneConfig, SemipermeableMembraneMethod
-from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler
+from mu.algorithms.semipermeable_membrane.data_handler import SemipermeableMembraneDataHandler, resolutions
 from mu.algorithms.semipermeable_membrane.model import SemipermeableMembraneModel
 from mu.algorithms.semipermeable_membrane.trainer import SemipermeableMembraneTrainer
 from mu.core import compute, parallel
@@ -154,10 +154,14 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
         return found
 
     def idle_on(self, model: DiffusionModel) -> dict[str, str]:
-        given = any(entry.dynamic_crops for entry in self.config.entries())
-        if not given or model.time_ids(model.default_size, model.default_size) is not None:
-            return {}
-        return {"prompt.dynamic_crops": f"{titled(model.name)} takes no crop, as only SDXL does"}
+        found, usual = {}, model.default_size
+        for entry in self.config.entries():
+            full = entry.resolution or usual
+            if entry.dynamic_crops and model.time_ids(usual, usual) is None:
+                found["prompt.dynamic_crops"] = f"{titled(model.name)} takes no crop, as only SDXL does"
+            if entry.dynamic_resolution and resolutions(full) == [full]:
+                found["prompt.dynamic_resolution"] = f"at {full} pixels there is no other size to draw"
+        return found
 
     def tracking(self) -> Tracking:
         return cast(Tracking, self.config.old.tracking())

@@ -115,7 +115,7 @@ class Anchors:
         self.pool: tuple[Conditioning, Tensor] | None = None
         if kept is not None:
             self.pool = kept, self._weights(kept)
-        elif entry.anchors == "vocabulary" and entry.action == "erase_with_la":
+        elif entry.anchors == "vocabulary" and entry.anchored:
             self.pool = self._vocabulary(model, torch.Generator().manual_seed(seed))
 
     def draw(self, generator: torch.Generator, unconditional: Conditioning) -> Conditioning:

@@ -82,7 +82,7 @@ class SemipermeableMembraneTrainer:
                 optimizer,
                 settings.iterations,
                 generator=generator,
-                draws=settings.draws or 1,
+                draws=settings.drawn,
                 schedule=schedule,
                 state={"factors": Tensors(weights), "walker": self.walker, **({"watch": watch} if watch else {})},
                 stop=watch,
@@ -116,7 +116,7 @@ class SemipermeableMembraneTrainer:
         x, t, ids = self.walker.latents(task, generator)
         entry, base, b = task.entry, self.model.base, len(x)
         anchors = None
-        if entry.action == "erase_with_la":
+        if entry.anchored:
             anchors = task.anchors.draw(generator, task.unconditional).at(ids)
         n = 0 if anchors is None else len(anchors)
         x_all = torch.cat([x, x.repeat(-(-n // b), 1, 1, 1)[:n]])

@@ -209,6 +209,28 @@ def place_of(other: Path | str) -> Path:
     return place if place.exists() else hub_folder(name)
 
 
+def check_weights(other: Path | str) -> None:
+    """Raise `ModelError` if the weights ``other`` are not there, or a file of them cannot be opened.
+
+    Needs no model. Whether the weights are parameters of one, `weights_of` says.
+    """
+    place = place_of(other)
+    if place.is_file():
+        files = [place]
+    elif any(path.suffix.lower() in SUFFIXES for path in place.rglob("*")):
+        parts = [part for name in ("unet", "vae", "text_encoder*") for part in place.glob(name) if part.is_dir()]
+        files = [file for part in parts for file in loaded_weights(part)]
+    else:
+        raise _without_weights(place)
+    for file in files:
+        with open_weights(file):
+            pass
+
+
+def _without_weights(folder: Path) -> ModelError:
+    return ModelError(f"{folder} holds no weights: copy them, or name their file")
+
+
 @contextmanager
 def weights_of(place: Path, model: DiffusionModel, only: Iterable[str] = ()) -> Iterator[Weights]:
     """Open the weights in ``place`` as parameters of ``model``; inside the block, each is read when it is asked for.
@@ -226,7 +248,7 @@ def weights_of(place: Path, model: DiffusionModel, only: Iterable[str] = ()) -> 
         for folder, component in _parts(place, model):
             files = [folder] if folder.is_file() else loaded_weights(folder)
             if not files:
-                raise ModelError(f"{folder} holds no weights: copy them, or name their file")
+                raise _without_weights(folder)
             for path in files:
                 found.take(stack.enter_context(open_weights(path)), component, only)
             if component is not None:

@@ -59,7 +59,8 @@ class TrainConfig(Renewed):
     iterations: int = Field(3000, ge=1)
     """Optimiser steps."""
     batch_size: int | None = Field(None, ge=1, le=65_536)
-    """Another name for prompt.batch_size (the original reads it and ignores it)."""
+    """Batch size of an update: how many times each of ``draws`` is drawn anew, each time with the prompt.batch_size
+    samples of its target. Default: 1. (The original reads it and ignores it.)"""
     draws: Draws = None
     """Independent draws of target, noise and timestep whose mean gradient is one update. Several processes share them.
     Default: one, or one for each process."""
@@ -97,6 +98,11 @@ class TrainConfig(Renewed):
     target."""
     compile: bool = False
     """Run the UNet through torch.compile: takes minutes to start, then steps on a GPU are faster."""
+
+    @property
+    def drawn(self) -> int:
+        """Independent draws in one update."""
+        return (self.draws or 1) * (self.batch_size or 1)
 
     def idle(self) -> Mapping[str, str]:
         kind, found = self.lr_scheduler.lower(), {}
@@ -140,7 +146,7 @@ class PromptConfig(Renewed):
     dynamic_resolution: bool = False
     """Draw height and width at each step from the multiples of 64 in [resolution/2, resolution)."""
     batch_size: int | None = Field(None, ge=1, le=65_536)
-    """B, samples of the target per step. Default: 1."""
+    """B, samples of the target in one draw, at one timestep. Default: 1."""
     dynamic_crops: bool = False
     """SDXL: draw the original size and crop corner of the size conditioning at each step."""
     use_template: bool = False
@@ -155,7 +161,7 @@ class PromptConfig(Renewed):
     la_strength: float = Field(1000.0, ge=0)
     """lambda of Eq. 8, weight of latent anchoring. A larger value retains other concepts better and erases less."""
     sampling_batch_size: int = Field(4, ge=1, le=65_536)
-    """S, anchors per step; a multiple of batch_size."""
+    """S, anchors in one draw; a multiple of prompt.batch_size."""
     anchor_layout: Literal["paper", "reference", "paper+empty"] = "paper"
     """``paper``: S anchors. ``reference``: as in the released code, half of them are the unconditional prompt.
     ``paper+empty``: S anchors and the unconditional prompt."""
@@ -180,12 +186,20 @@ class PromptConfig(Renewed):
 
     def idle(self) -> Mapping[str, str]:
         found = {} if self.use_template else {"templates": "use_template is off"}
+        if not self.anchored:
+            names = ("sampling_batch_size", "anchor_layout", "anchors", "anchor_alpha")
+            none = "action erase has no anchors" if self.action == "erase" else "la_strength is 0"
+            found |= dict.fromkeys(names, none)
+        elif self.anchor_layout == "reference" and self.sampling_batch_size == 1:
+            found["anchor_layout"] = "half of one anchor is none"
         if self.action == "erase":
-            names = ("la_strength", "sampling_batch_size", "anchor_layout", "anchors", "anchor_alpha")
-            found |= dict.fromkeys(names, "action erase has no anchors")
-        elif self.anchors == "gaussian":
-            found["anchor_alpha"] = "only vocabulary anchors are weighted"
+            found["la_strength"] = "action erase has no anchors"
         return found
+
+    @property
+    def anchored(self) -> bool:
+        """Whether anchors are drawn."""
+        return self.action == "erase_with_la" and self.la_strength > 0
 
 
 class GateConfig(BaseConfig):
@@ -255,10 +269,11 @@ class SemipermeableMembraneConfig(Renewed):
         train, notes = self.train, []
         if train.latent_pool and train.timesteps_per_trajectory > 1:
             notes.append("train.latent_pool and train.timesteps_per_trajectory both reuse latents: set one of them")
-        if (train.draws or 1) > 1 and (train.latent_pool or train.timesteps_per_trajectory > 1):
+        if train.drawn > 1 and (train.latent_pool or train.timesteps_per_trajectory > 1):
             name = "latent_pool" if train.latent_pool else "timesteps_per_trajectory"
+            other = "draws" if (train.draws or 1) > 1 else "batch_size"
             notes.append(
-                f"train.{name} reuses latents from draw to draw, but train.draws makes draws independent: set one"
+                f"train.{name} reuses latents from draw to draw, but train.{other} makes draws independent: set one"
             )
         for entry in [] if self.prompts_file else self.given():
             notes += self._wrong(entry)
@@ -268,11 +283,9 @@ class SemipermeableMembraneConfig(Renewed):
 
     def _wrong(self, entry: PromptConfig) -> list[str]:
         """The errors in an entry, one line each. Entries of ``prompts_file`` are checked when the file is read."""
-        size, lines = self.train.batch_size, []
-        if size not in (None, 1) and entry.batch_size not in (None, size):
-            lines.append(f"train.batch_size ({size}) and prompt.batch_size ({entry.batch_size}) disagree")
-        if entry.sampling_batch_size % (entry.batch_size or size or 1):
-            lines.append("prompt.sampling_batch_size must be a multiple of the batch size")
+        lines = []
+        if entry.sampling_batch_size % (entry.batch_size or 1):
+            lines.append("prompt.sampling_batch_size must be a multiple of prompt.batch_size")
         if (entry.neutral or entry.unconditional).strip():
             full = self._filled(entry)
             target, positive, neutral = (folded(str(text)) for text in (full.target, full.positive, full.neutral))
@@ -333,14 +346,14 @@ class SemipermeableMembraneConfig(Renewed):
             "target": target,
             "positive": positive or target,
             "neutral": entry.unconditional if entry.neutral is None else entry.neutral,
-            "batch_size": entry.batch_size or self.train.batch_size or 1,
+            "batch_size": entry.batch_size or 1,
         }
         return entry.model_copy(update=derived)
 
     def idle(self) -> Mapping[str, str]:
         several = "prompts_file" if self.prompts_file else "prompts" if self.prompts else None
-        sizes = {entry.batch_size for entry in self.given()}
-        found = {"prompt": f"{several} replaces it"} if several else {}
+        unweighted = {f"prompt.{name}": why for name, why in self._unweighted(self.prompt).items()}
+        found = {"prompt": f"{several} replaces it"} if several else unweighted
         found |= calibrated_away(self)
         if self.prompts_file:
             found["prompts"] = "prompts_file replaces it"
@@ -348,16 +361,25 @@ class SemipermeableMembraneConfig(Renewed):
             found["pretrained_model.ckpt_path"] = "pretrained_model.name_or_path is used"
         if self.save.path:
             found["output_dir"] = "save.path is used"
-        if None not in sizes and self.train.batch_size not in (None, *sizes):
-            found["train.batch_size"] = "prompt.batch_size is used"
+        if self.calibrate.on:
+            found["calibrate.weight"] = "prompt.la_strength is the weight of what is kept"
         return found
 
     def unused(self) -> dict[str, str]:
         """Like `BaseConfig.unused`, with the entries in use as ``prompt``, from wherever they are."""
         found = {name: why for name, why in super().unused().items() if not name.startswith("prompt.")}
         here = {name.removeprefix("prompt."): why for name, why in self.idle().items() if name.startswith("prompt.")}
-        below = [each for entry in self.given() for each in (entry.unused() | entry.departing(here)).items()]
+        below = [
+            each
+            for entry in self.given()
+            for each in (entry.unused() | entry.departing(here | self._unweighted(entry))).items()
+        ]
         return found | {f"prompt.{name}": why for name, why in below}
+
+    def _unweighted(self, entry: PromptConfig) -> dict[str, str]:
+        """The weighting of an entry's anchors, if it has none, with the reason. A calibrated search weights its own."""
+        plain = entry.anchored and entry.anchors == "gaussian" and not self.calibrate.on
+        return {"anchor_alpha": "only vocabulary anchors are weighted"} if plain else {}
 
 
 def read_prompts_file(path: str) -> list[PromptConfig]:
@@ -427,7 +449,6 @@ class SemipermeableMembraneMethod(Method):
                     "template_neutral": True,
                     "guidance_scale": 0.5,
                     "la_strength": 10.0,
-                    "anchors": "vocabulary",
                 },
             }
         ),

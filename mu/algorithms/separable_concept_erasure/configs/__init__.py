@@ -12,7 +12,7 @@ from typing_extensions import Self
 from mu.core.algorithm import Method, Preset, Presets
 from mu.core.config import MOST, BaseConfig, Templates
 from mu.core.tunable import LogRange, Range
-from mu.training.diffusion_config import CALIBRATED, Counting, DiffusionConfig, Draws
+from mu.training.diffusion_config import CALIBRATED, UNWEIGHTED, Counting, DiffusionConfig, Draws
 
 
 class PromptConfig(BaseConfig):
@@ -110,7 +110,7 @@ class ConceptIrrelevantErasureConfig(DiffusionConfig):
         stop = self.train.stop
         found = {} if stop == "held_out" else dict.fromkeys(("prompt.held_out", "train.left"), f"train.stop is {stop}")
         found |= {"train.threshold": "train.stop is steps"} if stop == "steps" else {}
-        return found | dict(super().idle())
+        return found | UNWEIGHTED | dict(super().idle())
 
 
 class ProtectConfig(BaseConfig):
