@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import GUIDANCE, STEPS, judge, keep_result, kind_of, made_once, markdown
+from _shared import GUIDANCE, STEPS, judge, keep_recipe, keep_result, kind_of, made_once, markdown
 
 import mu
 from mu.algorithms import algorithm
@@ -136,8 +136,13 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="*", default=[0.0, 0.5, 3.0])
     parser.add_argument("--json", type=Path, help="the result; a table of the same name is written beside it")
     options = parser.parse_args()
+    keep_recipe(parser, options.out, {"preset": options.preset})
     bench = Bench(options.out, options.preset)
-    result: dict[str, Any] = {"bank": made_once(options.out / "bank.json", bench.bank), "weights": {}}
+    result: dict[str, Any] = {
+        "preset": options.preset,
+        "bank": made_once(options.out / "bank.json", bench.bank),
+        "weights": {},
+    }
     for weight in options.weights:
         make = lambda weight=weight: bench.alone(weight)  # noqa: E731
         result["weights"][f"{weight:g}"] = made_once(options.out / f"star-{weight:g}.json", make)

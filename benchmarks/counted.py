@@ -136,8 +136,9 @@ def searches(tflop: float) -> list[dict[str, Any]]:
 
 
 def seconds() -> dict[str, float]:
-    """The mean seconds of each method's searches on the world of the committed result."""
+    """The mean seconds of each method's searches on the world of the committed result, of those that were timed."""
     (rows,) = json.loads(TIMED.read_text(encoding="utf-8"))["worlds"].values()
+    rows = [row for row in rows if row["seconds"] is not None]
     return {
         method: statistics.mean(row["seconds"] for row in rows if row["method"] == method)
         for method in {row["method"] for row in rows}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,14 @@ def row_of(folder: GridFolder, cell: Outcome) -> dict[str, Any]:
     }
 
 
-def by_world(*folders: GridFolder) -> dict[str, list[dict[str, Any]]]:
+def by_world(folder: GridFolder) -> dict[str, list[dict[str, Any]]]:
     """The rows of each world, by its name and what its model predicts."""
     worlds: dict[str, list[dict[str, Any]]] = {}
-    for folder in folders:
-        for cell in outcomes(folder):
-            if cell.state == "done":
-                place = world_of(cell.cell.model)
-                rows = worlds.setdefault(f"{place.world.name} ({place.sizes.prediction})", [])
-                rows.append(row_of(folder, cell))
+    for cell in outcomes(folder):
+        if cell.state == "done":
+            place = world_of(cell.cell.model)
+            rows = worlds.setdefault(f"{place.world.name} ({place.sizes.prediction})", [])
+            rows.append(row_of(folder, cell))
     return worlds
 
 
@@ -148,11 +148,13 @@ def main() -> None:
     for folder in folders:
         if not folder.plan.exists():
             parser.error(f"{folder.folder} is no grid's folder: run a plan first, `mu grid run benchmarks/plans/...`")
+    if options.add and not (options.json and options.json.exists()):
+        parser.error("--add is for rows of an earlier --json, and there is none")
     seeds = [[seed for one in folder.cells()[0].measured for seed in one.seeds or ()] for folder in folders]
-    result = {"seeds": seeds[0], "worlds": by_world(*folders)}
+    result = {"seeds": seeds[0], "worlds": reduce(added, map(by_world, folders))}
     if options.untimed:
         result["worlds"] = {w: [{**row, "seconds": None} for row in rows] for w, rows in result["worlds"].items()}
-    if options.add and options.json and options.json.exists():
+    if options.add:
         before = json.loads(options.json.read_text(encoding="utf-8"))
         seeds.append(before["seeds"])
         result["worlds"] = added(before["worlds"], result["worlds"])

@@ -51,7 +51,8 @@ def test_the_plan_stands_for_the_cells_that_were_measured() -> None:
     assert model == "outputs/world-5/diffusion"
     cells = plan_of(values | {"models": ["canvas"]}).cells
     (rows,) = json.loads((RESULTS / "generalise.json").read_text())["worlds"].values()
-    assert [(cell.method, *cell.concepts) for cell in cells] == [(row["method"], row["concept"]) for row in rows]
+    planned = [row for row in rows if row["method"] in {cell.method for cell in cells}]
+    assert [(cell.method, *cell.concepts) for cell in cells] == [(row["method"], row["concept"]) for row in planned]
     assert {(one.suite, one.seeds) for cell in cells for one in cell.measured} == {("worlds", (701,))}
 
 

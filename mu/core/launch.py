@@ -31,7 +31,8 @@ def several(config: Any) -> list[str]:
     train = getattr(config, "train", None)
     parts = apart(str(getattr(config, "devices", ""))) if hasattr(train, "draws") else []
     if parts:
-        parallel.check_draws(getattr(train, "draws", None) or len(parts), len(parts))
+        given = getattr(train, "draws", None)
+        parallel.check_draws(len(parts) if given is None else getattr(train, "drawn", given), len(parts))
     return parts
 
 

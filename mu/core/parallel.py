@@ -37,6 +37,9 @@ LOST = 3
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others, such as for a reading of the probe or the load of a model."""
 
+CLOSING = 5.0
+"""Seconds that closing the group may take after a failure."""
+
 _left = False
 """Whether this process works on without the others: see `leave`."""
 
@@ -170,16 +173,24 @@ def abandon() -> None:
     """Part from the other processes without a word, as after a failure; nothing if this process has left them.
 
     An interpreter that ends while a group is open is now and then aborted by the group's threads. Its exit code, which
-    says what failed, would then be lost.
+    says what failed, would then be lost. Closing may wait for the others, so it is given up after `CLOSING`.
     """
     global _left
     if count() > 1 and "torch" in sys.modules:
         import torch.distributed as dist
 
         if dist.is_initialized():
-            with suppress(RuntimeError):
-                dist.destroy_process_group()
+            closing = threading.Thread(target=_close, daemon=True)
+            closing.start()
+            closing.join(CLOSING)
             _left = True
+
+
+def _close() -> None:
+    import torch.distributed as dist
+
+    with suppress(Exception):
+        dist.destroy_process_group()
 
 
 def _summed(value: Tensor) -> Tensor:

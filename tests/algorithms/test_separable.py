@@ -978,21 +978,28 @@ def test_an_older_shift_of_a_calibrated_search_is_trained_again_as_it_was_found(
     """In its own phrasings, towards its own anchor, at a rate relative to the weights."""
     (old,) = find(tiny, settings(concepts=["star"], train={"iterations": 20, "lr": 1e-3}))
     config: Any = old.info.config
-    found = {"templates": ["a {} here", "my {}"], "anchor": "fish"}
+    around = {"peers": ["heart", "house"], "partners": ["neon"]}
+    found = {"templates": ["a {} here", "my {}"], "anchor": "fish", **around}
     calibrated = {**config, "calibrate": {**config["calibrate"], "on": True, "rate": 0.02}}
     calibrated |= {"prompt": {**config["prompt"], "template_anchor": True}}
     method = SeparableConceptErasureAlgorithm(settings(concepts=["moon"], protect={"prompts": ["star"]}), model=tiny)
+    room_in, protected = SeparableConceptErasureAlgorithm.room_in, list[dict[str, list[str]]]()
     rates, texts, adam, encoded = [], set[str](), torch.optim.Adam, SeparableConceptErasureDataHandler.encoded
 
     def noting(weights: Any, lr: float, **options: Any) -> torch.optim.Adam:
         rates.append(lr)
         return adam(weights, lr=lr, **options)
 
+    def in_room(data: SeparableConceptErasureDataHandler, concept: str) -> Room:
+        protected.append(data.others(concept, data.config.protect))  # type: ignore[attr-defined]
+        return room_in(data, concept)
+
     def read(self: SeparableConceptErasureDataHandler, text: str) -> Any:
         texts.add(text)
         return encoded(self, text)
 
     monkeypatch.setattr("mu.algorithms.separable_concept_erasure.algorithm.ENOUGH", 2.0)  # so both are trained again
+    monkeypatch.setattr(SeparableConceptErasureAlgorithm, "room_in", staticmethod(in_room))
     monkeypatch.setattr(torch.optim, "Adam", noting)
     monkeypatch.setattr(SeparableConceptErasureDataHandler, "encoded", read)
     for info in (replace(old.info, config=calibrated, found=found), old.info):
@@ -1002,6 +1009,7 @@ def test_an_older_shift_of_a_calibrated_search_is_trained_again_as_it_was_found(
         assert texts == own if info is not old.info else texts.isdisjoint(own), "control: by the settings"
     weights = [layer.weight for layer in text_layers(tiny).values()]
     assert rates == [pytest.approx(relative_rate(weights, 0.02)), 1e-3]
+    assert [{"heart", "house", "neon"} <= others.keys() for others in protected] == [True, False]
 
 
 def test_an_older_shift_of_which_nothing_would_be_left_stays(

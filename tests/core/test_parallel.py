@@ -340,6 +340,8 @@ def test_what_gets_a_process_for_each_device(monkeypatch: pytest.MonkeyPatch) ->
     assert launch.several(esd.merged({"devices": "cpu"})) == []
     with pytest.raises(ConfigError, match="2 processes cannot share 3 draws"):
         launch.several(esd.merged({"train.draws": 3}))
+    spm = algorithm("spm").config_class.parse({"devices": "cpu,cpu", "train": {"draws": 1, "batch_size": 2}})
+    assert launch.several(spm) == ["cpu", "cpu"], "two draws in all"
     if not torch.cuda.is_available():
         assert launch.several(esd.merged({"devices": "0,1"})) == [], "the GPUs are not there"
     _as_one_of(2, 0, monkeypatch)

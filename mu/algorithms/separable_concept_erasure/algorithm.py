@@ -329,10 +329,16 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
 
 
 def as_calibrated(config: SeparableConceptErasureConfig, found: Mapping[str, Any]) -> SeparableConceptErasureConfig:
-    """``config`` with the phrasings and the anchor that a calibrated search ``found``, as settings."""
-    if not config.calibrate.on or "templates" not in found:
+    """``config`` with what a calibrated search ``found`` as settings: phrasings, anchor, and the words to protect.
+
+    An edit of an earlier version does not say its phrasings: those of the settings then stay, with a warning."""
+    if not config.calibrate.on:
         return config
-    return config.merged({"prompt": {"templates": found["templates"], "anchor": found["anchor"] or ""}})
+    if "templates" not in found:
+        log.warning("%s: the edit does not say its phrasings, so its bare name stands for them", config.concepts[0])
+    prompt = {"templates": found.get("templates", config.prompt.templates), "anchor": found.get("anchor") or ""}
+    others = [*config.protect.others, *found.get("peers", ()), *found.get("partners", ())]
+    return config.merged({"prompt": prompt, "protect.others": list(dict.fromkeys(others))})
 
 
 def findings(
