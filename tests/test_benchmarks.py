@@ -122,7 +122,7 @@ def test_what_the_page_says_of_preconditioning_is_what_was_measured(script: Any)
     assert (more(margin, "FA@5"), more(margin, "kept"), more(module.PAPER, "kept", margin)) == (0, 15, 1)
     page = (ROOT / "docs" / "slug.md").read_text(encoding="utf-8")
     for world, name in (("canvas", "canvas"), ("sibling-5", "world 5")):
-        for option in (module.PAPER, one, "preconditioned, 1.0", margin):
+        for option in (module.PAPER, one, "preconditioned, 1.0", "along g_f, margin 1.1", margin):
             _, _, first, fifth, higher, kept, least, less, *_ = module.mean_row(
                 option, [*result["worlds"][world].values()]
             )

@@ -385,8 +385,10 @@ def test_two_at_once_are_one_and_a_clear_line(commands: Commands, tiny_folder: P
         first = commands.start(*words)
         until_locked(folder)
         os.kill(first, signal.SIGSTOP)
-        refused(commands, words, folder, tmp_path)
-        os.kill(first, signal.SIGCONT)
+        try:
+            refused(commands, words, folder, tmp_path)
+        finally:
+            os.kill(first, signal.SIGCONT)
         assert commands.end(first) == 0
         no_half_file(folder)
         nothing_hidden(folder)

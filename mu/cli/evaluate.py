@@ -262,17 +262,20 @@ def _withdrawn(folder: Path | None) -> Iterator[None]:
     """Delete ``folder`` if it is new, no image was made in it, and the block refuses what was asked.
 
     It stays where another process works, which began it at the same time."""
-    from mu.core.errors import MuError, OutputError
+    from mu.core.errors import BusyError, MuError, OutputError
     from mu.core.lock import locked
 
     new = folder is not None and not os.path.lexists(folder)
     above = [each for each in folder.absolute().parents if not each.exists()] if folder else []
     try:
         yield
+    except BusyError:
+        raise
     except MuError:
-        if new and folder and not any(path.suffix in (".png", ".jpg") for path in folder.rglob("*")):
+        if new and folder:
             with suppress(OutputError), locked(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                if not any(path.suffix in (".png", ".jpg") for path in folder.rglob("*")):
+                    shutil.rmtree(folder, ignore_errors=True)
             for each in above:
                 with suppress(OSError):
                     each.rmdir()

@@ -82,6 +82,10 @@ class DataError(MuError): ...
 class OutputError(MuError): ...
 
 
+class BusyError(OutputError):
+    """Another process works in the folder."""
+
+
 class MissingDependency(MuError):
     def __init__(self, package: str, extra: str, need: str):
         super().__init__(

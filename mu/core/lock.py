@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
-from mu.core.errors import OutputError
+from mu.core.errors import BusyError, OutputError
 from mu.core.files import fitting, sweep, writing
 
 LOCK = ".lock"
@@ -30,7 +30,8 @@ def patient(seconds: float) -> Iterator[None]:
 def locked(folder: Path | str) -> Iterator[None]:
     """Work alone in ``folder``, which is made if it does not exist.
 
-    Raises `OutputError` if another process works there, and for a ``folder`` that is a file or cannot be written to.
+    Raises `BusyError` if another process works there, and `OutputError` for a ``folder`` that is a file or cannot be
+    written to.
     Afterwards the lock's file is gone, and so are the folders that were made for it and are still empty. The system
     frees the lock of a killed process; the partial files that it left are deleted here.
     """
@@ -64,7 +65,7 @@ def _alone(folder: Path, name: str, what: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=_PATIENCE.get())
         except Timeout:
-            raise OutputError(
+            raise BusyError(
                 f"another process is working in {what}: wait until it ends, or choose another folder"
             ) from None
     try:

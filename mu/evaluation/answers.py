@@ -242,12 +242,11 @@ class Found:
         """How many images each case of a list has: those of ``CASE_K``, as ESD's sampler and `mu generate` name them.
 
         Raises `DataError` if K does not count from 0."""
-        names = [path.stem for column in self.columns for path in self._images(column)]
-        found = {int(match[1]) for name in names if (match := _SAMPLE.fullmatch(name))}
-        if lost := sorted({*range(len(found))} - found):
+        places = [path for column in self.columns for path in self._images(column)]
+        found = {int(match[1]): path for path in places if (match := _SAMPLE.fullmatch(path.stem))}
+        if lost := sorted({*range(len(found))} - {*found}):
             raise DataError(
-                f"{self.edited} holds images CASE_{max(found)} and none of CASE_{lost[0]}: the samples of a case are "
-                "numbered from 0"
+                f"{found[max(found)]} is there, and no image CASE_{lost[0]}: the samples of a case are numbered from 0"
             )
         return max(1, len(found))
 

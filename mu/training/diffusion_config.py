@@ -99,7 +99,7 @@ _FOUND = {
 
 
 UNWEIGHTED = {"calibrate.weight": "the method's loss has no term for the words around the concept"}
-"""What no calibrated search of some methods reads."""
+"""What the calibrated search of a method without such a term does not read."""
 
 
 def _has(config: Any, name: str) -> bool:

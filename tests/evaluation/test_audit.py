@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import mu
 from mu.cli import app
 from mu.cli.evaluate import _withdrawn
-from mu.core.errors import ConfigError, MuError, OutputError
+from mu.core.errors import BusyError, ConfigError, MuError, OutputError
 from mu.core.evidence import CHANGED, findings
 from mu.core.lock import locked
 from mu.core.run import RunDirectory
@@ -150,6 +150,15 @@ def test_who_is_refused_deletes_no_folder_in_which_another_works(tmp_path):
             raise OutputError("refused")
         assert (folder / "edit.safetensors").exists() == busy
         assert folder.parent.exists() == busy, "control"
+
+
+def test_who_finds_another_at_work_deletes_nothing_even_if_that_one_has_just_ended(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(BusyError), _withdrawn(folder), locked(folder):
+        (folder / "edit.safetensors").write_bytes(b"its own")
+        with locked(folder):
+            pass
+    assert (folder / "edit.safetensors").exists()
 
 
 def test_a_name_beside_a_file_that_says_its_own_is_refused(model, files, tmp_path):

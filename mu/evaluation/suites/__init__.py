@@ -271,7 +271,7 @@ def evaluate_found(
             len(planned.rows),
         )
     if others := found.others(planned.rows):
-        log.warning("%d other images enter no number, such as %s", len(others), others[0])
+        log.warning("images that enter no number: %d, such as %s", len(others), others[0])
     with run.alone(), run.logged():
         panels = changed_panels(run)
         table, how = planned.score(run, found)

@@ -148,15 +148,15 @@ def test_samples_that_some_prompts_lack_are_told(
         found(tmp_path, "prompts", "red", made, "b", base_images=base, prompts=file)
     some = found(tmp_path, "prompts", "red", made, "b", base_images=base, prompts=file, allow_missing=True)
     assert some["edited"]["expected shown"].n == some["base"]["expected shown"].n == 2
-    assert "4 other images enter no number" not in caplog.text  # they are asked for, and only the base's are missing
+    assert "images that enter no number" not in caplog.text  # they are asked for, and only the base's are missing
     save_image(torch.zeros(3, 8, 8), made / "7_0.png")
     table = found(tmp_path, "prompts", "red", made, "c", prompts=file)
-    assert "1 other images enter no number, such as" in caplog.text and "7_0.png" in caplog.text
+    assert "images that enter no number: 1, such as" in caplog.text and "7_0.png" in caplog.text
     assert table["edited"]["target shown"].n == 4
     (made / "3_1.png").rename(made / "3_4.png")
     for case in (4, 5, 6):
         (made / f"{case}_1.png").unlink()
-    with pytest.raises(DataError, match="none of CASE_1"):
+    with pytest.raises(DataError, match="no image CASE_1"):
         found(tmp_path, "prompts", "red", made, "d", prompts=file)
     assert not (tmp_path / "d").exists()
 

@@ -59,8 +59,8 @@ class TrainConfig(Renewed):
     iterations: int = Field(3000, ge=1)
     """Optimiser steps."""
     batch_size: int | None = Field(None, ge=1, le=65_536)
-    """Batch size of an update: how many times each of ``draws`` is drawn anew, each time with the prompt.batch_size
-    samples of its target. Default: 1. (The original reads it and ignores it.)"""
+    """Factor on ``draws``: an update has draws x batch_size independent draws, each with the prompt.batch_size samples
+    of its target. Default: 1. (The original reads it and ignores it.)"""
     draws: Draws = None
     """Independent draws of target, noise and timestep whose mean gradient is one update. Several processes share them.
     Default: one, or one for each process."""

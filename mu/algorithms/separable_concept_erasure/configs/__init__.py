@@ -172,7 +172,7 @@ class SeparableTrainConfig(TrainConfig):
     objective: Literal["correlation", "distance"] = "correlation"
     """``correlation``: mean(r r_0), Eq. 28, as published. It has no lower bound: beyond 0 the concept's images become
     ever stranger. ``distance``: mean(r^2) / 2, not in the paper. It has the same gradient at first, and ends where the
-    predictions are the anchor's."""
+    predictions are the anchor's; the correlation then nears 0 from above, so ``train.threshold`` must be above 0."""
 
 
 class SeparableConceptErasureConfig(ConceptIrrelevantErasureConfig):
