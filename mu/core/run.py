@@ -431,7 +431,7 @@ class RunDirectory:
 
 def _not_a_table(suite: str, table: Table) -> str:
     """What no suite writes in its table; "" if all could be."""
-    if not re.fullmatch(r"[\w-]+", suite):
+    if not suite.strip() or suite.startswith(".") or re.search(r"[/\\\x00-\x1f]", suite):
         return f"{quoted(suite)} is no suite"
     for column, scores in table.items():
         told = [(score.name, score.protocol) for score in scores]

@@ -546,8 +546,8 @@ DEPARTURES = (
               "an orthonormal basis, zeroed gradients (presets styles and released have the program's way)",
               ("basis.kind=elimination", "basis.scale_factor=1e-4", "train.gradients=summed", "train.lr=0.1")),
     Departure("sepce", "the correlation, without a lower bound, in every search",
-              "the same; preset calibrated: the distance to the anchor, with the same gradient at first",
-              ("train.objective=correlation",)),
+              "the same; preset calibrated: the distance to the anchor, with the same gradient at first, unless "
+              "`train.objective` is correlation"),
     Departure("sepce", "elimination in float32: protected keys move by 1e-6", "in float64: by 1e-15"),
     Departure("sepce", "--iter_break N is N + 1 updates", "N updates", ("train.counting=index",)),
     Departure("sepce", "N up to 10 never ends the training; it ends when 1000 images are used up", "N ends it"),
