@@ -73,9 +73,7 @@ def check_places(
 ) -> None:
     """Raise the error of a base model, an edit, a bank or ``edited`` weights that do not exist.
 
-    A bank's folder is an edit's place too.
-
-    Call it before anything imports a model library, which takes seconds.
+    A bank's folder is an edit's place too. Call it before anything imports a model library, which takes seconds.
     """
     from mu.edits.bank_folder import BankFolder
     from mu.edits.places import edit_file
