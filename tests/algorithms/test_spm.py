@@ -198,6 +198,28 @@ def test_gradients_reach_the_adapters_alone(tiny: DiffusionModel, snapshot: Call
     assert snapshot(tiny) == before
 
 
+def test_a_probe_reads_adapters_in_training_with_their_gate(tiny: DiffusionModel) -> None:
+    info = EditInfo("spm", ("star",), gate=FacilitatedTransport())
+    draw = torch.Generator().manual_seed(5)
+    model = SemipermeableMembraneModel(tiny, 1, 1.0, draw, info)
+    for factors in model.edit.factors.values():
+        factors.up.data = torch.randn(factors.up.shape, generator=draw) * 0.3
+    x, cond = torch.randn(2, 4, 8, 8, generator=draw), tiny.encode(["a house", "a star"])
+
+    def predict() -> Tensor:
+        return tiny.predict_noise(x, torch.tensor([3, 700]), cond)
+
+    with torch.no_grad():
+        with model.finished().applied(tiny):
+            used = predict()
+        with model.trainable():
+            whole = predict()
+            with model.as_used():
+                torch.testing.assert_close(predict(), used)
+            assert torch.equal(predict(), whole), "it is in training again"
+    assert (whole - used).abs().max() > 1e-3, "control: the gate keeps something back"
+
+
 # -- the cost
 # ---------------------------------------------------------------------------------------------------------------
 

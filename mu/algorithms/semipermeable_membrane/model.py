@@ -34,13 +34,19 @@ class SemipermeableMembraneModel:
             )
         self.base = base
         self.edit = LowRankEdit(fresh(layers, rank, alpha, generator), info)
+        self.membrane = Membrane([self.edit])
 
     @contextmanager
     def trainable(self) -> Iterator[Membrane]:
         """Put the adapters on the model inside the block; ``membrane.off()`` gives the frozen predictions."""
-        membrane = Membrane([self.edit])
-        with membrane.installed(self.base):
-            yield membrane
+        with self.membrane.installed(self.base):
+            yield self.membrane
+
+    @contextmanager
+    def as_used(self) -> Iterator[None]:
+        """Inside the block, and inside `trainable`, the adapters act as the finished edit will: with its gate."""
+        with self.membrane.off(), self.edit.applied(self.base):
+            yield
 
     def finished(self) -> LowRankEdit:
         """The edit with the trained LoRA factors, detached, and the fingerprint of the layers it was trained on."""

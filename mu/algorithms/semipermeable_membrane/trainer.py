@@ -67,7 +67,7 @@ class SemipermeableMembraneTrainer:
         if self.calibrations:
             settings = settings.model_copy(update={"lr": relative_rate(weights, self.config.calibrate.rate)})
         optimizer = make_optimizer(settings, weights)
-        watch = Watch(self.calibrations, optimizer, weights) if self.calibrations else None
+        watch = Watch(self.calibrations, optimizer, weights, self.model.as_used) if self.calibrations else None
         schedule = None if watch else self._schedule(optimizer)
 
         def after(i: int) -> None:
