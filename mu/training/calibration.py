@@ -49,6 +49,8 @@ class Calibration:
     """What takes the concept's place; `mu.training.closed_form` chooses it. None: the method needs none."""
     pressure: float = 0.0
     """How hard a closed form presses, in its own unit; 0 for other methods."""
+    reading: Reading | None = None
+    """What the probe read with the chosen anchor and pressure, the concept erased alone."""
     tried: list[dict[str, Any]] = field(default_factory=list)
     """Every anchor and pressure that was tried, with its reading."""
 

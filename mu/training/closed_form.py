@@ -116,8 +116,8 @@ def choose(
             each.tried += [trial_facts(anchor, pressure, seen[anchor], whole.get(anchor)) for anchor in anchors]
             if min(best)[0] < 1:
                 anchors = [min(best)[1]]
-        _, each.anchor, each.pressure, reading = min(best)
-        check_finite(reading)
+        _, each.anchor, each.pressure, each.reading = min(best)
+        check_finite(each.reading)
         log.info("%r becomes %r", each.concept, each.anchor)
 
 
@@ -179,5 +179,9 @@ def anchored(model: DiffusionModel, calibrations: Sequence[Calibration], given: 
 
 
 def facts(calibrations: Sequence[Calibration], name: str) -> dict[str, Any]:
-    """What `EditInfo.found` says of each concept, with the edit on; ``name`` is that of the pressure's setting."""
-    return {each.concept: each.found(each.probe.read(), **{name: each.pressure}) for each in calibrations}
+    """What `EditInfo.found` says of each concept, with the edit on; ``name`` is that of the pressure's setting.
+
+    A concept erased alone was read by `choose` with this very edit on, and is not read again.
+    """
+    alone = calibrations[0].reading if len(calibrations) == 1 else None
+    return {each.concept: each.found(alone or each.probe.read(), **{name: each.pressure}) for each in calibrations}

@@ -54,13 +54,29 @@ def test_speed_asks_the_model_and_is_read_as_gone(model: DiffusionModel, edit: J
     assert [part.info.concepts for part in edit.parts()] == [("neon",)]
 
 
-def test_speed_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, small_search: None):
+def test_speed_leaves_the_base_as_it_was_repeats_and_reads_its_edit_once(
+    model: DiffusionModel, small_search: None, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[Probe] = []
+
+    class Noted(Probe):
+        def __init__(self, *given: Any):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr("mu.training.calibration.Probe", Noted)
     before = fingerprint(model, select(model, "*"))
     config = method("speed").for_concepts(["neon"], None, "calibrated")
     first, again = (algorithm("speed")(config, model=model).find_edit() for _ in range(2))
     assert fingerprint(model, select(model, "*")) == before
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(first.deltas(), again.deltas(), strict=True))
     assert any(delta.any() for _, delta in first.deltas()), "control"
+
+    facts, probe = first.info.found["neon"], made[0]
+    assert facts["probe_evaluations"] == probe.evaluations, "what chose the anchor is not read again"
+    with first.applied(model):
+        assert Reading(*(facts[name] for name in Reading._fields)) == pytest.approx(probe.read(), abs=1e-4)
+    assert probe.glance().left > facts["left"] + 0.1, "control: without the edit"
 
 
 @pytest.mark.parametrize("name", ["uce", "speed"])
