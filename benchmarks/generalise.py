@@ -21,6 +21,7 @@ from typing import Any
 from _shared import keep_result, markdown
 
 from mu.core import charts
+from mu.core.errors import quoted
 from mu.core.files import atomic_path
 from mu.edits.files import open_edit
 from mu.grid.folder import GridFolder
@@ -69,6 +70,16 @@ def added(worlds: dict[str, list[dict[str, Any]]], more: dict[str, list[dict[str
         methods = list(dict.fromkeys(method for method, _ in rows))
         found[world] = sorted(rows.values(), key=lambda row: methods.index(row["method"]))
     return found
+
+
+def of_two_makings(worlds: dict[str, list[dict[str, Any]]]) -> str:
+    """A concept whose rows differ in the base's own scores, so another model, judge or sampler made them; or ""."""
+    for rows in worlds.values():
+        base: dict[str, dict[str, float]] = {}
+        for row in rows:
+            if base.setdefault(row["concept"], row["base"]) != row["base"]:
+                return str(row["concept"])
+    return ""
 
 
 def told(row: dict[str, Any]) -> bool:
@@ -160,6 +171,10 @@ def main() -> None:
         result["worlds"] = added(before["worlds"], result["worlds"])
     if any(each != seeds[0] for each in seeds):
         parser.error("the grids, or the JSON, have other seeds: their rows belong in tables of their own")
+    if concept := of_two_makings(result["worlds"]):
+        parser.error(
+            f"the base's own scores of {quoted(concept)} differ between rows: another model, judge or sampler made some"
+        )
     keep_result(options.json, result, table)
     if options.json:
         with atomic_path(options.json.with_suffix(".png")) as path:

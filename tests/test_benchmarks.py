@@ -56,29 +56,74 @@ def test_the_plan_stands_for_the_cells_that_were_measured() -> None:
     assert {(one.suite, one.seeds) for cell in cells for one in cell.measured} == {("worlds", (701,))}
 
 
-def test_the_script_draws_what_the_grid_found(tmp_path: Path, script: Any) -> None:
-    plan = plan_of({"methods": ["uce"], "concepts": ["star", "moon"], "suites": [{"suite": "worlds", "seeds": [701]}]})
-    folder = GridFolder(tmp_path)
+COLUMNS = {"base": (0.0, 0.9, 0.8, 0.1), "edited": (1.0, 0.8, 0.7, 0.2)}
+NAMES = ("UA", "IRA", "CRA", "unasked")
+
+
+def grid_of_worlds(place: Path, done: str, seed: int = 701, base: tuple[float, ...] = COLUMNS["base"]) -> Path:
+    """The folder of a grid of UCE on canvas, whose concept ``done`` has a result and whose other one has none."""
+    plan = plan_of({"methods": ["uce"], "concepts": ["star", "moon"], "suites": [{"suite": "worlds", "seeds": [seed]}]})
+    folder = GridFolder(place)
+    folder.folder.mkdir()
     folder.write("", plan.cells)
-    done, _ = plan.cells
-    run = RunDirectory(folder.run(done.name).folder)
+    (cell,) = (cell for cell in plan.cells if cell.concepts == (done,))
+    run = RunDirectory(folder.run(cell.name).folder)
     run.folder.mkdir(parents=True)
-    edit = WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("uce", ("star",), found={"gone": True}))
+    edit = WeightEdit({"unet.conv_out.bias": torch.zeros(4)}, EditInfo("uce", (done,), found={"gone": True}))
     edit.save(run.edit)
-    columns = {"base": (0.0, 0.9, 0.8, 0.1), "edited": (1.0, 0.8, 0.7, 0.2)}
-    names = ("UA", "IRA", "CRA", "unasked")
     table = {
-        column: [scored(name, value, 8, "worlds/1") for name, value in zip(names, values, strict=True)]
-        for column, values in columns.items()
+        column: [scored(name, value, 8, "worlds/1") for name, value in zip(NAMES, values, strict=True)]
+        for column, values in (COLUMNS | {"base": base}).items()
     }
     run.write_scores("worlds", table)
-    folder.note(done.name, Record(state="done", measured={"worlds": done.measured[0].key}))
+    folder.note(cell.name, Record(state="done", measured={"worlds": cell.measured[0].key}))
+    return place
+
+
+def test_the_script_draws_what_the_grid_found(tmp_path: Path, script: Any) -> None:
     generalise = script("generalise")
-    found = generalise.by_world(folder)
+    found = generalise.by_world(GridFolder(grid_of_worlds(tmp_path / "grid", "star")))
     assert list(found) == ["canvas (epsilon)"]
     (row,) = found["canvas (epsilon)"]  # the other has no result
-    assert row["edited"] == dict(zip(names, columns["edited"], strict=True)) and row["found"]["gone"] is True
+    assert row["edited"] == dict(zip(NAMES, COLUMNS["edited"], strict=True)) and row["found"]["gone"] is True
     assert "| uce | star | 100.0 (0.0) | 80.0 (90.0) |" in generalise.table({"worlds": found})
+
+
+def test_a_table_of_several_grids_is_of_one_making(
+    tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = (0.0, 0.9, 0.7, 0.1)
+    result = tmp_path / "result.json"
+
+    def run(*given: Path | str) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", ["generalise.py", *map(str, given), "--json", str(result)])
+        script("generalise").main()
+        return json.loads(result.read_text(encoding="utf-8"))
+
+    def refused(*given: Path | str) -> str:
+        before = result.read_bytes() if result.exists() else None
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(*given)
+        assert ended.value.code == 2 and (result.read_bytes() if result.exists() else None) == before
+        return capsys.readouterr().err
+
+    star, moon = grid_of_worlds(tmp_path / "a", "star"), grid_of_worlds(tmp_path / "b", "moon", base=other)
+    later = grid_of_worlds(tmp_path / "c", "star", seed=702)
+    elsewhere = grid_of_worlds(tmp_path / "d", "moon")
+    assert "earlier" in refused(star, "--add")
+    run(star)
+    (rows,) = run(moon, "--add", "--untimed")["worlds"].values()
+    assert [(row["concept"], row["seconds"]) for row in rows] == [("star", 0.0), ("moon", None)]
+    assert "seeds" in refused(later, "--add") and "seeds" in refused(star, later)
+    (rows,) = run(elsewhere, "--add")["worlds"].values()
+    assert rows[1]["base"]["CRA"] == COLUMNS["base"][2], "control: a row made anew takes the place of the old one"
+    made = json.loads(result.read_text(encoding="utf-8"))
+    ((world, rows),) = made["worlds"].items()
+    made["worlds"][world] = [*rows, {**rows[0], "method": "esd", "concept": "moon"}, {**rows[1], "method": "speed"}]
+    made["worlds"][world][2]["base"] = dict(zip(NAMES, other, strict=True))
+    result.write_text(json.dumps(made), encoding="utf-8")
+    assert "moon" in refused(star, "--add")
 
 
 def test_rows_of_another_grid_are_added(script: Any) -> None:
