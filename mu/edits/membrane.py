@@ -5,6 +5,7 @@ J edits on one layer are one concatenated factor pair and one vector of gates:
     y = f(x) + U (g * (D x)),   D = [D_1; ...; D_J],   U = [U_1, ..., U_J],   g_j = gate_j * alpha_j / r_j
 
 So any number of edits costs two thin matrix products per layer, and different prompts share a batch (g is then (b, R)).
+Without gradients the second product of a linear layer adds to f(x) in place, which passes over the output once.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ class HasFactors(Protocol):
         """The factors of each layer, by the full name of its weight."""
 
 
+Layout = tuple[tuple[int, int, float], ...]
+"""Of a layer: one (edit, rank, scale) for each edit that changes it."""
+
+
 class Membrane:
     """Low-rank edits installed on a model by forward hooks; ``gates`` sets how much of each edit passes.
 
@@ -79,6 +84,7 @@ class Membrane:
         self._fixed: Tensor | None = None
         self._off = False
         self._weights: dict[tuple, Tensor] = {}
+        self._layouts: dict[Layout, Layout] = {}
 
     @property
     def gates(self) -> Tensor | None:
@@ -119,14 +125,24 @@ class Membrane:
             return None
         return self._gates if name.startswith(self.gated) else self._fixed
 
-    def weights(self, layout: tuple[tuple[int, int, float], ...], gates: Tensor, like: Tensor) -> Tensor:
-        """g (R,) or (b, R) for a layer with ``layout``, one (edit, rank, scale) per edit. Equal layouts share g."""
-        key = (layout, id(gates), like.device, like.dtype)
+    def shared(self, layout: Layout) -> Layout:
+        """The layout that equals ``layout`` and that all layers of the membrane hold, so that they share their g."""
+        return self._layouts.setdefault(layout, layout)
+
+    def weights(self, layout: Layout, gates: Tensor, like: Tensor) -> Tensor:
+        """g (R,), or (b, R) for the b samples of ``like``, of a layer whose `shared` layout is ``layout``."""
+        key = (id(layout), id(gates), len(like), like.device, like.dtype)
         if key in self._weights:
             return self._weights[key]
         gates = gates.to(like)
         parts = [gates[..., j : j + 1].repeat_interleave(rank, -1) * scale for j, rank, scale in layout]
         found = torch.cat(parts, dim=-1)
+        if found.dim() == 2:
+            if len(like) % len(found):
+                raise EditError(
+                    f"gates for {len(found)} samples do not fit a batch of {len(like)}: set gates for this batch"
+                )
+            found = found.repeat(len(like) // len(found), 1)
         if not torch.is_inference_mode_enabled():  # such a tensor could not be used in a later backward pass
             self._weights[key] = found
         return found
@@ -138,7 +154,7 @@ class _Layer:
     def __init__(self, membrane: Membrane, name: str, weight: Tensor):
         reach = [(j, edit.factors[name]) for j, edit in enumerate(membrane.edits) if name in edit.factors]
         self.membrane, self.name = membrane, name
-        self.layout = tuple((j, factors.rank, factors.scale) for j, factors in reach)
+        self.layout = membrane.shared(tuple((j, factors.rank, factors.scale) for j, factors in reach))
 
         def side(tensors: list[Tensor], dim: int, shape: list[tuple[int, ...]]) -> Tensor:
             # Return the same tensor if its shape fits, so that the optimiser's parameters are the ones in use.
@@ -159,18 +175,16 @@ class _Layer:
         x = x if torch.is_autocast_enabled(x.device.type) else x.to(self.down.dtype)
         if isinstance(module, nn.Conv2d):
             h = F.conv2d(x, self.down, None, module.stride, module.padding)
-            delta = F.conv2d(self._gated(h, gates, channel=1), self.up)
-        else:
-            delta = F.linear(self._gated(F.linear(x, self.down), gates, channel=-1), self.up)
-        return out + delta.to(out.dtype)
+            return out + F.conv2d(self._gated(h, gates, channel=1), self.up).to(out.dtype)
+        h = self._gated(F.linear(x, self.down), gates, channel=-1)
+        if not torch.is_grad_enabled() and out.is_contiguous() and out.dtype == h.dtype == self.up.dtype:
+            out.view(-1, out.shape[-1]).addmm_(h.flatten(0, -2), self.up.T)
+            return out
+        return out + F.linear(h, self.up).to(out.dtype)
 
     def _gated(self, h: Tensor, gates: Tensor, channel: int) -> Tensor:
         """Multiply each row of D x, ``h``, by its gate; ``channel`` is the dimension of the rows."""
         g = self.membrane.weights(self.layout, gates, h)
-        if g.dim() == 2:
-            if len(h) % len(g):
-                raise EditError(f"gates for {len(g)} samples do not fit a batch of {len(h)}: set gates for this batch")
-            g = g.repeat(len(h) // len(g), 1)
         if self.membrane.arithmetic == "paper":
             return h * _along(g, h, channel)
         return self._as_released(h, _along(g / self._scales(g), h, channel), channel)

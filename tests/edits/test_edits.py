@@ -286,8 +286,12 @@ def test_k_membranes_cost_two_thin_products_and_none_when_off(count: int, tiny: 
     edits = [low_rank(tiny, (LINEAR,), 1, str(k), seed=k) for k in range(count)]
     layer, x = find_module(tiny, LINEAR), torch.randn(3, 192)
     with counted(F, "linear") as calls, Bank(tiny, edits).applied() as membrane:
-        layer(x)
+        trained = layer(x)
         assert calls[0] == 3  # the layer's own, down, up
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), trained)
+        assert calls[0] == 5, "without gradients, up adds to the layer's own output in place"
+        calls[0] = 3
         with membrane.off():
             layer(x)
         assert calls[0] == 4
