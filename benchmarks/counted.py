@@ -124,8 +124,8 @@ def searches(tflop: float) -> list[dict[str, Any]]:
     anchors, reading = probe.PEERS + len(closed_form.ANCHORS), glance + kept
     rows = []
     for method, pressures in (("uce", len(SCALES)), ("speed", len(PRESSURES))):
-        usual = asked + begun + anchors * glance + kept + reading * pressures
-        most = asked + begun_most + reading * (anchors * pressures + 1)
+        usual = asked + begun + anchors * glance + kept + reading * (pressures - 1)
+        most = asked + begun_most + reading * anchors * pressures
         rows.append({"method": method, "counted": True, "usual": usual, "most": most})
     times = seconds()
     for method in times.keys() - {"uce", "speed"}:

@@ -227,9 +227,9 @@ def test_evaluations_of_a_search_are_those_that_it_makes(
 def test_what_a_search_that_trains_costs_follows_from_the_committed_seconds(script: Any) -> None:
     counted = script("counted")
     rows = {row["method"]: row for row in counted.searches(1.0)}
-    assert rows["uce"]["counted"] and not rows["spm"]["counted"]
-    share = counted.seconds()["spm"] / counted.seconds()["uce"]
-    assert rows["spm"]["usual"] == round(share * rows["uce"]["usual"]) and 2 < share < 10
+    assert rows["uce"]["counted"] and not rows["esd"]["counted"]
+    share = counted.seconds()["esd"] / counted.seconds()["uce"]
+    assert rows["esd"]["usual"] == round(share * rows["uce"]["usual"]) and 2 < share < 10
     assert rows["uce"]["usual"] < rows["uce"]["most"] and rows["uce"]["PFLOP"] == rows["uce"]["usual"] / 1000
 
 
