@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mu.cli.options import (
+    AUTO,
     ClipSkip,
     Compile,
     Device,
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("mu")
-
-AUTO = "auto"
-"""The word of ``--shard`` for all devices of this machine."""
 
 
 def evaluate(

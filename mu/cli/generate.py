@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mu.cli.options import (
+    AUTO,
     ClipSkip,
     Compile,
     Device,
@@ -30,7 +33,11 @@ if TYPE_CHECKING:
     from mu.diffusion.image_folder import ImageRow
     from mu.edits.bank import Bank
     from mu.edits.gates import Gate
+    from mu.evaluation.answers import Shard
     from mu.models.diffusion import DiffusionModel
+
+
+log = logging.getLogger("mu")
 
 
 class GateChoice(str, Enum):
@@ -92,6 +99,15 @@ def generate(
     ),
     overwrite: Overwrite = False,
     resume: Resume = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N|auto",
+            help="Make only every N-th image, from the K-th on, in a folder of its own in --out: machines share the "
+            "work. The same command without it collects them. auto: a process for each GPU of this machine, or for "
+            "each device of --device 0,1, makes its share; then collect.",
+        ),
+    ] = None,
     device: Device = None,
     precision: Precision = "float32",
     compile: Compile = False,
@@ -103,8 +119,10 @@ def generate(
     Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/images
     """
     from mu.core.program import show_log
+    from mu.core.workers import beside, devices_of
 
     show_log()
+    devices = devices_of(device) if shard == AUTO else []
     if bool(prompt) == bool(prompts):
         raise ConfigError(
             "no prompts: pass --prompt TEXT, or --prompts FILE"
@@ -122,37 +140,81 @@ def generate(
     pixels = height_width(size) if size else None
     cases = _cases(prompt, prompts, column, seed)
     check_places(model, edit or (), bank)
+    from mu.diffusion.image_folder import existing, part_of
+    from mu.evaluation.answers import WHOLE, Shard
+
+    part = Shard.parse(shard) if shard and shard != AUTO else WHOLE
+    _check_list(out, prompts, overwrite)
+    rows = _rows(cases, n, guidance, pixels)
+    existing(rows, out, resume=resume, overwrite=overwrite)
+    asked = Asked(
+        cases, rows, out, resume, overwrite, model, tuple(edit or ()), bank, strength or None, _gate(gate, factor),
+        {"steps": steps, "guidance": 7.5 if guidance is None else guidance, "negative": negative, "size": pixels},
+        {"precision": precision}, {"clip_skip": clip_skip, "prediction_type": prediction_type}, compile,
+    )  # fmt: skip
+    if len(devices) > 1:
+        shards = [Shard(k + 1, len(devices)) for k in range(len(devices))]
+        parts = {
+            f"shard {each.k} of {each.n}, on {of}": (asked, of, each)
+            for each, of in zip(shards[1:], devices[1:], strict=True)
+        }
+        with beside(make, parts):
+            make(asked, devices[0], shards[0])
+    make(asked, devices[0] if devices else device, part)
+    if part != WHOLE:
+        print(part_of(out, part.k, part.n))
+        log.info("after all %d shards, the same command without --shard collects them", part.n)
+    else:
+        print(out)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one call asks for: a process that makes a part of it gets it whole."""
+
+    cases: list[PromptRow]
+    rows: list[ImageRow]
+    out: Path
+    resume: bool
+    overwrite: bool
+    model: str | None
+    edits: tuple[str, ...]
+    bank: Path | None
+    strength: list[float] | None
+    gate: Gate | None
+    sampling: Mapping[str, Any]
+    loaded: Mapping[str, Any]
+    noted: Mapping[str, Any]
+    """Options of loading that are the edits' own, if they are None here."""
+    compile: bool
+
+
+def make(asked: Asked, device: str | None, part: Shard) -> None:
+    """Make the images of ``part`` in a folder of its own, and those of the whole in the one that was asked for."""
     from mu.core.lock import locked
     from mu.core.progress import progress_bar
     from mu.core.records import Prompt
     from mu.core.run import RunDirectory
-    from mu.diffusion.image_folder import recipe_of, write_images
+    from mu.diffusion.image_folder import part_of, recipe_of, write_images
+    from mu.evaluation.answers import WHOLE
 
-    _check_list(out, prompts, overwrite)
-    rows = _rows(cases, n, guidance, pixels)
-    loaded: dict[str, Any] = {"device": device, "precision": precision}
-    painter, put_on = _opened(edit or [], bank, model, loaded, clip_skip=clip_skip, prediction_type=prediction_type)
-    compiling(painter, compile)
-    passes = _gate(gate, factor)
-    recipe = recipe_of(put_on, strength or None, passes)
-    with locked(out), put_on.applied(strength or None, passes), progress_bar("images", len(rows)) as advance:
+    whole, folder, rows = part == WHOLE, asked.out, asked.rows
+    if not whole:
+        folder = part_of(asked.out, part.k, part.n)
+        rows = [row for row in part.of(rows) if asked.overwrite or not (asked.out / row.name).exists()]
+    loaded = {"device": device, **asked.loaded}
+    painter, put_on = _opened(asked.edits, asked.bank, asked.model, loaded, **asked.noted)
+    compiling(painter, asked.compile)
+    recipe = recipe_of(put_on, asked.strength, asked.gate)
+    with locked(folder), put_on.applied(asked.strength, asked.gate), progress_bar("images", len(rows)) as advance:
         write_images(
-            painter,
-            rows,
-            out,
-            steps=steps,
-            guidance=7.5 if guidance is None else guidance,
-            negative=negative,
-            size=pixels,
-            resume=resume,
-            overwrite=overwrite,
-            recipe=recipe,
-            progress=lambda done, _: advance(done, ""),
-        )
-        RunDirectory(out).write_prompts(
-            [Prompt(case_number=case.case_number, prompt=case.prompt, seed=case.evaluation_seed) for case in cases]
-        )
-    print(out)
+            painter, rows, folder, resume=asked.resume or not whole, overwrite=asked.overwrite, recipe=recipe,
+            progress=lambda done, _: advance(done, ""), **asked.sampling,
+        )  # fmt: skip
+        if whole:
+            RunDirectory(folder).write_prompts(
+                [Prompt(case_number=c.case_number, prompt=c.prompt, seed=c.evaluation_seed) for c in asked.cases]
+            )
 
 
 def _check_list(out: Path, given: Path | None, overwrite: bool) -> None:

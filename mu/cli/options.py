@@ -63,7 +63,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing o
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
-
+AUTO = "auto"
+"""The word of ``--shard`` for all devices of this machine."""
 HIGHEST_SEED = 2**64 - 1
 """The highest seed of a generator of random numbers."""
 

@@ -94,16 +94,12 @@ def write_images(
     A ``recipe`` (see `recipe_of`) is written next to the images. Raises `OutputError`, before any image is made, if an
     existing image would be kept but has another recipe, or if an image exists without ``resume`` and ``overwrite``.
 
-    In a folder of `claim`, an image is kept only if it is as it was made; the others are made again, with a warning.
+    Images that shards (`part_of`) made by this recipe are moved here first. In a folder of `claim`, an image is kept
+    only if it is as it was made; the others are made again, with a warning.
     """
     if negative is None and not model.zeros_without_negative:
         negative = ""  # the same, and the one name for it in recipes
-    there = [] if overwrite else [row for row in rows if (folder / row.name).exists()]
-    if there and not resume:
-        raise OutputError(
-            f"{folder / there[0].name} exists already: choose another folder, or pass --resume to make the missing "
-            "images, or --overwrite"
-        )
+    there = existing(rows, folder, resume=resume, overwrite=overwrite)
     bound = recipe is None and _IMAGES in _noted_or_nothing(folder)
     if bound:
         there = _as_made(folder, there)
@@ -116,11 +112,11 @@ def write_images(
     folders = {each.name for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else set()
     if wrong := next((row.name for row in rows if row.name in folders), ""):
         check_writing(folder / wrong)
-    kept = {row.name for row in there}
-    missing = [row for row in rows if row.name not in kept]
     check_rows(model, rows, steps=steps, guidance=guidance, negative=negative, size=size)
+    kept = {row.name for row in there} | (_collect(folder, note) if note else set())
+    missing = [row for row in rows if row.name not in kept]
     groups = _alike(model, missing, guidance, size)
-    done = len(there)
+    done = len(kept)
     for (scale, (height, width)), group in groups.items():
         left = iter(group)
         prompts, seeds = [row.prompt for row in group], [row.seed for row in group]
@@ -134,6 +130,17 @@ def write_images(
             if progress:
                 progress(done, len(rows))
     return len(missing)
+
+
+def existing(rows: Sequence[ImageRow], folder: Path, *, resume: bool, overwrite: bool) -> list[ImageRow]:
+    """The ``rows`` whose image is in ``folder`` and stays. Raises `OutputError` for one without the leave of either."""
+    there = [] if overwrite else [row for row in rows if (folder / row.name).exists()]
+    if there and not resume:
+        raise OutputError(
+            f"{folder / there[0].name} exists already: choose another folder, or pass --resume to make the missing "
+            "images, or --overwrite"
+        )
+    return there
 
 
 def check_rows(
@@ -426,6 +433,26 @@ def _note(folder: Path, note: dict[str, Any]) -> None:
             if known.get(name) != row:
                 (folder / name).unlink(missing_ok=True)
     write_json(folder / RECIPE, {**note, "pictures": {**known, **note["pictures"]}})
+
+
+def part_of(folder: Path, k: int, n: int) -> Path:
+    """Where part ``k`` of ``n`` of the images of ``folder`` is made: processes never write to the same folder."""
+    return folder / "shards" / f"{k}-of-{n}"
+
+
+def _collect(folder: Path, note: dict[str, Any]) -> set[str]:
+    """Move the images that parts (`part_of`) made as ``note`` says to ``folder``. Returns their names."""
+    found: dict[str, Path] = {}
+    for part in sorted((folder / "shards").glob("*-of-*")):
+        known = _known(part, note)
+        if not known and _noted_or_nothing(part):
+            log.warning("the images in %s were made by another recipe: they are not used", part)
+        found |= {n: part / n for n, row in note["pictures"].items() if known.get(n) == row and (part / n).is_file()}
+    if found:
+        _note(folder, note)
+    for name, image in found.items():
+        image.replace(folder / name)
+    return set(found)
 
 
 def recipe_of(bank: Bank, strengths: Sequence[float] | None = None, gate: Gate | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``mu evaluate --shard auto``: several devices make the images that one makes."""
+"""``mu evaluate --shard auto`` and ``mu generate --shard``: several devices make the images that one makes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from mu.core import workers
 from mu.core.run import RunDirectory
 from mu.core.workers import LostPartError
+from mu.diffusion.image_folder import read_pixels
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation import parts
@@ -47,6 +49,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             work(*arguments)
 
     monkeypatch.setattr(parts, "beside", one_by_one)
+    monkeypatch.setattr(workers, "beside", one_by_one)
     return seen
 
 
@@ -95,3 +98,75 @@ def test_what_cannot_be_shared_is_refused_before_a_process_begins(
     done = cli("evaluate", "--images", tmp_path, "--suite", "concept", "--concept", "neon", "--out", tmp_path / "y",
                "--shard", "auto")  # fmt: skip
     assert done.exit_code == 2 and "--shard auto is for a model" in done.stderr
+
+
+# -- mu generate
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wanted(asked: tuple[Any, ...], tmp_path: Path) -> tuple[Any, ...]:
+    """The arguments of ten images of the edited model."""
+    edit = asked[asked.index("--edit") : asked.index("--suite")]
+    return "generate", *edit, "--prompts", tmp_path / "list.txt", "--n", 2, "--steps", 1, "--device", "cpu"
+
+
+def alike(out: Path, one: Path) -> bool:
+    """Whether ``out``, beside its shards, has the files of ``one``: its recipe and list of prompts, and its images.
+
+    Batches of another size may round otherwise, so a pixel may be one step away."""
+    names = {path.name for path in out.iterdir() if path.is_file()}
+    assert names == {path.name for path in one.iterdir()}
+    images = [[read_pixels(folder / name).astype(int) for folder in (out, one)] for name in names if ".png" in name]
+    texts = [name for name in names if ".png" not in name]
+    assert len(images) == 10 and all((out / name).read_bytes() == (one / name).read_bytes() for name in texts)
+    return max(int(abs(a - b).max()) for a, b in images) <= 1
+
+
+def test_shards_of_images_are_collected_as_one_call_makes_them(
+    wanted: tuple[Any, ...], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, out = tmp_path / "one", tmp_path / "out"
+    assert cli(*wanted, "--out", one).exit_code == 0
+    for k in (1, 2, 3):
+        done = cli(*wanted, "--out", out, "--shard", f"{k}/3")
+        assert done.exit_code == 0 and f"{k}-of-3" in done.stdout, done.output
+    assert [len([*out.glob(f"shards/{k}-of-3/*.png")]) for k in (1, 2, 3)] == [4, 3, 3] and not [*out.glob("*.png")]
+    made = {path.name: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert cli(*wanted, "--out", out).exit_code == 0
+    assert alike(out, one)
+    assert {path.name: path.stat().st_mtime_ns for path in out.rglob("*.png")} == made, "and none is made again"
+    assert cli(*wanted, "--out", out, "--shard", "1/2").exit_code == 2, "what is there is replaced by request only"
+
+
+def test_a_shard_of_another_recipe_is_not_collected(wanted: tuple[Any, ...], tmp_path: Path, cli: Cli) -> None:
+    one, out = tmp_path / "one", tmp_path / "out"
+    assert cli(*wanted, "--out", one).exit_code == 0
+    assert cli(*wanted, "--out", out, "--shard", "1/2", "--negative", "dark").exit_code == 0
+    assert cli(*wanted, "--out", out, "--shard", "2/2").exit_code == 0
+    done = cli(*wanted, "--out", out)
+    assert done.exit_code == 0 and "1-of-2" in done.stderr and "2-of-2" not in done.stderr
+    assert alike(out, one)
+    assert len([*out.glob("shards/1-of-2/*.png")]) == 5, "and stays where it is"
+    assert cli(*wanted, "--out", tmp_path / "dark", "--negative", "dark").exit_code == 0
+    (tmp_path / "dark" / "recipe.json").write_bytes((one / "recipe.json").read_bytes())
+    assert not alike(tmp_path / "dark", one), "control"
+
+
+def test_devices_share_the_images_of_one_call(
+    wanted: tuple[Any, ...], beside: dict[str, Any], tmp_path: Path, cli: Cli
+) -> None:
+    one, out = tmp_path / "one", tmp_path / "out"
+    assert cli(*wanted, "--out", one).exit_code == 0
+    shared = [*wanted[:-1], "cpu,cpu", "--shard", "auto", "--out", out]
+    beside["lost"] = ("shard 2 of 2, on cpu",)
+    lost = cli(*shared)
+    assert lost.exit_code == 2 and "shard 2 of 2" in lost.stderr and len([*out.rglob("*.png")]) == 5
+    beside["lost"] = ()
+    done = cli(*shared)
+    assert done.exit_code == 0 and beside["parts"] == ["shard 2 of 2, on cpu"], done.output
+    assert alike(out, one)
+    beside["parts"] = None
+    assert cli(*shared).exit_code == 2 and beside["parts"] is None, "refused before a process begins"
+    assert cli(*shared, "--overwrite").exit_code == 0
+    assert alike(out, one)
