@@ -19,7 +19,7 @@ from mu.core.files import sha256
 from mu.core.progress import progress_bar
 from mu.edits.edit import Edit, EditInfo, described
 from mu.edits.factoring import factored
-from mu.edits.files import open_edit
+from mu.edits.files import comparable, open_edit
 from mu.edits.lora_files import IMPORTED, holds_lora
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
@@ -148,9 +148,9 @@ class _Difference:
         with self._bar("compared", len(self.weights.names)) as advance:
             for k, name in enumerate(self.weights.names, 1):
                 there = self._read(name)
-                if not all(end.isfinite() for end in _comparable(there).aminmax()):
+                if not all(end.isfinite() for end in comparable(there).aminmax()):
                     raise EditError(f"{self.other} is not finite in {name}: use an earlier save of it")
-                if not torch.equal(_comparable(self._own(name).to(there.dtype)), _comparable(there)):
+                if not torch.equal(comparable(self._own(name).to(there.dtype)), comparable(there)):
                     self.changed.append(name)
                     if half := self._half_of_base(name, there):
                         near.setdefault(_component(name), {})[name] = half
@@ -240,7 +240,7 @@ class _Difference:
     def _same(self, name: str, there: Tensor) -> Tensor:
         """Where ``there`` equals the base's parameter, rounded to its number type."""
         own = self._own(name)
-        same = _comparable(own.to(there.dtype)) == _comparable(there)
+        same = comparable(own.to(there.dtype)) == comparable(there)
         if half := self.rounding.get(_component(name)):
             same |= own.to(half) == there.to(half)
         return same
@@ -270,11 +270,6 @@ def _is_matrix(model: DiffusionModel, name: str) -> bool:
         isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and layer.groups == 1
     )
     return linear and name.endswith(".weight") and _component(name) != "vae"
-
-
-def _comparable(tensor: Tensor) -> Tensor:
-    """``tensor``, or itself in float32 if torch compares none of its number type (float8)."""
-    return tensor if tensor.element_size() > 1 else tensor.float()
 
 
 def _square(tensor: Tensor) -> float:

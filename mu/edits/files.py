@@ -70,6 +70,11 @@ def _within(edit: Edit, path: Path) -> Edit:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file or a pickle. A pickle has no metadata, and its code is not run."""
     try:
-        return read_state_dict(path), read_metadata(path)
+        return {name: comparable(tensor) for name, tensor in read_state_dict(path).items()}, read_metadata(path)
     except ModelError as error:
         raise EditError(str(error)) from None
+
+
+def comparable(tensor: Tensor) -> Tensor:
+    """``tensor``, or itself in float32 if torch compares none of its number type (float8)."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
