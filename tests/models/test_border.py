@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,17 @@ def one_token_more(folder: Path) -> None:
     tokens.save_pretrained(folder / "tokenizer")
 
 
-def unet(**changes: Any) -> Callable[[Path], None]:
+def network(part: str, **changes: Any) -> Callable[[Path], None]:
+    """``changes`` in the config of a part; None is null there."""
+
     def change(folder: Path) -> None:
-        file = folder / "unet/config.json"
+        file = folder / part / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
     return change
+
+
+unet, vae = partial(network, "unet"), partial(network, "vae")
 
 
 WEIGHTS = {
@@ -137,6 +143,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "part in a folder of a part": (listing("unet/inner"), "'unet/inner'"),
     "weights outside the folder": (shards("../stolen.safetensors"), "'../stolen.safetensors'"),
     "weights anywhere": (shards("/anywhere/stolen.safetensors"), "'/anywhere/stolen.safetensors'"),
+    "latents without a scale": (vae(scaling_factor=None), "scaling_factor"),
+    "latents of scale zero": (vae(scaling_factor=0.0), "scaling_factor"),
+    "latents with a shift in words": (vae(shift_factor="none"), "shift_factor"),
+    "means of too few channels": (vae(latents_mean=[0.1] * 3, latents_std=[1.0] * 4), "latents_mean"),
+    "a deviation of zero": (vae(latents_mean=[0.1] * 4, latents_std=[0.0] * 4), "latents_std"),
+    "more timesteps than memory": (scheduler(num_train_timesteps=10**9), "num_train_timesteps"),
     "unknown prediction": (scheduler(prediction_type="flow_prediction"), "flow_prediction"),
 }
 

@@ -87,17 +87,19 @@ def open_pipeline(folder: Path) -> DiffusionPipeline:
         read = part in ("unet", "vae") or part.startswith("text_encoder")
         if read and library in LIBRARIES and name is not None:
             parts[part] = open_part(getattr(import_module(library), name), folder / part)
+    _check_sizes(folder / "scheduler" / "scheduler_config.json", LONGEST)
     return DiffusionPipeline.from_pretrained(
         str(folder), local_files_only=True, torch_dtype=torch.float32, requires_safety_checker=False, **parts
     )
 
 
-LARGEST, DEEPEST = 10**8, 1000
-"""Largest whole number, and largest number of layers, in the config of a model: larger ones exhaust the memory."""
+LARGEST, DEEPEST, LONGEST = 10**8, 1000, 10**6
+"""Largest whole number and number of layers in the config of a model, and timesteps of a scheduler: more exhaust the
+memory."""
 
 
-def _check_sizes(file: Path) -> None:
-    """Raise `ModelError` if the config ``file`` asks for a model beyond any machine. A missing file is left."""
+def _check_sizes(file: Path, largest: int = LARGEST) -> None:
+    """Raise `ModelError` if the config ``file`` asks for what no machine holds. A missing file is left."""
     if not file.exists():
         return
     left: list[tuple[str, Any]] = [("", read_json(file, error=ModelError))]
@@ -107,7 +109,7 @@ def _check_sizes(file: Path) -> None:
             left += [(str(name), inner) for name, inner in value.items()]
         elif isinstance(value, list):
             left += [(key, inner) for inner in value]
-        elif isinstance(value, int) and abs(value) > (DEEPEST if "layers" in key else LARGEST):
+        elif isinstance(value, int) and abs(value) > (DEEPEST if "layers" in key else largest):
             raise ModelError(f"{file} has {key[:60]} = {str(value)[:40]}, which no machine holds: copy it again")
 
 
