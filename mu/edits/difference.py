@@ -19,7 +19,7 @@ from mu.core.files import sha256
 from mu.core.progress import progress_bar
 from mu.edits.edit import Edit, EditInfo, described
 from mu.edits.factoring import factored
-from mu.edits.files import comparable, open_edit
+from mu.edits.files import open_edit
 from mu.edits.lora_files import IMPORTED, holds_lora
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
@@ -29,7 +29,7 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.formats.checkpoint import open_weights, read_metadata
 from mu.models.formats.other_weights import Weights, differing_settings, place_of, weights_of
 from mu.models.mapped import Keeper
-from mu.models.parameters import BEFORE_EDITS, find_module, find_parameter
+from mu.models.parameters import BEFORE_EDITS, comparable, find_module, find_parameter
 
 ERROR = 1e-3
 """Largest error of a low-rank edit: of each matrix, as a share of the norm of its difference."""

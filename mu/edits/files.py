@@ -18,6 +18,7 @@ from mu.edits.low_rank import LowRankEdit
 from mu.edits.places import edit_file
 from mu.edits.weights import WeightEdit
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
+from mu.models.parameters import comparable
 
 _KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {
     cls.kind: cls for cls in (LowRankEdit, JointEdit, WeightEdit)
@@ -73,8 +74,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: comparable(tensor) for name, tensor in read_state_dict(path).items()}, read_metadata(path)
     except ModelError as error:
         raise EditError(str(error)) from None
-
-
-def comparable(tensor: Tensor) -> Tensor:
-    """``tensor``, or itself in float32 if torch compares none of its number type (float8)."""
-    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
