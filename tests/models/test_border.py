@@ -99,6 +99,10 @@ def holding(part: str, ending: str, value: float) -> Callable[[Path], None]:
     return tensors(part, change)
 
 
+def in_8_bits(part: str, ending: str) -> Callable[[Path], None]:
+    return tensors(part, lambda name, tensor: tensor.to(torch.uint8) if name.endswith(ending) else tensor)
+
+
 def listing(part: str) -> Callable[[Path], None]:
     return lambda folder: edited(folder, "model_index.json", **{part: ["diffusers", "X"]})
 
@@ -138,6 +142,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "NaN in the UNet": (holding("unet", "conv_out.weight", float("nan")), "unet.conv_out.weight"),
     "infinity in the autoencoder": (holding("vae", "decoder.conv_in.bias", float("-inf")), "vae.decoder.conv_in.bias"),
     "NaN in the text encoder": (holding("text_encoder", "final_layer_norm.bias", float("nan")), "final_layer_norm"),
+    "whole numbers in the UNet": (in_8_bits("unet", "conv_in.weight"), "conv_in.weight in 8-bit whole numbers"),
+    "whole numbers in the text encoder": (in_8_bits("text_encoder", "final_layer_norm.bias"), "8-bit whole numbers"),
     "part outside the folder": (listing("../victim"), "'../victim'"),
     "part anywhere": (listing("/anywhere"), "'/anywhere'"),
     "part in a folder of a part": (listing("unet/inner"), "'unet/inner'"),

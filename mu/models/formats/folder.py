@@ -12,7 +12,7 @@ import torch
 
 from mu.core.errors import ModelError, quoted
 from mu.core.records import read_json
-from mu.models.formats.checkpoint import SUFFIXES
+from mu.models.formats.checkpoint import SUFFIXES, first_of_types
 from mu.models.places import PIPELINE
 
 if TYPE_CHECKING:
@@ -127,6 +127,18 @@ def _check_shards(index: Path) -> None:
             )
 
 
+def _check_numbers(folder: Path) -> None:
+    """Raise `ModelError` if the weights in ``folder`` hold 8-bit whole numbers, and its config does not say of which
+    quantisation: the libraries take them for the weights themselves. Pickles are not looked at."""
+    if (folder / "config.json").exists() and "quantization_config" in read_json(
+        folder / "config.json", error=ModelError
+    ):
+        return
+    for file in loaded_weights(folder):
+        if file.suffix.lower() == ".safetensors" and (name := first_of_types(file, ("I8", "U8"))):
+            raise ModelError(f"{file} holds {name} in 8-bit whole numbers, without the scale: use a copy in float16")
+
+
 def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Open a model of the class ``kind``, diffusers' or transformers', with the weights in ``folder``.
 
@@ -143,6 +155,8 @@ def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> An
     if not any(".safetensors" in name for name in names) and any(name.endswith(".bin") for name in names):
         options["use_safetensors"] = False  # else diffusers prints an error before it takes the pickle
     named = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
+    if names:
+        _check_numbers(folder)
     module, told = kind.from_pretrained(str(folder), **{named: dtype}, **options)
     missing = sorted(told["missing_keys"])
     other = sorted(str(each[0] if isinstance(each, tuple) else each) for each in told["mismatched_keys"])
