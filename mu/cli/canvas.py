@@ -92,7 +92,7 @@ def render(
             help="Images: per style and object (unlearn-canvas), per identity (celeba), in total (shards).",
         ),
     ] = 20,
-    seed: Annotated[int, typer.Option(min=0, max=HIGHEST, help="Seed of all images.")] = 0,
+    seed: Annotated[int, typer.Option(max=HIGHEST, help="Seed of all images.")] = 0,
     resume: Resume = False,
 ) -> None:
     """Render images of the canvas world in a data set layout that other programs read.
