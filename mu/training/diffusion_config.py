@@ -12,6 +12,7 @@ from mu.core.algorithm import Method, Preset
 from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Devices, Templates, phrased
 from mu.core.errors import quoted
+from mu.data.shards import find_paths
 from mu.models.load_options import LoadingConfig
 from mu.models.places import check_name
 from mu.training.calibration_config import CalibrateConfig
@@ -72,6 +73,9 @@ class DiffusionMethod(Method):
     def check_files(cls, config: Any) -> None:
         if config.calibrate.on and config.calibrate.clip:
             check_name(config.calibrate.clip)
+        images = getattr(config, "images", None)
+        for source in images.sources.values() if images else ():
+            find_paths(source)
 
 
 def by_hand(config: BaseConfig, name: str) -> bool:
