@@ -19,6 +19,10 @@ app = typer.Typer(
 )
 
 
+HIGHEST = 2**32 - 1
+"""The highest seed of a world, its images and its training, which make more seeds of it."""
+
+
 class Layout(str, Enum):
     unlearn_canvas = "unlearn-canvas"
     celeba = "celeba"
@@ -30,11 +34,14 @@ def train(
     out: Annotated[Path, typer.Option(help="The output folder. A stage whose folder exists is skipped.")] = Path(
         "outputs/canvas"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=HIGHEST, help="Seed of all random numbers.")] = 0,
     world: Annotated[
         int | None,
         typer.Option(
-            metavar="SEED", min=0, help="Train a sibling world of other words, looks and sizes, drawn by SEED."
+            metavar="SEED",
+            min=0,
+            max=HIGHEST,
+            help="Train a sibling world of other words, looks and sizes, drawn by SEED.",
         ),
     ] = None,
     device: Device = None,
@@ -85,7 +92,7 @@ def render(
             help="Images: per style and object (unlearn-canvas), per identity (celeba), in total (shards).",
         ),
     ] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of all images.")] = 0,
+    seed: Annotated[int, typer.Option(max=HIGHEST, help="Seed of all images.")] = 0,
     resume: Resume = False,
 ) -> None:
     """Render images of the canvas world in a data set layout that other programs read.

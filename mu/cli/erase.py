@@ -129,9 +129,6 @@ def erase(
         raise ConfigError(f"--retain would have no effect, as {why}: add --preset calibrated, or leave it out")
     check_apart(retained, retain or "", getattr(given, "concepts", ()))
     check_name(given.model)  # type: ignore[attr-defined]
-    calibrate = getattr(given, "calibrate", None)
-    if calibrate and calibrate.on and calibrate.clip:
-        check_name(calibrate.clip)
     chosen.check_files(given)
     if threads.ours and (devices := launch.several(given)):
         sys.exit(launch.launched(devices))

@@ -6,7 +6,7 @@ import re
 
 from mu.core.errors import ConfigError, quoted
 
-_DEVICE = re.compile(r"(auto|cpu|mps|cuda(:\d+)?|\d+)?")
+_DEVICE = re.compile(r"(auto|cpu|mps|cuda(:[0-9]{1,4})?|[0-9]{1,4})?")
 
 
 def check_device(wanted: str) -> None:

@@ -64,7 +64,7 @@ def train(
     parallel.check_draws(draws)
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    kept = _Checkpoint(checkpoint, _parts(optimizer, schedule, scaler, state), generator)
+    kept = _Checkpoint(checkpoint, _parts(optimizer, schedule, scaler, state), generator, draws)
     lines = _Lines(log)
     start = kept.resume()
     with progress_bar(title, iterations, start) as advance:
@@ -219,14 +219,14 @@ def _mean(several: list[dict[str, float]]) -> dict[str, float]:
 class _Checkpoint:
     """The loop's whole state after the last finished step, in memory and at ``path``; does nothing without ``path``."""
 
-    def __init__(self, path: Path | None, parts: Mapping[str, Stateful], generator: torch.Generator):
-        self.path, self.parts, self.generator = path, parts, generator
+    def __init__(self, path: Path | None, parts: Mapping[str, Stateful], generator: torch.Generator, draws: int):
+        self.path, self.parts, self.generator, self.draws = path, parts, generator, draws
         self.content: dict[str, Any] | None = None
 
     def resume(self) -> int:
         """Load the file, if any, and return the number of finished steps.
 
-        Raises `OutputError` for a file that is damaged or comes from another run."""
+        Raises `OutputError` for a file that is damaged, comes from another run, or whose updates had other draws."""
         content = parallel.from_first(self._read)
         if content is None:
             return 0
@@ -239,13 +239,22 @@ class _Checkpoint:
             raise self._unusable(error) from None
 
     def _read(self) -> Any:
-        """The file's content; None without a file."""
+        """The file's content; None without a file.
+
+        A file of an earlier version does not say its draws: the settings that give them have changed their meaning."""
         if self.path is None or not self.path.exists():
             return None
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            draws = content.get("draws", "an unknown number" if self.draws > 1 else 1)
         except Exception as error:
             raise self._unusable(error) from None
+        if draws != self.draws:
+            raise OutputError(
+                f"{self.path} cannot be resumed: the draws of an update were {draws} and are now {self.draws}: delete "
+                "it to restart the training"
+            )
+        return content
 
     def _unusable(self, error: Exception) -> OutputError:
         """A damaged file can make any step of its reading fail with any ``error``."""
@@ -256,7 +265,12 @@ class _Checkpoint:
         """Take the snapshot for `write`. An interrupted step has drawn random numbers, so it restarts from here."""
         if self.path is not None:
             states = {name: part.state_dict() for name, part in self.parts.items()}
-            self.content = {"done": done, "generator": self.generator.get_state(), "state": states}
+            self.content = {
+                "done": done,
+                "draws": self.draws,
+                "generator": self.generator.get_state(),
+                "state": states,
+            }
 
     def forget(self) -> None:
         """Drop the snapshot: it shares storage with the live tensors and is invalid while they are being updated."""

@@ -104,12 +104,18 @@ def find_columns(header: Sequence[str], given: Mapping[str, str] | None = None) 
 
 
 def columns_given(texts: Iterable[str]) -> dict[str, str]:
-    """Parse ``NAME`` (the column of the prompts) and ``FIELD=NAME``, where FIELD may be any usual name of a field."""
+    """Parse ``NAME`` (the column of the prompts) and ``FIELD=NAME``, where FIELD may be any usual name of a field.
+
+    Raises `DataError` for a field that is given twice."""
     given: dict[str, str] = {}
     for text in texts:
         name, equals, column = text.partition("=")
-        field = field_of(name) if equals else None
-        given[field or "prompt"] = (column if field else text).strip()
+        named = field_of(name) if equals else None
+        field, column = (named, column.strip()) if named else ("prompt", text.strip())
+        if given.setdefault(field, column) != column:
+            raise DataError(
+                f"--column gives the {field} twice, {quoted(given[field])} and {quoted(column)}: leave one out"
+            )
     return given
 
 
@@ -159,6 +165,7 @@ def _notes(names: Sequence[str], fields: Mapping[str, Sequence[int]], other: Map
             yield f"the column {quoted(name)} is not read: make columns 'width' and 'height' of it, or pass --size HxW"
             continue
         close = difflib.get_close_matches(plain(name), known, n=1, cutoff=0.85)
+        close = close or [each for each in known if sorted(each) == sorted(plain(name))]  # letters changed places
         told = next((_TELLING[word] for word in plain(name).split("_") if word in _TELLING), None)
         field = field_of(close[0]) if close else told
         if field in missing:

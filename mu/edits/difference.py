@@ -29,7 +29,7 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.formats.checkpoint import open_weights, read_metadata
 from mu.models.formats.other_weights import Weights, differing_settings, place_of, weights_of
 from mu.models.mapped import Keeper
-from mu.models.parameters import BEFORE_EDITS, find_module, find_parameter
+from mu.models.parameters import BEFORE_EDITS, comparable, find_module, find_parameter
 
 ERROR = 1e-3
 """Largest error of a low-rank edit: of each matrix, as a share of the norm of its difference."""
@@ -148,9 +148,9 @@ class _Difference:
         with self._bar("compared", len(self.weights.names)) as advance:
             for k, name in enumerate(self.weights.names, 1):
                 there = self._read(name)
-                if not all(end.isfinite() for end in _comparable(there).aminmax()):
+                if not all(end.isfinite() for end in comparable(there).aminmax()):
                     raise EditError(f"{self.other} is not finite in {name}: use an earlier save of it")
-                if not torch.equal(_comparable(self._own(name).to(there.dtype)), _comparable(there)):
+                if not torch.equal(comparable(self._own(name).to(there.dtype)), comparable(there)):
                     self.changed.append(name)
                     if half := self._half_of_base(name, there):
                         near.setdefault(_component(name), {})[name] = half
@@ -240,7 +240,7 @@ class _Difference:
     def _same(self, name: str, there: Tensor) -> Tensor:
         """Where ``there`` equals the base's parameter, rounded to its number type."""
         own = self._own(name)
-        same = _comparable(own.to(there.dtype)) == _comparable(there)
+        same = comparable(own.to(there.dtype)) == comparable(there)
         if half := self.rounding.get(_component(name)):
             same |= own.to(half) == there.to(half)
         return same
@@ -270,11 +270,6 @@ def _is_matrix(model: DiffusionModel, name: str) -> bool:
         isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and layer.groups == 1
     )
     return linear and name.endswith(".weight") and _component(name) != "vae"
-
-
-def _comparable(tensor: Tensor) -> Tensor:
-    """``tensor``, or itself in float32 if torch compares none of its number type (float8)."""
-    return tensor if tensor.element_size() > 1 else tensor.float()
 
 
 def _square(tensor: Tensor) -> float:

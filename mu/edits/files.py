@@ -18,6 +18,7 @@ from mu.edits.low_rank import LowRankEdit
 from mu.edits.places import edit_file
 from mu.edits.weights import WeightEdit
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
+from mu.models.parameters import comparable
 
 _KINDS: dict[str, type[LowRankEdit] | type[WeightEdit]] = {
     cls.kind: cls for cls in (LowRankEdit, JointEdit, WeightEdit)
@@ -70,6 +71,6 @@ def _within(edit: Edit, path: Path) -> Edit:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file or a pickle. A pickle has no metadata, and its code is not run."""
     try:
-        return read_state_dict(path), read_metadata(path)
+        return {name: comparable(tensor) for name, tensor in read_state_dict(path).items()}, read_metadata(path)
     except ModelError as error:
         raise EditError(str(error)) from None

@@ -26,7 +26,7 @@ from mu.core.records import read_json
 from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
 from mu.models.formats.folder import loaded_weights, parts_of
 from mu.models.formats.parameter_names import spellings
-from mu.models.parameters import BEFORE_EDITS, EditableModel, find_parameter
+from mu.models.parameters import BEFORE_EDITS, EditableModel, comparable, find_parameter
 from mu.models.places import PIPELINE
 
 WEIGHTS = SUFFIXES | {".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".gguf", ".xml", ".tflite", ".ot"}
@@ -48,7 +48,7 @@ class Rounding:
 
     def add(self, wanted: Tensor, found: Tensor, shift: Tensor) -> None:
         """Raises `EditError` if a number is not finite in the file's number type, as mu reads none of those."""
-        if not found.isfinite().all():
+        if not comparable(found).isfinite().all():
             raise EditError(f"merged at this strength, weights are not finite in {found.dtype}: lower the strength")
         self.lost += float((wanted - found.float()).square().sum())
         self.whole += float(shift.square().sum())

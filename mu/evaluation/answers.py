@@ -242,7 +242,7 @@ class Found:
         """How many images each case of a list has: those of ``CASE_K``, as ESD's sampler and `mu generate` name them.
 
         Raises `DataError` if K does not count from 0."""
-        places = [path for column in self.columns for path in self._images(column)]
+        places = [path for column in self.columns for path in _images(self._folder(column))]
         found = {int(match[1]): path for path in places if (match := _SAMPLE.fullmatch(path.stem))}
         if lost := sorted({*range(len(found))} - {*found}):
             raise DataError(
@@ -251,10 +251,13 @@ class Found:
         return max(1, len(found))
 
     def others(self, rows: Sequence[ImageRow]) -> list[Path]:
-        """The images in the columns' folders that are of none of the ``rows``."""
-        return [
-            path for column in self.columns for path in sorted({*self._images(column)} - {*self.paths(rows, column)})
-        ]  # fmt: skip
+        """The images of none of the ``rows``, in the columns' folders and in those that hold the rows' images."""
+        found = []
+        for column in self.columns:
+            asked = {*self.paths(rows, column)}
+            folders = {self._folder(column), *(path.parent for path in asked)}
+            found += sorted({path for folder in folders for path in _images(folder)} - asked)
+        return found
 
     def missing(self, rows: Sequence[ImageRow]) -> list[Path]:
         """The images of ``rows`` that are not there, under the names that others give them, else the suite's own."""
@@ -292,9 +295,6 @@ class Found:
                 told = " and ".join(f"{path} is {w}x{h}" for path, (w, h) in zip(paths, sizes, strict=True))
                 raise DataError(f"{told}: give both columns images of one size, else no distance can be measured")
 
-    def _images(self, column: str) -> list[Path]:
-        return [path for path in self._folder(column).iterdir() if path.suffix.lower() in ENDINGS]
-
     def _folder(self, column: str) -> Path:
         folder = self.base if column == "base" else self.edited
         assert folder is not None, "no images of the base were given"
@@ -304,6 +304,10 @@ class Found:
         own = self._folder(column) / Path(row.name).name
         others = [own.parent / f"{stem}{ending}" for stem in (own.stem, *row.stems) for ending in ENDINGS]
         return next((path for path in (own, *others) if path.is_file()), own)
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix.lower() in ENDINGS]
 
 
 def bases_beside(run: RunDirectory, suite: str) -> tuple[Path, ...]:

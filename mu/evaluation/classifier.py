@@ -62,6 +62,8 @@ class Recipe:
                 raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if not 0 < self.rate < float("inf"):
             raise ConfigError(f"rate must be above 0, not {self.rate}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be from 0 to 2**32 - 1, not {quoted(self.seed)}")
         if self.size is not None and self.size < 16:
             raise ConfigError(f"size must be 16 px or more, not {self.size}")
         if self.layers not in (None, "head", "all"):

@@ -397,7 +397,7 @@ def _wrong_suites(config: GridConfig) -> list[str]:
 
 
 def _check_suite(entry: SuiteEntry, wrong: list[str], place: str) -> None:
-    from mu.evaluation.suites import check_options
+    from mu.evaluation.suites import check_options, taking
 
     before = len(wrong)
     with _noting(wrong, place):
@@ -409,7 +409,8 @@ def _check_suite(entry: SuiteEntry, wrong: list[str], place: str) -> None:
             wrong.append(f"{place}: {name} is not for a grid, which makes and shares all images itself: leave it out")
             continue
         with _noting(wrong, place):
-            check_options(entry.suite, entry.seeds, {name: value or "given"})
+            taking(entry.suite, [name])
+            check_options(entry.suite, entry.seeds, {name: value})
         if name in FILES and not Path(str(value)).exists():
             wrong.append(f"{place}: {name}: {titled(value)} does not exist: check the name")
 

@@ -67,6 +67,11 @@ def find_parameter(model: EditableModel, parameter: str) -> nn.Parameter:
     return getattr(find_module(model, parameter), parameter.rpartition(".")[2])
 
 
+def comparable(tensor: Tensor) -> Tensor:
+    """``tensor``, or itself in float32 if torch compares none of its number type (float8)."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
 @torch.no_grad()
 def check_finite(model: EditableModel) -> None:
     """Raise `ModelError` if a parameter holds NaN or infinity."""

@@ -8,11 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
-from mu.core.algorithm import Preset
+from mu.core.algorithm import Method, Preset
 from mu.core.concept import Concept, ConceptList
 from mu.core.config import BaseConfig, Devices, Templates, phrased
 from mu.core.errors import quoted
+from mu.data.shards import find_paths
 from mu.models.load_options import LoadingConfig
+from mu.models.places import check_name
 from mu.training.calibration_config import CalibrateConfig
 
 Counting = Literal["updates", "index"]
@@ -62,6 +64,18 @@ class DiffusionConfig(BaseConfig):
 
     def idle(self) -> Mapping[str, str]:
         return calibrated_away(self)
+
+
+class DiffusionMethod(Method):
+    """A method that erases concepts from a diffusion model, and can calibrate itself."""
+
+    @classmethod
+    def check_files(cls, config: Any) -> None:
+        if config.calibrate.on and config.calibrate.clip:
+            check_name(config.calibrate.clip)
+        images = getattr(config, "images", None)
+        for source in images.sources.values() if images else ():
+            find_paths(source)
 
 
 def by_hand(config: BaseConfig, name: str) -> bool:

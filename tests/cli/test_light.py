@@ -45,6 +45,7 @@ MISTYPED = {
     "erase clip-ssd --concept neon --model canvas-clip --set data.retain=shards/*.tar": "shards/*.tar",
     "erase slug --concept neon --set data.retain={a,b}.tar": "a.tar",
     "erase esd --concept neon --preset calibrated --set calibrate.clip=./nope": "nope",
+    'erase fmn --concept neon --set images.sources={"neon":"./nope"}': "nope does not exist",
     "erase spm --concept neon --set prompts_file=nope.yaml": "nope.yaml",
     "erase esd --concept a,b": "comma",
     "erase slug": "--concept",

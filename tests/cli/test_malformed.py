@@ -95,6 +95,10 @@ TYPED = {
     "steps without end of a set": (
         "data forget-set --name x --model {tiny} --steps 1000000000 --out {tmp}/out", "denoising steps"
     ),
+    "a training's seed below zero": ("canvas train --seed -1 --out {tmp}/out", "--seed"),
+    "a world beyond all worlds": (f"canvas train --world {10**30} --out {{tmp}}/out", "--world"),
+    "a rendering's seed beyond 64 bits": (f"canvas render shards {{tmp}}/out --n 1 --seed {2**80}", "--seed"),
+    "a GPU beyond all machines": (f"{GENERATE} --prompt x --device {10**30}", "device"),
     "a billion renderings": ("canvas render celeba {tmp}/out --n 1000000000", "--n"),
 }  # fmt: skip
 

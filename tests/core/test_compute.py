@@ -25,9 +25,10 @@ def test_a_gpu_that_is_not_there_is_the_cpu(wanted: str, caplog: pytest.LogCaptu
     assert len(caplog.records) == (wanted != "cpu")
 
 
-def test_no_device_at_all() -> None:
-    with pytest.raises(ConfigError, match="'toaster'"):
-        pick_device("toaster")
+@pytest.mark.parametrize("wanted", ["toaster", "1" + "0" * 30, "cuda:" + "9" * 20, "٣", "cuda:²"])
+def test_no_device_at_all(wanted: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown device '{wanted}'"):
+        pick_device(wanted)
 
 
 def test_generators_are_seeded() -> None:

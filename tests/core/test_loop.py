@@ -151,6 +151,26 @@ def test_a_checkpoint_that_cannot_be_resumed_is_one_line(damage: str, tmp_path: 
     assert not path.exists()
 
 
+@pytest.mark.parametrize(("before", "now", "resumes"), [(1, 4, False), (None, 4, False), (4, 4, True), (None, 1, True)])
+def test_a_checkpoint_whose_updates_had_other_draws_is_not_resumed(
+    before: int | None, now: int, resumes: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "training.pt"
+    with pytest.raises(KeyboardInterrupt):
+        Problem().run(stop=8 * (before or now), draws=before or now, checkpoint=path, checkpoint_every=5)
+    if before is None:  # as an earlier version wrote it, which did not say
+        content = torch.load(path)
+        del content["draws"]
+        torch.save(content, path)
+    whole = path.read_bytes()
+    if resumes:
+        assert len(Problem().run(draws=now, checkpoint=path)) == 12
+        return
+    with pytest.raises(OutputError, match=rf"training\.pt cannot be resumed: .* now {now}"):
+        Problem().run(draws=now, checkpoint=path)
+    assert path.read_bytes() == whole
+
+
 def test_each_step_is_logged_once_with_its_rate() -> None:
     rows = Problem().run(iterations=7, log_every=3)
     assert [row["step"] for row in rows] == list(range(7))

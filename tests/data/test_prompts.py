@@ -206,6 +206,10 @@ def test_any_column_can_be_named(tmp_path: Path):
         PromptRow("a", 0, 7, 3.0, other={"prompt": "b"})
     ]
     assert columns_given(["s=0"]) == {"prompt": "s=0"}
+    assert columns_given(["seed=a", "sd_seed=a"]) == {"seed": "a"}
+    for twice in (["Sentence", "prompt"], ["seed=guide", "eval_seed=s=0"]):
+        with pytest.raises(DataError, match=r"--column gives the (prompt|seed) twice"):
+            columns_given(twice)
     with pytest.raises(DataError, match=r"p.* has no column 'Sentense'\. Did you mean 'Sentence'"):
         read_prompts(path, {"prompt": "Sentense"})
 
@@ -214,6 +218,8 @@ def test_any_column_can_be_named(tmp_path: Path):
     ("header", "told"),
     [
         ("prompt,evalutaion_seed", "'evalutaion_seed' is not read.*--column seed='evalutaion_seed'"),
+        ("prompt,sede", "--column seed='sede'"),
+        ("prompt,Hieght", "--column height='Hieght'"),
         ("prompt,initial_seed", "--column seed='initial_seed'"),
         ("prompt,guidence_scale", "--column guidance='guidence_scale'"),
         ("prompt,negative_prompt", "'negative_prompt' is not read: pass --negative"),

@@ -480,12 +480,28 @@ def whole_numbers(named: Named) -> Named:
     return named | {"conv_in.bias": torch.ones_like(named["conv_in.bias"], dtype=torch.int8)}
 
 
+def empty(named: Named) -> Named:
+    name = next(name for name, tensor in named.items() if tuple(tensor.shape[2:]) == (1, 1))
+    return named | {name: named[name][:, :, :0]}
+
+
+def one_number(named: Named) -> Named:
+    return named | {"conv_in.bias": torch.tensor(1.0)}
+
+
+def without_parameters(named: Named) -> Named:
+    return {"v_pred": torch.zeros(0), "model_ema.diffusion_modelconv_inbias": named["conv_in.bias"]}
+
+
 REFUSED: dict[str, tuple[Callable[[Named], Mapping[str, Tensor]], str]] = {
     "an unknown key": (strange, "unet.conv_in.scale"),
     "another shape": (wrong_shape, "architecture.*3 x 3"),
     "a parameter twice": (twice, "conv_in.weight twice.*other numbers"),
     "no finite number": (not_finite, "not finite in unet.conv_in.bias"),
     "whole numbers": (whole_numbers, "conv_in.bias is int8"),
+    "a side of zero": (empty, "another architecture.* x 0 x 1"),
+    "one number": (one_number, "'conv_in.bias' is one number"),
+    "markers and an EMA copy": (without_parameters, "holds no weights of '.*tiny'"),
 }
 
 

@@ -466,6 +466,26 @@ def test_alpha_of_the_header_of_an_spm_file(tmp_path: Path) -> None:
     assert torch.equal(shift, torch.ones(4, 4)) and edit.info.concepts == ("snoopy",)
 
 
+def test_factors_in_float8_are_those_numbers(tiny: DiffusionModel, tmp_path: Path) -> None:
+    layers = of_layers(tiny, "unet", UNET)
+    named = spelled(layers, lambda layer: f"unet.{layer}", ".lora_A.weight", ".lora_B.weight")
+    kinds = {"A": torch.float8_e4m3fn, "B": torch.float8_e5m2}
+    narrow = {name: tensor.to(kinds[name[-8]]) for name, tensor in named.items()}
+    save_file(narrow, tmp_path / "narrow.safetensors")
+    save_file({name: tensor.float() for name, tensor in narrow.items()}, tmp_path / "wide.safetensors")
+    edit, wide = (open_edit(tmp_path / f"{name}.safetensors") for name in ("narrow", "wide"))
+    assert all(torch.equal(edit.delta(name), wide.delta(name)) for name in wide.parameters)
+    edit.save(tmp_path / "own.safetensors")
+    export(Bank(tiny, [edit]), tmp_path / "kohya.safetensors", "kohya")
+    for name in ("own", "kohya"):
+        again = open_edit(tmp_path / f"{name}.safetensors")
+        assert all(torch.allclose(again.delta(each), wide.delta(each)) for each in wide.parameters)
+    narrow[next(iter(narrow))].view(torch.uint8)[0, 0] = 0x7F  # nan
+    save_file(narrow, tmp_path / "narrow.safetensors")
+    with pytest.raises(EditError, match="not finite"):
+        open_edit(tmp_path / "narrow.safetensors")
+
+
 def test_factors_that_are_no_numbers(tmp_path: Path) -> None:
     for bad, message in (
         (torch.ones(4, 2, dtype=torch.int8), "int8"),
@@ -503,6 +523,15 @@ def test_folders_of_other_tools(name: str, tmp_path: Path) -> None:
     for path in (folder, folder / name):
         edit = open_edit(path)
         assert edit.parameters == [f"unet.{K}.weight"] and edit.concept() == "monet"
+
+
+def test_a_folder_with_two_loras_asks_for_one(tmp_path: Path) -> None:
+    save_file(plain_lora(), tmp_path / "adapter_model.safetensors")
+    torch.save(plain_lora(), tmp_path / "adapter_model.bin")
+    assert open_edit(tmp_path).parameters == [f"unet.{K}.weight"], "control: the same adapter in another format"
+    save_file(plain_lora(), tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(EditError, match=r"adapter_model.* and pytorch_lora_weights\.safetensors"):
+        open_edit(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,24 @@ def test_all_but_the_changed_tensor_is_the_sources_byte_for_byte(source: Path, t
     assert pipeline.safety_checker is not None and pipeline.config.requires_safety_checker
 
 
+def test_float8_stays_float8(source: Path, tmp_path: Path) -> None:
+    narrow = Path(shutil.copytree(source, tmp_path / "narrow"))
+    kinds = {"unet": torch.float8_e4m3fn, "text_encoder": torch.float8_e5m2}
+    for part, kind in kinds.items():
+        save_file({k: v.to(kind) for k, v in load_file(narrow / FILES[part]).items()}, narrow / FILES[part])
+    _, out = merged(narrow, tmp_path / "merged", UNET, TEXT)
+    for part, name in {"unet": UNET, "text_encoder": TEXT}.items():
+        before, after = (load_file(folder / FILES[part]) for folder in (narrow, out))
+        name = name.removeprefix(f"{part}.")
+        assert floats(after) == {kinds[part]}
+        assert torch.equal(after[name].float(), (before[name].float() + 0.05).to(kinds[part]).float())
+    _, single = merged(narrow, tmp_path / "merged.safetensors", UNET, form="compvis")
+    assert torch.float8_e4m3fn in floats(load_file(single))
+    model = load_diffusion(narrow, device="cpu")
+    with pytest.raises(EditError, match="not finite"):
+        export(Bank(model, [dense(model, TEXT, size=1e6)]), tmp_path / "infinite", "diffusers")
+
+
 def test_a_merge_of_nothing_is_a_copy(source: Path, tmp_path: Path) -> None:
     _, out = merged(source, tmp_path / "merged")
     before = content(source)

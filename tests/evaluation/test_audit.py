@@ -229,6 +229,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         ("short.safetensors", {"": b"\x00\x01\0\0\0\0\0\0{"}, "corrupt"),
         ("image.png", {"": b"\x89PNG"}, "PNG image"),
         ("images", {"0_0.png": b"\x89PNG"}, "holds no weights"),
+        ("part", {"unet/config.json": b"{}", "vae/model.safetensors": b"\x89PNG"}, "unet holds no weights"),
         ("pipeline", {"unet/diffusion_pytorch_model.bin": b""}, "is empty"),
     ],
 )

@@ -143,7 +143,18 @@ def test_folders_that_cannot_be_learned_from_are_refused(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"size": 1}, {"head": "a/b"}, {"layers": "some"}], ids=str
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch": 0},
+        {"rate": 0.0},
+        {"size": 1},
+        {"head": "a/b"},
+        {"layers": "some"},
+        {"seed": -1},
+        {"seed": 2**70},
+    ],
+    ids=str,
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ConfigError):

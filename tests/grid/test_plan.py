@@ -72,6 +72,34 @@ def test_all_errors_come_at_once_each_with_its_place() -> None:
     assert "Did you mean 'uce'?" in lines[5] and "Did you mean 'lamb'?" in lines[6] and "'canvas'" in lines[7]
 
 
+def test_a_missing_clip_of_a_calibrated_search_is_an_error_of_the_plan() -> None:
+    esd = {"method": "esd", "preset": "calibrated", "set": {"calibrate.clip": "./nowhere.pt"}}
+    (line,) = wrong(small(methods=[esd]))
+    assert line.startswith("methods.0: ") and "nowhere.pt does not exist" in line
+    esd["set"]["calibrate.clip"] = "canvas-clip"
+    assert plan_of(small(methods=[esd])).cells, "control"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"judge": "clipp:x"}, "unknown judge 'clipp:x'. Did you mean 'clip'?"),
+        ({"judge": "clip:"}, "written clip:MODEL"),
+        ({"judge": 5}, "unknown judge '5'"),
+        ({"judge": None}, None),
+        ({"steps": 0}, "denoising steps is from 1"),
+        ({"steps": "many"}, "denoising steps is from 1"),
+        ({"judg": None}, "takes no judg"),
+    ],
+)
+def test_options_of_a_suite_are_checked_before_anything_runs(options: dict[str, Any], said: str | None) -> None:
+    if said is None:
+        assert plan_of(small(suites=[{**SUITE, **options}])).cells
+        return
+    (line,) = wrong(small(suites=[{**SUITE, **options}]))
+    assert line.startswith("suites.0: ") and said in line
+
+
 def test_errors_of_the_file_s_own_keys_come_at_once() -> None:
     values = small(
         concepts=["a, b", ""], sedes=[1], attacks=["prompt"], methods=[{"method": "uce", "sweep": {"lamb": []}}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,17 @@ def one_token_more(folder: Path) -> None:
     tokens.save_pretrained(folder / "tokenizer")
 
 
-def unet(**changes: Any) -> Callable[[Path], None]:
+def network(part: str, **changes: Any) -> Callable[[Path], None]:
+    """``changes`` in the config of a part; None is null there."""
+
     def change(folder: Path) -> None:
-        file = folder / "unet/config.json"
+        file = folder / part / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
     return change
+
+
+unet, vae = partial(network, "unet"), partial(network, "vae")
 
 
 WEIGHTS = {
@@ -91,6 +97,10 @@ def holding(part: str, ending: str, value: float) -> Callable[[Path], None]:
         return tensor
 
     return tensors(part, change)
+
+
+def in_8_bits(part: str, ending: str) -> Callable[[Path], None]:
+    return tensors(part, lambda name, tensor: tensor.to(torch.uint8) if name.endswith(ending) else tensor)
 
 
 def listing(part: str) -> Callable[[Path], None]:
@@ -132,11 +142,19 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "NaN in the UNet": (holding("unet", "conv_out.weight", float("nan")), "unet.conv_out.weight"),
     "infinity in the autoencoder": (holding("vae", "decoder.conv_in.bias", float("-inf")), "vae.decoder.conv_in.bias"),
     "NaN in the text encoder": (holding("text_encoder", "final_layer_norm.bias", float("nan")), "final_layer_norm"),
+    "whole numbers in the UNet": (in_8_bits("unet", "conv_in.weight"), "conv_in.weight in 8-bit whole numbers"),
+    "whole numbers in the text encoder": (in_8_bits("text_encoder", "final_layer_norm.bias"), "8-bit whole numbers"),
     "part outside the folder": (listing("../victim"), "'../victim'"),
     "part anywhere": (listing("/anywhere"), "'/anywhere'"),
     "part in a folder of a part": (listing("unet/inner"), "'unet/inner'"),
     "weights outside the folder": (shards("../stolen.safetensors"), "'../stolen.safetensors'"),
     "weights anywhere": (shards("/anywhere/stolen.safetensors"), "'/anywhere/stolen.safetensors'"),
+    "latents without a scale": (vae(scaling_factor=None), "scaling_factor"),
+    "latents of scale zero": (vae(scaling_factor=0.0), "scaling_factor"),
+    "latents with a shift in words": (vae(shift_factor="none"), "shift_factor"),
+    "means of too few channels": (vae(latents_mean=[0.1] * 3, latents_std=[1.0] * 4), "latents_mean"),
+    "a deviation of zero": (vae(latents_mean=[0.1] * 4, latents_std=[0.0] * 4), "latents_std"),
+    "more timesteps than memory": (scheduler(num_train_timesteps=10**9), "num_train_timesteps"),
     "unknown prediction": (scheduler(prediction_type="flow_prediction"), "flow_prediction"),
 }
 

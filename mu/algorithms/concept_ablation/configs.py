@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from mu.core.algorithm import Method, Preset, Presets
+from mu.core.algorithm import Preset, Presets
 from mu.core.config import Templates
 from mu.core.tunable import LogRange, WholeLogRange
 from mu.diffusion.images_config import ImagesConfig
-from mu.training.diffusion_config import CALIBRATED, COMPARISON, AnchoredConfig, TrainConfig
+from mu.training.diffusion_config import CALIBRATED, COMPARISON, AnchoredConfig, DiffusionMethod, TrainConfig
 
 
 class ConceptAblationTrainConfig(TrainConfig):
@@ -76,7 +76,7 @@ class ConceptAblationConfig(AnchoredConfig):
         return found
 
 
-class ConceptAblationMethod(Method):
+class ConceptAblationMethod(DiffusionMethod):
     """Concept ablation: fine-tuning that makes prompts of the concept mean what prompts of an anchor mean.
 
     @inproceedings{kumari2023ablating,

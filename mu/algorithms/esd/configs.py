@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from mu.core.algorithm import Method, Preset, Presets
+from mu.core.algorithm import Preset, Presets
 from mu.core.tunable import LogRange, Range, WholeLogRange
-from mu.training.diffusion_config import CALIBRATED, ErasureConfig, TrainConfig
+from mu.training.diffusion_config import CALIBRATED, DiffusionMethod, ErasureConfig, TrainConfig
 
 Variant = Literal[
     "esd-x",
@@ -57,7 +57,7 @@ class ESDConfig(ErasureConfig):
     """The run folder."""
 
 
-class ESDMethod(Method):
+class ESDMethod(DiffusionMethod):
     """Erased Stable Diffusion: fine-tuning on the frozen model's own negative guidance.
 
     @inproceedings{gandikota2023erasing,

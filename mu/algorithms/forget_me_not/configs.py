@@ -8,11 +8,18 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from mu.core.algorithm import Method, Preset, Presets
+from mu.core.algorithm import Preset, Presets
 from mu.core.config import Templates
 from mu.core.tunable import LogRange, WholeLogRange
 from mu.diffusion.images_config import ImagesConfig
-from mu.training.diffusion_config import CALIBRATED, COMPARISON, UNWEIGHTED, AnchoredConfig, TrainConfig
+from mu.training.diffusion_config import (
+    CALIBRATED,
+    COMPARISON,
+    UNWEIGHTED,
+    AnchoredConfig,
+    DiffusionMethod,
+    TrainConfig,
+)
 
 
 class ForgetMeNotTrainConfig(TrainConfig):
@@ -55,7 +62,7 @@ class ForgetMeNotConfig(AnchoredConfig):
         return found | {"anchors": f"objective {self.objective} needs no anchor"}
 
 
-class ForgetMeNotMethod(Method):
+class ForgetMeNotMethod(DiffusionMethod):
     """Forget-Me-Not: fine-tuning of the cross-attention on its own attention maps.
 
     @inproceedings{zhang2024forget,

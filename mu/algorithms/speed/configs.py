@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from mu.core.algorithm import Method, Preset, Presets
-from mu.training.diffusion_config import CALIBRATED, ClosedFormConfig
+from mu.core.algorithm import Preset, Presets
+from mu.training.diffusion_config import CALIBRATED, ClosedFormConfig, DiffusionMethod
 
 
 class SpeedConfig(ClosedFormConfig):
@@ -54,7 +54,7 @@ class SpeedConfig(ClosedFormConfig):
         return found
 
 
-class SpeedMethod(Method):
+class SpeedMethod(DiffusionMethod):
     """Null-space editing of many concepts at once: cross-attention values in closed form.
 
     @inproceedings{li2026speed,

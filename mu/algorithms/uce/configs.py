@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from mu.core.algorithm import Method, Preset, Presets
+from mu.core.algorithm import Preset, Presets
 from mu.core.tunable import Choice, LogRange
-from mu.training.diffusion_config import CALIBRATED, ClosedFormConfig
+from mu.training.diffusion_config import CALIBRATED, ClosedFormConfig, DiffusionMethod
 
 
 class UCEConfig(ClosedFormConfig):
@@ -35,7 +35,7 @@ class UCEConfig(ClosedFormConfig):
     """The run folder."""
 
 
-class UCEMethod(Method):
+class UCEMethod(DiffusionMethod):
     """Unified concept editing: cross-attention keys and values by linear least squares, in closed form.
 
     @inproceedings{gandikota2024unified,

@@ -83,8 +83,17 @@ JUDGES = {
 def open_judge(name: str, device: torch.device | str = "cpu") -> Judge:
     """Open the judge ``name``: ``KIND`` or ``KIND:ARGUMENT``, see `JUDGES`.
 
-    Raises `ConfigError` for another name, and what the judge raises if its weights are missing or of another kind.
+    Raises `ConfigError` as `check_judge` does, and what the judge raises if its weights are missing or of another kind.
     """
+    check_judge(name)
+    kind, _, argument = name.partition(":")
+    module, _, function = JUDGES[kind].open.partition(":")
+    judge: Judge = getattr(import_module(module), function)(argument, device)
+    return judge
+
+
+def check_judge(name: str) -> None:
+    """Raise `ConfigError` for a ``name`` of no judge. Whether its weights are there, `open_judge` says."""
     kind, colon, argument = name.partition(":")
     place = JUDGES.get(kind)
     if place is None:
@@ -92,9 +101,6 @@ def open_judge(name: str, device: torch.device | str = "cpu") -> Judge:
     required = place.argument and not place.argument.startswith("[")
     if bool(argument) != bool(colon) or (required and not argument) or (argument and not place.argument):
         raise ConfigError(f"the judge {quoted(kind)} is written {spelling(kind)}, not {quoted(name[:80])}")
-    module, _, function = place.open.partition(":")
-    judge: Judge = getattr(import_module(module), function)(argument, device)
-    return judge
 
 
 def spelling(kind: str) -> str:

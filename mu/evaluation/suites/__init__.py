@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -25,8 +25,10 @@ from mu.edits.edit import Edit, described
 from mu.edits.gates import gate_to_json
 from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject, bases_beside
 from mu.evaluation.audit import check_erases
+from mu.evaluation.judges import check_judge
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
+from mu.models.diffusion.base import check_steps
 from mu.models.parameters import EditableModel, select
 from mu.models.vision_language import VisionLanguageModel
 
@@ -321,18 +323,27 @@ def _told_missing(missing: Sequence[Path], asked: int, there: int) -> str:
     return f"{len(missing)} images of {asked} are missing in {missing[0].parent}: {names}; make them, {advice}"
 
 
+def taking(suite: str, options: Iterable[str]) -> Suite:
+    """The suite of this name. Raises `ConfigError` if there is none, and if it takes no option of the names given."""
+    if suite not in SUITES:
+        raise ConfigError(f"unknown suite {quoted(suite)}.{nearest(suite, SUITES)}")
+    for name in sorted({*options} - SUITES[suite].options):
+        raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    return SUITES[suite]
+
+
 def check_options(
     suite: str, seeds: Sequence[int] | None, options: dict[str, Any]
 ) -> tuple[Suite, Sequence[int], dict[str, Any]]:
     """The suite, its seeds, and the options that were given. Raises `ConfigError` as `evaluate` does."""
-    if suite not in SUITES:
-        raise ConfigError(f"unknown suite {quoted(suite)}.{nearest(suite, SUITES)}")
-    chosen = SUITES[suite]
     given = {name: value for name, value in options.items() if value not in (None, (), [], "")}
-    for name in sorted(given.keys() - chosen.options):
-        raise ConfigError(f"suite {suite} takes no {name}: leave it out")
+    chosen = taking(suite, given)
+    if "steps" in given:
+        check_steps(given["steps"])
     if "judge" in given:
-        judges = [given["judge"]] if isinstance(given["judge"], str) else list(given["judge"])
+        judges = list(given["judge"]) if isinstance(given["judge"], list | tuple) else [str(given["judge"])]
+        for judge in judges:
+            check_judge(judge)
         if len(judges) > chosen.judges:
             raise ConfigError(f"suite {suite} takes {chosen.judges} judge(s), not {len(judges)}: leave some out")
         given["judge"] = judges if chosen.judges > 1 else judges[0]

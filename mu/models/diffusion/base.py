@@ -37,6 +37,12 @@ MOST_STEPS = 10_000
 """Denoising steps; some schedulers make a list of any number of them."""
 
 
+def check_steps(steps: Any) -> None:
+    """Raise `ConfigError` unless ``steps`` is a number of denoising steps that schedulers are asked for."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise ConfigError(f"the number of denoising steps is from 1 to {MOST_STEPS}, not {str(steps)[:40]}")
+
+
 def _take_any_dtype(vae: nn.Module) -> None:
     """Let the autoencoder, in float32, take what the stock pipeline gives it: latents in the backbone's precision."""
     for name in ("encoder", "quant_conv", "post_quant_conv", "decoder"):
@@ -337,8 +343,7 @@ class DiffusionModel(ABC):
                 f"the scheduler of {titled(self.name)} ends in pure noise (rescale_betas_zero_snr), where eps has no "
                 "information: set rescale_betas_zero_snr to false in its scheduler_config.json"
             )
-        if not 1 <= steps <= MOST_STEPS:
-            raise ConfigError(f"the number of denoising steps is from 1 to {MOST_STEPS}, not {str(steps)[:40]}")
+        check_steps(steps)
         try:
             scheduler.set_timesteps(steps, device=self.device)
         except ValueError as error:  # more steps than in training

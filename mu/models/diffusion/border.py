@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mu.core.errors import ModelError, titled
+from mu.core.errors import ModelError, quoted, titled
 from mu.models.diffusion.noise import PREDICTIONS
 from mu.models.tokenizers import check_length, check_vocabulary
 
@@ -112,6 +113,7 @@ def _check(pipeline: Any, backbone_name: str, name: str) -> None:
             "its latents "
             f"(64 for images of 512 pixels) in {backbone_name}/config.json"
         )
+    _check_statistics(vae, name)
     _check_scheduler(pipeline.scheduler, name)
     for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
         text, what = getattr(pipeline, encoder).config, f"the {tokenizer} of {titled(name)}"
@@ -128,6 +130,28 @@ def _check(pipeline: Any, backbone_name: str, name: str) -> None:
             f"the {backbone_name} of {titled(name)} reads prompt embeddings of width {read}, "
             f"and its text encoders give {width}"
         )
+
+
+def _check_statistics(vae: Any, name: str) -> None:
+    """Raise `ModelError` if what the autoencoder's config says of its latents is not a number for each channel."""
+    channels, what = vae.latent_channels, f"the vae of {titled(name)} has"
+    factor = vae.get("scaling_factor")
+    if not _is_finite(factor) or factor <= 0:
+        raise ModelError(f"{what} scaling_factor {quoted(factor)}: set it to the number of its own config.json")
+    if not _is_finite(vae.get("shift_factor") or 0):
+        raise ModelError(f"{what} shift_factor {quoted(vae.shift_factor)}: set it to a number, or to null")
+    for setting in ("latents_mean", "latents_std"):
+        each = vae.get(setting)
+        whole = isinstance(each, list | tuple) and len(each) == channels and all(map(_is_finite, each))
+        if each is not None and not (whole and (setting == "latents_mean" or min(each) > 0)):
+            raise ModelError(
+                f"{what} {setting} {quoted(each)}: set it to {channels} numbers, one for each channel of its latents"
+                f"{', above 0' if setting == 'latents_std' else ''}, or to null"
+            )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_scheduler(scheduler: Any, name: str) -> None:

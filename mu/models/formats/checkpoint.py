@@ -71,6 +71,12 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise ModelError(f"{path} is corrupt ({_line(error)}): download or copy it again") from None
 
 
+def first_of_types(path: Path, types: tuple[str, ...]) -> str | None:
+    """The first tensor of a safetensors file whose number type, as its header spells it, is one of ``types``."""
+    with _told(path), safe_open(path, "pt") as file:
+        return next((name for name in file.keys() if file.get_slice(name).get_dtype() in types), None)  # noqa: SIM118
+
+
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """Name -> tensor of a weight file, on the CPU. Other objects are left out; the entries `WRAPPERS` are unwrapped.
 

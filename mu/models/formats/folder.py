@@ -12,7 +12,7 @@ import torch
 
 from mu.core.errors import ModelError, quoted
 from mu.core.records import read_json
-from mu.models.formats.checkpoint import SUFFIXES
+from mu.models.formats.checkpoint import SUFFIXES, first_of_types
 from mu.models.places import PIPELINE
 
 if TYPE_CHECKING:
@@ -87,17 +87,19 @@ def open_pipeline(folder: Path) -> DiffusionPipeline:
         read = part in ("unet", "vae") or part.startswith("text_encoder")
         if read and library in LIBRARIES and name is not None:
             parts[part] = open_part(getattr(import_module(library), name), folder / part)
+    _check_sizes(folder / "scheduler" / "scheduler_config.json", LONGEST)
     return DiffusionPipeline.from_pretrained(
         str(folder), local_files_only=True, torch_dtype=torch.float32, requires_safety_checker=False, **parts
     )
 
 
-LARGEST, DEEPEST = 10**8, 1000
-"""Largest whole number, and largest number of layers, in the config of a model: larger ones exhaust the memory."""
+LARGEST, DEEPEST, LONGEST = 10**8, 1000, 10**6
+"""Largest whole number and number of layers in the config of a model, and timesteps of a scheduler: more exhaust the
+memory."""
 
 
-def _check_sizes(file: Path) -> None:
-    """Raise `ModelError` if the config ``file`` asks for a model beyond any machine. A missing file is left."""
+def _check_sizes(file: Path, largest: int = LARGEST) -> None:
+    """Raise `ModelError` if the config ``file`` asks for what no machine holds. A missing file is left."""
     if not file.exists():
         return
     left: list[tuple[str, Any]] = [("", read_json(file, error=ModelError))]
@@ -107,7 +109,7 @@ def _check_sizes(file: Path) -> None:
             left += [(str(name), inner) for name, inner in value.items()]
         elif isinstance(value, list):
             left += [(key, inner) for inner in value]
-        elif isinstance(value, int) and abs(value) > (DEEPEST if "layers" in key else LARGEST):
+        elif isinstance(value, int) and abs(value) > (DEEPEST if "layers" in key else largest):
             raise ModelError(f"{file} has {key[:60]} = {str(value)[:40]}, which no machine holds: copy it again")
 
 
@@ -123,6 +125,18 @@ def _check_shards(index: Path) -> None:
             raise ModelError(
                 f"{index} names the weights {quoted(name)}, and they must lie beside it: use another copy of the model"
             )
+
+
+def _check_numbers(folder: Path) -> None:
+    """Raise `ModelError` if the weights in ``folder`` hold 8-bit whole numbers, and its config does not say of which
+    quantisation: the libraries take them for the weights themselves. Pickles are not looked at."""
+    if (folder / "config.json").exists() and "quantization_config" in read_json(
+        folder / "config.json", error=ModelError
+    ):
+        return
+    for file in loaded_weights(folder):
+        if file.suffix.lower() == ".safetensors" and (name := first_of_types(file, ("I8", "U8"))):
+            raise ModelError(f"{file} holds {name} in 8-bit whole numbers, without the scale: use a copy in float16")
 
 
 def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -141,6 +155,8 @@ def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> An
     if not any(".safetensors" in name for name in names) and any(name.endswith(".bin") for name in names):
         options["use_safetensors"] = False  # else diffusers prints an error before it takes the pickle
     named = "dtype" if kind.__module__.startswith("transformers.") else "torch_dtype"
+    if names:
+        _check_numbers(folder)
     module, told = kind.from_pretrained(str(folder), **{named: dtype}, **options)
     missing = sorted(told["missing_keys"])
     other = sorted(str(each[0] if isinstance(each, tuple) else each) for each in told["mismatched_keys"])

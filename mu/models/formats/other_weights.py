@@ -117,7 +117,7 @@ class Weights:
     def _put(self, file: WeightFile, key: str, names: Sequence[str]) -> None:
         for part, name in enumerate(names):
             if not self._fits(file, key, name, len(names)):
-                here, there = (" x ".join(map(str, shape)) for shape in (file.shapes[key], self._shape(name)))
+                here, there = (_sides(shape) for shape in (file.shapes[key], self._shape(name)))
                 what = f"{quoted(key)} is {here}, and {name} of {titled(self.model.name)} {there}"
                 raise ModelError(f"{file.path} is of another architecture ({what}): {_OTHER}")
             place = _Place(file, key, part, len(names))
@@ -134,7 +134,7 @@ class Weights:
         shape, wanted = file.shapes[key], self._shape(name)
         if parts > 1:
             return len(shape) == len(wanted) and list(shape) == [parts * wanted[0], *wanted[1:]]
-        here, there = ([size for size in each if size > 1] for each in (shape, wanted))
+        here, there = ([size for size in each if size != 1] for each in (shape, wanted))
         return here == (there[::-1] if key.endswith(TRANSPOSED) else there)
 
     def _shape(self, name: str) -> Size:
@@ -189,6 +189,10 @@ class Weights:
         return bool(known) or is_unread(usual, self._text_config)
 
 
+def _sides(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
+
+
 def _is_token(key: str) -> bool:
     return key == _EMBED or key.startswith(_TOKENS)
 
@@ -219,7 +223,11 @@ def check_weights(other: Path | str) -> None:
         files = [place]
     elif any(path.suffix.lower() in SUFFIXES for path in place.rglob("*")):
         parts = [part for name in ("unet", "vae", "text_encoder*") for part in place.glob(name) if part.is_dir()]
-        files = [file for part in parts for file in loaded_weights(part)]
+        files = []
+        for part in parts:
+            if not (of_part := loaded_weights(part)):
+                raise _without_weights(part)
+            files += of_part
     else:
         raise _without_weights(place)
     for file in files:
@@ -253,6 +261,8 @@ def weights_of(place: Path, model: DiffusionModel, only: Iterable[str] = ()) -> 
                 found.take(stack.enter_context(open_weights(path)), component, only)
             if component is not None:
                 found.check_whole(folder, component)
+        if not found.names:
+            raise ModelError(f"{place} holds no weights of {titled(model.name)}: name a file or a folder that does")
         yield found
 
 

@@ -368,6 +368,8 @@ def _take(
     mapped = compvis.component_names(family, component, config)
     weights = unpack(tensors, mapped, {name: parameter.shape for name, parameter in module.state_dict().items()})
     for key in set(mapped.values()):
+        if tensors[key].dtype in (torch.int8, torch.uint8):
+            raise ModelError(f"{key} is in 8-bit whole numbers, without the scale: use a copy of the file in float16")
         del tensors[key]
     module.load_state_dict({name: weights.pop(name).to(dtype, copy=True) for name in list(weights)}, assign=True)
     return module.eval()

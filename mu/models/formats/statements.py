@@ -188,6 +188,10 @@ def _read_yaml(file: Path, said: Statements) -> None:
         if name in _SCALINGS:
             said.predictions[file.name] = _SCALINGS[name]
     said.zero_snr |= bool(values.get("zero_snr") or values.get("rescale_betas_zero_snr"))
+    for key, only in (("timesteps", 1000), ("beta_schedule", "linear")):
+        if values.get(key, only) != only:
+            told = f"{key} {quoted(values[key])}, and mu knows {only} for a single file"
+            raise ModelError(f"{file} says that the model beside it has {told}: use a diffusers folder of the model")
     for key, setting in (("linear_start", "beta_start"), ("linear_end", "beta_end")):
         if (value := values.get(key)) is not None:
             said.scheduler[setting] = _number(value, key, file)

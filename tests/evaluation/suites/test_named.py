@@ -254,6 +254,15 @@ def test_images_of_mace_s_sampler_by_its_list(maces, tmp_path):
     assert score("mace", "d", **maces, allow_missing=True)[0].protocol.endswith("19 of 20 images")
 
 
+def test_an_image_that_nothing_asks_for_is_told_wherever_it_lies(maces, tmp_path, caplog):
+    evaluate_found(RunDirectory(tmp_path / "a"), "celebrities", ["Ada Stone"], tmp_path / "mace", **maces)
+    assert "enter no number" not in caplog.text, "control"
+    others = tmp_path / "mace" / "others"
+    shutil.copy(others / "A sketch of Cy Reed_2.png", others / "A sketch of Cy Reed_3.png")
+    evaluate_found(RunDirectory(tmp_path / "b"), "celebrities", ["Ada Stone"], tmp_path / "mace", **maces)
+    assert "enter no number: 1, such as" in caplog.text and "Cy Reed_3.png" in caplog.text
+
+
 def test_one_file_of_mace_s_sampler_is_no_second_sample(maces, tmp_path):
     """Samples of ESD's sampler by MACE's list all count; a file named by its sentence and seed counts once."""
 

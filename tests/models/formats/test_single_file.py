@@ -459,6 +459,11 @@ STATEMENTS: dict[str, tuple[str, dict[str, torch.Tensor], dict[str, str], str, s
     "part of a model": ("sd1", {}, {"modelspec.timestep_range": "0,200"}, "", "0,200"),
     "no YAML": ("sd1", {}, {}, "model: [", "model.yaml"),
     "strange numbers": ("sd1", {}, {}, "model: {params: {linear_start: many}}", "linear_start"),
+    "CompVis as published": (
+        "sd1", {}, {}, "model: {params: {timesteps: 1000, beta_schedule: linear, parameterization: v}}", "v_prediction"
+    ),
+    "another schedule": ("sd1", {}, {}, "model: {params: {beta_schedule: cosine}}", "beta_schedule 'cosine'"),
+    "fewer timesteps": ("sd1", {}, {}, "model: {params: {timesteps: 500}}", "timesteps 500"),
     "pure noise and eps": ("sd1", {"ztsnr": MARK}, {}, "", "ztsnr"),
     "a schedule of its own": ("sd1", {"alphas_cumprod": torch.linspace(1, 0, 1000)}, {}, "", "alphas_cumprod"),
 }  # fmt: skip
@@ -482,6 +487,15 @@ def test_what_a_file_says_of_itself_is_obeyed_or_refused(case: str, folders: Cal
         with pytest.raises(ModelError, match=expected) as caught:
             load_single_file(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["time_embed.0.weight", "cond_stage_model", "first_stage_model.decoder.conv_out.bias"])
+def test_whole_numbers_of_8_bits_are_no_weights(name: str, folders: Callable[[str], Path], tmp_path: Path):
+    checkpoint = to_compvis(opened(folders("sd1")))
+    key = next(each for each in checkpoint if name in each)
+    with pytest.raises(ModelError, match=f"{key} is in 8-bit whole numbers"):
+        path = written(checkpoint | {key: checkpoint[key].to(torch.int8)}, tmp_path / "model.safetensors")
+        load_single_file(path, configs=folders("sd1"))
 
 
 @pytest.mark.usefixtures("small_published")

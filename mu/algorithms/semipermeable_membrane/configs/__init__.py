@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from mu.algorithms.semipermeable_membrane.configs.legacy import LegacyConfig, LegacyPromptConfig, LegacyTrainConfig
-from mu.core.algorithm import Method, Preset, Presets
+from mu.core.algorithm import Preset, Presets
 from mu.core.concept import Concept, folded
 from mu.core.config import MOST, BaseConfig, Devices, Renewed, Templates, read_yaml, values_set
 from mu.core.errors import ConfigError, quoted
@@ -22,7 +22,7 @@ from mu.core.files import fitting
 from mu.core.tunable import LogRange, Range
 from mu.edits.gates import Arithmetic, FacilitatedTransport, FixedStrength, Gate, Metric
 from mu.training.calibration_config import CalibrateConfig
-from mu.training.diffusion_config import CALIBRATED, Draws, calibrated_away
+from mu.training.diffusion_config import CALIBRATED, DiffusionMethod, Draws, calibrated_away
 
 
 class PretrainedModelConfig(BaseConfig):
@@ -407,7 +407,7 @@ def _name(concept: Concept) -> str:
     return concept.replace("_", "-").replace(" ", "_")
 
 
-class SemipermeableMembraneMethod(Method):
+class SemipermeableMembraneMethod(DiffusionMethod):
     """Concept Semi-Permeable Membrane: rank-1 adapters that erase one concept; latent anchoring retains the others.
 
     @inproceedings{lyu2024one,
@@ -428,7 +428,7 @@ class SemipermeableMembraneMethod(Method):
         "prompt.la_strength": LogRange(1.0, 2000.0),
     }
     set_by: ClassVar = {
-        **Method.set_by,
+        **DiffusionMethod.set_by,
         "--concept": ("template_name", "prompt.target", "prompts", "prompts_file"),
         "--model": ("pretrained_model.ckpt_path", "pretrained_model.name_or_path"),
         "--track": ("logging.use_wandb",),
@@ -512,6 +512,7 @@ class SemipermeableMembraneMethod(Method):
 
     @classmethod
     def check_files(cls, config: Any) -> None:
+        super().check_files(config)
         config.given()
 
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from mu.core.algorithm import Method, Preset, Presets
+from mu.core.algorithm import Preset, Presets
 from mu.core.config import MOST, BaseConfig, Templates
 from mu.core.tunable import LogRange, Range
-from mu.training.diffusion_config import CALIBRATED, UNWEIGHTED, Counting, DiffusionConfig, Draws
+from mu.training.diffusion_config import CALIBRATED, UNWEIGHTED, Counting, DiffusionConfig, DiffusionMethod, Draws
 
 
 class PromptConfig(BaseConfig):
@@ -196,7 +196,7 @@ _CALIBRATED: Mapping[str, Any] = {
 _FORMER = {"style": "styles", "object": "objects"}
 
 
-class ConceptIrrelevantErasureMethod(Method):
+class ConceptIrrelevantErasureMethod(DiffusionMethod):
     """CiE: train all cross-attention weights until predictions for a concept have no component in its direction.
 
     @article{zhao2024separable,
@@ -245,7 +245,7 @@ class ConceptIrrelevantErasureMethod(Method):
     )
 
 
-class SeparableConceptErasureMethod(Method):
+class SeparableConceptErasureMethod(DiffusionMethod):
     """SepCE: give each concept a delta of its own, in the null space of the protected prompts.
 
     @article{zhao2024separable,
