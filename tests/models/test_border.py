@@ -282,6 +282,33 @@ def test_a_config_beyond_any_machine_is_refused_at_once(
         mu.load(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    "index",
+    [[1, 2], {"_class_name": "StableDiffusionPipeline"}, {"unet": None}, {"vae": "x"}, {"scheduler": [None, None]}],
+)
+def test_an_index_that_does_not_say_what_the_parts_are_is_one_line(
+    index: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    whole = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    changed = {**whole, **index} if isinstance(index, dict) and "_class_name" not in index else index
+    (folder / "model_index.json").write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"model_index\.json (does not say what its \w+ is|names no _class_name)"):
+        mu.load(folder, device="cpu")
+
+
+def test_tensors_that_the_model_does_not_have_are_told(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mu.load(tiny_folder, device="cpu")
+    assert "not in the model" not in caplog.text, "control"
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    file = folder / "unet" / WEIGHTS["unet"]
+    save_file(load_file(file) | {"control.weight": torch.zeros(1)}, file, {"format": "pt"})
+    mu.load(folder, device="cpu")
+    assert "1 tensors" in caplog.text and "control.weight" in caplog.text and "unet" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["canvas-clip", "canvas-vlm"])
 def test_clip_and_llava_without_a_tensor_or_with_nan_are_refused_and_a_variant_opens(name: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(EMBEDDED[name], tmp_path / "model"))

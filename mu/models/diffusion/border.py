@@ -10,6 +10,7 @@ import torch
 
 from mu.core.errors import ModelError, quoted, titled
 from mu.models.diffusion.noise import PREDICTIONS
+from mu.models.places import PIPELINE
 from mu.models.tokenizers import check_length, check_vocabulary
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ def check_family(kind: Any, name: str) -> None:
         raise ModelError(
             f"{titled(name)} runs code of its own ({' '.join(map(str, kind))}): mu does not run it; name a "
             "stock pipeline"
+        )
+    if kind is None:
+        raise ModelError(
+            f"{titled(name)} does not say what pipeline it is: {PIPELINE} names no _class_name, copy it again"
         )
     if kind not in FAMILIES:
         raise ModelError(f"{titled(name)} is a {kind}: mu supports Stable Diffusion 1.x, 2.x and XL; name one of those")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -17,6 +18,8 @@ from mu.models.places import PIPELINE
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+log = logging.getLogger("mu")
 
 LIBRARIES = ("diffusers", "transformers")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -83,7 +86,11 @@ def open_pipeline(folder: Path) -> DiffusionPipeline:
 
     index = DiffusionPipeline.load_config(str(folder), local_files_only=True)
     parts: dict[str, Any] = {"safety_checker": None}
-    for part, (library, name) in parts_of(index, folder / PIPELINE).items():
+    listed = parts_of(index, folder / PIPELINE)
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        if None in listed.get(part, (None,)):
+            raise ModelError(f"{folder / PIPELINE} does not say what its {part} is: copy it again")
+    for part, (library, name) in listed.items():
         read = part in ("unet", "vae") or part.startswith("text_encoder")
         if read and library in LIBRARIES and name is not None:
             parts[part] = open_part(getattr(import_module(library), name), folder / part)
@@ -143,7 +150,8 @@ def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> An
     """Open a model of the class ``kind``, diffusers' or transformers', with the weights in ``folder``.
 
     Raises `ModelError` if a tensor is missing or has another shape: the libraries fill it with random numbers. Raises
-    it too if the weights lie in another folder.
+    it too if the weights lie in another folder. Tensors that the model does not have are passed over, as by the
+    libraries, with a warning.
     """
     _check_sizes(folder / "config.json")
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -164,4 +172,9 @@ def open_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> An
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(f"the model in {folder} {what} the tensor {names[0]}{more}: copy it again")
+    if unused := sorted(name for name in told["unexpected_keys"] if not name.endswith("position_ids")):
+        log.warning(
+            "%d tensors in %s are not in the model that its config describes, such as %s: they are not used",
+            len(unused), folder, quoted(unused[0]),
+        )  # fmt: skip
     return module

@@ -27,7 +27,7 @@ from mu.core.records import read_json
 from mu.models.formats import architectures, compvis
 from mu.models.formats.checkpoint import read_metadata, read_state_dict
 from mu.models.formats.packing import pack, unpack
-from mu.models.formats.statements import Statements, check_schedule, in_file, restated, statements
+from mu.models.formats.statements import Statements, check_family, check_schedule, in_file, restated, statements
 from mu.models.places import PREDICTIONS
 from mu.models.quiet import quiet_libraries
 
@@ -84,6 +84,7 @@ def load_single_file(
     own = _own_description(tensors, path)
     configs = configs or own.get("configs")
     said = statements(tensors, read_metadata(path), path)
+    check_family(said, family, path)
     if prediction_type is None:
         prediction_type = said.prediction(path)
     places = [path.parent]

@@ -29,6 +29,22 @@ _KINDS = {
 _SCALINGS = {"EpsScaling": "epsilon", "VScaling": "v_prediction"}
 """Classes of SGM that say what the UNet predicts."""
 _ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v_prediction"}
+_FAMILIES = {
+    "sd1": ("stable-diffusion-v1",),
+    "sd2": ("stable-diffusion-v2",),
+    "sdxl": ("stable-diffusion-xl",),
+    "": (
+        "stable-diffusion-3",
+        "stable-diffusion-v3",
+        "stable-cascade",
+        "flux",
+        "auraflow",
+        "pixart",
+        "hunyuan",
+        "sana",
+    ),
+}
+"""How `modelspec.architecture` begins, by what the tensors are; others mean nothing to mu."""
 WRITTEN = "# How the weights beside are used. Written by mu merge."
 """The first line of a ``.yaml`` that belongs to a merged file."""
 _SCHEDULE_TOLERANCE = 0.01
@@ -40,6 +56,7 @@ class Statements:
     """What a file says: ``predictions`` by where it is said, and settings of the parts."""
 
     predictions: dict[str, str] = field(default_factory=dict)
+    architecture: str = ""
     zero_snr: bool = False
     scheduler: dict[str, Any] = field(default_factory=dict)
     vae: dict[str, Any] = field(default_factory=dict)
@@ -107,6 +124,16 @@ def is_written(file: Path) -> bool:
         return False
 
 
+def check_family(said: Statements, family: str, path: Path) -> None:
+    """Raise `ModelError` if the file names another architecture than its tensors have, those of ``family``."""
+    stated = [name for name, begins in _FAMILIES.items() if said.architecture.startswith(begins)]
+    if stated and stated != [family]:
+        raise ModelError(
+            f"{path} says that it is {quoted(said.architecture)} (modelspec.architecture), and its tensors are "
+            f"{_FAMILIES[family][0]}'s: mend its metadata, or use another copy"
+        )
+
+
 def tell_layer(metadata: Mapping[str, str], path: Path, clip_skip: int) -> None:
     """Warn if the metadata state another layer of the text encoder than ``clip_skip``, which SDXL does not choose."""
     stated = metadata.get("modelspec.encoder_layer") or ""
@@ -159,7 +186,7 @@ def _read_metadata(metadata: Mapping[str, str], path: Path, said: Statements) ->
     if text("ss_v_parameterization").lower() in ("true", "1"):
         said.predictions["ss_v_parameterization"] = "v_prediction"
     said.zero_snr |= text("ss_zero_terminal_snr").lower() in ("true", "1")
-    architecture = text("modelspec.architecture").lower()
+    architecture = said.architecture = text("modelspec.architecture").lower()
     if "edm" in architecture:
         raise _edm(path, "modelspec.architecture")
     if architecture in _ARCHITECTURES:

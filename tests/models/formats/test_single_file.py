@@ -454,6 +454,12 @@ STATEMENTS: dict[str, tuple[str, dict[str, torch.Tensor], dict[str, str], str, s
     "CosXL": ("sdxl", EDM, {}, "", "EDM"),
     "Playground": ("sdxl", {"edm_std": torch.ones(1), "edm_mean": torch.ones(1)}, {}, "", "EDM"),
     "EDM by architecture": ("sdxl", {}, {"modelspec.architecture": "stable-diffusion-xl-v1-edm"}, "", "EDM"),
+    "architecture of SD 1": ("sd1", {}, {"modelspec.architecture": "stable-diffusion-v1"}, "", "epsilon"),
+    "architecture of its own": ("sd1", {}, {"modelspec.architecture": "my-mix/v3"}, "", "epsilon"),
+    "another architecture": (
+        "sd1", {}, {"modelspec.architecture": "stable-diffusion-xl-v1-base"}, "", "modelspec.architecture"
+    ),
+    "a flow model": ("sd1", {}, {"modelspec.architecture": "stable-diffusion-3-medium"}, "", "modelspec.architecture"),
     "two statements": ("sd1", {"v_pred": MARK}, {"modelspec.prediction_type": "epsilon"}, "", "two things"),
     "unknown word": ("sd1", {}, {"modelspec.prediction_type": "flow"}, "", "'flow'"),
     "part of a model": ("sd1", {}, {"modelspec.timestep_range": "0,200"}, "", "0,200"),
