@@ -271,6 +271,10 @@ class Algorithm(Method, ABC):
         """The folder that `run` writes to."""
         return Path(getattr(self.config, "output_dir", "outputs"))
 
+    def base_fingerprint(self) -> str:
+        """Of the weights of the base model, which is loaded; empty if there is none."""
+        return ""
+
     def calibration(self, edit: Saveable) -> dict[str, dict[str, Any]]:
         """What a calibrated search measured, for each concept; empty for other searches."""
         info = getattr(edit, "info", None)
@@ -320,7 +324,7 @@ class Algorithm(Method, ABC):
                 edit.save(run.edit)
                 if measured := self.calibration(edit):
                     write_json(run.calibration, measured)
-                note_search(run, **hardware(self.model))
+                note_search(run, **hardware(self.model), base=self.base_fingerprint())
             except Exception:
                 run.withdraw()
                 raise

@@ -22,7 +22,7 @@ from mu.core.run import versions
 from mu.edits.gates import OPEN, Gate, gate_from_json, gate_to_json
 from mu.edits.tensor_file import write_tensors
 from mu.models.mapped import Keeper
-from mu.models.parameters import BEFORE_EDITS, EditableModel, find_parameter, fingerprint
+from mu.models.parameters import BEFORE_EDITS, EditableModel, find_parameter, fingerprint, select
 
 FORMAT = 1
 
@@ -191,6 +191,11 @@ def described(model: EditableModel, parameters: list[str]) -> dict[str, Any]:
     """
     prints = " ".join(_fingerprints(model, parameters))
     return {"base": model.name, "fingerprint": prints, "loading": getattr(model, "loading", {})}
+
+
+def base_fingerprint(model: EditableModel) -> str:
+    """The fingerprint of all weights of ``model``, sampled as by `described`: what a run notes of its base."""
+    return str(described(model, list(select(model, "*")))["fingerprint"])
 
 
 def warn_of_other_base(edit: Edit, model: EditableModel) -> None:

@@ -19,7 +19,7 @@ from mu.core.run import RunDirectory
 from mu.edits.bank import Bank
 from mu.edits.bank_folder import BankFolder
 from mu.edits.difference import difference
-from mu.edits.edit import Edit
+from mu.edits.edit import Edit, base_fingerprint
 from mu.edits.files import open_edit
 from mu.edits.places import edit_file
 from mu.models.diffusion import DiffusionModel
@@ -111,7 +111,7 @@ def _fill(
         found.on[0].save(run.edit)
     else:
         _keep(run, found)
-    note_search(run)
+    note_search(run, base=base_fingerprint(model))
     run.finish()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mu.core.algorithm import Algorithm, citation
-from mu.edits.edit import Edit, EditInfo, described
+from mu.edits.edit import Edit, EditInfo, base_fingerprint, described
 from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
 
@@ -21,6 +21,9 @@ class Erasure(Algorithm):
 
     def read_edit(self, path: Path) -> Edit:
         return open_edit(path)
+
+    def base_fingerprint(self) -> str:
+        return base_fingerprint(self.model) if self.model is not None else ""
 
     def describe(self) -> dict[str, Any]:
         name = self.config.model if self.model is None else self.model.name

@@ -23,9 +23,11 @@ from mu.core.algorithm import Algorithm, citation
 from mu.core.concept import Concept
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError, DataError, ModelError, OutputError
+from mu.core.evidence import read_evidence
 from mu.data.canvas import every_scene, render
-from mu.edits.edit import Edit
+from mu.edits.edit import Edit, base_fingerprint
 from mu.edits.files import open_edit
+from mu.edits.low_rank import LowRankEdit
 from mu.models import EMBEDDED, load
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -277,6 +279,10 @@ def test_a_run_leaves_its_records_and_is_not_overwritten(
     assert again.model_dump() == work().config.model_dump()
     assert run.read_environment()["method"] == name
     assert run.read_environment()["seconds"] >= 0
+    noted = read_evidence(run).found
+    assert noted and noted.base == base_fingerprint(models[kind]), "the weights of the base, after the search too"
+    with edit.applied(models[kind]):
+        assert isinstance(edit, LowRankEdit) or noted.base != base_fingerprint(models[kind]), "control"
     kept = load_file(run.edit)
     assert isinstance(edit, Edit) and equal(edit, open_edit(run.edit))
     with pytest.raises(OutputError, match="--overwrite"):

@@ -19,7 +19,7 @@ from mu.core.files import check_writing
 from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.core.tracking import Tracking
-from mu.edits.edit import Edit, EditInfo
+from mu.edits.edit import Edit, EditInfo, base_fingerprint
 from mu.edits.files import open_edit
 from mu.edits.lora_files import spm_tensors
 from mu.edits.low_rank import LowRankEdit
@@ -168,6 +168,9 @@ class SemipermeableMembraneAlgorithm(SemipermeableMembraneMethod, Algorithm):
 
     def read_edit(self, path: Path) -> Edit:
         return open_edit(path)
+
+    def base_fingerprint(self) -> str:
+        return base_fingerprint(self.model) if self.model is not None else ""
 
     def run(self, *, resume: bool = False, overwrite: bool = False, track: str | None = None) -> Found:
         """Like `Algorithm.run`, but also write the edit as an SPM file, `final_file`, which LoRA loaders can read."""

@@ -21,7 +21,7 @@ from mu.core.run import RunDirectory, versions
 from mu.core.scores import Table
 from mu.diffusion.image_folder import RECIPE, ImageRow
 from mu.edits.bank import Bank
-from mu.edits.edit import Edit, described
+from mu.edits.edit import Edit, base_fingerprint
 from mu.edits.gates import gate_to_json
 from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject, bases_beside
 from mu.evaluation.audit import check_erases
@@ -29,7 +29,7 @@ from mu.evaluation.judges import check_judge
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.diffusion.base import check_steps
-from mu.models.parameters import EditableModel, select
+from mu.models.parameters import EditableModel
 from mu.models.vision_language import VisionLanguageModel
 
 log = logging.getLogger("mu")
@@ -220,7 +220,7 @@ def evaluate(
         for folder in _own_folders(run, suite):
             _remake(run, folder)
         panels = changed_panels(run)
-        base = described(model, list(select(model, "*")))["fingerprint"]
+        base = base_fingerprint(model)
         if chosen.makes_images:
             table, how = _measured(run, suite, found, bank, seeds, **given)
         elif len(bank.on) > 1:
