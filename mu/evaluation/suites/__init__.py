@@ -255,8 +255,8 @@ def evaluate_found(
     found = Found(images, base_images, torch.device(device))
     found.check()
     _check_results(run, concepts, images, base_images)
-    listed = Subject(tuple(concepts), None, found.device, found.samples() if "prompts" in given else 1)
-    planned: ImageSuite = _imported(chosen.place)(listed, seeds, **given)
+    subject = Subject(tuple(concepts), None, found.device, found.samples)
+    planned: ImageSuite = _imported(chosen.place)(subject, seeds, **given)
     rows = found.here(planned.rows)
     missing = found.missing(planned.rows)
     if missing and not (allow_missing and rows):

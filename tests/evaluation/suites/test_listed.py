@@ -161,6 +161,21 @@ def test_samples_that_some_prompts_lack_are_told(
     assert not (tmp_path / "d").exists()
 
 
+def test_images_of_cases_that_the_list_does_not_have_are_no_samples(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By hand: two images ask for red, and one of them is. The list is a part of a longer one."""
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
+    made = sampled(tmp_path / "made", c3="red", c4="blue", c5="green", c6="green", c7="red red red", c33="red")
+    (made / "33_0.png").rename(made / "33_5.png")
+    shown = found(tmp_path, "prompts", "red", made, prompts=file)["edited"]["target shown"]
+    assert (shown.value, shown.n) == (0.5, 2) and "samples a prompt" not in shown.protocol
+    assert "images that enter no number: 4, such as" in caplog.text
+    sampled(made, c3="red red", c4="red red", c5="green green", c6="green green")  # control: those of its own cases are
+    shown = found(tmp_path, "prompts", "red", made, "again", prompts=file)["edited"]["target shown"]
+    assert (shown.value, shown.n) == (1, 4) and "2 samples a prompt" in shown.protocol
+
+
 def test_prompts_without_a_seed_have_as_many_samples_as_seeds(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
