@@ -131,7 +131,7 @@ SUITES = {
         "mu.evaluation.suites.unlearncanvas:UnlearnCanvasSuite",
         DiffusionModel,
         "a diffusion model",
-        frozenset({"judge", "variant", "themes", "objects", "reference"}) | _MADE | _FOUND,
+        frozenset({"judge", "variant", "themes", "objects", "reference", "inception"}) | _MADE | _FOUND,
         makes_images=True,
         judges=2,
         seeds=(188, 288, 588, 688, 888),
