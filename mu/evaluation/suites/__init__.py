@@ -25,6 +25,7 @@ from mu.edits.edit import Edit, described
 from mu.edits.gates import gate_to_json
 from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject, bases_beside
 from mu.evaluation.audit import check_erases
+from mu.evaluation.comparing import put_samples
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import EditableModel, select
@@ -275,6 +276,7 @@ def evaluate_found(
     with run.alone(), run.logged():
         panels = changed_panels(run)
         table, how = planned.score(run, found)
+        put_samples(run, found, rows, concepts, suite)
         if missing:
             table = _named(table, f"{len(rows)} of {len(planned.rows)} images")
         if not run.environment.exists():

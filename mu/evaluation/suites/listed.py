@@ -67,7 +67,7 @@ class PromptList:
         sizes = sorted({case.image.size for case in self.cases if any(case.image.size)}, key=str)
         sampling = {"steps": self.steps, "guidance": self.guidance, "images with a guidance scale of their own": own}
         return {
-            "prompts": self.path.name, "digest of what they ask": self.digest, "images": len(self.cases),
+            "prompts": self.path.name, "digest of the prompts": self.digest, "images": len(self.cases),
             **({"samples of each prompt": self.samples} if self.samples > 1 else {}),
             **({} if self.elsewhere else sampling),
             "heights and widths": [list(size) for size in sizes] or "the model's",

@@ -12,10 +12,12 @@ import torch
 from mu.core.errors import ConfigError, DataError
 from mu.core.intervals import wilson
 from mu.core.run import RunDirectory
-from mu.diffusion.image_folder import save_image
+from mu.diffusion.image_folder import read_images, save_image
 from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
 from mu.evaluation.suites import evaluate_found, i2p, prompts
 from mu.evaluation.suites.listed import read_list
+from mu.report import write_report
+from mu.report.page import read_page
 from tests.evaluation.suites.conftest import COLOURS, Colours
 from tests.evaluation.suites.test_i2p import detector
 
@@ -209,3 +211,34 @@ def test_rows_of_the_same_image_count_once_and_blank_ones_not_at_all(
     assert cases("prompt,seed\na cat,1\na dog,1\n") == ([0, 1], [])  # the control
     with pytest.raises(DataError, match="only blank prompts"):
         cases('prompt,seed\n" ",3\n')
+
+
+def test_the_page_of_images_made_elsewhere_shows_them_and_says_what_is_unknown(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_networks: None
+) -> None:
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
+    file.write_text(LIST.replace("3,one", "3,a red door").replace("5,three", "5,a green door"))
+    base = drawn(tmp_path / "base", "ESD", c3="red", c4="red", c5="green", c6="green")
+    made = drawn(tmp_path / "made", "ESD", c3="blue", c4="blue", c5="green", c6="green")
+    found(tmp_path, "prompts", "red", made, base_images=base, prompts=file)
+    page = read_page(RunDirectory(tmp_path / "out"))
+    named, other, changed = page.grids
+    assert [label for label, _ in named.rows] == ["a red door"] and "changed most" in changed.title
+    assert [label for label, _ in other.rows] == ["two", "a green door", "four"]
+    for grid in page.grids:
+        assert grid.columns == ["base", "edited"]
+    shown = [read_images([tmp_path / "out" / shot.file])[0].mean(dim=(1, 2)) for shot in named.rows[0][1]]
+    assert [each.round().tolist() for each in shown] == [list(COLOURS[name]) for name in ("red", "blue")]
+    assert page.losses.compared and not any("The base" in gap for gap in page.unmeasured)
+    names = [name for name, _ in page.hashes]
+    assert {f"images made elsewhere, {column}, SHA-256, suite prompts" for column in ("base", "edited")} <= {*names}
+    assert "digest of the prompts, suite prompts" in names
+    found(tmp_path, "prompts", "red", made, "alone", prompts=file)
+    page = read_page(RunDirectory(tmp_path / "alone"))
+    assert [grid.columns for grid in page.grids] == [["edited"], ["edited"]]
+    assert not page.losses.sentences and page.losses.nothing.startswith("Unknown")
+    assert "The base, by suite prompts: none of its images were given." in page.unmeasured
+    html = write_report(RunDirectory(tmp_path / "alone")).read_text(encoding="utf-8")
+    assert "No score got worse" not in html and "None yet" not in html
+    found(tmp_path, "prompts", "blue", made, "again", prompts=file)  # no prompt names it
+    assert [grid.title for grid in read_page(RunDirectory(tmp_path / "again")).grids] == ["Other prompts (prompts)"]
