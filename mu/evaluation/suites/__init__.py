@@ -320,7 +320,8 @@ def _told_missing(missing: Sequence[Path], asked: int, there: int) -> str:
     advice = (
         f"or pass --allow-missing to score the {there} prompts that are there" if there else "or name another folder"
     )
-    return f"{len(missing)} images of {asked} are missing in {missing[0].parent}: {names}; make them, {advice}"
+    folders = " and ".join(str(folder) for folder in dict.fromkeys(path.parent for path in missing))
+    return f"{len(missing)} images of {asked} are missing in {folders}: {names}; make them, {advice}"
 
 
 def check_options(

@@ -91,6 +91,11 @@ def test_missing_images_are_told_or_left_out(
     made = drawn(tmp_path / "made", "ESD", c3="blue", c5="green", c6="green")
     with pytest.raises(DataError, match=r"1 images of 4 are missing in .*made: 4_0\.png; make them"):
         found(tmp_path, "prompts", "red", made, prompts=file)
+    base = drawn(tmp_path / "base", "ESD", c3="red", c4="red", c5="green")
+    with pytest.raises(
+        DataError, match=r"2 images of 8 are missing in .*base and .*made: 6_0\.png, 4_0\.png; make them"
+    ):
+        found(tmp_path, "prompts", "red", made, prompts=file, base_images=base)
     for name, value in {"size": (8, 8), "guidance": 3.0, "steps": 9}.items():
         with pytest.raises(ConfigError, match=f"{name} is for images made here"):
             found(tmp_path, "prompts", "red", made, prompts=file, allow_missing=True, **{name: value})
