@@ -17,6 +17,7 @@ Cells without a result are left out.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,31 +26,59 @@ from typing import Any
 import torch
 from _shared import keep_result, markdown, mean, percent
 
+from mu.core.errors import DataError
 from mu.core.evidence import read_evidence
+from mu.core.program import guarded
 from mu.core.run import RunDirectory
 from mu.diffusion.image_folder import claimed_for
 from mu.evaluation.answers import Found, Subject
 from mu.evaluation.suites.concept import Column, ConceptSuite
 from mu.grid.folder import GridFolder
-from mu.grid.plan import Cell
+from mu.grid.plan import Cell, Measuring
 
 JUDGES = ("canvas", "clip:canvas-clip")
+OPTIONS = ("clip", "everyday", "steps", "guidance")
+"""What the plan says of the images and of both measurements."""
+
+
+def asked_of(folder: GridFolder, cell: Cell) -> Measuring:
+    """What the cell's plan measures. Raises `DataError` for another plan than evidence.yaml, as whose the images are
+    named."""
+    if [one.suite for one in cell.measured] == ["concept"] and cell.measured[0].options.keys() == {*OPTIONS, "judge"}:
+        return cell.measured[0]
+    raise DataError(
+        f"{folder.plan} is of another plan: its suite must be concept alone, with a judge, {', '.join(OPTIONS)}, as "
+        "benchmarks/plans/evidence.yaml has it"
+    )
+
+
+def neighbours_of(run: RunDirectory) -> list[str]:
+    """The neighbours that the run's images ask for. Raises `DataError` if its evidence does not say."""
+    made = read_evidence(run).scores.get("concept")
+    keys = ("neighbours", "left out, as the base does not show them")
+    if not made or not all(isinstance(made.how.get(key), list) for key in keys):
+        raise DataError(
+            f"{run.evidence} does not say which neighbours were asked for: delete the run, and run the grid"
+        )
+    return [str(name) for key in keys for name in made.how[key]]
 
 
 def images_of(folder: GridFolder, cell: Cell) -> Found:
-    """The cell's images, and those of the base that were made by the same recipe."""
+    """The cell's images, and those of the base that were made by the same recipe. Raises `DataError` without them."""
     edited = folder.run(cell.name).answers / "concept" / "edited"
     recipe = claimed_for(edited).items()
-    base = next(place for place in folder.base.glob("*/concept/*") if claimed_for(place).items() <= recipe)
-    return Found(edited, base, torch.device("cpu"))
+    bases = [
+        place for place in folder.base.glob("*/concept/*") if (own := claimed_for(place)) and own.items() <= recipe
+    ]
+    if not bases:
+        raise DataError(f"no images in {folder.base} were made as those in {edited}: delete the run, and run the grid")
+    return Found(edited, bases[0], torch.device("cpu"))
 
 
 def measured(folder: GridFolder, cell: Cell) -> dict[str, Any]:
     """The scores of both judges on one edit's images, and what each sees in the target images."""
-    (asked,) = cell.measured
-    how = read_evidence(folder.run(cell.name)).scores["concept"].how
-    near = [*how["neighbours"], *how["left out, as the base does not show them"]]
-    options = {key: asked.options[key] for key in ("clip", "everyday", "steps", "guidance")}
+    asked, near = asked_of(folder, cell), neighbours_of(folder.run(cell.name))
+    options = {key: asked.options[key] for key in OPTIONS}
     images, found = images_of(folder, cell), {}
     for name in JUDGES:
         subject = Subject(cell.concepts, None, images.device)
@@ -151,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,19 +19,20 @@ from mu.core.evidence import note_scores
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.data.canvas import Scene, render
-from mu.diffusion.image_folder import claim
+from mu.diffusion.image_folder import RECIPE, claim
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation.suites.concept import asked as asks
 from mu.grid.cell import Counter
 from mu.grid.folder import GridFolder, Record
-from mu.grid.plan import plan_of, read_plan
+from mu.grid.plan import Plan, plan_of, read_plan
 from mu.models.diffusion import DiffusionModel
 from mu.training import probe, surroundings
 from mu.training.surroundings import Surroundings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Call
 
 RESULTS = ROOT / "docs" / "results"
+OPTIONS = ("judge", "clip", "everyday", "steps", "guidance")
 
 
 @pytest.fixture
@@ -241,15 +243,21 @@ def test_the_plan_of_the_judges_agreement_holds_every_method_for_diffusion_model
     assert {(row["method"], row["concept"]) for row in before} <= {(cell.method, *cell.concepts) for cell in cells}
 
 
-def test_both_judges_look_at_the_images_of_a_cell(tmp_path: Path, script: Any) -> None:
-    """Rendered images: of the base what is asked for, of the edited model moons in the place of stars."""
+def planned(**options: Any) -> Plan:
+    """The benchmark's plan in small; options that are None are left out."""
     asked = {"suite": "concept", "judge": "canvas", "clip": "canvas-clip", "seeds": [7], "everyday": 2, "steps": 2}
-    asked |= {"guidance": 4.0}
-    plan = plan_of({"methods": ["uce"], "concepts": ["star", "moon"], "suites": [asked]})
-    folder = GridFolder(tmp_path)
+    asked = {key: value for key, value in (asked | {"guidance": 4.0} | options).items() if value is not None}
+    return plan_of({"methods": ["uce"], "concepts": ["star", "moon"], "suites": [asked]})
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> GridFolder:
+    """A grid of which one cell of two has a result. Rendered images: of the base what is asked for, of the edited model
+    moons in the place of stars."""
+    plan, folder = planned(), GridFolder(tmp_path / "grid")
     folder.write("", plan.cells)
     cell, _ = plan.cells  # the other has no result
-    run, base = folder.run(cell.name), tmp_path / "base" / "canvas-1" / "concept" / "a"
+    run, base = folder.run(cell.name), folder.base / "canvas-1" / "concept" / "a"
     edited = run.answers / "concept" / "edited"
     for place, recipe in ((base, {"model": "m"}), (edited, {"model": "m", "edit": "e"})):
         place.mkdir(parents=True)
@@ -264,14 +272,63 @@ def test_both_judges_look_at_the_images_of_a_cell(tmp_path: Path, script: Any) -
     run.write_scores("concept", {"edited": [scored("target shown", 0.0, 10, "concept/1")]})
     note_scores(run, "concept", how={"neighbours": ["heart"], "left out, as the base does not show them": ["ring"]})
     folder.note(cell.name, Record(state="done", measured={"concept": cell.measured[0].key}))
-    evidence = script("evidence")
-    (row,) = evidence.rows_of(folder)
+    return folder
+
+
+def test_both_judges_look_at_the_images_of_a_cell(judged: GridFolder, script: Any) -> None:
+    evidence, run = script("evidence"), judged.run(judged.cells()[0].name)
+    (row,) = evidence.rows_of(judged)
     assert (row["method"], row["concept"]) == ("uce", "star") and not run.panels.exists()
+    about = asks(["star"], ["heart", "ring"], [7], (), 2)
     for judge in evidence.JUDGES:
         scores = row[judge]["scores"]
         assert row[judge]["base"]["target shown"] == 1.0 and scores["target shown"][0] == 0.0
         assert row[judge]["shown"] == [False] * len(about.target) and scores["neighbours kept"][0] == 1.0
     assert "| uce | 1 | 0 / 0 | 100.0 |" in evidence.table({"agreement": {"uce": evidence.agreement([row])}})
+
+
+def another_plan(folder: GridFolder, **options: Any) -> None:
+    """The grid's cells stand for a plan of other options, and their results for its."""
+    (done, waiting), (was, _) = planned(**options).cells, folder.cells()
+    folder.write("", [replace(done, name=was.name), waiting])
+    folder.note(was.name, Record(state="done", measured={done.measured[0].suite: done.measured[0].key}))
+
+
+def emptied(path: Path, text: str = "") -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda grid, run: another_plan(grid, suite="worlds", **dict.fromkeys(OPTIONS)), "another plan"),
+        (lambda grid, run: another_plan(grid, steps=None), "another plan"),
+        (lambda grid, run: another_plan(grid, synonyms=["sun"]), "another plan"),
+        (lambda grid, run: emptied(run.answers / "concept" / "edited" / RECIPE), RECIPE),
+        (lambda grid, run: emptied(run.answers / "concept" / "edited" / RECIPE, "{}"), "were made as those in"),
+        (lambda grid, run: emptied(next(grid.base.glob("*/concept/a")) / RECIPE), RECIPE),
+        (lambda grid, run: emptied(next(grid.base.glob("*/concept/a")) / RECIPE, "{}"), "were made as those in"),
+        (lambda grid, run: emptied(run.evidence, "{}"), "which neighbours"),
+        (lambda grid, run: next((run.answers / "concept" / "edited").glob("*.png")).unlink(), "cannot be read"),
+        (lambda grid, run: emptied(grid.plan), "plan.json"),
+        (lambda grid, run: grid.plan.unlink(), "holds no result"),
+    ],
+)
+def test_a_grid_that_cannot_be_judged_is_one_line(
+    change: Any, said: str, judged: GridFolder, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(judged, judged.run(judged.cells()[0].name))
+    assert call(f"benchmarks/evidence.py {judged.folder}") == 2
+    out, err = capsys.readouterr()
+    assert said in err and "Traceback" not in err and not out
+    assert err.count("error:") == 1
+
+
+def test_control_the_grid_as_it_was_made_is_judged(
+    judged: GridFolder, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(f"benchmarks/evidence.py {judged.folder}") == 0
+    assert "| uce | 1 |" in capsys.readouterr().out
 
 
 def test_the_committed_agreement_is_that_of_the_committed_rows(script: Any) -> None:

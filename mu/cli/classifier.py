@@ -68,7 +68,7 @@ def train(
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(help="A classifier's folder, canvas-judge, or a hub id in the local cache.")],
+    model: Annotated[str, typer.Argument(help="A classifier's folder, canvas-judge, or a hub id.")],
     images: Annotated[Path, typer.Argument(help="A folder of images, or of one folder per requested class.")],
     concept: Annotated[str | None, typer.Option(help="The class that all images should show.")] = None,
     head: Head = None,
@@ -86,9 +86,8 @@ def score(
     from mu.evaluation.classifier import answers, folder_accuracy, images_in
     from mu.models import EMBEDDED
     from mu.models.judge import Judge
-    from mu.models.quiet import quiet_libraries
 
-    with quiet_libraries(), loading_on(device) as chosen:
+    with loading_on(device) as chosen:
         judge = Judge.open(EMBEDDED.get(model, model), chosen)
     if concept is not None or (images.is_dir() and any(path.is_dir() for path in images.iterdir())):
         found = folder_accuracy(judge, images, head=head, concept=concept)

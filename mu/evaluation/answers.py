@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -51,19 +51,25 @@ ENDINGS = (".jpg", ".png", ".jpeg")
 """Endings of images made elsewhere. A suite's own ending comes first."""
 ELSEWHERE = "sampled elsewhere"
 """What a protocol's name says where steps, guidance and scheduler are unknown."""
-_SAMPLE = re.compile(r"-?\d+_(\d{1,9})")
+_SAMPLE = re.compile(r"(-?\d+)_(\d{1,9})")
+
+
+def _one(cases: Collection[int]) -> int:
+    """The samples of each case where nobody made several."""
+    return 1
 
 
 @dataclass(frozen=True)
 class Subject:
     """What a suite measures: the erased concepts, and the base model; None where the images were made elsewhere.
 
-    ``samples`` is how many images of one prompt and seed were made elsewhere."""
+    ``samples`` tells how many images of each of some cases of a list, which have one prompt and seed, were made
+    elsewhere."""
 
     concepts: tuple[str, ...]
     model: DiffusionModel | None
     device: torch.device
-    samples: int = 1
+    samples: Callable[[Collection[int]], int] = _one
 
     @classmethod
     def of(cls, bank: Bank) -> Subject:
@@ -238,12 +244,16 @@ class Found:
     def here(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
         return [row for row in rows if all(self._place(row, column).is_file() for column in self.columns)]
 
-    def samples(self) -> int:
-        """How many images each case of a list has: those of ``CASE_K``, as ESD's sampler and `mu generate` name them.
+    def samples(self, cases: Collection[int]) -> int:
+        """How many images each of the ``cases`` of a list has: those of ``CASE_K``, as ESD's sampler and `mu generate`
+        name them. Images of other cases are not counted.
 
         Raises `DataError` if K does not count from 0."""
-        places = [path for column in self.columns for path in _images(self._folder(column))]
-        found = {int(match[1]): path for path in places if (match := _SAMPLE.fullmatch(path.stem))}
+        own = {str(case) for case in cases}
+        images = [
+            (path, _SAMPLE.fullmatch(path.stem)) for column in self.columns for path in _images(self._folder(column))
+        ]
+        found = {int(match[2]): path for path, match in images if match and match[1] in own}
         if lost := sorted({*range(len(found))} - {*found}):
             raise DataError(
                 f"{found[max(found)]} is there, and no image CASE_{lost[0]}: the samples of a case are numbered from 0"

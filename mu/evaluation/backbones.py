@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from mu.core.errors import ConfigError, MissingDependency, ModelError, quoted
 from mu.evaluation.metrics.lpips import Features
 from mu.evaluation.metrics.nudity import Finding
+from mu.models.formats.checkpoint import read_state_dict
 
 Detector = Callable[[Tensor], Sequence[Finding]]
 """An image (3, H, W) in 0..1 -> the findings on it."""
@@ -78,10 +80,29 @@ def inception_features(device: torch.device | str = "cpu", weights: Path | None 
     package = _package("torch_fidelity.feature_extractor_inceptionv3", "FID")
     if weights and not weights.is_file():
         raise ModelError(f"{weights} does not exist: name the file of torch-fidelity's Inception weights")
-    told = {"feature_extractor_weights_path": str(weights)} if weights else {}
-    build = partial(package.FeatureExtractorInceptionV3, "inception-v3-compat", ["2048"], **told)
-    model = _weights("Inception", build).requires_grad_(False).eval().to(device)
+    build = partial(package.FeatureExtractorInceptionV3, "inception-v3-compat", ["2048"])
+    model = _weights("Inception", build) if weights is None else _from_file(build, weights)
+    model = model.requires_grad_(False).eval().to(device)
     return lambda images: model((images.clamp(0, 1) * 255).round().to(torch.uint8).to(device))[0]
+
+
+def inception_or_why(device: torch.device | str, weights: Path | None) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """`inception_features`, or None and why they are not there. A file that was named must be there."""
+    try:
+        return inception_features(device, weights), ""
+    except (MissingDependency, ModelError) as trouble:
+        if weights:
+            raise
+        return None, f"FID: {trouble}"
+
+
+def _from_file(build: Callable[..., Any], weights: Path) -> Any:
+    """What ``build`` makes with a copy of the tensors in ``weights``: torch-fidelity would run a pickle's code."""
+    tensors = read_state_dict(weights)
+    with TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "inception.pth"
+        torch.save(tensors, copy)
+        return _weights(f"Inception in {weights}", partial(build, feature_extractor_weights_path=str(copy)))
 
 
 def nudity_detector(
@@ -165,5 +186,6 @@ def _weights(name: str, build: Callable[[], _T]) -> _T:
     try:
         return build()
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        first, *others = (str(error).strip() or type(error).__name__).splitlines()
+        reason = " ".join([first, *(others[0].split() if others and first.endswith(":") else [])])[:200]
         raise ModelError(f"the weights of {name} cannot be downloaded or read ({reason})") from None

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mu.core.concept import says
 from mu.core.errors import MissingDependency, ModelError
 from mu.core.intervals import wilson
+from mu.core.judged import SHOWN, spread
 from mu.core.metrics import scored
 from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
@@ -152,13 +154,35 @@ def put_most_changed(
     run: RunDirectory, answers: Images, rows: Sequence[ImageRow], distance: Tensor, suite: str
 ) -> None:
     """A panel of the images that changed most among those that should stay; one for each ``suite`` that asks."""
-    panel_rows, stem = [], f"changed-{suite}-"
-    for rank, k in enumerate(distance.argsort(descending=True)[:MOST_CHANGED].tolist(), start=1):
+    most = [rows[k] for k in distance.argsort(descending=True)[:MOST_CHANGED].tolist()]
+    run.put_panel(_panel(run, answers, most, f"What should stay and changed most ({suite})", f"changed-{suite}"))
+
+
+def put_samples(
+    run: RunDirectory, answers: Images, rows: Sequence[ImageRow], concepts: Sequence[str], suite: str
+) -> None:
+    """Panels of a few images made elsewhere, before all others: of prompts that name a concept, and of the others."""
+    named = [row for row in rows if any(says(row.prompt, concept) for concept in concepts)]
+    groups = {
+        f"Prompts that name what was erased ({suite})": ("named", named),
+        f"Other prompts ({suite})": ("other", [row for row in rows if row not in named]),
+    }
+    made = [
+        _panel(run, answers, spread(some, SHOWN), title, f"{stem}-{suite}")
+        for title, (stem, some) in groups.items()
+        if some
+    ]
+    run.write_panels([*made, *(panel for panel in run.read_panels() if panel.title not in groups)])
+
+
+def _panel(run: RunDirectory, answers: Images, rows: Sequence[ImageRow], title: str, stem: str) -> Panel:
+    """Copies of the images of ``rows``, in both columns."""
+    panel_rows = []
+    for k, row in enumerate(rows, start=1):
         images: list[str | None] = []
-        for column in ("base", "edited"):
-            name = f"{stem}{rank}-{column}.png"
-            save_image(read_images(answers.paths([rows[k]], column))[0], run.panel_images / name)
+        for column in answers.columns:
+            name = f"{stem}-{k}-{column}.png"
+            save_image(read_images(answers.paths([row], column))[0], run.panel_images / name)
             images.append(f"{run.panel_images.name}/{name}")
-        panel_rows.append(PanelRow(label=rows[k].prompt, images=images))
-    title = f"What should stay and changed most ({suite})"
-    run.put_panel(Panel(title=title, columns=["base", "edited"], rows=panel_rows))
+        panel_rows.append(PanelRow(label=row.prompt, images=images))
+    return Panel(title=title, columns=[*answers.columns], rows=panel_rows)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, CLIPImageProcessorPil
 from transformers.image_processing_base import ImageProcessingMixin
@@ -18,8 +17,9 @@ from typing_extensions import Self
 from mu.core.errors import ModelError, titled
 from mu.core.files import writing
 from mu.models.clip import prepare
-from mu.models.hub import hub_folder
+from mu.models.hub import NotThere, hub_folder
 from mu.models.places import EMBEDDED
+from mu.models.quiet import quiet_libraries
 
 RANDOM = "random"
 """The backbone of `Judge.new` that needs no download: the small network of the embedded world's judge, untrained."""
@@ -54,14 +54,19 @@ class Judge:
 
     @classmethod
     def open(cls, folder: Path | str, device: torch.device | str = "cpu", advice: str = ADVICE) -> Self:
-        """Load from a transformers folder, or from the local cache by hub id.
+        """Load from a transformers folder, or by hub id.
 
-        Raises `ModelError`, with ``advice``, for what cannot be read."""
+        Raises `ModelError`, with ``advice``, for what cannot be read or downloaded."""
         try:
-            if not Path(folder).is_dir():  # transformers would ask the network for adapters
-                folder = snapshot_download(str(folder), local_files_only=True)
-            model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            place = Path(folder) if Path(folder).is_dir() else hub_folder(str(folder))
+        except NotThere as missing:
+            raise NotThere(str(folder), missing.why, f"download it on a machine with network, and {advice}") from None
+        try:
+            with quiet_libraries():
+                model = AutoModelForImageClassification.from_pretrained(
+                    place, dtype=torch.float32, local_files_only=True
+                )
+                processor = CLIPImageProcessorPil.from_pretrained(place, local_files_only=True)
         except Exception as error:
             reason = str(error).splitlines()[0][:200]
             raise ModelError(f"the classifier {titled(str(folder))} cannot be read ({reason}): {advice}") from None

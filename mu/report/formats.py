@@ -123,6 +123,8 @@ SIZES = {1: 18.0, 2: 12.0}
 BODY, SMALL, MONO = 9.5, 7.5, 7.0
 SHOT = 0.95
 """Width of an image in inches."""
+ROW = SHOT + 0.55
+"""Height of a row of images, with its caption."""
 
 
 def as_pdf(page: Page, folder: Path, out: Path) -> bytes:
@@ -181,7 +183,7 @@ def _print(paper: Paper, block: Block) -> None:
     match block:
         case Heading(level, text):
             paper.space(0.16)
-            paper.room(1.2)
+            paper.room(ROW + 0.4)  # no heading is left alone at the foot of a sheet
             _write(paper, text, SIZES[level], weight="bold")
             paper.space(0.06)
         case Text(text, strong):
@@ -238,7 +240,7 @@ def _shots(paper: Paper, columns: Sequence[str], rows: Sequence[tuple[str, Seque
     beside = max(1, int((PAPER[0] - 2 * MARGIN) / (len(columns) * (width + 0.08) + 0.25)))
     step = (PAPER[0] - 2 * MARGIN) / beside
     for k in range(0, len(rows), beside):
-        paper.room(width + 0.55)
+        paper.room(ROW - SHOT + width)
         start, bottom = paper.top, paper.top
         for place, (caption, shots) in enumerate(rows[k : k + beside]):
             paper.top, left = start, MARGIN + place * step

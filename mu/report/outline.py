@@ -68,7 +68,7 @@ def outline(page: Page) -> Iterator[Block]:
         yield Rows(["measure", "base", "edited", "change", "n"], [_head(measure) for measure in page.head])
     if page.suites:
         yield Heading(2, "What was lost")
-        yield Items(page.losses.sentences or ["No score got worse."])
+        yield Items(page.losses.sentences or [page.losses.nothing])
         yield Heading(2, "What was not measured")
         yield Items(page.unmeasured)
     yield from _images(page)

@@ -106,8 +106,7 @@ class Page:
         told = [("edit", found.edit), ("base", found.base)] if found else []
         for suite, made in self.evidence.scores.items():
             told += [(f"edit, when suite {suite} measured it", made.edit), (f"base of suite {suite}", made.base)]
-            judge = str(made.how.get("judge", "judge"))
-            told += [(f"{judge}, {name}, suite {suite}", digest) for name, digest in _hashes(made.how)]
+            told += [(f"{name}, suite {suite}", digest) for name, digest in _hashes(made.how)]
         told += [(name, digest) for name, digest in self.evidence.files.items() if name.endswith("prompts.json")]
         first: dict[str, str] = {}
         for name, digest in told:
@@ -148,12 +147,12 @@ def _plain(value: Any) -> str:
 
 
 def _hashes(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The hashes among ``facts``, with their names there."""
+    """The hashes among ``facts``, with their names there. A hash of weights is of the judge beside it."""
     for key, value in facts.items():
         if isinstance(value, dict):
-            yield from _hashes(value)
+            yield from ((f"{key}, {name}", digest) for name, digest in _hashes(value))
         elif isinstance(value, str) and HASH.fullmatch(value):
-            yield key, value
+            yield f"{facts.get('judge', 'judge')}, {key}" if key == "weights" else key, value
 
 
 def read_page(run: RunDirectory) -> Page:

@@ -165,6 +165,17 @@ class Losses:
     kept: list[str]
     unsure: list[str]
     """Worse than the base, without an interval that tells it from chance."""
+    compared: bool = True
+    """Whether a score of what should stay stands beside the base's."""
+
+    @property
+    def nothing(self) -> str:
+        """What is said where there are no `sentences`."""
+        return (
+            "No score got worse."
+            if self.compared
+            else "Unknown: no score of what should stay has the base's beside it."
+        )
 
     @property
     def sentences(self) -> list[str]:
@@ -179,11 +190,12 @@ class Losses:
 
 def losses(suites: Sequence[SuiteScores]) -> Losses:
     """What the edited model lost of what should stay, by the interval of the change at equal prompts and seeds."""
-    fell, kept, unsure = [], [], []
+    fell, kept, unsure, compared = [], [], [], False
     for measure in (measure for suite in suites for measure in suite.measures):
         cell = measure.edited
         if measure.metric.about != "kept" or not (measure.base and cell and cell.score) or measure.doubt:
             continue
+        compared = True
         change = f"{measure.title}, {cell.change} {cell.spread}".rstrip()
         if cell.score.change is None:
             unsure += [change] if cell.verdict == "worse" else []
@@ -192,7 +204,7 @@ def losses(suites: Sequence[SuiteScores]) -> Losses:
             fell.append(f"{measure.title}: {moved}.{_worst(measure)}")
         else:
             kept.append(change)
-    return Losses(fell, kept, unsure)
+    return Losses(fell, kept, unsure, compared)
 
 
 def _worst(measure: Measure) -> str:
@@ -209,6 +221,8 @@ def _worst(measure: Measure) -> str:
 
 # -- what was not measured ---------------------------------------------------------------------------------------------
 
+ELSEWHERE = "images made elsewhere"
+"""The name under which a suite's evidence describes the columns of such images."""
 LEFT_OUT = ("not measured", "left out")
 """How the names begin under which a suite's evidence lists what it did not measure."""
 
@@ -223,8 +237,11 @@ def unmeasured(found: Verdict, suites: Sequence[SuiteScores], made: Mapping[str,
         if not any(measure.metric.about == "kept" for measure in measures):
             gaps.append(f"Suite {suite.suite} has no score of what should stay.")
         gaps += [f"{m.title}: the base alone has a score." for m in suite.measures if m.base and not m.edited]
-        gaps += _left_out(made.get(suite.suite, {}))
-        if _gated(made.get(suite.suite, {})):
+        how = made.get(suite.suite, {})
+        if "base" not in how.get(ELSEWHERE, {"base": {}}):
+            gaps.append(f"The base, by suite {suite.suite}: none of its images were given.")
+        gaps += _left_out(how)
+        if _gated(how):
             gaps.append("Files merged from this edit: they have no gate, and its gate was on when it was measured.")
     gaps.append("Attacks that try to bring the concept back, and prompts that no suite asks.")
     return list(dict.fromkeys(gaps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,18 @@ def test_bad_input_is_one_line(tmp_path: Path, runs: list[Path], cli: Any) -> No
 def test_it_needs_no_model_library(runs: list[Path]) -> None:
     code = "import sys; from mu.report.table import score_table; score_table(sys.argv[1:]); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code, *map(str, runs)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_figure_of_a_table_is_cut(
+    terminal: bool, runs: list[Path], cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = cli("compare", *runs, "--published", "unlearncanvas").stdout
+    table = shown.partition("as published")[2].partition("\n[1] ")[0]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in table
+    whole = [line for line in table.splitlines() if "SAEmnesia" in line and "94.65" in line]
+    assert bool(whole) is not terminal  # a file has each word whole; a terminal breaks them to its width
+    assert terminal is (max(map(len, re.sub(r"\x1b\[[\d;]*m", "", table).splitlines()[1:])) <= 80)

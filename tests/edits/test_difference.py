@@ -291,6 +291,8 @@ def test_only_some_components(tiny_v: DiffusionModel, tmp_path: Path, caplog: py
         difference(tiny_v, path, components=["text_encoder"])
     with pytest.raises(ConfigError, match="'unet'"):
         difference(tiny_v, path, components=["unnet"])
+    with pytest.raises(ConfigError, match="holds the unet, and not the vae"):
+        difference(tiny_v, unet_file(tiny_v, tmp_path), components=["vae"])
 
 
 def test_which_text_encoder_is_told_by_shapes(tiny_xl: DiffusionModel, tmp_path: Path) -> None:

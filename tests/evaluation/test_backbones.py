@@ -4,6 +4,7 @@ absent."""
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -191,18 +192,34 @@ def test_a_folder_that_is_named_must_hold_the_checkpoint(tmp_path):
 
 
 def test_inception_s_weights_may_be_a_file(monkeypatch, tmp_path):
-    told = {}
+    told = []
 
     class Extractor(nn.Module):
-        def __init__(self, name: str, features: list[str], **how: str):
+        def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str):
             super().__init__()
-            told.update(how)
+            told.append(torch.load(feature_extractor_weights_path, weights_only=True))
+            if "wrong" in told[-1]:
+                raise RuntimeError('Error(s) in loading state_dict for Extractor:\n\tMissing key(s): "fc.bias". ')
 
     package = SimpleNamespace(FeatureExtractorInceptionV3=Extractor)
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", package)
+    file, ran = tmp_path / "inception.pth", tmp_path / "ran"
     with pytest.raises(ModelError, match=r"inception\.pth does not exist"):
-        backbones.inception_features(weights=tmp_path / "inception.pth")
-    (tmp_path / "inception.pth").write_bytes(b"")
-    backbones.inception_features(weights=tmp_path / "inception.pth")
-    assert told == {"feature_extractor_weights_path": str(tmp_path / "inception.pth")}
+        backbones.inception_features(weights=file)
+    file.write_bytes(b"")
+    with pytest.raises(ModelError, match=r"inception\.pth is empty"):
+        backbones.inception_features(weights=file)
+
+    class Code:
+        def __reduce__(self) -> Any:
+            return Path.touch, (ran,)
+
+    torch.save({"fc.bias": torch.ones(2), "more": Code()}, file)
+    backbones.inception_features(weights=file)
+    assert not ran.exists() and {name: each.tolist() for name, each in told.pop().items()} == {"fc.bias": [1, 1]}
+    torch.load(file, weights_only=False)
+    assert ran.exists(), "control: who reads the file itself runs its code"
+    torch.save({"wrong": torch.ones(2)}, file)
+    with pytest.raises(ModelError, match=r'Inception in .*inception\.pth .*Extractor: Missing key\(s\): "fc\.bias"'):
+        backbones.inception_features(weights=file)

@@ -20,6 +20,8 @@ from mu.models.canvas import architecture
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.formats.folder import variant_of
+from mu.models.judge import Judge
+from mu.models.places import EMBEDDED
 from mu.models.vision_language import VisionLanguageModel
 
 CLIP, LLAVA, PIPELINE = "openai/clip-vit-base-patch32", "llava-hf/llava-1.5-7b-hf", "CompVis/stable-diffusion-v1-4"
@@ -220,3 +222,26 @@ def test_a_failed_download_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hub, "snapshot_download", full)
     with pytest.raises(ModelError, match=r"clip-vit-base-patch32' .*\(No space left on device\)"):
         mu.load(CLIP, device="cpu")
+
+
+def test_a_classifier_comes_from_the_hub_as_other_models_do(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, own = "someone/judge", EMBEDDED["canvas-judge"]
+    with pytest.raises(ModelError) as caught:
+        Judge.open(name)
+    told = str(caught.value)
+    assert repr(name) in told and "machine with network, and name a folder" in told and "disk" not in told
+
+    def snapshot_download(repository: str, allow_patterns: list[str]) -> str:
+        assert sorted(allow_patterns) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+        return str(put(cache, repository, own))
+
+    files = [SimpleNamespace(rfilename=path.name) for path in own.iterdir()]
+    with monkeypatch.context() as patch:
+        info = SimpleNamespace(siblings=[*files, SimpleNamespace(rfilename="tf_model.h5")])
+        patch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info))
+        patch.setattr(hub, "snapshot_download", snapshot_download)
+        classes = Judge.open(name).classes
+    assert classes == Judge.open(own).classes == Judge.open(name).classes  # the last from the cache
+    assert "Loading" not in capsys.readouterr().err

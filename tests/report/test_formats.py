@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,9 @@ from mu.core.manifest import read_manifest
 from mu.core.records import Prompt
 from mu.core.run import RunDirectory
 from mu.report import write_report
+from mu.report.figures import InlineImage
+from mu.report.formats import Paper, _print
+from mu.report.outline import Heading, Shots
 from mu.report.page import read_page
 
 
@@ -67,6 +71,22 @@ def test_pdf_is_searchable_and_the_same_twice(run: RunDirectory):
     assert content.startswith(b"%PDF") and content == write_report(run, kind="pdf").read_bytes()
     assert content.count(b"/Width 64 /Height 64") == 7 and b"(mu report)" in content
     assert text_of(content).count(b" Tf") > 20  # lines of text, and not a picture of them
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_a_heading_of_a_pdf_stands_above_its_images(columns: int):
+    image = InlineImage("a gap, as high as an image")
+    shots, moved = Shots(["base"] * columns, [("a caption " * 20, [image] * columns)]), 0
+    for tenth in range(7, 110):
+        sheets: list[Any] = []
+        paper = Paper(sheets.append)
+        paper.top = tenth / 10
+        _print(paper, Heading(2, "Everyday prompts"))
+        before = len(sheets)
+        _print(paper, shots)
+        assert len(sheets) == before, f"a sheet ended between them, from {paper.top:.1f} inches"
+        moved += before
+    assert 0 < moved < 40  # the control: near the foot both begin a new sheet
 
 
 @pytest.mark.parametrize("kind", ["html", "md", "json", "pdf"])

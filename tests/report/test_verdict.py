@@ -216,7 +216,10 @@ def test_what_was_lost_is_told_from_chance():
     assert found.fell == [fell]
     assert found.kept == ["Seen unasked, +10.0 points [0.0, +20.0]", "CLIP score, +0.1 [+0.05, +0.15]"]
     assert found.unsure == ["In-domain retain accuracy, −5.0 points"]
-    assert not losses([suite_scores("mini", {"edited": table["edited"]})]).sentences  # nothing without the base
+    alone = losses([suite_scores("mini", {"edited": table["edited"]})])
+    assert not alone.sentences and alone.nothing.startswith("Unknown")  # nothing without the base
+    better = {"base": [score("IRA", 0.5)], "edited": [score("IRA", 0.5)]}
+    assert losses([suite_scores("mini", better)]).nothing == "No score got worse."
 
 
 def test_what_was_not_measured_comes_from_the_evidence():

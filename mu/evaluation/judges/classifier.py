@@ -16,7 +16,7 @@ from mu.models.judge import Judge as Classifier
 from mu.models.parameters import fingerprint, select
 
 RESNET50 = "microsoft/resnet-50"
-ADVICE = "name a folder with --judge classifier:FOLDER, a hub id in the local cache, or another judge, like clip:FOLDER"
+ADVICE = "name its folder with --judge classifier:FOLDER, or another judge, like clip:FOLDER"
 
 
 class ClassifierJudge:
@@ -68,7 +68,7 @@ class ClassifierJudge:
 
 
 def open_classifier(place: str, device: torch.device | str) -> ClassifierJudge:
-    """Raises `ModelError` if ``place``, a folder or a hub id in the local cache, holds no image classifier."""
+    """Raises `ModelError` if ``place``, a folder or a hub id, holds no image classifier."""
     where = Path(place) if Path(place).is_dir() else place
     return ClassifierJudge(Classifier.open(where, device, ADVICE), f"classifier:{place}")
 

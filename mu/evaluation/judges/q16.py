@@ -21,6 +21,7 @@ from mu.evaluation.judges import Seen
 from mu.models import load_clip
 from mu.models.clip import ClipModel
 from mu.models.formats.checkpoint import SUFFIXES, read_state_dict
+from mu.models.parameters import fingerprint, select
 
 INAPPROPRIATE = "inappropriate"
 CLIP = "openai/clip-vit-large-patch14"
@@ -61,7 +62,8 @@ class Q16Judge:
         return Seen([INAPPROPRIATE if each else "" for each in harmful], features.cpu())
 
     def facts(self, among: Sequence[str]) -> dict[str, Any]:
-        return {"judge": self.name, "weights": self.weights, "clip": self.model.name}
+        clip = fingerprint(self.model, select(self.model, "*"))
+        return {"judge": self.name, "weights": self.weights, "clip": self.model.name, "weights of the clip": clip}
 
 
 def open_q16(argument: str, device: torch.device | str) -> Q16Judge:

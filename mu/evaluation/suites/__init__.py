@@ -25,6 +25,7 @@ from mu.edits.edit import Edit, base_fingerprint
 from mu.edits.gates import gate_to_json
 from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject, bases_beside
 from mu.evaluation.audit import check_erases
+from mu.evaluation.comparing import put_samples
 from mu.evaluation.judges import check_judge
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -133,7 +134,7 @@ SUITES = {
         "mu.evaluation.suites.unlearncanvas:UnlearnCanvasSuite",
         DiffusionModel,
         "a diffusion model",
-        frozenset({"judge", "variant", "themes", "objects", "reference"}) | _MADE | _FOUND,
+        frozenset({"judge", "variant", "themes", "objects", "reference", "inception"}) | _MADE | _FOUND,
         makes_images=True,
         judges=2,
         seeds=(188, 288, 588, 688, 888),
@@ -257,8 +258,8 @@ def evaluate_found(
     found = Found(images, base_images, torch.device(device))
     found.check()
     _check_results(run, concepts, images, base_images)
-    listed = Subject(tuple(concepts), None, found.device, found.samples() if "prompts" in given else 1)
-    planned: ImageSuite = _imported(chosen.place)(listed, seeds, **given)
+    subject = Subject(tuple(concepts), None, found.device, found.samples)
+    planned: ImageSuite = _imported(chosen.place)(subject, seeds, **given)
     rows = found.here(planned.rows)
     missing = found.missing(planned.rows)
     if missing and not (allow_missing and rows):
@@ -277,6 +278,7 @@ def evaluate_found(
     with run.alone(), run.logged():
         panels = changed_panels(run)
         table, how = planned.score(run, found)
+        put_samples(run, found, rows, concepts, suite)
         if missing:
             table = _named(table, f"{len(rows)} of {len(planned.rows)} images")
         if not run.environment.exists():
@@ -320,7 +322,8 @@ def _told_missing(missing: Sequence[Path], asked: int, there: int) -> str:
     advice = (
         f"or pass --allow-missing to score the {there} prompts that are there" if there else "or name another folder"
     )
-    return f"{len(missing)} images of {asked} are missing in {missing[0].parent}: {names}; make them, {advice}"
+    folders = " and ".join(str(folder) for folder in dict.fromkeys(path.parent for path in missing))
+    return f"{len(missing)} images of {asked} are missing in {folders}: {names}; make them, {advice}"
 
 
 def taking(suite: str, options: Iterable[str]) -> Suite:

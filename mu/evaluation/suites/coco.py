@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError
+from mu.core.errors import ConfigError, DataError
 from mu.core.files import sha256
 from mu.core.run import RunDirectory
 from mu.core.scores import Table
 from mu.data.shards import IMAGES
 from mu.evaluation.answers import Images, Subject, batches
-from mu.evaluation.backbones import inception_features
+from mu.evaluation.backbones import inception_or_why
 from mu.evaluation.comparing import clip_columns, distance_of, features_of, mean
 from mu.evaluation.metrics.cmmd import cmmd_jackknife
 from mu.evaluation.metrics.frechet import frechet_jackknife
@@ -61,11 +61,11 @@ class CocoSuite:
             )
         self.reference = images_in(reference)
         self.clip = features_of(clip, None, subject.device)
-        self.network, self.missing = _inception(inception, subject.device)
+        self.network, self.missing = inception_or_why(subject.device, inception)
         if not (self.network or self.clip.clip):
             raise ConfigError(f"nothing can be measured: pass --clip MODEL, or mend this: {self.missing}")
         if self.missing:
-            log.warning("not measured: FID: %s", self.missing)
+            log.warning("not measured: %s", self.missing)
         self.rows, self.only_base = self.list.rows, ()
         self.steps, self.guidance = self.list.steps, self.list.guidance
 
@@ -99,7 +99,7 @@ class CocoSuite:
             **self.list.how,
             "reference": {"images": len(self.reference), "digest": whole}, "features": self.clip.name,
         }  # fmt: skip
-        missing = [f"FID: {self.missing}"] if self.missing else []
+        missing = [self.missing] if self.missing else []
         missing += [] if self.clip.clip else ["CLIP score, CMMD: no CLIP was named with --clip"]
         return table, {**how, "not measured": missing}
 
@@ -111,16 +111,6 @@ def _far(made: Tensor, real: Tensor) -> dict[str, Squared]:
         "Fréchet distance to reference": frechet_jackknife(made, real, fixed=True),
         "CMMD to reference": cmmd_jackknife(*unit, fixed=True),
     }
-
-
-def _inception(weights: Path | None, device: torch.device) -> tuple[Callable[[Tensor], Tensor] | None, str]:
-    """The network, or None and why it is not there. A file that was named must be there."""
-    try:
-        return inception_features(device, weights), ""
-    except (MissingDependency, ModelError) as trouble:
-        if weights:
-            raise
-        return None, str(trouble)
 
 
 def images_in(folder: Path) -> list[Path]:

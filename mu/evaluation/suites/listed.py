@@ -67,7 +67,7 @@ class PromptList:
         sizes = sorted({case.image.size for case in self.cases if any(case.image.size)}, key=str)
         sampling = {"steps": self.steps, "guidance": self.guidance, "images with a guidance scale of their own": own}
         return {
-            "prompts": self.path.name, "digest of what they ask": self.digest, "images": len(self.cases),
+            "prompts": self.path.name, "digest of the prompts": self.digest, "images": len(self.cases),
             **({"samples of each prompt": self.samples} if self.samples > 1 else {}),
             **({} if self.elsewhere else sampling),
             "heights and widths": [list(size) for size in sizes] or "the model's",
@@ -102,7 +102,7 @@ def read_list(
     the file's own. A ``subject`` without a model has images that were made elsewhere. Rows that ask for an image a
     second time count once, and ``blank`` prompts ask for nothing: both are left out, with a warning. Raises
     `ConfigError` without a file, or if prompts without a seed have more or fewer samples elsewhere than ``seeds``;
-    `DataError` if all is left out."""
+    `DataError` if all is left out, or the samples are not numbered from 0."""
     if file is None:
         raise ConfigError(f"the suite {protocol.partition('/')[0]} needs a list of prompts: pass --prompts FILE")
     rows, left_out = _counted_once(read_prompts(file, columns_given(columns)), guidance, size, blank)
@@ -110,7 +110,8 @@ def read_list(
         log.warning("%s: left out: %s", file, told)
     if not rows:
         raise DataError(f"{file} holds only blank prompts: name another list")
-    elsewhere, samples = subject is not None and subject.model is None, subject.samples if subject else 1
+    elsewhere = subject is not None and subject.model is None
+    samples = subject.samples({row.case_number for row in rows}) if subject else 1
     if bare := sum(row.evaluation_seed is None for row in rows):
         if elsewhere and samples != len(seeds):
             raise ConfigError(

@@ -15,7 +15,7 @@ each; here every class has the same seeds, and the protocol's name says how many
 
 Both take their papers' own list with ``--prompts``: its rows are the images, at its seeds, and what must stay are its
 other rows. Images that the papers' scripts made are found under the scripts' names: ``{type}/{prompt}_{seed}.png`` of
-MACE, ``CASE_0.png`` of ESD, of whose several samples of a prompt the first is judged.
+MACE, ``CASE_0.png`` of ESD, of whose several samples of a prompt each counts.
 
 Both withhold the headline where the base shows one of the erased names in less than half of the images that ask for it,
 or the judge takes a retained name for it.

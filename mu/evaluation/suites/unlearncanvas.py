@@ -36,13 +36,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.core.concept import folded, says
-from mu.core.errors import ConfigError, DataError, MissingDependency, ModelError, nearest, quoted
+from mu.core.errors import ConfigError, DataError, nearest, quoted
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.unlearncanvas import OBJECTS, PHOTOS, STYLES
 from mu.diffusion.image_folder import ImageRow, read_images
 from mu.evaluation.answers import ELSEWHERE, Images, Subject, batches
-from mu.evaluation.backbones import inception_features
+from mu.evaluation.backbones import inception_or_why
 from mu.evaluation.comparing import distance_of, listed, put_most_changed
 from mu.evaluation.doubt import confused, unmeasured, unseen
 from mu.evaluation.judges import Judge, open_judge
@@ -122,15 +122,16 @@ class UnlearnCanvasSuite:
     """One measurement. ``judge`` names two judges, in any order, or one that knows styles and objects.
 
     ``themes`` and ``objects`` narrow the answer set, which its protocol's name then says. ``reference`` is the folder
-    of the real images, ``<style>/<object>/<k>.jpg``. Raises `ConfigError` for an unknown variant or a narrowed set that
-    retains nothing, and `DataError` for a concept that is no style or object of the set, a judge that does not know
-    them, and real images that are missing.
+    of the real images, ``<style>/<object>/<k>.jpg``, ``inception`` a file of torch-fidelity's weights, downloaded by
+    default. Raises `ConfigError` for an unknown variant, a narrowed set that retains nothing, or weights without real
+    images, and `DataError` for a concept that is no style or object of the set, a judge that does not know them, and
+    real images that are missing.
     """
 
     def __init__(
         self, subject: Subject, seeds: Sequence[int] = SEEDS, *, judge: Sequence[str] = (), variant: str = PUBLISHED,
         themes: Sequence[str] = (), objects: Sequence[str] = (), reference: Path | None = None,
-        steps: int = STEPS, guidance: float = GUIDANCE,
+        inception: Path | None = None, steps: int = STEPS, guidance: float = GUIDANCE,
     ):  # fmt: skip
         if variant not in VARIANTS:
             raise ConfigError(f"unknown variant {quoted(variant[:40])} of {PROTOCOL}.{nearest(variant, VARIANTS)}")
@@ -143,6 +144,7 @@ class UnlearnCanvasSuite:
         self.cells = cells(self.themes, self.objects, seeds, self.variant)
         self.rows, self.only_base = [cell.row for cell in self.cells], ()
         self.reference = real_images(reference, self._kept(self.cells)) if reference else []
+        self.network, self.missing = _inception(reference, inception, subject.device)
         self.steps, self.guidance = steps, guidance
         self.judges = judges_of(judge, self.themes, self.objects, subject.device)
         self.protocol = named_protocol(
@@ -206,17 +208,13 @@ class UnlearnCanvasSuite:
 
     def _add_fid(self, table: Table, answers: Images, found: Sequence[Cell]) -> str:
         """Add FID to every column, or say why it is not measured."""
-        if not self.reference:
-            return "FID: it needs the real images (--reference DIR, with <style>/<object>/<k>.jpg)"
-        try:
-            features = inception_features(answers.device)
-        except (MissingDependency, ModelError) as trouble:
-            return f"FID: {trouble}"
+        if not self.network:
+            return self.missing
         kept = [cell.row for cell in self._kept(found)]
-        real, protocol = features_of(features, self.reference), f"{self.protocol}, Inception of torch-fidelity"
+        real, protocol = features_of(self.network, self.reference), f"{self.protocol}, Inception of torch-fidelity"
         before: Squared | None = None
         for column, scores in table.items():
-            far = frechet_jackknife(features_of(features, answers.paths(kept, column)), real, fixed=True)
+            far = frechet_jackknife(features_of(self.network, answers.paths(kept, column)), real, fixed=True)
             scores.append(distance_of("FID", far, len(kept), protocol, before=before))
             before = far
         return ""
@@ -321,6 +319,17 @@ def hits_of(
     own, across = (styled, hits_by(plain, "object")) if kind == "style" else (predictions, hits_by(styled, "style"))
     accuracies: Accuracies = hits_by(own, kind)
     return divided(accuracies, across, erased, kind, left_out)
+
+
+def _inception(
+    reference: Path | None, weights: Path | None, device: torch.device
+) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """The network of FID, or None and why it is not measured. Raises `ConfigError` for weights that nothing uses."""
+    if reference:
+        return inception_or_why(device, weights)
+    if weights:
+        raise ConfigError("--inception is for FID, which compares with real images: pass --reference DIR too")
+    return None, "FID: it needs the real images (--reference DIR, with <style>/<object>/<k>.jpg)"
 
 
 def real_images(folder: Path, kept: Sequence[Cell]) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor
 
-from mu.core.errors import ConfigError, ModelError, nearest, quoted, titled
+from mu.core.errors import ConfigError, ModelError, MuError, nearest, quoted, titled
 from mu.models.diffusion import DiffusionModel
 from mu.models.formats import compvis
 from mu.models.formats.checkpoint import SUFFIXES, WeightFile, open_weights
@@ -103,9 +103,15 @@ class Weights:
             elif key in places:
                 self._put(file, key, places[key])
             elif not self._is_no_parameter(key):
-                raise ModelError(
-                    f"{file.path} holds {quoted(key)}, which {titled(self.model.name)} does not have: {_OTHER}"
-                )
+                raise self._unknown(file, key, only)
+
+    def _unknown(self, file: WeightFile, key: str, only: Sequence[str]) -> MuError:
+        """What is said of a ``key`` that is no parameter of the model, or of none of the components ``only``."""
+        if only and (owner := next((part for part in self._shapes if self._full(key, part)), "")):
+            return ConfigError(
+                f"{file.path} holds the {owner}, and not the {' or the '.join(only)}: name that component"
+            )
+        return ModelError(f"{file.path} holds {quoted(key)}, which {titled(self.model.name)} does not have: {_OTHER}")
 
     def check_whole(self, folder: Path, component: str) -> None:
         """Raise `ModelError` if ``folder``, a component's own, lacks one of its parameters."""

@@ -193,6 +193,8 @@ def test_q16_asks_which_of_two_prompts_is_nearer(images: Tensor, tmp_path: Path)
     save_file({"prompts": torch.stack([harmful, safe])}, tmp_path / "swapped.safetensors")
     judge = open_judge(f"q16:{tmp_path / 'p.npy'},canvas-clip")
     assert judge.look(images[:2], [judge.known("violence")]).answers == ["", "inappropriate"]
+    facts, other = judge.facts([]), open_judge("clip:canvas-clip").facts([])
+    assert facts["weights of the clip"] == other["weights"] != facts["weights"]
     swapped = open_judge(f"q16:{tmp_path / 'swapped.safetensors'},canvas-clip")
     assert swapped.look(images[:2], ["inappropriate"]).answers == ["inappropriate", ""]
 

@@ -79,13 +79,13 @@ def scored(tmp_path: Path) -> Callable[[ImageSuite, Bank, Shows], Mapping[str, A
 def without_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither LPIPS nor VGG-19 nor Inception are there, whatever is installed."""
     from mu.core.errors import MissingDependency
-    from mu.evaluation import comparing
-    from mu.evaluation.suites import artists, coco
+    from mu.evaluation import backbones, comparing
+    from mu.evaluation.suites import artists
 
     def missing(*_: Any, **__: Any) -> Any:
         raise MissingDependency("network", "eval", "this")
 
     for module, name in (
-        (comparing, "lpips_network"), (artists, "lpips_network"), (artists, "vgg_features"), (coco, "inception_features")
+        (comparing, "lpips_network"), (artists, "lpips_network"), (artists, "vgg_features"), (backbones, "inception_features")
     ):  # fmt: skip
         monkeypatch.setattr(module, name, missing)

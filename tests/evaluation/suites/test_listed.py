@@ -12,10 +12,12 @@ import torch
 from mu.core.errors import ConfigError, DataError
 from mu.core.intervals import wilson
 from mu.core.run import RunDirectory
-from mu.diffusion.image_folder import save_image
+from mu.diffusion.image_folder import read_images, save_image
 from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
 from mu.evaluation.suites import evaluate_found, i2p, prompts
 from mu.evaluation.suites.listed import read_list
+from mu.report import write_report
+from mu.report.page import read_page
 from tests.evaluation.suites.conftest import COLOURS, Colours
 from tests.evaluation.suites.test_i2p import detector
 
@@ -89,6 +91,11 @@ def test_missing_images_are_told_or_left_out(
     made = drawn(tmp_path / "made", "ESD", c3="blue", c5="green", c6="green")
     with pytest.raises(DataError, match=r"1 images of 4 are missing in .*made: 4_0\.png; make them"):
         found(tmp_path, "prompts", "red", made, prompts=file)
+    base = drawn(tmp_path / "base", "ESD", c3="red", c4="red", c5="green")
+    with pytest.raises(
+        DataError, match=r"2 images of 8 are missing in .*base and .*made: 6_0\.png, 4_0\.png; make them"
+    ):
+        found(tmp_path, "prompts", "red", made, prompts=file, base_images=base)
     for name, value in {"size": (8, 8), "guidance": 3.0, "steps": 9}.items():
         with pytest.raises(ConfigError, match=f"{name} is for images made here"):
             found(tmp_path, "prompts", "red", made, prompts=file, allow_missing=True, **{name: value})
@@ -161,6 +168,21 @@ def test_samples_that_some_prompts_lack_are_told(
     assert not (tmp_path / "d").exists()
 
 
+def test_images_of_cases_that_the_list_does_not_have_are_no_samples(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By hand: two images ask for red, and one of them is. The list is a part of a longer one."""
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
+    made = sampled(tmp_path / "made", c3="red", c4="blue", c5="green", c6="green", c7="red red red", c33="red")
+    (made / "33_0.png").rename(made / "33_5.png")
+    shown = found(tmp_path, "prompts", "red", made, prompts=file)["edited"]["target shown"]
+    assert (shown.value, shown.n) == (0.5, 2) and "samples a prompt" not in shown.protocol
+    assert "images that enter no number: 4, such as" in caplog.text
+    sampled(made, c3="red red", c4="red red", c5="green green", c6="green green")  # control: those of its own cases are
+    shown = found(tmp_path, "prompts", "red", made, "again", prompts=file)["edited"]["target shown"]
+    assert (shown.value, shown.n) == (1, 4) and "2 samples a prompt" in shown.protocol
+
+
 def test_prompts_without_a_seed_have_as_many_samples_as_seeds(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,3 +216,34 @@ def test_rows_of_the_same_image_count_once_and_blank_ones_not_at_all(
     assert cases("prompt,seed\na cat,1\na dog,1\n") == ([0, 1], [])  # the control
     with pytest.raises(DataError, match="only blank prompts"):
         cases('prompt,seed\n" ",3\n')
+
+
+def test_the_page_of_images_made_elsewhere_shows_them_and_says_what_is_unknown(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_networks: None
+) -> None:
+    monkeypatch.setattr(prompts, "open_judge", lambda name, device: Colours())
+    file.write_text(LIST.replace("3,one", "3,a red door").replace("5,three", "5,a green door"))
+    base = drawn(tmp_path / "base", "ESD", c3="red", c4="red", c5="green", c6="green")
+    made = drawn(tmp_path / "made", "ESD", c3="blue", c4="blue", c5="green", c6="green")
+    found(tmp_path, "prompts", "red", made, base_images=base, prompts=file)
+    page = read_page(RunDirectory(tmp_path / "out"))
+    named, other, changed = page.grids
+    assert [label for label, _ in named.rows] == ["a red door"] and "changed most" in changed.title
+    assert [label for label, _ in other.rows] == ["two", "a green door", "four"]
+    for grid in page.grids:
+        assert grid.columns == ["base", "edited"]
+    shown = [read_images([tmp_path / "out" / shot.file])[0].mean(dim=(1, 2)) for shot in named.rows[0][1]]
+    assert [each.round().tolist() for each in shown] == [list(COLOURS[name]) for name in ("red", "blue")]
+    assert page.losses.compared and not any("The base" in gap for gap in page.unmeasured)
+    names = [name for name, _ in page.hashes]
+    assert {f"images made elsewhere, {column}, SHA-256, suite prompts" for column in ("base", "edited")} <= {*names}
+    assert "digest of the prompts, suite prompts" in names
+    found(tmp_path, "prompts", "red", made, "alone", prompts=file)
+    page = read_page(RunDirectory(tmp_path / "alone"))
+    assert [grid.columns for grid in page.grids] == [["edited"], ["edited"]]
+    assert not page.losses.sentences and page.losses.nothing.startswith("Unknown")
+    assert "The base, by suite prompts: none of its images were given." in page.unmeasured
+    html = write_report(RunDirectory(tmp_path / "alone")).read_text(encoding="utf-8")
+    assert "No score got worse" not in html and "None yet" not in html
+    found(tmp_path, "prompts", "blue", made, "again", prompts=file)  # no prompt names it
+    assert [grid.title for grid in read_page(RunDirectory(tmp_path / "again")).grids] == ["Other prompts (prompts)"]

@@ -23,6 +23,7 @@ from mu.diffusion.image_folder import save_image
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
+from mu.evaluation import backbones
 from mu.evaluation.answers import Found, Shard, Subject
 from mu.evaluation.judges import Seen, open_judge
 from mu.evaluation.metrics.frechet import frechet_distance
@@ -363,22 +364,32 @@ def test_fid_compares_what_should_stay_with_five_real_images_of_each_cell(
     options: dict[str, Any] = {**SMALL, "judge": classifiers, "seeds": [188, 288], "reference": tmp_path / "real"}
     options.pop("steps")
 
-    def network(device: Any) -> Any:
+    given = []
+
+    def network(device: Any, weights: Path | None = None) -> Any:
+        given.append(weights)
         return lambda images: images.mean(dim=(2, 3))
 
-    def without(device: Any) -> Any:
+    def without(*_: Any) -> Any:
         raise MissingDependency("torch-fidelity", "eval", "FID")
 
-    monkeypatch.setattr(suite, "inception_features", network)
+    monkeypatch.setattr(backbones, "inception_features", network)
     fid = evaluate_found(RunDirectory(tmp_path / "a"), "unlearncanvas", ["Van Gogh"], folder, **options)["edited"][-1]
     sets = [suite.features_of(network("cpu"), paths) for paths in (sorted(folder.glob("Monet_*.jpg")), real)]
     assert fid.name == "FID" and fid.n == 4 and fid.value == pytest.approx(frechet_distance(*sets))
     assert "Inception of torch-fidelity" in fid.protocol
-    monkeypatch.setattr(suite, "inception_features", without)
+    file, given[:] = tmp_path / "w.pth", []
+    evaluate_found(RunDirectory(tmp_path / "w"), "unlearncanvas", ["Van Gogh"], folder, inception=file, **options)
+    assert given == [file]
+    monkeypatch.setattr(backbones, "inception_features", without)
     bare = RunDirectory(tmp_path / "b")
     table = evaluate_found(bare, "unlearncanvas", ["Van Gogh"], folder, **options)
     assert [score.name for score in table["edited"]] == ["UA", "IRA", "CRA"]
     assert "torch-fidelity" in read_evidence(bare).scores["unlearncanvas"].how["not measured"]
+    for error, more in ((MissingDependency, {}), (ConfigError, {"reference": None})):  # a file that is named is used
+        with pytest.raises(error):
+            asked = {**options, "inception": file, **more}
+            evaluate_found(RunDirectory(tmp_path / "c"), "unlearncanvas", ["Van Gogh"], folder, **asked)
 
 
 def test_missing_cells_are_listed_or_left_out(measured: Any, classifiers: list[str], tmp_path: Path) -> None:
