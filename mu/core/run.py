@@ -38,6 +38,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -70,13 +71,17 @@ LIBRARIES = ("mu-unlearning", "torch", "diffusers", "transformers", "safetensors
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that affect results, without those that are not installed."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in LIBRARIES}
+    return {"python": platform.python_version()} | {name: version for name, version in found.items() if version}
+
+
+@cache
+def _version(library: str) -> str | None:
+    """Reading it takes milliseconds, and a bank asks at every change."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def command() -> str:

@@ -45,22 +45,31 @@ def select(model: EditableModel, patterns: str | Iterable[str]) -> dict[str, nn.
 
 def find_module(model: EditableModel, parameter: str) -> nn.Module:
     """The layer that owns ``parameter`` (``unet.mid_block....to_q.weight``); `EditError` if the model lacks it."""
-    component, _, path = parameter.partition(".")
-    owner, _, attribute = path.rpartition(".")
+    component, *path = parameter.split(".")
+    attribute = path.pop() if path else ""
     try:
-        module = model.components[component].get_submodule(owner)
+        parent = module = model.components[component]
+        for name in path:
+            parent, module = module, _child(module, name)
         if not isinstance(getattr(module, attribute), nn.Parameter):
             raise AttributeError
     except (KeyError, AttributeError):
         raise EditError(
             f"{titled(model.name)} has no parameter {quoted(parameter)}: the edit was made for another architecture"
         ) from None
-    parent = model.components[component].get_submodule(owner.rpartition(".")[0])
     if getattr(parent, "fused_projections", False):
         raise EditError(
             f"{quoted(parameter)} has no effect while projections are fused: call unfuse_qkv_projections() first"
         )
     return module
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    """What ``get_submodule`` gives, but diffusers' models answer ``hasattr`` slowly."""
+    child = module._modules.get(name) or getattr(module, name)
+    if not isinstance(child, nn.Module):
+        raise AttributeError
+    return child
 
 
 def find_parameter(model: EditableModel, parameter: str) -> nn.Parameter:

@@ -51,6 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fmn": {"images": {"steps": 2, "count": 8}, "train": {"gradients": "zeroed"}},
 }
 """Small searches on the embedded model."""
+ByTwo = tuple[Path, list[subprocess.CompletedProcess[str]]]
 
 
 class Regression:
@@ -153,22 +154,28 @@ def read_files() -> set[str]:
 
 
 def main(what: str, place: str) -> None:
-    """The program of each process."""
-    folder, rank = Path(place), parallel.rank()
-    match what:
-        case _ if what.split(",")[0] in METHODS:
-            for name in what.split(","):
-                found = algorithm(name)(settings(name, folder, None)).run()
-                torch.save(deltas(found.edit), folder / f"{name}-{rank}.pt")
+    """The program of each process: one task of ``what`` after another."""
+    rank = parallel.rank()
+    for task in what.split(","):
+        work(task, Path(place), rank)
+    assert parallel.leave() == (rank > 0)
+    assert parallel.count() == 1
+
+
+def work(task: str, folder: Path, rank: int) -> None:
+    match task:
+        case _ if task in METHODS:
+            found = algorithm(task)(settings(task, folder, None)).run()
+            torch.save(deltas(found.edit), folder / f"{task}-{rank}.pt")
         case "loop" | "interrupted":
-            work = Regression()
-            kept = {"checkpoint": folder / "kept.pt"} if what == "interrupted" and not rank else {}
-            torch.save(work.run(4, **kept), folder / f"loop-{rank}.pt")
-            (folder / f"loop-{rank}.json").write_text(json.dumps(work.rows))
+            search = Regression()
+            kept = {"checkpoint": folder / "kept.pt"} if task == "interrupted" and not rank else {}
+            torch.save(search.run(4, **kept), folder / f"{task}-{rank}.pt")
+            (folder / f"{task}-{rank}.json").write_text(json.dumps(search.rows))
         case "watched":
-            work = Watched()
-            torch.save(work.run(2), folder / f"watched-{rank}.pt")
-            (folder / f"watched-{rank}.json").write_text(json.dumps(work.curve))
+            watched = Watched()
+            torch.save(watched.run(2), folder / f"watched-{rank}.pt")
+            (folder / f"watched-{rank}.json").write_text(json.dumps(watched.curve))
         case "gradients":
             read = read_files()
             save_gradients(folder, folder)
@@ -177,8 +184,6 @@ def main(what: str, place: str) -> None:
             code = guarded(lambda: Regression().run(2, fail=5))
             assert not torch.distributed.is_initialized(), "an open group may abort the process at its end"
             sys.exit(code)
-    assert parallel.leave() == (rank > 0)
-    assert parallel.count() == 1
 
 
 def processes(what: str, folder: Path, n: int = 2, **variables: str) -> list[subprocess.CompletedProcess[str]]:
@@ -207,23 +212,48 @@ def processes(what: str, folder: Path, n: int = 2, **variables: str) -> list[sub
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    ends = processes("loop", tmp_path)
+class Stopped(Regression):
+    """After seven of twelve steps."""
+
+    def step(self, i: int) -> dict[str, Tensor]:
+        if i == 4 * 7 + 2:
+            raise KeyboardInterrupt
+        return super().step(i)
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> ByTwo:
+    """What two processes left that trained, went on, were watched and read gradients, and how they ended."""
+    folder = tmp_path_factory.mktemp("by-two")
+    with pytest.raises(KeyboardInterrupt):
+        Stopped().run(4, checkpoint=folder / "kept.pt")
+    assert torch.load(folder / "kept.pt")["done"] == 7
+    for number, count in enumerate((8, 6, 5)):
+        write_shards(folder / "made", count, number)
+        next((folder / "made").glob("*.tar")).rename(folder / f"{number}.tar")
+        shutil.rmtree(folder / "made")
+    ends = processes("loop,interrupted,watched,gradients", folder)
     assert [each.returncode for each in ends] == [0, 0], ends
+    return folder, ends
+
+
+def test_two_processes_train_as_one(by_two: ByTwo) -> None:
+    folder, ends = by_two
     one, control = Regression(), Regression()
     expected = one.run(4)
-    first, second = (torch.load(tmp_path / f"loop-{k}.pt") for k in range(2))
+    first, second = (torch.load(folder / f"loop-{k}.pt") for k in range(2))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, expected, rtol=0, atol=1e-6)
     assert (control.run(1) - expected).abs().max() > 1e-2, "control"
     assert torch.equal(expected[-2:], torch.ones(2)), "without a gradient there is no decay"
     for k in range(2):
-        rows = json.loads((tmp_path / f"loop-{k}.json").read_text())
+        rows = json.loads((folder / f"loop-{k}.json").read_text())
         assert [row["step"] for row in rows] == list(range(12))
         for row, same in zip(rows, one.rows, strict=True):
             assert row == pytest.approx(same, abs=1e-5)
     assert "loss" in ends[0].stderr
-    assert ends[1].stderr == ends[1].stdout == ""
+    (only,) = ends[1].stderr.splitlines()
+    assert "19 pairs" in only and ends[1].stdout == "", "of the gradients; its training tells nothing"
 
 
 def test_one_draw_is_the_plain_loop() -> None:
@@ -238,32 +268,21 @@ def test_one_draw_is_the_plain_loop() -> None:
     assert torch.equal(work.numbers.get_state(), by_hand.numbers.get_state())
 
 
-def test_a_checkpoint_of_one_process_is_resumed_by_two(tmp_path: Path) -> None:
-    class Stopped(Regression):
-        def step(self, i: int) -> dict[str, Tensor]:
-            if i == 4 * 7 + 2:
-                raise KeyboardInterrupt
-            return super().step(i)
-
-    with pytest.raises(KeyboardInterrupt):
-        Stopped().run(4, checkpoint=tmp_path / "kept.pt")
-    assert torch.load(tmp_path / "kept.pt")["done"] == 7
-    ends = processes("interrupted", tmp_path)
-    assert [each.returncode for each in ends] == [0, 0], ends
-    assert json.loads((tmp_path / "loop-1.json").read_text())[0]["step"] == 7
-    torch.testing.assert_close(torch.load(tmp_path / "loop-1.pt"), Regression().run(4), rtol=0, atol=1e-6)
-    assert not (tmp_path / "kept.pt").exists()
+def test_a_checkpoint_of_one_process_is_resumed_by_two(by_two: ByTwo) -> None:
+    folder, _ = by_two
+    assert json.loads((folder / "interrupted-1.json").read_text())[0]["step"] == 7
+    torch.testing.assert_close(torch.load(folder / "interrupted-1.pt"), Regression().run(4), rtol=0, atol=1e-6)
+    assert not (folder / "kept.pt").exists()
 
 
-def test_a_watch_decides_for_all_processes(tmp_path: Path) -> None:
-    ends = processes("watched", tmp_path)
-    assert [each.returncode for each in ends] == [0, 0], ends
+def test_a_watch_decides_for_all_processes(by_two: ByTwo) -> None:
+    folder, _ = by_two
     one = Watched()
     expected = one.run(2)
     assert 3 <= len(one.curve) < 12 and one.curve[-1]["lr"] >= 0.1
     for k in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"watched-{k}.pt"), expected, rtol=0, atol=1e-6)
-        assert json.loads((tmp_path / f"watched-{k}.json").read_text()) == one.curve
+        torch.testing.assert_close(torch.load(folder / f"watched-{k}.pt"), expected, rtol=0, atol=1e-6)
+        assert json.loads((folder / f"watched-{k}.json").read_text()) == one.curve
 
 
 def test_a_failure_in_one_process_ends_the_other(tmp_path: Path) -> None:
@@ -275,25 +294,17 @@ def test_a_failure_in_one_process_ends_the_other(tmp_path: Path) -> None:
     assert "process 1 of 2 lost the others" in line
 
 
-def test_gradients_over_tar_files_are_those_of_one_process(tmp_path: Path) -> None:
+def test_gradients_over_tar_files_are_those_of_one_process(by_two: ByTwo, tmp_path: Path) -> None:
     """19 pairs in three files: the first process reads the images of the first ones, the second those of the others."""
-    for number, count in enumerate((8, 6, 5)):
-        write_shards(tmp_path / "made", count, number)
-        next((tmp_path / "made").glob("*.tar")).rename(tmp_path / f"{number}.tar")
-        shutil.rmtree(tmp_path / "made")
-    ends = processes("gradients", tmp_path)
-    assert [each.returncode for each in ends] == [0, 0], ends
-    (tmp_path / "one").mkdir()
-    save_gradients(tmp_path, tmp_path / "one")
+    folder, _ = by_two
+    save_gradients(folder, tmp_path)
     for kind in ("forget", "retain"):
-        (info, two), (same, one) = (
-            open_gradients(place / f"{kind}.safetensors") for place in (tmp_path, tmp_path / "one")
-        )
+        (info, two), (same, one) = (open_gradients(place / f"{kind}.safetensors") for place in (folder, tmp_path))
         assert info == same and info.pairs == (19 if kind == "forget" else 16)
         assert two.keys() == one.keys() and len(one) > 10
         for name, g in one.items():
             torch.testing.assert_close(two[name], g, rtol=0, atol=1e-6 * float(g.abs().max()))
-    read = [json.loads((tmp_path / f"read-{k}.json").read_text()) for k in range(2)]
+    read = [json.loads((folder / f"read-{k}.json").read_text()) for k in range(2)]
     assert read == [["0.tar"], ["1.tar", "2.tar"]], "each its own shards"
 
 

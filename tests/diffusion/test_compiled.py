@@ -20,16 +20,28 @@ from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.evaluation.answers import Answers
 from mu.models.diffusion import DiffusionModel
+from mu.models.formats import architectures
+from tests.conftest import family_member
 
 PROMPTS = ["a neon cat", "a dog", "a picture"]
 
 
 @pytest.fixture
-def traced(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[DiffusionModel]:
-    """The model, compiled by a backend that runs what torch traced as it is, which takes seconds."""
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[DiffusionModel]:
+    """A UNet of one block each way, compiled by a backend that runs what torch traced as it is, which takes seconds."""
+    unet = {
+        "block_out_channels": [32],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "attention_head_dim": 2,
+        "norm_num_groups": 8,
+        "cross_attention_dim": 32,
+    }
+    text = {"hidden_size": 32, "intermediate_size": 64}
+    model = family_member(architectures.stable_diffusion_1(), "one-block", unet=unet, text=text)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(tiny, "compiles", True)
-    yield tiny
+    model.compiles = True
+    yield model
     torch._dynamo.reset()
 
 

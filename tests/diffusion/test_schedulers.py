@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import diffusers
@@ -42,8 +43,8 @@ def steps(pipeline: Any) -> int:
 def with_scheduler(base: DiffusionModel, kind: str, **settings: Any) -> Any:
     """A pipeline with the modules of ``base`` and another scheduler."""
     with quiet_libraries():
-        scheduler = getattr(diffusers, kind).from_config(base.pipeline.scheduler.config, **settings)
-        pipeline = type(base.pipeline).from_pipe(base.pipeline, scheduler=scheduler, torch_dtype=torch.float32)
+        pipeline = copy(base.pipeline)
+        pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **settings)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -33,7 +33,7 @@ NEGATIVE = "dog"
 FAMILY = ("tiny", "tiny_v", "tiny_xl")
 
 
-@pytest.fixture(params=FAMILY)
+@pytest.fixture(params=FAMILY, scope="module")
 def model(request: pytest.FixtureRequest) -> DiffusionModel:
     return request.getfixturevalue(request.param)
 
@@ -184,9 +184,14 @@ KINDS: dict[str, Callable[[DiffusionModel], AbstractContextManager[Any]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def base(model: DiffusionModel) -> Tensor:
+    """Images without any edit."""
+    return our_sampler(model)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_our_sampler_an_own_loop_and_the_stock_pipeline_agree(kind: str, model: DiffusionModel) -> None:
-    base = our_sampler(model)
+def test_our_sampler_an_own_loop_and_the_stock_pipeline_agree(kind: str, model: DiffusionModel, base: Tensor) -> None:
     with KINDS[kind](model):
         wanted = our_sampler(model)
         for run in (one_by_one, own_loop, own_loop_of_halves, stock_pipeline):

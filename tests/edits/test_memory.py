@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from bisect import bisect_right
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ MAPS = Path("/proc/self/maps")
 
 
 def of_files() -> list[tuple[int, int]]:
-    """The ranges of addresses that files are mapped to."""
+    """The ranges of addresses that files are mapped to, the lowest first, as Linux lists them."""
     ranges = []
     for line in MAPS.read_text().splitlines():
         place, *_, name = line.split(maxsplit=5)
@@ -36,13 +38,18 @@ def of_files() -> list[tuple[int, int]]:
     return ranges
 
 
+def lies_in(address: int, ranges: list[tuple[int, int]]) -> bool:
+    k = bisect_right(ranges, address, key=itemgetter(0))
+    return k > 0 and address < ranges[k - 1][1]
+
+
 def held() -> int:
     """Bytes of all tensors that exist and lie in no mapped file."""
     files, sizes = of_files(), {}
     for each in gc.get_objects():
         if type(each) in (Tensor, torch.nn.Parameter) and each.device.type == "cpu":
             storage = each.untyped_storage()
-            if not any(start <= storage.data_ptr() < end for start, end in files):
+            if not lies_in(storage.data_ptr(), files):
                 sizes[storage.data_ptr()] = storage.nbytes()
     return sum(sizes.values())
 

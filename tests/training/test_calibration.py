@@ -45,6 +45,18 @@ def edit(model: DiffusionModel) -> WeightEdit:
     return found
 
 
+@pytest.fixture
+def few_words(small_search: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not depend on which words stand around a concept."""
+    monkeypatch.setattr("mu.training.surroundings.MOST_WORDS", 8)
+
+
+@pytest.fixture
+def two_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not depend on how many are read."""
+    monkeypatch.setattr("mu.training.calibration.STRENGTHS", (1.0, 1.25))
+
+
 def test_the_model_itself_shows_peers_and_partners(around: Surroundings):
     """Styles stand in a style's place, objects beside it, without any list of either."""
     people = {word for name in IDENTITIES for word in name.lower().split()}
@@ -86,7 +98,7 @@ def test_the_model_knows_what_it_learned(model: DiffusionModel, concept: str, kn
 
 
 def test_nothing_is_claimed_of_a_concept_that_the_model_does_not_know(
-    model: DiffusionModel, caplog: pytest.LogCaptureFixture, small_search: None
+    model: DiffusionModel, caplog: pytest.LogCaptureFixture, few_words: None
 ):
     with caplog.at_level(logging.INFO, logger="mu"):
         found = algorithm("uce")(method("uce").for_concepts(["zebra"], None, "calibrated"), model=model).find_edit()
@@ -104,12 +116,12 @@ def test_concepts_that_are_erased_together_do_not_keep_each_other(model: Diffusi
     assert not any(says(text, word) for text in texts for word in ("fish", "sketch style"))
 
 
-def test_braces_in_a_concept_are_letters(model: DiffusionModel, small_search: None):
+def test_braces_in_a_concept_are_letters(model: DiffusionModel, few_words: None):
     assert measured(model, "{x}").concept == "{x}"
 
 
 def test_readings_that_are_not_finite_are_the_worst_and_no_edit_is_made_of_them(
-    model: DiffusionModel, neon: Calibration, edit: WeightEdit
+    model: DiffusionModel, neon: Calibration, edit: WeightEdit, two_strengths: None
 ):
     bad, broken = Reading(1.0, 1.0, 100.0, 100.0, 0.0), Reading(float("nan"), 0.0, 0.0, 0.0, 0.0)
     assert neon.cost(broken) > neon.cost(bad)
@@ -118,7 +130,7 @@ def test_readings_that_are_not_finite_are_the_worst_and_no_edit_is_made_of_them(
         settled(WeightEdit(shifts, edit.info), model, [neon])
 
 
-def test_what_the_user_retains_is_kept(model: DiffusionModel, small_search: None):
+def test_what_the_user_retains_is_kept(model: DiffusionModel, few_words: None):
     found = measured(model, "neon", ["sketch", "purple hippo"])
     assert {"sketch", "purple hippo"} <= {*found.peers, *found.partners}
 
@@ -151,9 +163,11 @@ def test_a_word_that_draws_nothing_of_its_own_stands_in_no_concepts_place(model:
 def test_a_clip_that_sees_the_concept_looks_at_the_images_too(
     model: DiffusionModel,
     around: Surroundings,
+    neon: Calibration,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr("mu.training.probe.PEERS", 2)
     clip = mu.load("canvas-clip", device="cpu")
     probe = Probe(model, around, clip=clip)
     assert probe.sight is not None
@@ -171,7 +185,7 @@ def test_a_clip_that_sees_the_concept_looks_at_the_images_too(
     caplog.clear()
     monkeypatch.setattr(Sight, "__call__", lambda self, images: torch.ones(len(images), dtype=torch.bool))
     assert probe._sight(clip) is None and "neon" in caplog.text, "it sees neon everywhere"
-    assert not Probe(model, around)._seen(as_if_gone).any()
+    assert not neon.probe._seen(as_if_gone).any(), "without a CLIP"
 
 
 def test_only_a_clip_can_look(model: DiffusionModel):
@@ -196,7 +210,7 @@ def test_an_edit_that_erases_is_read_as_gone_and_a_random_one_is_not(
     assert harmed.moved > 2 * erased.moved
 
 
-def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, small_search: None):
+def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, few_words: None):
     before = fingerprint(model, select(model, "*"))
     config = method("uce").for_concepts(["neon"], None, "calibrated")
     first, again = (algorithm("uce")(config, model=model).find_edit() for _ in range(2))
@@ -216,7 +230,7 @@ def test_a_retained_word_that_contains_the_concept_is_refused(model: DiffusionMo
 
 
 def test_an_edit_that_erases_nothing_is_said_to(
-    model: DiffusionModel, neon: Calibration, edit: WeightEdit, caplog: pytest.LogCaptureFixture
+    model: DiffusionModel, neon: Calibration, edit: WeightEdit, caplog: pytest.LogCaptureFixture, two_strengths: None
 ):
     nothing = WeightEdit(
         {name: torch.zeros_like(shift) for name, shift in edit.shifts.items()},

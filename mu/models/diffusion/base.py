@@ -43,6 +43,13 @@ def check_steps(steps: Any) -> None:
         raise ConfigError(f"the number of denoising steps is from 1 to {MOST_STEPS}, not {str(steps)[:40]}")
 
 
+def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move what is elsewhere, or in another precision. diffusers looks for long at a module that is there already."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors):
+        module.to(device, dtype)
+
+
 def _take_any_dtype(vae: nn.Module) -> None:
     """Let the autoencoder, in float32, take what the stock pipeline gives it: latents in the backbone's precision."""
     for name in ("encoder", "quant_conv", "post_quant_conv", "decoder"):
@@ -88,7 +95,7 @@ class DiffusionModel(ABC):
         for part, module in self.components.items():
             module.requires_grad_(False).eval()
             if placed:
-                module.to(self.device, torch.float32 if part == "vae" else precision)
+                _place(module, self.device, torch.float32 if part == "vae" else precision)
         if placed and precision != torch.float32:
             _take_any_dtype(self.vae)
         deepest = min(text.depth for text in self.text)

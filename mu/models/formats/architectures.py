@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import transformers
 from accelerate import init_empty_weights
+from transformers.initialization import no_init_weights
 
 from mu.core.errors import ModelError
 
@@ -108,9 +109,10 @@ def new_component(config: Mapping[str, Any]) -> Any:
 def blueprint(config: Mapping[str, Any]) -> Any:
     """Build the model of ``config`` with parameters on the meta device. Its few buffers, which no file holds, are real.
 
-    ``torch.device("meta")`` would leave the buffers (CLIP's position ids) without values.
+    ``torch.device("meta")`` would leave the buffers (CLIP's position ids) without values. Drawing random numbers that
+    nobody sees would take most of the time.
     """
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         return new_component(config)
 
 

@@ -32,6 +32,7 @@ _UNET_RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+_FOUND: dict[tuple[str, str, str], dict[str, str]] = {}
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
@@ -50,8 +51,15 @@ def component_names(family: str, component: str, config: Mapping[str, Any]) -> d
     Components are ``unet``, ``vae``, ``text_encoder`` and ``text_encoder_2``. The map is one to one, except that q, k
     and v of an open_clip layer, in this order, have one name. SD 2.x files also hold a last layer of the text encoder.
     It is never evaluated, diffusers leaves it out, and no parameter is mapped to it. Raises `ModelError` for a part
-    that has no name in CompVis.
+    that has no name in CompVis. What was found once in this process is kept: a model is built for each answer.
     """
+    asked = (family, component, repr(sorted(config.items())))
+    if asked not in _FOUND:
+        _FOUND[asked] = _component_names(family, component, config)
+    return dict(_FOUND[asked])
+
+
+def _component_names(family: str, component: str, config: Mapping[str, Any]) -> dict[str, str]:
     model = blueprint({**config, **_KINDS[component]})
     own = list(model.state_dict())
     if component == "unet":

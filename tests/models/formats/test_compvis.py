@@ -196,3 +196,16 @@ def test_open_clip_names_are_those_of_every_published_file():
         assert f"cond_stage_model.model.{key}" in two.values()
         assert f"conditioner.embedders.1.model.{key}" in xl.values()
     assert xl["text_projection.weight"] == "conditioner.embedders.1.model.text_projection"
+
+
+def test_an_answer_is_the_caller_s_own_and_of_its_own_config():
+    """What was found once is kept, by family, component and config."""
+    config = PUBLISHED["sd1"]["vae"]
+    first = compvis.component_names("sd1", "vae", config)
+    whole = dict(first)
+    first.clear()
+    assert compvis.component_names("sd1", "vae", config) == whole
+    deeper = compvis.component_names("sd1", "vae", {**config, "layers_per_block": config["layers_per_block"] + 1})
+    assert deeper.keys() > whole.keys()
+    text = PUBLISHED["sd1"]["text_encoder"]
+    assert compvis.component_names("sd1", "text_encoder", text) != compvis.component_names("sdxl", "text_encoder", text)

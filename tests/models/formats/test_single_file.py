@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def opened(folder: Path) -> DiffusionPipeline:
     with quiet_libraries():
         return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+
+@cache
+def _weights_of(folder: Path) -> Tensors:
+    return to_compvis(opened(folder))
+
+
+def checkpoint_of(folder: Path) -> Tensors:
+    """The single file of the model in ``folder``, in a mapping of the caller's own; nobody writes into the tensors."""
+    return dict(_weights_of(folder))
 
 
 def written(checkpoint: Tensors, path: Path, **extra: torch.Tensor) -> Path:
@@ -293,7 +304,7 @@ def test_remains_of_training_and_unused_layers_are_passed_over(folders: Callable
 
 
 def test_only_the_last_layer_of_the_text_encoder_is_passed_over(folders: Callable[[str], Path], tmp_path: Path):
-    checkpoint = to_compvis(opened(folders("sd2")))
+    checkpoint = checkpoint_of(folders("sd2"))
     checkpoint["cond_stage_model.model.transformer.resblocks.3.ln_1.bias"] = torch.ones(
         16
     )  # 0 and 1 are read, 2 is the last
@@ -314,7 +325,7 @@ def test_text_encoders_without_the_level_text_model_are_read(folders: Callable[[
 
 
 def test_precision_is_single_unless_the_files_is_asked_for(folders: Callable[[str], Path], tmp_path: Path):
-    halves = {key: tensor.half() for key, tensor in to_compvis(opened(folders("sd1"))).items()}
+    halves = {key: tensor.half() for key, tensor in checkpoint_of(folders("sd1")).items()}
     path = written(halves, tmp_path / "model.safetensors")
     assert {t.dtype for t in weights(load_single_file(path, configs=folders("sd1"))).values()} == {torch.float32}
     kept = load_single_file(path, configs=folders("sd1"), dtype=None)
@@ -341,7 +352,7 @@ def test_checkpoint_folder_and_edits_are_one_by_name(
     from mu.models.diffusion import face
 
     monkeypatch.setattr(single_file, "_published", lambda family, prediction_type: small_configs(family))
-    plain = to_compvis(opened(folders("sd1")))
+    plain = checkpoint_of(folders("sd1"))
     stored = {key: tensor.half() if half else tensor for key, tensor in plain.items()}
     training = {
         "model_ema.decay": torch.tensor(0.9999),
@@ -424,7 +435,7 @@ def test_prediction_type(
     family: str, given: str | None, marker: bool, expected: str, folders: Callable[[str], Path], tmp_path: Path
 ):
     extra = {"v_pred": torch.empty(0)} if marker else {}
-    path = written(to_compvis(opened(folders(family))), tmp_path / "model.safetensors", **extra)
+    path = written(checkpoint_of(folders(family)), tmp_path / "model.safetensors", **extra)
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
     assert load_single_file(path, prediction_type=given).scheduler.config.prediction_type == expected
 
@@ -480,7 +491,7 @@ STATEMENTS: dict[str, tuple[str, dict[str, torch.Tensor], dict[str, str], str, s
 def test_what_a_file_says_of_itself_is_obeyed_or_refused(case: str, folders: Callable[[str], Path], tmp_path: Path):
     family, extra, metadata, yaml, expected = STATEMENTS[case]
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    checkpoint, path = to_compvis(opened(folders(family))), tmp_path / "model.safetensors"
+    checkpoint, path = checkpoint_of(folders(family)), tmp_path / "model.safetensors"
     save_file(checkpoint, path)
     plain = load_single_file(path).scheduler.config.prediction_type
     assert plain == ("v_prediction" if family == "sd2" else "epsilon"), "control: nothing is said"
@@ -508,7 +519,7 @@ def test_whole_numbers_of_8_bits_are_no_weights(name: str, folders: Callable[[st
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_schedule_that_ends_in_pure_noise_is_used(family: str, folders: Callable[[str], Path], tmp_path: Path):
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    checkpoint, path = to_compvis(opened(folders(family))), tmp_path / "model.safetensors"
+    checkpoint, path = checkpoint_of(folders(family)), tmp_path / "model.safetensors"
     written(checkpoint, path, v_pred=MARK, ztsnr=MARK)
     scheduler = load_single_file(path).scheduler
     assert scheduler.config.prediction_type == "v_prediction"
@@ -523,7 +534,7 @@ def test_a_kept_noise_schedule_may_be_that_from_before_it_ends_in_pure_noise(
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ):
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    checkpoint, path = to_compvis(opened(folders(family))), tmp_path / "model.safetensors"
+    checkpoint, path = checkpoint_of(folders(family)), tmp_path / "model.safetensors"
     plain = load_single_file(written(checkpoint, path)).scheduler.alphas_cumprod
     rescaled = load_single_file(written(checkpoint, path, v_pred=MARK, ztsnr=MARK)).scheduler.alphas_cumprod
     assert (plain - rescaled).abs().max() > 0.02, "two tables"
@@ -538,7 +549,7 @@ def test_a_kept_noise_schedule_may_be_that_from_before_it_ends_in_pure_noise(
 @pytest.mark.usefixtures("small_published")
 def test_a_yaml_beside_the_file_sets_schedule_and_scale(folders: Callable[[str], Path], tmp_path: Path):
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    path = written(to_compvis(opened(folders("sd1"))), tmp_path / "model.safetensors")
+    path = written(checkpoint_of(folders("sd1")), tmp_path / "model.safetensors")
     path.with_suffix(".yaml").write_text("model: {params: {linear_start: 0.001, linear_end: 0.02, scale_factor: 0.5}}")
     found = load_single_file(path)
     assert (found.scheduler.config.beta_start, found.scheduler.config.beta_end) == (0.001, 0.02)
@@ -550,7 +561,7 @@ def test_metadata_give_the_size_and_tell_the_layer(
     folders: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     small_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    checkpoint, path = to_compvis(opened(folders("sd1"))), tmp_path / "model.safetensors"
+    checkpoint, path = checkpoint_of(folders("sd1")), tmp_path / "model.safetensors"
     for said, sample_size in (("768x768", 96), ("768x512", 8), ("0x0", 8), ("many", 8)):
         save_file(checkpoint, path, {"modelspec.resolution": said, "modelspec.encoder_layer": "2"})
         assert load_single_file(path).unet.config.sample_size == sample_size
@@ -565,7 +576,7 @@ def test_metadata_give_the_size_and_tell_the_layer(
 def test_the_autoencoders_attention_may_have_the_names_of_diffusers(
     names: tuple[str, ...], folders: Callable[[str], Path], tmp_path: Path
 ):
-    checkpoint = to_compvis(opened(folders("sd1")))
+    checkpoint = checkpoint_of(folders("sd1"))
     for old, new in zip(("q", "k", "v", "proj_out"), names, strict=True):
         for name in [name for name in checkpoint if f".mid.attn_1.{old}." in name]:
             checkpoint[name.replace(f".{old}.", f".{new}.")] = checkpoint.pop(name).squeeze()
@@ -662,7 +673,7 @@ def test_a_merged_file_is_used_as_its_source_was(
 ):
     family, marks, metadata, yaml, options = SOURCES[case]
     source, out = place(tmp_path / "in") / "model.safetensors", place(tmp_path / "out") / f"merged{ending}"
-    checkpoint = to_compvis(opened(folders(family)))
+    checkpoint = checkpoint_of(folders(family))
     save_file(checkpoint, source)
     plain = load_diffusion(source, device="cpu")
     kept = {name: plain.alphas_cumprod.clone() if name == "alphas_cumprod" else mark for name, mark in marks.items()}
@@ -710,7 +721,7 @@ def test_a_folder_as_one_file_is_used_as_the_folder_or_refused(
 @pytest.mark.usefixtures("small_published")
 def test_a_description_beside_a_merged_file_belongs_to_it(folders: Callable[[str], Path], tmp_path: Path):
     source, out = place(tmp_path / "in") / "model.safetensors", place(tmp_path / "out") / "merged.safetensors"
-    save_file(to_compvis(opened(folders("sd1"))), source)
+    save_file(checkpoint_of(folders("sd1")), source)
     plain = load_diffusion(source, device="cpu")
     source.with_suffix(".yaml").write_text(unusual_yaml(scale_factor=0.5))
     unusual = load_diffusion(source, device="cpu")
@@ -866,7 +877,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("change", REFUSED)
 def test_other_files_are_refused_in_one_line(change: str, folders: Callable[[str], Path], tmp_path: Path):
-    checkpoint = to_compvis(opened(folders("sd1")))
+    checkpoint = checkpoint_of(folders("sd1"))
     assert load_single_file(written(changed(checkpoint, "nothing"), tmp_path / "good.ckpt"), configs=folders("sd1"))
     with pytest.raises(ModelError, match=REFUSED[change]) as caught:
         load_single_file(written(changed(checkpoint, change), tmp_path / "model.ckpt"), configs=folders("sd1"))
@@ -874,7 +885,7 @@ def test_other_files_are_refused_in_one_line(change: str, folders: Callable[[str
 
 
 def test_configs_that_cannot_be_used_are_refused(folders: Callable[[str], Path], tmp_path: Path):
-    path = written(to_compvis(opened(folders("sd1"))), tmp_path / "model.ckpt")
+    path = written(checkpoint_of(folders("sd1")), tmp_path / "model.ckpt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="/empty "):
         load_single_file(path, configs=tmp_path / "empty")
