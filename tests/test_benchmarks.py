@@ -147,9 +147,10 @@ def test_only_what_was_timed_has_seconds(script: Any) -> None:
     assert "| 8.0 |" in told and "None" not in told and "| 8 (of 1) |" in told
 
 
-def test_the_committed_table_is_that_of_the_committed_result(script: Any) -> None:
-    result = json.loads((RESULTS / "generalise.json").read_text(encoding="utf-8"))
-    assert script("generalise").table(result) == (RESULTS / "generalise.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["generalise", "calibrated_canvas"])
+def test_the_committed_table_is_that_of_the_committed_result(name: str, script: Any) -> None:
+    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert script("generalise").table(result) == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_what_the_page_says_of_preconditioning_is_what_was_measured(script: Any) -> None:
