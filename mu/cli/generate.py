@@ -198,18 +198,16 @@ def make(asked: Asked, device: str | None, part: Shard) -> None:
     from mu.diffusion.image_folder import part_of, recipe_of, write_images
     from mu.evaluation.answers import WHOLE
 
-    whole, folder, rows = part == WHOLE, asked.out, asked.rows
-    if not whole:
-        folder = part_of(asked.out, part.k, part.n)
-        rows = [row for row in part.of(rows) if asked.overwrite or not (asked.out / row.name).exists()]
+    whole, rows = part == WHOLE, part.of(asked.rows)
+    folder = asked.out if whole else part_of(asked.out, part.k, part.n)
     loaded = {"device": device, **asked.loaded}
     painter, put_on = _opened(asked.edits, asked.bank, asked.model, loaded, **asked.noted)
     compiling(painter, asked.compile)
     recipe = recipe_of(put_on, asked.strength, asked.gate)
     with locked(folder), put_on.applied(asked.strength, asked.gate), progress_bar("images", len(rows)) as advance:
         write_images(
-            painter, rows, folder, resume=asked.resume or not whole, overwrite=asked.overwrite, recipe=recipe,
-            progress=lambda done, _: advance(done, ""), **asked.sampling,
+            painter, rows, folder, resume=asked.resume, overwrite=asked.overwrite, recipe=recipe,
+            whole=None if whole else asked.out, progress=lambda done, _: advance(done, ""), **asked.sampling,
         )  # fmt: skip
         if whole:
             RunDirectory(folder).write_prompts(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.evidence import note_files
 from mu.core.files import atomic_path, check_writing, is_inside, sha256, write_json, writing
 from mu.core.images import rgb, shown_size
+from mu.core.lock import locked
 from mu.core.records import Prompt, checked, read_record
 from mu.core.run import RunDirectory
 from mu.diffusion.sampling import Sampling, check_request, checked_size, generate_batches
@@ -86,6 +89,7 @@ def write_images(
     overwrite: bool = False,
     progress: Progress | None = None,
     recipe: Mapping[str, Any] | None = None,
+    whole: Path | None = None,
 ) -> int:
     """Make the images of ``rows`` in ``folder`` and return how many were made. ``resume`` skips existing images.
 
@@ -94,12 +98,14 @@ def write_images(
     A ``recipe`` (see `recipe_of`) is written next to the images. Raises `OutputError`, before any image is made, if an
     existing image would be kept but has another recipe, or if an image exists without ``resume`` and ``overwrite``.
 
-    Images that shards (`part_of`) made by this recipe are moved here first. In a folder of `claim`, an image is kept
-    only if it is as it was made; the others are made again, with a warning.
+    If ``folder`` is a part (`part_of`) of the folder ``whole``, images that ``whole`` keeps are left out, and those
+    that the part made by this recipe stay, whatever is to be overwritten. Images that parts made by this recipe are
+    moved here first. In a folder of `claim`, an image is kept only if it is as it was made; the others are made again,
+    with a warning.
     """
     if negative is None and not model.zeros_without_negative:
         negative = ""  # the same, and the one name for it in recipes
-    there = existing(rows, folder, resume=resume, overwrite=overwrite)
+    there = existing(rows, folder, resume=resume or whole is not None, overwrite=overwrite)
     bound = recipe is None and _IMAGES in _noted_or_nothing(folder)
     if bound:
         there = _as_made(folder, there)
@@ -107,6 +113,13 @@ def write_images(
     if recipe is not None:
         each = {row.name: row.described(guidance) for row in rows}
         note = {**recipe, "steps": steps, "negative": negative, "size": size and list(size), "pictures": each}
+        if whole is not None:
+            elsewhere = {row.name for row in existing(rows, whole, resume=True, overwrite=overwrite)}
+            _require(whole, note, sorted(elsewhere))
+            rows = [row for row in rows if row.name not in elsewhere]
+            note["pictures"] = {row.name: each[row.name] for row in rows}
+            known = _known(folder, note) if overwrite else {row.name: each[row.name] for row in there}
+            there = [r for r in rows if known.get(r.name) == each[r.name] and (folder / r.name).is_file()]
         _require(folder, note, [row.name for row in there])
     check_writing(folder / RECIPE)
     folders = {each.name for each in folder.iterdir() if each.is_dir()} if folder.is_dir() else set()
@@ -441,18 +454,52 @@ def part_of(folder: Path, k: int, n: int) -> Path:
 
 
 def _collect(folder: Path, note: dict[str, Any]) -> set[str]:
-    """Move the images that parts (`part_of`) made as ``note`` says to ``folder``. Returns their names."""
-    found: dict[str, Path] = {}
-    for part in sorted((folder / "shards").glob("*-of-*")):
-        known = _known(part, note)
-        if not known and _noted_or_nothing(part):
-            log.warning("the images in %s were made by another recipe: they are not used", part)
-        found |= {n: part / n for n, row in note["pictures"].items() if known.get(n) == row and (part / n).is_file()}
-    if found:
-        _note(folder, note)
-    for name, image in found.items():
-        image.replace(folder / name)
-    return set(found)
+    """Move the images that parts (`part_of`) made as ``note`` says to ``folder``. Returns their names.
+
+    What a part does not hold whole, or made by another recipe, stays where it is, with a warning. Raises `BusyError`
+    while a part is being made.
+    """
+    found: set[str] = set()
+    for part in sorted(each for each in (folder / "shards").glob("*-of-*") if (each / RECIPE).exists()):
+        with locked(part):
+            there = {file.name for file in part.iterdir() if file.suffix == ".png"}
+            made = {name for name, row in _known(part, note).items() if note["pictures"].get(name) == row} & there
+            whole = {name for name in made if _is_whole(part / name)}
+            if others := sorted(there - whole):
+                told = (len(others), part, others[0])
+                log.warning("%d images in %s are damaged or of another recipe, such as %s: they are not used", *told)
+            if whole:
+                _note(folder, {**note, "pictures": {name: note["pictures"][name] for name in sorted(whole)}})
+            with writing(folder):
+                for name in whole:
+                    _move(part / name, folder / name)
+            found |= whole
+            if not others:
+                (part / RECIPE).unlink()
+        with suppress(OSError):  # not empty
+            part.rmdir()
+            part.parent.rmdir()
+    return found
+
+
+def _is_whole(image: Path) -> bool:
+    try:
+        read_pixels(image)
+    except DataError:
+        return False
+    return True
+
+
+def _move(source: Path, target: Path) -> None:
+    """To another disk too, where a file is copied."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with atomic_path(target) as partial:
+            shutil.copyfile(source, partial)
+        source.unlink()
 
 
 def recipe_of(bank: Bank, strengths: Sequence[float] | None = None, gate: Gate | None = None) -> dict[str, Any]:

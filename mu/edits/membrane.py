@@ -5,7 +5,8 @@ J edits on one layer are one concatenated factor pair and one vector of gates:
     y = f(x) + U (g * (D x)),   D = [D_1; ...; D_J],   U = [U_1, ..., U_J],   g_j = gate_j * alpha_j / r_j
 
 So any number of edits costs two thin matrix products per layer, and different prompts share a batch (g is then (b, R)).
-Without gradients the second product of a linear layer adds to f(x) in place, which passes over the output once.
+Without gradients, in float32, the second product of a linear layer adds to f(x) in place, which passes over the output
+once: a hook that came before and keeps the output sees it change.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ class _Layer:
             return out + F.conv2d(self._gated(h, gates, channel=1), self.up).to(out.dtype)
         h = self._gated(F.linear(x, self.down), gates, channel=-1)
         if not torch.is_grad_enabled() and out.is_contiguous() and out.dtype == h.dtype == self.up.dtype:
-            out.view(-1, out.shape[-1]).addmm_(h.flatten(0, -2), self.up.T)
+            out.view(-1, out.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), self.up.T)
             return out
         return out + F.linear(h, self.up).to(out.dtype)
 

@@ -163,9 +163,10 @@ def put_samples(
 ) -> None:
     """Panels of a few images made elsewhere, before all others: of prompts that name a concept, and of the others."""
     named = [row for row in rows if any(says(row.prompt, concept) for concept in concepts)]
+    names = {row.name for row in named}
     groups = {
         f"Prompts that name what was erased ({suite})": ("named", named),
-        f"Other prompts ({suite})": ("other", [row for row in rows if row not in named]),
+        f"Other prompts ({suite})": ("other", [row for row in rows if row.name not in names]),
     }
     made = [
         _panel(run, answers, spread(some, SHOWN), title, f"{stem}-{suite}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import pickle
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +14,8 @@ import pytest
 import torch
 
 from mu.core import workers
+from mu.core.lock import locked
+from mu.core.records import read_json
 from mu.core.run import RunDirectory
 from mu.core.workers import LostPartError
 from mu.diffusion.image_folder import read_pixels
@@ -119,7 +124,7 @@ def alike(out: Path, one: Path) -> bool:
     assert names == {path.name for path in one.iterdir()}
     images = [[read_pixels(folder / name).astype(int) for folder in (out, one)] for name in names if ".png" in name]
     texts = [name for name in names if ".png" not in name]
-    assert len(images) == 10 and all((out / name).read_bytes() == (one / name).read_bytes() for name in texts)
+    assert len(images) == 10 and all(read_json(out / name) == read_json(one / name) for name in texts)
     return max(int(abs(a - b).max()) for a, b in images) <= 1
 
 
@@ -136,7 +141,15 @@ def test_shards_of_images_are_collected_as_one_call_makes_them(
     assert cli(*wanted, "--out", out).exit_code == 0
     assert alike(out, one)
     assert {path.name: path.stat().st_mtime_ns for path in out.rglob("*.png")} == made, "and none is made again"
+    assert not (out / "shards").exists()
     assert cli(*wanted, "--out", out, "--shard", "1/2").exit_code == 2, "what is there is replaced by request only"
+    other = cli(*wanted, "--out", out, "--shard", "1/2", "--resume", "--negative", "dark")
+    assert other.exit_code == 2 and "negative" in other.stderr, "refused before any work"
+    assert cli(*wanted, "--out", out, "--shard", "1/2", "--overwrite", "--negative", "dark").exit_code == 0
+    made = {path.name: path.stat().st_mtime_ns for path in out.glob("shards/1-of-2/*.png")}
+    assert cli(*wanted, "--out", out, "--shard", "1/2", "--overwrite", "--negative", "dark").exit_code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("shards/1-of-2/*.png")} == made and len(made) == 5
+    assert alike(out, one), "what is to be overwritten stays until the whole is made"
 
 
 def test_a_shard_of_another_recipe_is_not_collected(wanted: tuple[Any, ...], tmp_path: Path, cli: Cli) -> None:
@@ -153,13 +166,42 @@ def test_a_shard_of_another_recipe_is_not_collected(wanted: tuple[Any, ...], tmp
     assert not alike(tmp_path / "dark", one), "control"
 
 
+def test_a_part_is_collected_when_it_is_whole_and_nobody_makes_it(
+    wanted: tuple[Any, ...], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, out = tmp_path / "one", tmp_path / "out"
+    assert cli(*wanted, "--out", one).exit_code == 0
+    for k in (1, 2):
+        assert cli(*wanted, "--out", out, "--shard", f"{k}/2").exit_code == 0
+    part = out / "shards" / "2-of-2"
+    with locked(part):
+        busy = cli(*wanted, "--out", out)
+    assert busy.exit_code == 2 and str(part) in busy.stderr and len([*part.glob("*.png")]) == 5
+    damaged = sorted(part.glob("*.png"))[0]
+    damaged.write_bytes(b"")
+    moved = Path.replace
+
+    def elsewhere(self: Path, target: Path) -> Path:
+        if self.parent == part:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return moved(self, target)
+
+    monkeypatch.setattr(Path, "replace", elsewhere)
+    done = cli(*wanted, "--out", out, "--resume")
+    assert done.exit_code == 0 and damaged.name in done.stderr and alike(out, one), done.stderr
+    assert [path.name for path in part.glob("*.png")] == [damaged.name], "it stays where it is"
+
+
 def test_devices_share_the_images_of_one_call(
-    wanted: tuple[Any, ...], beside: dict[str, Any], tmp_path: Path, cli: Cli
+    wanted: tuple[Any, ...], beside: dict[str, Any], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, out = tmp_path / "one", tmp_path / "out"
     assert cli(*wanted, "--out", one).exit_code == 0
     shared = [*wanted[:-1], "cpu,cpu", "--shard", "auto", "--out", out]
     beside["lost"] = ("shard 2 of 2, on cpu",)
+    cli_module = sys.modules["mu.cli.generate"]
+    whole, called = pickle.loads, cli_module.make
+    monkeypatch.setattr(cli_module, "make", lambda *given: called(*whole(pickle.dumps(given))))
     lost = cli(*shared)
     assert lost.exit_code == 2 and "shard 2 of 2" in lost.stderr and len([*out.rglob("*.png")]) == 5
     beside["lost"] = ()

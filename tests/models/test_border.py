@@ -125,7 +125,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "PixArt": (index("PixArtAlphaPipeline"), "PixArtAlphaPipeline"),
     "ControlNet": (index("StableDiffusionControlNetPipeline"), "StableDiffusionControlNetPipeline"),
     "code of its own": (index(["pipeline", "MyPipeline"]), "MyPipeline"),
-    "no class": (index(None), "None"),
+    "no class": (index(None), "_class_name"),
     "stub of a tokenizer": (without_vocabulary, "tokenizer"),
     "tokenizer without a length": (tokenizer(model_max_length=None), "model_max_length"),
     "token without embedding": (one_token_more, "tokenizer"),

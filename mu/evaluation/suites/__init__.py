@@ -344,11 +344,11 @@ def check_options(
     if "steps" in given:
         check_steps(given["steps"])
     if "judge" in given:
-        judges = list(given["judge"]) if isinstance(given["judge"], list | tuple) else [str(given["judge"])]
-        for judge in judges:
-            check_judge(judge)
+        judges = [*map(str, given["judge"])] if isinstance(given["judge"], list | tuple) else [str(given["judge"])]
         if len(judges) > chosen.judges:
             raise ConfigError(f"suite {suite} takes {chosen.judges} judge(s), not {len(judges)}: leave some out")
+        for judge in judges:
+            check_judge(judge)
         given["judge"] = judges if chosen.judges > 1 else judges[0]
     seeds = chosen.seeds if seeds is None else seeds
     for seed in seeds:

@@ -7,6 +7,7 @@ encoder, which is an option of loading, is told if it differs.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,10 @@ def is_written(file: Path) -> bool:
 
 def check_family(said: Statements, family: str, path: Path) -> None:
     """Raise `ModelError` if the file names another architecture than its tensors have, those of ``family``."""
-    stated = [name for name, begins in _FAMILIES.items() if said.architecture.startswith(begins)]
+    stated = [
+        name for name, begins in _FAMILIES.items() for begin in begins
+        if re.match(rf"{begin}(?![a-z])", said.architecture)
+    ]  # fmt: skip
     if stated and stated != [family]:
         raise ModelError(
             f"{path} says that it is {quoted(said.architecture)} (modelspec.architecture), and its tensors are "
@@ -215,9 +219,9 @@ def _read_yaml(file: Path, said: Statements) -> None:
         if name in _SCALINGS:
             said.predictions[file.name] = _SCALINGS[name]
     said.zero_snr |= bool(values.get("zero_snr") or values.get("rescale_betas_zero_snr"))
-    for key, only in (("timesteps", 1000), ("beta_schedule", "linear")):
-        if values.get(key, only) != only:
-            told = f"{key} {quoted(values[key])}, and mu knows {only} for a single file"
+    for key, known in (("timesteps", ("1000",)), ("beta_schedule", ("linear", "scaled_linear"))):
+        if values.get(key) is not None and str(values[key]) not in known:
+            told = f"{key} {quoted(values[key])}, and mu knows {known[0]} for a single file"
             raise ModelError(f"{file} says that the model beside it has {told}: use a diffusers folder of the model")
     for key, setting in (("linear_start", "beta_start"), ("linear_end", "beta_end")):
         if (value := values.get(key)) is not None:

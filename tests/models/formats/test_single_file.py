@@ -466,6 +466,11 @@ STATEMENTS: dict[str, tuple[str, dict[str, torch.Tensor], dict[str, str], str, s
     "Playground": ("sdxl", {"edm_std": torch.ones(1), "edm_mean": torch.ones(1)}, {}, "", "EDM"),
     "EDM by architecture": ("sdxl", {}, {"modelspec.architecture": "stable-diffusion-xl-v1-edm"}, "", "EDM"),
     "architecture of SD 1": ("sd1", {}, {"modelspec.architecture": "stable-diffusion-v1"}, "", "epsilon"),
+    "a name that begins like another": ("sd1", {}, {"modelspec.architecture": "fluxmania"}, "", "epsilon"),
+    "diffusers' name of the schedule": (
+        "sd1", {}, {}, "model: {params: {timesteps: '1000', beta_schedule: scaled_linear}}", "epsilon"
+    ),
+    "nothing stated": ("sd1", {}, {}, "model: {params: {timesteps: null, beta_schedule: null}}", "epsilon"),
     "architecture of its own": ("sd1", {}, {"modelspec.architecture": "my-mix/v3"}, "", "epsilon"),
     "another architecture": (
         "sd1", {}, {"modelspec.architecture": "stable-diffusion-xl-v1-base"}, "", "modelspec.architecture"
