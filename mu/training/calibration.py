@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -32,6 +32,10 @@ LEFT, MOVED, STRANGE = 2.0, 4.0, 0.5
 """What a rest of the concept, changes of what should stay, and images that show nothing of the prompt cost."""
 STRENGTHS = (0.8, 1.0, 1.25, 1.5, 2.0)
 """Strengths at which a finished edit is read, the mildest first."""
+
+SPARED = 0.01
+"""By how much a strength below 1 must lower `Reading.moved` to be taken. Where both erase on the few phrasings of the
+probe and little is spared, the trained strength is the safer one on all others."""
 
 E = TypeVar("E", bound=Edit)
 
@@ -182,6 +186,13 @@ def check_finite(reading: Reading) -> None:
         raise ConfigError("the edited model's images are not finite: load it in a finer precision, such as float32")
 
 
+def _chosen(calibration: Calibration, read: Mapping[float, Reading]) -> float:
+    """The strength of the lowest cost; 1 in place of a lower one that spares less than `SPARED`."""
+    best, whole = min(read, key=lambda s: calibration.cost(read[s])), read.get(1.0)
+    safer = best < 1 and whole and calibration.gone(whole) and whole.moved - read[best].moved < SPARED
+    return 1.0 if safer else best
+
+
 def settled(edit: E, model: DiffusionModel, calibrations: Sequence[Calibration], **more: Any) -> E:
     """``edit`` at the mildest of `STRENGTHS` that still erases, read with its gate; if none does, the best of them.
 
@@ -191,7 +202,7 @@ def settled(edit: E, model: DiffusionModel, calibrations: Sequence[Calibration],
     for strength in STRENGTHS:
         with edit.applied(model, strength):
             read[strength] = readings(calibrations)
-    strength = min(read, key=lambda s: calibrations[0].cost(worst(read[s])))
+    strength = _chosen(calibrations[0], {s: worst(several) for s, several in read.items()})
     check_finite(worst(read[strength]))
     found = edit.scaled(strength)
     facts = [each.found(reading) for each, reading in zip(calibrations, read[strength], strict=True)]

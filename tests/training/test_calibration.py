@@ -17,7 +17,7 @@ from mu.edits.edit import EditInfo, described, shifted
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
-from mu.training.calibration import Calibration, settled
+from mu.training.calibration import SPARED, Calibration, _chosen, settled
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.closed_form import ANCHORS, candidates
 from mu.training.probe import Probe, Reading, Sight
@@ -55,6 +55,20 @@ def few_words(small_search: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def two_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on how many are read."""
     monkeypatch.setattr("mu.training.calibration.STRENGTHS", (1.0, 1.25))
+
+
+def test_a_strength_below_1_is_taken_only_where_it_spares_something() -> None:
+    each = Calibration(ON, Surroundings("neon", (), (), ("{}",), ("one {}",), ()), None)  # type: ignore[arg-type]
+
+    def chosen(mild: float, whole: float, shown: float = 0.0, more: float = 1.0) -> float:
+        """The mildest strength costs least in all cases but the last; ``shown`` is of the trained one."""
+        read = {0.8: (0.0, mild, 0.1), 1.0: (shown, whole, 0.5), 1.5: (0.0, more, 0.1)}
+        return _chosen(each, {s: Reading(-0.2, see, moved, moved, odd) for s, (see, moved, odd) in read.items()})
+
+    assert chosen(0.001, 0.001 + SPARED / 2) == 1.0
+    assert chosen(0.001, 0.001 + SPARED * 2) == 0.8, "control: it spares something"
+    assert chosen(0.001, 0.001, shown=0.1) == 0.8, "the trained strength shows some"
+    assert chosen(0.5, 0.5, more=0.0) == 1.5
 
 
 def test_the_model_itself_shows_peers_and_partners(around: Surroundings):
