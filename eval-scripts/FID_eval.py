@@ -35,7 +35,7 @@ def main() -> None:
     import torch
 
     from mu.core.compute import pick_device, there
-    from mu.diffusion.image_folder import read_images
+    from mu.diffusion.image_files import read_images
     from mu.evaluation.backbones import inception_features
     from mu.evaluation.metrics.frechet import frechet_distance
 

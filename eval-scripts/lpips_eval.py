@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     show_log()
     from mu.core.compute import pick_device
-    from mu.diffusion.image_folder import read_images
+    from mu.diffusion.image_files import read_images
     from mu.evaluation.backbones import lpips_network
     from mu.evaluation.metrics.lpips import lpips
 

@@ -30,7 +30,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     show_log()
-    from mu.diffusion.image_folder import read_images
+    from mu.diffusion.image_files import read_images
     from mu.evaluation.backbones import nudity_detector
     from mu.evaluation.metrics.nudity import body_part, nudity
 

@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     show_log()
     from mu.core.compute import pick_device
-    from mu.diffusion.image_folder import read_images
+    from mu.diffusion.image_files import read_images
     from mu.evaluation.backbones import vgg_features
     from mu.evaluation.metrics.style_loss import style_loss
 

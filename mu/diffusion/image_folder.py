@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from mu.core.config import filled
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.evidence import note_files
 from mu.core.files import atomic_path, check_writing, is_inside, sha256, write_json, writing
-from mu.core.images import rgb, shown_size
 from mu.core.lock import locked
 from mu.core.records import Prompt, checked, read_record
 from mu.core.run import RunDirectory
+from mu.diffusion.image_files import encoded_image, read_pixels
 from mu.diffusion.sampling import Sampling, check_request, checked_size, generate_batches
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described
@@ -36,8 +31,6 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import select
 
 Progress = Callable[[int, int], None]
-PNG_LEVEL = 1
-"""Files of Pillow's own level, 6, are a tenth smaller and take up to three times as long to write."""
 
 log = logging.getLogger("mu")
 
@@ -199,55 +192,6 @@ def _size_of(row: ImageRow, model: DiffusionModel, size: tuple[int, int] | None)
     except ConfigError as trouble:
         told = f"{trouble} (image {row.name} is to have it: --size sets one for all)" if any(row.size) else str(trouble)
         raise ConfigError(told) from None
-
-
-def save_image(image: Tensor, path: Path) -> None:
-    """Write ``image`` (3, H, W), in 0..1, atomically, as `encoded_image`."""
-    with atomic_path(path) as partial:
-        partial.write_bytes(encoded_image(image, path.name))
-
-
-def encoded_image(image: Tensor, name: str) -> bytes:
-    """The file of ``image`` (3, H, W), in 0..1: PNG, or JPEG of Pillow's own quality for a ``name`` with ``.jpg``."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    encoded = io.BytesIO()
-    if name.endswith(".jpg"):
-        Image.fromarray(pixels).save(encoded, "JPEG")
-    else:
-        Image.fromarray(pixels).save(encoded, "PNG", compress_level=PNG_LEVEL)
-    return encoded.getvalue()
-
-
-def read_images(paths: Sequence[Path]) -> Tensor:
-    """Read image files of one size as (n, 3, H, W) in 0..1. Raises `DataError` for a file that cannot be read."""
-    return as_images([read_pixels(path) for path in paths])
-
-
-def read_pixels(path: Path) -> NDArray[np.uint8]:
-    """Read an image file as (H, W, 3) in 0..255. Raises `DataError` for a file that cannot be read."""
-    with _opened(path) as image:
-        return np.asarray(rgb(image))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the head of the file. Raises `DataError` for a file that cannot be read."""
-    with _opened(path) as image:
-        return shown_size(image)
-
-
-def as_images(pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Pixels of one size, (H, W, 3) in 0..255 each, as (n, 3, H, W) in 0..1."""
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except Exception as error:  # Pillow's decoders raise many types on garbled bytes
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"image {path} cannot be read ({told}): remove it and run again") from None
 
 
 def before_after(

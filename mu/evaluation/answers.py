@@ -24,18 +24,16 @@ from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
+from mu.diffusion.image_files import as_images, image_size, read_pixels
 from mu.diffusion.image_folder import (
     ImageRow,
     adopt,
-    as_images,
     borrow,
     check_rows,
     claim,
     claimed_for,
     content_hash,
-    image_size,
     made_in,
-    read_pixels,
     scheduler_hash,
     write_images,
 )

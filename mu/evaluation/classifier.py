@@ -30,7 +30,7 @@ from mu.core.errors import ConfigError, DataError, OutputError, nearest, quoted,
 from mu.core.files import check_writing, write_json, writing
 from mu.core.records import checked, read_record
 from mu.core.scores import Score
-from mu.diffusion.image_folder import read_images
+from mu.diffusion.image_files import read_images
 from mu.models.judge import RANDOM, Judge
 from mu.models.quiet import quiet_libraries
 

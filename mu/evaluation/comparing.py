@@ -19,7 +19,8 @@ from mu.core.metrics import scored
 from mu.core.records import Panel, PanelRow
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
-from mu.diffusion.image_folder import ImageRow, read_images, save_image
+from mu.diffusion.image_files import read_images, save_image
+from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import Images, batches
 from mu.evaluation.backbones import lpips_network
 from mu.evaluation.judges import Judge

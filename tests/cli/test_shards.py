@@ -18,7 +18,7 @@ from mu.core.lock import locked
 from mu.core.records import read_json
 from mu.core.run import RunDirectory
 from mu.core.workers import LostPartError
-from mu.diffusion.image_folder import read_pixels
+from mu.diffusion.image_files import read_pixels
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
 from mu.evaluation import parts

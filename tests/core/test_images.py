@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from mu.core.errors import DataError
 from mu.core.images import rgb, shown_size
 from mu.data.pairs import decode
-from mu.diffusion.image_folder import image_size, read_images, read_pixels
+from mu.diffusion.image_files import image_size, read_images, read_pixels
 from mu.models import load
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)

@@ -9,15 +9,8 @@ from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.files import sha256, write_json
 from mu.core.run import RunDirectory
 from mu.diffusion import image_folder
-from mu.diffusion.image_folder import (
-    ImageRow,
-    _as_made,
-    before_after,
-    claim,
-    read_images,
-    recipe_of,
-    write_images,
-)
+from mu.diffusion.image_files import read_images
+from mu.diffusion.image_folder import ImageRow, _as_made, before_after, claim, recipe_of, write_images
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.gates import FixedStrength

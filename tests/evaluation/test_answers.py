@@ -13,7 +13,8 @@ import mu
 from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
 from mu.diffusion import image_folder
-from mu.diffusion.image_folder import ImageRow, read_images, save_image
+from mu.diffusion.image_files import read_images, save_image
+from mu.diffusion.image_folder import ImageRow
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit

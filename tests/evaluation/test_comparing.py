@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from mu.core.run import RunDirectory
-from mu.diffusion.image_folder import ImageRow, read_images, save_image
+from mu.diffusion.image_files import read_images, save_image
+from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import Found
 from mu.evaluation.comparing import MOST_CHANGED, put_most_changed
 from mu.report.images import grids

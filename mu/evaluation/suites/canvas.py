@@ -43,16 +43,8 @@ from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.canvas import OBJECTS, STYLES, Scene
 from mu.data.canvas.layouts import folder_name
-from mu.diffusion.image_folder import (
-    ImageRow,
-    borrow,
-    claim,
-    content_hash,
-    made_in,
-    read_images,
-    scheduler_hash,
-    write_images,
-)
+from mu.diffusion.image_files import read_images
+from mu.diffusion.image_folder import ImageRow, borrow, claim, content_hash, made_in, scheduler_hash, write_images
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, described, is_base
 from mu.edits.gates import gate_to_json

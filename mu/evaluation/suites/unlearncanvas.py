@@ -40,7 +40,8 @@ from mu.core.errors import ConfigError, DataError, nearest, quoted
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
 from mu.data.unlearncanvas import OBJECTS, PHOTOS, STYLES
-from mu.diffusion.image_folder import ImageRow, read_images
+from mu.diffusion.image_files import read_images
+from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import ELSEWHERE, Images, Subject, batches
 from mu.evaluation.backbones import inception_or_why
 from mu.evaluation.comparing import distance_of, listed, put_most_changed

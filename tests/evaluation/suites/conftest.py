@@ -13,7 +13,8 @@ from torch import Tensor
 from mu.core.errors import DataError
 from mu.core.run import RunDirectory
 from mu.core.scores import Score
-from mu.diffusion.image_folder import ImageRow, save_image
+from mu.diffusion.image_files import save_image
+from mu.diffusion.image_folder import ImageRow
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit

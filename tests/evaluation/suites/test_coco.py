@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mu.cli import app
 from mu.core.errors import ConfigError, DataError, ModelError
 from mu.core.run import RunDirectory
-from mu.diffusion.image_folder import save_image
+from mu.diffusion.image_files import save_image
 from mu.evaluation import backbones
 from mu.evaluation.answers import Subject
 from mu.evaluation.suites.coco import CocoSuite, digest, images_in

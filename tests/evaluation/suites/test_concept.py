@@ -16,7 +16,7 @@ from mu.core.errors import ConfigError, DataError
 from mu.core.evidence import CHANGED, findings
 from mu.core.judged import kept_base
 from mu.core.run import RunDirectory
-from mu.diffusion.image_folder import save_image
+from mu.diffusion.image_files import save_image
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit

@@ -12,7 +12,7 @@ import torch
 from mu.core.errors import ConfigError, DataError
 from mu.core.intervals import wilson
 from mu.core.run import RunDirectory
-from mu.diffusion.image_folder import read_images, save_image
+from mu.diffusion.image_files import read_images, save_image
 from mu.evaluation.judges.nudenet import PRESETS, NudityJudge
 from mu.evaluation.suites import evaluate_found, i2p, prompts
 from mu.evaluation.suites.listed import read_list

@@ -15,7 +15,7 @@ from torch import Tensor
 from mu.core.errors import ConfigError, DataError, OutputError
 from mu.core.run import RunDirectory
 from mu.data.prompt_lists import entries
-from mu.diffusion.image_folder import read_images, save_image
+from mu.diffusion.image_files import read_images, save_image
 from mu.evaluation.answers import Found, Subject
 from mu.evaluation.judges import Seen
 from mu.evaluation.metrics.intervals import wilson

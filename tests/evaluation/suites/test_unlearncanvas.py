@@ -19,7 +19,7 @@ from mu.cli import app
 from mu.core.errors import ConfigError, DataError, MissingDependency, OutputError
 from mu.core.evidence import CHANGED, findings, read_evidence
 from mu.core.run import RunDirectory
-from mu.diffusion.image_folder import save_image
+from mu.diffusion.image_files import save_image
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
