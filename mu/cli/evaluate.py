@@ -207,7 +207,7 @@ def evaluate(
         check_regular(prompts, "the prompt file")
     check_places(model, places, edited=edited)
     from mu.core.compute import pick_device
-    from mu.evaluation.answers import Shard
+    from mu.core.workers import Shard
     from mu.evaluation.audit import begin, subject
     from mu.evaluation.parts import Loading, other_parts
     from mu.evaluation.suites import evaluate as measured

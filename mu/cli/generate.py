@@ -29,11 +29,11 @@ from mu.cli.options import (
 from mu.core.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
+    from mu.core.workers import Shard
     from mu.data.prompts import PromptRow
     from mu.diffusion.image_folder import ImageRow
     from mu.edits.bank import Bank
     from mu.edits.gates import Gate
-    from mu.evaluation.answers import Shard
     from mu.models.diffusion import DiffusionModel
 
 
@@ -119,10 +119,11 @@ def generate(
     Example: mu generate --prompt "A star image in neon style." --edit outputs/neon --n 4 --out outputs/images
     """
     from mu.core.program import show_log
-    from mu.core.workers import beside, devices_of
+    from mu.core.workers import WHOLE, Shard, beside, devices_of
 
     show_log()
     devices = devices_of(device) if shard == AUTO else []
+    part = Shard.parse(shard) if shard and shard != AUTO else WHOLE
     if bool(prompt) == bool(prompts):
         raise ConfigError(
             "no prompts: pass --prompt TEXT, or --prompts FILE"
@@ -141,9 +142,7 @@ def generate(
     cases = _cases(prompt, prompts, column, seed)
     check_places(model, edit or (), bank)
     from mu.diffusion.image_folder import existing, part_of
-    from mu.evaluation.answers import WHOLE, Shard
 
-    part = Shard.parse(shard) if shard and shard != AUTO else WHOLE
     _check_list(out, prompts, overwrite)
     rows = _rows(cases, n, guidance, pixels)
     existing(rows, out, resume=resume, overwrite=overwrite)
@@ -195,8 +194,8 @@ def make(asked: Asked, device: str | None, part: Shard) -> None:
     from mu.core.progress import progress_bar
     from mu.core.records import Prompt
     from mu.core.run import RunDirectory
+    from mu.core.workers import WHOLE
     from mu.diffusion.image_folder import part_of, recipe_of, write_images
-    from mu.evaluation.answers import WHOLE
 
     whole, rows = part == WHOLE, part.of(asked.rows)
     folder = asked.out if whole else part_of(asked.out, part.k, part.n)

@@ -9,18 +9,43 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TypeVar
 
 from mu.core import threads
 from mu.core.devices import check_device
-from mu.core.errors import MuError, quoted
+from mu.core.errors import ConfigError, MuError, quoted
+
+T = TypeVar("T")
 
 
 class LostPartError(MuError):
     """A part of the work was not done."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``k`` of ``n`` of the images, from 1: every n-th image, so that all parts take equally long."""
+
+    k: int = 1
+    n: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``2/8``. Raises `ConfigError` for anything else."""
+        k, slash, n = text.partition("/")
+        if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n) <= 10_000):
+            raise ConfigError(f"a shard is written K/N with K from 1 to N, like 2/8, not {quoted(text[:40])}")
+        return cls(int(k), int(n))
+
+    def of(self, rows: Sequence[T]) -> Sequence[T]:
+        return rows[self.k - 1 :: self.n]
+
+
+WHOLE = Shard()
 
 
 def devices_of(wanted: str | None) -> list[str]:

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mu.core.errors import ConfigError, DataError, quoted
+from mu.core.errors import DataError
 from mu.core.files import sha256
 from mu.core.lock import locked
 from mu.core.progress import progress_bar
 from mu.core.run import RunDirectory
+from mu.core.workers import Shard
 from mu.diffusion.image_files import as_images, image_size, read_pixels
 from mu.diffusion.image_folder import (
     ImageRow,
@@ -92,28 +93,6 @@ class Images(Protocol):
         ...
 
     def paths(self, rows: Sequence[ImageRow], column: str = "base") -> list[Path]: ...
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part ``k`` of ``n`` of the images, from 1: every n-th image, so that all parts take equally long."""
-
-    k: int = 1
-    n: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read ``2/8``. Raises `ConfigError` for anything else."""
-        k, slash, n = text.partition("/")
-        if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n) <= 10_000):
-            raise ConfigError(f"a shard is written K/N with K from 1 to N, like 2/8, not {quoted(text[:40])}")
-        return cls(int(k), int(n))
-
-    def of(self, rows: Sequence[ImageRow]) -> Sequence[ImageRow]:
-        return rows[self.k - 1 :: self.n]
-
-
-WHOLE = Shard()
 
 
 @dataclass(frozen=True)

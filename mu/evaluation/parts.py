@@ -42,7 +42,7 @@ def other_parts(
     Raises `ConfigError`, before a process begins, if the suite takes no shards or other options than these, and
     `mu.core.workers.LostPartError` after the block if a shard was not made.
     """
-    from mu.evaluation.answers import Shard
+    from mu.core.workers import Shard
     from mu.evaluation.suites import check_options
 
     shards = [Shard(k, len(devices)) for k in range(1, len(devices) + 1)]

@@ -12,13 +12,14 @@ import torch
 import mu
 from mu.core.errors import ConfigError, DataError
 from mu.core.run import RunDirectory
+from mu.core.workers import Shard
 from mu.diffusion import image_folder
 from mu.diffusion.image_files import read_images, save_image
 from mu.diffusion.image_folder import ImageRow
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.weights import WeightEdit
-from mu.evaluation.answers import Answers, Found, Shard, bases_beside, batches
+from mu.evaluation.answers import Answers, Found, bases_beside, batches
 from mu.models.parameters import select
 
 

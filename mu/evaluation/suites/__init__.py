@@ -19,11 +19,12 @@ from mu.core.lock import locked
 from mu.core.records import Prompt, checked
 from mu.core.run import RunDirectory, versions
 from mu.core.scores import Table
+from mu.core.workers import WHOLE, Shard
 from mu.diffusion.image_folder import RECIPE, ImageRow
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, base_fingerprint
 from mu.edits.gates import gate_to_json
-from mu.evaluation.answers import WHOLE, Answers, Found, Images, Shard, Subject, bases_beside
+from mu.evaluation.answers import Answers, Found, Images, Subject, bases_beside
 from mu.evaluation.audit import check_erases
 from mu.evaluation.comparing import put_samples
 from mu.evaluation.judges import check_judge

@@ -19,12 +19,13 @@ from mu.cli import app
 from mu.core.errors import ConfigError, DataError, MissingDependency, OutputError
 from mu.core.evidence import CHANGED, findings, read_evidence
 from mu.core.run import RunDirectory
+from mu.core.workers import Shard
 from mu.diffusion.image_files import save_image
 from mu.edits.edit import EditInfo
 from mu.edits.files import open_edit
 from mu.edits.weights import WeightEdit
 from mu.evaluation import backbones
-from mu.evaluation.answers import Found, Shard, Subject
+from mu.evaluation.answers import Found, Subject
 from mu.evaluation.judges import Seen, open_judge
 from mu.evaluation.metrics.frechet import frechet_distance
 from mu.evaluation.metrics.intervals import wilson
