@@ -95,10 +95,12 @@ def protocols() -> list[dict[str, Any]]:
 def around(words: int, compared: int, known: int) -> int:
     """Evaluations that ask the model for a concept's surroundings, and whether it knows the concept.
 
-    ``words`` are felt, ``compared`` put beside the concept and its hubs, and those ``known`` beside rivals too; each
-    prompt at two noise levels, and at two noises but for the first."""
+    ``words`` are felt, ``compared`` put beside the concept and its hubs, and those ``known`` beside rivals too and the
+    nearest of kin (none of which is a hub or a rival); each prompt at two noise levels, and at two noises but for the
+    first."""
+    beside_known = surroundings.HUBS + surroundings.NEAREST_OF_KIN
     felt = 2 * (2 + words) + 2
-    divided = 4 * (2 + compared) + 4 * compared * (2 + surroundings.HUBS) + 4 * known * surroundings.HUBS + 4
+    divided = 4 * (2 + compared) + 4 * compared * (2 + surroundings.HUBS) + 4 * known * beside_known + 4
     agreed = 4 * (1 + len(surroundings.ALONE) + len(surroundings.PROBED_ALONE)) + 4
     return felt + divided + agreed
 

@@ -216,8 +216,9 @@ def test_evaluations_of_a_search_are_those_that_it_makes(
     peers, partners = surroundings.divided(tiny, "neon", words[:3])
     surroundings.agreement(tiny, "neon")
     known = len(peers) + len(partners)
-    # beside fewer words than HUBS, each is a hub and none is a rival
-    missing = 4 * len(words[:3]) * (surroundings.HUBS - len(words[:3])) + 4 * known * surroundings.HUBS
+    # of fewer words than HUBS, each is a hub: none is a rival, and of the nearest of kin all is measured already
+    missing = 4 * len(words[:3]) * (surroundings.HUBS - len(words[:3]))
+    missing += 4 * known * (surroundings.HUBS + surroundings.NEAREST_OF_KIN)
     assert counter.count == counted.around(5, len(words[:3]), known) - missing and len(words) >= 3
     around = Surroundings("neon", ("sketch",), ("star",), ("{}",), ("one {}", "a drawing of {}"), ("",))
     made = probe.Probe(tiny, around)

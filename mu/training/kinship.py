@@ -22,7 +22,8 @@ def kinship(t: Tensor, among: Tensor, own: Tensor) -> Tensor:
     """How far each of n words is of the concept's kind: (n,), above 0 if it is.
 
     ``t`` (n,) is t(concept, word), ``among`` (r, n) is t(reference, word), and ``own`` (r,) is t(concept, reference).
-    Some references stand well beside the concept and some badly; one that is a word itself has nan with itself.
+    Some references stand well beside the concept and some badly; one that is a word itself has nan with itself, and so
+    have the concept in ``t`` if it is one of the words, and in ``own`` if it is a reference.
 
     It is the mean of three: 1 - t; how far t is below what concept and word have with others; and the correlation, over
     the references, of what the word has with each and what the concept has. No paper has this measure: a check is to
@@ -30,7 +31,7 @@ def kinship(t: Tensor, among: Tensor, own: Tensor) -> Tensor:
     """
     typical = among.nanmean(dim=1, keepdim=True)
     ease = (among - typical).nanmean(dim=0)
-    below = t.mean() + ease - t
+    below = t.nanmean() + ease - t
     beyond = own[:, None] - typical
     beyond = beyond - beyond.nanmean()
     profile = among - typical - ease

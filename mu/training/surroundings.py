@@ -41,6 +41,8 @@ LASTING = 0.35
 """The share of a word's direction that must last in company; a word that the model never learned loses it."""
 KIN = 0.1
 """The `kinship` above which a word is a peer."""
+NEAREST_OF_KIN = 3
+"""Words whose kinship with a word counts as much as the concept's own does."""
 
 PIECES, LETTERS = 1.5, 1.5
 """Tokens per word of a concept that is read in pieces, and letters per token of one that is read letter by letter."""
@@ -84,8 +86,8 @@ def surroundings(
 
     ``beside`` are concepts that are erased together with this one: nothing around it names them.
 
-    Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, 28 for each of `COMPARED`, and 16 more
-    for each that the model has learned.
+    Costs two evaluations of the backbone for each of at most `MOST_WORDS` words, 28 for each of `COMPARED`, and at most
+    28 more for each that the model has learned.
     """
     named = [word for word in retain if not says(word, concept)]
     known = whole_words(model, concept, *beside)
@@ -194,7 +196,9 @@ def divided(model: DiffusionModel, concept: str, words: Sequence[str]) -> tuple[
     <d(w c) - d(c), d(w)> / |d(w)|^2 lasts, and of the concept's the share <d(w c) - d(w), d(c)> / |d(c)|^2. d(w c) is
     the mean over both orders. What the model never learned lasts neither beside the concept nor beside its best
     companions: it is neither peer nor partner. Of the rest, `kinship` tells peers from partners, by the shares that
-    last beside `HUBS` companions and as many rivals; beside rivals only the rest is measured.
+    last beside `HUBS` companions and as many rivals; beside rivals only the rest is measured. A word may hide the
+    concept and be of another kind (a style that no object suits well), so it is the mean of the concept's kinship with
+    a word and that of its `NEAREST_OF_KIN`.
     """
     if not words:
         return [], []
@@ -218,10 +222,18 @@ def divided(model: DiffusionModel, concept: str, words: Sequence[str]) -> tuple[
     known = (torch.maximum(of_words, others.mean(0)) >= LASTING).nonzero().flatten().tolist()
     if not known:
         return [], []
-    beside_rivals = [shares(w[k], [f"{words[k]} {words[n]}" for n in known], of=known) for k in rivals]
-    among = [*(together(*both)[known] for both in beside_hubs), *(together(*both) for both in beside_rivals)]
-    itself = torch.tensor([[n == k for n in known] for k in (*hubs, *rivals)])
-    kin = kinship(t[known], torch.stack(among).masked_fill(itself, torch.nan), t[[*hubs, *rivals]])
+    beside = {k: together(*both)[known] for k, both in zip(hubs, beside_hubs, strict=True)}
+
+    def row(k: int) -> Tensor:
+        """t of word k with those known; nan with itself."""
+        if k not in beside:
+            beside[k] = together(*shares(w[k], [f"{words[k]} {words[n]}" for n in known], of=known))
+        return beside[k].masked_fill(torch.tensor([n == k for n in known]), torch.nan)
+
+    among, own = torch.stack([row(k) for k in (*hubs, *rivals)]), t[[*hubs, *rivals]]
+    kin = kinship(t[known], among, own)
+    nearest = [k for k in kin.argsort(descending=True, stable=True).tolist() if kin[k] > KIN][:NEAREST_OF_KIN]
+    kin = torch.stack([kin, *(kinship(row(known[k]), among, among[:, k]) for k in nearest)]).nanmean(dim=0)
     peers = [k for k in kin.argsort(descending=True, stable=True).tolist() if kin[k] > KIN]
     partners = [k for k in company[known].argsort(descending=True, stable=True).tolist() if kin[k] <= KIN]
     return [words[known[k]] for k in peers], [words[known[k]] for k in partners]

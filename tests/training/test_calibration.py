@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 import mu
 from mu.algorithms import algorithm, method
@@ -20,8 +21,9 @@ from mu.models.parameters import fingerprint, select
 from mu.training.calibration import SPARED, Calibration, _chosen, settled
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.closed_form import ANCHORS, candidates
+from mu.training.kinship import kinship
 from mu.training.probe import Probe, Reading, Sight
-from mu.training.surroundings import Surroundings, learned
+from mu.training.surroundings import KIN, NEAREST_OF_KIN, Surroundings, learned
 from mu.training.surroundings import surroundings as measured
 from tests.training.conftest import calibrated, surroundings
 
@@ -88,6 +90,20 @@ def test_an_object_has_other_partners_than_a_style(model: DiffusionModel):
 def test_a_style_is_no_peer_of_an_object_nor_an_object_of_a_style(model: DiffusionModel, around: Surroundings):
     assert {*around.peers[:6]} <= {*STYLES} and not {*around.peers} & {*OBJECTS}
     assert len({*around.partners} & {*OBJECTS}) >= 6 and not {*around.partners} & {*STYLES}
+
+
+def test_a_word_that_hides_the_concept_is_no_peer_if_its_nearest_of_kin_stand_well_beside_it(
+    model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+):
+    """On canvas, objects fade beside "vintage"; beside "watercolor" and "photo" they do not."""
+    found: list[Tensor] = []
+    monkeypatch.setattr("mu.training.surroundings.kinship", lambda *of: found.append(kinship(*of)) or found[-1])
+    around = measured(model, "vintage")
+    assert (
+        not {*around.peers} & {*OBJECTS} and {*around.partners} >= {*OBJECTS} and len({*around.peers} & {*STYLES}) >= 6
+    )
+    assert len(found) == 1 + NEAREST_OF_KIN
+    assert (found[0] > KIN).sum() >= len(around.peers) + 4, "control: by the concept's own kinship"
 
 
 def test_probes_are_not_trained_on_and_nothing_kept_names_the_concept(around: Surroundings):
