@@ -3,8 +3,8 @@ scenes.
 
     python benchmarks/canvas_separable.py --out outputs/canvas_separable --json docs/results/canvas_separable.json
 
-Every method with its preset ``canvas``, on every style and object; the judge reads the images. Five parts
-(``--parts``):
+Every method with its preset ``canvas``, or where it has none with ``calibrated``, on every style and object; the judge
+reads the images. Five parts (``--parts``):
 
 - ``single``: each concept alone, by suite canvas: UA, IRA, CRA, the Fréchet distance, and what happens on neutral
   prompts, which do not name the concept; what came instead of the concept; LPIPS-like distance, in the
@@ -128,9 +128,9 @@ class Bench:
         return run, list(work.separate(open_edit(run.edit)))
 
     def preset(self, method: type[Algorithm], concepts: Sequence[str]) -> BaseConfig:
-        """The method's ``canvas``; in the place of objects what ``canvas-objects`` says, where there is one."""
+        """The method's ``canvas``, or without one ``calibrated``; of objects ``canvas-objects``, where there is one."""
         presets = method.presets
-        if not hasattr(presets["canvas"], "anchors"):
+        if not hasattr(presets.get("canvas"), "anchors"):
             return method.for_concepts(list(concepts), self.model.name)
         found = [presets.get(f"canvas-{kind_of(concept)}s", presets["canvas"]).anchors[0] for concept in concepts]
         anchors = [OTHER[each] if each == concept else each for each, concept in zip(found, concepts, strict=True)]

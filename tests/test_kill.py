@@ -318,7 +318,7 @@ def test_scores_are_measured_again_the_same(commands: Commands, tmp_path: Path) 
 
 GRID = """
 methods:
-- {method: esd, preset: canvas, set: {train.iterations: 8, train.checkpoint_every: 2, denoising_steps: 2}}
+- {method: esd, preset: styles, set: {train.iterations: 8, train.checkpoint_every: 2, denoising_steps: 2}}
 - {method: uce, preset: canvas}
 concepts: [star]
 models: ["%s"]

@@ -34,7 +34,7 @@ MISTYPED = {
     "config spm --preset cnavas": "'canvas'",
     "cite nosuch": "nosuch",
     "erase smp --concept neon": "'spm'",
-    "erase ca --concept neon --preset cnavas": "'canvas'",
+    "erase fmn --concept neon --preset cnavas": "'canvas'",
     "erase spm --concept neon --set train.iteration=3": "'iterations'",
     "erase clip-ga --concept neon --set train.epochs=none": "train.epochs",
     "erase sepce --concept neon --set train": "--set",

@@ -410,7 +410,7 @@ def test_reused_latents_cannot_be_shared() -> None:
 def test_the_command_ends_all_its_processes_and_keeps_what_is_done(end: str, tmp_path: Path) -> None:
     run, words = (
         RunDirectory(tmp_path / "run"),
-        "erase esd --concept star --preset canvas --no-images --devices cpu,cpu",
+        "erase esd --concept star --preset styles --model canvas --no-images --devices cpu,cpu",
     )
     quick = ["--set", "denoising_steps=1", "--set", "train.iterations=1000000", "--out", str(run.folder)]
     command = subprocess.Popen(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -138,9 +137,8 @@ class ConceptAblationMethod(DiffusionMethod):
                 "anchor_weight": 0.0,
             },
         ),
-        Preset("canvas", "styles of the embedded model", Path(__file__).with_name("canvas.yaml")),
-        Preset(
-            "canvas-objects", "objects of the embedded model, anchored to house", {"anchors": ["house"]}, of="canvas"
-        ),
-        former={"comparison": "styles", "canvas-object": "canvas-objects"},
+        former={
+            "comparison": "styles",
+            **dict.fromkeys(("canvas", "canvas-objects", "canvas-object"), "calibrated"),
+        },
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -97,5 +96,5 @@ class ESDMethod(DiffusionMethod):
             "styles by the program released in 2025: its sampler, rate and number of updates",
             {"train": {"iterations": 200, "lr": 5e-5}, "latents_from": "frozen", "sampler": "model"},
         ),
-        Preset("canvas", "styles and objects of the embedded model", Path(__file__).with_name("canvas.yaml")),
+        former={"canvas": "calibrated"},
     )
