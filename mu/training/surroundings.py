@@ -257,11 +257,11 @@ def _states(model: DiffusionModel, images: int, steps: int = 10) -> list[tuple[T
 
 def _effects(model: DiffusionModel, texts: Sequence[str], states: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """(n, values): the backbone's own output for each prompt of ``texts``, at all ``states``."""
-    columns = []
+    columns, encoded = [], _encoded(model, texts)
     for x, t in states:
         rows = [
             model.predict(x.repeat(len(c), 1, 1, 1), t, c[torch.arange(len(c)).repeat_interleave(len(x))])
-            for c in _encoded(model, texts)
+            for c in encoded
         ]
         columns.append(torch.cat(rows).reshape(len(texts), -1).float().cpu())
     return torch.cat(columns, dim=1)
