@@ -86,28 +86,36 @@ def forget_set(
 
 
 def _painted(tar: Path, recipe: dict[str, Any], n: int, device: str | None, overwrite: bool) -> list[Pair]:
-    """Generate ``n`` images in the folder named like ``tar``. Images that ``recipe`` already made there are kept."""
+    """Generate ``n`` images in the folder named like ``tar``. Images that ``recipe`` already made there are kept.
+
+    The recipe is completed by what the model's images follow from, so that those of other weights are not kept."""
     from mu.core.files import check_writing
+    from mu.core.lock import locked
     from mu.core.progress import progress_bar
     from mu.data.pairs import Pair
     from mu.data.shards import Extent
-    from mu.diffusion.image_folder import RECIPE, ImageRow, claim, claimed_for, write_images
+    from mu.diffusion.image_folder import RECIPE, ImageRow, claim, claimed_for, recipe_of, write_images
     from mu.diffusion.sampling import check_request
+    from mu.edits.bank import Bank
     from mu.models import load_diffusion
 
     folder = tar.with_suffix("")
     check_writing(tar)
     if folder.exists() and any(folder.iterdir()) and not (folder / RECIPE).exists():
         raise OutputError(f"{folder} holds other files: choose another --out")
-    if tar.exists() and not overwrite and claimed_for(folder) != recipe:
-        raise OutputError(f"{tar} exists and was made with other options: choose another --out, or pass --overwrite")
     painter = load_diffusion(recipe["model"], device=device, precision=recipe["precision"])
+    of_model = recipe_of(Bank(painter))
+    made_by = recipe | {key: of_model[key] for key in ("model", "precision")}
+    if tar.exists() and not overwrite and claimed_for(folder) != made_by:
+        raise OutputError(
+            f"{tar} exists and was made with other options or weights: choose another --out, or pass --overwrite"
+        )
     ends = (recipe["seed"], recipe["seed"] + n - 1)
     check_request(painter, recipe["prompts"], ends, steps=recipe["steps"], guidance=recipe["guidance"])
-    claim(folder, recipe)
     prompts = itertools.islice(itertools.cycle(recipe["prompts"]), n)
     rows = [ImageRow(f"{k:05d}.png", text, recipe["seed"] + k) for k, text in enumerate(prompts)]
-    with progress_bar("images", n) as advance:
+    with locked(folder), progress_bar("images", n) as advance:
+        claim(folder, made_by)
         write_images(
             painter,
             rows,

@@ -61,7 +61,6 @@ PredictionType = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 AUTO = "auto"
 """The word of ``--shard`` for all devices of this machine."""

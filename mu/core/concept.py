@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 from pydantic_core import CoreSchema, core_schema
@@ -107,27 +106,3 @@ def distinct(texts: Iterable[object]) -> list[Concept]:
 
 ConceptList = Annotated[list[Concept], AfterValidator(distinct)]
 """Type of a setting that lists the concepts to erase."""
-
-
-class Concepts(NamedTuple):
-    """The styles and objects of an UnlearnCanvas folder, sorted, spaced like prompts."""
-
-    styles: tuple[str, ...]
-    objects: tuple[str, ...]
-
-
-def concepts_in(folder: Path | str) -> Concepts:
-    """The names in an UnlearnCanvas folder, ``<Style>/<Object>/...``: two levels of visible folders.
-
-    Raises `DataError` if there are none.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder")
-    cells = [
-        cell for cell in folder.glob("*/*") if cell.is_dir() and not any(p.startswith(".") for p in cell.parts[-2:])
-    ]
-    if not cells:
-        raise DataError(f"{folder} holds no <Style>/<Object> folders: give the folder that holds the styles")
-    styles, objects = {cell.parent.name for cell in cells}, {cell.name for cell in cells}
-    return Concepts(*(tuple(sorted(name.replace("_", " ") for name in names)) for names in (styles, objects)))

@@ -62,7 +62,7 @@ class ConceptImages:
         size = self.model.default_size
         fitted = ImageOps.fit(self.own[k].image(), (size, size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
-        generator = torch.Generator(self.model.device).manual_seed(self.seeds[k % len(self.seeds)])
+        generator = compute.generator(self.seeds[k % len(self.seeds)])
         return self.model.encode_images(pixels[None], generator)
 
 

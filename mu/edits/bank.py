@@ -201,9 +201,11 @@ def sums(edits: Iterable[tuple[Edit, float]]) -> Iterator[tuple[str, Tensor]]:
 
 
 def together(parts: Sequence[tuple[Factors, float]]) -> Factors:
-    """The sum of several factors of one layer, each times its strength, as one pair with a scale of 1; float32."""
-    down = torch.cat([factors.down.detach().float().flatten(1) for factors, _ in parts])
-    ups = [factors.up.detach().float().flatten(1) * (factors.scale * strength) for factors, strength in parts]
+    """The sum of several factors of one layer, each times its strength, as one pair with a scale of 1; float32, on the
+    device of the first."""
+    like = parts[0][0].down.detach().float()
+    down = torch.cat([factors.down.detach().to(like).flatten(1) for factors, _ in parts])
+    ups = [factors.up.detach().to(like).flatten(1) * (factors.scale * strength) for factors, strength in parts]
     shape, kernel = parts[0][0].down.shape, parts[0][0].up.shape[2:]
     rank = len(down)
     return Factors(down.reshape(rank, *shape[1:]), torch.cat(ups, dim=1).reshape(-1, rank, *kernel), float(rank))

@@ -93,10 +93,15 @@ def difference(
         method or IMPORTED,
         named,
         config={"file": place.resolve().stem if place.is_file() else place.resolve().name},
-        found={**found.facts, "files": {path.name: sha256(path) for path in weights.paths}},
+        found={**found.facts, "files": {_named(path, place): sha256(path) for path in weights.paths}},
         **described(base, edit.parameters),
     )
     return edit
+
+
+def _named(file: Path, place: Path) -> str:
+    """The path of ``file`` in the folder ``place``; of a file elsewhere, its name."""
+    return file.relative_to(place).as_posix() if file.is_relative_to(place) and file != place else file.name
 
 
 def _check(error: float | None, rank: int | None) -> None:

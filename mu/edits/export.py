@@ -145,7 +145,7 @@ def _unet(merged: Merged, path: Path) -> None:
     model: Any = merged.model
     dtype = _source_dtype(model, model.backbone_name)
     merged.count(model.backbone, _all(model.backbone, dtype))
-    _state({name: _cast(tensor, dtype) for name, tensor in model.backbone.state_dict().items()}, path, {})
+    _state({name: _cast(tensor, dtype).cpu() for name, tensor in model.backbone.state_dict().items()}, path, {})
 
 
 def _all(module: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.dtype | None]:
@@ -179,6 +179,7 @@ def _compvis(merged: Merged, path: Path) -> None:
     tensors, metadata, settings = described(tensors, metadata, model.pipeline, model.prediction_type, path)
     tensors |= description_of(model.pipeline)
     with _description(path, settings):
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         _state(tensors if path.suffix == ".safetensors" else {"state_dict": tensors}, path, metadata)
 
 
@@ -188,13 +189,16 @@ def _description(path: Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
     Without settings, an older description by `write_yaml` is deleted after the block.
     """
-    file, existed = beside_file(path)[0], beside_file(path)[0].exists()
+    file = beside_file(path)[0]
+    before = file.read_bytes() if file.exists() else None
     if settings:
         write_yaml(file, settings)
     try:
         yield
     except BaseException:
-        if settings and not existed:
+        if before is not None:
+            file.write_bytes(before)
+        elif settings:
             file.unlink(missing_ok=True)
         raise
     if not settings:

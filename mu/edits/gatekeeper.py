@@ -175,7 +175,7 @@ class Gatekeeper:
         def before_backbone(_: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
             given = self.model.given
             conditioning = given or Conditioning(self.model.conditioning_of(args, options))
-            pairs, key = self._halves(args[0], given), _key(conditioning)
+            pairs, key = self._halves(args[0] if args else options["sample"], given), _key(conditioning)
             key = key and (*key, pairs, given is None)
             if key is None or self._last is None or not _same(key, self._last[0]):
                 if given is None:

@@ -412,9 +412,21 @@ def _check_settings(settings: Mapping[str, Any], component: str, name: str) -> N
         try:
             for pattern in dict(settings.get(key) or {}):
                 re.compile(pattern)
+                if _takes_long(pattern):
+                    raise EditError(
+                        f"{key} of {titled(name)} holds the pattern {quoted(pattern)}, which may take years to match: "
+                        "name the layers"
+                    )
         except (TypeError, ValueError, OverflowError, RecursionError, re.error):
             what = "not a mapping from layer patterns to numbers"
             raise EditError(f"{key} of {titled(name)} is {what}: make or copy the file again") from None
+
+
+def _takes_long(pattern: str) -> bool:
+    """Whether matching ``pattern`` may take time exponential in a name's length, or a high power of it: it repeats a
+    group, or holds more than three unbounded repetitions."""
+    plain = re.sub(r"\[.*?\]", "x", re.sub(r"\\.", "x", pattern))
+    return bool(re.search(r"\)[*+{]", plain)) or len(re.findall(r"[*+]|\{\d*,\d*\}", plain)) > 3
 
 
 def _number(value: Any, what: str, name: str) -> float:

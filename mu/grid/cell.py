@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -154,14 +155,14 @@ class Counter:
     def watch(self, model: Any) -> None:
         """Count from now on. Models of another kind make no images, and are not counted."""
         if isinstance(model, DiffusionModel):
-            self._handles.append(model.backbone.register_forward_pre_hook(self._add))
+            self._handles.append(model.backbone.register_forward_pre_hook(self._add, with_kwargs=True))
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _add(self, module: torch.nn.Module, given: tuple[Any, ...]) -> None:
-        self.count += len(given[0])
+    def _add(self, module: torch.nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        self.count += len(given[0] if given else named["sample"])
 
 
 def most_memory() -> float:

@@ -58,7 +58,7 @@ def _on_ray(ray: Any, cells: Sequence[Cell], home: Path, memory: float | None, d
     Raises `ConfigError` if no machine of the cluster has the memory (GiB) that a cell needs."""
     wanted = _fit(ray, cells, memory, device)
     task = ray.remote(_run).options(
-        num_cpus=wanted.threads, num_gpus=int(wanted.gpu), memory=int(wanted.memory * GIB), max_retries=RETRIES
+        num_cpus=wanted.threads, num_gpus=int(wanted.gpus > 0), memory=int(wanted.memory * GIB), max_retries=RETRIES
     )
     place = str(home.resolve())
     waiting = {task.remote(cell.to_json(), place, wanted.threads): cell for cell in cells}

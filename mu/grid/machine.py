@@ -29,12 +29,12 @@ class Room(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """``jobs`` cells at once, with so many ``threads`` and ``memory`` (GiB) each, and a GPU each if ``gpu``."""
+    """``jobs`` cells at once, with so many ``threads`` and ``memory`` (GiB) each, and one of the ``gpus`` each."""
 
     jobs: int
     threads: int
     memory: float
-    gpu: bool = False
+    gpus: int = 0
 
 
 def room(device: str = "") -> Room:
@@ -58,7 +58,7 @@ def fit(cells: Sequence[Cell], free: Room, jobs: int | None = None, memory: floa
     if free.memory is not None and not free.gpus:
         limits.append(int(free.memory // need))
     at_once = jobs or max(1, min(limits))
-    return Fit(at_once, 1 if small else max(1, free.cores // at_once), need, bool(free.gpus))
+    return Fit(at_once, 1 if small else max(1, free.cores // at_once), need, free.gpus)
 
 
 def needed(model: str) -> float:

@@ -126,8 +126,8 @@ def _serve(connection: Connection, home: Path, fit: Fit, number: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     end_with_parent()
     quiet(home)
-    if fit.gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = _gpu(number)
+    if fit.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, fit.gpus)
     limit_threads(fit.threads)
     from mu.grid.cell import run_cell
 
@@ -159,7 +159,7 @@ def limit_threads(count: int) -> None:
         os.environ[name] = str(count)
 
 
-def _gpu(number: int) -> str:
-    """The GPU of worker ``number``, among those that this process may see."""
+def gpu_of(number: int, gpus: int) -> str:
+    """The GPU of worker ``number``, among the ``gpus`` that this process may see; workers may share one."""
     seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return seen[number % len(seen)] if seen else str(number)
+    return seen[number % len(seen)] if seen else str(number % gpus)

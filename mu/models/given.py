@@ -69,6 +69,7 @@ def _diffusion(
     model = face(pipeline, str(name), pipeline.device, dtype, clip_skip, placed=precision is not None)
     if prediction_type is not None:
         model.prediction_type = prediction_type
+        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
     return model
 
 
@@ -76,7 +77,9 @@ def _transformers(model: Any, processor: Any) -> ClipModel | VisionLanguageModel
     name = model.name_or_path or type(model).__name__
     if processor is None:
         try:
-            processor = AutoProcessor.from_pretrained(model.name_or_path, local_files_only=True)
+            processor = AutoProcessor.from_pretrained(
+                model.name_or_path, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:
             raise ConfigError(f"{titled(name)} has no tokenizer ({reason(error)}): pass processor=...") from None
     tokenizer, images = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)

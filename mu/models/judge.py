@@ -64,7 +64,7 @@ class Judge:
         try:
             with quiet_libraries():
                 model = AutoModelForImageClassification.from_pretrained(
-                    place, dtype=torch.float32, local_files_only=True
+                    place, dtype=torch.float32, local_files_only=True, trust_remote_code=False
                 )
                 processor = CLIPImageProcessorPil.from_pretrained(place, local_files_only=True)
         except Exception as error:
@@ -160,7 +160,7 @@ def _network(backbone: str, labels: Sequence[str]) -> tuple[Any, dict[str, Any]]
             place = hub_folder(str(place), RANDOM)
         except ModelError as error:
             raise ModelError(f"the backbone {error}") from None
-    local = {"local_files_only": True}
+    local = {"local_files_only": True, "trust_remote_code": False}
     try:
         if backbone == RANDOM:
             config = AutoConfig.from_pretrained(place, **names, **local)

@@ -58,7 +58,9 @@ class VisionLanguageModel:
         """Load from a transformers folder."""
         try:
             model = open_part(LlavaForConditionalGeneration, Path(folder), precision)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, padding_side="left"
+            )
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except ModelError:
             raise

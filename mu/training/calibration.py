@@ -176,8 +176,8 @@ def readings(calibrations: Sequence[Calibration]) -> list[Reading]:
 
 
 def worst(several: Sequence[Reading]) -> Reading:
-    """The largest of each value."""
-    return Reading(*map(max, zip(*several, strict=True)))
+    """The largest of each value; nan if one is nan."""
+    return Reading(*(math.nan if any(map(math.isnan, each)) else max(each) for each in zip(*several, strict=True)))
 
 
 def check_finite(reading: Reading) -> None:

@@ -114,4 +114,4 @@ class Watch:
 def relative_rate(weights: Sequence[Tensor], rate: float) -> float:
     """``rate`` times the root mean square of the elements of ``weights``."""
     count = sum(weight.numel() for weight in weights)
-    return rate * float(sum(weight.detach().double().square().sum() for weight in weights) / count) ** 0.5
+    return rate * float(sum(weight.detach().cpu().double().square().sum() for weight in weights) / count) ** 0.5

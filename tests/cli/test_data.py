@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mu.data.canvas.layouts import write_shards
 from mu.data.pairs import open_pairs
@@ -63,6 +65,13 @@ def test_forget_set_from_a_model(tmp_path: Path, tiny_folder: Path, cli: Any) ->
         refused = cli(*common, *other)
         assert refused.exit_code == 2 and str(path) in refused.stderr
         assert path.read_bytes() == kept
+
+    moved = shutil.copytree(tiny_folder, tmp_path / "model")
+    given = [str(moved) if each is tiny_folder else each for each in common]
+    assert cli(*given, "--n-imgs", 2, "--overwrite").exit_code == 0
+    weights = load_file(moved / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file({name: 2 * w for name, w in weights.items()}, moved / "unet" / "diffusion_pytorch_model.safetensors")
+    assert cli(*given, "--n-imgs", 2).exit_code == 2, "images of other weights are not kept"
 
     turns = ("--prompt", "a chair", "--prompt", "an avocado", "--n-imgs", 3, "--overwrite", "--json")
     assert json.loads(cli(*common, *turns).stdout)["pairs"] == 3

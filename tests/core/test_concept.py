@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mu.core.concept import LONGEST, Concept, ConceptList, concepts_in, distinct, folded, says
+from mu.core.concept import LONGEST, Concept, ConceptList, distinct, folded, says
 from mu.core.config import BaseConfig
 from mu.core.errors import DataError
-from mu.data.canvas import OBJECTS, STYLES
-from mu.data.canvas.layouts import write_unlearn_canvas
 
 
 @pytest.mark.parametrize(
@@ -114,17 +112,3 @@ def test_settings_hold_concepts_and_are_written_as_text(tmp_path: Path):
 def test_a_concept_is_a_text_to_those_who_keep_it():
     concept = Concept("Pop Art")
     assert copy.deepcopy(concept) == concept and json.dumps([concept]) == '["Pop Art"]'
-
-
-def test_a_folder_names_its_concepts(tmp_path: Path):
-    write_unlearn_canvas(tmp_path / "data", per_cell=1)
-    (tmp_path / "data" / ".cache" / "x").mkdir(parents=True)
-    styles, objects = concepts_in(tmp_path / "data")
-    assert [name.lower() for name in styles] == sorted(STYLES) and "Pop Art" in styles
-    assert [name.lower() for name in objects] == sorted(OBJECTS)
-
-
-def test_a_folder_without_concepts_is_refused(tmp_path: Path):
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(DataError):
-            concepts_in(folder)

@@ -196,6 +196,9 @@ def test_the_base_with_the_edit_is_what_was_published(
     assert all(torch.equal(found[name], wanted[name]) for name in deltas)
     assert not any(torch.equal(own(model, name), wanted[name]) for name in deltas)  # control: it was taken off
     assert snapshot(model) == before and edit.info.found["error"] == 0
+    files = edit.info.found["files"]
+    assert path.is_file() or len(files) == len(parts), "each file has its hash, whatever it is called"
+    assert all(sha256((path if path.is_dir() else path.parent) / name) == told for name, told in files.items())
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -21,7 +21,7 @@ from mu.core.errors import EditError, ModelError, OutputError
 from mu.data.canvas import rendered_pairs
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
-from mu.edits.export import FORMATS, export
+from mu.edits.export import FORMATS, _description, export
 from mu.edits.files import open_edit
 from mu.edits.lora_files import kohya_tensors, parameter_of, spm_tensors
 from mu.edits.low_rank import LowRankEdit
@@ -303,6 +303,19 @@ def test_a_merged_compvis_file_comes_back(ending: str, tiny: DiffusionModel, tin
         found = images(load_single_file(path, configs=tiny_folder))
     assert torch.allclose(found, wanted, atol=1e-5)
     assert not torch.allclose(found, plain, atol=1e-2)
+
+
+def test_a_merge_that_fails_leaves_the_old_file_with_its_own_description(tmp_path: Path) -> None:
+    """Else the old file would be read by the new one's."""
+    path, beside = tmp_path / "merged.ckpt", tmp_path / "merged.yaml"
+    for before in ("of: the old file\n", None):
+        if before:
+            beside.write_text(before)
+        with pytest.raises(OSError, match="no space"), _description(path, {"of": "the new file"}):
+            assert "new" in beside.read_text()
+            raise OSError("no space")
+        assert (beside.read_text() if beside.exists() else None) == before
+        beside.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])

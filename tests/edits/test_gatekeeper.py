@@ -449,3 +449,14 @@ def test_folded_edits_are_the_same_edits_and_come_off(tiny: DiffusionModel) -> N
             "control: one is missing"
         )
     assert fingerprint(tiny, select(tiny, "*")) == before
+
+
+def test_latents_may_be_given_by_name(tiny: DiffusionModel) -> None:
+    """As an own loop may call the network."""
+    edit = low_rank(tiny, ("star",), 3, FacilitatedTransport())
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(500)
+    with torch.no_grad(), Bank(tiny, [edit]).applied():
+        e = tiny.pipeline.text_encoder(tiny.tokens(["a star", "a dog"])[0])[0]
+        by_place = tiny.backbone(x, t, e).sample
+        assert torch.equal(tiny.backbone(sample=x, timestep=t, encoder_hidden_states=e).sample, by_place)
+        assert not torch.equal(tiny.backbone(x, t, e.flip(0)).sample, by_place), "control"

@@ -424,6 +424,8 @@ def metadata_of(**settings: Any) -> dict[str, str]:
         (metadata_of(lora_alpha="x"), "lora_alpha"),
         (metadata_of(lora_alpha=0), "lora_alpha 0"),
         (metadata_of(alpha_pattern={"(": 1}), "alpha_pattern"),
+        (metadata_of(alpha_pattern={r"(([a-z_0-9]+\.?)+)+X": 1}), "alpha_pattern.*years"),
+        (metadata_of(rank_pattern={".*.*.*.*.*X": 1}), "rank_pattern.*years"),
         (metadata_of(alpha_pattern={"a{99999999999999}": 1}), "alpha_pattern"),
         (metadata_of(alpha_pattern={"(" * 9999 + ")" * 9999: 1}), "alpha_pattern"),
         ({"lora_adapter_metadata": "{"}, "JSON"),

@@ -228,3 +228,11 @@ def test_workers_get_their_threads_unless_the_user_chose(monkeypatch: pytest.Mon
     assert os.environ["OMP_NUM_THREADS"] == "2"
     with engine_of(jobs=0) as engine:
         assert engine is in_this_process
+
+
+def test_more_workers_than_gpus_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with the number of a GPU that is not there would take the CPU without a word."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [pool.gpu_of(worker, 2) for worker in range(5)] == ["0", "1", "0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    assert [pool.gpu_of(worker, 2) for worker in range(3)] == ["3", "7", "3"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mu
+from mu.core.errors import OutputError
 from mu.data import canvas as world
 from mu.data.canvas import Scene
 from mu.models import EMBEDDED, WEIGHTS
@@ -116,7 +117,12 @@ def test_training_makes_stock_folders_and_skips_what_is_done(tmp_path):
     model = mu.load(tmp_path / "diffusion", device="cpu")
     assert mu.generate(model, ["a star"], [0], steps=1).shape == (1, 3, 64, 64)
     made = (tmp_path / "clip" / "model.safetensors").stat().st_mtime_ns
-    train_world(tmp_path, seed=3, steps=few, images=64, work=tmp_path / "work")
+    for other in ({"world": 1}, {"seed": 4}, {"images": 65}):
+        with pytest.raises(OutputError, match=str(next(iter(other.values())))):
+            train_world(tmp_path, **{"seed": 3, "steps": few, "images": 64, **other})
+    train_world(tmp_path, seed=3, steps=few | {"clip": 2}, images=64, work=tmp_path / "work")
+    begun = json.loads((tmp_path / "work" / "world.json").read_text())
+    assert begun["steps"] == few, "those that were made"
     assert (tmp_path / "clip" / "model.safetensors").stat().st_mtime_ns == made
     assert json.loads((tmp_path / "judge" / "config.json").read_text())["architectures"] == [
         "ResNetForImageClassification"

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
 import mu
-from mu.core.errors import ConfigError, ModelError
+from mu.core.errors import ConfigError, DataError, ModelError
 from mu.diffusion.sampling import generate
 from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
@@ -35,6 +35,7 @@ def test_a_pipeline_is_the_model_that_its_folder_gives(tiny_folder: Path, tiny: 
         "clip_skip": 1,
         "prediction_type": "v_prediction",
     }
+    assert pipeline.scheduler.config.prediction_type == "v_prediction", "the pipeline's own calls read it there"
 
 
 def test_a_pipeline_stays_in_its_precision_where_none_is_given(tiny_folder: Path) -> None:
@@ -45,6 +46,22 @@ def test_a_pipeline_stays_in_its_precision_where_none_is_given(tiny_folder: Path
     assert generate(own, ["a star"], [1], steps=1).isfinite().all()
     mu.load(pipeline, precision="float32")
     assert pipeline.unet.dtype == pipeline.vae.dtype == torch.float32
+
+
+def test_an_autoencoder_in_float16_runs_in_float32_where_its_config_says_so(tiny_folder: Path) -> None:
+    """As the stock pipeline of SDXL does. Without that, an image that overflows is an error and not a black one."""
+    pipeline = DiffusionPipeline.from_pretrained(tiny_folder)
+    pipeline.vae.half()
+    model = mu.load(pipeline)
+    assert isinstance(model, DiffusionModel)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    pipeline.vae.decoder.conv_out.weight.data.fill_(60_000)
+    pipeline.vae.register_to_config(force_upcast=True)
+    assert model.decode(latents).isfinite().all() and model.encode_images(model.decode(latents)).isfinite().all()
+    assert pipeline.vae.dtype == torch.float16
+    pipeline.vae.register_to_config(force_upcast=False)
+    with pytest.raises(DataError, match="float16"):
+        model.decode(latents)
 
 
 def processor_of(model: ClipModel | VisionLanguageModel) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from mu.edits.edit import EditInfo, described, shifted
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
-from mu.training.calibration import SPARED, Calibration, _chosen, settled
+from mu.training.calibration import SPARED, Calibration, _chosen, settled, worst
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.closed_form import ANCHORS, candidates
 from mu.training.kinship import kinship
@@ -57,6 +58,13 @@ def few_words(small_search: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def two_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what does not depend on how many are read."""
     monkeypatch.setattr("mu.training.calibration.STRENGTHS", (1.0, 1.25))
+
+
+def test_what_one_of_several_probes_cannot_read_is_not_hidden_by_the_others() -> None:
+    whole, broken = Reading(0.1, 0.2, 0.3, 0.4, 0.5), Reading(0.0, math.nan, 0.9, 0.0, 0.0)
+    for order in ([whole, broken], [broken, whole]):
+        left, shown, moved, spilled, strange = worst(order)
+        assert math.isnan(shown) and (left, moved, spilled, strange) == (0.1, 0.9, 0.4, 0.5)
 
 
 def test_a_strength_below_1_is_taken_only_where_it_spares_something() -> None:

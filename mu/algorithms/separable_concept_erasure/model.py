@@ -142,9 +142,9 @@ class SeparableShift:
         return (moved / self._sizes).mean()
 
     def finished(self) -> LowRankEdit:
-        return LowRankEdit.from_tensors(
-            {name: tensor.clone() for name, tensor in self.edit.tensors().items()}, self.edit.info
-        )
+        """The trained edit, on the CPU as one that is opened."""
+        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.edit.tensors().items()}
+        return LowRankEdit.from_tensors(tensors, self.edit.info)
 
     @torch.no_grad()
     def leak(self) -> tuple[float, float]:

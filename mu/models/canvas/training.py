@@ -12,7 +12,9 @@ A stage writes a stock folder in half precision under ``out``. It is skipped if 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from mu.core.config import filled
+from mu.core.errors import OutputError
 from mu.core.evidence import sha256
 from mu.core.files import atomic_path, write_json
+from mu.core.lock import locked
 from mu.core.loop import train
 from mu.core.progress import progress_bar
+from mu.core.records import read_json
 from mu.core.run import versions
 from mu.data import canvas
 from mu.data.canvas import SIZE, Scene
@@ -45,6 +50,8 @@ from mu.models.places import EMBEDDED
 from mu.models.vision_language import PROMPT
 
 STAGES = ("judge", "clip", "autoencoder", "unet", "vlm")
+DONE = {stage: stage for stage in STAGES} | {"autoencoder": "diffusion/vae", "unet": "diffusion/model_index.json"}
+"""What each stage leaves when it is done."""
 STEPS = {"judge": 1500, "clip": 2000, "autoencoder": 2800, "unet": 9000, "vlm": 2500}
 SIBLING_STEPS = {"judge": 600, "clip": 1200, "autoencoder": 300, "unet": 5000, "vlm": 2500}
 BATCHES, SIBLING_BATCHES = {"clip": 128, "unet": 64}, {"clip": 64, "unet": 32}
@@ -135,19 +142,49 @@ def train_world(
     """Train the named stages into ``out``: of canvas, or with ``world`` of the sibling that this number draws.
 
     Canvas takes about two and a half hours on two CPU cores, a sibling without ``vlm`` about 40 minutes on one.
+
+    Raises `OutputError` if another world, seed or number of images was begun in ``out``. The stages that are done there
+    keep their number of steps.
     """
     work = work or out / "work"
-    work.mkdir(parents=True, exist_ok=True)
     drawn, sizes = (CANVAS, Sizes()) if world is None else (sibling(world), Sizes.drawn(world))
     counts = {**(STEPS if world is None else SIBLING_STEPS), **(steps or {})}
-    rendered = _rendered(work, drawn, images or (30_000 if world is None else 12_000), seed)
-    shop = Workshop(out, work, seed, torch.device(device), counts, rendered, drawn, sizes)
-    makers = {"judge": _judge, "clip": _clip, "autoencoder": _autoencoder, "unet": _unet, "vlm": _vlm}
-    for stage in stages:
-        torch.manual_seed(seed * 1000 + STAGES.index(stage))
-        makers[stage](shop)
-    if world is not None:
-        write_json(out / RECIPE, _recipe(shop, world))
+    images = images or (30_000 if world is None else 12_000)
+    with locked(out):
+        work.mkdir(parents=True, exist_ok=True)
+        counts = _begun(out, work, {"world": world, "seed": seed, "images": images}, counts)
+        rendered = _rendered(work, drawn, images, seed)
+        shop = Workshop(out, work, seed, torch.device(device), counts, rendered, drawn, sizes)
+        makers = {"judge": _judge, "clip": _clip, "autoencoder": _autoencoder, "unet": _unet, "vlm": _vlm}
+        for stage in stages:
+            torch.manual_seed(seed * 1000 + STAGES.index(stage))
+            makers[stage](shop)
+        if world is not None:
+            write_json(out / RECIPE, _recipe(shop, world))
+
+
+def _begun(out: Path, work: Path, asked: dict[str, Any], counts: dict[str, int]) -> dict[str, int]:
+    """The steps of each stage, of one that is done those that it had. Raises `OutputError` for another world."""
+    begun = next((file for file in (work / RECIPE, out / RECIPE) if file.exists()), None)
+    before = read_json(begun, error=OutputError) if begun else {}
+    for what, value in asked.items():
+        if before.get(what, value) != value:
+            told = "canvas" if before[what] is None else str(before[what])[:40]
+            raise OutputError(f"{out} holds a world of {what} {told}, not {value}: choose another --out")
+    had = before.get("steps", {})
+    counts = {stage: had.get(stage, n) if (out / DONE[stage]).exists() else n for stage, n in counts.items()}
+    write_json(work / RECIPE, {**asked, "steps": counts})
+    return counts
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes ``folder`` when the block has succeeded."""
+    partial = folder.with_name(f".{folder.name}-partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.replace(folder)
 
 
 def _recipe(shop: Workshop, number: int) -> dict[str, Any]:
@@ -198,7 +235,7 @@ def _rendered(work: Path, world: World, n: int, seed: int) -> Images:
 
 
 def _judge(shop: Workshop) -> None:
-    folder = shop.out / "judge"
+    folder = shop.out / DONE["judge"]
     if folder.exists():
         return
     model = architecture.new_judge(shop.world).to(shop.device, memory_format=torch.channels_last)
@@ -219,10 +256,17 @@ def _judge(shop: Workshop) -> None:
 
     model.train()
     shop.run("judge", model, step, generator, 3e-3)
-    model.eval().half().save_pretrained(folder)
-    CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    ).save_pretrained(folder)
+    _save(folder, model)
+
+
+def _save(folder: Path, model: Any, tokenizer: Any = None) -> None:
+    """The ``model`` in half precision, its tokenizer, and how its images are prepared."""
+    look = {"size": {"shortest_edge": SIZE}, "crop_size": SIZE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    with _whole(folder) as place:
+        model.eval().half().save_pretrained(place)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(place)
+        CLIPImageProcessorPil(**look).save_pretrained(place)
 
 
 def judge_targets(scenes: list[Scene], label2id: dict[str, int], world: World = CANVAS) -> Tensor:
@@ -240,7 +284,7 @@ def judge_targets(scenes: list[Scene], label2id: dict[str, int], world: World = 
 
 
 def _clip(shop: Workshop) -> None:
-    folder = shop.out / "clip"
+    folder = shop.out / DONE["clip"]
     if folder.exists():
         return
     tokenizer = architecture.new_tokenizer(shop.world, shop.sizes)
@@ -262,11 +306,7 @@ def _clip(shop: Workshop) -> None:
 
     model.train()
     shop.run("clip", model, step, generator, 1e-3)
-    model.eval().half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE}, crop_size=SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    ).save_pretrained(folder)
+    _save(folder, model, tokenizer)
 
 
 class CaptionBook:
@@ -313,7 +353,7 @@ def _facts(scene: Scene, letters: str) -> tuple[str | None, ...]:
 
 
 def _autoencoder(shop: Workshop) -> None:
-    folder = shop.out / "diffusion" / "vae"
+    folder = shop.out / DONE["autoencoder"]
     if folder.exists():
         return
     model, generator = shop.new_autoencoder().to(shop.device), shop.generator("autoencoder")
@@ -333,7 +373,8 @@ def _autoencoder(shop: Workshop) -> None:
     model.eval()
     latents = _latents(model, shop, torch.arange(0, len(shop.images.scenes), 16))
     model.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
-    model.half().save_pretrained(folder)
+    with _whole(folder) as place:
+        model.half().save_pretrained(place)
 
 
 @torch.no_grad()
@@ -345,7 +386,7 @@ def _latents(autoencoder: AutoencoderKL, shop: Workshop, rows: Tensor) -> Tensor
 
 def _unet(shop: Workshop) -> None:
     folder = shop.out / "diffusion"
-    if (folder / "model_index.json").exists():
+    if (shop.out / DONE["unet"]).exists():
         return
     clip = CLIPModel.from_pretrained(shop.out / "clip", dtype=torch.float32).to(shop.device)
     tokenizer = CLIPTokenizer.from_pretrained(shop.out / "clip")
@@ -392,7 +433,7 @@ def _unet(shop: Workshop) -> None:
 
 
 def _vlm(shop: Workshop) -> None:
-    folder = shop.out / "vlm"
+    folder = shop.out / DONE["vlm"]
     if folder.exists():
         return
     clip = CLIPModel.from_pretrained(shop.out / "clip", dtype=torch.float32)
@@ -437,6 +478,4 @@ def _vlm(shop: Workshop) -> None:
 
     model.train()
     shop.run("vlm", model, step, generator, 1.5e-3)
-    model.eval().half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil.from_pretrained(shop.out / "clip").save_pretrained(folder)
+    _save(folder, model, tokenizer)

@@ -18,7 +18,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from mu.core.compute import full
-from mu.core.errors import ConfigError, ModelError, quoted, titled
+from mu.core.errors import ConfigError, DataError, ModelError, quoted, titled
 from mu.models.diffusion.conditioning import Conditioning
 from mu.models.diffusion.noise import PREDICTIONS, NoiseLevel
 from mu.models.diffusion.text import TextEncoder
@@ -41,6 +41,12 @@ def check_steps(steps: Any) -> None:
     """Raise `ConfigError` unless ``steps`` is a number of denoising steps that schedulers are asked for."""
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
         raise ConfigError(f"the number of denoising steps is from 1 to {MOST_STEPS}, not {str(steps)[:40]}")
+
+
+def _not_compiled() -> tuple[type[BaseException], ...]:
+    """What torch raises if it cannot compile; versions before 2.6 have the first alone."""
+    more = getattr(torch._inductor.exc, "InductorError", None)
+    return (torch._dynamo.exc.TorchDynamoException, *([more] if more else []))
 
 
 def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -205,7 +211,7 @@ class DiffusionModel(ABC):
         self._forward = torch.compile(self.backbone)
         try:
             yield
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+        except _not_compiled() as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise ConfigError(
                 f"torch.compile fails with {titled(self.name)} ({reason}): leave it out, or install a C++ compiler"
@@ -370,24 +376,41 @@ class DiffusionModel(ABC):
     # -- images --------------------------------------------------------------------------------------------------------
 
     def decode(self, latents: Tensor, *, gradients: bool = False) -> Tensor:
-        """Decode latents (b, c, h, w) to images (b, 3, H, W) in 0..1; differentiable with ``gradients``."""
+        """Decode latents (b, c, h, w) to images (b, 3, H, W) in 0..1; differentiable with ``gradients``.
+
+        Raises `DataError` for an image that is not finite."""
         mean, scale = self._latent_statistics(latents)
-        with torch.set_grad_enabled(gradients):
-            pixels = self.vae.decode((latents / scale + mean).to(self.vae.dtype)).sample.float()
-            return (pixels / 2 + 0.5).clamp(0, 1)
+        with torch.set_grad_enabled(gradients), self._upcast_vae() as dtype:
+            pixels = self.vae.decode((latents / scale + mean).to(dtype)).sample.float()
+        if not pixels.isfinite().all():
+            raise DataError(f"an image is not finite after the autoencoder in {str(dtype)[6:]}: load it in float32")
+        return (pixels / 2 + 0.5).clamp(0, 1)
 
     def encode_images(
         self, images: Tensor, generator: torch.Generator | None = None, *, gradients: bool = False
     ) -> Tensor:
         """Encode images (b, 3, H, W) in 0..1 to latents (b, c, h, w); without ``generator``, the posterior mean."""
-        with torch.set_grad_enabled(gradients):
-            posterior = self.vae.encode(images.to(self.device, self.vae.dtype) * 2 - 1).latent_dist
+        with torch.set_grad_enabled(gradients), self._upcast_vae() as dtype:
+            posterior = self.vae.encode(images.to(self.device, dtype) * 2 - 1).latent_dist
             latents = posterior.mean if generator is None else posterior.sample(generator)
             mean, scale = self._latent_statistics(latents)
             return (latents - mean) * scale
 
     encode_pictures = encode_images
     """The name before 0.1.0."""
+
+    @contextmanager
+    def _upcast_vae(self) -> Iterator[torch.dtype]:
+        """Run the autoencoder in float32 inside the block if it is in float16 and its config says ``force_upcast``: it
+        overflows there. Gives the precision that it runs in. The stock pipeline of SDXL does the same."""
+        half = self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
+        if half:
+            self.vae.to(torch.float32)
+        try:
+            yield self.vae.dtype
+        finally:
+            if half:
+                self.vae.to(torch.float16)
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """(mean, scale): latents are (the autoencoder's own - mean) * scale; by channel if its config has them so."""

@@ -91,13 +91,37 @@ def open_pipeline(folder: Path) -> DiffusionPipeline:
         if None in listed.get(part, (None,)):
             raise ModelError(f"{folder / PIPELINE} does not say what its {part} is: copy it again")
     for part, (library, name) in listed.items():
-        read = part in ("unet", "vae") or part.startswith("text_encoder")
-        if read and library in LIBRARIES and name is not None:
-            parts[part] = open_part(getattr(import_module(library), name), folder / part)
+        if library not in LIBRARIES or name is None:
+            continue
+        if part in ("unet", "vae") or part.startswith("text_encoder"):
+            parts[part] = open_part(_model_class(library, name, part, folder), folder / part)
+        elif str(name).startswith("Auto") and _names_code(folder / part):
+            raise ModelError(f"the {part} in {folder} names code of its own, which mu does not run: use another copy")
     _check_sizes(folder / "scheduler" / "scheduler_config.json", LONGEST)
     return DiffusionPipeline.from_pretrained(
         str(folder), local_files_only=True, torch_dtype=torch.float32, requires_safety_checker=False, **parts
     )
+
+
+def _model_class(library: str, name: Any, part: str, folder: Path) -> Any:
+    """The class ``name`` of diffusers or transformers. Raises `ModelError` unless it is one architecture: the classes
+    Auto... run the code that a folder's config names."""
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
+
+    kind = getattr(import_module(library), str(name), None)
+    if not isinstance(kind, type) or not issubclass(kind, ModelMixin | PreTrainedModel):
+        raise ModelError(
+            f"{folder / PIPELINE} lists {quoted(str(name))} as its {part}, and {library} has no such architecture: "
+            "use another copy of the model"
+        )
+    return kind
+
+
+def _names_code(folder: Path) -> bool:
+    """Whether a file in ``folder`` names classes in code of its own (``auto_map``)."""
+    files = [file for file in sorted(folder.glob("*config.json")) if file.is_file()]
+    return any("auto_map" in found for file in files if isinstance(found := read_json(file, error=ModelError), dict))
 
 
 LARGEST, DEEPEST, LONGEST = 10**8, 1000, 10**6
