@@ -91,7 +91,7 @@ def test_bad_files_are_one_line_and_nothing_is_left(files: tuple[Path, Path], cl
         (["speed", "--concepts", tmp_path / "nope.txt"], "nope.txt"),
         (["esd", "--concepts", names, "--anchor", "person"], "--anchor"),
         (["slug", "--concepts", names, "--retain", kept], "--retain"),
-        (["esd", "--concepts", names, "--retain", kept], "--preset calibrated"),
+        (["esd", "--concepts", names, "--retain", kept, "--preset", "styles"], "--preset calibrated"),
         (["spm", "--concepts", names, "--retain", kept, "--preset", "canvas"], "--preset calibrated"),
         (["ca", "--concepts", names, "--retain", kept, "--set", "calibrate.retain=[x]"], "--retain"),
         (["speed", "--concepts", names, "--set", "anchors=[a]", "--anchor", "b"], "--anchor"),
