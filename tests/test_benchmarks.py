@@ -6,7 +6,7 @@ import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,6 +210,29 @@ def test_what_the_page_says_of_preconditioning_is_what_was_measured(script: Any)
             told = [cell.strip().split(" (")[0].split(" of ")[0] for cell in row.split("|")[2:-1]]
             beside = [higher, less] if option != module.PAPER else ["", ""]
             assert told == [first, fifth, beside[0], kept, least, beside[1]], row
+
+
+def test_rows_of_another_clip_are_not_gone_on_with(
+    tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, made = script("canvas_slug_options"), []
+
+    def run(fingerprint: str) -> None:
+        meter = SimpleNamespace(
+            world=SimpleNamespace(name="w"), model=fingerprint, concepts=["neon"],
+            row=lambda *asked: made.append(asked) or {"failed": "it is no search"},
+        )  # fmt: skip
+        monkeypatch.setattr(module, "Meter", lambda model: meter)
+        monkeypatch.setattr(module, "base_fingerprint", str)
+        monkeypatch.setattr("sys.argv", ["canvas_slug_options.py", "--out", str(tmp_path), "--models", "clip"])
+        module.main()
+
+    run("a b")
+    run("a b")
+    assert len(made) == len(module.OPTIONS), "control: the same CLIP's rows are there"
+    with pytest.raises(SystemExit) as ended:
+        run("c d")
+    assert ended.value.code == 2 and "models" in capsys.readouterr().err and len(made) == len(module.OPTIONS)
 
 
 def said(option: str) -> str:
