@@ -46,7 +46,7 @@ def keep_recipe(parser: argparse.ArgumentParser, folder: Path, recipe: dict[str,
     """Note ``recipe`` in ``folder``, and end the program where it was begun with another one."""
     noted = folder / "recipe.json"
     if noted.exists() and json.loads(noted.read_text(encoding="utf-8")) != recipe:
-        parser.error(f"{folder} holds a benchmark with other seeds or settings: choose another --out")
+        parser.error(f"{folder} holds a benchmark of other models, seeds or settings: choose another --out")
     write_json(noted, recipe)
 
 

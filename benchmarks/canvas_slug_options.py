@@ -32,6 +32,7 @@ from mu.core.files import slug
 from mu.core.run import RunDirectory
 from mu.data import canvas as world
 from mu.data.clip_sets import FORGET_SEED, RETAIN_SEED, SOURCES, Source
+from mu.edits.edit import base_fingerprint
 from mu.models.canvas.folder import world_of
 from mu.models.zero_shot import TASK_SOURCES, TaskSource, canvas_tasks, target_of
 
@@ -114,9 +115,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["canvas-clip", "outputs/world-5/clip"])
     options = parser.parse_args()
     recipe = {"options": OPTIONS, "sets": SETS, "seeds": [SEARCH_SEED, REPORT_SEED], "reported": REPORTED}
+    meters = [Meter(model) for model in options.models]
+    recipe["models"] = {meter.world.name: base_fingerprint(meter.model) for meter in meters}
     keep_recipe(parser, options.out, recipe)
     worlds: dict[str, dict[str, Any]] = {}
-    for meter in map(Meter, options.models):
+    for meter in meters:
         found = worlds[meter.world.name] = {}
         for concept in meter.concepts:
             for name, changes in OPTIONS.items():

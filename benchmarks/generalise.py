@@ -22,6 +22,7 @@ from _shared import keep_result, markdown
 
 from mu.core import charts
 from mu.core.errors import quoted
+from mu.core.evidence import read_evidence
 from mu.core.files import atomic_path
 from mu.edits.files import open_edit
 from mu.grid.folder import GridFolder
@@ -33,9 +34,10 @@ FOUND = ("gone", "mild", "left", "shown", "moved", "strange", "strength", "ancho
 
 
 def row_of(folder: GridFolder, cell: Outcome) -> dict[str, Any]:
-    """One cell with its scores, and what its calibrated search says of it."""
+    """One cell with its scores, what its calibrated search says of it, and the fingerprint of the model that it is of."""
     (concept,) = cell.cell.concepts
-    found = open_edit(folder.run(cell.cell.name).edit).info.found
+    run = folder.run(cell.cell.name)
+    found, searched = open_edit(run.edit).info.found, read_evidence(run).found
     own = found.get(concept, found)
     shown = {m.name: m for m in cell.measures if m.suite == "worlds"}
     values = {
@@ -48,6 +50,7 @@ def row_of(folder: GridFolder, cell: Outcome) -> dict[str, Any]:
         "seconds": round(cell.search_seconds or 0.0, 1),
         **values,
         "found": {key: own.get(key) for key in FOUND},
+        **({"model": searched.base} if searched and searched.base else {}),
     }
 
 
@@ -80,6 +83,12 @@ def of_two_makings(worlds: dict[str, list[dict[str, Any]]]) -> str:
             if base.setdefault(row["concept"], row["base"]) != row["base"]:
                 return str(row["concept"])
     return ""
+
+
+def of_two_models(worlds: dict[str, list[dict[str, Any]]]) -> str:
+    """A world whose rows are of models with different fingerprints; or "". Old rows do not say theirs."""
+    models = {world: {row["model"] for row in rows if "model" in row} for world, rows in worlds.items()}
+    return next((world for world, several in models.items() if len(several) > 1), "")
 
 
 def told(row: dict[str, Any]) -> bool:
@@ -174,6 +183,11 @@ def main() -> None:
     if concept := of_two_makings(result["worlds"]):
         parser.error(
             f"the base's own scores of {quoted(concept)} differ between rows: another model, judge or sampler made some"
+        )
+    if name := of_two_models(result["worlds"]):
+        parser.error(
+            f"the rows of {quoted(name)} are of two models: the world was trained again, and its rows belong in a table "
+            "of their own"
         )
     keep_result(options.json, result, table)
     if options.json:

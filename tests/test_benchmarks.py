@@ -6,7 +6,7 @@ import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from mu.algorithms import ALGORITHMS
-from mu.core.evidence import note_scores
+from mu.core.evidence import note_scores, note_search
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.data.canvas import Scene, render
@@ -62,8 +62,12 @@ COLUMNS = {"base": (0.0, 0.9, 0.8, 0.1), "edited": (1.0, 0.8, 0.7, 0.2)}
 NAMES = ("UA", "IRA", "CRA", "unasked")
 
 
-def grid_of_worlds(place: Path, done: str, seed: int = 701, base: tuple[float, ...] = COLUMNS["base"]) -> Path:
-    """The folder of a grid of UCE on canvas, whose concept ``done`` has a result and whose other one has none."""
+def grid_of_worlds(
+    place: Path, done: str, seed: int = 701, base: tuple[float, ...] = COLUMNS["base"], model: str = ""
+) -> Path:
+    """The folder of a grid of UCE on canvas, whose concept ``done`` has a result and whose other one has none.
+
+    ``model`` is the fingerprint that the run notes of its base; without one, the run is of an earlier version."""
     plan = plan_of({"methods": ["uce"], "concepts": ["star", "moon"], "suites": [{"suite": "worlds", "seeds": [seed]}]})
     folder = GridFolder(place)
     folder.folder.mkdir()
@@ -78,6 +82,10 @@ def grid_of_worlds(place: Path, done: str, seed: int = 701, base: tuple[float, .
         for column, values in (COLUMNS | {"base": base}).items()
     }
     run.write_scores("worlds", table)
+    if model:
+        run.config.write_text("concepts: [star]\n", encoding="utf-8")
+        run.environment.write_text("{}", encoding="utf-8")
+        note_search(run, base=model)
     folder.note(cell.name, Record(state="done", measured={"worlds": cell.measured[0].key}))
     return place
 
@@ -126,6 +134,30 @@ def test_a_table_of_several_grids_is_of_one_making(
     made["worlds"][world][2]["base"] = dict(zip(NAMES, other, strict=True))
     result.write_text(json.dumps(made), encoding="utf-8")
     assert "moon" in refused(star, "--add")
+
+
+def test_rows_of_a_world_that_was_trained_again_are_refused(
+    tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another concept too, whose base scores nothing compares. Rows that do not say their model are taken."""
+    result = tmp_path / "result.json"
+
+    def added(name: str, concept: str, model: str) -> list[str]:
+        given = [str(grid_of_worlds(tmp_path / name, concept, model=model)), *(["--add"] if result.exists() else [])]
+        monkeypatch.setattr("sys.argv", ["generalise.py", *given, "--json", str(result)])
+        script("generalise").main()
+        (rows,) = json.loads(result.read_text(encoding="utf-8"))["worlds"].values()
+        return [row.get("model", "") for row in rows]
+
+    assert added("old", "star", "") == [""]
+    assert added("first", "moon", "a b") == ["", "a b"]
+    assert added("same", "star", "a b") == ["a b", "a b"], "control: of one model"
+    before = result.read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        added("again", "star", "c d")
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "canvas (epsilon)" in told and "trained again" in told
+    assert result.read_bytes() == before
 
 
 def test_rows_of_another_grid_are_added(script: Any) -> None:
@@ -178,6 +210,29 @@ def test_what_the_page_says_of_preconditioning_is_what_was_measured(script: Any)
             told = [cell.strip().split(" (")[0].split(" of ")[0] for cell in row.split("|")[2:-1]]
             beside = [higher, less] if option != module.PAPER else ["", ""]
             assert told == [first, fifth, beside[0], kept, least, beside[1]], row
+
+
+def test_rows_of_another_clip_are_not_gone_on_with(
+    tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, made = script("canvas_slug_options"), []
+
+    def run(fingerprint: str) -> None:
+        meter = SimpleNamespace(
+            world=SimpleNamespace(name="w"), model=fingerprint, concepts=["neon"],
+            row=lambda *asked: made.append(asked) or {"failed": "it is no search"},
+        )  # fmt: skip
+        monkeypatch.setattr(module, "Meter", lambda model: meter)
+        monkeypatch.setattr(module, "base_fingerprint", str)
+        monkeypatch.setattr("sys.argv", ["canvas_slug_options.py", "--out", str(tmp_path), "--models", "clip"])
+        module.main()
+
+    run("a b")
+    run("a b")
+    assert len(made) == len(module.OPTIONS), "control: the same CLIP's rows are there"
+    with pytest.raises(SystemExit) as ended:
+        run("c d")
+    assert ended.value.code == 2 and "models" in capsys.readouterr().err and len(made) == len(module.OPTIONS)
 
 
 def said(option: str) -> str:

@@ -226,7 +226,8 @@ class _Checkpoint:
     def resume(self) -> int:
         """Load the file, if any, and return the number of finished steps.
 
-        Raises `OutputError` for a file that is damaged, comes from another run, or whose updates had other draws."""
+        Raises `OutputError` for a file that is damaged, comes from another run, or whose updates had other draws, and
+        for a part that refuses its state with a `ConfigError`."""
         content = parallel.from_first(self._read)
         if content is None:
             return 0
@@ -235,6 +236,8 @@ class _Checkpoint:
                 part.load_state_dict(content["state"][name])
             self.generator.set_state(content["generator"])
             return int(content["done"])
+        except ConfigError as error:
+            raise OutputError(f"{self.path} cannot be resumed: {error}: delete it to restart the training") from None
         except Exception as error:
             raise self._unusable(error) from None
 

@@ -238,12 +238,12 @@ class Found:
         return max(1, len(found))
 
     def others(self, rows: Sequence[ImageRow]) -> list[Path]:
-        """The images of none of the ``rows``, in the columns' folders and in those that hold the rows' images."""
+        """The images of none of the ``rows``, in the columns' folders and in those that the rows' stems name."""
         found = []
         for column in self.columns:
-            asked = {*self.paths(rows, column)}
-            folders = {self._folder(column), *(path.parent for path in asked)}
-            found += sorted({path for folder in folders for path in _images(folder)} - asked)
+            whole, asked = self._folder(column), {*self.paths(rows, column)}
+            folders = {whole, *((whole / stem).parent for row in rows for stem in row.stems)}
+            found += sorted({path for folder in folders if folder.is_dir() for path in _images(folder)} - asked)
         return found
 
     def missing(self, rows: Sequence[ImageRow]) -> list[Path]:

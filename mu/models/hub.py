@@ -12,6 +12,9 @@ from huggingface_hub import HfApi, snapshot_download
 from mu.core.errors import ModelError, quoted, titled
 from mu.models.places import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG, check_name
 
+WAIT, WAIT_CACHED = 10.0, 2.0
+"""Seconds for an answer of the hub: a machine without a network should not wait for what it has."""
+
 
 class NotThere(ModelError):
     """A repository of the hub that is neither cached nor available. ``why`` is what the hub said."""
@@ -24,18 +27,18 @@ class NotThere(ModelError):
 def hub_folder(name: str, instead: str = "canvas") -> Path:
     """Download the files that diffusers, transformers or open_clip need of the hub's repository ``name``.
 
-    Returns their folder. If the hub does not answer, the local cache is used. Raises `ModelError` if the name is not a
-    hub id, and `NotThere` if the repository is neither cached nor available; it advises ``instead``, which needs no
-    network.
+    Returns their folder. If the hub does not answer, the local cache is used: after `WAIT` seconds, or `WAIT_CACHED`
+    where the cache has the repository. Raises `ModelError` if the name is not a hub id, and `NotThere` if the
+    repository is neither cached nor available; it advises ``instead``, which needs no network.
     """
     check_name(name)
+    cached = _cached(name)
     try:
-        files = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings or ()]
+        info = HfApi().model_info(name, timeout=WAIT_CACHED if cached else WAIT)
+        files = [file.rfilename for file in info.siblings or ()]
     except Exception as error:
-        with contextlib.suppress(Exception):
-            cached = Path(snapshot_download(name, local_files_only=True))
-            if any((cached / file).exists() for file in (PIPELINE, TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG)):
-                return cached
+        if cached:
+            return cached
         raise not_there(name, error, instead) from None
     try:
         if PIPELINE in files:
@@ -45,6 +48,15 @@ def hub_folder(name: str, instead: str = "canvas") -> Path:
         raise
     except Exception as error:
         raise not_there(name, error, instead) from None
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of the repository in the local cache, if it has one that says what it holds. Asks no network."""
+    with contextlib.suppress(Exception):
+        folder = Path(snapshot_download(name, local_files_only=True))
+        if any((folder / file).exists() for file in (PIPELINE, TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG)):
+            return folder
+    return None
 
 
 def _pipeline_folder(name: str, files: Sequence[str]) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mu.core.errors import ConfigError
 from mu.training.calibration import Calibration, readings, worst
 from mu.training.probe import Reading
 from mu.training.tuning import Tensors
@@ -42,6 +43,7 @@ class Watch:
     ):
         self.calibrations, self.optimizer, self.weights = list(calibrations), optimizer, list(weights)
         self.settings, self.as_used = calibrations[0].settings, as_used
+        self.gated = as_used is not nullcontext
         self.first = optimizer.param_groups[0]["lr"]
         self.curve: list[dict[str, float]] = []
         self.best: list[Tensor] = []
@@ -100,10 +102,14 @@ class Watch:
             "first": self.first,
             "waited": self.waited,
             "gone": self.gone,
+            "gated": self.gated,
             "average": list(self.average),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises `ConfigError` for a state that does not say that its readings were of the edit ``as_used``."""
+        if self.gated and not state.get("gated"):
+            raise ConfigError("it does not say that its probe read the edit with its gate, as probes do now")
         self.curve, self.first = list(state["curve"]), state["first"]
         self.waited, self.gone = state["waited"], state["gone"]
         Tensors(self.average).load_state_dict(state["average"])

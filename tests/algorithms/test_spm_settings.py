@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +19,6 @@ from safetensors.torch import load_file
 import mu
 from mu.algorithms.semipermeable_membrane.algorithm import SemipermeableMembraneAlgorithm
 from mu.algorithms.semipermeable_membrane.configs import (
-    GateConfig,
-    NetworkConfig,
     SemipermeableMembraneConfig,
     SemipermeableMembraneMethod,
     semipermiable_membrane_train_i2p,
@@ -561,60 +559,7 @@ def test_the_run_tells_the_model_that_it_used(tiny: DiffusionModel) -> None:
     assert SemipermeableMembraneAlgorithm(config, model=tiny).describe()["model"] == tiny.name
 
 
-# -- every field is read
-# ----------------------------------------------------------------------------------------------------
-
-
-class NetworkWithMore(NetworkConfig):
-    lr: float = 1.0
-    """Read by nothing; train.lr is."""
-
-
-class ConfigWithMore(SemipermeableMembraneConfig):
-    network: NetworkWithMore = NetworkWithMore()
-
-
-def sections(config: type[BaseModel]) -> set[type[BaseModel]]:
-    """``config`` and the classes of its sections, at any depth."""
-    inner = {
-        kind
-        for field in config.model_fields.values()
-        for kind in (
-            field.annotation,
-            *get_args(field.annotation),
-            *(b for a in get_args(field.annotation) for b in get_args(a)),
-        )
-        if isinstance(kind, type) and issubclass(kind, BaseModel)
-    }
-    return {config}.union(*map(sections, inner))
-
-
-def test_every_setting_is_read_by_something(
-    tiny: DiffusionModel, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the method's code while the program runs, section by section. Control: one more setting, which is found."""
-    machinery = str(PACKAGE / "core" / "config.py")  # it reads every setting, to merge and to print them
-    read: set[str] = set()
-
-    def reading(self: BaseConfig, name: str) -> Any:
-        kind = type(self)
-        if name in kind.__pydantic_fields__:
-            caller = sys._getframe(1).f_code.co_filename
-            if caller.startswith(str(PACKAGE)) and caller != machinery:
-                read.add(f"{kind.__name__}.{name}")
-        return BaseModel.__getattribute__(self, name)
-
-    monkeypatch.setattr(BaseConfig, "__getattribute__", reading)
-    monkeypatch.setattr(SemipermeableMembraneAlgorithm, "config_class", ConfigWithMore)
-    several = {"prompt": {"anchors": "vocabulary", "use_template": True}}
-    assert outcome(several)["code"] == 0
-    names = {
-        f"{kind.__name__}.{name}" for kind in sections(ConfigWithMore) - {NetworkConfig} for name in kind.model_fields
-    }
-    assert len(names) > 60  # those of old files are in the next test
-    gate = {f"GateConfig.{name}" for name in GateConfig.model_fields}  # goes into the edit's file as a whole
-    calibrated = {name for name in names if name.startswith("CalibrateConfig.")}  # see tests/training
-    assert names - read - gate - calibrated == {"NetworkWithMore.lr"}
+# -- every key has its answer -------------------------------------------------------------------------------------
 
 
 def test_every_old_key_has_its_answer() -> None:

@@ -1,4 +1,4 @@
-"""Each setting of each method changes something that can be observed, or says that it does not, and to whom sets it."""
+"""A setting that has no effect, always or beside others, is told to whom sets it. `test_every_setting` finds them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import ast
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 import mu
 from mu.algorithms import ALGORITHMS, algorithm
-from mu.core.config import BaseConfig, OldKeys, Renewed, _models, _why_unused, fields_of, unused
+from mu.core.config import BaseConfig, OldKeys, Renewed, unused
 
 PACKAGE = Path(mu.__file__).parent
 
@@ -69,107 +66,7 @@ def test_control_what_was_not_given_or_has_an_effect_is_not_told() -> None:
     assert whole.notes() == []
 
 
-# -- the walk over all settings of all methods ----------------------------------------------------------------------
-
-
-@cache
-def module_of(name: str) -> Path | None:
-    places = (PACKAGE.parent.joinpath(*name.split(".")), PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py"))
-    return next((place for place in (places[0] / "__init__.py", places[1]) if place.is_file()), None)
-
-
-@cache
-def imported(name: str) -> frozenset[str]:
-    """The modules of this package that the module ``name`` imports anywhere in it."""
-    path = module_of(name)
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path else ():
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mu"):
-            found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {each.name for each in node.names if each.name.startswith("mu.")}
-    return frozenset(each for each in found if module_of(each))
-
-
-def reached(name: str) -> set[str]:
-    """All modules that ``name`` works with."""
-    found, left = set[str](), [name]
-    while left:
-        each = left.pop()
-        if each not in found:
-            found.add(each)
-            left += imported(each)
-    return found
-
-
-@cache
-def read_in(name: str) -> frozenset[str]:
-    """The names that a module reads of some object: ``x.name`` and ``getattr(x, "name")``.
-
-    What `BaseConfig.idle` reads only decides what is told, and counts for nothing.
-    """
-    path, found = module_of(name), set[str]()
-    tree = ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
-    telling = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("idle")]
-    silent = {id(below) for node in telling for below in ast.walk(node)}
-    for node in ast.walk(tree):
-        if id(node) in silent:
-            continue
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            found.add(node.attr)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr" and len(node.args) > 1:
-            named = node.args[1]
-            found |= {str(each.value) for each in ast.walk(named) if isinstance(each, ast.Constant)}
-    return frozenset(found)
-
-
-def settings_of(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
-    """Every setting: its dotted name, the class that has it, and its name there."""
-    for name, field in fields_of(config).items():
-        below = _models(field.annotation)
-        for each in below:
-            yield from settings_of(each, f"{prefix}{name}.")
-        if not below:
-            yield prefix + name, config, name
-
-
-def silent(config: type[BaseModel], home: str) -> list[str]:
-    """The settings of ``config`` that nothing which the module ``home`` works with reads, and that do not say so."""
-    seen = {name for module in {*reached(home), "mu.core.program"} for name in read_in(module)}
-    return [
-        dotted
-        for dotted, owner, name in settings_of(config)
-        if name not in seen and not _why_unused(fields_of(owner)[name])
-    ]
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_setting_is_read_or_says_that_it_has_no_effect(name: str) -> None:
-    chosen = algorithm(name)
-    assert silent(chosen.config_class, chosen.__module__) == []
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_control_a_setting_that_nothing_reads_is_found(name: str) -> None:
-    chosen: Any = algorithm(name)
-
-    class More(chosen.config_class):  # type: ignore[misc]
-        read_by_nothing: int = 1
-        declared: int = unused(1, "a test adds it")
-
-    assert silent(More, chosen.__module__) == ["read_by_nothing"]
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_what_is_told_is_a_setting(name: str) -> None:
-    """`idle` names no setting that does not exist, whatever the values of those it looks at."""
-    kind = algorithm(name).config_class
-    known = {dotted for dotted, _, _ in settings_of(kind)} | set(kind.model_fields)
-    for config in (kind.parse({}), *algorithm(name).presets.values()):
-        assert {*config.idle()} <= known
-        for section, value in config:
-            if isinstance(value, BaseConfig):
-                assert {f"{section}.{below}" for below in value.idle()} <= known
+# -- what presets and other settings leave without effect --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "preset"), [(name, each) for name in ALGORITHMS for each in algorithm(name).presets])
@@ -447,9 +344,3 @@ def test_each_method_tells_it_before_it_begins(tiny: Any, caplog: pytest.LogCapt
     settings = {"concepts": ["neon"], "protect.leave": 32, "data.steps": 2, "train.iterations": 1}
     Further(chosen.config_class.parse({}, settings), model=tiny).find_edit()
     assert [record.levelname for record in caplog.records if "protect.leave" in record.message] == ["WARNING"]
-
-
-def test_the_walk_reaches_what_methods_work_with() -> None:
-    """Control of the walk: settings of one method are unknown to another's modules."""
-    assert "mu.diffusion.noised_images" in reached(import_module("mu.algorithms.concept_ablation.algorithm").__name__)
-    assert silent(algorithm("slug").config_class, "mu.core.errors") != []

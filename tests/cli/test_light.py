@@ -46,6 +46,8 @@ MISTYPED = {
     "erase slug --concept neon --set data.retain={a,b}.tar": "a.tar",
     "erase esd --concept neon --preset calibrated --set calibrate.clip=./nope": "nope",
     'erase fmn --concept neon --set images.sources={"neon":"./nope"}': "nope does not exist",
+    "erase cie --concept neon --concept star --set data.folder=./nope/{}": "nope/neon does not exist",
+    "erase sepce --concept neon --set data.folder=./nope": "nope does not exist",
     "erase spm --concept neon --set prompts_file=nope.yaml": "nope.yaml",
     "erase esd --concept a,b": "comma",
     "erase slug": "--concept",

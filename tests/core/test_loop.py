@@ -171,6 +171,23 @@ def test_a_checkpoint_whose_updates_had_other_draws_is_not_resumed(
     assert path.read_bytes() == whole
 
 
+def test_a_part_says_in_one_line_why_it_cannot_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "training.pt"
+    with pytest.raises(KeyboardInterrupt):
+        Problem().run(stop=8, checkpoint=path)
+    whole = path.read_bytes()
+
+    def refuse(self: Problem, state: dict[str, Any]) -> None:
+        raise ConfigError("its count is of another kind")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Problem, "load_state_dict", refuse)
+        with pytest.raises(OutputError, match=r"training\.pt cannot be resumed: its count .* kind: delete it"):
+            Problem().run(checkpoint=path)
+    assert path.read_bytes() == whole
+    assert Problem().run(checkpoint=path)[0]["step"] == 8, "control"
+
+
 def test_each_step_is_logged_once_with_its_rate() -> None:
     rows = Problem().run(iterations=7, log_every=3)
     assert [row["step"] for row in rows] == list(range(7))

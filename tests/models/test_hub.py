@@ -15,6 +15,7 @@ from transformers import CLIPImageProcessorPil
 
 import mu
 from mu.core.errors import ModelError
+from mu.evaluation.judges import open_judge
 from mu.models import hub
 from mu.models.canvas import architecture
 from mu.models.clip import ClipModel
@@ -245,3 +246,33 @@ def test_a_classifier_comes_from_the_hub_as_other_models_do(
         classes = Judge.open(name).classes
     assert classes == Judge.open(own).classes == Judge.open(name).classes  # the last from the cache
     assert "Loading" not in capsys.readouterr().err
+
+
+JUDGE = "someone/judge"
+OPENED = {
+    "the model": lambda: mu.load(CLIP, device="cpu"),
+    f"clip:{CLIP}": lambda: open_judge(f"clip:{CLIP}", "cpu"),
+    f"classifier:{JUDGE}": lambda: open_judge(f"classifier:{JUDGE}", "cpu"),
+    "mu classifier score": lambda: Judge.open(JUDGE),
+}
+
+
+@pytest.mark.parametrize("what", OPENED)
+def test_models_and_judges_do_not_wait_for_a_hub_that_does_not_answer_where_the_cache_has_them(
+    what: str, cache: Path, published: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def silent(name: str, timeout: float) -> Any:
+        waited.append(timeout)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=silent))
+    with pytest.raises(ModelError, match=r"not in the local cache .*network.*\(timed out\)") as caught:
+        OPENED[what]()
+    assert "\n" not in str(caught.value) and waited == [hub.WAIT], "control: the cache was empty"
+    put(cache, CLIP, published[CLIP])
+    put(cache, JUDGE, EMBEDDED["canvas-judge"])
+    waited.clear()
+    assert OPENED[what]()
+    assert waited == [hub.WAIT_CACHED] and hub.WAIT_CACHED <= 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from mu.core.errors import ConfigError
 from mu.training.calibration import Calibration
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.probe import Reading
@@ -103,6 +105,22 @@ def test_a_watch_goes_on_where_it_was():
     assert other.state_dict() == kept
     other.keep_best()
     assert other.weights[0].item() == kept["best"][0].item() > 0
+
+
+def test_readings_without_the_gate_are_not_gone_on_with():
+    """A state of an earlier version does not say how its probe read; what has no gate reads as it did."""
+
+    def new(*way: Any) -> Watch:
+        return Watch([Scripted([])], torch.optim.Adam([weight]), [weight], *way)  # type: ignore[list-item]
+
+    weight = nn.Parameter(torch.zeros(1))
+    old = {name: value for name, value in new().state_dict().items() if name != "gated"}
+    new().load_state_dict(old)  # control
+    gated = new(contextmanager(lambda: iter([None])))
+    gated.load_state_dict(gated.state_dict())  # control
+    for state in (old, new().state_dict()):
+        with pytest.raises(ConfigError, match="gate"):
+            gated.load_state_dict(state)
 
 
 def test_a_relative_rate_follows_the_size_of_the_weights():

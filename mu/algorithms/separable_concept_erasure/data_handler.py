@@ -82,14 +82,14 @@ class SeparableConceptErasureDataHandler:
     def images(self, concept: str) -> ConceptImages:
         """Generated images of the concept's templates in turn, or those in ``data.folder``; at most ``data.images``."""
         if concept not in self._images:
-            data, folder = self.config.data, self.config.data.folder
+            data, folder = self.config.data, self.config.data.folder_of(concept)
             self._images[concept] = ConceptImages(
                 self.model,
                 [prompt for prompt, _ in self.prompts(concept)],
                 [image_seed(self.config.seed, k) for k in range(data.images)],
                 steps=data.steps,
                 guidance=data.guidance,
-                own=open_pairs(folder.replace("{}", concept), caption=concept, limit=data.images) if folder else (),
+                own=open_pairs(folder, caption=concept, limit=data.images) if folder else (),
             )
         return self._images[concept]
 

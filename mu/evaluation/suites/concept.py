@@ -143,9 +143,12 @@ class ConceptSuite:
         scores = _column(edited, base, seen, self.protocol, fits, doubt)
         if base is None:
             return {"edited": scores}, how
-        kept = there.kept
-        put_most_changed(run, answers, kept, 1 - F.cosine_similarity(base.features, edited.features), "concept")
-        measured = _distances(answers, kept, base, edited, self.features.name, self.protocol)
+        each, measure = distances(answers, there.kept, base.features, edited.features, self.features.name)
+        put_most_changed(run, answers, there.kept, torch.tensor(each), "concept")
+        measured = [
+            mean("distance kept", each, f"{self.protocol}, {measure}"),
+            *_of_sets(base, edited, f"{self.protocol}, features of {self.features.name}"),
+        ]
         return {"base": _column(base, None, seen, self.protocol, fits, doubt), "edited": [*scores, *measured]}, how
 
 
@@ -309,15 +312,11 @@ def _column(
     return [*scores, scored("replacement", most, len(told), protocol, shares, doubt=doubt)]
 
 
-def _distances(
-    answers: Images, rows: Sequence[ImageRow], base: Column, edited: Column, name: str, protocol: str
-) -> list[Score]:
-    """How far the images that should stay are from the base's."""
-    each, how = distances(answers, rows, base.features, edited.features, name)
-    a, b, told = edited.features, base.features, f"{protocol}, features of {name}"
+def _of_sets(base: Column, edited: Column, protocol: str) -> list[Score]:
+    """How far the features of all images that should stay are from the base's, as sets."""
+    a, b = edited.features, base.features
     unit = F.normalize(a, dim=1), F.normalize(b, dim=1)
     return [
-        mean("distance kept", each, f"{protocol}, {how}"),
-        distance_of("Fréchet distance", frechet_jackknife(a, b), len(a), told),
-        distance_of("CMMD", cmmd_jackknife(*unit), len(a), told),
+        distance_of("Fréchet distance", frechet_jackknife(a, b), len(a), protocol),
+        distance_of("CMMD", cmmd_jackknife(*unit), len(a), protocol),
     ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mu
 from mu.core.concept import says
-from mu.core.errors import ConfigError, DataError
+from mu.core.errors import ConfigError, DataError, MissingDependency
 from mu.core.evidence import CHANGED, findings
 from mu.core.judged import kept_base
 from mu.core.run import RunDirectory
@@ -67,7 +67,7 @@ class Told:
 
 def scored(
     model: DiffusionModel, answers: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """The scores with pictures that are never made: the judge answers by column and file name."""
     judge = Told(answers)
 
@@ -77,12 +77,17 @@ def scored(
 
     monkeypatch.setattr(suite, "open_judge", lambda name, device: judge)
     monkeypatch.setattr("mu.evaluation.answers.batches", batches)
-    monkeypatch.setattr(suite, "put_most_changed", lambda *_: None)
+    ranked: list[Tensor] = []
+    monkeypatch.setattr(suite, "put_most_changed", lambda *given: ranked.append(given[3]))
     bank = Bank(model, [edit(model, 0.0)])
     plan = ConceptSuite(Subject.of(bank), [1, 2], everyday=10)
     made = Answers(bank, tmp_path / "base", tmp_path / "edited", 1, 1.0)
     table, how = plan.score(RunDirectory(tmp_path), made)
-    return {"how": how, **{column: {s.name: s for s in scores} for column, scores in table.items()}}
+    return {
+        "how": how,
+        "ranked": ranked[0],
+        **{column: {s.name: s for s in scores} for column, scores in table.items()},
+    }
 
 
 def test_what_enters_each_number(model, monkeypatch, tmp_path):
@@ -101,6 +106,22 @@ def test_what_enters_each_number(model, monkeypatch, tmp_path):
     assert base["unasked"].value == 0 and edited["unasked"].value == pytest.approx(1 / edited["unasked"].n)
     assert edited["replacement"].per_item == {"photo": pytest.approx(0.9)}
     assert not edited["target shown"].doubt and found["how"]["neighbours"] == ["sketch", "photo"]
+
+
+@pytest.mark.parametrize("lpips", [True, False])
+def test_the_images_shown_are_those_of_the_largest_distance_in_the_score(lpips, model, monkeypatch, tmp_path):
+    """By LPIPS where it is, else by the judge's features."""
+
+    def by_lpips(answers: Any, rows: Sequence[Any]) -> list[float]:
+        if not lpips:
+            raise MissingDependency("lpips", "eval", "the test")
+        return [float(k) for k in range(len(rows))]
+
+    monkeypatch.setattr("mu.evaluation.comparing.lpips_distances", by_lpips)
+    found = scored(model, {"base/target": "neon"}, monkeypatch, tmp_path)
+    score, ranked = found["edited"]["distance kept"], found["ranked"].tolist()
+    assert score.value == pytest.approx(sum(ranked) / len(ranked)) and ("LPIPS" in score.protocol) == lpips
+    assert (ranked == [*range(len(ranked))]) == lpips, "by the judge's features none is as far as by LPIPS"
 
 
 @pytest.mark.parametrize(

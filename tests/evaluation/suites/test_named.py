@@ -261,6 +261,11 @@ def test_an_image_that_nothing_asks_for_is_told_wherever_it_lies(maces, tmp_path
     shutil.copy(others / "A sketch of Cy Reed_2.png", others / "A sketch of Cy Reed_3.png")
     evaluate_found(RunDirectory(tmp_path / "b"), "celebrities", ["Ada Stone"], tmp_path / "mace", **maces)
     assert "enter no number: 1, such as" in caplog.text and "Cy Reed_3.png" in caplog.text
+    (tmp_path / "mace" / "retained").mkdir()  # of another list: nothing that this one asks for lies there
+    (others / "A sketch of Cy Reed_3.png").rename(tmp_path / "mace" / "retained" / "A sketch of Bo Lake_1.png")
+    caplog.clear()
+    evaluate_found(RunDirectory(tmp_path / "c"), "celebrities", ["Ada Stone"], tmp_path / "mace", **maces)
+    assert "enter no number: 1, such as" in caplog.text and "Bo Lake_1.png" in caplog.text
 
 
 def test_one_file_of_mace_s_sampler_is_no_second_sample(maces, tmp_path):

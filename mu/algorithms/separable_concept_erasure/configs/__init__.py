@@ -12,6 +12,7 @@ from typing_extensions import Self
 from mu.core.algorithm import Preset, Presets
 from mu.core.config import MOST, BaseConfig, Templates
 from mu.core.tunable import LogRange, Range
+from mu.data.shards import find_paths
 from mu.training.diffusion_config import CALIBRATED, UNWEIGHTED, Counting, DiffusionConfig, DiffusionMethod, Draws
 
 
@@ -39,6 +40,10 @@ class DataConfig(BaseConfig):
     stored_targets: int = Field(0, ge=0, le=MOST)
     """Store the frozen predictions of this many noised images and use them in turn. That saves two of three
     evaluations, but fixes the noise and timestep of each image. 0 draws them anew at every step."""
+
+    def folder_of(self, concept: str) -> str:
+        """``folder`` with the concept's name in it; empty if the model makes the images."""
+        return (self.folder or "").replace("{}", concept)
 
     def idle(self) -> Mapping[str, str]:
         return dict.fromkeys(("steps", "guidance"), "images come from data.folder") if self.folder else {}
@@ -196,7 +201,17 @@ _CALIBRATED: Mapping[str, Any] = {
 _FORMER = {"style": "styles", "object": "objects"}
 
 
-class ConceptIrrelevantErasureMethod(DiffusionMethod):
+class _OwnImages(DiffusionMethod):
+    """A method that takes ``data.folder`` in place of images of the model."""
+
+    @classmethod
+    def check_files(cls, config: Any) -> None:
+        super().check_files(config)
+        for concept in config.concepts if config.data.folder else ():
+            find_paths(config.data.folder_of(concept))
+
+
+class ConceptIrrelevantErasureMethod(_OwnImages):
     """CiE: train all cross-attention weights until predictions for a concept have no component in its direction.
 
     @article{zhao2024separable,
@@ -245,7 +260,7 @@ class ConceptIrrelevantErasureMethod(DiffusionMethod):
     )
 
 
-class SeparableConceptErasureMethod(DiffusionMethod):
+class SeparableConceptErasureMethod(_OwnImages):
     """SepCE: give each concept a delta of its own, in the null space of the protected prompts.
 
     @article{zhao2024separable,
