@@ -79,7 +79,7 @@ def searched(folder: Path) -> RunDirectory:
 @pytest.fixture
 def small_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrated searches look at few words in few phrasings, at rough images, and try few anchors."""
-    for name, count in {"MOST_WORDS": 24, "JOINED": 4, "PROBED": 1}.items():
+    for name, count in {"MOST_WORDS": 6, "HUBS": 1, "JOINED": 4, "PROBED": 1}.items():
         monkeypatch.setattr(f"mu.training.surroundings.{name}", count)
     for name, count in {"PEERS": 2, "TRIED": 4, "STEPS": 3}.items():
         monkeypatch.setattr(f"mu.training.probe.{name}", count)
