@@ -21,6 +21,7 @@ from transformers import CLIPTextModel
 
 from mu.core.evidence import note_search
 from mu.core.run import RunDirectory
+from mu.evaluation.suites import concept as concept_suite
 from mu.models import load
 from mu.models.canvas import architecture
 from mu.models.diffusion import DiffusionModel, face
@@ -79,10 +80,18 @@ def searched(folder: Path) -> RunDirectory:
 @pytest.fixture
 def small_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrated searches look at few words in few phrasings, at rough images, and try few anchors."""
-    for name, count in {"MOST_WORDS": 24, "JOINED": 4, "PROBED": 1}.items():
+    for name, count in {"MOST_WORDS": 6, "HUBS": 1, "JOINED": 4, "PROBED": 1}.items():
         monkeypatch.setattr(f"mu.training.surroundings.{name}", count)
     for name, count in {"PEERS": 2, "TRIED": 4, "STEPS": 3}.items():
         monkeypatch.setattr(f"mu.training.probe.{name}", count)
+
+
+@pytest.fixture
+def few_phrasings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite ``concept`` asks for each concept in one phrasing."""
+    for name in ("TARGET_TEMPLATES", "NEIGHBOUR_TEMPLATES"):
+        fewer = {kind: texts[:1] for kind, texts in getattr(concept_suite, name).items()}
+        monkeypatch.setattr(concept_suite, name, fewer)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
     assert names["bank"].restored == {"neon"}
 
 
-def test_the_page_of_grids_runs_as_typed(tmp_path, monkeypatch):
+def test_the_page_of_grids_runs_as_typed(tmp_path, monkeypatch, few_phrasings):
     from mu.cli import app
 
     page = (ROOT / "docs" / "grid.md").read_text(encoding="utf-8")

@@ -3,6 +3,8 @@ lost."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,27 @@ def erase(tmp_path: Path, tiny_folder: Path, cli: Any):
     return run
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def begin(erase: Any, kept: Path, tmp_path: Path) -> Callable[[str], None]:
+    """``begin("star")``: the run and the bank of a first concept, which is erased once for all tests."""
+
+    def copied(concept: str) -> None:
+        name = concept.replace(" ", "-")
+        if not (kept / name).exists():
+            assert erase(concept).exit_code == 0
+            for folder in (name, "bank"):
+                shutil.copytree(tmp_path / folder, kept / name / folder)
+        else:
+            shutil.copytree(kept / name, tmp_path, dirs_exist_ok=True)
+
+    return copied
+
+
 def said(ended: Any) -> str:
     """The one line of an error that ended with 2."""
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
@@ -57,9 +80,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_concepts_that_join_one_by_one_protect_each_other(erase: Any, tmp_path: Path, tiny: DiffusionModel) -> None:
+def test_concepts_that_join_one_by_one_protect_each_other(
+    erase: Any, begin: Any, tmp_path: Path, tiny: DiffusionModel
+) -> None:
     bank = BankFolder(tmp_path / "bank")
-    assert erase("star").exit_code == 0
+    begin("star")
     bank.restore("star")  # what was given back must stay as it is as well
     assert erase("moon", "--reason", "second").exit_code == 0
     assert erase("heart").exit_code == 0
@@ -77,9 +102,9 @@ def test_concepts_that_join_one_by_one_protect_each_other(erase: Any, tmp_path: 
     ]
 
 
-def test_older_shifts_can_be_left_as_they_are(erase: Any, tmp_path: Path, tiny: DiffusionModel) -> None:
+def test_older_shifts_can_be_left_as_they_are(erase: Any, begin: Any, tmp_path: Path, tiny: DiffusionModel) -> None:
     bank = BankFolder(tmp_path / "bank")
-    assert erase("star").exit_code == 0
+    begin("star")
     before = contents(tmp_path / "bank")["star.safetensors"]
     ended = erase("moon", "--set", "protect.mend=null")
     assert ended.exit_code == 0 and all(word in ended.stderr for word in ("WARNING", "'star'", "'moon'"))
@@ -104,12 +129,12 @@ WRONG = {
 
 @pytest.mark.parametrize(("there", "concept", "setting", "line"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_changes_nothing(
-    there: str, concept: str, setting: str, line: str, erase: Any, tmp_path: Path, as_kept: Any
+    there: str, concept: str, setting: str, line: str, erase: Any, begin: Any, tmp_path: Path, as_kept: Any
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.png").write_text("no picture")
-    assert erase(there).exit_code == 0
+    begin(there)
     before = contents(tmp_path)
     ended = erase(concept, "--out", tmp_path / "new", "--set", setting.format(tmp=tmp_path))
     assert line.format(tmp=tmp_path) in said(ended)
@@ -119,13 +144,11 @@ def test_what_is_wrong_changes_nothing(
 
 
 def test_a_bank_of_other_weights_is_refused_before_the_search(
-    erase: Any, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    erase: Any, begin: Any, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
-    assert erase("star").exit_code == 0
+    begin("star")
     before, other = contents(tmp_path / "bank"), tmp_path / "other"
     shutil.copytree(tiny_folder, other)
     weights = other / "unet" / "diffusion_pytorch_model.safetensors"
@@ -137,9 +160,9 @@ def test_a_bank_of_other_weights_is_refused_before_the_search(
 
 
 def test_interrupted_and_gone_on_with(
-    erase: Any, tmp_path: Path, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+    erase: Any, begin: Any, tmp_path: Path, tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert erase("star").exit_code == 0
+    begin("star")
     before, step = contents(tmp_path / "bank"), SeparableConceptErasureTrainer.step
 
     def failing(self: SeparableConceptErasureTrainer, i: int) -> Any:

@@ -23,11 +23,9 @@ from torch import Tensor
 
 from mu.algorithms import algorithm
 from mu.core import launch, parallel
-from mu.core.compute import generator
 from mu.core.config import BaseConfig
 from mu.core.errors import ConfigError
 from mu.core.loop import train
-from mu.core.program import guarded
 from mu.core.run import RunDirectory
 from mu.data.canvas.layouts import write_shards
 from mu.data.pairs import Pair
@@ -37,6 +35,7 @@ from mu.training.calibration_config import CalibrateConfig
 from mu.training.gradient_files import open_gradients
 from mu.training.probe import Reading
 from mu.training.watch import Watch
+from tests.core.regression import Regression
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 4
@@ -52,42 +51,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Small searches on the embedded model."""
 ByTwo = tuple[Path, list[subprocess.CompletedProcess[str]]]
-
-
-class Regression:
-    """Noisy regression of four numbers, of which the last gets a gradient only in odd draws."""
-
-    def __init__(self) -> None:
-        self.weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(1))]
-        self.unused = torch.nn.Parameter(torch.ones(2))
-        self.numbers = generator(0)
-        self.rows: list[dict[str, float]] = []
-
-    def state_dict(self) -> list[Tensor]:
-        return [weight.detach() for weight in self.weights]
-
-    @torch.no_grad()
-    def load_state_dict(self, state: list[Tensor]) -> None:
-        for weight, kept in zip(self.weights, state, strict=True):
-            weight.copy_(kept)
-
-    def step(self, i: int) -> dict[str, Tensor]:
-        loss = (self.weights[0] - torch.randn(3, generator=self.numbers)).pow(2).mean()
-        odd = (self.weights[1] - i).pow(2).sum()
-        return {"loss": loss + odd, "odd": odd} if i % 2 else {"loss": loss}
-
-    def run(self, draws: int, fail: int | None = None, **options: Any) -> Tensor:
-        def step(i: int) -> dict[str, Tensor]:
-            if i == fail:
-                raise ConfigError("this draw cannot be made")
-            return self.step(i)
-
-        train(
-            step, torch.optim.AdamW([*self.weights, self.unused], lr=0.1, weight_decay=0.1), 12,
-            generator=self.numbers, draws=draws, state={"weights": self}, log=lambda row: self.rows.append(dict(row)),
-            log_every=4, **options,
-        )  # fmt: skip
-        return torch.cat([weight.detach() for weight in (*self.weights, self.unused)])
 
 
 class Readings:
@@ -180,20 +143,16 @@ def work(task: str, folder: Path, rank: int) -> None:
             read = read_files()
             save_gradients(folder, folder)
             (folder / f"read-{rank}.json").write_text(json.dumps(sorted(read)))
-        case "failing":
-            code = guarded(lambda: Regression().run(2, fail=5))
-            assert not torch.distributed.is_initialized(), "an open group may abort the process at its end"
-            sys.exit(code)
 
 
-def processes(what: str, folder: Path, n: int = 2, **variables: str) -> list[subprocess.CompletedProcess[str]]:
-    """Run the program in ``n`` processes, as a launcher does."""
+def processes(*program: str, n: int = 2) -> list[subprocess.CompletedProcess[str]]:
+    """Run the module and arguments of ``program`` in ``n`` processes, as a launcher does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    shared = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(n)} | variables
+    shared = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(n)}
     shared |= {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "tests.core.test_parallel", what, str(folder)]
+    command = [sys.executable, "-m", *program]
     started = [
         subprocess.Popen(
             command, cwd=ROOT, env=shared | {"RANK": str(k), "LOCAL_RANK": str(k)}, text=True,
@@ -232,7 +191,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> ByTwo:
         write_shards(folder / "made", count, number)
         next((folder / "made").glob("*.tar")).rename(folder / f"{number}.tar")
         shutil.rmtree(folder / "made")
-    ends = processes("loop,interrupted,watched,gradients", folder)
+    ends = processes("tests.core.test_parallel", "loop,interrupted,watched,gradients", str(folder))
     assert [each.returncode for each in ends] == [0, 0], ends
     return folder, ends
 
@@ -285,9 +244,9 @@ def test_a_watch_decides_for_all_processes(by_two: ByTwo) -> None:
         assert json.loads((folder / f"watched-{k}.json").read_text()) == one.curve
 
 
-def test_a_failure_in_one_process_ends_the_other(tmp_path: Path) -> None:
+def test_a_failure_in_one_process_ends_the_other() -> None:
     """Draw 5 is the second process's."""
-    first, second = processes("failing", tmp_path)
+    first, second = processes("tests.core.regression", "5")
     assert (first.returncode, second.returncode) == (2, 2)
     assert second.stderr == "error: this draw cannot be made\n"
     (line,) = [line for line in first.stderr.splitlines() if line.startswith("error")]

@@ -26,22 +26,28 @@ from tests.conftest import family_member
 PROMPTS = ["a neon cat", "a dog", "a picture"]
 
 
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[DiffusionModel]:
-    """A UNet of one block each way, compiled by a backend that runs what torch traced as it is, which takes seconds."""
+@pytest.fixture(scope="module")
+def one_block() -> DiffusionModel:
+    """A UNet of one block each way, as each takes seconds to trace; the first alone reads the prompt."""
     unet = {
         "block_out_channels": [32],
         "down_block_types": ["CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D"],
+        "mid_block_type": None,
+        "up_block_types": ["UpBlock2D"],
         "attention_head_dim": 2,
         "norm_num_groups": 8,
         "cross_attention_dim": 32,
     }
     text = {"hidden_size": 32, "intermediate_size": 64}
-    model = family_member(architectures.stable_diffusion_1(), "one-block", unet=unet, text=text)
+    return family_member(architectures.stable_diffusion_1(), "one-block", unet=unet, text=text)
+
+
+@pytest.fixture
+def traced(one_block: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[DiffusionModel]:
+    """Compiled by a backend that runs what torch traced as it is."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    model.compiles = True
-    yield model
+    monkeypatch.setattr(one_block, "compiles", True)
+    yield one_block
     torch._dynamo.reset()
 
 
@@ -82,13 +88,11 @@ def test_their_recipe_says_so(traced: DiffusionModel, tmp_path: Path) -> None:
     assert "compiled" not in usual.recipe and "compiled" not in recipe_of(bank)
 
 
-def test_where_nothing_can_be_compiled_is_one_line(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_compiled_is_one_line(traced: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no compiler was found\nmore lines")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
-    monkeypatch.setattr(tiny, "compiles", True)
     with pytest.raises(ConfigError, match=r"torch\.compile fails") as told:
-        images(tiny)
+        images(traced)
     assert "\n" not in str(told.value)
-    torch._dynamo.reset()

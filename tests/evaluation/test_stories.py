@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 import mu
 from mu.cli import app
 from mu.core.run import RunDirectory
-from mu.evaluation.suites import concept as suite
 from mu.evaluation.suites.canvas import seems_embedded
 from mu.models import EMBEDDED
 from tests.conftest import ROOT
@@ -80,10 +79,8 @@ def test_two_methods_by_the_protocol_of_unlearncanvas(place: Path, timm_vit: Any
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_phrasings: None) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("TARGET_TEMPLATES", "NEIGHBOUR_TEMPLATES"):
-        monkeypatch.setattr(suite, name, {kind: texts[:1] for kind, texts in getattr(suite, name).items()})
     return tmp_path
 
 

@@ -1,19 +1,20 @@
 """The embedded model, and what stands around its words: measured once for all tests of this folder.
 
-Several processes that run the tests share what each measured, in a folder of the session.
+Several processes that run the tests share what each measured, in a folder of the session. It is measured on fewer words
+and at rougher images than a search takes; the same styles and objects stand around "neon", "fish" and "vintage".
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import mu
 from mu.algorithms import algorithm, method
@@ -28,6 +29,8 @@ from mu.training.surroundings import surroundings as measured
 def _canvas() -> DiffusionModel:
     return mu.load("canvas", device="cpu")
 
+
+FEWER = {"surroundings.MOST_WORDS": 128, "surroundings.COMPARED": 64, "probe.STEPS": 3}
 
 shared: list[Path] = []
 """The folder of the session, once it is known."""
@@ -46,11 +49,9 @@ def surroundings(
     assert model is _canvas()
     asked = json.dumps([concept, *retain, "beside", *beside])
     file = shared[0] / f"around-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
-    if not file.exists():
-        found = json.dumps(asdict(measured(model, concept, retain, beside)))
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(found, encoding="utf-8")
-        part.replace(file)
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            file.write_text(json.dumps(asdict(measured(model, concept, retain, beside))), encoding="utf-8")
     values = json.loads(file.read_text(encoding="utf-8"))
     return Surroundings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
@@ -58,9 +59,9 @@ def surroundings(
 def calibrated(name: str) -> Edit:
     """The edit of method ``name`` that erases "neon" from the embedded model, with its own search."""
     file = shared[0] / f"{name}.safetensors"
-    if not file.exists():
-        given = method(name).for_concepts(["neon"], None, "calibrated")
-        with pytest.MonkeyPatch.context() as patch:
+    with FileLock(file.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
+        if not file.exists():
+            given = method(name).for_concepts(["neon"], None, "calibrated")
             patch.setattr("mu.training.calibration.surroundings", surroundings)
             algorithm(name)(given, model=_canvas()).find_edit().save(file)
     return open_edit(file)
@@ -69,6 +70,14 @@ def calibrated(name: str) -> Edit:
 @pytest.fixture(scope="session")
 def model() -> DiffusionModel:
     return _canvas()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_words() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in FEWER.items():
+            patch.setattr(f"mu.training.{name}", count)
+        yield
 
 
 @pytest.fixture(autouse=True)

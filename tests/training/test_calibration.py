@@ -19,6 +19,7 @@ from mu.edits.edit import EditInfo, described, shifted
 from mu.edits.weights import WeightEdit
 from mu.models.diffusion import DiffusionModel
 from mu.models.parameters import fingerprint, select
+from mu.training import surroundings as of_words
 from mu.training.calibration import SPARED, Calibration, _chosen, settled, worst
 from mu.training.calibration_config import CalibrateConfig
 from mu.training.closed_form import ANCHORS, candidates
@@ -29,6 +30,8 @@ from mu.training.surroundings import surroundings as measured
 from tests.training.conftest import calibrated, surroundings
 
 ON = CalibrateConfig(on=True)
+ALL = {name: getattr(of_words, name) for name in ("MOST_WORDS", "COMPARED")}
+"""Of a search, before the tests take fewer."""
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +49,6 @@ def edit(model: DiffusionModel) -> WeightEdit:
     found = calibrated("uce")
     assert isinstance(found, WeightEdit)
     return found
-
-
-@pytest.fixture
-def few_words(small_search: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what does not depend on which words stand around a concept."""
-    monkeypatch.setattr("mu.training.surroundings.MOST_WORDS", 8)
 
 
 @pytest.fixture
@@ -114,6 +111,20 @@ def test_a_word_that_hides_the_concept_is_no_peer_if_its_nearest_of_kin_stand_we
     assert (found[0] > KIN).sum() >= len(around.peers) + 4, "control: by the concept's own kinship"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("concept", ["neon", "fish", "vintage"])
+def test_as_many_words_as_a_search_looks_at_say_the_same(
+    concept: str, model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+):
+    fewer, shown = surroundings(model, concept), {*OBJECTS, *STYLES}
+    for name, count in ALL.items():
+        assert count > getattr(of_words, name), "control"
+        monkeypatch.setattr(of_words, name, count)
+    around = measured(model, concept)
+    assert shown & {*around.peers} == shown & {*fewer.peers}
+    assert shown & {*around.partners} == shown & {*fewer.partners}
+
+
 def test_probes_are_not_trained_on_and_nothing_kept_names_the_concept(around: Surroundings):
     assert not set(around.probes) & set(around.templates)
     assert all(template.count("{}") == 1 for template in (*around.templates, *around.probes))
@@ -136,7 +147,7 @@ def test_the_model_knows_what_it_learned(model: DiffusionModel, concept: str, kn
 
 
 def test_nothing_is_claimed_of_a_concept_that_the_model_does_not_know(
-    model: DiffusionModel, caplog: pytest.LogCaptureFixture, few_words: None
+    model: DiffusionModel, caplog: pytest.LogCaptureFixture, small_search: None
 ):
     with caplog.at_level(logging.INFO, logger="mu"):
         found = algorithm("uce")(method("uce").for_concepts(["zebra"], None, "calibrated"), model=model).find_edit()
@@ -146,15 +157,20 @@ def test_nothing_is_claimed_of_a_concept_that_the_model_does_not_know(
     assert not any("is gone" in record.getMessage() for record in caplog.records)
 
 
-def test_concepts_that_are_erased_together_do_not_keep_each_other(model: DiffusionModel):
-    alone, together = surroundings(model, "neon"), surroundings(model, "neon", beside=["fish", "sketch style"])
+def test_concepts_that_are_erased_together_do_not_keep_each_other(
+    model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+):
+    alone = surroundings(model, "neon")
+    for name, count in {"MOST_WORDS": 64, "COMPARED": 32}.items():
+        monkeypatch.setattr(f"mu.training.surroundings.{name}", count)
+    together = surroundings(model, "neon", beside=["fish", "sketch style"])
     assert "fish" in alone.partners and "sketch" in alone.peers, "control"
     assert not {"fish", "sketch"} & {*together.peers, *together.partners}
     texts = [*together.kept, *together.templates, *together.probes]
     assert not any(says(text, word) for text in texts for word in ("fish", "sketch style"))
 
 
-def test_braces_in_a_concept_are_letters(model: DiffusionModel, few_words: None):
+def test_braces_in_a_concept_are_letters(model: DiffusionModel, small_search: None):
     assert measured(model, "{x}").concept == "{x}"
 
 
@@ -168,7 +184,7 @@ def test_readings_that_are_not_finite_are_the_worst_and_no_edit_is_made_of_them(
         settled(WeightEdit(shifts, edit.info), model, [neon])
 
 
-def test_what_the_user_retains_is_kept(model: DiffusionModel, few_words: None):
+def test_what_the_user_retains_is_kept(model: DiffusionModel, small_search: None):
     found = measured(model, "neon", ["sketch", "purple hippo"])
     assert {"sketch", "purple hippo"} <= {*found.peers, *found.partners}
 
@@ -248,7 +264,7 @@ def test_an_edit_that_erases_is_read_as_gone_and_a_random_one_is_not(
     assert harmed.moved > 2 * erased.moved
 
 
-def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, few_words: None):
+def test_a_search_leaves_the_base_as_it_was_and_repeats(model: DiffusionModel, small_search: None):
     before = fingerprint(model, select(model, "*"))
     config = method("uce").for_concepts(["neon"], None, "calibrated")
     first, again = (algorithm("uce")(config, model=model).find_edit() for _ in range(2))

@@ -145,7 +145,7 @@ def test_an_anchor_contains_no_concept_that_is_erased_together_with_its_own(mode
     assert candidates(Calibration(CalibrateConfig(), both, probe), ()) == ["blueprint"]  # type: ignore[arg-type]
 
 
-def test_a_method_whose_objective_has_no_anchor_tries_none(model: DiffusionModel):
+def test_a_method_whose_objective_has_no_anchor_tries_none(model: DiffusionModel, small_search: None):
     for objective, anchors in (("attention", [None]), ("logits", ["house"])):
         layer = {"objective": objective, "anchors": ["house"]}
         chosen = algorithm("fmn")(method("fmn").for_concepts(["neon"], None, "calibrated", layer), model=model)
