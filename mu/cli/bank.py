@@ -210,9 +210,12 @@ def check(
 @app.command()
 def merge(
     bank: Folder,
-    out: Annotated[Path, typer.Option(help="The output file; for diffusers and transformers, the output folder.")],
+    out: Annotated[Path, typer.Option(help="The output file; for diffusers, transformers, open_clip: a folder.")],
     form: Annotated[
-        str, typer.Option("--format", help="kohya, peft, diffusers, unet, compvis or transformers, as in `mu merge`.")
+        str,
+        typer.Option(
+            "--format", help="kohya, peft, diffusers, unet, compvis, transformers or open_clip, as in `mu merge`."
+        ),
     ],
     only: Annotated[
         list[str] | None,

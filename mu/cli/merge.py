@@ -12,12 +12,13 @@ from mu.cli.options import BaseOfEdits, Device, Overwrite, PredictionType, check
 
 def merge(
     edits: Annotated[list[str], typer.Argument(metavar="EDIT|RUN...", help="Edit files or run folders.")],
-    out: Annotated[Path, typer.Option(help="The output file; for diffusers and transformers, the output folder.")],
+    out: Annotated[Path, typer.Option(help="The output file; for diffusers, transformers, open_clip: a folder.")],
     form: Annotated[
         str,
         typer.Option(
             "--format",
-            help="kohya, peft: one LoRA file. diffusers: a folder with the merged model (CLIP, LLaVA: transformers). "
+            help="kohya, peft: one LoRA file. diffusers: a folder with the merged model (CLIP, LLaVA: transformers; "
+            "CLIP of open_clip: open_clip). "
             "unet, compvis: merged weights in one file.",
         ),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mu.core.errors import EditError, OutputError, quoted, titled
-from mu.core.files import atomic_path, check_folder, check_writing, sweep_beside, writing
+from mu.core.files import atomic_path, check_folder, check_writing, sweep_beside, write_json, writing
 from mu.core.lock import locked_beside
 from mu.edits.bank import Bank, together
 from mu.edits.edit import shifted
@@ -21,6 +22,7 @@ from mu.edits.lora_files import edit_metadata, kohya_metadata, kohya_tensors, pe
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.merged_folder import (
     ROUNDED_AWAY,
+    TEXTS,
     Merged,
     cast_files,
     clean,
@@ -37,8 +39,9 @@ from mu.models.diffusion import DiffusionModel
 from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.compvis import part_of
 from mu.models.formats.statements import beside_file, is_written, write_yaml
+from mu.models.formats.timm_towers import TimmTower
 from mu.models.parameters import find_parameter
-from mu.models.places import OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG, config_in
+from mu.models.places import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, PIPELINE, TRANSFORMERS_CONFIG, config_in
 from mu.models.quiet import quiet_libraries
 from mu.models.vision_language import VisionLanguageModel
 
@@ -123,6 +126,37 @@ def _transformers(merged: Merged, path: Path) -> None:
         _like_source(merged, [model.model], model.source, partial)
 
 
+def _open_clip(merged: Merged, path: Path) -> None:
+    """Write a folder in open_clip's hub layout. Each tensor keeps the number type that it has in the source.
+
+    Licence and card of a source folder are copied; its other files describe other copies of the weights, or nothing.
+    """
+    from mu.models.formats.open_clip import in_open_clip
+
+    model: Any = merged.model
+    tensors, config = in_open_clip(model)
+    source, folder = _weights_of(model.source), model.source if model.source and model.source.is_dir() else None
+    dtypes = {name.removeprefix("module."): tensor.dtype for name, tensor in source.items()}
+    named = model.open_clip.names
+    merged.count(model.model, {own: dtypes.get(named[own]) for own, _ in model.model.named_parameters()})
+    with quiet_libraries(), new_folder(path) as partial:
+        for file in sorted(folder.iterdir()) if folder else ():
+            if file.is_file() and not file.name.startswith(".") and file.suffix.lower() in TEXTS - {".json"}:
+                shutil.copyfile(file, partial / file.name)
+        model.tokenizer.save_pretrained(partial)
+        kept = {name: _cast(tensor.cpu(), dtypes.get(name)) for name, tensor in tensors.items()}
+        write_tensors(partial / OPEN_CLIP_WEIGHTS[0], kept, {"format": "pt"})
+        write_json(partial / OPEN_CLIP_CONFIG, config)
+        clean(partial)
+
+
+def _weights_of(source: Path | None) -> Mapping[str, Tensor]:
+    """The tensors that an open_clip model at ``source`` was loaded from; none without a source."""
+    if source is not None and source.is_dir():
+        source = next((source / name for name in OPEN_CLIP_WEIGHTS if (source / name).exists()), None)
+    return read_state_dict(source) if source is not None else {}
+
+
 def _is_open_clip(model: ClipModel | VisionLanguageModel) -> bool:
     """Whether the weights of the source are open_clip's and not transformers'."""
     return model.source is not None and any((model.source / name).exists() for name in OPEN_CLIP_WEIGHTS)
@@ -130,10 +164,7 @@ def _is_open_clip(model: ClipModel | VisionLanguageModel) -> bool:
 
 def _like_source(merged: Merged, modules: Iterable[nn.Module], source: Path | None, folder: Path) -> None:
     """Give a folder that a library wrote the number type of the ``source`` file, and no paths of this machine."""
-    names = [source] if source is not None and source.is_file() else []
-    if source is not None and source.is_dir():
-        names = [source / name for name in OPEN_CLIP_WEIGHTS if (source / name).exists()]
-    dtype = main_dtype(read_state_dict(names[0])) if names else None
+    dtype = main_dtype(_weights_of(source))
     for module in modules:
         merged.count(module, _all(module, dtype))
     if dtype is not None:
@@ -232,9 +263,10 @@ _MERGED: dict[str, Callable[[Merged, Path], None]] = {
     "unet": _unet,
     "compvis": _compvis,
     "transformers": _transformers,
+    "open_clip": _open_clip,
 }
 FORMATS = (*_LORA, *_MERGED)
-_FOLDERS = {"diffusers": PIPELINE, "transformers": TRANSFORMERS_CONFIG}
+_FOLDERS = {"diffusers": PIPELINE, "transformers": TRANSFORMERS_CONFIG, "open_clip": OPEN_CLIP_CONFIG}
 """Formats that are folders, and the file that identifies each."""
 
 
@@ -276,7 +308,7 @@ def check_place(path: Path | str, form: str, *, overwrite: bool = False, inputs:
 
 def _holds(folder: Path, name: str) -> bool:
     """Whether ``folder`` holds a model that the JSON file ``name`` describes, as libraries write it."""
-    return bool({"_class_name", "model_type", "architectures"} & (config_in(folder / name) or {}).keys())
+    return bool({"_class_name", "model_type", "architectures", "model_cfg"} & (config_in(folder / name) or {}).keys())
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -299,8 +331,9 @@ def export(
     ``kohya``, ``peft``: one LoRA ``.safetensors``. ``diffusers``: a folder with the merged model, loaded by
     ``DiffusionPipeline.from_pretrained`` alone. ``unet``: the merged UNet's state dict. ``compvis``: one merged file,
     with a ``.yaml`` beside it if the noise schedule or the scaling of latents is unusual.
-    ``transformers``, for a CLIP or a LLaVA: a folder with the merged model, loaded by transformers alone. To write a
-    merged model, the edits are applied to the base model itself and then taken off; the model is not copied.
+    ``transformers``, for a CLIP or a LLaVA: a folder with the merged model, loaded by transformers alone.
+    ``open_clip``, for a CLIP of open_clip: a folder in its hub's layout, loaded by open_clip alone. To write a merged
+    model, the edits are applied to the base model itself and then taken off; the model is not copied.
     ``inputs`` are files and folders that must stay: of the edits, their bank or runs. The base model's always do.
     Raises `OutputError` for a ``path`` that `check_place` refuses. Raises `EditError` for a format that does not
     fit the kind of model.
@@ -318,15 +351,25 @@ def export(
         return _exported(bank, path, form, strengths)
 
 
+def _unfit(model: Any, form: str) -> str:
+    """What ``model`` is that the format cannot hold, and which format can; empty if it fits."""
+    if isinstance(model, DiffusionModel):
+        return "a diffusion model: choose diffusers" if form in ("transformers", "open_clip") else ""
+    foreign = isinstance(model, ClipModel) and isinstance(model.components["vision_model"], TimmTower)
+    own = "open_clip" if foreign else "transformers"
+    if form not in ("transformers", "open_clip"):
+        return f"not a diffusion model: choose {own}"
+    if form == "transformers" and foreign:
+        return f"a CLIP with an image tower of timm: choose {own}"
+    if form == "open_clip" and getattr(model, "open_clip", None) is None:
+        return f"not from open_clip: choose {own}"
+    return ""
+
+
 def _exported(bank: Bank, path: Path, form: str, strengths: Sequence[float] | None) -> Path:
     """`export`, alone on ``path``, which may be written."""
     model = bank.model
-    if isinstance(model, DiffusionModel) == (form == "transformers"):
-        what = (
-            "a diffusion model: choose diffusers"
-            if form == "transformers"
-            else "not a diffusion model: choose transformers"
-        )
+    if what := _unfit(model, form):
         raise EditError(f"format {form} cannot hold {titled(model.name)}, which is {what}")
     with writing(path):
         tell_lost_gates(bank, bank.strengths(strengths))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,10 +68,18 @@ def _processor_in(folder: Path, size: int) -> CLIPImageProcessorPil:
     return clip_processor(size)
 
 
+class OpenClipNames(NamedTuple):
+    """How open_clip holds a model: its name for each tensor of the transformers model, and its config."""
+
+    names: Mapping[str, str]
+    config: Mapping[str, Any]
+
+
 class ClipModel:
     """A CLIP model with its tokenizer. ``components`` are ``text_encoder``, ``vision_model`` and the two projections.
 
-    Pipelines and vision-language models use the same names for the two towers."""
+    Pipelines and vision-language models use the same names for the two towers. The image tower may be timm's, which may
+    project itself: then ``visual_projection`` has no parameters."""
 
     def __init__(
         self, model: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, name: str, device: torch.device | str = "cpu"
@@ -81,6 +89,8 @@ class ClipModel:
         self.tokenizer, self.processor = tokenizer, processor
         self.source: Path | None = None
         """The folder or file that the model was loaded from, if it was loaded by name."""
+        self.open_clip: OpenClipNames | None = None
+        """Set if the weights are open_clip's."""
         self.components: dict[str, nn.Module] = {
             "text_encoder": model.text_model,
             "vision_model": model.vision_model,

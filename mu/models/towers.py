@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mu.core.errors import EditError
 from mu.models.clip import ClipModel
+from mu.models.formats.timm_towers import TimmTower
 
 Which = Literal["vision", "language"]
 COMPONENTS: dict[Which, tuple[str, str]] = {
@@ -38,7 +39,8 @@ def _few(images: Iterator[Image]) -> list[Image]:
 
 @dataclass
 class Hidden:
-    """Input of a stage: ``x`` is the tower's own input (n, ...) before stage 0, else states (n, tokens, width).
+    """Input of a stage: ``x`` is the tower's own input (n, ...) before stage 0, else states (n, tokens, width), or
+    (n, channels, h, w) of a network of convolutions.
 
     ``ends`` (n,) is the position in each row of the token that the last stage reads."""
 
@@ -114,8 +116,16 @@ class Tower:
 
     def leave(self, hidden: Hidden) -> Tensor:
         """Run the last stage: unit vectors (n, d) in float32."""
+        return F.normalize(self.projection(self._pooled(self.leaving(hidden))).float(), dim=-1)
+
+    def leaving(self, hidden: Hidden) -> Hidden:
+        """Only what the last stage reads of ``hidden``."""
+        return hidden.leaving()
+
+    def _pooled(self, left: Hidden) -> Tensor:
+        """What is projected, of the input that `leaving` left."""
         norm = self.trunk.final_layer_norm if self.which == "language" else self.trunk.post_layernorm
-        return F.normalize(self.projection(norm(hidden.leaving().x[:, 0])).float(), dim=-1)
+        return norm(left.x[:, 0])
 
     def features(self, hidden: Hidden, start: int = 0) -> Tensor:
         """Run from stage ``start`` to the end: unit vectors (n, d) in float32."""
@@ -143,3 +153,39 @@ class Tower:
             return torch.stack(outputs)
         stacked = Hidden(torch.cat(outputs), hidden.ends.repeat(len(steps)))
         return self.features(stacked, stage + 1).unflatten(0, (len(steps), -1))
+
+
+class TrunkTower(Tower):
+    """An image tower of timm: its own stages, the last with the projection."""
+
+    def __init__(self, clip: ClipModel):
+        self.clip, self.which = clip, "vision"
+        self.trunk, self.projection = (cast(Any, clip.components[name]) for name in COMPONENTS["vision"])
+        self.chain = self.trunk.stages()
+        self.stages = len(self.chain)
+
+    def stage_of(self, parameter: str) -> int:
+        component, _, path = parameter.partition(".")
+        if component not in COMPONENTS["vision"]:
+            raise EditError(f"{parameter} is not in the vision tower")
+        if component == COMPONENTS["vision"][1]:
+            return self.stages - 1
+        return next(k for k, stage in enumerate(self.chain) if path.startswith(stage.names))
+
+    def run(self, hidden: Hidden, start: int, stop: int) -> Hidden:
+        x = hidden.x
+        for stage in self.chain[start : min(stop, self.stages - 1)]:
+            x = stage.run(x)
+        return Hidden(x, hidden.ends)
+
+    def leaving(self, hidden: Hidden) -> Hidden:
+        return Hidden(self.trunk.read(hidden.x), hidden.ends)
+
+    def _pooled(self, left: Hidden) -> Tensor:
+        return self.chain[-1].run(left.x)
+
+
+def towers_of(clip: ClipModel) -> dict[Which, Tower]:
+    """Both towers of a model."""
+    whole = isinstance(clip.components["vision_model"], TimmTower)
+    return {"vision": TrunkTower(clip) if whole else Tower(clip, "vision"), "language": Tower(clip, "language")}

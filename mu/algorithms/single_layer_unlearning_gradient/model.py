@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mu.core.errors import EditError, ModelError, titled
 from mu.models.clip import ClipModel
 from mu.models.parameters import EditableModel, find_parameter, select
-from mu.models.towers import COMPONENTS, Tower, Which, tower_of
+from mu.models.towers import Which, tower_of, towers_of
 from mu.training.gradient_files import check_finite
 
 
@@ -190,7 +190,7 @@ def to_search(
         chosen = [s for front in fronts(scores).values() for s in deepest(front)]
     elif most is not None:
         chosen = [s for front in fronts(scores).values() for s in sorted(front, key=lambda s: -s.importance)[:most]]
-    towers = {which: Tower(clip, which) for which in COMPONENTS}
+    towers = towers_of(clip)
 
     def place(score: LayerScore) -> tuple[str, int]:
         which = tower_of(score.name)

@@ -21,7 +21,7 @@ from mu.models.clip import ClipModel
 from mu.models.diffusion import DiffusionModel
 from mu.models.judge import Judge
 from mu.models.parameters import find_parameter
-from mu.models.towers import COMPONENTS, Hidden, Tower, Which, tower_of
+from mu.models.towers import Hidden, Which, tower_of, towers_of
 from mu.models.vision_language import VisionLanguageModel
 from mu.models.zero_shot import Target, ZeroShot, logits
 
@@ -176,7 +176,7 @@ class ClipProbe(Probe):
     ):
         super().__init__(target, tasks)
         self.clip, self.rows_at_once, self.keep_bytes = clip, rows_at_once, keep_bytes
-        self.towers = {which: Tower(clip, which) for which in COMPONENTS}
+        self.towers = towers_of(clip)
         self._stages: set[tuple[Which, int]] = set()
         self._kept: dict[tuple[Which, str, int], Hidden] = {}
         self._entered: tuple[tuple[Which, str, int, bytes], Hidden] | None = None
@@ -213,7 +213,7 @@ class ClipProbe(Probe):
             hidden, at = inputs[part], 0
             for stage, kept in states.items():
                 hidden, at = tower.run(hidden, at, stage), stage
-                kept.append(hidden.leaving() if stage == last else hidden)
+                kept.append(tower.leaving(hidden) if stage == last else hidden)
             features.append(tower.leave(hidden))
         self._kept |= {(which, task, stage): Hidden.cat(kept) for stage, kept in states.items()}
         return torch.cat(features)

@@ -2,7 +2,8 @@
 
 The weights are converted to transformers' CLIP. open_clip itself is needed only for the list of tags and the download.
 The architecture follows from the shapes, except the number of attention heads and the activation (GELU or QuickGELU).
-Those come from the config, the tag or the published file's name.
+Those come from the config, the tag or the published file's name. An image tower that is no ViT of open_clip's own is
+timm's (`mu.models.formats.timm_towers`), by the name in the config.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
 
 from mu.core.errors import MissingDependency, ModelError, nearest, quoted, titled
 from mu.core.records import read_json
-from mu.models.clip import READ_AT_LARGEST, ClipModel, clip_processor
+from mu.models.clip import READ_AT_LARGEST, ClipModel, OpenClipNames, clip_processor
+from mu.models.formats import timm_towers
 from mu.models.formats.architectures import blueprint
 from mu.models.formats.checkpoint import read_state_dict
 from mu.models.formats.open_clip_names import open_clip_map
-from mu.models.formats.packing import unpack
+from mu.models.formats.packing import pack, unpack
 from mu.models.formats.single_file import END, find_tokenizer
 from mu.models.places import GELUS, OPEN_CLIP, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 
@@ -30,7 +33,8 @@ Config = Mapping[str, Any]
 
 # Attention heads are 64 wide, except in the image towers of ViT-H, g, bigG and e.
 _HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
-_READS = "mu reads open_clip models with a ViT and CLIP's own text tower: name one, like open_clip:ViT-B-32/openai"
+_READS = "mu reads open_clip models with CLIP's own text tower: name one, like open_clip:ViT-B-32/openai"
+_UNNAMED = f"{OPEN_CLIP_CONFIG} must say which (timm_model_name), in the folder of the file {OPEN_CLIP_WEIGHTS[0]}"
 _OTHER_KINDS = {  # the first that fits; a tower is told by a part of its tensors' names
     "visual.trunk.stages.": "ConvNeXt, an image tower of timm",
     "visual.trunk.attn_pool.": "SigLIP's ViT, an image tower of timm",
@@ -38,19 +42,10 @@ _OTHER_KINDS = {  # the first that fits; a tower is told by a part of its tensor
     "visual.trunk.blocks.0.attn.q_proj.": "EVA, an image tower of timm",
     "visual.trunk.": "an image tower of timm",
     "visual.blocks.0.attn.": "EVA as image tower",
-    "visual.layer1.": "a ResNet as image tower",
     "visual.attn_pool.": "an image tower with attentional pooling (CoCa)",
     "text.": "a text tower of another kind (SigLIP, CLIPA, CoCa, Hugging Face)",
     "logit_bias": "SigLIP's loss with a bias",
 }
-_RESNETS = {
-    "3, 4, 6, 3": "RN50",
-    "3, 4, 23, 3": "RN101",
-    "4, 6, 10, 6": "RN50x4",
-    "6, 8, 18, 8": "RN50x16",
-    "3, 15, 36, 10": "RN50x64",
-}
-"""OpenAI's ResNets by the number of blocks in each layer."""
 # Settings of a tower's config: those that affect only shapes or training, and the supported values of others.
 _IN_SHAPES = {
     "image_size", "patch_size", "width", "layers", "mlp_ratio", "context_length", "vocab_size", "heads", "head_width",
@@ -109,6 +104,9 @@ def from_tag(
     trained = {"quick_gelu": any((quick, model.get("quick_gelu"), known.get("quick_gelu")))}
     config = {"model_cfg": {**model, **trained}, "preprocess_cfg": known}
     _check_config(config, name)
+    tower = model.get("vision_cfg") or {}
+    if tower.get("timm_model_name") or isinstance(tower.get("layers"), list):
+        timm_towers.package(f"the model {titled(name)}")  # before gigabytes are downloaded
     try:
         path = Path(open_clip.download_pretrained(known))
     except Exception as error:
@@ -185,18 +183,21 @@ def _check_config(config: Any, where: str) -> None:
     model, look = part(config, "model_cfg"), part(config, "preprocess_cfg")
     vision, text = part(model, "vision_cfg"), part(model, "text_cfg")
     kind = None
-    if vision.get("timm_model_name"):
-        kind = f"an image tower of timm ({vision['timm_model_name']})"
-    elif isinstance(vision.get("layers"), list):
-        kind = f"a ResNet as image tower ({_resnet(vision['layers'])})"
-    elif text.get("hf_model_name"):
+    if text.get("hf_model_name"):
         kind = f"a text tower of Hugging Face ({text['hf_model_name']})"
     elif model.get("multimodal_cfg"):
         kind = "a text decoder (CoCa)"
     if kind:
         raise ModelError(f"{where} has {kind}: {_READS}")
+    if isinstance(vision.get("layers"), list) and vision.get("head_width", 64) != 64:
+        raise ModelError(
+            f"{where} has the setting head_width = {quoted(vision['head_width'])}: a ResNet of timm has 64"
+        )
+    own = timm_towers.SETTINGS if vision.get("timm_model_name") else set()
+    if own:
+        timm_towers.check_settings(vision, where)
     for key, value in (*vision.items(), *text.items()):
-        if value and key not in _IN_SHAPES and value not in _KNOWN.get(key, ()):
+        if value and key not in _IN_SHAPES | own and value not in _KNOWN.get(key, ()):
             raise ModelError(
                 f"{where} has the setting {key} = {quoted(value)}, which CLIP in transformers lacks: {_READS}"
             )
@@ -210,33 +211,31 @@ def _check_config(config: Any, where: str) -> None:
             raise ModelError(f"{where} has {key} = {quoted(value)}: three numbers are needed")
 
 
-def _resnet(layers: Sequence[Any]) -> str:
-    """The name of a ResNet with these numbers of blocks, or the numbers."""
-    blocks = ", ".join(map(str, layers))
-    return _RESNETS.get(blocks, f"blocks {blocks}")
+def _other_kind(names: Collection[str], named: bool) -> str | None:
+    """What tensors of these ``names`` have that no CLIP here has, and what to do; None if they have nothing of it.
+
+    ``named``: the config names the image tower of timm.
+    """
+    for part, kind in _OTHER_KINDS.items():
+        if any(name.startswith(part) for name in names) and not (named and part.startswith("visual.trunk.")):
+            return f"{kind}: {_UNNAMED if part.startswith('visual.trunk.') else _READS}"
+    return None
 
 
-def _other_kind(names: Collection[str]) -> str | None:
-    """What tensors of these ``names`` have that CLIP in transformers lacks, with the architecture; else None."""
-    kind = next((kind for part, kind in _OTHER_KINDS.items() if any(name.startswith(part) for name in names)), None)
-    if kind and any(name.startswith("visual.layer1.") for name in names):
-        blocks = [
-            len({name.split(".")[2] for name in names if name.startswith(f"visual.layer{k}.")}) for k in (1, 2, 3, 4)
-        ]
-        return f"{kind} ({_resnet(blocks)})"
-    return kind
+def _shape(tensors: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:
+    if key not in tensors or tensors[key].dim() != dimensions or not tensors[key].numel():
+        raise ModelError(f"the tensor {key} of {dimensions} dimensions is missing: this is not a complete CLIP")
+    return tuple(tensors[key].shape)
 
 
-def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_act: str) -> dict[str, Any]:
-    """The config.json of a transformers folder with these weights, without the token ids of the tokenizer."""
+def _transformers_config(
+    tensors: Mapping[str, Tensor], config: Config, hidden_act: str, built: timm_towers.Built | None = None
+) -> dict[str, Any]:
+    """The config.json of a transformers folder with these weights, without the token ids of the tokenizer.
+
+    The image tower of a model with a ``built`` one is described by the size of its images alone.
+    """
     vision, text = (config["model_cfg"].get(part) for part in ("vision_cfg", "text_cfg"))
-
-    def shape(key: str, dimensions: int) -> tuple[int, ...]:
-        if key not in tensors or tensors[key].dim() != dimensions or not tensors[key].numel():
-            raise ModelError(
-                f"the tensor {key} of {dimensions} dimensions is missing: this is not a complete CLIP with a ViT"
-            )
-        return tuple(tensors[key].shape)
 
     def tower(prefix: str, width: int, heads: Any) -> dict[str, Any]:
         if not isinstance(heads, int) or heads < 1 or width % heads:
@@ -244,7 +243,7 @@ def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_a
         blocks = f"{prefix}transformer.resblocks."
         return {
             "hidden_size": width,
-            "intermediate_size": shape(f"{blocks}0.mlp.c_fc.weight", 2)[0],
+            "intermediate_size": _shape(tensors, f"{blocks}0.mlp.c_fc.weight", 2)[0],
             "num_hidden_layers": len(
                 {key.removeprefix(blocks).split(".")[0] for key in tensors if key.startswith(blocks)}
             ),
@@ -253,19 +252,27 @@ def _transformers_config(tensors: Mapping[str, Tensor], config: Config, hidden_a
             "projection_dim": embedding,
         }
 
-    vision_width, embedding = shape("visual.proj", 2)
-    vocabulary, text_width = shape("token_embedding.weight", 2)
-    patch = shape("visual.conv1.weight", 4)[-1]
-    side = math.isqrt(shape("visual.positional_embedding", 2)[0] - 1)
-    head_width = _HEAD_WIDTH.get(vision_width, 64) if vision is None else vision.get("head_width", 64)
-    vision_heads = vision_width // head_width if isinstance(head_width, int) and head_width else head_width
+    if built:
+        embedding = _shape(tensors, "text_projection", 2)[1]
+        images = {"image_size": built.size, "patch_size": built.size, "num_hidden_layers": 0}
+    else:
+        vision_width, embedding = _shape(tensors, "visual.proj", 2)
+        patch = _shape(tensors, "visual.conv1.weight", 4)[-1]
+        side = math.isqrt(_shape(tensors, "visual.positional_embedding", 2)[0] - 1)
+        head_width = _HEAD_WIDTH.get(vision_width, 64) if vision is None else vision.get("head_width", 64)
+        vision_heads = vision_width // head_width if isinstance(head_width, int) and head_width else head_width
+        sizes = {"image_size": side * patch, "patch_size": patch}
+        images = tower("visual.", vision_width, vision_heads) | sizes
+    vocabulary, text_width = _shape(tensors, "token_embedding.weight", 2)
     text_heads = text_width // 64 if text is None else text.get("heads", 8)
-    sizes = {"image_size": side * patch, "patch_size": patch}
-    tokens = {"vocab_size": vocabulary, "max_position_embeddings": shape("positional_embedding", 2)[0]}
+    tokens = {
+        "vocab_size": vocabulary,
+        "max_position_embeddings": _shape(tensors, "positional_embedding", 2)[0],
+    }
     return {
         "architectures": ["CLIPModel"],
         "projection_dim": embedding,
-        "vision_config": tower("visual.", vision_width, vision_heads) | sizes,
+        "vision_config": images,
         "text_config": tower("", text_width, text_heads) | tokens,
     }
 
@@ -284,31 +291,123 @@ def _opened(
 ) -> ClipModel:
     tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     tensors = {key: tensor for key, tensor in tensors.items() if key.split(".")[-1] != "attn_mask"}
-    numbers = {key: int(tensors.pop(key)) for key in _NUMBERS if key in tensors and tensors[key].numel() == 1}
-    if kind := _other_kind(tensors):
-        raise ModelError(f"{titled(name)} has {kind}: {_READS}")
+    model_cfg, look = config["model_cfg"], config.get("preprocess_cfg", {})
+    apart = bool(model_cfg.get("custom_text")) and any(key.startswith("text.") for key in tensors)
+    if apart:
+        tensors = {key.removeprefix("text."): tensor for key, tensor in tensors.items()}
+    if kind := _other_kind(tensors, named=bool((model_cfg.get("vision_cfg") or {}).get("timm_model_name"))):
+        raise ModelError(f"{titled(name)} has {kind}")
     try:
-        described = _transformers_config(
-            tensors, config, compat_gelu or GELUS[bool(config["model_cfg"].get("quick_gelu"))]
-        )
-        for key, (part, setting) in _NUMBERS.items():
-            if numbers.get(key, described[part][setting]) != described[part][setting]:
-                raise ModelError(f"it says {key} {numbers[key]}, and its tensors {described[part][setting]}")
-        # Not open_clip's "!": as a special token it would be removed from texts. Padding after the end is not read.
-        tokenizer = find_tokenizer(places, ".", described["text_config"], pad=END)
-        if len(tokenizer) != described["text_config"]["vocab_size"]:
-            what = f"its vocabulary has {described['text_config']['vocab_size']} tokens, the tokenizer {len(tokenizer)}"
-            raise ModelError(f"{what}: put the model's own tokenizer.json into the folder of the weights")
-        end = tokenizer.eos_token_id if tokenizer.eos_token_id == len(tokenizer) - 1 else READ_AT_LARGEST
-        described["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end}
-        model = blueprint(described)
-        mapped = open_clip_map(model.state_dict())
-        if surplus := sorted(tensors.keys() - mapped.values()):
-            raise ModelError(f"{len(surplus)} tensors do not belong to a CLIP with a ViT, for example {surplus[0]}")
-        weights = unpack(tensors, mapped, {key: parameter.shape for key, parameter in model.state_dict().items()})
+        built = _image_tower(tensors, model_cfg.get("vision_cfg") or {}, name)
+        activation = compat_gelu or GELUS[bool(model_cfg.get("quick_gelu"))]
+        described, tokenizer = _described(tensors, places, config, activation, built)
+        model, names = _with_weights(tensors, described, built, precision)
     except ModelError as error:
         raise ModelError(f"{titled(name)}: {error}") from None
-    model.load_state_dict({key: weights.pop(key).to(precision, copy=True) for key in list(weights)}, assign=True)
-    size, look = described["vision_config"]["image_size"], config.get("preprocess_cfg", {})
     own = {f"image_{key}": look[key] for key in ("mean", "std") if look.get(key)}
-    return ClipModel(model, tokenizer, clip_processor(size, **own), name, device)
+    processor = clip_processor(described["vision_config"]["image_size"], **own)
+    clip = ClipModel(model, tokenizer, processor, name, device)
+    if apart:
+        names = {
+            own: key if key.startswith(("visual.", "logit_scale")) else f"text.{key}" for own, key in names.items()
+        }
+    clip.open_clip = OpenClipNames(names, _hub_config(model_cfg, described, built, processor))
+    return clip
+
+
+def _image_tower(tensors: Mapping[str, Tensor], vision: Config, name: str) -> timm_towers.Built | None:
+    """The image tower of timm that the config names or the tensors are of; None for a ViT of open_clip's own."""
+    need = f"the model {titled(name)}"
+    if vision.get("timm_model_name"):
+        return timm_towers.timm_tower(vision, _shape(tensors, "text_projection", 2)[1], need)
+    return timm_towers.resnet_tower(tensors, need) if "visual.layer1.0.conv1.weight" in tensors else None
+
+
+def _described(
+    tensors: dict[str, Tensor],
+    places: Sequence[Path],
+    config: Config,
+    hidden_act: str,
+    built: timm_towers.Built | None,
+) -> tuple[dict[str, Any], CLIPTokenizer]:
+    """The model's config in transformers, and its tokenizer. OpenAI's numbers are taken out of ``tensors``."""
+    numbers = {key: int(tensors.pop(key)) for key in _NUMBERS if key in tensors and tensors[key].numel() == 1}
+    described = _transformers_config(tensors, config, hidden_act, built)
+    for key, (part, setting) in _NUMBERS.items():
+        if numbers.get(key, described[part][setting]) != described[part][setting]:
+            raise ModelError(f"it says {key} {numbers[key]}, and its tensors {described[part][setting]}")
+    # Not open_clip's "!": as a special token it would be removed from texts. Padding after the end is not read.
+    tokenizer = find_tokenizer(places, ".", described["text_config"], pad=END)
+    if len(tokenizer) != described["text_config"]["vocab_size"]:
+        what = f"its vocabulary has {described['text_config']['vocab_size']} tokens, the tokenizer {len(tokenizer)}"
+        raise ModelError(f"{what}: put the model's own tokenizer.json into the folder of the weights")
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id == len(tokenizer) - 1 else READ_AT_LARGEST
+    described["text_config"] |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end}
+    return described, tokenizer
+
+
+def _with_weights(
+    tensors: Mapping[str, Tensor], described: Config, built: timm_towers.Built | None, precision: torch.dtype
+) -> tuple[CLIPModel, dict[str, str]]:
+    """The model with the weights ``tensors``, and open_clip's name of each of its tensors."""
+    model, theirs = blueprint(described), built.names if built else {}
+    if built:
+        model.vision_model, model.visual_projection = built.tower, built.projection
+    own = model.state_dict()
+    names = open_clip_map(own.keys() - theirs.keys()) | theirs
+    if surplus := sorted(tensors.keys() - names.values()):
+        what = f"a CLIP with {built.kind if built else 'a ViT'}"
+        raise ModelError(f"{len(surplus)} tensors do not belong to {what}, for example {surplus[0]}")
+    weights = unpack(tensors, names, {key: parameter.shape for key, parameter in own.items()})
+    for key in weights:  # a ResNet counts its batches in whole numbers
+        kind = precision if weights[key].is_floating_point() else weights[key].dtype
+        weights[key] = weights[key].to(kind, copy=True)
+    model.load_state_dict(weights, assign=True)
+    return model, names
+
+
+# -- the way back ------------------------------------------------------------------------------------------------------
+
+
+def _hub_config(
+    model_cfg: Config, described: Config, built: timm_towers.Built | None, processor: Any
+) -> dict[str, Any]:
+    """The config with which open_clip reads the model as it is used here."""
+    vision, text = described["vision_config"], described["text_config"]
+
+    def sizes(part: Config) -> dict[str, Any]:
+        ratio = {"mlp_ratio": part["intermediate_size"] / part["hidden_size"]}
+        return {"width": part["hidden_size"], "layers": part["num_hidden_layers"]} | ratio
+
+    def image_tower() -> Config:
+        if built:
+            return built.config
+        head_width = vision["hidden_size"] // vision["num_attention_heads"]
+        places = {"image_size": vision["image_size"], "patch_size": vision["patch_size"]}
+        return sizes(vision) | places | {"head_width": head_width}
+
+    def text_tower() -> Config:
+        places = {"context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"]}
+        return sizes(text) | places | {"heads": text["num_attention_heads"]}
+
+    return {
+        "model_cfg": {
+            **model_cfg,
+            "embed_dim": described["projection_dim"],
+            "quick_gelu": text["hidden_act"] == "quick_gelu",
+            "vision_cfg": model_cfg.get("vision_cfg") or image_tower(),
+            "text_cfg": model_cfg.get("text_cfg") or text_tower(),
+        },
+        "preprocess_cfg": {
+            "mean": list(processor.image_mean),
+            "std": list(processor.image_std),
+            "interpolation": _LOOK["interpolation"],
+            "resize_mode": _LOOK["resize_mode"],
+        },
+    }
+
+
+def in_open_clip(clip: ClipModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a model that came from open_clip, in its own names and layout, and its config."""
+    assert clip.open_clip is not None
+    return pack(clip.model.state_dict(), clip.open_clip.names), dict(clip.open_clip.config)

@@ -45,6 +45,12 @@ _REST = {
     "vision_model.post_layernorm.weight": "visual.ln_post.weight",
     "vision_model.post_layernorm.bias": "visual.ln_post.bias",
 }
+_TIMM = {
+    "visual.trunk.": "vision_model.trunk.",
+    "visual.head.proj.": "visual_projection.",
+    "visual.head.mlp.": "visual_projection.",
+}
+"""Beginnings of open_clip's names in an image tower of timm, and those of edits."""
 
 
 def open_clip_map(parameters: Iterable[str]) -> dict[str, str]:
@@ -59,12 +65,12 @@ def open_clip_map(parameters: Iterable[str]) -> dict[str, str]:
 def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert weights or deltas, all or some, from open_clip's names to the names of edits and transformers' layout.
 
-    The prefix ``module.`` from training on several devices is removed. Raises `ModelError` for a tensor that a CLIP
-    with a ViT does not have.
+    The prefix ``module.`` from training on several devices is removed, and ``text.`` of a text tower of its own. Raises
+    `ModelError` for a tensor that neither a CLIP with a ViT nor one with an image tower of timm has.
     """
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        key = name.removeprefix("module.")
+        key = name.removeprefix("module.").removeprefix("text.")
         together = _of_open_clip(key)
         weights |= zip(together, parts_of(tensor, len(together), key), strict=True)
     return weights
@@ -102,11 +108,12 @@ def _open_clip_name(name: str) -> str:
 def _of_open_clip(key: str) -> list[str]:
     """The inverse of `_open_clip_name`: one name, or those of q, k and v."""
     names = [own for own, other in _REST.items() if other == key]
+    names += [own + key.removeprefix(other) for other, own in _TIMM.items() if key.startswith(other)]
     for own, other in _LAYERS.items():
         number, layer = _in_layer(key, other)
         names += [f"{own}{number}.{inside}" for inside, outside in _LAYER.items() if outside == layer]
     if not names:
-        raise ModelError(f"{quoted(key)} is not a parameter of open_clip's CLIP with a ViT")
+        raise ModelError(f"{quoted(key)} is not a parameter of open_clip's CLIP with a ViT or timm's image tower")
     return names
 
 

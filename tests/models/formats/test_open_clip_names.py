@@ -63,7 +63,7 @@ def test_names_without_a_place_are_one_line(name: str) -> None:
         "transformer.resblocks.0.mlp.fc1.weight",
         "visual.transformer.resblocks.0.attn.out_proj_weight",
         "transformer.resblocks.0.attn.in_proj.weight",
-        "visual.trunk.stem.0.weight",
+        "visual.layer1.0.conv1.weight",
         "text_projection.weight",
     ],
 )
