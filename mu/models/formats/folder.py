@@ -87,6 +87,8 @@ def open_pipeline(folder: Path) -> DiffusionPipeline:
     index = DiffusionPipeline.load_config(str(folder), local_files_only=True)
     parts: dict[str, Any] = {"safety_checker": None}
     listed = parts_of(index, folder / PIPELINE)
+    if listed.get("text_encoder") == (None, None) and None not in listed.get("text_encoder_2", (None,)):
+        raise ModelError(f"{folder} is the SDXL refiner, which needs more than text: name the SDXL base model")
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         if None in listed.get(part, (None,)):
             raise ModelError(f"{folder / PIPELINE} does not say what its {part} is: copy it again")

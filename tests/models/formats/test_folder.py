@@ -63,3 +63,15 @@ def test_a_classifier_s_own_code_is_not_run(tmp_path: Path, asked: list[str]) ->
     with pytest.raises(ModelError, match="cannot be read"):
         open_judge(f"classifier:{folder}", "cpu")
     assert not asked and not (tmp_path / "ran").exists()
+
+
+def test_the_refiner_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    lists = {"text_encoder": [None, None], "tokenizer": [None, None]}
+    second = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"], "tokenizer_2": ["transformers", "X"]}
+    written(folder, PIPELINE, **lists, **second)
+    with pytest.raises(ModelError, match="refiner"):
+        mu.load(folder, device="cpu")
+    written(folder, PIPELINE, text_encoder_2=[None, None])
+    with pytest.raises(ModelError, match="does not say what its text_encoder is"):  # control
+        mu.load(folder, device="cpu")
