@@ -69,7 +69,6 @@ def _diffusion(
     model = face(pipeline, str(name), pipeline.device, dtype, clip_skip, placed=precision is not None)
     if prediction_type is not None:
         model.prediction_type = prediction_type
-        pipeline.scheduler.register_to_config(prediction_type=prediction_type)
     return model
 
 

@@ -52,8 +52,8 @@ def load(
     ``precision`` (default float32) is ``float32``, ``float16`` or ``bfloat16``. ``clip_skip`` and ``prediction_type``
     are for diffusion models. ``clip_skip`` selects the text encoder's hidden state, counted from the end.
     ``prediction_type`` (``epsilon``, ``v_prediction``, ``sample``) is what the UNet predicts; single SD 2.x files do
-    not state it. ``compat_gelu`` (``gelu``, ``quick_gelu``) is for models of open_clip: an activation other than the
-    one they were trained with.
+    not state it. A pipeline of yours keeps its own scheduler: only mu's calls read ``prediction_type``. ``compat_gelu``
+    (``gelu``, ``quick_gelu``) is for models of open_clip: an activation other than the one they were trained with.
 
     Code from a model's folder is never run. Raises `ModelError` in one line for a model that is unknown,
     missing, corrupt, of another kind, or cannot be downloaded.

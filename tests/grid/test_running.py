@@ -202,7 +202,7 @@ def test_as_many_at_once_as_fit() -> None:
     assert fit(some, Room(8, 3.9), memory=2.0).jobs == 1
     assert fit(some, Room(8, 0.1)).jobs == 1, "one always runs"
     assert fit(some, Room(8, None), jobs=7).jobs == 7
-    assert fit(some, Room(8, 3.0, gpus=2)) == (2, 1, needed("canvas"), True)
+    assert fit(some, Room(8, 3.0, gpus=2)) == (2, 1, needed("canvas"), 2)
     large = plan_of(small(models=["CompVis/stable-diffusion-v1-4"])).cells
     assert fit(large, Room(8, 40.0)) == (1, 8, 16.0, False), "a large model gets the threads"
 
