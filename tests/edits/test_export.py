@@ -23,7 +23,8 @@ from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo
 from mu.edits.export import FORMATS, _description, export
 from mu.edits.files import open_edit
-from mu.edits.lora_files import kohya_tensors, parameter_of, spm_tensors
+from mu.edits.lora_files import kohya_tensors, spm_tensors
+from mu.edits.lora_names import parameter_of
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.own_folder import WRITTEN, check_own

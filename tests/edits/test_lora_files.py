@@ -24,7 +24,7 @@ from mu.edits.edit import EditInfo, shifted
 from mu.edits.export import export
 from mu.edits.files import open_edit
 from mu.edits.gates import FacilitatedTransport
-from mu.edits.lora_files import parameter_of
+from mu.edits.lora_names import parameter_of
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.protection import leaks
