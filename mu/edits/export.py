@@ -227,8 +227,9 @@ def _description(path: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if before is not None:
-            file.write_bytes(before)
+        if settings and before is not None:
+            with atomic_path(file) as partial:
+                partial.write_bytes(before)
         elif settings:
             file.unlink(missing_ok=True)
         raise

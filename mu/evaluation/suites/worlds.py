@@ -30,6 +30,7 @@ from mu.evaluation.answers import Images, Subject, batches
 from mu.evaluation.comparing import share
 from mu.evaluation.doubt import doubtful
 from mu.evaluation.metrics.unlearning import Hits, Kind, Prediction, scores_of, unlearning_hits
+from mu.evaluation.suites.canvas import neutral_row
 from mu.models.canvas.folder import world_of
 from mu.models.judge import Judge
 
@@ -62,7 +63,9 @@ class WorldsSuite:
         self.judge, self.judged_by = Judge.open(place.judge, subject.device), place.judge
         self.scenes = [Scene(style, object=name) for style, name in product(place.world.styles, place.world.objects)]
         self.asked = [row_of(scene, place.world, seed) for seed in seeds for scene in self.scenes]
-        self.neutral = [named(prompt, seed) for seed in seeds for prompt in neutral_prompts(place.world, self.kind)]
+        self.neutral = [
+            neutral_row(prompt, seed) for seed in seeds for prompt in neutral_prompts(place.world, self.kind)
+        ]
         self.rows = [*self.asked, *self.neutral]
         departs = {f"{self.steps} steps": self.steps != STEPS}
         departs[f"guidance {self.guidance:g}"] = self.guidance != place.sizes.guidance
@@ -131,8 +134,3 @@ def neutral_prompts(world: World, kind: Kind) -> list[str]:
 def row_of(scene: Scene, world: World, seed: int) -> ImageRow:
     name = f"{folder_name(str(scene.style))}_{folder_name(str(scene.object))}_seed{seed}.png"
     return ImageRow(name, world.prompt(scene), seed)
-
-
-def named(prompt: str, seed: int) -> ImageRow:
-    """The image of a neutral prompt."""
-    return ImageRow(f"{folder_name(prompt)}_seed{seed}.png", prompt, seed)
