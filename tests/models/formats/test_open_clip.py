@@ -31,6 +31,7 @@ from mu.models.formats.open_clip_names import from_open_clip, open_clip_map
 from mu.models.formats.packing import pack
 from mu.models.formats.single_file import END
 from mu.models.places import GELUS
+from tests.models.formats.conftest import loaded, open_clip_folder
 
 TEXTS = ["a star image in neon style.", "Ada Stone", "a moon"]
 Tensors = dict[str, Tensor]
@@ -168,16 +169,8 @@ def written(path: Path, state: Any) -> Path:
 
 
 def hub_folder(folder: Path, state: Tensors, **model: Any) -> Path:
-    written(folder / "open_clip_model.safetensors", state)
     config = {**CONFIG, "model_cfg": CONFIG["model_cfg"] | model}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def loaded(path: Path, **options: Any) -> ClipModel:
-    model = mu.load(path, device="cpu", **options)
-    assert isinstance(model, ClipModel)
-    return model
+    return open_clip_folder(folder, state, config, architecture.new_tokenizer())
 
 
 def agree(model: ClipModel, reference: Definition) -> bool:

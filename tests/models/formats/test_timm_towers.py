@@ -39,6 +39,7 @@ from mu.models.formats.timm_towers import TimmTower
 from mu.models.parameters import find_parameter, fingerprint, select
 from mu.models.towers import TrunkTower, towers_of
 from mu.models.zero_shot import canvas_tasks, target_of
+from tests.models.formats.conftest import loaded, open_clip_folder
 
 Tensors = dict[str, Tensor]
 PAIRS, RIDGE = 256, 10.0
@@ -155,22 +156,12 @@ def texts_of(clip: ClipModel) -> Tensors:
 
 
 def hub_folder(folder: Path, tensors: Tensors, vision: dict[str, Any] = VISION, **model: Any) -> Path:
-    folder.mkdir(parents=True)
-    tokenizer().save_pretrained(folder)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "open_clip_model.safetensors")
     model = {"embed_dim": 128, "text_cfg": {"heads": 6}, "quick_gelu": True} | model
     config = {
         "model_cfg": {"vision_cfg": vision, **model},
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"},
     }
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def loaded(folder: Path, **options: Any) -> ClipModel:
-    found = mu.load(folder, device="cpu", **options)
-    assert isinstance(found, ClipModel)
-    return found
+    return open_clip_folder(folder, tensors, config, tokenizer())
 
 
 @pytest.fixture(scope="module")
