@@ -35,7 +35,7 @@ from mu.algorithms.uce.algorithm import SCALES
 from mu.data.prompt_lists import NEIGHBOUR_TEMPLATES, TARGET_TEMPLATES
 from mu.evaluation.suites import concept, unlearncanvas
 from mu.models.formats.architectures import blueprint, stable_diffusion_1
-from mu.training import closed_form, probe, surroundings
+from mu.training import closed_form, kinship, probe, surroundings
 
 CONCEPTS, METHODS = 1000, 10
 MACHINES = (1, 8, 64, 512)
@@ -95,14 +95,13 @@ def protocols() -> list[dict[str, Any]]:
 def around(words: int, compared: int, known: int) -> int:
     """Evaluations that ask the model for a concept's surroundings, and whether it knows the concept.
 
-    ``words`` are felt, ``compared`` put beside the concept and its hubs, and those ``known`` beside rivals too and the
-    nearest of kin (none of which is a hub or a rival); each prompt at two noise levels, and at two noises but for the
-    first."""
-    beside_known = surroundings.HUBS + surroundings.NEAREST_OF_KIN
-    felt = 2 * (2 + words) + 2
-    divided = 4 * (2 + compared) + 4 * compared * (2 + surroundings.HUBS) + 4 * known * beside_known + 4
-    agreed = 4 * (1 + len(surroundings.ALONE) + len(surroundings.PROBED_ALONE)) + 4
-    return felt + divided + agreed
+    ``words`` are measured alone, ``compared`` put beside others, and those ``known`` beside the references."""
+    first = 2  # the steps to the state in which words are compared
+    alone = kinship.IMAGES * (first + 1 + len(kinship.ALONE) * (1 + words))
+    beside = min(kinship.BESIDE, compared) * compared
+    references = 2 * min(kinship.REFERENCES, known) * (1 + known)
+    agreed = 2 * (first + 2 * (1 + len(surroundings.ALONE) + len(surroundings.PROBED_ALONE)))
+    return alone + kinship.IMAGES * (beside + references) + agreed
 
 
 def probing(phrasings: int, peers: int) -> tuple[int, int, int]:
@@ -119,7 +118,7 @@ def searches(tflop: float) -> list[dict[str, Any]]:
 
     Usual: the first peers stand in the concept's place, and the anchor whose images cost least at the mildest pressure
     is the best with what should stay, too. Most: all peers are looked at, and every anchor at every pressure."""
-    asked = around(surroundings.MOST_WORDS, surroundings.COMPARED, surroundings.COMPARED)
+    asked = around(surroundings.MOST_WORDS, kinship.COMPARED, kinship.MOST_LEARNED)
     phrasings = len(surroundings.PROBED_ALONE) + surroundings.PROBED
     begun, glance, kept = probing(phrasings, probe.PEERS)
     begun_most = probing(phrasings, probe.TRIED)[0]

@@ -80,10 +80,14 @@ def searched(folder: Path) -> RunDirectory:
 @pytest.fixture
 def small_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrated searches look at few words in few phrasings, at rough images, and try few anchors."""
-    for name, count in {"MOST_WORDS": 6, "HUBS": 1, "JOINED": 4, "PROBED": 1}.items():
-        monkeypatch.setattr(f"mu.training.surroundings.{name}", count)
-    for name, count in {"PEERS": 2, "TRIED": 4, "STEPS": 3}.items():
-        monkeypatch.setattr(f"mu.training.probe.{name}", count)
+    few = {
+        "surroundings": {"MOST_WORDS": 6, "JOINED": 4, "PROBED": 1},
+        "kinship": {"BESIDE": 2, "REFERENCES": 2},
+        "probe": {"PEERS": 2, "TRIED": 4, "STEPS": 3},
+    }
+    for module, constants in few.items():
+        for name, count in constants.items():
+            monkeypatch.setattr(f"mu.training.{module}.{name}", count)
 
 
 @pytest.fixture

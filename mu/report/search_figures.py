@@ -52,6 +52,7 @@ class SearchRecord(BaseModel):
     tried: list[Trial] = Field([], max_length=1000)
     peers: list[str] = []
     partners: list[str] = []
+    others: list[str] = []
     curve: list[ReadingAt] = Field([], max_length=100_000)
     strengths: list[ReadingAt] = Field([], max_length=1000)
 
@@ -83,6 +84,7 @@ class SearchShown:
             ("strength", "" if found.strength is None else short(found.strength)),
             ("words in its place", ", ".join(found.peers)),
             ("words beside it", ", ".join(found.partners)),
+            ("other words that stay", ", ".join(found.others)),
         ]
         return [(name, text) for name, text in told if text]
 

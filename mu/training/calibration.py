@@ -152,7 +152,7 @@ class Calibration:
                 100 * self.settings.moved,
             )
         facts = {name: round(value, 4) for name, value in reading._asdict().items()}
-        around = {name: list(getattr(self.around, name)) for name in ("peers", "partners", "templates")}
+        around = {name: list(getattr(self.around, name)) for name in ("peers", "partners", "others", "templates")}
         return {
             "gone": gone,
             "known": self.known,

@@ -91,8 +91,8 @@ def choose(
 ) -> None:
     """Give each concept the anchor and the pressure at which, erased alone, its probe reads the lowest cost.
 
-    All anchors are tried at the mildest of ``pressures`` at which one erases with little harm (a cost below 1), and
-    that one at the higher ones too. They are peers, and those ``beyond``. Harm only adds to the cost, so images of what
+    All anchors are tried at each of ``pressures``, the mildest first, until one erases with little harm (a cost below
+    1), and that one at the higher ones while they bring something better. They are peers, and those ``beyond``. Harm only adds to the cost, so images of what
     should stay are made only while the concept's own do not cost more than the best trial. Anchors ``given`` by the
     user, one for all or one for each, are taken. Raises `ConfigError` if no anchor differs from its concept.
     """
@@ -115,6 +115,8 @@ def choose(
             best += [(each.cost(reading), anchor, pressure, reading) for anchor, reading in whole.items()]
             each.tried += [trial_facts(anchor, pressure, seen[anchor], whole.get(anchor)) for anchor in anchors]
             if min(best)[0] < 1:
+                if min(best)[2] < pressure:
+                    break
                 anchors = [min(best)[1]]
         _, each.anchor, each.pressure, each.reading = min(best)
         check_finite(each.reading)

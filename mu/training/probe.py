@@ -41,7 +41,7 @@ class Reading(NamedTuple):
     """What a probe finds."""
 
     left: float
-    """The share of the concept that is left in images: 1 in the frozen model, 0 if a peer might stand there."""
+    """The share of the concept that is left in images: 1 in the frozen model, 0 if a peer stands there."""
     shown: float
     """The share of images that are nearer to the frozen model's image of the concept than to that of any peer, or in
     which a CLIP sees the concept."""
@@ -73,10 +73,12 @@ class Probe:
 
     Let x(p) be the latents of an image of prompt p. For each phrasing p of concept c, with one seed,
 
-        r = x(p(c)) - mean over peers w of x(p(w)).
+        r = x(p(c)) - y
 
-    What is left of c is <x'(p(c)) - mean x(p(w)), r> / |r|^2, with x' of the edited model; both sums run over all
-    phrasings, so those that the model reads well weigh more. ``evaluations`` counts samples of the backbone.
+    for what stands in its place, y: of the images x(p(w)) of the peers w and their mean, the nearest to the edited
+    model's x'(p(c)). What is left of c is <x'(p(c)) - y, r> / |r|^2; both sums run over all phrasings, so those that the
+    model reads well weigh more. Against the mean alone, a third of a mug would be left where a peer that looks like one
+    stands, beside peers that do not. ``evaluations`` counts samples of the backbone.
     """
 
     def __init__(self, model: DiffusionModel, around: Surroundings, seed: int = 0, clip: ClipModel | None = None):
@@ -89,7 +91,7 @@ class Probe:
         standing = self._standing(seeds)
         self.peers, self.of_peers = tuple(standing), torch.stack([*standing.values()])
         self.average = self.of_peers.mean(0)
-        self.r = self.target - self.average
+        self.scale = float((self.target - self.average).square().sum(1).mean())
         self.apart = float(self._to_peers(self.target).mean())
         self.sight = self._sight(clip) if clip else None
 
@@ -100,8 +102,11 @@ class Probe:
         """Images of the concept's prompts alone. Nothing seems moved: a bound on the full reading, from below."""
         now = self._images(self.starts)
         to_concept, to_peers = (now - self.target).square().sum(1), self._to_peers(now)
+        standing = torch.cat([self.average[None], self.of_peers])
+        y = standing[(now - standing).square().sum(2).argmin(0), torch.arange(len(now))]
+        r = self.target - y
         return Reading(
-            left=float(((now - self.average) * self.r).sum() / self.r.square().sum()),
+            left=float(((now - y) * r).sum() / r.square().sum()),
             shown=float(((to_concept < to_peers) | self._seen(now)).float().mean()),
             moved=0.0,
             spilled=0.0,
@@ -110,8 +115,7 @@ class Probe:
 
     def read(self, glance: Reading | None = None) -> Reading:
         """The reading of the model as it is now, with the edit that is on; its ``glance`` is not made again."""
-        scale = self.r.square().sum() / len(self.r)
-        moved = (self._images(self.starts_kept) - self.kept).square().sum(1) / scale
+        moved = (self._images(self.starts_kept) - self.kept).square().sum(1) / self.scale
         return (glance or self.glance())._replace(moved=float(moved.mean()), spilled=float(moved.max()))
 
     def _standing(self, seeds: Sequence[int]) -> dict[str, Tensor]:

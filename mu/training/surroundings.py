@@ -62,6 +62,8 @@ class Surroundings:
     """Prompts of what should stay: all words that the model learned, alone and together, and everyday prompts."""
     beside: tuple[str, ...] = ()
     """Concepts that are erased together with this one."""
+    others: tuple[str, ...] = ()
+    """Words that should stay too, and are used for nothing else."""
 
     def prompts(self) -> list[str]:
         return [filled(template, self.concept) for template in self.templates]
@@ -81,10 +83,13 @@ def surroundings(
     kinds = divided(model, concept, nearest(model, concept, whole_words(model, concept, *beside)), named)
     templates = [*ALONE, *joined(TOGETHER, kinds.partners, JOINED)]
     probes = [*PROBED_ALONE, *joined(PROBED_TOGETHER, kinds.partners[:PROBED][::-1], PROBED)]
-    fit = [[t for t in texts if model.fits(filled(t, concept))] or ["{}"] for texts in (templates, probes)]
+    templates, probes = (
+        [t for t in texts if model.fits(filled(t, concept))] or ["{}"] for texts in (templates, probes)
+    )
     erased = (concept, *beside)
     kept = [text for text in kept_prompts(model, kinds) if not any(says(text, each) for each in erased)]
-    return Surroundings(concept, kinds.peers, kinds.partners, *map(tuple, (*fit, kept, beside)))
+    found = (kinds.peers, kinds.partners, tuple(templates), tuple(probes), tuple(kept), tuple(beside), kinds.others)
+    return Surroundings(concept, *found)
 
 
 def joined(carriers: Sequence[str], words: Sequence[str], count: int) -> list[str]:

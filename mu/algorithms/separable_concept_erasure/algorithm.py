@@ -337,7 +337,10 @@ def as_calibrated(config: SeparableConceptErasureConfig, found: Mapping[str, Any
     if "templates" not in found:
         log.warning("%s: the edit does not say its phrasings, so its bare name stands for them", config.concepts[0])
     prompt = {"templates": found.get("templates", config.prompt.templates), "anchor": found.get("anchor") or ""}
-    others = [*config.protect.others, *found.get("peers", ()), *found.get("partners", ())]
+    others = [
+        *config.protect.others,
+        *(word for kind in ("peers", "partners", "others") for word in found.get(kind, ())),
+    ]
     return config.merged({"prompt": prompt, "protect.others": list(dict.fromkeys(others))})
 
 

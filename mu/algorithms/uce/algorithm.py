@@ -118,7 +118,7 @@ class UCE(UCEMethod, WeightErasure):
         return k[last : last + 1] if self.config.tokens == "last" else k
 
 
-SCALES = (0.1, 1.0, 10.0)
+SCALES = (0.1, 0.3, 1.0, 3.0)
 """Weights of the concept beside what is retained, the mildest first."""
 
 
