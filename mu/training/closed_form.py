@@ -27,6 +27,8 @@ log = logging.getLogger("mu")
 
 ANCHORS = ("", "art", "person")
 """Anchors that are tried beside a concept's peers."""
+ENOUGH = 0.75
+"""The cost of a trial at which no other anchor is pressed harder."""
 TRIAL = 1.0
 """The weight of the concept's rows, beside the retained ones, in the edit that tries an anchor for another method."""
 
@@ -92,9 +94,10 @@ def choose(
     """Give each concept the anchor and the pressure at which, erased alone, its probe reads the lowest cost.
 
     All anchors are tried at each of ``pressures``, the mildest first, until one erases with little harm (a cost below
-    1), and that one at the higher ones while they bring something better. They are peers, and those ``beyond``. Harm only adds to the cost, so images of what
-    should stay are made only while the concept's own do not cost more than the best trial. Anchors ``given`` by the
-    user, one for all or one for each, are taken. Raises `ConfigError` if no anchor differs from its concept.
+    `ENOUGH`), and that one at the higher ones while they bring something better. They are peers, and those ``beyond``. Harm
+    only adds to the cost, so images of what should stay are made only while the concept's own do not cost more than the
+    best trial. Anchors ``given`` by the user, one for all or one for each, are taken. Raises `ConfigError` if no anchor
+    differs from its concept.
     """
     for k, each in enumerate(calibrations):
         anchors = [given[k % len(given)]] if given else candidates(each, beyond)
@@ -114,7 +117,7 @@ def choose(
             seen, whole = trials(each, on, anchors, min(best)[0] if best else None)
             best += [(each.cost(reading), anchor, pressure, reading) for anchor, reading in whole.items()]
             each.tried += [trial_facts(anchor, pressure, seen[anchor], whole.get(anchor)) for anchor in anchors]
-            if min(best)[0] < 1:
+            if min(best)[0] < ENOUGH:
                 if min(best)[2] < pressure:
                     break
                 anchors = [min(best)[1]]

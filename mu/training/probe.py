@@ -76,9 +76,9 @@ class Probe:
         r = x(p(c)) - y
 
     for what stands in its place, y: of the images x(p(w)) of the peers w and their mean, the nearest to the edited
-    model's x'(p(c)). What is left of c is <x'(p(c)) - y, r> / |r|^2; both sums run over all phrasings, so those that the
-    model reads well weigh more. Against the mean alone, a third of a mug would be left where a peer that looks like one
-    stands, beside peers that do not. ``evaluations`` counts samples of the backbone.
+    model's x'(p(c)). What is left of c is <x'(p(c)) - y, r> / |r|^2; both sums run over all phrasings, so those that
+    the model reads well weigh more. Against the mean alone, a third of a mug would be left where a peer that looks like
+    one stands, beside peers that do not. ``evaluations`` counts samples of the backbone.
     """
 
     def __init__(self, model: DiffusionModel, around: Surroundings, seed: int = 0, clip: ClipModel | None = None):
