@@ -9,8 +9,7 @@ share (all of them, or those of one concept); ``LOST`` of the cells lose their w
 counted: judges and transfers. ``SPEED`` is an assumption; all times scale with it.
 
 A calibrated search is counted for the closed forms, from the constants of `mu.training`: what stands around the concept
-(`surroundings`, every word known), the probe, and its readings, if an anchor erases at the mildest pressure, and at
-most. What a method that trains costs in these units is estimated: the count of UCE times the ratio of both methods'
+(`surroundings`, every word felt), the probe, and its readings, if an anchor erases at the mildest pressure, and at most. What a method that trains costs in these units is estimated: the count of UCE times the ratio of both methods'
 seconds in docs/results/generalise.json, on a model of 64 x 64 pixels.
 """
 
@@ -117,7 +116,8 @@ def searches(tflop: float) -> list[dict[str, Any]]:
     """The evaluations of a calibrated search for one concept, and their PFLOP, at ``tflop`` for each.
 
     Usual: the first peers stand in the concept's place, and the anchor whose images cost least at the mildest pressure
-    is the best with what should stay, too. Most: all peers are looked at, and every anchor at every pressure."""
+    is the best with what should stay, too; one more pressure brings nothing better. Most: all peers are looked at, and
+    every anchor at every pressure."""
     asked = around(surroundings.MOST_WORDS, kinship.COMPARED, kinship.MOST_LEARNED)
     phrasings = len(surroundings.PROBED_ALONE) + surroundings.PROBED
     begun, glance, kept = probing(phrasings, probe.PEERS)
@@ -125,7 +125,7 @@ def searches(tflop: float) -> list[dict[str, Any]]:
     anchors, reading = probe.PEERS + len(closed_form.ANCHORS), glance + kept
     rows = []
     for method, pressures in (("uce", len(SCALES)), ("speed", len(PRESSURES))):
-        usual = asked + begun + anchors * glance + kept + reading * (pressures - 1)
+        usual = asked + begun + anchors * glance + kept + reading
         most = asked + begun_most + reading * anchors * pressures
         rows.append({"method": method, "counted": True, "usual": usual, "most": most})
     times, timed = seconds(), rows[0]["usual"] + reading  # the searches that were timed read once more at their end

@@ -94,10 +94,10 @@ def choose(
     """Give each concept the anchor and the pressure at which, erased alone, its probe reads the lowest cost.
 
     All anchors are tried at each of ``pressures``, the mildest first, until one erases with little harm (a cost below
-    `ENOUGH`), and that one at the higher ones while they bring something better. They are peers, and those ``beyond``. Harm
-    only adds to the cost, so images of what should stay are made only while the concept's own do not cost more than the
-    best trial. Anchors ``given`` by the user, one for all or one for each, are taken. Raises `ConfigError` if no anchor
-    differs from its concept.
+    `ENOUGH`), and that one at the higher ones while they bring something better. They are peers, and those ``beyond``.
+    Harm only adds to the cost, so images of what should stay are made only while the concept's own do not cost more
+    than the best trial. Anchors ``given`` by the user, one for all or one for each, are taken. Raises `ConfigError` if
+    no anchor differs from its concept.
     """
     for k, each in enumerate(calibrations):
         anchors = [given[k % len(given)]] if given else candidates(each, beyond)

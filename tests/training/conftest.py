@@ -30,7 +30,7 @@ def _canvas() -> DiffusionModel:
     return mu.load("canvas", device="cpu")
 
 
-FEWER = {"surroundings.MOST_WORDS": 128, "kinship.COMPARED": 64, "probe.STEPS": 3}
+FEWER = {"surroundings.MOST_WORDS": 160, "probe.STEPS": 3}
 
 shared: list[Path] = []
 """The folder of the session, once it is known."""

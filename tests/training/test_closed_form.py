@@ -136,6 +136,33 @@ def test_what_should_stay_is_sampled_only_for_anchors_that_may_still_win(monkeyp
     assert spared > 20, "of 140"
 
 
+def test_other_anchors_are_pressed_harder_until_one_is_good_enough(monkeypatch: pytest.MonkeyPatch):
+    """And that one only while it gets better: what each trial costs is given."""
+    costs = {("a", 1): 2.0, ("b", 1): 3.0, ("a", 2): 1.5, ("b", 2): 0.4, ("b", 3): 0.3, ("b", 4): 0.5, ("b", 5): 0.2}
+    read: list[tuple[str, int]] = []
+
+    class Readings:
+        peers, on = ("a", "b"), ("", 0)
+
+        def glance(self) -> Reading:
+            return Reading(0.0, 0.0, 0.0, 0.0, 2 * costs[self.on])
+
+        def read(self, glance: Reading) -> Reading:
+            read.append(self.on)
+            return glance
+
+    probe = Readings()
+    neon = Calibration(CalibrateConfig(on=True), Surroundings("neon", (), (), ("{}",), ("one {}",), ()), probe)  # type: ignore[arg-type]
+    monkeypatch.setattr(closed_form, "pair_rows", lambda _, pairs: (torch.ones(1), torch.tensor([pairs[0][1]])))
+    monkeypatch.setattr(Calibration, "pairs", lambda self, anchor: [("", "ab".index(anchor))])
+    monkeypatch.setattr(closed_form, "shifted", lambda model, on: setattr(probe, "on", on) or nullcontext())
+    choose = closed_form.choose
+    choose(None, [neon], (), (1, 2, 3, 4, 5), lambda C, A, pressure: ("ab"[int(A)], pressure), beyond=())  # type: ignore
+    assert [(each["anchor"], each["pressure"]) for each in neon.tried] == [*costs][:-1]
+    assert (neon.anchor, neon.pressure) == ("b", 3) and ("b", 5) not in read, "control: it would cost less"
+    assert costs["b", 2] < closed_form.ENOUGH < costs["a", 2]
+
+
 def test_an_anchor_contains_no_concept_that_is_erased_together_with_its_own(model: DiffusionModel):
     around, probe = surroundings(model, "neon"), SimpleNamespace(peers=("a sketch", "blueprint"))
     assert candidates(Calibration(CalibrateConfig(), around, probe), ()) == ["a sketch", "blueprint"], "control"  # type: ignore[arg-type]
