@@ -179,7 +179,7 @@ def test_only_what_was_timed_has_seconds(script: Any) -> None:
     assert "| 8.0 |" in told and "None" not in told and "| 8 (of 1) |" in told
 
 
-@pytest.mark.parametrize("name", ["generalise", "calibrated_canvas"])
+@pytest.mark.parametrize("name", ["generalise", "generalise_siblings", "calibrated_canvas"])
 def test_the_committed_table_is_that_of_the_committed_result(name: str, script: Any) -> None:
     result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert script("generalise").table(result) == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
