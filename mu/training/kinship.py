@@ -88,7 +88,7 @@ class Compared:
 
         A learned word's phrasings agree, and it lasts beside others. The product of its agreement and of the mean of
         what lasts of it after `BESIDE` of the words, of all ranks of agreement, must be `LEARNED` times the median of
-        as many best words. Neither alone tells: some pieces of words agree and fade, weak words agree less and last.
+        the `BESIDE` best. Neither alone tells: some pieces of words agree and fade, weak words agree less and last.
         """
         beside = dict.fromkeys(words[int((k + 0.5) * len(words) / BESIDE)] for k in range(BESIDE))
         shares = torch.stack([self.lasting([k] * len(words), words)[1] for k in beside])
@@ -99,10 +99,9 @@ class Compared:
 
     def profiles(self, words: Sequence[int], references: Sequence[int]) -> Tensor:
         """(n, 2r): what lasts of each of ``words`` beside each reference, and of the reference, in the mean order."""
-        pairs = [(k, r) for r in references for k in words]
-        k, r = (list(each) for each in zip(*pairs, strict=True))
-        shares = (self.lasting(k, r) + self.lasting(r, k).flip(0)) / 2
-        return shares.reshape(2 * len(references), len(words)).T
+        n = len(words)
+        shares = [(self.lasting(words, [r] * n) + self.lasting([r] * n, words).flip(0)) / 2 for r in references]
+        return torch.cat(shares).T
 
 
 def kinship(profiles: Tensor) -> Tensor:
@@ -120,7 +119,7 @@ def kinship(profiles: Tensor) -> Tensor:
 
 @torch.no_grad()
 def divided(model: DiffusionModel, concept: str, words: Sequence[str], named: Sequence[str] = ()) -> Kinds:
-    """The kinds of ``words`` around ``concept``; ``named`` words count as learned.
+    """The kinds of ``words`` around ``concept``; ``named`` words count, and are of no kind if they were not learned.
 
     Of the words with an effect of at least `FELT` times the concept's, `COMPARED` are looked at: those whose phrasings
     agree most. `REFERENCES` of those that were learned make the profiles. One word may be a poor example of its kind,
@@ -130,15 +129,15 @@ def divided(model: DiffusionModel, concept: str, words: Sequence[str], named: Se
     names, effect = compared.words, compared.d.norm(dim=1)
     order = compared.agreement.argsort(descending=True, stable=True).tolist()
     felt = [k for k in order if k and (effect[k] >= FELT * effect[0] or names[k] in named)][:COMPARED]
-    known = list(dict.fromkeys([*compared.learned(felt), *range(1, 1 + len(set(named)))])) if felt else []
+    known = compared.learned(felt) if felt else []
+    merely_named = tuple(names[k] for k in range(1, 1 + len(set(named))) if k not in known)
     if not known:
-        return Kinds()
+        return Kinds(others=merely_named)
     near = kinship(compared.profiles([0, *known], [k for k in order if k in known][:REFERENCES]))
     near.fill_diagonal_(torch.nan)
     nearest = [k for k in near[0].argsort(descending=True, stable=True).tolist() if near[0, k] >= KIN][:NEAREST_OF_KIN]
     kin = dict(zip(known, near[[0, *nearest]].nanmean(dim=0)[1:].tolist(), strict=True))
     peers = [names[k] for k in sorted(known, key=lambda k: -kin[k]) if kin[k] >= KIN]
     partners = [names[k] for k in known if kin[k] <= STRANGERS][:PARTNERS]
-    return Kinds(
-        tuple(peers), tuple(partners), tuple(n for k in known if (n := names[k]) not in peers and n not in partners)
-    )
+    others = [name for k in known if (name := names[k]) not in peers and name not in partners]
+    return Kinds(tuple(peers), tuple(partners), (*others, *merely_named))

@@ -106,7 +106,7 @@ class Probe:
         y = standing[(now - standing).square().sum(2).argmin(0), torch.arange(len(now))]
         r = self.target - y
         return Reading(
-            left=float(((now - y) * r).sum() / r.square().sum()),
+            left=float(((now - y) * r).sum() / r.square().sum().clamp_min(1e-12)),
             shown=float(((to_concept < to_peers) | self._seen(now)).float().mean()),
             moved=0.0,
             spilled=0.0,

@@ -5,8 +5,8 @@ protect words that this model never learned. Here the model itself is asked. The
 from captions, so its whole words are what the model may know; some evaluations of the backbone show which ones it does
 know, and how they go together with the concept:
 
-- a *peer* stands in the concept's place ("neon" and "sketch"): of two peers in one prompt, one gives way;
-- a *partner* stands beside it ("neon" and "fish"): both show.
+- a *peer* fares beside other words as the concept does, and may stand in its place ("neon" and "sketch");
+- a *partner* fares differently, and stands beside it ("neon" and "fish").
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def joined(carriers: Sequence[str], words: Sequence[str], count: int) -> list[st
 
 
 def kept_prompts(model: DiffusionModel, kinds: Kinds) -> list[str]:
-    """Each word in every phrasing of `ALONE`, others beside partners in one of `TOGETHER`, and everyday prompts."""
+    """Each word in every phrasing of `ALONE`, sixteen beside partners in one of `TOGETHER`, and everyday prompts."""
     peers, partners, others = kinds
     alone = [filled(carrier, word) for word in (*peers, *partners, *others) for carrier in ALONE]
     pairs = product([*peers, *others][:16], partners)

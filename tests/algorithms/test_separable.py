@@ -978,7 +978,7 @@ def test_an_older_shift_of_a_calibrated_search_is_trained_again_as_it_was_found(
     """In its own phrasings, towards its own anchor, at a rate relative to the weights."""
     (old,) = find(tiny, settings(concepts=["star"], train={"iterations": 20, "lr": 1e-3}))
     config: Any = old.info.config
-    around = {"peers": ["heart", "house"], "partners": ["neon"]}
+    around = {"peers": ["heart", "house"], "partners": ["neon"], "others": ["tree"]}
     found = {"templates": ["a {} here", "my {}"], "anchor": "fish", **around}
     calibrated = {**config, "calibrate": {**config["calibrate"], "on": True, "rate": 0.02}}
     calibrated |= {"prompt": {**config["prompt"], "template_anchor": True}}
@@ -1009,7 +1009,7 @@ def test_an_older_shift_of_a_calibrated_search_is_trained_again_as_it_was_found(
         assert texts == own if info is not old.info else texts.isdisjoint(own), "control: by the settings"
     weights = [layer.weight for layer in text_layers(tiny).values()]
     assert rates == [pytest.approx(relative_rate(weights, 0.02)), 1e-3]
-    assert [{"heart", "house", "neon"} <= others.keys() for others in protected] == [True, False]
+    assert [{"heart", "house", "neon", "tree"} <= others.keys() for others in protected] == [True, False]
 
 
 def test_an_older_shift_of_which_nothing_would_be_left_stays(

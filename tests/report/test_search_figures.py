@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ READINGS = [
 ]
 ENDED: dict[str, Any] = {
     "gone": True, "known": True, "mild": True, "left": 0.05, "shown": 0.0, "moved": 0.1, "strength": 1.25,
-    "anchor": "sketch", "tried": [{"anchor": "sketch"}, {"anchor": ""}], "peers": ["sketch"], "partners": ["fish"], "curve": READINGS,
+    "anchor": "sketch", "tried": [{"anchor": "sketch"}, {"anchor": ""}], "peers": ["sketch"], "partners": ["fish"], "others": ["tree"], "curve": READINGS,
     "strengths": [{"strength": s, "left": 0.3 - s / 5, "shown": 0, "moved": s / 10} for s in (1.0, 1.25)],
 }  # fmt: skip
 
@@ -38,7 +39,12 @@ def told(tmp_path: Path, **changes: Any) -> str:
 def test_the_page_shows_how_a_search_ended_and_its_trade_off(tmp_path: Path):
     page = write_report(RunDirectory(folder(tmp_path)), tmp_path / "report.html").read_text()
     section = page.partition('id="search"')[2].partition("</section>")[0]
-    assert "neon" in section and "sketch" in section and "fish" in section and "data:image/svg" in section
+    assert (
+        "neon" in section
+        and "sketch" in section
+        and {"fish", "tree"} <= {*re.findall(r"\w+", section)}
+        and "data:image/svg" in section
+    )
     assert "sketch, the empty prompt" in section, "the anchors that were tried"
 
 
