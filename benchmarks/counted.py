@@ -9,8 +9,9 @@ share (all of them, or those of one concept); ``LOST`` of the cells lose their w
 counted: judges and transfers. ``SPEED`` is an assumption; all times scale with it.
 
 A calibrated search is counted for the closed forms, from the constants of `mu.training`: what stands around the concept
-(`surroundings`, every word felt), the probe, and its readings, if an anchor erases at the mildest pressure, and at most. What a method that trains costs in these units is estimated: the count of UCE times the ratio of both methods'
-seconds in docs/results/generalise.json, on a model of 64 x 64 pixels.
+(`surroundings`, every word felt), the probe, and its readings, if an anchor erases at the mildest pressure, and at
+most. What a method that trains costs in these units is estimated: the count of UCE (``TIMED_EVALUATIONS``, of the
+search that was timed) times the ratio of both methods' seconds in docs/results/generalise.json, on a model of 64 x 64 pixels.
 """
 
 from __future__ import annotations

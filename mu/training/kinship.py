@@ -59,7 +59,8 @@ class Compared:
     """
 
     def __init__(self, model: DiffusionModel, words: Sequence[str]):
-        self.model, self.words, self.states = model, words, states(model, IMAGES)[1:]
+        self.model, self.words = model, words
+        self.states = states(model, IMAGES)[1:]  # in pure noise, learned words stand out less
         self.nothing = effects(model, [""], self.states)
         bare, agreements = [], []
         for k in range(0, len(words), 16):  # all phrasings at once would take much memory at SDXL's sizes
@@ -130,9 +131,10 @@ def divided(model: DiffusionModel, concept: str, words: Sequence[str], named: Se
     order = compared.agreement.argsort(descending=True, stable=True).tolist()
     felt = [k for k in order if k and (effect[k] >= FELT * effect[0] or names[k] in named)][:COMPARED]
     known = compared.learned(felt) if felt else []
-    merely_named = tuple(names[k] for k in range(1, 1 + len(set(named))) if k not in known)
+    learned = {names[k] for k in known}
+    merely_named = [name for name in dict.fromkeys(named) if name not in learned]
     if not known:
-        return Kinds(others=merely_named)
+        return Kinds(others=tuple(merely_named))
     near = kinship(compared.profiles([0, *known], [k for k in order if k in known][:REFERENCES]))
     near.fill_diagonal_(torch.nan)
     nearest = [k for k in near[0].argsort(descending=True, stable=True).tolist() if near[0, k] >= KIN][:NEAREST_OF_KIN]

@@ -88,11 +88,12 @@ class Probe:
         self.starts = self._starts(self._at(around.concept), seeds)
         self.starts_kept = self._starts(kept, cycled(seeds, len(kept)))
         self.target, self.kept = self._images(self.starts), self._images(self.starts_kept)
-        standing = self._standing(seeds)
-        self.peers, self.of_peers = tuple(standing), torch.stack([*standing.values()])
-        self.average = self.of_peers.mean(0)
+        found = self._standing(seeds)
+        self.peers, of_peers = tuple(found), torch.stack([*found.values()])
+        self.instead = torch.cat([of_peers.mean(0, keepdim=True), of_peers])
+        self.average, self.of_peers = self.instead[0], self.instead[1:]
         self.scale = float((self.target - self.average).square().sum(1).mean())
-        self.apart = float(self._to_peers(self.target).mean())
+        self.apart = float(self._distances(self.target)[1:].amin(0).mean())
         self.sight = self._sight(clip) if clip else None
 
     def _at(self, word: str) -> list[str]:
@@ -101,9 +102,9 @@ class Probe:
     def glance(self) -> Reading:
         """Images of the concept's prompts alone. Nothing seems moved: a bound on the full reading, from below."""
         now = self._images(self.starts)
-        to_concept, to_peers = (now - self.target).square().sum(1), self._to_peers(now)
-        standing = torch.cat([self.average[None], self.of_peers])
-        y = standing[(now - standing).square().sum(2).argmin(0), torch.arange(len(now))]
+        to_concept, to_each = (now - self.target).square().sum(1), self._distances(now)
+        to_peers = to_each[1:].amin(0)
+        y = self.instead[to_each.argmin(0), torch.arange(len(now))]
         r = self.target - y
         return Reading(
             left=float(((now - y) * r).sum() / r.square().sum().clamp_min(1e-12)),
@@ -170,9 +171,9 @@ class Probe:
         parts = latents.reshape(len(latents), *self.starts[0][0].shape[1:]).to(self.model.device).split(BATCH)
         return torch.cat([self.model.decode(part) for part in parts])
 
-    def _to_peers(self, images: Tensor) -> Tensor:
-        """(p,) squared distance of each phrasing's image to the nearest with a peer in the concept's place."""
-        return (images - self.of_peers).square().sum(2).amin(0)
+    def _distances(self, images: Tensor) -> Tensor:
+        """(1 + n, p) squared distances of each phrasing's image to what may stand there: the peers' mean, each peer."""
+        return (images - self.instead).square().sum(2)
 
     def _starts(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[Tensor, Conditioning]]:
         """Noise and encoded prompts, in batches."""

@@ -88,8 +88,9 @@ def surroundings(
     )
     erased = (concept, *beside)
     kept = [text for text in kept_prompts(model, kinds) if not any(says(text, each) for each in erased)]
-    found = (kinds.peers, kinds.partners, tuple(templates), tuple(probes), tuple(kept), tuple(beside), kinds.others)
-    return Surroundings(concept, *found)
+    return Surroundings(
+        concept, kinds.peers, kinds.partners, tuple(templates), tuple(probes), tuple(kept), tuple(beside), kinds.others
+    )
 
 
 def joined(carriers: Sequence[str], words: Sequence[str], count: int) -> list[str]:

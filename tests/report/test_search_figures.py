@@ -39,12 +39,7 @@ def told(tmp_path: Path, **changes: Any) -> str:
 def test_the_page_shows_how_a_search_ended_and_its_trade_off(tmp_path: Path):
     page = write_report(RunDirectory(folder(tmp_path)), tmp_path / "report.html").read_text()
     section = page.partition('id="search"')[2].partition("</section>")[0]
-    assert (
-        "neon" in section
-        and "sketch" in section
-        and {"fish", "tree"} <= {*re.findall(r"\w+", section)}
-        and "data:image/svg" in section
-    )
+    assert {"neon", "sketch", "fish", "tree"} <= {*re.findall(r"\w+", section)} and "data:image/svg" in section
     assert "sketch, the empty prompt" in section, "the anchors that were tried"
 
 

@@ -61,4 +61,4 @@ def test_what_lasts_of_two_words_is_measured_in_their_prompt(tiny: DiffusionMode
 def test_a_word_without_any_other_has_neither_peers_nor_partners(tiny: DiffusionModel):
     assert divided(tiny, "neon", []) == ((), (), ())
     kinds = divided(tiny, "neon", [], ["fish"])
-    assert [*kinds.peers, *kinds.partners, *kinds.others] == ["fish"], "what the user named counts as learned"
+    assert [*kinds.peers, *kinds.partners, *kinds.others] == ["fish"], "what the user named is not lost"
