@@ -32,6 +32,12 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="mu")
 
 
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the README's commands wrote into the clone is not in the way of the default places."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @pytest.fixture(scope="session")
 def cli() -> Cli:
     """``cli("info", path)`` with ``exit_code``, ``stdout`` and ``stderr``."""
