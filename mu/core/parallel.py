@@ -205,7 +205,7 @@ def _summed(value: Tensor) -> Tensor:
     return shared.to(value.device)
 
 
-def is_told_elsewhere(error: Exception) -> bool:
+def is_told_elsewhere(error: BaseException) -> bool:
     """Whether `mu.core.launch`, which started this process, tells its user what ``error`` says.
 
     A follower's own failure is told here, but first it waits for the first process: if that fails too, all are ended.

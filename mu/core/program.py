@@ -41,10 +41,10 @@ def guarded(work: Callable[[], Any]) -> int:
     """
     try:
         work()
-    except KeyboardInterrupt:
-        print("interrupted: finished work is kept; run again with --resume to continue", file=sys.stderr)
-        return 130
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            print("interrupted: finished work is kept; run again with --resume to continue", file=sys.stderr)
+            return 130
         if parallel.is_told_elsewhere(error):
             return parallel.LOST
         if (reason := told(error)) is None:
@@ -57,7 +57,16 @@ def guarded(work: Callable[[], Any]) -> int:
     return 0
 
 
-def told(error: Exception) -> str | None:
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C caused it: where a compiled library is being imported, that arrives as an ImportError."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__
+    return any(isinstance(each, KeyboardInterrupt) for each in chain)
+
+
+def told(error: BaseException) -> str | None:
     """What a user reads of ``error``; None for a defect of this package."""
     match error:
         case MuError():

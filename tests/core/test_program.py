@@ -86,6 +86,42 @@ def test_control_a_defect_keeps_its_traceback(error: Exception) -> None:
         guarded(work)
 
 
+def _caused(error: BaseException, *causes: BaseException) -> BaseException:
+    for inner, outer in zip(causes, (error, *causes), strict=False):
+        outer.__cause__ = inner
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        _caused(ImportError("numpy.core.multiarray failed to import"), KeyboardInterrupt()),
+        _caused(ModuleNotFoundError("pipelines"), ImportError("initialization failed"), KeyboardInterrupt()),
+    ],
+)
+def test_an_interrupt_is_told_as_one_even_inside_an_import(
+    error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> NoReturn:
+        raise error
+
+    assert guarded(work) == 130
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "--resume" in line
+
+
+def test_control_a_library_that_does_not_import_keeps_its_traceback() -> None:
+    missing = ImportError("no such library")
+    missing.__cause__ = missing
+
+    def work() -> NoReturn:
+        raise missing
+
+    with pytest.raises(ImportError):
+        guarded(work)
+
+
 def test_no_message_shows_a_text_as_python_does() -> None:
     """`repr` takes joiners and blanks of other scripts apart, and knows no end; `quoted` and `titled` do neither."""
     package = Path(mu.__file__).parent
