@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mu.core.concept import folded
 from mu.core.config import filled
 from mu.models.diffusion import DiffusionModel
 from mu.training.effects import agreement, effects, states
@@ -27,8 +28,9 @@ COMPARED, BESIDE = 96, 8
 """Words that are put beside others, and words that they are put beside."""
 LEARNED, MOST_LEARNED = 0.5, 48
 """The share of what the best words reach that a learned word must reach, and the most words that count as learned."""
-REFERENCES = 6
-"""Learned words whose company tells the kinds apart."""
+REFERENCES, FEWEST = 6, 4
+"""Learned words whose company tells the kinds apart, and the fewest that tell any: what two or three words have in
+common is taken off their profiles, and what is left of them is unlike in any case."""
 KIN, STRANGERS = 0.55, 0.3
 """The `kinship` of a peer is at least the one, and that of a partner at most the other."""
 NEAREST_OF_KIN = 3
@@ -122,19 +124,24 @@ def kinship(profiles: Tensor) -> Tensor:
 def divided(model: DiffusionModel, concept: str, words: Sequence[str], named: Sequence[str] = ()) -> Kinds:
     """The kinds of ``words`` around ``concept``; ``named`` words count, and are of no kind if they were not learned.
 
+    A word counts once, whatever its case, as it is spelled in ``named`` or else first in ``words``.
+
     Of the words with an effect of at least `FELT` times the concept's, `COMPARED` are looked at: those whose phrasings
     agree most. `REFERENCES` of those that were learned make the profiles. One word may be a poor example of its kind,
     so its kinship with a word is the mean of its own and those of its `NEAREST_OF_KIN`.
     """
-    compared = Compared(model, [concept, *dict.fromkeys([*named, *words])])
+    spelled: dict[str, str] = {}
+    for word in (*named, *words):
+        spelled.setdefault(folded(word), word)
+    compared = Compared(model, [concept, *spelled.values()])
     names, effect = compared.words, compared.d.norm(dim=1)
     order = compared.agreement.argsort(descending=True, stable=True).tolist()
     felt = [k for k in order if k and (effect[k] >= FELT * effect[0] or names[k] in named)][:COMPARED]
     known = compared.learned(felt) if felt else []
-    learned = {names[k] for k in known}
-    merely_named = [name for name in dict.fromkeys(named) if name not in learned]
-    if not known:
-        return Kinds(others=tuple(merely_named))
+    learned = [names[k] for k in known]
+    merely_named = [name for name in names[1:] if name in named and name not in learned]
+    if len(known) < FEWEST:
+        return Kinds(others=(*learned, *merely_named))
     near = kinship(compared.profiles([0, *known], [k for k in order if k in known][:REFERENCES]))
     near.fill_diagonal_(torch.nan)
     nearest = [k for k in near[0].argsort(descending=True, stable=True).tolist() if near[0, k] >= KIN][:NEAREST_OF_KIN]

@@ -58,6 +58,22 @@ def test_what_lasts_of_two_words_is_measured_in_their_prompt(tiny: DiffusionMode
     assert profile[1].isnan().all()
 
 
+def test_two_words_are_unlike_by_arithmetic_so_few_tell_no_kinds(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch):
+    alike = torch.rand(1, 4).repeat(2, 1) + 1e-3 * torch.rand(2, 4)
+    assert kinship(alike)[0, 1] < -0.9, "two words of nearly one profile"
+    words = ["fish", "star", "house", "ring"]
+    monkeypatch.setattr(Compared, "learned", lambda self, felt: felt)
+    for count, told in ((1, False), (3, False), (4, True)):
+        kinds = divided(tiny, "neon", words[:count])
+        assert sorted([*kinds.peers, *kinds.partners, *kinds.others]) == sorted(words[:count])
+        assert bool(kinds.peers or kinds.partners) == told
+
+
+def test_a_word_counts_once_as_the_user_spells_it(tiny: DiffusionModel):
+    kinds = divided(tiny, "neon", ["fish", "star"], ["Fish"])
+    assert {*kinds.others} >= {"Fish"} and not {*kinds.others} & {"fish"}
+
+
 def test_a_word_without_any_other_has_neither_peers_nor_partners(tiny: DiffusionModel):
     assert divided(tiny, "neon", []) == ((), (), ())
     kinds = divided(tiny, "neon", [], ["fish"])
