@@ -339,7 +339,7 @@ def as_calibrated(config: SeparableConceptErasureConfig, found: Mapping[str, Any
     prompt = {"templates": found.get("templates", config.prompt.templates), "anchor": found.get("anchor") or ""}
     others = [
         *config.protect.others,
-        *(word for kind in ("peers", "partners", "others") for word in found.get(kind, ())),
+        *(word for kind in ("peers", "partners") for word in found.get(kind, ())),
     ]
     return config.merged({"prompt": prompt, "protect.others": list(dict.fromkeys(others))})
 
