@@ -104,6 +104,8 @@ class Gatekeeper:
         self.model, device = model, model.device
         fixed = [gate.strength if isinstance(gate, FixedStrength) else 0.0 for gate in gates]
         factor = [gate.factor if isinstance(gate, FacilitatedTransport) else 0.0 for gate in gates]
+        floor = [gate.floor if isinstance(gate, FacilitatedTransport) else 0.0 for gate in gates]
+        self.floor = torch.tensor(floor, device=device)
         self.fixed, self.factor = (
             torch.tensor(each, device=device) * torch.tensor(strengths, device=device) for each in (fixed, factor)
         )
@@ -159,7 +161,8 @@ class Gatekeeper:
         best = scores.new_zeros(b, len(self.fixed)).scatter_reduce(
             1, self.edit.expand(b, -1), scores, "amax", include_self=False
         )
-        return self.fixed + self.factor * best
+        above = torch.relu(best - self.floor) / (1 - self.floor)
+        return self.fixed + self.factor * torch.where(self.floor > 0, above, best)
 
     def _shared(self, conditioning: Conditioning) -> Tensor:
         """|T(c) & T(p)| / |T(c)| on sets of token ids, (b, C); 0 for a row that comes from no prompt."""
@@ -256,6 +259,25 @@ def _key(conditioning: Conditioning) -> tuple[Any, ...] | None:
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     """Tensors by identity, numbers by value."""
     return all(x is y if isinstance(x, Tensor | None) else x == y for x, y in zip(a, b, strict=True))
+
+
+HIGHEST_FLOOR = 0.99
+
+
+@torch.no_grad()
+def closed_to(
+    prompts: Sequence[str], gate: FacilitatedTransport, model: DiffusionModel, concepts: Sequence[str]
+) -> FacilitatedTransport:
+    """``gate`` with a floor: of an edit of ``concepts`` it passes nothing for those of ``prompts`` that name none.
+
+    A prompt names a concept if it has all its tokens. The floor is `HIGHEST_FLOOR` at most.
+    """
+    conditioning = model.encode(prompts)
+    likeness, share = (
+        Gatekeeper(model, [concepts], [FacilitatedTransport(metric=metric)], [1.0])(conditioning)[:, 0]
+        for metric in (gate.metric, "tokenuni")
+    )
+    return replace(gate, floor=min(max(gate.floor, *likeness[share < 1].tolist(), 0.0), HIGHEST_FLOOR))
 
 
 def prompt_gates(model: DiffusionModel, edits: Sequence[Edit], gates: Sequence[Gate], prompts: Sequence[str]) -> Tensor:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mu.core.errors import ConfigError, quoted
 from mu.core.records import Finite, wrong
@@ -32,8 +32,11 @@ class FacilitatedTransport:
 
     With two similarities the larger one counts (Lyu et al., CVPR 2024, section 3.3). ``clipcos``: cosine of the
     flattened prompt embeddings, padding included. ``tokenuni``: the share of the concept's tokens in the prompt, as
-    sets; 0 for embeddings that come from no prompt. ``allone``: always 1. The gate has no threshold, so unrelated
-    prompts also get a part of the edit.
+    sets; 0 for embeddings that come from no prompt. ``allone``: always 1. The published gate has no threshold, so
+    unrelated prompts also get a part of the edit.
+
+    ``floor`` in [0, 1), not in the paper: a similarity s counts as max(0, s - floor) / (1 - floor), so prompts up to
+    it get nothing and the concept itself as much as before. `mu.edits.gatekeeper.closed_to` finds it.
 
     Each row of a batch has the gate of its own prompt; the unconditional half of classifier-free guidance has that of
     the prompt it is guided to, as published. A loop of your own that evaluates the halves one by one pairs them by
@@ -48,6 +51,7 @@ class FacilitatedTransport:
     factor: Finite = 1.0
     metric: Metric = "clipcos_tokenuni"
     arithmetic: Arithmetic = "paper"
+    floor: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
 
 
 Gate = FixedStrength | FacilitatedTransport
@@ -62,7 +66,10 @@ def gate_to_json(gate: Gate) -> dict[str, Any]:
     if gate == OPEN:
         return {}
     kind = next(name for name, cls in _KINDS.items() if isinstance(gate, cls))
-    return {"kind": kind, **asdict(gate)}
+    content = asdict(gate)
+    if not content.get("floor", True):  # earlier versions know the published gate, which has none
+        del content["floor"]
+    return {"kind": kind, **content}
 
 
 def gate_from_json(content: Mapping[str, Any]) -> Gate:

@@ -32,15 +32,17 @@ from mu.algorithms.separable_concept_erasure.configs import (
     SeparableConceptErasureConfig,
     SeparableConceptErasureMethod,
 )
-from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler
+from mu.algorithms.separable_concept_erasure.data_handler import SeparableConceptErasureDataHandler, sentences_with
 from mu.algorithms.separable_concept_erasure.model import DenseShift, SeparableShift, text_layers
 from mu.algorithms.separable_concept_erasure.null_space import NullSpace, Room, eliminated, room_for, token_rows
 from mu.algorithms.separable_concept_erasure.reconciling import also_protecting, sparing
 from mu.algorithms.separable_concept_erasure.trainer import Effect, Momentum, SeparableConceptErasureTrainer, scales
 from mu.core.errors import ConfigError, DataError, EditError
+from mu.core.run import RunDirectory
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo, shifted
 from mu.edits.files import open_edit
+from mu.edits.gatekeeper import prompt_gates
 from mu.edits.gates import FacilitatedTransport
 from mu.edits.low_rank import LowRankEdit
 from mu.models.diffusion import DiffusionModel
@@ -936,6 +938,29 @@ def test_a_room_can_be_looked_at_before_training(tiny: DiffusionModel) -> None:
 
 # -- in a bank
 # --------------------------------------------------------------------------------------------------------------
+
+
+def test_gates_are_closed_to_sentences_with_the_words_of_the_bank(tiny: DiffusionModel, tmp_path: Path) -> None:
+    """Of the edit that comes, for everyday sentences with an older word; of the older, for those with the new one."""
+    protect: dict[str, Any] = {"gate": "always"}
+    (old,) = find(tiny, settings(concepts=["star"]))
+    old.info = replace(old.info, gate=FacilitatedTransport())
+    method = SeparableConceptErasureAlgorithm(settings(concepts=["moon"], protect=protect | {"mend": 0}), model=tiny)
+    method.restorable = ["star"]
+    (new,) = method.find_edits()
+    run = RunDirectory(tmp_path)
+    run.environment.write_text("{}")
+    (again,) = method.reconciled([old], [new], run)
+
+    def passed(edit: LowRankEdit, word: str) -> float:
+        own = edit.concept() == word
+        texts = [t for t in sentences_with(word) if tiny.fits(t) and (own or edit.concept() not in t)]
+        return float(prompt_gates(tiny, [edit], [edit.gate], texts).abs().max())
+
+    assert passed(again, "moon") < 1e-6 < 0.05 < passed(old, "moon"), "control: before the moon came"
+    assert passed(new, "star") < 1e-6 and passed(new, "moon") == pytest.approx(1, abs=1e-5)
+    assert passed(again, "star") == pytest.approx(1, abs=1e-5)
+    assert float(prompt_gates(tiny, [new], [new.gate], [""])) == 0
 
 
 def test_an_older_shift_is_trained_again_where_sparing_a_new_concept_cost_it_too_much(

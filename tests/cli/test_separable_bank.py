@@ -102,9 +102,9 @@ def test_concepts_that_join_one_by_one_protect_each_other(
     ]
 
 
-def test_older_shifts_can_be_left_as_they_are(erase: Any, begin: Any, tmp_path: Path, tiny: DiffusionModel) -> None:
+def test_older_shifts_can_be_left_as_they_are(erase: Any, tmp_path: Path, tiny: DiffusionModel) -> None:
     bank = BankFolder(tmp_path / "bank")
-    begin("star")
+    assert erase("star", "--set", "protect.gate=never").exit_code == 0
     before = contents(tmp_path / "bank")["star.safetensors"]
     ended = erase("moon", "--set", "protect.mend=null")
     assert ended.exit_code == 0 and all(word in ended.stderr for word in ("WARNING", "'star'", "'moon'"))

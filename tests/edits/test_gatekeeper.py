@@ -18,8 +18,8 @@ from mu.diffusion.denoising import denoise, guided_noise, initial_noise
 from mu.diffusion.sampling import generate
 from mu.edits.bank import Bank
 from mu.edits.edit import Edit, EditInfo
-from mu.edits.gatekeeper import Gatekeeper, prompt_gates
-from mu.edits.gates import OPEN, FacilitatedTransport, FixedStrength, Gate
+from mu.edits.gatekeeper import Gatekeeper, closed_to, prompt_gates
+from mu.edits.gates import OPEN, FacilitatedTransport, FixedStrength, Gate, Metric
 from mu.edits.low_rank import LowRankEdit
 from mu.edits.membrane import Factors
 from mu.edits.weights import WeightEdit
@@ -345,6 +345,38 @@ def test_a_gate_that_reads_what_its_edit_changes_is_refused(tiny: DiffusionModel
     with pytest.raises(EditError, match="dog") as caught, edit.applied(tiny):
         pass
     assert name in str(caught.value)
+
+
+# -- a floor
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["clipcos", "tokenuni", "clipcos_tokenuni"])
+def test_a_floor_passes_nothing_below_and_the_concept_as_before(tiny: DiffusionModel, metric: Metric) -> None:
+    prompts, concepts = ["van gogh", "a van", "a dog in neon style", ""], [["van gogh"], ["dog", "neon"]]
+    published = scores(tiny, prompts, concepts, FacilitatedTransport(2.0, metric)) / 2
+    floor = float(published[2, 0].clamp(min=0.1)) + 1e-3
+    found = scores(tiny, prompts, concepts, FacilitatedTransport(2.0, metric, floor=floor))
+    torch.testing.assert_close(found, 2 * (published - floor).clamp(min=0) / (1 - floor))
+    assert float(found[0, 0]) == pytest.approx(2, abs=1e-5) and float(found[2, 0]) == 0
+
+
+def test_without_a_floor_unlike_prompts_are_gated_as_published(tiny: DiffusionModel) -> None:
+    keeper = Gatekeeper(tiny, [["dog"]], [FacilitatedTransport(metric="clipcos")], [1.0])
+    away = replace(tiny.encode(["star"]), sequence=-tiny.encode(["dog"]).sequence)
+    assert float(keeper(away)) == pytest.approx(-1, abs=1e-5)
+
+
+def test_a_gate_is_closed_to_prompts_that_do_not_name_the_concept(tiny: DiffusionModel) -> None:
+    prompts = ["", "a dog", "a van in the rain", "one star and a house"]
+    named = ["a house by van gogh", "van gogh"]
+    gate = closed_to([*prompts, *named], FacilitatedTransport(), tiny, ["van gogh"])
+    found = scores(tiny, [*prompts, *named], [["van gogh"]], gate).flatten()
+    published = scores(tiny, prompts, [["van gogh"]], FacilitatedTransport())
+    assert found[: len(prompts)].max() < 1e-6 < 0.1 < published.max(), "control: the published gate passes some"
+    torch.testing.assert_close(found[len(prompts) :], torch.ones(2))
+    assert closed_to(["a dog"], gate, tiny, ["van gogh"]) == gate, "a floor never falls"
+    assert closed_to(named, FacilitatedTransport(), tiny, ["van gogh"]).floor == 0, "control"
 
 
 # -- what a cache or a hook could get wrong -----------------------------------------------------------------------------

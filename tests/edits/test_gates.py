@@ -29,7 +29,13 @@ def edit(model: DiffusionModel, concepts: tuple[str, ...], seed: int, rank: int 
 
 
 @pytest.mark.parametrize(
-    "gate", [FacilitatedTransport(2.0, "clipcos", "reference"), FixedStrength(0.5, "reference"), FixedStrength()]
+    "gate",
+    [
+        FacilitatedTransport(2.0, "clipcos", "reference"),
+        FacilitatedTransport(floor=0.75),
+        FixedStrength(0.5, "reference"),
+        FixedStrength(),
+    ],
 )
 def test_a_gate_survives_the_file(gate: Gate) -> None:
     assert gate_from_json(gate_to_json(gate)) == gate
@@ -40,6 +46,13 @@ def test_gates_of_other_kinds_are_refused() -> None:
     for content, named in (({"kind": "magic"}, "magic"), ({"kind": "fixed", "threshold": 1}, "threshold")):
         with pytest.raises(ConfigError, match=named):
             gate_from_json(content)
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.0, float("nan"), "much"])
+def test_a_floor_is_a_similarity_below_one(floor: object) -> None:
+    with pytest.raises(ConfigError, match="floor"):
+        gate_from_json({"kind": "facilitated_transport", "floor": floor})
+    assert "floor" not in gate_to_json(FacilitatedTransport(2.0)), "earlier versions read the published gate"
 
 
 # -- arithmetic

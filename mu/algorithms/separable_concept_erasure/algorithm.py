@@ -29,6 +29,7 @@ from mu.core.loop import Log
 from mu.core.run import RunDirectory
 from mu.edits.edit import Edit
 from mu.edits.files import open_edit
+from mu.edits.gatekeeper import closed_to
 from mu.edits.gates import OPEN, FacilitatedTransport, Gate
 from mu.edits.low_rank import LowRankEdit
 from mu.training.calibration import settled
@@ -112,9 +113,9 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
                 yield "templates", f"{why}, and protect.others is empty"
                 yield from ((name, why) for name in ("leave", "null_tol") if protect.erased == "nearly")
 
-    def _gate(self) -> Gate:
+    def _gate(self, data: SeparableConceptErasureDataHandler, concept: str) -> Gate:
         gated = {"never": False, "bank": self.joins, "always": True}[self.config.protect.gate]
-        return FacilitatedTransport() if gated else OPEN
+        return closed_to(data.unasked(concept), FacilitatedTransport(), data.model, [concept]) if gated else OPEN
 
     def _begin(self) -> SeparableConceptErasureDataHandler:
         data = super()._begin()
@@ -168,27 +169,35 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
 
     def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> list[LowRankEdit]:
         """The edits among ``older`` that do not protect this run's concepts, made null on them too; see `mended`."""
-        model = self.load_model()
+        model, mend = self.load_model(), self.config.protect.mend
         prompts, found = self._protecting(self.config.concepts), []
-        for edit in older:
-            if (
-                not isinstance(edit, Edit)
-                or self.config.protect.mend is None
-                or set(prompts) <= set(edit.info.protects)
-            ):
+        for edit in older if mend is not None else ():
+            if not isinstance(edit, Edit):
                 continue
+            null = set(prompts) <= set(edit.info.protects)
             if not is_separable(edit, model):
-                log.warning(
-                    "the edit of %r was not made by separable erasure: restoring it may change the new concepts",
-                    edit.concept(),
-                )
+                if not null:
+                    log.warning(
+                        "the edit of %r was not made by separable erasure: restoring it may change the new concepts",
+                        edit.concept(),
+                    )
                 continue
-            mended, kept = self.mended(edit, prompts, self.config.protect.mend)
-            if mended is edit:
-                continue
-            found.append(mended)
-            describe(run, {"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
+            mended, kept = (edit, None) if null else self.mended(edit, prompts, cast(int, mend))
+            if kept is not None and mended is not edit:
+                describe(run, {"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
+            if (mended := self._closed(mended)) is not edit:
+                found.append(mended)
         return found
+
+    def _closed(self, edit: LowRankEdit) -> LowRankEdit:
+        """``edit``, whose gate passes nothing for everyday sentences with this run's concepts."""
+        assert self.model is not None, "load_model() comes first"
+        if not isinstance(edit.info.gate, FacilitatedTransport):
+            return edit
+        data = SeparableConceptErasureDataHandler(self.config, self.model)
+        sentences = [text for concept in edit.info.concepts for text in data.restored(concept)]
+        gate = closed_to(sentences, edit.info.gate, self.model, edit.info.concepts) if sentences else edit.info.gate
+        return edit if gate == edit.info.gate else LowRankEdit(edit.factors, replace(edit.info, gate=gate))
 
     def mended(self, edit: LowRankEdit, prompts: Sequence[str], updates: int) -> tuple[LowRankEdit, float]:
         """``edit`` made null on ``prompts``, and the share of its effect that is left.
@@ -306,7 +315,9 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
         concept, several = self.config.concepts[k], len(self.config.concepts) > 1
         if kept := parallel.from_first(lambda: self._found(k, run)):
             return kept
-        shift = SeparableShift(data.model, room, self.info([concept], gate=self._gate()), data.sentences(concept))
+        shift = SeparableShift(
+            data.model, room, self.info([concept], gate=self._gate(data, concept)), data.sentences(concept)
+        )
         trainer = SeparableConceptErasureTrainer(self.config, data.model, data, shift, [concept], anchor_moves=False)
         first = k * updates(
             self.config.train.iterations, self.config.train.counting

@@ -4,7 +4,7 @@ latents."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, ProtectConfig
 from mu.core.concept import folded
@@ -72,12 +72,22 @@ class SeparableConceptErasureDataHandler:
     def sentences(self, concept: str) -> list[str]:
         """Everyday sentences with the words of the other erased concepts, if ``protect.sentences`` has a weight."""
         protect = getattr(self.config, "protect", None)
-        if protect is None or not protect.sentences:
-            return []
-        own = words_of(concept)
+        return self.restored(concept) if protect and protect.sentences else []
+
+    def restored(self, concept: str) -> list[str]:
+        """Everyday sentences with the words of the other erased concepts and of a bank's, without ``concept``."""
         others = [other for other in dict.fromkeys([*self.config.concepts, *self.restorable]) if other != concept]
-        texts = [text for other in others for text in sentences_with(other) if not own <= words_of(text)]
-        return [text for text in texts if self.model.fits(text)]
+        return self._without(concept, (text for other in others for text in sentences_with(other)))
+
+    def unasked(self, concept: str) -> list[str]:
+        """Prompts that do not ask for ``concept``: what should stay, and `restored`."""
+        calibrated = self.calibrations.get(concept)
+        kept = calibrated.around.kept if calibrated else everyday()[:48]
+        return ["", *self._without(concept, kept), *self.restored(concept)]
+
+    def _without(self, concept: str, texts: Iterable[str]) -> list[str]:
+        own = words_of(concept)
+        return [text for text in texts if not own <= words_of(text) and self.model.fits(text)]
 
     def images(self, concept: str) -> ConceptImages:
         """Generated images of the concept's templates in turn, or those in ``data.folder``; at most ``data.images``."""

@@ -46,7 +46,10 @@ def summed(edits: Sequence[LowRankEdit], info: EditInfo) -> LowRankEdit:
 def is_separable(edit: Edit, model: DiffusionModel) -> TypeGuard[LowRankEdit]:
     """Whether ``edit`` is like a `SeparableShift`: it changes only cross-attention keys and values, and protects ""."""
     known = isinstance(edit, LowRankEdit) and set(edit.factors) <= set(text_layers(model))
-    return known and "" in edit.info.protects and edit.info.gate in (OPEN, FacilitatedTransport())
+    gate = edit.info.gate
+    if isinstance(gate, FacilitatedTransport):
+        gate = replace(gate, floor=0.0)
+    return known and "" in edit.info.protects and gate in (OPEN, FacilitatedTransport())
 
 
 @torch.no_grad()

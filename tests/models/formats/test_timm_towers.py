@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import mu
 from mu.algorithms import algorithm
+from mu.algorithms.single_layer_unlearning_gradient.model import candidates
 from mu.algorithms.single_layer_unlearning_gradient.probe import ClipProbe
 from mu.core.errors import EditError, MissingDependency, ModelError
 from mu.data.canvas import rendered_pairs
@@ -552,6 +553,11 @@ def test_features_and_the_way_back_are_those_of_open_clip_itself(kind: str, orig
         return images and torch.allclose(clip.encode_text(TEXTS), found.encode_text(tokens, normalize=True), atol=1e-5)
 
     assert agree(theirs)
+    names = set(select(clip, "vision_model.*"))
+    left_out = names - set(candidates(clip, clip, "vision", algorithm("slug").config_class().layers.exclude))
+    embeddings = {name for name in names if name.endswith(("pos_embed", "cls_token"))}
+    assert embeddings <= left_out and len(embeddings) == {"eva": 2, "resnet": 1}.get(kind, 0)
+    assert not {name for name in left_out - embeddings if not name.endswith(("bias", "positional_embedding"))}
     edit = edit_of(shifts_of(clip, "vision_model.trunk.*.weight"))
     out = export(Bank(clip, [edit]), tmp_path / "out", "open_clip")
     theirs.load_state_dict(load_file(out / "open_clip_model.safetensors"))

@@ -67,15 +67,18 @@ class GradientConfig(BaseConfig):
         return {"batch_mean", "cumulative"} & {*self.compat}
 
 
-NORMS = ("*norm*", "*patch_embedding*")
+NORMS = ("*norm*", "*patch_embed*")
 """Patterns of what the released Hugging Face programs leave out beside `LayersConfig.exclude`."""
 
 
 class LayersConfig(BaseConfig):
     tower: Literal["both", "vision", "language"] = "both"
     """Towers whose tensors may change. A diffusion model has only the language tower, LLaVA only the vision tower."""
-    exclude: list[str] = ["*bias", "*position*", "*class_embedding", "*token_embedding*"]
-    """Patterns of tensors that are never changed."""
+    exclude: list[str] = [
+        "*bias", "*position*", "*class_embedding", "*token_embedding*", "*pos_embed", "*cls_token", "*reg_token",
+    ]  # fmt: skip
+    """Patterns of tensors that are never changed: biases, and the embeddings of tokens and positions, the latter three
+    as timm names them."""
     names: list[str] = []
     """Patterns of tensors to search instead of the Pareto front; one of them is changed, with its siblings if
     ``compat`` says so."""
