@@ -24,8 +24,11 @@ check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## measure every method on the embedded model and on a sibling (long)
-	$(BIN)/mu canvas train --world 5 --steps unet=6500 --out outputs/world-5
+bench: $(INSTALLED) ## measure every method on the embedded model and on its siblings (a day)
+	@set -e; for world in 5 7 8 9; do \
+	  echo "$(BIN)/mu canvas train --world $$world"; \
+	  $(BIN)/mu canvas train --world $$world --steps unet=6500 --out outputs/world-$$world; \
+	done
 	@set -e; for plan in $(wildcard benchmarks/plans/*.yaml); do \
 	  echo "$(BIN)/mu grid run $$plan"; $(BIN)/mu grid run "$$plan"; \
 	done

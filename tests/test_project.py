@@ -328,12 +328,14 @@ def test_make_bench_runs_each_plan_and_script(clone: Clone) -> None:
     assert clone.make("bench")[0] != 0
     for name in ("b.py", "a.py", "_shared.py"):
         (clone.folder / "benchmarks" / name).touch()
-    world = "mu canvas train --world 5 --steps unet=6500 --out outputs/world-5"
+    train = "mu canvas train --world {0} --steps unet=6500 --out outputs/world-{0}"
+    worlds = [train.format(world) for world in (5, 7, 8, 9)]
     scripts = ["python benchmarks/a.py", "python benchmarks/b.py"]
-    assert clone.make("bench") == (0, [world, *scripts])
+    assert clone.make("bench") == (0, [*worlds, *scripts])
     (clone.folder / "benchmarks" / "plans").mkdir()
     (clone.folder / "benchmarks" / "plans" / "some.yaml").touch()
-    assert clone.make("bench") == (0, [world, "mu grid run benchmarks/plans/some.yaml", *scripts]), "plans come first"
+    planned = [*worlds, "mu grid run benchmarks/plans/some.yaml", *scripts]
+    assert clone.make("bench") == (0, planned), "plans come first"
 
 
 def test_make_alone_lists_the_targets(clone: Clone) -> None:
