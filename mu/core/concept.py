@@ -83,6 +83,20 @@ def folded(text: str) -> str:
     return " ".join(text.replace("_", " ").casefold().split())
 
 
+def numbers(concept: str) -> tuple[str, ...]:
+    """``concept`` and what English makes of its last word for another number: "dog", "dogs".
+
+    The rule knows no exceptions, so it may make a word that nobody types.
+    """
+    if concept.endswith("s") and not concept.endswith("ss"):
+        return concept, concept[:-1]
+    if concept.endswith(("ss", "x", "z", "ch", "sh")):
+        return concept, f"{concept}es"
+    if concept.endswith("y") and concept[-2:-1] not in "aeiou":
+        return concept, f"{concept[:-1]}ies"
+    return concept, f"{concept}s"
+
+
 def says(text: str, concept: str) -> bool:
     """Whether ``text`` contains ``concept`` in whole words, whatever marks stand around them."""
     return f" {_bare(concept)} " in f" {_bare(text)} "

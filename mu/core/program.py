@@ -58,11 +58,11 @@ def guarded(work: Callable[[], Any]) -> int:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C caused it: where a compiled library is being imported, that arrives as an ImportError."""
+    """Whether Ctrl-C caused it: in the import of a library that arrives as an ImportError, from which others come."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
-        error = error.__cause__
+        error = error.__cause__ or (error.__context__ if error.__suppress_context__ else None)  # "from None" hides one
     return any(isinstance(each, KeyboardInterrupt) for each in chain)
 
 

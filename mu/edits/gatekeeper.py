@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mu.core.compute import full
+from mu.core.concept import numbers
 from mu.core.errors import DataError, EditError, quoted, titled
 from mu.edits.edit import Edit
 from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
@@ -32,6 +33,8 @@ from mu.models.parameters import EditableModel
 
 REMEMBERED = 16
 """Number of text encoder calls whose token ids are kept."""
+AT_ONCE = 64
+"""Prompts that are encoded at once to find floors."""
 SAME = 2**-7
 """Largest difference, relative to the largest absolute value, between embeddings that count as equal."""
 
@@ -112,9 +115,14 @@ class Gatekeeper:
         reading = [(j, gate) for j, gate in enumerate(gates) if isinstance(gate, FacilitatedTransport)]
         if not all(concepts[j] for j, _ in reading):
             raise DataError("an edit without concepts cannot be gated by the prompt: pass a fixed strength")
-        columns = [(j, gate, concept) for j, gate in reading for concept in concepts[j]]
+        columns = [
+            (j, gate, form)
+            for j, gate in reading
+            for concept in concepts[j]
+            for form in (numbers(concept) if gate.floor else (concept,))
+        ]
         self.edit = torch.tensor([j for j, _, _ in columns], device=device, dtype=torch.long)
-        """Index of the edit that each of the C concepts belongs to, (C,)."""
+        """Index of the edit that each of the C concepts belongs to, (C,). Gates with a floor read both `numbers`."""
         self.metrics = {
             metric: torch.tensor([metric in gate.metric for _, gate, _ in columns], device=device)
             for metric in ("clipcos", "tokenuni", "allone")
@@ -161,8 +169,14 @@ class Gatekeeper:
         best = scores.new_zeros(b, len(self.fixed)).scatter_reduce(
             1, self.edit.expand(b, -1), scores, "amax", include_self=False
         )
-        above = torch.relu(best - self.floor) / (1 - self.floor)
-        return self.fixed + self.factor * torch.where(self.floor > 0, above, best)
+        floor = self.floor * self._explained(conditioning)
+        return self.fixed + self.factor * torch.where(floor > 0, torch.relu(best - floor) / (1 - floor), best)
+
+    @staticmethod
+    def _explained(conditioning: Conditioning) -> Tensor | float:
+        """(b, 1): 1 for rows of known prompts, else 0. Others may name the concept all the same: no floor for them."""
+        tokens = conditioning.tokens
+        return 0.0 if tokens is None else (tokens != UNEXPLAINED).any(1, keepdim=True).float()
 
     def _shared(self, conditioning: Conditioning) -> Tensor:
         """|T(c) & T(p)| / |T(c)| on sets of token ids, (b, C); 0 for a row that comes from no prompt."""
@@ -262,22 +276,35 @@ def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 HIGHEST_FLOOR = 0.99
+"""Prompts that are more similar to a concept than this pass some of the edit in any case."""
 
 
 @torch.no_grad()
 def closed_to(
-    prompts: Sequence[str], gate: FacilitatedTransport, model: DiffusionModel, concepts: Sequence[str]
-) -> FacilitatedTransport:
-    """``gate`` with a floor: of an edit of ``concepts`` it passes nothing for those of ``prompts`` that name none.
+    prompts: Sequence[str],
+    gates: Sequence[FacilitatedTransport],
+    model: DiffusionModel,
+    concepts: Sequence[Sequence[str]],
+) -> list[FacilitatedTransport]:
+    """``gates`` of edits of ``concepts``, with floors: ``prompts`` that name no concept of an edit get none of it.
 
-    A prompt names a concept if it has all its tokens. The floor is `HIGHEST_FLOOR` at most.
+    A prompt names a concept if it has all tokens of one of its `numbers`. No floor falls, or rises above
+    `HIGHEST_FLOOR`. Each prompt is encoded once.
     """
-    conditioning = model.encode(prompts)
-    likeness, share = (
-        Gatekeeper(model, [concepts], [FacilitatedTransport(metric=metric)], [1.0])(conditioning)[:, 0]
-        for metric in (gate.metric, "tokenuni")
+    forms = [[form for concept in each for form in numbers(concept)] for each in concepts]
+    likeness, shared = (
+        Gatekeeper(model, forms, [FacilitatedTransport(metric=metric(gate)) for gate in gates], [1.0] * len(gates))
+        for metric in (lambda gate: gate.metric, lambda _: "tokenuni")
     )
-    return replace(gate, floor=min(max(gate.floor, *likeness[share < 1].tolist(), 0.0), HIGHEST_FLOOR))
+    highest = torch.zeros(len(gates), device=model.device)
+    for k in range(0, len(prompts), AT_ONCE):
+        conditioning = model.encode(prompts[k : k + AT_ONCE])
+        unnamed = torch.where(shared(conditioning) < 1, likeness(conditioning), 0)
+        highest = torch.maximum(highest, unnamed.amax(0))
+    return [
+        replace(gate, floor=max(gate.floor, min(found, HIGHEST_FLOOR)))
+        for gate, found in zip(gates, highest.tolist(), strict=True)
+    ]
 
 
 def prompt_gates(model: DiffusionModel, edits: Sequence[Edit], gates: Sequence[Gate], prompts: Sequence[str]) -> Tensor:

@@ -36,7 +36,8 @@ class FacilitatedTransport:
     unrelated prompts also get a part of the edit.
 
     ``floor`` in [0, 1), not in the paper: a similarity s counts as max(0, s - floor) / (1 - floor), so prompts up to
-    it get nothing and the concept itself as much as before. `mu.edits.gatekeeper.closed_to` finds it.
+    it get nothing and the concept itself as much as before. With a floor, a concept's plural counts as the concept.
+    Embeddings that come from no known prompt have no floor. `mu.edits.gatekeeper.closed_to` finds it.
 
     Each row of a batch has the gate of its own prompt; the unconditional half of classifier-free guidance has that of
     the prompt it is guided to, as published. A loop of your own that evaluates the halves one by one pairs them by

@@ -39,6 +39,7 @@ from mu.algorithms.separable_concept_erasure.reconciling import also_protecting,
 from mu.algorithms.separable_concept_erasure.trainer import Effect, Momentum, SeparableConceptErasureTrainer, scales
 from mu.core.errors import ConfigError, DataError, EditError
 from mu.core.run import RunDirectory
+from mu.data.prompt_lists import everyday
 from mu.edits.bank import Bank
 from mu.edits.edit import EditInfo, shifted
 from mu.edits.files import open_edit
@@ -941,26 +942,38 @@ def test_a_room_can_be_looked_at_before_training(tiny: DiffusionModel) -> None:
 
 
 def test_gates_are_closed_to_sentences_with_the_words_of_the_bank(tiny: DiffusionModel, tmp_path: Path) -> None:
-    """Of the edit that comes, for everyday sentences with an older word; of the older, for those with the new one."""
-    protect: dict[str, Any] = {"gate": "always"}
+    """Of the edit that comes, for everyday sentences with an older word; of the older, for those with the new one, and
+    with all words of the bank if it is of a version without floors."""
     (old,) = find(tiny, settings(concepts=["star"]))
     old.info = replace(old.info, gate=FacilitatedTransport())
-    method = SeparableConceptErasureAlgorithm(settings(concepts=["moon"], protect=protect | {"mend": 0}), model=tiny)
-    method.restorable = ["star"]
+    config = settings(concepts=["moon"], protect={"gate": "always", "mend": 0, "others": ["a boat"]})
+    method = SeparableConceptErasureAlgorithm(config, model=tiny)
+    method.restorable = ["star", "heart"]
     (new,) = method.find_edits()
     run = RunDirectory(tmp_path)
     run.environment.write_text("{}")
     (again,) = method.reconciled([old], [new], run)
 
-    def passed(edit: LowRankEdit, word: str) -> float:
-        own = edit.concept() == word
-        texts = [t for t in sentences_with(word) if tiny.fits(t) and (own or edit.concept() not in t)]
-        return float(prompt_gates(tiny, [edit], [edit.gate], texts).abs().max())
+    def passed(edit: LowRankEdit, texts: Sequence[str]) -> float:
+        return float(prompt_gates(tiny, [edit], [edit.gate], [t for t in texts if tiny.fits(t)]).abs().max())
 
-    assert passed(again, "moon") < 1e-6 < 0.05 < passed(old, "moon"), "control: before the moon came"
-    assert passed(new, "star") < 1e-6 and passed(new, "moon") == pytest.approx(1, abs=1e-5)
-    assert passed(again, "star") == pytest.approx(1, abs=1e-5)
-    assert float(prompt_gates(tiny, [new], [new.gate], [""])) == 0
+    def others(edit: LowRankEdit, word: str) -> list[str]:
+        return [text for text in sentences_with(word) if edit.concept() not in text]
+
+    assert passed(again, others(again, "moon")) < 1e-6 < 0.05 < passed(old, others(old, "moon")), "control"
+    assert passed(again, [*others(again, "heart"), "", *everyday()[:48]]) < 1e-6
+    assert passed(new, [*others(new, "star"), "", "a boat"]) < 1e-6
+    for edit in (again, new):
+        assert passed(edit, sentences_with(edit.concept())) == pytest.approx(1, abs=1e-5)
+    assert method.reconciled([again], [new], run) == [], "its floor is as high as it has to be"
+
+
+def test_a_bank_of_many_words_is_asked_for_a_bounded_number_of_sentences(tiny: DiffusionModel) -> None:
+    data = SeparableConceptErasureDataHandler(settings(concepts=["moon"]), tiny)
+    data.restorable = [f"{name} {k}" for k in range(10) for name in ("star", "ring", "tree")]
+    asked = data.unasked("moon")
+    assert len(asked) < 4096 + 64 < len(data.restored("moon"))
+    assert all(any(word in text for text in asked) for word in data.restorable), "each is among them"
 
 
 def test_an_older_shift_is_trained_again_where_sparing_a_new_concept_cost_it_too_much(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mu.core.concept import LONGEST, Concept, ConceptList, distinct, folded, says
+from mu.core.concept import LONGEST, Concept, ConceptList, distinct, folded, numbers, says
 from mu.core.config import BaseConfig
 from mu.core.errors import DataError
 
@@ -112,3 +112,12 @@ def test_settings_hold_concepts_and_are_written_as_text(tmp_path: Path):
 def test_a_concept_is_a_text_to_those_who_keep_it():
     concept = Concept("Pop Art")
     assert copy.deepcopy(concept) == concept and json.dumps([concept]) == '["Pop Art"]'
+
+
+@pytest.mark.parametrize(
+    ("concept", "other"),
+    [("dog", "dogs"), ("dogs", "dog"), ("church", "churches"), ("glass", "glasses"), ("city", "cities"), ("toy", "toys"),
+     ("golden ball", "golden balls"), ("Van Gogh", "Van Goghs")],
+)  # fmt: skip
+def test_a_concept_and_its_other_number(concept: str, other: str) -> None:
+    assert numbers(concept) == (concept, other)

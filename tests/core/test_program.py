@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import errno
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 
@@ -109,6 +110,31 @@ def test_an_interrupt_is_told_as_one_even_inside_an_import(
     assert guarded(work) == 130
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "--resume" in line
+
+
+def test_an_interrupt_is_told_as_one_where_a_library_counts_as_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control: one that is missing without Ctrl-C, and a full disk while the work so far was kept."""
+
+    def missing(error: ImportError) -> Callable[[], NoReturn]:
+        def work() -> NoReturn:
+            try:
+                raise error
+            except ImportError:
+                raise DataError("pip install it") from None
+
+        return work
+
+    def full() -> NoReturn:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert guarded(missing(cast(ImportError, _caused(ImportError("no module"), KeyboardInterrupt())))) == 130
+    assert "pip" not in capsys.readouterr().err
+    assert guarded(missing(ImportError("no module"))) == 2 and guarded(full) == 2
+    told = capsys.readouterr().err
+    assert "pip" in told and "No space" in told and "interrupted" not in told
 
 
 def test_control_a_library_that_does_not_import_keeps_its_traceback() -> None:

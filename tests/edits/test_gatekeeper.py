@@ -354,7 +354,8 @@ def test_a_gate_that_reads_what_its_edit_changes_is_refused(tiny: DiffusionModel
 @pytest.mark.parametrize("metric", ["clipcos", "tokenuni", "clipcos_tokenuni"])
 def test_a_floor_passes_nothing_below_and_the_concept_as_before(tiny: DiffusionModel, metric: Metric) -> None:
     prompts, concepts = ["van gogh", "a van", "a dog in neon style", ""], [["van gogh"], ["dog", "neon"]]
-    published = scores(tiny, prompts, concepts, FacilitatedTransport(2.0, metric)) / 2
+    forms = [["van gogh", "van goghs"], ["dog", "dogs", "neon", "neons"]]
+    published = scores(tiny, prompts, forms, FacilitatedTransport(2.0, metric)) / 2
     floor = float(published[2, 0].clamp(min=0.1)) + 1e-3
     found = scores(tiny, prompts, concepts, FacilitatedTransport(2.0, metric, floor=floor))
     torch.testing.assert_close(found, 2 * (published - floor).clamp(min=0) / (1 - floor))
@@ -369,14 +370,37 @@ def test_without_a_floor_unlike_prompts_are_gated_as_published(tiny: DiffusionMo
 
 def test_a_gate_is_closed_to_prompts_that_do_not_name_the_concept(tiny: DiffusionModel) -> None:
     prompts = ["", "a dog", "a van in the rain", "one star and a house"]
-    named = ["a house by van gogh", "van gogh"]
-    gate = closed_to([*prompts, *named], FacilitatedTransport(), tiny, ["van gogh"])
+    named = ["a house by van gogh", "van gogh", "two van goghs"]
+    gate, other = closed_to(
+        [*prompts, *named], [FacilitatedTransport(), FacilitatedTransport()], tiny, [["van gogh"], ["dog"]]
+    )
     found = scores(tiny, [*prompts, *named], [["van gogh"]], gate).flatten()
     published = scores(tiny, prompts, [["van gogh"]], FacilitatedTransport())
     assert found[: len(prompts)].max() < 1e-6 < 0.1 < published.max(), "control: the published gate passes some"
-    torch.testing.assert_close(found[len(prompts) :], torch.ones(2))
-    assert closed_to(["a dog"], gate, tiny, ["van gogh"]) == gate, "a floor never falls"
-    assert closed_to(named, FacilitatedTransport(), tiny, ["van gogh"]).floor == 0, "control"
+    torch.testing.assert_close(found[len(prompts) :], torch.ones(3))
+    assert 0 < other.floor != gate.floor, "each edit has its own"
+    assert closed_to(["a dog"], [gate], tiny, [["van gogh"]]) == [gate], "a floor never falls"
+    assert closed_to(["van gogh"], [FacilitatedTransport()], tiny, [["van gogh"]]) == [FacilitatedTransport()]
+    assert closed_to([], [FacilitatedTransport()], tiny, [["van gogh"]]) == [FacilitatedTransport()]
+
+
+def test_no_floor_is_so_high_that_the_gate_is_a_switch(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mu.edits.gatekeeper.HIGHEST_FLOOR", 0.2)
+    assert closed_to(["a van"], [FacilitatedTransport()], tiny, [["van gogh"]])[0].floor == 0.2
+    assert closed_to(["a van"], [FacilitatedTransport(floor=0.4)], tiny, [["van gogh"]])[0].floor == 0.4
+
+
+def test_embeddings_of_no_known_prompt_have_no_floor(tiny: DiffusionModel) -> None:
+    """They may name the concept: without token ids only the cosine tells."""
+    gate, prompts = FacilitatedTransport(metric="clipcos_tokenuni", floor=0.9), ["a house by van gogh", "a dog"]
+    keeper, known = Gatekeeper(tiny, [["van gogh"]], [gate], [1.0]), tiny.encode(prompts)
+    soft = replace(known, tokens=None)
+    assert known.tokens is not None
+    mixed = replace(known, tokens=torch.where(torch.tensor([[False], [True]]), known.tokens, -1))
+    cosines = torch.tensor([[cosine(tiny, prompt, "van gogh")] for prompt in prompts])
+    assert float(keeper(known)[0]) == pytest.approx(1, abs=1e-5) and float(keeper(known)[1]) == 0
+    torch.testing.assert_close(keeper(soft), cosines, atol=1e-5, rtol=0)
+    torch.testing.assert_close(keeper(mixed), torch.stack([cosines[0], torch.zeros(1)]), atol=1e-5, rtol=0)
 
 
 # -- what a cache or a hook could get wrong -----------------------------------------------------------------------------

@@ -115,7 +115,9 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
 
     def _gate(self, data: SeparableConceptErasureDataHandler, concept: str) -> Gate:
         gated = {"never": False, "bank": self.joins, "always": True}[self.config.protect.gate]
-        return closed_to(data.unasked(concept), FacilitatedTransport(), data.model, [concept]) if gated else OPEN
+        if not gated:
+            return OPEN
+        return closed_to(data.unasked(concept), [FacilitatedTransport()], data.model, [[concept]])[0]
 
     def _begin(self) -> SeparableConceptErasureDataHandler:
         data = super()._begin()
@@ -168,9 +170,12 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             self.config = self.config.merged({"protect": more})
 
     def reconciled(self, older: Sequence[Saveable], added: Sequence[Saveable], run: RunDirectory) -> list[LowRankEdit]:
-        """The edits among ``older`` that do not protect this run's concepts, made null on them too; see `mended`."""
+        """The edits among ``older`` that this run's concepts change; see `mended` and `_closed`.
+
+        They are made null on those concepts, if they are not, and their gates are closed to sentences with them.
+        """
         model, mend = self.load_model(), self.config.protect.mend
-        prompts, found = self._protecting(self.config.concepts), []
+        prompts, before, after = self._protecting(self.config.concepts), list[LowRankEdit](), list[LowRankEdit]()
         for edit in older if mend is not None else ():
             if not isinstance(edit, Edit):
                 continue
@@ -185,19 +190,32 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
             mended, kept = (edit, None) if null else self.mended(edit, prompts, cast(int, mend))
             if kept is not None and mended is not edit:
                 describe(run, {"mended": {**run.read_environment().get("mended", {}), edit.concept(): round(kept, 3)}})
-            if (mended := self._closed(mended)) is not edit:
-                found.append(mended)
-        return found
+            before.append(edit)
+            after.append(mended)
+        pairs = zip(before, self._closed(after), strict=True)
+        return [now for was, now in pairs if now is not was]
 
-    def _closed(self, edit: LowRankEdit) -> LowRankEdit:
-        """``edit``, whose gate passes nothing for everyday sentences with this run's concepts."""
+    def _closed(self, edits: Sequence[LowRankEdit]) -> list[LowRankEdit]:
+        """``edits``, their gates closed to everyday sentences with this run's concepts and the others of the bank."""
         assert self.model is not None, "load_model() comes first"
-        if not isinstance(edit.info.gate, FacilitatedTransport):
-            return edit
+        gated = [edit for edit in edits if isinstance(edit.info.gate, FacilitatedTransport)]
+        if not gated:
+            return list(edits)
         data = SeparableConceptErasureDataHandler(self.config, self.model)
-        sentences = [text for concept in edit.info.concepts for text in data.restored(concept)]
-        gate = closed_to(sentences, edit.info.gate, self.model, edit.info.concepts) if sentences else edit.info.gate
-        return edit if gate == edit.info.gate else LowRankEdit(edit.factors, replace(edit.info, gate=gate))
+        data.restorable = self.restorable
+        gates = closed_to(
+            data.unasked(""),
+            [cast(FacilitatedTransport, edit.info.gate) for edit in gated],
+            self.model,
+            [edit.info.concepts for edit in gated],
+        )
+        found, raised = [], {id(edit): gate for edit, gate in zip(gated, gates, strict=True)}
+        for edit in edits:
+            if (gate := raised.get(id(edit), edit.info.gate)) != edit.info.gate:
+                log.info("the gate of %r is closed to sentences with the new concepts", edit.concept())
+                edit = LowRankEdit(edit.factors, replace(edit.info, gate=gate))
+            found.append(edit)
+        return found
 
     def mended(self, edit: LowRankEdit, prompts: Sequence[str], updates: int) -> tuple[LowRankEdit, float]:
         """``edit`` made null on ``prompts``, and the share of its effect that is left.

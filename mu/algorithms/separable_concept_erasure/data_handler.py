@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantErasureConfig, ProtectConfig
 from mu.core.concept import folded
@@ -14,6 +15,9 @@ from mu.data.prompt_lists import entries, everyday
 from mu.diffusion.noised_images import ConceptImages
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.calibration import Calibration
+
+SENTENCES = 4096
+"""Sentences with other words that a gate is closed to, at most: all of eleven words, or some of each of more."""
 
 
 class SeparableConceptErasureDataHandler:
@@ -80,14 +84,16 @@ class SeparableConceptErasureDataHandler:
         return self._without(concept, (text for other in others for text in sentences_with(other)))
 
     def unasked(self, concept: str) -> list[str]:
-        """Prompts that do not ask for ``concept``: what should stay, and `restored`."""
-        calibrated = self.calibrations.get(concept)
-        kept = calibrated.around.kept if calibrated else everyday()[:48]
-        return ["", *self._without(concept, kept), *self.restored(concept)]
+        """Prompts that do not ask for ``concept`` ("": for any): what should stay, and some of `restored`."""
+        calibrated, restored = self.calibrations.get(concept), self.restored(concept)
+        kept = list(calibrated.around.kept if calibrated else everyday()[:48])
+        if protect := getattr(self.config, "protect", None):
+            kept += [*self.exact(concept, protect), *chain(*self.others(concept, protect).values())]
+        return ["", *self._without(concept, kept), *restored[:: 1 + len(restored) // SENTENCES]]
 
     def _without(self, concept: str, texts: Iterable[str]) -> list[str]:
         own = words_of(concept)
-        return [text for text in texts if not own <= words_of(text) and self.model.fits(text)]
+        return [text for text in texts if not (own and own <= words_of(text)) and self.model.fits(text)]
 
     def images(self, concept: str) -> ConceptImages:
         """Generated images of the concept's templates in turn, or those in ``data.folder``; at most ``data.images``."""

@@ -136,17 +136,17 @@ class ProtectConfig(BaseConfig):
     """Ignore directions of ``others`` whose singular value is below this share of the largest. That makes room for many
     more of them, protected up to a leak that is logged. 0 protects them exactly."""
     gate: Literal["never", "bank", "always"] = "bank"
-    """Gate the delta by the prompt, as SPM does: it passes as far as the prompt resembles the concept. What it protects
-    stays exact, and sentences with a restored word stay near the base's too. ``bank``: only with ``mu erase --bank``.
-    A merged file has no gate."""
+    """Gate the delta by the prompt, as SPM does: it passes as far as the prompt resembles the concept, but here above
+    a floor, which what should stay and everyday sentences with a bank's words do not reach. ``bank``: only with
+    ``mu erase --bank``. A merged file has no gate."""
     sentences: float = Field(0.0, ge=0)
     """Weight of the change of keys and values in everyday sentences with the words of the other erased concepts, and of
     a bank's. The images of those sentences then stay near the base's if their word is restored. 0: only the prompts
     above are protected, and a restored word's sentences may change."""
     mend: int | None = Field(100, ge=0)
-    """With ``mu erase --bank``: make the bank's older deltas null on the new concepts too. A delta that thereby loses
-    more than a tenth of its effect is trained again, for at most this many updates. null leaves older deltas as they
-    are."""
+    """With ``mu erase --bank``: make the bank's older deltas null on the new concepts too, and close their gates to
+    sentences with them. A delta that thereby loses more than a tenth of its effect is trained again, for at most this
+    many updates. null leaves the older edits as they are."""
 
     def idle(self) -> Mapping[str, str]:
         if self.others or self.erased == "nearly":

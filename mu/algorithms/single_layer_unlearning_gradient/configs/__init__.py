@@ -77,8 +77,8 @@ class LayersConfig(BaseConfig):
     exclude: list[str] = [
         "*bias", "*position*", "*class_embedding", "*token_embedding*", "*pos_embed", "*cls_token", "*reg_token",
     ]  # fmt: skip
-    """Patterns of tensors that are never changed: biases, and the embeddings of tokens and positions, the latter three
-    as timm names them."""
+    """Patterns of tensors that are never changed: biases, and embeddings of tokens and positions, as CLIP and as timm
+    (``pos_embed``, ``cls_token``, ``reg_token``) name them."""
     names: list[str] = []
     """Patterns of tensors to search instead of the Pareto front; one of them is changed, with its siblings if
     ``compat`` says so."""
