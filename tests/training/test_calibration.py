@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -208,6 +209,21 @@ def test_nothing_is_left_where_any_peer_stands_however_like_the_concept_it_looks
     assert max(by_the_mean) > ON.left, "control: beside unlike peers, some of it seemed left"
     mixed = 0.7 * probe.target + 0.3 * probe.of_peers[0]
     assert 0.5 < left(mixed) < 1
+
+
+def test_a_phrasing_in_which_the_model_draws_no_concept_shows_none(neon: Calibration, monkeypatch: pytest.MonkeyPatch):
+    """As one of a sibling's hourglass: no edit changes that image, so every one of them seemed to leave the concept."""
+    probe = copy(neon.probe)
+    drawn = probe.tells
+    probe.target = probe.target.clone()
+    probe.target[0] = probe.of_peers[0][0] + 0.05 * (probe.target[0] - probe.of_peers[0][0])
+    edited = torch.cat([probe.target[:1], probe.average[1:]])
+    monkeypatch.setattr(probe, "_images", lambda starts: edited)
+    assert drawn.all() and probe.glance().shown == pytest.approx(1 / len(drawn)), "control: it counted before"
+    probe.apart, probe.tells = probe._telling()
+    assert probe.tells.tolist() == [False] + [True] * (len(drawn) - 1) and probe.glance().shown == 0
+    monkeypatch.setattr(probe, "_images", lambda starts: probe.target)
+    assert probe.glance().shown == 1
 
 
 def test_images_of_one_phrasing_have_one_seed(model: DiffusionModel):
