@@ -86,7 +86,8 @@ def read_prompts(path: Path | str, columns: Mapping[str, str] | None = None) -> 
     for note in found.notes:
         log.warning("%s: %s", path, note)
     numbered = _numbered_by_image(prompts, found)
-    if len(header) > 1 and "case_number" not in found.fields and numbered is prompts:
+    tabular = len(header) > 1 or path.suffix.lower() == ".csv"
+    if tabular and "case_number" not in found.fields and numbered is prompts:
         log.info("%s: there is no case_number: prompts are numbered from 0 in the file's order", path)
     return _numbered_once(path, numbered)
 

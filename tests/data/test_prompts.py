@@ -250,6 +250,19 @@ def test_case_numbers_that_repeat_become_row_numbers(tmp_path: Path, caplog):
     assert [row.case_number for row in read_prompts(write(tmp_path, "prompt,case_number\na,9\nb,5\n"))] == [9, 5]
 
 
+def test_numbers_that_are_filled_in_are_told_of_a_table(tmp_path: Path, caplog):
+    caplog.set_level("INFO", "mu")
+    for table in ("prompt\na\n", "prompt,artist\na,b\n"):
+        caplog.clear()
+        assert read_prompts(write(tmp_path, table))[0].case_number == 0
+        assert "there is no case_number: prompts are numbered from 0" in caplog.text
+    caplog.clear()  # control
+    read_prompts(write(tmp_path, "prompt,case_number\na,3\n"))
+    (tmp_path / "p.txt").write_text("a\n")
+    read_prompts(tmp_path / "p.txt")
+    assert not caplog.messages
+
+
 def test_seeds_that_are_filled_in_are_told(tmp_path: Path, caplog):
     rows = read_prompts(write(tmp_path, "prompt,seed\na,0\nb,\n"))
     assert [row.evaluation_seed for row in seeded(rows, 5, "list.csv")] == [0, 5]
