@@ -242,6 +242,14 @@ def test_no_preset_of_sepce_is_told_that_one_concept_is_alone(preset: str) -> No
     assert algorithm("sepce")(algorithm("sepce").for_concepts(["neon"], None, preset)).notes() == []
 
 
+def test_what_nobody_gave_is_not_told_for_a_model_whose_preset_has_another_value() -> None:
+    chosen: Any = algorithm("sepce")
+    values = {"model": "canvas", "concepts": ["neon"]}
+    assert chosen(chosen.config_class.parse({}, values)).notes() == []
+    (told,) = chosen(chosen.config_class.parse({}, values | {"protect.sentences": 7.0})).notes()  # control
+    assert told.startswith("protect.sentences has no effect")
+
+
 # -- what changes the edit --------------------------------------------------------------------------------------------
 
 SHORT = {"train.iterations": 1, "train.lr": 0.01}

@@ -89,8 +89,8 @@ class SeparableConceptErasureAlgorithm(SeparableConceptErasureMethod, ConceptIrr
 
     def notes(self) -> list[str]:
         protect, usual = self.config.protect, self._usual()
-        given = {name for name in ProtectConfig.model_fields if getattr(protect, name) != getattr(usual, name)}
-        return [*super().notes(), *without_effect({f"protect.{n}": why for n, why in self.idle_alone() if n in given})]
+        given = {n: w for n, w in self.idle_alone() if getattr(protect, n) != getattr(usual, n)}
+        return [*super().notes(), *without_effect({f"protect.{n}": w for n, w in protect.departing(given).items()})]
 
     def _usual(self) -> ProtectConfig:
         """What the user need not have set: ``protect`` of the preset for such a search or such a model."""
