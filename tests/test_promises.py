@@ -345,7 +345,7 @@ def test_esd_knows_the_released_lists_of_words(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With a separator each word is a concept; the embedded model's prompts are too short for all of them at once."""
+    """With a separator each word has a prompt; the embedded model's prompts are too short for all of them at once."""
     assert call(f"{ESD} --prompt {name} --train_method xattn --seperator ,") == 0
     (run,) = (tmp_path / "models").iterdir()
     assert run.name.startswith(f"compvis-word_{name}-method_xattn")
@@ -353,14 +353,26 @@ def test_esd_knows_the_released_lists_of_words(
     assert (concepts[0], concepts[-1]) == (first, last) and name not in concepts
     capsys.readouterr()
     assert call(f"{ESD} --prompt {name} --train_method xattn --overwrite") == 2  # control: one prompt of all words
-    assert first in line(capsys)
+    told = line(capsys)
+    assert first in told and "tokens" in told
 
 
-def test_esd_knows_the_released_list_of_artifacts() -> None:
+def test_a_list_of_words_is_one_prompt_as_in_the_released_program(call: Call, tmp_path: Path) -> None:
+    from mu.algorithms.esd.configs import ESDConfig
+
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "train-scripts"))
-        words = runpy.run_path(str(ROOT / "train-scripts" / "Esd.py"))["WORDS"]
-    assert len(words["artifact"].split(", ")) == 22 and words["artifact"].startswith("ugly, tiling, ")
+        lists = runpy.run_path(str(ROOT / "train-scripts" / "Esd.py"))["WORDS"]
+    assert lists["artifact"].startswith("ugly, tiling, ") and len(lists["artifact"].split(", ")) == 22
+    for words in lists.values():
+        config = ESDConfig.parse({"concepts": words.split(", "), "joined": True})
+        assert config.prompts() == [words] and len(config.merged({"joined": False}).prompts()) > 5
+    assert call(f"{ESD} --prompt neon,star --train_method xattn") == 0
+    (run,) = (tmp_path / "models").iterdir()
+    edit = open_edit(run)
+    assert edit.info.concepts == ("neon", "star") and edit.info.config["joined"] is True
+    assert call(f"{ESD} --prompt neon,star --train_method xattn --seperator , --overwrite") == 0  # control
+    assert not open_edit(run).info.config.get("joined")
 
 
 def test_esd_by_its_first_name_has_its_first_defaults(call: Call, tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def main(iterations: int = 50, ckpt: Path = CKPT) -> None:
     concept = WORDS.get(concept, concept)
     if options.seperator and options.seperator not in concept:
         note_flag(options, "--seperator has no effect: the prompt does not contain it")
-    concepts = concept.split(options.seperator) if options.seperator else [concept]
+    concepts = [part for part in map(str.strip, concept.split(options.seperator or ",")) if part] or [concept]
+    settings["joined"] = len(concepts) > 1 and not options.seperator
     print(erase("esd", concepts, name, settings, options).run.folder)
 
 

@@ -130,6 +130,7 @@ BESIDE: dict[str, Values] = {
     "spm:prompt.anchor_layout": TWICE | {"prompt.sampling_batch_size": 2},
     "spm:prompt.anchor_alpha": TWICE | {"prompt.anchors": "vocabulary", "prompt.sampling_batch_size": 2},
     "esd:latents_from": TWICE,
+    "esd:joined": {"concepts": ["neon", "star"]},
     "fmn:words": {"objective": "attention"},
     "speed:augmentations": {"filter": True},
     "speed:seed": {"filter": True},

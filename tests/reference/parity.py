@@ -510,6 +510,7 @@ DEPARTURES = (
     Departure("esd", "2025: weights and updates in bfloat16", "updates in float32"),
     Departure("esd", "2025: latents of 1024 pixels, also for Stable Diffusion 1.4", "the model's own size"),
     Departure("esd", "2025: --erase_from, a second prompt to erase from", "none"),
+    Departure("esd", "a prompt with commas is one prompt", "a prompt for each concept", ("joined=true",)),
     Departure("esd", "several words are drawn at random", "they take turns"),
     Departure("esd", "the program of SepCE's comparison denoises to the end at every step",
               "to a level drawn at random"),

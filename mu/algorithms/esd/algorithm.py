@@ -68,7 +68,10 @@ class ESD(ESDMethod, WeightErasure):
         """
         self.nothing = model.encode([""])
         if not self.calibrations:
-            self.encoded = [model.encode([prompt]) for prompt in self.config.prompts()]
+            prompts = self.config.prompts()
+            if self.config.joined:
+                model.check_concepts(prompts)
+            self.encoded = [model.encode([prompt]) for prompt in prompts]
             return
         pairs = [pair for of_one in zip(*self.pairs(), strict=False) for pair in of_one]
         self.encoded = [model.encode([prompt]) for prompt, _ in pairs]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from mu.core.algorithm import Preset, Presets
+from mu.core.config import phrased
 from mu.core.tunable import LogRange, Range, WholeLogRange
 from mu.training.diffusion_config import CALIBRATED, DiffusionMethod, ErasureConfig, TrainConfig
 
@@ -37,6 +39,9 @@ class ESDConfig(ErasureConfig):
     ``noxattn``, ``notime``, ``full``, ``selfattn``, and ``xlayer`` and ``selflayer`` for two blocks' cross- and
     self-attention; of 2025 ``esd-all`` (all linear layers and convolutions), ``esd-u-2025`` (those outside the
     cross-attention; its own name there is esd-u) and ``esd-x-strict`` (keys and values of the cross-attention)."""
+    joined: bool = False
+    """One prompt of all concepts with commas between them, as the released program's lists of words. Off: a prompt for
+    each concept, in turn."""
     negative_guidance: float = Field(1.0, gt=0)
     """eta: how far past the unconditional prediction the concept is pushed."""
     start_guidance: float = 3.0
@@ -54,6 +59,19 @@ class ESDConfig(ErasureConfig):
     """Seed of all random numbers: the same seed gives the same edit."""
     output_dir: str = "outputs/esd"
     """The run folder."""
+
+    def prompts(self) -> list[str]:
+        if not self.joined:
+            return super().prompts()
+        return [phrased(template, ", ".join(self.concepts)) for template in self.templates]
+
+    def idle(self) -> Mapping[str, str]:
+        found = dict(super().idle())
+        if self.calibrate.on:
+            found["joined"] = "a calibrated search asks for each concept alone"
+        elif len(self.concepts) == 1:
+            found["joined"] = "one concept is one prompt"
+        return found
 
 
 class ESDMethod(DiffusionMethod):
