@@ -68,7 +68,7 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
         if (folder / "edit.safetensors").exists():
             edit = open_edit(folder)
             return loaded(base or edit.info.base or BASES["SD-v1-4"], edit.info), [edit]
-        weights = folder / f"{name.replace('compvis', 'diffusers')}.pt"
+        weights = _weights(folder)
         if weights.exists():
             model = load_diffusion(base or BASES["SD-v1-4"], device=device)
             try:
@@ -77,17 +77,20 @@ def opened(name: str, base: str | None, device: str) -> tuple[Any, list[Any]]:
                 line = " ".join(str(error).split())[:200]
                 raise ModelError(f"{weights} does not fit this UNet ({line}): name its base with --base") from None
             return model, []
-    there = [
-        path.name
-        for root in ROOTS[:2]
-        if root.is_dir()
-        for path in root.iterdir()
-        if path.is_dir() and any(path.iterdir())
-    ]
+    there = [path.name for root in ROOTS[:2] if root.is_dir() for path in root.iterdir() if _is_model(path)]
     places = ", ".join(f"{root}/" for root in ROOTS[:2])
     raise ModelError(
         f"no model {name!r} in {places}, and it is not one of {', '.join(BASES)}.{nearest(name, [*BASES, *there])}"
     )
+
+
+def _weights(folder: Path) -> Path:
+    return folder / f"{folder.name.replace('compvis', 'diffusers')}.pt"
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether `opened` opens it: a folder of runs, or what a failed program left, is no model."""
+    return any(path.exists() for path in (folder / "bank.json", folder / "edit.safetensors", _weights(folder)))
 
 
 def sample_seed(seed: int, k: int) -> int:
