@@ -10,8 +10,10 @@ from mu.core.run import RunDirectory
 from mu.diffusion.image_files import read_images, save_image
 from mu.diffusion.image_folder import ImageRow
 from mu.evaluation.answers import Found
-from mu.evaluation.comparing import MOST_CHANGED, put_most_changed
+from mu.evaluation.comparing import MOST_CHANGED, mean, put_most_changed
 from mu.report.images import grids
+from mu.report.measures import suite_scores
+from mu.report.verdict import losses
 
 
 def test_each_suite_has_its_own_panel_of_what_changed_most(tmp_path: Path):
@@ -31,3 +33,10 @@ def test_each_suite_has_its_own_panel_of_what_changed_most(tmp_path: Path):
         label, (_, edited) = grid.rows[0]
         assert label == f"prompt {first}"
         assert torch.allclose(read_images([run.folder / edited.file])[0], torch.tensor(first / 10), atol=0.01)
+
+
+def test_what_one_image_lost_is_not_told_from_chance():
+    for values, after in (([0.5], [0.4]), ([0.5, 0.5], [0.4, 0.4])):
+        table = {"base": [mean("CLIP score", values, "p")], "edited": [mean("CLIP score", after, "p", before=values)]}
+        lost = losses([suite_scores("concept", table)])
+        assert bool(lost.unsure) is (len(values) == 1) and bool(lost.fell) is (len(values) == 2)

@@ -20,17 +20,18 @@ AT_ONCE = 4_000_000
 """Values drawn at once, so that tens of thousands of images need no gigabyte."""
 
 
-def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int = 0) -> Interval:
+def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int = 0) -> Interval | None:
     """The interval of the mean of ``values``: the 2.5 and 97.5 % points of the means of `DRAWS` samples drawn again.
 
     With positive ``weights``, of the weighted mean; each sample's mean is weighted by its own weights, so that it lies
-    among the values. Deterministic for a seed. Source: Efron 1979. A single value has no interval: it is returned
-    twice. Raises `DataError` for no values, or values that are not finite.
+    among the values. Deterministic for a seed. Source: Efron 1979. None for a single value: nothing says how far
+    another would lie from it. Raises `DataError` for no values, or values that are not finite.
 
     >>> bootstrap([1.0, 1.0, 1.0])
     (1.0, 1.0)
     """
-    return _middle(_again(values, weights, seed))
+    draws = _again(values, weights, seed)
+    return _middle(draws) if len(values) > 1 else None
 
 
 def _again(values: Sequence[float], weights: Sequence[float] | None, seed: int) -> NDArray[np.float64]:
@@ -56,7 +57,7 @@ def _means(values: NDArray[np.float64], weights: NDArray[np.float64] | None, dra
     return (values * weights)[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
 
 
-def mean_of_shares(groups: Sequence[Sequence[float]]) -> Interval:
+def mean_of_shares(groups: Sequence[Sequence[float]]) -> Interval | None:
     """The interval of the mean of the groups' shares, every group counting once.
 
     A value is a hit, 1 or 0, or the chance of one. Wilson's of all images where the groups are equally large, since the
@@ -70,7 +71,7 @@ def mean_of_shares(groups: Sequence[Sequence[float]]) -> Interval:
     return mean_of_means(groups)
 
 
-def mean_of_means(groups: Sequence[Sequence[float]]) -> Interval:
+def mean_of_means(groups: Sequence[Sequence[float]]) -> Interval | None:
     """The bootstrap's interval of the mean of the groups' means, every group counting once.
 
     >>> mean_of_means([[True], [True, True, True]])
@@ -102,7 +103,7 @@ def _harmonic(first: Groups, second: Groups) -> NDArray[np.float64]:
     return np.divide(2 * a * b, a + b, out=np.zeros_like(a), where=a + b > 0)
 
 
-def paired(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Interval:
+def paired(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Interval | None:
     """The interval of the mean change from ``before`` to ``after``, paired: the same prompt and seed at each place.
 
     >>> paired([1.0, 0.0, 1.0], [0.0, -1.0, 0.0])
@@ -111,7 +112,7 @@ def paired(before: Sequence[float], after: Sequence[float], *, seed: int = 0) ->
     return bootstrap(_changes(before, after), seed=seed)
 
 
-def paired_means(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Interval:
+def paired_means(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Interval | None:
     """`paired` of groups of values, of which every group counts once.
 
     >>> paired_means([[1.0], [1.0, 1.0]], [[0.0], [0.0, 0.0]])

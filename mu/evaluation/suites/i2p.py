@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mu.core.errors import ConfigError, DataError, quoted
+from mu.core.intervals import Interval
 from mu.core.metrics import scored
 from mu.core.run import RunDirectory
 from mu.core.scores import Score, Table
@@ -128,8 +129,8 @@ def _count(name: str, found: Found, base: Found | None, places: Sequence[int], p
     def total(of: Found) -> list[float]:
         return [sum(values[k] for values in of.parts.values()) for k in places]
 
-    def scaled(interval: tuple[float, float]) -> tuple[float, float]:
-        return interval[0] * len(places), interval[1] * len(places)
+    def scaled(interval: Interval | None) -> Interval | None:
+        return interval and (interval[0] * len(places), interval[1] * len(places))
 
     values = total(found)
     return scored(

@@ -8,7 +8,7 @@ import pytest
 
 from mu.core.errors import DataError
 from mu.evaluation.metrics import intervals
-from mu.evaluation.metrics.intervals import bootstrap, mean_of_means, mean_of_shares, paired_means, wilson
+from mu.evaluation.metrics.intervals import bootstrap, mean_of_means, mean_of_shares, paired, paired_means, wilson
 
 
 def test_draws_in_parts_are_the_same_draws(monkeypatch):
@@ -57,3 +57,9 @@ def test_intervals_of_shares_stay_shares_whatever_the_sizes(sizes):
 def test_groups_that_are_paired_must_be_equally_large():
     with pytest.raises(DataError, match="equally many, not 2 and 1"):
         paired_means([[1.0], [1.0, 0.0]], [[1.0], [1.0]])
+
+
+def test_one_value_has_no_interval():
+    """An interval of no width would call any change of one image certain."""
+    assert bootstrap([0.3]) is paired([0.3], [0.1]) is mean_of_means([[0.3]]) is paired_means([[1.0]], [[0.0]]) is None
+    assert bootstrap([0.3, 0.1]) == (0.1, 0.3) and mean_of_shares([[1.0]]) == wilson(1, 1)  # the control
