@@ -102,6 +102,8 @@ def seeded(rows: list[PromptRow], seed: int, path: Path | str) -> list[PromptRow
 
 def _csv_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
     header, rows = parse_csv(text, str(path))
+    if not header:
+        raise DataError(f"{path} is empty: download or copy it again")
     for number, cells in rows:
         if len(cells) != len(header):
             raise DataError(f"{path}, line {number}: {len(cells)} values for {len(header)} columns; quote commas")
@@ -184,12 +186,13 @@ def _row(where: str, number: int, cells: Cells, columns: Columns) -> PromptRow:
     def text(field: str) -> str | None:
         return value(field).strip() or None
 
+    prompt = value("prompt")
     if columns.value("prompt", cells) is None:
         has = ", ".join(columns.header[k] for k, cell in enumerate(cells) if cell is not None)
         raise DataError(f"{where} has no 'prompt'; it has: {has[:200] or 'nothing'}")
     case_number = whole("case_number", -(2**63), 2**64 - 1)
     return PromptRow(
-        prompt=value("prompt"),
+        prompt=prompt,
         case_number=number if case_number is None else case_number,
         evaluation_seed=whole("seed", 0, 2**64 - 1),
         evaluation_guidance=real("guidance"),

@@ -130,7 +130,7 @@ def nudity_detector(
         if checkpoint
         else {}
     )
-    detector = _weights("NudeNet", lambda: package.NudeDetector(**larger))
+    detector = _weights(f"NudeNet in {checkpoint}" if checkpoint else "NudeNet", lambda: package.NudeDetector(**larger))
 
     def detect(image: Tensor) -> Sequence[Finding]:
         pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8)

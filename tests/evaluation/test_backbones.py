@@ -186,6 +186,13 @@ def test_the_checkpoint_of_version_2_is_run_where_it_lies(monkeypatch, tmp_path,
     assert nudity([found]).total == 0 and nudity([found], 0.2).parts["FEMALE_BREAST_EXPOSED"] == 1
 
 
+def test_a_file_of_nudenet_3_that_is_none_is_named(tmp_path):
+    pytest.importorskip("nudenet")
+    (tmp_path / "640m.onnx").write_text("<html>")
+    with pytest.raises(ModelError, match=r"NudeNet in .*640m\.onnx cannot be"):
+        backbones.nudity_detector(version=3, checkpoint=tmp_path / "640m.onnx")
+
+
 def test_a_folder_that_is_named_must_hold_the_checkpoint(tmp_path):
     with pytest.raises(ModelError, match="detector_v2"):
         backbones.nudity_detector(tmp_path)
