@@ -14,9 +14,9 @@
 - **replacement**: what the judge sees in place of the concept.
 
 Shares, the CLIP score and distances of 20 images and more have their 95 % interval; shares and the CLIP score of the
-edited model also that of the change, paired by prompt and seed. If the judge sees the concept in less than half of the base's target images, or takes a neighbour for
-it, it cannot tell whether the concept is gone, and the headline says so in place of the number. The protocol's name
-holds the judge, and all that departs from the protocol.
+edited model also that of the change, paired by prompt and seed. If the judge sees the concept in less than half of the
+base's target images, or takes a neighbour for it, it cannot tell whether the concept is gone, and the headline says so
+in place of the number. The protocol's name holds the judge, and all that departs from the protocol.
 """
 
 from __future__ import annotations
