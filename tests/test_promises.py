@@ -111,7 +111,7 @@ PROMISES = (
         "edits/test_export.py::test_a_merged_file_of_a_small_model_opens_again_by_itself",
     ),
     *(spm(f"{key} of train_config.yaml", f"{SETTINGS}::test_each_key_is_kept_refused_or_answered") for key in KEYS),
-    spm("devices: two GPUs", needs="two GPUs"),
+    spm("devices: two of them", "core/test_parallel.py::test_two_processes_find_the_edits_of_one"),
     separable("the figure of erased and restored concepts", f"{HERE}::test_the_figures_of_the_documents_are_there"),
     separable(
         "concepts go and the others' images stay",

@@ -21,6 +21,8 @@ KINDS = ("styles", "objects", "animals", "people", "places")
 """The lists of concepts. No concept is in two of them."""
 ANY = "any"
 """The key of the templates for a concept of unknown kind."""
+KEPT = 48
+"""So many of the everyday prompts, the first, are what searches keep. Their probes read the others."""
 
 _THING_TARGETS = (
     "my favourite {}",

@@ -25,7 +25,7 @@ from mu.core.compute import full
 from mu.core.concept import numbers
 from mu.core.errors import DataError, EditError, quoted, titled
 from mu.edits.edit import Edit
-from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate
+from mu.edits.gates import FacilitatedTransport, FixedStrength, Gate, Metric
 from mu.edits.membrane import HasFactors, Membrane
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.models.diffusion.conditioning import UNEXPLAINED
@@ -292,10 +292,11 @@ def closed_to(
     `HIGHEST_FLOOR`. Each prompt is encoded once.
     """
     forms = [[form for concept in each for form in numbers(concept)] for each in concepts]
-    likeness, shared = (
-        Gatekeeper(model, forms, [FacilitatedTransport(metric=metric(gate)) for gate in gates], [1.0] * len(gates))
-        for metric in (lambda gate: gate.metric, lambda _: "tokenuni")
-    )
+
+    def keeper(metrics: Sequence[Metric]) -> Gatekeeper:
+        return Gatekeeper(model, forms, [FacilitatedTransport(metric=m) for m in metrics], [1.0] * len(gates))
+
+    likeness, shared = keeper([gate.metric for gate in gates]), keeper(["tokenuni"] * len(gates))
     highest = torch.zeros(len(gates), device=model.device)
     for k in range(0, len(prompts), AT_ONCE):
         conditioning = model.encode(prompts[k : k + AT_ONCE])

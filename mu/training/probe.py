@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mu.core.concept import says
 from mu.core.config import filled, phrased
-from mu.data.prompt_lists import everyday
+from mu.data.prompt_lists import KEPT, everyday
 from mu.diffusion.denoising import denoise, initial_noise
 from mu.models.clip import ClipModel
 from mu.models.diffusion import Conditioning, DiffusionModel
@@ -222,6 +222,6 @@ def probed_prompts(model: DiffusionModel, around: Surroundings) -> list[str]:
     ]
     alone = [filled(PROBED_ALONE[1], word) for word in around.partners]
     erased = (around.concept, *around.beside)
-    common = [t for t in everyday()[48:] if model.fits(t) and not any(says(t, concept) for concept in erased)]
+    common = [t for t in everyday()[KEPT:] if model.fits(t) and not any(says(t, concept) for concept in erased)]
     n = len(around.probes)
     return [*peers, *["", "a picture", *alone[:8], *common][:n]]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mu.core.concept import folded, says
 from mu.core.config import filled
-from mu.data.prompt_lists import KINDS, entries, everyday
+from mu.data.prompt_lists import KEPT, KINDS, entries, everyday
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.effects import agreement, effects, encoded, states
 from mu.training.kinship import Kinds, divided
@@ -106,7 +106,7 @@ def kept_prompts(model: DiffusionModel, kinds: Kinds) -> list[str]:
     alone = [filled(carrier, word) for word in (*peers, *partners, *others) for carrier in ALONE]
     pairs = product([*peers, *others][:16], partners)
     both = [filled(carrier.replace("#", b), a) for carrier, (a, b) in zip(cycle(TOGETHER), pairs, strict=False)]
-    return [text for text in dict.fromkeys(["", *alone, *both, *everyday()[:48]]) if model.fits(text)]
+    return [text for text in dict.fromkeys(["", *alone, *both, *everyday()[:KEPT]]) if model.fits(text)]
 
 
 def whole_words(model: DiffusionModel, *erased: str) -> list[str]:

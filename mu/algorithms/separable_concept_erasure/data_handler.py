@@ -11,7 +11,7 @@ from mu.algorithms.separable_concept_erasure.configs import ConceptIrrelevantEra
 from mu.core.concept import folded
 from mu.core.config import filled
 from mu.data.pairs import open_pairs
-from mu.data.prompt_lists import entries, everyday
+from mu.data.prompt_lists import KEPT, entries, everyday
 from mu.diffusion.noised_images import ConceptImages
 from mu.models.diffusion import Conditioning, DiffusionModel
 from mu.training.calibration import Calibration
@@ -86,7 +86,7 @@ class SeparableConceptErasureDataHandler:
     def unasked(self, concept: str) -> list[str]:
         """Prompts that do not ask for ``concept`` ("": for any): what should stay, and some of `restored`."""
         calibrated, restored = self.calibrations.get(concept), self.restored(concept)
-        kept = list(calibrated.around.kept if calibrated else everyday()[:48])
+        kept = list(calibrated.around.kept if calibrated else everyday()[:KEPT])
         if protect := getattr(self.config, "protect", None):
             kept += [*self.exact(concept, protect), *chain(*self.others(concept, protect).values())]
         return ["", *self._without(concept, kept), *restored[:: 1 + len(restored) // SENTENCES]]
